@@ -1,0 +1,1 @@
+"""Backends: reference (eager), native (compiled extension), triton."""

@@ -1,0 +1,87 @@
+"""Eager PyTorch: the oracle. Materialises the N x M matrix; gradients come from autograd.
+
+Any floating dtype; float16 and bfloat16 inputs are computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses import LossSpec
+
+NORM_EPS = 1e-5
+
+
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run such tensors; None if it can."""
+    return None
+
+
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, D), (M, D) -> (N, M) cosines, norms clamped from below at 1e-5."""
+    return F.normalize(rows, dim=1, eps=NORM_EPS) @ F.normalize(columns, dim=1, eps=NORM_EPS).T
+
+
+def _sum(spec, params, cosine, positive, negative, threshold):
+    # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
+    zero = cosine.new_zeros(())
+    loss_positive = spec.positive(torch.where(positive, cosine, zero), threshold, params)
+    loss_negative = spec.negative(torch.where(negative, cosine, zero), threshold, params)
+    return (loss_positive * positive + loss_negative * negative).sum(dim=1)
+
+
+def _logsumexp(spec, params, cosine, positive, negative, threshold):
+    positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
+    negative_logits = spec.negative(cosine, threshold, params)
+    lowest = torch.finfo(cosine.dtype).min
+    log_negatives = torch.logsumexp(negative_logits.masked_fill(~negative, lowest), dim=1)
+    per_positive = -F.logsigmoid(positive_logits - log_negatives[:, None])
+    count = positive.sum(dim=1)
+    mean = (per_positive * positive).sum(dim=1) / count.clamp(min=1)
+    # A class row without a target in this shard still contributes its negatives.
+    without = log_negatives if spec.topology == "class" else torch.zeros_like(log_negatives)
+    return torch.where(count > 0, mean, without)
+
+
+def similarity_loss(
+    spec: LossSpec,
+    params: tuple[float, ...],
+    rows: Tensor,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    threshold: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """Loss of every row against every column; see ``ops.similarity_loss`` for the arguments."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.to(dtype)
+        other = rows if columns is None else columns.to(dtype)
+        if column_index is not None:
+            other = other.index_select(0, column_index)
+        cosine = cosines(rows, other)
+        if spec.topology == "class":
+            column_labels = torch.arange(other.shape[0], device=rows.device)
+        elif columns is None:
+            column_labels = row_labels
+        assert column_labels is not None
+        valid = (row_labels != -1)[:, None] & (column_labels >= 0)[None, :]
+        same = row_labels[:, None] == column_labels[None, :]
+        if columns is None:
+            valid = valid & ~torch.eye(rows.shape[0], dtype=torch.bool, device=rows.device)
+        if threshold is not None:
+            threshold = threshold.to(dtype)
+            if spec.threshold == "per_column" and threshold.dim() == 1:
+                threshold = threshold[column_labels.clamp(min=0)][None, :]
+        reduce = _sum if spec.reduction == "sum" else _logsumexp
+        per_row = reduce(spec, params, cosine, valid & same, valid & ~same, threshold)
+        counted = row_labels != -1
+        per_row = torch.where(counted, per_row, 0.0)
+        if reduction == "none":
+            return per_row
+        total = per_row.sum()
+        return total if reduction == "sum" else total / counted.sum().clamp(min=1)

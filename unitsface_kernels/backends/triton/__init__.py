@@ -1,0 +1,1 @@
+def unavailable(d, t): return "not built"

@@ -1,0 +1,75 @@
+"""What the package knows about a loss besides its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Topology = Literal["pair", "class"]
+Reduction = Literal["sum", "logsumexp"]
+Threshold = Literal["none", "scalar", "per_column"]
+
+# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
+EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One scalar hyper-parameter of a loss.
+
+    Attributes:
+        name: keyword of the public function.
+        default: value the public function gives it.
+        minimum: exclusive lower bound, or None.
+        choices: for a keyword that is one of several words; the kernels receive its index.
+    """
+
+    name: str
+    default: float | str
+    minimum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss as the drivers see it.
+
+    Attributes:
+        name: registry key; the C++ and the Triton policy carry the same name.
+        topology: ``"pair"`` (columns are samples) or ``"class"`` (columns are class weights).
+        reduction: how a row's pairs combine. ``"sum"``: the policy's terms are added.
+            ``"logsumexp"``: the policy gives logits, and the row's loss is the mean over its
+            positives p of ``logsumexp({z_p} and all negatives) - z_p``.
+        threshold: the learnable threshold b: absent, one scalar, or one per column identity.
+        parameters: scalar hyper-parameters in the order in which kernels receive them.
+        positive, negative: eager formula; loss terms (``sum``) or logits (``logsumexp``).
+        function: name of the public function.
+        source: paper and equation.
+    """
+
+    name: str
+    topology: Topology
+    reduction: Reduction
+    threshold: Threshold
+    parameters: tuple[Parameter, ...]
+    positive: EagerTerm
+    negative: EagerTerm
+    function: str
+    source: str
+
+    def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
+        """Hyper-parameters as the floats that kernels receive, in order."""
+        packed = []
+        for parameter in self.parameters:
+            value = values[parameter.name]
+            if parameter.choices:
+                packed.append(float(parameter.choices.index(str(value))))
+            else:
+                packed.append(float(value))
+        return tuple(packed)
+
+    def defaults(self) -> dict[str, float | str]:
+        return {parameter.name: parameter.default for parameter in self.parameters}

@@ -1,0 +1,297 @@
+"""The fused operator: schema, fake implementation and autograd, once for all backends.
+
+``unitsface::similarity_loss`` computes the loss and whatever gradients its reduction yields in
+the same pass; ``unitsface::similarity_loss_backward`` scales those or computes the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import dispatch, validate
+from .backends.streaming.call import Call
+from .losses import REGISTRY
+
+
+def _forward_has_gradients(loss: str, reduction: str) -> bool:
+    """A pair's gradient in a ``sum`` loss needs only that pair, so the forward pass yields it.
+
+    With ``reduction="none"`` the rows' weights are known in the backward pass only.
+    """
+    return REGISTRY[loss].reduction == "sum" and reduction != "none"
+
+
+def _call(
+    rows: Tensor,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    threshold: Tensor | None,
+    loss: str,
+    params: list[float],
+    reduction: str,
+    compute_dtype: torch.dtype,
+    need_rows: bool,
+    need_columns: bool,
+    need_threshold: bool,
+) -> Call:
+    def dense(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().contiguous()
+
+    def labels(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(torch.int64).contiguous()
+
+    return Call(
+        REGISTRY[loss],
+        tuple(params),
+        rows.detach().contiguous(),
+        row_labels.to(torch.int64).contiguous(),
+        dense(columns),
+        labels(column_labels),
+        labels(column_index),
+        None if threshold is None else threshold.detach().to(torch.float32).reshape(-1),
+        reduction,
+        compute_dtype,
+        need_rows,
+        need_columns,
+        need_threshold,
+    )
+
+
+@torch.library.custom_op("unitsface::similarity_loss", mutates_args=())
+def similarity_loss(
+    rows: Tensor,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    threshold: Tensor | None,
+    loss: str,
+    params: list[float],
+    reduction: str,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_rows: bool,
+    need_columns: bool,
+    need_threshold: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, state for the backward pass, and gradients (empty where not needed or not yet known).
+
+    The arguments are those of :class:`Call`; ``backend`` is "native" or "triton".
+    """
+    validate.call_labels(
+        REGISTRY[loss], row_labels, columns, column_labels, column_index, lowest=-2
+    )
+    result = dispatch.load(backend).forward(
+        _call(
+            rows,
+            row_labels,
+            columns,
+            column_labels,
+            column_index,
+            threshold,
+            loss,
+            params,
+            reduction,
+            compute_dtype,
+            need_rows,
+            need_columns,
+            need_threshold,
+        ),
+        gradients=_forward_has_gradients(loss, reduction),
+    )
+    return result.loss, result.state, result.d_rows, result.d_columns, result.d_threshold
+
+
+@similarity_loss.register_fake
+def _(
+    rows,
+    row_labels,
+    columns,
+    column_labels,
+    column_index,
+    threshold,
+    loss,
+    params,
+    reduction,
+    backend,
+    compute_dtype,
+    need_rows,
+    need_columns,
+    need_threshold,
+):
+    def f32(*shape):
+        return rows.new_empty(shape, dtype=torch.float32)
+
+    with_gradients = _forward_has_gradients(loss, reduction)
+    value = f32(rows.shape[0]) if reduction == "none" else f32()
+    state = f32(0) if REGISTRY[loss].reduction == "sum" else f32(2, rows.shape[0])
+    d_rows, d_columns, d_threshold = _gradient_shapes(rows, columns, column_index, threshold)
+    return (
+        value,
+        state,
+        f32(*d_rows) if with_gradients and need_rows else f32(0),
+        f32(*d_columns) if with_gradients and need_columns else f32(0),
+        f32(*d_threshold) if with_gradients and need_threshold else f32(0),
+    )
+
+
+def _gradient_shapes(rows, columns, column_index, threshold):
+    count = 0 if columns is None else columns.shape[0]
+    if column_index is not None:
+        count = column_index.shape[0]
+    return (
+        (rows.shape[0], rows.shape[1]),
+        (count, rows.shape[1]),
+        (0,) if threshold is None else (threshold.numel(),),
+    )
+
+
+@torch.library.custom_op("unitsface::similarity_loss_backward", mutates_args=())
+def similarity_loss_backward(
+    grad_loss: Tensor,
+    state: Tensor,
+    d_rows: Tensor,
+    d_columns: Tensor,
+    d_threshold: Tensor,
+    rows: Tensor,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    threshold: Tensor | None,
+    loss: str,
+    params: list[float],
+    reduction: str,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_rows: bool,
+    need_columns: bool,
+    need_threshold: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, columns and threshold, in the dtype of each, empty where not needed."""
+
+    def cast(needed: bool, gradient: Tensor, like: Tensor | None) -> Tensor:
+        if not needed or like is None:
+            return rows.new_empty(0)
+        return gradient.to(like.dtype)
+
+    if _forward_has_gradients(loss, reduction):
+        gradients = [
+            g * grad_loss if needed else g
+            for g, needed in (
+                (d_rows, need_rows),
+                (d_columns, need_columns),
+                (d_threshold, need_threshold),
+            )
+        ]
+    else:
+        call = _call(
+            rows,
+            row_labels,
+            columns,
+            column_labels,
+            column_index,
+            threshold,
+            loss,
+            params,
+            reduction,
+            compute_dtype,
+            need_rows,
+            need_columns,
+            need_threshold,
+        )
+        weights = grad_loss.to(torch.float32).expand(rows.shape[0])
+        if reduction == "mean":
+            weights = weights / call.counted()
+        gradients = list(dispatch.load(backend).backward(call, state, weights.contiguous()))
+    return (
+        cast(need_rows, gradients[0], rows),
+        cast(need_columns, gradients[1], columns),
+        cast(need_threshold, gradients[2], threshold),
+    )
+
+
+@similarity_loss_backward.register_fake
+def _(
+    grad_loss,
+    state,
+    d_rows,
+    d_columns,
+    d_threshold,
+    rows,
+    row_labels,
+    columns,
+    column_labels,
+    column_index,
+    threshold,
+    loss,
+    params,
+    reduction,
+    backend,
+    compute_dtype,
+    need_rows,
+    need_columns,
+    need_threshold,
+):
+    shapes = _gradient_shapes(rows, columns, column_index, threshold)
+    needs = (need_rows, need_columns, need_threshold)
+    return tuple(
+        like.new_empty(shape) if needed and like is not None else rows.new_empty(0)
+        for like, shape, needed in zip((rows, columns, threshold), shapes, needs, strict=True)
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    (rows, row_labels, columns, column_labels, column_index, threshold, *static) = inputs
+    _, state, d_rows, d_columns, d_threshold = output
+    ctx.save_for_backward(
+        state,
+        d_rows,
+        d_columns,
+        d_threshold,
+        rows,
+        row_labels,
+        columns,
+        column_labels,
+        column_index,
+        threshold,
+    )
+    ctx.static = static
+    ctx.mark_non_differentiable(state, d_rows, d_columns, d_threshold)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_loss, *_):
+    if grad_loss is None:
+        return (None,) * 14
+    saved = ctx.saved_tensors
+    columns, column_index, threshold = saved[6], saved[8], saved[9]
+    need_rows, need_columns, need_threshold = ctx.static[-3:]
+    d_rows, d_columns, d_threshold = similarity_loss_backward(grad_loss, *saved, *ctx.static)
+    if need_columns and column_index is not None:
+        d_columns = torch.zeros_like(columns).index_add(0, column_index.long(), d_columns)
+    return (
+        d_rows if need_rows else None,
+        None,
+        d_columns if need_columns else None,
+        None,
+        None,
+        d_threshold.reshape(threshold.shape) if need_threshold else None,
+        *(None,) * 8,
+    )
+
+
+similarity_loss.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _no_second_derivative(ctx, *_):
+    raise RuntimeError(
+        "fused losses are differentiable once: their backward pass has no derivative; "
+        'use backend="reference" for second derivatives'
+    )
+
+
+similarity_loss_backward.register_autograd(_no_second_derivative)

@@ -1,0 +1,200 @@
+"""Every check of what a user passes; the only place that raises for user mistakes."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from .losses import LossSpec
+
+FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
+    """A floating (rows, D) matrix, with the width and on the device of ``like``."""
+    is_tensor(name, value)
+    if value.dim() != 2:
+        raise ValueError(f"{name} must have shape (rows, D), got {tuple(value.shape)}")
+    if value.dtype not in FEATURE_DTYPES:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in FEATURE_DTYPES)
+        raise TypeError(f"{name} must have dtype {expected}, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.shape[1] == 0:
+        raise ValueError(f"{name} must have D >= 1 columns, got shape {tuple(value.shape)}")
+    if like is not None:
+        if value.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"{name} must have D = {like.shape[1]} columns like feats, "
+                f"got shape {tuple(value.shape)}"
+            )
+        same_device("feats", like, name, value)
+        if (value.dtype == torch.float64) != (like.dtype == torch.float64):
+            raise TypeError(
+                f"{name} and feats must both be float64 or neither, "
+                f"got {value.dtype} and {like.dtype}"
+            )
+
+
+def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    if a.device != b.device:
+        raise ValueError(
+            f"{second} must be on the device of {first} ({a.device}), got {b.device}"
+        )
+
+
+def labels(name: str, value: Tensor, count: int, like: Tensor, counted: str = "feats") -> None:
+    """An integer vector with one entry per row of ``counted``."""
+    is_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != count:
+        raise ValueError(
+            f"{name} must have shape ({count},), one label per row of {counted}, "
+            f"got {tuple(value.shape)}"
+        )
+    same_device("feats", like, name, value)
+
+
+def class_index(name: str, value: Tensor, weight: Tensor) -> None:
+    """An integer vector of rows of ``weight``; its range is checked with the labels'."""
+    is_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must have shape (K,), got {tuple(value.shape)}")
+    same_device("weight", weight, name, value)
+
+
+def threshold(name: str, value: object, like: Tensor, size: int | None = None) -> None:
+    """A float, a one-element tensor, or (where ``size`` is given) a (size,) tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} must be a float or a torch.Tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
+        if size is not None and tuple(value.shape) != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {tuple(value.shape)}")
+        if size is None and value.numel() != 1:
+            raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+        same_device("feats", like, name, value)
+    elif not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
+    """Scalar hyper-parameters: finite numbers within their bounds, known words."""
+    for parameter in spec.parameters:
+        value = values[parameter.name]
+        if parameter.choices:
+            choice(parameter.name, value, parameter.choices)
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{parameter.name} must be a float, got {type(value).__name__}")
+        if not math.isfinite(value):
+            raise ValueError(f"{parameter.name} must be finite, got {value}")
+        if parameter.minimum is not None and value <= parameter.minimum:
+            raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def memory_pair(memory: Tensor | None, memory_labels: Tensor | None) -> None:
+    if (memory is None) != (memory_labels is None):
+        given, missing = (
+            ("memory", "memory_labels") if memory_labels is None else ("memory_labels", "memory")
+        )
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+
+
+def positive_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+# --- label ranges ------------------------------------------------------------------------------
+# On a CUDA tensor reading the labels would stall the stream. The range is checked on the device,
+# its verdict copied to pinned memory, and reported by the first call that finds it arrived.
+
+_pending: list[tuple[torch.cuda.Event, Tensor, str]] = []
+
+
+def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
+    """Integers in [low, high), or [low, inf) without ``high``.
+
+    On CUDA the error of a call is raised by a later call, or at once if the environment has
+    ``UNITSFACE_CHECK=1``.
+    """
+    if value.numel() == 0:
+        return
+    message = f"{name} must be in [{low}, {'inf' if high is None else high})"
+    if low < 0:
+        message += " (-1: ignored)"
+    if not value.is_cuda:
+        smallest, largest = (int(t) for t in torch.aminmax(value))
+        if smallest < low or (high is not None and largest >= high):
+            raise ValueError(f"{message}, got {smallest if smallest < low else largest}")
+        return
+    if torch.cuda.is_current_stream_capturing():
+        return
+    bad = value < low if high is None else (value < low) | (value >= high)
+    if os.environ.get("UNITSFACE_CHECK") == "1":
+        if bool(bad.any()):
+            raise ValueError(f"{message}, got others")
+        return
+    report_pending()
+    verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+    verdict.copy_(bad.any(), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _pending.append((event, verdict, message))
+
+
+def report_pending() -> None:
+    """Raise for labels of an earlier CUDA call that were found out of range."""
+    while _pending and _pending[0][0].query():
+        _, verdict, message = _pending.pop(0)
+        if bool(verdict):
+            _pending.clear()
+            raise ValueError(f"{message}, got others in an earlier call")
+
+
+
+def call_labels(
+    spec: LossSpec,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    lowest: int = -1,
+) -> None:
+    """Ranges of every label and index of a call.
+
+    Sharded class losses pass ``lowest=-2``: the target of such a row is in another shard.
+    """
+    if spec.topology == "pair":
+        in_range("labels", row_labels, -1, None)
+        if column_labels is not None:
+            in_range("memory_labels", column_labels, -1, None)
+        return
+    assert columns is not None
+    count = columns.shape[0]
+    if column_index is not None:
+        in_range("class_index", column_index, 0, count)
+        count = column_index.shape[0]
+    in_range("labels", row_labels, lowest, count)
