@@ -1,0 +1,36 @@
+// Tile kernels on the CPU, chosen at run time for the processor's instruction set.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "unitsface/tile_args.h"
+
+namespace unitsface::cpu {
+
+using SumTile = SumTileArgs<int32_t, double>;
+
+// One instance per instruction set (isa.cpp); `loss` is a name of loss_list.def, `params` its
+// parameters. Work is split over `threads` in a fixed way: results do not depend on their number.
+struct Kernels {
+  const char* isa;
+  bool (*sum_tile)(const char* loss, const float* params, const SumTile&, int threads);
+  bool (*logsumexp_tile)(const char* loss, const float* params, const LogsumexpTileArgs&,
+                         int threads);
+  bool (*logsumexp_gradient_tile)(const char* loss, const float* params,
+                                  const LogsumexpGradientArgs&, int threads);
+  bool (*positive_rows)(const char* loss, const float* params, const float* cosine, int64_t n,
+                        float* logit, float* slope);
+  void (*unit_rows)(const UnitRowsArgs&, int threads);
+  void (*unit_rows_backward)(const UnitRowsBackwardArgs&, int threads);
+};
+
+// The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.
+// Throws std::invalid_argument if that one is unknown or cannot run here.
+const Kernels& kernels();
+
+// Sets compiled into this build, and those this processor runs.
+std::vector<std::string> compiled_isas();
+std::vector<std::string> usable_isas();
+
+}  // namespace unitsface::cpu

@@ -1,0 +1,35 @@
+// Tile kernels on CUDA: launched on the given stream of the current device, no synchronisation,
+// no allocation, no atomics. Results are bitwise the same on every run.
+#pragma once
+
+#include <string>
+
+#include "unitsface/tile_args.h"
+
+namespace unitsface::cuda {
+
+using SumTile = SumTileArgs<int64_t, float>;
+
+// Floats of scratch memory that a kernel needs for its partial sums.
+int64_t sum_tile_scratch(int64_t n, int64_t m);
+int64_t logsumexp_tile_scratch(int64_t n, int64_t m);
+
+// `loss` is a name of loss_list.def, `params` its parameters on the host, `stream` a cudaStream_t.
+// Throw std::invalid_argument for an unknown loss, std::runtime_error for a CUDA error.
+void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* scratch,
+              void* stream);
+void logsumexp_tile(const std::string& loss, const float* params, const LogsumexpTileArgs& args,
+                    float* scratch, void* stream);
+void logsumexp_gradient_tile(const std::string& loss, const float* params,
+                             const LogsumexpGradientArgs& args, void* stream);
+void positive_rows(const std::string& loss, const float* params, const float* cosine, int64_t n,
+                   float* logit, float* slope, void* stream);
+void unit_rows(const UnitRowsArgs& args, void* stream);
+void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
+
+// Number of usable devices; 0 with a reason if there is no driver or no device.
+int device_count(std::string* reason);
+// Architectures this build has code for, as in UNITSFACE_CUDA_ARCHS ("80;90").
+std::string compiled_archs();
+
+}  // namespace unitsface::cuda

@@ -1,0 +1,5 @@
+// All policies. A new loss adds one line here and one in loss_list.def.
+#pragma once
+
+#include "losses/margin_softmax.h"
+#include "losses/uss.h"

@@ -1,0 +1,14 @@
+// What lets one policy header serve CPU and CUDA code.
+#pragma once
+
+#if defined(__CUDACC__)
+#define UF_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define UF_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+// The CPU kernels are compiled once per instruction set. Everything inline lives in a namespace of
+// that set's name, so that the linker cannot replace a baseline function by an AVX-512 one.
+#if !defined(UF_ISA)
+#define UF_ISA baseline
+#endif

@@ -1,0 +1,36 @@
+// The contract between drivers and losses.
+//
+// A policy is a struct built from a float array, in the order of the parameters in the Python
+// registry (unitsface_kernels/losses/<loss>.py), with
+//
+//   static constexpr int kParameters;
+//
+// and, if its pairs are summed,
+//
+//   Term evaluate(float cosine, float threshold, bool positive) const;
+//
+// or, if they meet in a log-sum-exp,
+//
+//   Logit positive(float cosine) const;   // called once per row
+//   Logit negative(float cosine) const;   // called for every pair
+//
+// evaluate() and negative() run for every pair: they must not branch or call the C library.
+// Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
+#pragma once
+
+#include "macros.h"
+
+namespace unitsface {
+
+struct Term {
+  float value;       // loss of this pair
+  float dcosine;     // d value / d cosine
+  float dthreshold;  // d value / d threshold
+};
+
+struct Logit {
+  float value;
+  float dcosine;  // d value / d cosine
+};
+
+}  // namespace unitsface

@@ -1,0 +1,133 @@
+"""What a backend supplies to the drivers: the work on one tile.
+
+A tile compares n rows with m columns. Drivers (``sum.py``, ``logsumexp.py``) own tiling,
+accumulation over tiles and everything of size N; engines own everything of size n x m, and the
+products. Nothing here or in the drivers knows a loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .call import Call
+
+
+@dataclass
+class SumTile:
+    """Arguments of :meth:`Engine.sum_tile`.
+
+    Attributes:
+        a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.unit_rows`.
+        a_labels, b_labels: (n,), (m,) from :meth:`Engine.prepare_labels`; below 0: ignored.
+        b_threshold: (1,) or, per column, (m,) float32.
+        a_threshold: as ``b_threshold`` for the pairs taken in the other direction.
+        a_weights, b_weights: (n,), (m,) float32 upstream gradients of the rows' losses;
+            None: ones.
+        a_loss: (n,) accumulates each row's loss over this tile's columns.
+        b_loss: (m,) accumulates each column's loss over this tile's rows, for tiles that serve
+            both directions of a pair; else None.
+        d_threshold: accumulates the threshold's gradient, the shape of the whole call's
+            threshold: (1,), or (M,) per column; None if not needed.
+        a_start, b_start: position of the tile in the whole matrix.
+        exclude_diagonal: the pair (i, i) of the whole matrix is left out (in-batch).
+        mirrored: gradients count both directions of each pair (in-batch symmetry).
+        gradient: whether d loss / d cosine is wanted.
+    """
+
+    a: Tensor
+    b: Tensor
+    a_labels: Tensor
+    b_labels: Tensor
+    b_threshold: Tensor
+    a_threshold: Tensor
+    a_weights: Tensor | None
+    b_weights: Tensor | None
+    a_loss: Tensor
+    b_loss: Tensor | None
+    d_threshold: Tensor | None
+    a_start: int
+    b_start: int
+    exclude_diagonal: bool
+    mirrored: bool
+    gradient: bool
+
+
+class Engine(Protocol):
+    """Tile work of one backend on one device, for one call."""
+
+    #: Rows and columns of a tile.
+    sum_block: tuple[int, int]
+    class_block: tuple[int, int]
+    #: Accumulators of losses and thresholds.
+    stat_dtype: torch.dtype
+
+    def __init__(self, call: Call) -> None: ...
+
+    def prepare_labels(
+        self, row_labels: Tensor, column_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Identities as the tile kernels want them; equal stays equal, -1 stays -1."""
+
+    def unit_rows(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows ``start:stop`` of ``source`` (of ``source[index]``), divided by their norms.
+
+        Returns:
+            (n, D) unit rows in the dtype of the products, and (n,) float32 inverse norms,
+            where a norm below 1e-5 counts as 1e-5. Valid until the next call for columns.
+        """
+
+    def unit_rows_backward(
+        self,
+        d_unit: Tensor,
+        source: Tensor,
+        start: int,
+        inverse_norms: Tensor,
+        out: Tensor,
+        scale: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> None:
+        """``out`` = gradient of the raw rows: ``r (g - <g, u> u)`` times ``scale`` (()).
+
+        A clamped norm is constant, so its row has no ``<g, u> u``. ``out`` may be ``d_unit``.
+        """
+
+    def sum_tile(self, tile: SumTile) -> Tensor | None:
+        """One tile of a ``sum`` loss; returns (n, m) d loss / d cosine, if wanted.
+
+        The result is valid until the next tile.
+        """
+
+    def logsumexp_tile(
+        self, a: Tensor, b: Tensor, targets: Tensor, start: int, maximum: Tensor, total: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        """Folds a tile's negatives into (n,) ``maximum`` and ``total`` = sum exp(z - maximum).
+
+        ``targets`` (n,) are positions among all columns; a target inside the tile is left out
+        of the sum and its cosine stored in ``target_cosine`` (n,).
+        """
+
+    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
+
+    def logsumexp_gradient_tile(
+        self, a: Tensor, b: Tensor, targets: Tensor, start: int, log_negatives: Tensor,
+        negative_weight: Tensor, target_gradient: Tensor,
+    ) -> Tensor:
+        """(n, m) d loss / d cosine.
+
+        Negatives: ``negative_weight_i exp(z - log_negatives_i) dz/dc``; targets:
+        ``target_gradient_i``. Valid until the next tile.
+        """
+
+    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """``total += left @ right`` in float32, for a tile's gradient and unit rows."""
+
+    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
+        """``left @ right`` in float32, valid until the next call."""

@@ -1,0 +1,143 @@
+"""Driver of ``logsumexp`` losses over classes: one positive per row, every other column negative.
+
+Pass 1 streams the columns once and keeps, per row, the negatives' log-sum-exp and the target's
+cosine. Pass 2 recomputes each tile's cosines and turns them into both gradients. Two passes of two
+products each: as many as accumulating unnormalised row gradients in pass 1 would take, without
+having to rescale them, and tiles that contribute nothing can be left out of pass 2 whole.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .call import Call, Result
+from .engine import Engine
+
+
+def forward(call: Call, engine: Engine, gradients: bool) -> Result:
+    """Loss, and (2, N) state: log-sum-exp of the negatives and target cosine."""
+    log_negatives, target_cosine = _statistics(call, engine)
+    per_row, _, _ = _finish_rows(call, engine, log_negatives, target_cosine)
+    empty = per_row.new_empty(0)
+    loss = per_row
+    if call.reduction != "none":
+        loss = per_row.sum()
+        if call.reduction == "mean":
+            loss = loss / call.counted()
+    return Result(loss, torch.stack([log_negatives, target_cosine]), empty, empty, empty)
+
+
+def backward(
+    call: Call, engine: Engine, state: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for (N,) upstream gradients of the rows' losses."""
+    log_negatives, target_cosine = state.unbind(0)
+    _, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
+    negative_weight = torch.where(call.row_labels == -1, 0.0, weights * share)
+    # An exact product even where the share underflows: 0 times a finite slope.
+    target_gradient = -negative_weight * slope
+    return _gradients(call, engine, log_negatives, negative_weight, target_gradient)
+
+
+def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
+    rows = call.rows
+    count = rows.shape[0]
+    unit, _ = engine.unit_rows(rows, 0, count)
+    maximum = rows.new_full((count,), -torch.inf, dtype=torch.float32)
+    total = rows.new_zeros(count, dtype=torch.float32)
+    target_cosine = rows.new_zeros(count, dtype=torch.float32)
+    row_block, column_block = engine.class_block
+    for start in range(0, call.num_columns, column_block):
+        stop = min(start + column_block, call.num_columns)
+        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index)
+        for first in range(0, count, row_block):
+            block = slice(first, min(first + row_block, count))
+            engine.logsumexp_tile(
+                unit[block],
+                columns,
+                call.row_labels[block],
+                start,
+                maximum[block],
+                total[block],
+                target_cosine[block],
+            )
+    return _log_of_sum(maximum, total), target_cosine
+
+
+def _log_of_sum(maximum: Tensor, total: Tensor) -> Tensor:
+    """maximum + log(total), and -inf (not NaN) for a row without negatives."""
+    return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
+
+
+def _finish_rows(
+    call: Call, engine: Engine, log_negatives: Tensor, target_cosine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: loss, share q of the negatives in the softmax, and d logit / d cosine.
+
+    With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
+    q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
+    """
+    logits, slope = engine.positive_rows(target_cosine)
+    has_target = call.row_labels >= 0
+    gap = log_negatives - logits
+    per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
+    share = torch.where(has_target, torch.sigmoid(gap), 1.0)
+    per_row = torch.where(call.row_labels == -1, 0.0, per_row)
+    return per_row, share, slope
+
+
+def _gradients(
+    call: Call,
+    engine: Engine,
+    log_negatives: Tensor,
+    negative_weight: Tensor,
+    target_gradient: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = call.rows
+    count, size = rows.shape
+    unit, inverse_norms = engine.unit_rows(rows, 0, count)
+    empty = rows.new_empty(0, dtype=torch.float32)
+    d_rows = torch.zeros_like(unit, dtype=torch.float32) if call.need_rows else None
+    d_columns = empty
+    if call.need_columns:
+        assert call.columns is not None
+        d_columns = call.columns.new_empty((call.num_columns, size))
+    row_block, column_block = engine.class_block
+    for start in range(0, call.num_columns, column_block):
+        stop = min(start + column_block, call.num_columns)
+        columns, column_norms = engine.unit_rows(call.columns, start, stop, call.column_index)
+        d_unit = None
+        for first in range(0, count, row_block):
+            block = slice(first, min(first + row_block, count))
+            tile = engine.logsumexp_gradient_tile(
+                unit[block],
+                columns,
+                call.row_labels[block],
+                start,
+                log_negatives[block],
+                negative_weight[block],
+                target_gradient[block],
+            )
+            if d_rows is not None:
+                engine.accumulate(d_rows[block], tile, columns)
+            if call.need_columns:
+                if d_unit is None:
+                    d_unit = engine.overwrite(tile.T, unit[block])
+                else:
+                    engine.accumulate(d_unit, tile.T, unit[block])
+        if call.need_columns:
+            out = d_columns[start:stop]
+            if d_unit is None:
+                out.zero_()
+            else:
+                engine.unit_rows_backward(
+                    d_unit, call.columns, start, column_norms, out, None, call.column_index
+                )
+    if d_rows is not None:
+        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+    return d_rows if d_rows is not None else empty, d_columns, empty
+
+
+__all__ = ["backward", "forward"]

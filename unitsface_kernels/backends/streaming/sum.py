@@ -1,0 +1,185 @@
+"""Driver of ``sum`` losses: loss and gradients from one product per tile.
+
+A pair's gradient needs only that pair, so the tile that yields the loss yields the gradient.
+In-batch, cosine (i, j) serves rows i and j: only tiles on and above the diagonal are visited,
+1.5 products of N x N x D for loss and gradients instead of 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .call import Call, Result
+from .engine import Engine, SumTile
+
+
+@dataclass
+class _Totals:
+    loss: Tensor  # (N,)
+    d_rows: Tensor | None  # (N, D), of the unit rows
+    d_threshold: Tensor | None  # (1,), or (M,) per column
+
+
+def forward(call: Call, engine: Engine, gradients: bool) -> Result:
+    """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
+    empty = call.rows.new_empty(0, dtype=torch.float32)
+    scale = 1.0 / call.counted() if call.reduction == "mean" else None
+    d_rows, d_columns, d_threshold, per_row = _stream(
+        call, engine, None, scale, gradients and call.need_any, with_loss=True
+    )
+    if call.reduction == "none":
+        loss = per_row.to(torch.float32)
+    else:
+        total = per_row.sum()
+        loss = (total * scale.to(total.dtype) if scale is not None else total).to(torch.float32)
+    return Result(loss, empty, d_rows, d_columns, d_threshold)
+
+
+def backward(
+    call: Call, engine: Engine, state: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for (N,) upstream gradients of the rows' losses, by recomputing the tiles."""
+    return _stream(call, engine, weights, None, True, with_loss=False)[:3]
+
+
+def _stream(
+    call: Call,
+    engine: Engine,
+    weights: Tensor | None,
+    scale: Tensor | None,
+    gradients: bool,
+    with_loss: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = call.rows
+    need_rows = gradients and call.need_rows
+    per_column = call.spec.threshold == "per_column"
+    unit, inverse_norms = engine.unit_rows(rows, 0, rows.shape[0])
+    column_labels = call.column_labels
+    if call.columns is None:
+        column_labels = call.row_labels
+    a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
+    assert call.threshold is not None
+    threshold = call.threshold
+    totals = _Totals(
+        loss=rows.new_zeros(rows.shape[0], dtype=engine.stat_dtype),
+        d_rows=torch.zeros_like(unit, dtype=torch.float32) if need_rows else None,
+        d_threshold=(
+            rows.new_zeros(call.num_columns if per_column else 1, dtype=engine.stat_dtype)
+            if gradients and call.need_threshold
+            else None
+        ),
+    )
+    empty = rows.new_empty(0, dtype=torch.float32)
+    d_columns = empty
+    if call.columns is None:
+        _in_batch(call, engine, unit, a_labels, threshold, weights, gradients, totals)
+    else:
+        d_columns = _against_columns(
+            call, engine, unit, a_labels, b_labels, threshold, weights, scale, gradients, totals
+        )
+    if totals.d_rows is not None:
+        engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
+    d_threshold = empty
+    if totals.d_threshold is not None:
+        d_threshold = totals.d_threshold.to(torch.float32)
+        if scale is not None:
+            d_threshold = d_threshold * scale
+    return (
+        totals.d_rows if totals.d_rows is not None else empty,
+        d_columns,
+        d_threshold,
+        totals.loss,
+    )
+
+
+def _slice(vector: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if vector is None else vector[start:stop]
+
+
+def _in_batch(call, engine, unit, labels, threshold, weights, gradients, totals) -> None:
+    count = unit.shape[0]
+    block = engine.sum_block[0]
+    per_column = call.spec.threshold == "per_column"
+    product_gradient = totals.d_rows is not None
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        for other in range(start, count, block):
+            end = min(other + block, count)
+            diagonal = other == start
+            tile = engine.sum_tile(
+                SumTile(
+                    a=unit[start:stop],
+                    b=unit[other:end],
+                    a_labels=labels[start:stop],
+                    b_labels=labels[other:end],
+                    a_threshold=threshold[start:stop] if per_column else threshold,
+                    b_threshold=threshold[other:end] if per_column else threshold,
+                    a_weights=_slice(weights, start, stop),
+                    b_weights=_slice(weights, other, end),
+                    a_loss=totals.loss[start:stop],
+                    b_loss=None if diagonal else totals.loss[other:end],
+                    d_threshold=totals.d_threshold,
+                    a_start=start,
+                    b_start=other,
+                    exclude_diagonal=True,
+                    mirrored=True,
+                    gradient=product_gradient,
+                )
+            )
+            if tile is not None:
+                engine.accumulate(totals.d_rows[start:stop], tile, unit[other:end])
+                if not diagonal:
+                    engine.accumulate(totals.d_rows[other:end], tile.T, unit[start:stop])
+
+
+def _against_columns(
+    call, engine, unit, a_labels, b_labels, threshold, weights, scale, gradients, totals
+) -> Tensor:
+    row_block, column_block = engine.class_block
+    count, size = unit.shape
+    per_column = call.spec.threshold == "per_column"
+    need_columns = gradients and call.need_columns
+    d_columns = unit.new_empty(
+        (call.num_columns, size) if need_columns else (0,), dtype=torch.float32
+    )
+    product_gradient = need_columns or totals.d_rows is not None
+    for start in range(0, call.num_columns, column_block):
+        stop = min(start + column_block, call.num_columns)
+        columns, column_norms = engine.unit_rows(call.columns, start, stop, call.column_index)
+        d_unit = d_columns[start:stop].zero_() if need_columns else None
+        for first in range(0, count, row_block):
+            last = min(first + row_block, count)
+            tile = engine.sum_tile(
+                SumTile(
+                    a=unit[first:last],
+                    b=columns,
+                    a_labels=a_labels[first:last],
+                    b_labels=b_labels[start:stop],
+                    a_threshold=threshold,
+                    b_threshold=threshold[start:stop] if per_column else threshold,
+                    a_weights=_slice(weights, first, last),
+                    b_weights=None,
+                    a_loss=totals.loss[first:last],
+                    b_loss=None,
+                    d_threshold=totals.d_threshold,
+                    a_start=first,
+                    b_start=start,
+                    exclude_diagonal=False,
+                    mirrored=False,
+                    gradient=product_gradient,
+                )
+            )
+            if tile is None:
+                continue
+            if totals.d_rows is not None:
+                engine.accumulate(totals.d_rows[first:last], tile, columns)
+            if d_unit is not None:
+                engine.accumulate(d_unit, tile.T, unit[first:last])
+        if d_unit is not None:
+            engine.unit_rows_backward(
+                d_unit, call.columns, start, column_norms, d_unit, scale, call.column_index
+            )
+    return d_columns
