@@ -102,7 +102,12 @@ def similarity_loss(
         ),
         gradients=_forward_has_gradients(loss, reduction),
     )
-    return result.loss, result.state, result.d_rows, result.d_columns, result.d_threshold
+    return (result.loss, *_tensors(rows, result.state, *result.gradients))
+
+
+def _tensors(like: Tensor, *optional: Tensor | None) -> tuple[Tensor, ...]:
+    """An operator returns no None: an empty tensor, each its own, stands for it."""
+    return tuple(like.new_empty(0, dtype=torch.float32) if t is None else t for t in optional)
 
 
 @similarity_loss.register_fake
@@ -173,20 +178,15 @@ def similarity_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns and threshold, in the dtype of each, empty where not needed."""
 
-    def cast(needed: bool, gradient: Tensor, like: Tensor | None) -> Tensor:
-        if not needed or like is None:
-            return rows.new_empty(0)
-        return gradient.to(like.dtype)
-
     if _forward_has_gradients(loss, reduction):
-        gradients = [
-            g * grad_loss if needed else g
+        gradients: tuple[Tensor | None, ...] = tuple(
+            g * grad_loss if needed else None
             for g, needed in (
                 (d_rows, need_rows),
                 (d_columns, need_columns),
                 (d_threshold, need_threshold),
             )
-        ]
+        )
     else:
         call = _call(
             rows,
@@ -206,11 +206,10 @@ def similarity_loss_backward(
         weights = grad_loss.to(torch.float32).expand(rows.shape[0])
         if reduction == "mean":
             weights = weights / call.counted()
-        gradients = list(dispatch.load(backend).backward(call, state, weights.contiguous()))
-    return (
-        cast(need_rows, gradients[0], rows),
-        cast(need_columns, gradients[1], columns),
-        cast(need_threshold, gradients[2], threshold),
+        gradients = dispatch.load(backend).backward(call, state, weights.contiguous())
+    return tuple(
+        rows.new_empty(0) if gradient is None or like is None else gradient.to(like.dtype)
+        for gradient, like in zip(gradients, (rows, columns, threshold), strict=True)
     )
 
 

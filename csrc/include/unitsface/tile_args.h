@@ -15,39 +15,39 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // (twice as many per vector) and accumulates in double, CUDA takes the user's 64 bits and float.
 template <class Label, class Stat>
 struct SumTileArgs {
-  const float* product;     // [n, m], stride
-  void* gradient;           // [n, m] d loss / d cosine, stride; null: not wanted. May be product.
+  const float* product;  // [n, m], stride
+  void* gradient;        // [n, m] d loss / d cosine, stride; null: not wanted. May be product.
   DType gradient_dtype;
-  float gradient_scale;     // factor of what is stored in gradient (for float16)
+  float gradient_scale;  // factor of what is stored in gradient (for float16)
   int64_t n, m, stride;
-  const Label* a_labels;    // [n], < 0: ignored
-  const Label* b_labels;    // [m]
-  const float* a_threshold; // [1] or [n]
-  const float* b_threshold; // [1] or [m]
-  bool per_column;          // thresholds are [n] and [m]
-  const float* a_weights;   // [n] or null: ones
-  const float* b_weights;   // [m] or null: ones
-  Stat* a_loss;             // [n], added to
-  Stat* b_loss;             // [m], added to; null: the tile serves its rows only
-  Stat* a_dthreshold;       // per_column: [n], added to if b_loss; else unused
-  Stat* b_dthreshold;       // per_column: [m], added to; else [1], added to; null: not wanted
-  int64_t skip;             // the pair (i, i + skip) is left out; INT64_MIN: none
-  bool mirrored;            // the gradient counts both directions of a pair
+  const Label* a_labels;     // [n], < 0: ignored
+  const Label* b_labels;     // [m]
+  const float* a_threshold;  // [1] or [n]
+  const float* b_threshold;  // [1] or [m]
+  bool per_column;           // thresholds are [n] and [m]
+  const float* a_weights;    // [n] or null: ones
+  const float* b_weights;    // [m] or null: ones
+  Stat* a_loss;              // [n], added to
+  Stat* b_loss;              // [m], added to; null: the tile serves its rows only
+  Stat* a_dthreshold;        // per_column: [n], added to if b_loss; else unused
+  Stat* b_dthreshold;        // per_column: [m], added to; else [1], added to; null: not wanted
+  int64_t skip;              // the pair (i, i + skip) is left out; INT64_MIN: none
+  bool mirrored;             // the gradient counts both directions of a pair
 };
 
 struct LogsumexpTileArgs {
-  float* product;           // [n, m], stride; overwritten
+  float* product;  // [n, m], stride; overwritten
   int64_t n, m, stride;
-  const int64_t* targets;   // [n], position among all columns
-  int64_t start;            // position of the tile's first column
-  float* maximum;           // [n]
-  float* total;             // [n]
-  float* target_cosine;     // [n]
+  const int64_t* targets;  // [n], position among all columns
+  int64_t start;           // position of the tile's first column
+  float* maximum;          // [n]
+  float* total;            // [n]
+  float* target_cosine;    // [n]
 };
 
 struct LogsumexpGradientArgs {
-  const float* product;     // [n, m], stride
-  void* gradient;           // [n, m], stride; may be product
+  const float* product;  // [n, m], stride
+  void* gradient;        // [n, m], stride; may be product
   DType gradient_dtype;
   float gradient_scale;
   int64_t n, m, stride;
@@ -60,26 +60,26 @@ struct LogsumexpGradientArgs {
 
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
 struct UnitRowsArgs {
-  const void* source;       // [*, d]
+  const void* source;  // [*, d]
   DType source_dtype;
-  const int64_t* index;     // [n] rows of source, or null: rows start ... start + n - 1
+  const int64_t* index;  // [n] rows of source, or null: rows start ... start + n - 1
   int64_t start, n, d;
-  void* unit;               // [n, d]
+  void* unit;  // [n, d]
   DType unit_dtype;
-  float* inverse_norms;     // [n]
+  float* inverse_norms;  // [n]
 };
 
 // out = scale r (g - <g, u> u), without the second term where the norm was clamped.
 struct UnitRowsBackwardArgs {
-  const float* d_unit;      // [n, d]
+  const float* d_unit;  // [n, d]
   const void* source;
   DType source_dtype;
   const int64_t* index;
   int64_t start, n, d;
   const float* inverse_norms;
-  void* out;                // [n, d]; may be d_unit if both are float32
+  void* out;  // [n, d]; may be d_unit if both are float32
   DType out_dtype;
-  const float* scale;       // [1] or null
+  const float* scale;  // [1] or null
 };
 
 // Norms below this count as this.

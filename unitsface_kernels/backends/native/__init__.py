@@ -1,1 +1,42 @@
-def unavailable(d, t): return "not built"
+"""The compiled extension: library matrix products on cache-sized tiles, our epilogues on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import streaming
+from ..streaming import Call, Engine, Gradients, Result
+from . import loader
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run such tensors; None if it can."""
+    reason = loader.failure()
+    if reason is not None:
+        return reason
+    if device_type not in ("cpu", "cuda"):
+        return f"it has no kernels for device type {device_type!r}"
+    if dtype not in DTYPES:
+        return f"it computes float32, bfloat16 and float16, not {dtype}"
+    return loader.cuda_failure() if device_type == "cuda" else None
+
+
+def _engine(call: Call) -> Engine:
+    if call.rows.is_cuda:
+        from .cuda_engine import CudaEngine
+
+        return CudaEngine(call)
+    from .cpu_engine import CpuEngine
+
+    return CpuEngine(call)
+
+
+def forward(call: Call, gradients: bool) -> Result:
+    return streaming.forward(call, _engine(call), gradients)
+
+
+def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
+    return streaming.backward(call, _engine(call), state, weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import logsumexp, sum
-from .call import Call, Result
+from .call import Call, Gradients, Result
 from .engine import Engine, SumTile
 
 _DRIVERS = {"sum": sum, "logsumexp": logsumexp}
@@ -15,10 +15,8 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     return _DRIVERS[call.spec.reduction].forward(call, engine, gradients)
 
 
-def backward(
-    call: Call, engine: Engine, state: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     return _DRIVERS[call.spec.reduction].backward(call, engine, state, weights)
 
 
-__all__ = ["Call", "Engine", "Result", "SumTile", "backward", "forward"]
+__all__ = ["Call", "Engine", "Gradients", "Result", "SumTile", "backward", "forward"]

@@ -57,16 +57,18 @@ class Call:
 
 @dataclass
 class Result:
-    """What a driver returns; gradients are float32, for an upstream gradient of one, or empty.
+    """What a forward pass returns; gradients are float32, for an upstream gradient of one.
 
     Attributes:
         loss: () or, with ``reduction="none"``, (N,) float32.
-        state: what the backward pass needs of the forward pass; (2, N) for logsumexp, else (0,).
-        d_rows: (N, D), d_columns: (M or K, D), d_threshold: like the threshold.
+        state: what the backward pass needs of it; (2, N) for logsumexp, None for sum.
+        gradients: of the rows (N, D), the columns (M or K, D) and the threshold; None where not
+            needed or not known yet.
     """
 
     loss: Tensor
-    state: Tensor
-    d_rows: Tensor
-    d_columns: Tensor
-    d_threshold: Tensor
+    state: Tensor | None
+    gradients: Gradients
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -73,13 +73,19 @@ class Engine(Protocol):
         """Identities as the tile kernels want them; equal stays equal, -1 stays -1."""
 
     def unit_rows(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+        self,
+        source: Tensor,
+        start: int,
+        stop: int,
+        index: Tensor | None = None,
+        reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Rows ``start:stop`` of ``source`` (of ``source[index]``), divided by their norms.
 
         Returns:
             (n, D) unit rows in the dtype of the products, and (n,) float32 inverse norms,
-            where a norm below 1e-5 counts as 1e-5. Valid until the next call for columns.
+            where a norm below 1e-5 counts as 1e-5. With ``reuse`` (a tile of columns) they may
+            lie in a buffer that the next such call overwrites; else they last for the call.
         """
 
     def unit_rows_backward(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call, Result
+from .call import Call, Gradients, Result
 from .engine import Engine
 
 
@@ -20,18 +20,15 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, N) state: log-sum-exp of the negatives and target cosine."""
     log_negatives, target_cosine = _statistics(call, engine)
     per_row, _, _ = _finish_rows(call, engine, log_negatives, target_cosine)
-    empty = per_row.new_empty(0)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.counted()
-    return Result(loss, torch.stack([log_negatives, target_cosine]), empty, empty, empty)
+    return Result(loss, torch.stack([log_negatives, target_cosine]), (None, None, None))
 
 
-def backward(
-    call: Call, engine: Engine, state: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
     log_negatives, target_cosine = state.unbind(0)
     _, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
@@ -48,10 +45,13 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     maximum = rows.new_full((count,), -torch.inf, dtype=torch.float32)
     total = rows.new_zeros(count, dtype=torch.float32)
     target_cosine = rows.new_zeros(count, dtype=torch.float32)
+    assert call.columns is not None
     row_block, column_block = engine.class_block
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index)
+        columns, _ = engine.unit_rows(
+            call.columns, start, stop, call.column_index, reuse=True
+        )
         for first in range(0, count, row_block):
             block = slice(first, min(first + row_block, count))
             engine.logsumexp_tile(
@@ -94,26 +94,25 @@ def _gradients(
     log_negatives: Tensor,
     negative_weight: Tensor,
     target_gradient: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = call.rows
+) -> Gradients:
+    rows, columns = call.rows, call.columns
+    assert columns is not None
     count, size = rows.shape
     unit, inverse_norms = engine.unit_rows(rows, 0, count)
-    empty = rows.new_empty(0, dtype=torch.float32)
-    d_rows = torch.zeros_like(unit, dtype=torch.float32) if call.need_rows else None
-    d_columns = empty
-    if call.need_columns:
-        assert call.columns is not None
-        d_columns = call.columns.new_empty((call.num_columns, size))
+    d_rows = rows.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
+    d_columns = columns.new_zeros((call.num_columns, size)) if call.need_columns else None
     row_block, column_block = engine.class_block
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        columns, column_norms = engine.unit_rows(call.columns, start, stop, call.column_index)
+        unit_columns, column_norms = engine.unit_rows(
+            columns, start, stop, call.column_index, reuse=True
+        )
         d_unit = None
         for first in range(0, count, row_block):
             block = slice(first, min(first + row_block, count))
             tile = engine.logsumexp_gradient_tile(
                 unit[block],
-                columns,
+                unit_columns,
                 call.row_labels[block],
                 start,
                 log_negatives[block],
@@ -121,23 +120,21 @@ def _gradients(
                 target_gradient[block],
             )
             if d_rows is not None:
-                engine.accumulate(d_rows[block], tile, columns)
-            if call.need_columns:
+                engine.accumulate(d_rows[block], tile, unit_columns)
+            if d_columns is not None:
                 if d_unit is None:
                     d_unit = engine.overwrite(tile.T, unit[block])
                 else:
                     engine.accumulate(d_unit, tile.T, unit[block])
-        if call.need_columns:
-            out = d_columns[start:stop]
-            if d_unit is None:
-                out.zero_()
-            else:
-                engine.unit_rows_backward(
-                    d_unit, call.columns, start, column_norms, out, None, call.column_index
-                )
+        if d_columns is not None and d_unit is not None:
+            engine.unit_rows_backward(
+                d_unit,
+                columns,
+                start,
+                column_norms,
+                d_columns[start:stop],
+                index=call.column_index,
+            )
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
-    return d_rows if d_rows is not None else empty, d_columns, empty
-
-
-__all__ = ["backward", "forward"]
+    return d_rows, d_columns, None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .call import Call, Result
+from .call import Call, Gradients, Result
 from .engine import Engine, SumTile
 
 
@@ -25,24 +25,19 @@ class _Totals:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
-    empty = call.rows.new_empty(0, dtype=torch.float32)
     scale = 1.0 / call.counted() if call.reduction == "mean" else None
-    d_rows, d_columns, d_threshold, per_row = _stream(
-        call, engine, None, scale, gradients and call.need_any, with_loss=True
-    )
-    if call.reduction == "none":
-        loss = per_row.to(torch.float32)
-    else:
-        total = per_row.sum()
-        loss = (total * scale.to(total.dtype) if scale is not None else total).to(torch.float32)
-    return Result(loss, empty, d_rows, d_columns, d_threshold)
+    per_row, found = _stream(call, engine, None, scale, gradients and call.need_any)
+    loss = per_row
+    if call.reduction != "none":
+        loss = per_row.sum()
+        if scale is not None:
+            loss = loss * scale
+    return Result(loss.to(torch.float32), None, found)
 
 
-def backward(
-    call: Call, engine: Engine, state: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses, by recomputing the tiles."""
-    return _stream(call, engine, weights, None, True, with_loss=False)[:3]
+    return _stream(call, engine, weights, None, True)[1]
 
 
 def _stream(
@@ -51,59 +46,67 @@ def _stream(
     weights: Tensor | None,
     scale: Tensor | None,
     gradients: bool,
-    with_loss: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Gradients]:
+    """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
     rows = call.rows
-    need_rows = gradients and call.need_rows
-    per_column = call.spec.threshold == "per_column"
     unit, inverse_norms = engine.unit_rows(rows, 0, rows.shape[0])
-    column_labels = call.column_labels
-    if call.columns is None:
-        column_labels = call.row_labels
+    column_labels = call.row_labels if call.columns is None else call.column_labels
     a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
     assert call.threshold is not None
-    threshold = call.threshold
+    thresholds = call.num_columns if call.spec.threshold == "per_column" else 1
     totals = _Totals(
         loss=rows.new_zeros(rows.shape[0], dtype=engine.stat_dtype),
-        d_rows=torch.zeros_like(unit, dtype=torch.float32) if need_rows else None,
+        d_rows=(
+            rows.new_zeros(rows.shape, dtype=torch.float32)
+            if gradients and call.need_rows
+            else None
+        ),
         d_threshold=(
-            rows.new_zeros(call.num_columns if per_column else 1, dtype=engine.stat_dtype)
+            rows.new_zeros(thresholds, dtype=engine.stat_dtype)
             if gradients and call.need_threshold
             else None
         ),
     )
-    empty = rows.new_empty(0, dtype=torch.float32)
-    d_columns = empty
+    d_columns = None
     if call.columns is None:
-        _in_batch(call, engine, unit, a_labels, threshold, weights, gradients, totals)
+        _in_batch(call, engine, unit, a_labels, weights, totals)
     else:
         d_columns = _against_columns(
-            call, engine, unit, a_labels, b_labels, threshold, weights, scale, gradients, totals
+            call,
+            engine,
+            unit,
+            a_labels,
+            b_labels,
+            weights,
+            scale,
+            totals,
+            gradients and call.need_columns,
         )
     if totals.d_rows is not None:
         engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
-    d_threshold = empty
-    if totals.d_threshold is not None:
-        d_threshold = totals.d_threshold.to(torch.float32)
-        if scale is not None:
-            d_threshold = d_threshold * scale
-    return (
-        totals.d_rows if totals.d_rows is not None else empty,
-        d_columns,
-        d_threshold,
-        totals.loss,
-    )
+    d_threshold = totals.d_threshold
+    if d_threshold is not None:
+        d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
+    return totals.loss, (totals.d_rows, d_columns, d_threshold)
 
 
 def _slice(vector: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if vector is None else vector[start:stop]
 
 
-def _in_batch(call, engine, unit, labels, threshold, weights, gradients, totals) -> None:
+def _in_batch(
+    call: Call,
+    engine: Engine,
+    unit: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    totals: _Totals,
+) -> None:
+    threshold = call.threshold
+    assert threshold is not None
     count = unit.shape[0]
     block = engine.sum_block[0]
     per_column = call.spec.threshold == "per_column"
-    product_gradient = totals.d_rows is not None
     for start in range(0, count, block):
         stop = min(start + block, count)
         for other in range(start, count, block):
@@ -126,36 +129,47 @@ def _in_batch(call, engine, unit, labels, threshold, weights, gradients, totals)
                     b_start=other,
                     exclude_diagonal=True,
                     mirrored=True,
-                    gradient=product_gradient,
+                    gradient=totals.d_rows is not None,
                 )
             )
-            if tile is not None:
+            if tile is not None and totals.d_rows is not None:
                 engine.accumulate(totals.d_rows[start:stop], tile, unit[other:end])
                 if not diagonal:
                     engine.accumulate(totals.d_rows[other:end], tile.T, unit[start:stop])
 
 
 def _against_columns(
-    call, engine, unit, a_labels, b_labels, threshold, weights, scale, gradients, totals
-) -> Tensor:
+    call: Call,
+    engine: Engine,
+    unit: Tensor,
+    a_labels: Tensor,
+    b_labels: Tensor,
+    weights: Tensor | None,
+    scale: Tensor | None,
+    totals: _Totals,
+    need_columns: bool,
+) -> Tensor | None:
+    columns, threshold = call.columns, call.threshold
+    assert columns is not None
+    assert threshold is not None
     row_block, column_block = engine.class_block
     count, size = unit.shape
     per_column = call.spec.threshold == "per_column"
-    need_columns = gradients and call.need_columns
-    d_columns = unit.new_empty(
-        (call.num_columns, size) if need_columns else (0,), dtype=torch.float32
-    )
-    product_gradient = need_columns or totals.d_rows is not None
+    d_columns = None
+    if need_columns:
+        d_columns = unit.new_zeros((call.num_columns, size), dtype=torch.float32)
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        columns, column_norms = engine.unit_rows(call.columns, start, stop, call.column_index)
-        d_unit = d_columns[start:stop].zero_() if need_columns else None
+        unit_columns, column_norms = engine.unit_rows(
+            columns, start, stop, call.column_index, reuse=True
+        )
+        d_unit = None if d_columns is None else d_columns[start:stop]
         for first in range(0, count, row_block):
             last = min(first + row_block, count)
             tile = engine.sum_tile(
                 SumTile(
                     a=unit[first:last],
-                    b=columns,
+                    b=unit_columns,
                     a_labels=a_labels[first:last],
                     b_labels=b_labels[start:stop],
                     a_threshold=threshold,
@@ -169,17 +183,17 @@ def _against_columns(
                     b_start=start,
                     exclude_diagonal=False,
                     mirrored=False,
-                    gradient=product_gradient,
+                    gradient=need_columns or totals.d_rows is not None,
                 )
             )
             if tile is None:
                 continue
             if totals.d_rows is not None:
-                engine.accumulate(totals.d_rows[first:last], tile, columns)
+                engine.accumulate(totals.d_rows[first:last], tile, unit_columns)
             if d_unit is not None:
                 engine.accumulate(d_unit, tile.T, unit[first:last])
         if d_unit is not None:
             engine.unit_rows_backward(
-                d_unit, call.columns, start, column_norms, d_unit, scale, call.column_index
+                d_unit, columns, start, column_norms, d_unit, scale, call.column_index
             )
     return d_columns

@@ -15,8 +15,7 @@ struct Uss {
   UF_HOST_DEVICE explicit Uss(const float* p) : scale(p[0]), margin(p[1]) {}
 
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
-    const float z =
-        positive ? threshold - scale * (cosine - margin) : scale * cosine - threshold;
+    const float z = positive ? threshold - scale * (cosine - margin) : scale * cosine - threshold;
     const Softplus t = softplus(z);
     const float d = positive ? -t.sigmoid : t.sigmoid;
     return {t.value, scale * d, -d};

@@ -1,0 +1,68 @@
+// Epilogues of a `logsumexp` loss over classes.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+#include "unitsface/losses.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+// Folds a tile's negatives into each row's maximum and total = sum exp(z - maximum).
+template <class Policy>
+void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    float* __restrict row = t.product + i * t.stride;
+    const int64_t target = t.targets[i] - t.start;
+    const bool inside = t.targets[i] >= 0 && target >= 0 && target < t.m;
+    if (inside) {
+      t.target_cosine[i] = row[target];
+      if (t.m == 1) continue;
+      // A neighbour stands in for the target, so that it cannot raise the maximum.
+      row[target] = row[target == 0 ? 1 : 0];
+    }
+    float highest = -INFINITY;
+#pragma omp simd reduction(max : highest)
+    for (int64_t j = 0; j < t.m; ++j) {
+      const float z = policy.negative(row[j]).value;
+      row[j] = z;
+      highest = z > highest ? z : highest;
+    }
+    if (inside) row[target] = -INFINITY;
+    const float previous = t.maximum[i];
+    const float maximum = highest > previous ? highest : previous;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < t.m; ++j) sum += exp_clamped(row[j] - maximum);
+    const float kept = t.total[i] == 0.0f ? 0.0f : t.total[i] * exp_clamped(previous - maximum);
+    t.maximum[i] = maximum;
+    t.total[i] = kept + sum;
+  }
+}
+
+template <class Policy>
+void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    const float* cosine = t.product + i * t.stride;
+    float* gradient = static_cast<float*>(t.gradient) + i * t.stride;
+    const float weight = t.negative_weight[i];
+    if (weight == 0.0f) {
+      for (int64_t j = 0; j < t.m; ++j) gradient[j] = 0.0f;
+    } else {
+      const float log_negatives = t.log_negatives[i];
+#pragma omp simd
+      for (int64_t j = 0; j < t.m; ++j) {
+        const Logit z = policy.negative(cosine[j]);
+        gradient[j] = weight * exp_clamped(z.value - log_negatives) * z.dcosine;
+      }
+    }
+    const int64_t target = t.targets[i] - t.start;
+    if (t.targets[i] >= 0 && target >= 0 && target < t.m) gradient[target] = t.target_gradient[i];
+  }
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu

@@ -1,0 +1,155 @@
+// Epilogue of a `sum` loss: cosines of a tile -> losses, threshold and cosine gradients.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "unitsface/losses.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+// Rows per unit of work. Column sums are kept per unit and added in order, so that results do not
+// depend on the number of threads.
+constexpr int64_t kRowsPerUnit = 32;
+
+// Sums of one row, in float: a tile is a few thousand columns, added up in 4 to 16 lanes.
+struct RowSums {
+  float loss = 0.0f;
+  float dthreshold = 0.0f;
+};
+
+// One row of a tile whose threshold is a scalar. `mirror` is 1 if the gradient counts both
+// directions of a pair, `both` is 1 if the tile's statistics do.
+template <bool kGradient, bool kColumns, class Policy>
+RowSums scalar_row(const Policy policy, const float* __restrict cosine, float* __restrict gradient,
+                   int32_t label, const int32_t* __restrict labels, int64_t m, int64_t skip,
+                   float threshold, float weight, const float* __restrict weights, float mirror,
+                   float both, float* __restrict column_loss) {
+  float loss = 0.0f, dthreshold = 0.0f;
+  const int32_t count = static_cast<int32_t>(m);
+  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
+#pragma omp simd reduction(+ : loss, dthreshold)
+  for (int32_t j = 0; j < count; ++j) {
+    const int32_t other = labels[j];
+    const Term t = policy.evaluate(cosine[j], threshold, other == label);
+    const bool valid = (other >= 0) & (j != skipped);
+    const float value = valid ? t.value : 0.0f;
+    loss += value;
+    if (kColumns) column_loss[j] += value;
+    const float other_weight = weights[j];
+    dthreshold += valid ? (weight + both * other_weight) * t.dthreshold : 0.0f;
+    if (kGradient) gradient[j] = valid ? (weight + mirror * other_weight) * t.dcosine : 0.0f;
+  }
+  return {loss, dthreshold};
+}
+
+// One row of a tile with a threshold per column identity: the two directions of a pair differ.
+template <bool kGradient, bool kColumns, class Policy>
+RowSums per_column_row(const Policy policy, const float* __restrict cosine,
+                       float* __restrict gradient, int32_t label, const int32_t* __restrict labels,
+                       int64_t m, int64_t skip, float a_threshold,
+                       const float* __restrict b_threshold, float weight,
+                       const float* __restrict weights, float mirror, float* __restrict column_loss,
+                       float* __restrict column_dthreshold) {
+  float loss = 0.0f, dthreshold = 0.0f;
+  const int32_t count = static_cast<int32_t>(m);
+  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
+#pragma omp simd reduction(+ : loss, dthreshold)
+  for (int32_t j = 0; j < count; ++j) {
+    const int32_t other = labels[j];
+    const bool valid = (other >= 0) & (j != skipped);
+    const Term forth = policy.evaluate(cosine[j], b_threshold[j], other == label);
+    const Term back = policy.evaluate(cosine[j], a_threshold, other == label);
+    const float other_weight = mirror * weights[j];
+    loss += valid ? forth.value : 0.0f;
+    column_dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
+    if (kColumns) {
+      column_loss[j] += valid ? back.value : 0.0f;
+      dthreshold += valid ? other_weight * back.dthreshold : 0.0f;
+    }
+    if (kGradient) {
+      gradient[j] = valid ? weight * forth.dcosine + other_weight * back.dcosine : 0.0f;
+    }
+  }
+  return {loss, dthreshold};
+}
+
+template <bool kGradient, bool kColumns, class Policy>
+void sum_tile(const Policy policy, const SumTile& t, int threads) {
+  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
+  std::vector<float> ones;
+  if (t.b_weights == nullptr) ones.assign(t.m, 1.0f);
+  const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
+  std::vector<float> column_loss(kColumns ? units * t.m : 0);
+  std::vector<float> column_dthreshold(t.per_column ? units * t.m : 0);
+  std::vector<float> row_dthreshold(t.n);
+  const float mirror = t.mirrored ? 1.0f : 0.0f;
+  const float both = kColumns ? 1.0f : 0.0f;
+
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
+    float* columns = kColumns ? column_loss.data() + unit * t.m : nullptr;
+    float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
+    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+      const float* cosine = t.product + i * t.stride;
+      float* gradient = kGradient ? static_cast<float*>(t.gradient) + i * t.stride : nullptr;
+      if (t.a_labels[i] < 0) {
+        if (kGradient) {
+          for (int64_t j = 0; j < t.m; ++j) gradient[j] = 0.0f;
+        }
+        continue;
+      }
+      const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
+      const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
+      const RowSums sums =
+          t.per_column
+              ? per_column_row<kGradient, kColumns>(
+                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, skip,
+                    t.a_threshold[i], t.b_threshold, weight, weights, mirror, columns, thresholds)
+              : scalar_row<kGradient, kColumns>(policy, cosine, gradient, t.a_labels[i], t.b_labels,
+                                                t.m, skip, t.b_threshold[0], weight, weights,
+                                                mirror, both, columns);
+      t.a_loss[i] += sums.loss;
+      row_dthreshold[i] = sums.dthreshold;
+    }
+  }
+
+  for (int64_t unit = 0; kColumns && unit < units; ++unit) {
+    for (int64_t j = 0; j < t.m; ++j) t.b_loss[j] += column_loss[unit * t.m + j];
+  }
+  for (int64_t unit = 0; column_thresholds && unit < units; ++unit) {
+    for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[j] += column_dthreshold[unit * t.m + j];
+  }
+  if (t.b_dthreshold == nullptr) return;
+  for (int64_t i = 0; i < t.n; ++i) {
+    if (!t.per_column) {
+      t.b_dthreshold[0] += row_dthreshold[i];
+    } else if (kColumns) {
+      t.a_dthreshold[i] += row_dthreshold[i];
+    }
+  }
+}
+
+template <class Policy>
+void sum_tile(const Policy policy, const SumTile& t, int threads) {
+  if (t.gradient != nullptr) {
+    if (t.b_loss != nullptr) {
+      sum_tile<true, true>(policy, t, threads);
+    } else {
+      sum_tile<true, false>(policy, t, threads);
+    }
+  } else {
+    if (t.b_loss != nullptr) {
+      sum_tile<false, true>(policy, t, threads);
+    } else {
+      sum_tile<false, false>(policy, t, threads);
+    }
+  }
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu

@@ -1,0 +1,53 @@
+// Division of rows by their norms, and its Jacobian. float32 only: the caller converts.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "unitsface/macros.h"
+#include "unitsface/tile_args.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+inline int64_t source_row(const int64_t* index, int64_t start, int64_t i) {
+  return index == nullptr ? start + i : index[i];
+}
+
+inline void unit_rows(const UnitRowsArgs& t, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    const float* __restrict x =
+        static_cast<const float*>(t.source) + source_row(t.index, t.start, i) * t.d;
+    float* __restrict unit = static_cast<float*>(t.unit) + i * t.d;
+    float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t k = 0; k < t.d; ++k) squares += x[k] * x[k];
+    const float norm = std::sqrt(squares);
+    const float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
+    t.inverse_norms[i] = inverse;
+#pragma omp simd
+    for (int64_t k = 0; k < t.d; ++k) unit[k] = x[k] * inverse;
+  }
+}
+
+inline void unit_rows_backward(const UnitRowsBackwardArgs& t, int threads) {
+  const float scale = t.scale == nullptr ? 1.0f : *t.scale;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    const float* x = static_cast<const float*>(t.source) + source_row(t.index, t.start, i) * t.d;
+    const float* g = t.d_unit + i * t.d;
+    float* out = static_cast<float*>(t.out) + i * t.d;  // may be g
+    const float inverse = t.inverse_norms[i];
+    float along = 0.0f;
+#pragma omp simd reduction(+ : along)
+    for (int64_t k = 0; k < t.d; ++k) along += g[k] * x[k];
+    // A clamped norm is a constant: no component along the row is taken out.
+    along = inverse < 1.0f / kNormEps ? along * inverse * inverse : 0.0f;
+#pragma omp simd
+    for (int64_t k = 0; k < t.d; ++k) out[k] = scale * inverse * (g[k] - along * x[k]);
+  }
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu

@@ -1,0 +1,224 @@
+// The only pybind11 file. Tensors arrive as data pointers; Python (backends/native/engine.py)
+// allocates, validates and keeps them alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kernels.h"
+#if defined(UF_WITH_CUDA)
+#include "cuda/kernels.h"
+#endif
+
+namespace py = pybind11;
+
+namespace unitsface {
+namespace {
+
+using Params = std::vector<float>;
+
+void require(bool known, const std::string& loss) {
+  if (!known) throw std::invalid_argument("no native policy for loss '" + loss + "'");
+}
+
+// Binds an argument struct: constructed from keywords, pointers given as integers.
+template <class Args>
+struct Fields {
+  py::class_<Args> binding;
+
+  Fields(py::module_& m, const char* name) : binding(m, name) {
+    binding.def(py::init([](const py::kwargs& values) {
+      auto args = std::make_unique<Args>();
+      const py::object view = py::cast(args.get(), py::return_value_policy::reference);
+      for (const auto& [name, value] : values) py::setattr(view, name, value);
+      return args;
+    }));
+  }
+
+  template <class T>
+  Fields& operator()(const char* name, T Args::* member) {
+    binding.def_property(
+        name,
+        [member](const Args& args) {
+          if constexpr (std::is_pointer_v<T>) {
+            return reinterpret_cast<std::uintptr_t>(args.*member);
+          } else if constexpr (std::is_enum_v<T>) {
+            return static_cast<int>(args.*member);
+          } else {
+            return args.*member;
+          }
+        },
+        [member](Args& args, const py::object& value) {
+          if constexpr (std::is_pointer_v<T>) {
+            args.*member = reinterpret_cast<T>(value.cast<std::uintptr_t>());
+          } else if constexpr (std::is_enum_v<T>) {
+            args.*member = static_cast<T>(value.cast<int>());
+          } else {
+            args.*member = value.cast<T>();
+          }
+        });
+    return *this;
+  }
+};
+
+template <class Args>
+void bind_sum_tile(py::module_& m, const char* name) {
+  Fields<Args>(m, name)("product", &Args::product)("gradient", &Args::gradient)(
+      "gradient_dtype", &Args::gradient_dtype)("gradient_scale", &Args::gradient_scale)(
+      "n", &Args::n)("m", &Args::m)("stride", &Args::stride)("a_labels", &Args::a_labels)(
+      "b_labels", &Args::b_labels)("a_threshold", &Args::a_threshold)(
+      "b_threshold", &Args::b_threshold)("per_column", &Args::per_column)(
+      "a_weights", &Args::a_weights)("b_weights", &Args::b_weights)("a_loss", &Args::a_loss)(
+      "b_loss", &Args::b_loss)("a_dthreshold", &Args::a_dthreshold)(
+      "b_dthreshold", &Args::b_dthreshold)("skip", &Args::skip)("mirrored", &Args::mirrored);
+}
+
+void bind_arguments(py::module_& m) {
+  bind_sum_tile<cpu::SumTile>(m, "CpuSumTile");
+#if defined(UF_WITH_CUDA)
+  bind_sum_tile<cuda::SumTile>(m, "CudaSumTile");
+#endif
+  using L = LogsumexpTileArgs;
+  Fields<L>(m, "LogsumexpTile")("product", &L::product)("n", &L::n)("m", &L::m)(
+      "stride", &L::stride)("targets", &L::targets)("start", &L::start)("maximum", &L::maximum)(
+      "total", &L::total)("target_cosine", &L::target_cosine);
+  using G = LogsumexpGradientArgs;
+  Fields<G>(m, "LogsumexpGradientTile")("product", &G::product)("gradient", &G::gradient)(
+      "gradient_dtype", &G::gradient_dtype)("gradient_scale", &G::gradient_scale)("n", &G::n)(
+      "m", &G::m)("stride", &G::stride)("targets", &G::targets)("start", &G::start)(
+      "log_negatives", &G::log_negatives)("negative_weight", &G::negative_weight)(
+      "target_gradient", &G::target_gradient);
+  using U = UnitRowsArgs;
+  Fields<U>(m, "UnitRows")("source", &U::source)("source_dtype", &U::source_dtype)(
+      "index", &U::index)("start", &U::start)("n", &U::n)("d", &U::d)("unit", &U::unit)(
+      "unit_dtype", &U::unit_dtype)("inverse_norms", &U::inverse_norms);
+  using B = UnitRowsBackwardArgs;
+  Fields<B>(m, "UnitRowsBackward")("d_unit", &B::d_unit)("source", &B::source)(
+      "source_dtype", &B::source_dtype)("index", &B::index)("start", &B::start)("n", &B::n)(
+      "d", &B::d)("inverse_norms", &B::inverse_norms)("out", &B::out)("out_dtype", &B::out_dtype)(
+      "scale", &B::scale);
+}
+
+void bind_cpu(py::module_ m) {
+  using Unlock = py::call_guard<py::gil_scoped_release>;
+  m.def("isa", [] { return std::string(cpu::kernels().isa); });
+  m.def("compiled_isas", &cpu::compiled_isas);
+  m.def("usable_isas", &cpu::usable_isas);
+  m.def(
+      "sum_tile",
+      [](const std::string& loss, const Params& params, const cpu::SumTile& args, int threads) {
+        require(cpu::kernels().sum_tile(loss.c_str(), params.data(), args, threads), loss);
+      },
+      Unlock());
+  m.def(
+      "logsumexp_tile",
+      [](const std::string& loss, const Params& params, const LogsumexpTileArgs& args,
+         int threads) {
+        require(cpu::kernels().logsumexp_tile(loss.c_str(), params.data(), args, threads), loss);
+      },
+      Unlock());
+  m.def(
+      "logsumexp_gradient_tile",
+      [](const std::string& loss, const Params& params, const LogsumexpGradientArgs& args,
+         int threads) {
+        require(cpu::kernels().logsumexp_gradient_tile(loss.c_str(), params.data(), args, threads),
+                loss);
+      },
+      Unlock());
+  m.def(
+      "positive_rows",
+      [](const std::string& loss, const Params& params, std::uintptr_t cosine, int64_t n,
+         std::uintptr_t logit, std::uintptr_t slope) {
+        require(cpu::kernels().positive_rows(
+                    loss.c_str(), params.data(), reinterpret_cast<const float*>(cosine), n,
+                    reinterpret_cast<float*>(logit), reinterpret_cast<float*>(slope)),
+                loss);
+      },
+      Unlock());
+  m.def(
+      "unit_rows",
+      [](const UnitRowsArgs& args, int threads) { cpu::kernels().unit_rows(args, threads); },
+      Unlock());
+  m.def(
+      "unit_rows_backward",
+      [](const UnitRowsBackwardArgs& args, int threads) {
+        cpu::kernels().unit_rows_backward(args, threads);
+      },
+      Unlock());
+}
+
+#if defined(UF_WITH_CUDA)
+float* floats(std::uintptr_t address) { return reinterpret_cast<float*>(address); }
+void* handle(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void bind_cuda(py::module_ m) {
+  using Unlock = py::call_guard<py::gil_scoped_release>;
+  m.def("device_count", [] {
+    std::string reason;
+    const int count = cuda::device_count(&reason);
+    return std::make_pair(count, reason);
+  });
+  m.def("compiled_archs", &cuda::compiled_archs);
+  m.def("sum_tile_scratch", &cuda::sum_tile_scratch);
+  m.def("logsumexp_tile_scratch", &cuda::logsumexp_tile_scratch);
+  m.def(
+      "sum_tile",
+      [](const std::string& loss, const Params& params, const cuda::SumTile& args,
+         std::uintptr_t scratch, std::uintptr_t stream) {
+        cuda::sum_tile(loss, params.data(), args, floats(scratch), handle(stream));
+      },
+      Unlock());
+  m.def(
+      "logsumexp_tile",
+      [](const std::string& loss, const Params& params, const LogsumexpTileArgs& args,
+         std::uintptr_t scratch, std::uintptr_t stream) {
+        cuda::logsumexp_tile(loss, params.data(), args, floats(scratch), handle(stream));
+      },
+      Unlock());
+  m.def(
+      "logsumexp_gradient_tile",
+      [](const std::string& loss, const Params& params, const LogsumexpGradientArgs& args,
+         std::uintptr_t stream) {
+        cuda::logsumexp_gradient_tile(loss, params.data(), args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "positive_rows",
+      [](const std::string& loss, const Params& params, std::uintptr_t cosine, int64_t n,
+         std::uintptr_t logit, std::uintptr_t slope, std::uintptr_t stream) {
+        cuda::positive_rows(loss, params.data(), floats(cosine), n, floats(logit), floats(slope),
+                            handle(stream));
+      },
+      Unlock());
+  m.def(
+      "unit_rows",
+      [](const UnitRowsArgs& args, std::uintptr_t stream) {
+        cuda::unit_rows(args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "unit_rows_backward",
+      [](const UnitRowsBackwardArgs& args, std::uintptr_t stream) {
+        cuda::unit_rows_backward(args, handle(stream));
+      },
+      Unlock());
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Tile kernels of unitsface_kernels; see csrc/include/unitsface/tile_args.h.";
+  m.attr("NO_SKIP") = INT64_MIN;
+  bind_arguments(m);
+  bind_cpu(m.def_submodule("cpu"));
+#if defined(UF_WITH_CUDA)
+  bind_cuda(m.def_submodule("cuda"));
+#endif
+}
+
+}  // namespace unitsface
