@@ -207,9 +207,16 @@ def similarity_loss_backward(
         if reduction == "mean":
             weights = weights / call.counted()
         gradients = dispatch.load(backend).backward(call, state, weights.contiguous())
-    return tuple(
-        rows.new_empty(0) if gradient is None or like is None else gradient.to(like.dtype)
-        for gradient, like in zip(gradients, (rows, columns, threshold), strict=True)
+
+    def finished(gradient: Tensor | None, like: Tensor | None) -> Tensor:
+        if gradient is None or like is None:
+            return rows.new_empty(0)
+        return gradient.to(like.dtype)
+
+    return (
+        finished(gradients[0], rows),
+        finished(gradients[1], columns),
+        finished(gradients[2], threshold),
     )
 
 

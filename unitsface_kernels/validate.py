@@ -48,9 +48,7 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
 
 def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
     if a.device != b.device:
-        raise ValueError(
-            f"{second} must be on the device of {first} ({a.device}), got {b.device}"
-        )
+        raise ValueError(f"{second} must be on the device of {first} ({a.device}), got {b.device}")
 
 
 def labels(name: str, value: Tensor, count: int, like: Tensor, counted: str = "feats") -> None:
@@ -172,7 +170,6 @@ def report_pending() -> None:
         if bool(verdict):
             _pending.clear()
             raise ValueError(f"{message}, got others in an earlier call")
-
 
 
 def call_labels(

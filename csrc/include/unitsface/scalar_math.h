@@ -42,13 +42,21 @@ UF_HOST_DEVICE float exp_clamped(float x) {
 #endif
 }
 
-// log(1 + e) for 0 <= e <= 1, relative error below 2e-7 down to e = 0.
-UF_HOST_DEVICE float log1p_unit(float e) {
+// x / y for 1 <= y <= 3. The GPU's exact division has a branch for the extremes of y, around which
+// the compiler cannot move instructions; the approximate one errs by 2 ulp at most.
+UF_HOST_DEVICE float divide_by_unit(float x, float y) {
 #if defined(__CUDA_ARCH__)
-  return log1pf(e);
+  return __fdividef(x, y);
 #else
+  return x / y;
+#endif
+}
+
+// log(1 + e) for 0 <= e <= 1, relative error below 2e-7 (CUDA: 4e-7) down to e = 0. Half as many
+// instructions as CUDA's log1pf, and no branch.
+UF_HOST_DEVICE float log1p_unit(float e) {
   // 2 atanh(t) with t = e / (2 + e) <= 1/3; the first term left out is t^17 / 17.
-  const float t = e / (2.0f + e);
+  const float t = divide_by_unit(e, 2.0f + e);
   const float u = t * t;
   float p = 1.0f / 15.0f;
   p = p * u + 1.0f / 13.0f;
@@ -58,7 +66,6 @@ UF_HOST_DEVICE float log1p_unit(float e) {
   p = p * u + 1.0f / 5.0f;
   p = p * u + 1.0f / 3.0f;
   return 2.0f * t + 2.0f * t * u * p;
-#endif
 }
 
 struct Softplus {
@@ -69,7 +76,7 @@ struct Softplus {
 // max(z, 0) + log1p(e^-|z|), and the sigmoid from the same exponential.
 UF_HOST_DEVICE Softplus softplus(float z) {
   const float e = exp_clamped(-fabsf(z));
-  const float inverse = 1.0f / (1.0f + e);
+  const float inverse = divide_by_unit(1.0f, 1.0f + e);
   return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : e * inverse};
 }
 

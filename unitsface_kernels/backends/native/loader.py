@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 
 import torch  # noqa: F401  (first: the extension shares the OpenMP runtime that Torch maps)
@@ -11,7 +12,7 @@ import torch  # noqa: F401  (first: the extension shares the OpenMP runtime that
 @functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        from unitsface_kernels import _native
+        _native = importlib.import_module("unitsface_kernels._native")
     except ImportError as error:
         return None, (
             f"the compiled extension cannot be imported ({error}); build it with "

@@ -55,6 +55,18 @@ class Call:
         return (self.row_labels != -1).sum().clamp(min=1).to(torch.float32)
 
 
+def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(N,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
+
+    Gradient tiles in float16 would overflow under loss scaling; the scale is applied in float32
+    when the rows' gradients are finished.
+    """
+    if call.compute_dtype != torch.float16 or weights.numel() == 0:
+        return weights, None
+    scale = weights.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return weights / scale, scale
+
+
 @dataclass
 class Result:
     """What a forward pass returns; gradients are float32, for an upstream gradient of one.

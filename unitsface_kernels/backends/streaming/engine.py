@@ -110,7 +110,13 @@ class Engine(Protocol):
         """
 
     def logsumexp_tile(
-        self, a: Tensor, b: Tensor, targets: Tensor, start: int, maximum: Tensor, total: Tensor,
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        maximum: Tensor,
+        total: Tensor,
         target_cosine: Tensor,
     ) -> None:
         """Folds a tile's negatives into (n,) ``maximum`` and ``total`` = sum exp(z - maximum).
@@ -123,8 +129,14 @@ class Engine(Protocol):
         """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
 
     def logsumexp_gradient_tile(
-        self, a: Tensor, b: Tensor, targets: Tensor, start: int, log_negatives: Tensor,
-        negative_weight: Tensor, target_gradient: Tensor,
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        log_negatives: Tensor,
+        negative_weight: Tensor,
+        target_gradient: Tensor,
     ) -> Tensor:
         """(n, m) d loss / d cosine.
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call, Gradients, Result
+from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
 
 
@@ -31,11 +31,12 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
     log_negatives, target_cosine = state.unbind(0)
+    weights, scale = split_weights(call, weights)
     _, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
     negative_weight = torch.where(call.row_labels == -1, 0.0, weights * share)
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
-    return _gradients(call, engine, log_negatives, negative_weight, target_gradient)
+    return _gradients(call, engine, log_negatives, negative_weight, target_gradient, scale)
 
 
 def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
@@ -49,9 +50,7 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     row_block, column_block = engine.class_block
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        columns, _ = engine.unit_rows(
-            call.columns, start, stop, call.column_index, reuse=True
-        )
+        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index, reuse=True)
         for first in range(0, count, row_block):
             block = slice(first, min(first + row_block, count))
             engine.logsumexp_tile(
@@ -94,6 +93,7 @@ def _gradients(
     log_negatives: Tensor,
     negative_weight: Tensor,
     target_gradient: Tensor,
+    scale: Tensor | None,
 ) -> Gradients:
     rows, columns = call.rows, call.columns
     assert columns is not None
@@ -133,8 +133,9 @@ def _gradients(
                 start,
                 column_norms,
                 d_columns[start:stop],
-                index=call.column_index,
+                scale,
+                call.column_index,
             )
     if d_rows is not None:
-        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows, scale)
     return d_rows, d_columns, None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .call import Call, Gradients, Result
+from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, SumTile
 
 
@@ -37,7 +37,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses, by recomputing the tiles."""
-    return _stream(call, engine, weights, None, True)[1]
+    return _stream(call, engine, *split_weights(call, weights), True)[1]
 
 
 def _stream(

@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`.
+# `make env` creates .venv once and again when pyproject.toml or a native source changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned for a reproducible CPU environment; on a CUDA machine use your own Torch, see the README.
+TORCH ?= torch==2.13.0
+# What editing requires a rebuild.
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: env demo demo-quick test test-slow bench lint format clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e '.[train,test,bench,lint]'
+	$(BIN)/python -m unitsface_kernels
+	touch $@
+
+demo: env
+	$(BIN)/python train/demo.py
+
+demo-quick: env
+	$(BIN)/python train/demo.py --quick
+
+test: env
+	$(BIN)/python -m pytest python_tests
+
+test-slow: env
+	$(BIN)/python -m pytest python_tests -m slow
+
+bench: env
+	$(BIN)/python -m bench
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:
+	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV)

@@ -1,0 +1,84 @@
+"""Tiles on CUDA: cuBLAS products into an L2-sized buffer, the extension's epilogues on it.
+
+Everything is enqueued on the current stream of the rows' device; nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..streaming import Call
+from .engine import NativeEngine
+
+# A float32 product tile of 32 MB stays in the 40-60 MB L2 cache of A100 and H100 next to its
+# operands. Not measured yet.
+ROW_BLOCK = 2048
+COLUMN_BLOCK = 4096
+FLOAT16_LARGEST = 2.0**15
+
+
+class CudaEngine(NativeEngine):
+    """Operands in the compute dtype; products and gradients accumulate in float32."""
+
+    sum_block = (COLUMN_BLOCK, COLUMN_BLOCK)
+    class_block = (ROW_BLOCK, COLUMN_BLOCK)
+    stat_dtype = torch.float32
+    sum_tile_arguments = "CudaSumTile"
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.operand_dtype = call.compute_dtype
+        if call.compute_dtype == torch.float16:
+            self.gradient_scale = _float16_scale(call)
+
+    def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
+        cuda = self.native.cuda
+        extra: tuple[int, ...] = ()
+        if scratch is not None:
+            floats = getattr(cuda, name + "_scratch")(*scratch)
+            extra = (self._buffer("scratch", floats).data_ptr(),)
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            getattr(cuda, name)(*arguments, *extra, stream)
+
+    def prepare_labels(
+        self, row_labels: Tensor, column_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert column_labels is not None
+        return row_labels, column_labels
+
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        if left.dtype == torch.float32:
+            return torch.mm(left, right, out=out)
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._mm(a, b.T, self._buffer("product", a.shape[0], b.shape[0]))
+
+    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        if left.dtype == torch.float32:
+            total.addmm_(left, right)
+        else:
+            total.add_(
+                self._mm(left, right, self._buffer("partial", *total.shape)),
+                alpha=1.0 / self.gradient_scale,
+            )
+
+    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
+        result = self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))
+        return result if self.gradient_scale == 1.0 else result.div_(self.gradient_scale)
+
+
+def _float16_scale(call: Call) -> float:
+    """The power of two that brings the largest gradient of a tile just below overflow.
+
+    d loss / d cosine is at most 2 s times a row's weight, which the drivers keep at most 1. At
+    s = 64 this is 2^8: softmax probabilities down to 1e-11 are not rounded to 0.
+    """
+    names = [parameter.name for parameter in call.spec.parameters]
+    largest = 2.0 * call.params[names.index("scale")]
+    return 2.0 ** math.floor(math.log2(FLOAT16_LARGEST / largest))

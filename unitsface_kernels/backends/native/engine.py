@@ -1,0 +1,237 @@
+"""What the CPU and the CUDA engine have in common: arguments of the extension's tile kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..streaming import Call, SumTile
+from .loader import extension
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class NativeEngine:
+    """See :class:`unitsface_kernels.backends.streaming.Engine`.
+
+    Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
+    """
+
+    #: Element type of unit rows and of gradient tiles, the operands of the products.
+    operand_dtype = torch.float32
+    #: Factor of gradient tiles as they are stored.
+    gradient_scale = 1.0
+    sum_tile_arguments: str
+
+    def __init__(self, call: Call) -> None:
+        self.native = extension()
+        self.loss = call.spec.name
+        self.params = list(call.params)
+        self.per_column = call.spec.threshold == "per_column"
+        self.device = call.rows.device
+        self.buffers: dict[str, Tensor] = {}
+
+    def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
+        raise NotImplementedError
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, D), (m, D) -> (n, m) float32 cosines, valid until the next product."""
+        raise NotImplementedError
+
+    def _buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Scratch that the next buffer of this name overwrites."""
+        size = math.prod(shape)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype, device=self.device)
+            self.buffers[name] = buffer
+        return buffer[:size].view(shape)
+
+    def _gradient_buffer(self, product: Tensor) -> Tensor:
+        """Where a gradient tile goes: over the product if it has the operands' dtype."""
+        if product.dtype == self.operand_dtype:
+            return product
+        return self._buffer("gradient", *product.shape, dtype=self.operand_dtype)
+
+    def unit_rows(
+        self,
+        source: Tensor,
+        start: int,
+        stop: int,
+        index: Tensor | None = None,
+        reuse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        count, size = stop - start, source.shape[1]
+        if reuse:
+            unit = self._buffer("unit", count, size, dtype=self.operand_dtype)
+            inverse_norms = self._buffer("norms", count)
+        else:
+            unit = torch.empty(count, size, dtype=self.operand_dtype, device=self.device)
+            inverse_norms = torch.empty(count, dtype=torch.float32, device=self.device)
+        source, start, index = self._readable(source, start, count, index)
+        self._kernel(
+            "unit_rows",
+            self.native.UnitRows(
+                source=source.data_ptr(),
+                source_dtype=DTYPE_CODES[source.dtype],
+                index=address(index),
+                start=start,
+                n=count,
+                d=size,
+                unit=unit.data_ptr(),
+                unit_dtype=DTYPE_CODES[unit.dtype],
+                inverse_norms=inverse_norms.data_ptr(),
+            ),
+        )
+        return unit, inverse_norms
+
+    def unit_rows_backward(
+        self,
+        d_unit: Tensor,
+        source: Tensor,
+        start: int,
+        inverse_norms: Tensor,
+        out: Tensor,
+        scale: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> None:
+        count, size = d_unit.shape
+        source, start, index = self._readable(source, start, count, index)
+        result = self._writable(out, d_unit)
+        self._kernel(
+            "unit_rows_backward",
+            self.native.UnitRowsBackward(
+                d_unit=d_unit.data_ptr(),
+                source=source.data_ptr(),
+                source_dtype=DTYPE_CODES[source.dtype],
+                index=address(index),
+                start=start,
+                n=count,
+                d=size,
+                inverse_norms=inverse_norms.data_ptr(),
+                out=result.data_ptr(),
+                out_dtype=DTYPE_CODES[result.dtype],
+                scale=address(scale),
+            ),
+        )
+        if result is not out:
+            out.copy_(result)
+
+    def _readable(
+        self, source: Tensor, start: int, count: int, index: Tensor | None
+    ) -> tuple[Tensor, int, Tensor | None]:
+        """The rows' source, first row and index in a form that the kernels read."""
+        return source, start, None if index is None else index[start : start + count]
+
+    def _writable(self, out: Tensor, fallback: Tensor) -> Tensor:
+        """``out``, or ``fallback`` if the kernels cannot write its dtype."""
+        return out
+
+    def sum_tile(self, tile: SumTile) -> Tensor | None:
+        product = self._product(tile.a, tile.b)
+        n, m = product.shape
+        gradient = self._gradient_buffer(product) if tile.gradient else None
+        d_rows = d_columns = tile.d_threshold
+        if self.per_column and tile.d_threshold is not None:
+            d_rows = tile.d_threshold[tile.a_start : tile.a_start + n]
+            d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
+        arguments = getattr(self.native, self.sum_tile_arguments)(
+            product=product.data_ptr(),
+            gradient=address(gradient),
+            gradient_dtype=DTYPE_CODES[self.operand_dtype],
+            gradient_scale=self.gradient_scale,
+            n=n,
+            m=m,
+            stride=m,
+            a_labels=tile.a_labels.data_ptr(),
+            b_labels=tile.b_labels.data_ptr(),
+            a_threshold=tile.a_threshold.data_ptr(),
+            b_threshold=tile.b_threshold.data_ptr(),
+            per_column=self.per_column,
+            a_weights=address(tile.a_weights),
+            b_weights=address(tile.b_weights),
+            a_loss=tile.a_loss.data_ptr(),
+            b_loss=address(tile.b_loss),
+            a_dthreshold=address(d_rows),
+            b_dthreshold=address(d_columns),
+            skip=tile.a_start - tile.b_start if tile.exclude_diagonal else self.native.NO_SKIP,
+            mirrored=tile.mirrored,
+        )
+        self._kernel("sum_tile", self.loss, self.params, arguments, scratch=(n, m))
+        return gradient
+
+    def logsumexp_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        maximum: Tensor,
+        total: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        product = self._product(a, b)
+        n, m = product.shape
+        arguments = self.native.LogsumexpTile(
+            product=product.data_ptr(),
+            n=n,
+            m=m,
+            stride=m,
+            targets=targets.data_ptr(),
+            start=start,
+            maximum=maximum.data_ptr(),
+            total=total.data_ptr(),
+            target_cosine=target_cosine.data_ptr(),
+        )
+        self._kernel("logsumexp_tile", self.loss, self.params, arguments, scratch=(n, m))
+
+    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+        target_cosine = target_cosine.contiguous()
+        logits, slope = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
+        self._kernel(
+            "positive_rows",
+            self.loss,
+            self.params,
+            target_cosine.data_ptr(),
+            target_cosine.shape[0],
+            logits.data_ptr(),
+            slope.data_ptr(),
+        )
+        return logits, slope
+
+    def logsumexp_gradient_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        log_negatives: Tensor,
+        negative_weight: Tensor,
+        target_gradient: Tensor,
+    ) -> Tensor:
+        product = self._product(a, b)
+        n, m = product.shape
+        gradient = self._gradient_buffer(product)
+        arguments = self.native.LogsumexpGradientTile(
+            product=product.data_ptr(),
+            gradient=gradient.data_ptr(),
+            gradient_dtype=DTYPE_CODES[self.operand_dtype],
+            gradient_scale=self.gradient_scale,
+            n=n,
+            m=m,
+            stride=m,
+            targets=targets.data_ptr(),
+            start=start,
+            log_negatives=log_negatives.data_ptr(),
+            negative_weight=negative_weight.data_ptr(),
+            target_gradient=target_gradient.data_ptr(),
+        )
+        self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
+        return gradient
