@@ -10,18 +10,18 @@ from torch import Tensor
 from ..streaming import Call
 from .engine import NativeEngine
 
-# A tile of 4 MB and a column block of 2 MB (D = 512) stay in a last-level cache of 8 MB and more;
-# products lose speed below about 512 columns. Measured with bench/tile_sizes.py.
-ROW_BLOCK = 1024
-COLUMN_BLOCK = 1024
+# A tile of 4 MB stays in the last-level cache with its operands; of the shapes with that size (and
+# of smaller and larger ones, `python -m bench.tile_sizes`) these lose least to the bare products.
+PAIR_BLOCK = 1024
+CLASS_BLOCK = (512, 2048)
 INT32_MAX = 2**31 - 1
 
 
 class CpuEngine(NativeEngine):
     """Products are float32 whatever the inputs: half-precision rows are widened tile by tile."""
 
-    sum_block = (ROW_BLOCK, COLUMN_BLOCK)
-    class_block = (ROW_BLOCK, COLUMN_BLOCK)
+    sum_block = (PAIR_BLOCK, PAIR_BLOCK)
+    class_block = CLASS_BLOCK
     stat_dtype = torch.float64
     sum_tile_arguments = "CpuSumTile"
 

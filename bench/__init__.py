@@ -1,0 +1,1 @@
+"""Benchmarks: fused losses against eager formulations of the same work."""

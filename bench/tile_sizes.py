@@ -1,0 +1,38 @@
+"""``python -m bench.tile_sizes``: the CPU tile sizes, interleaved, for a change of processor.
+
+The only benchmark that looks below the public API: it sets the engine's block sizes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from unitsface_kernels.backends.native.cpu_engine import CpuEngine
+
+from .workloads import WORKLOADS, step
+
+PAIR_BLOCKS = (512, 1024, 2048)
+CLASS_BLOCKS = ((256, 2048), (512, 1024), (512, 2048), (512, 4096), (1024, 1024), (1024, 2048))
+ROUNDS = 7
+
+
+def compare(workload_name: str, attribute: str, blocks: tuple) -> None:
+    workload = WORKLOADS[workload_name]
+    inputs, loss = workload.inputs(), workload.contestants()["native"]
+    times: dict[tuple, list[float]] = {block: [] for block in blocks}
+    for _ in range(ROUNDS):
+        for block in blocks:
+            setattr(CpuEngine, attribute, block)
+            start = time.perf_counter()
+            step(loss, inputs)
+            times[block].append(time.perf_counter() - start)
+    for block, samples in times.items():
+        low, high = min(samples), max(samples)
+        median = statistics.median(samples)
+        print(f"{workload_name:12} {block}: {median:.3f} s ({low:.3f}-{high:.3f})")
+
+
+if __name__ == "__main__":
+    compare("pair-8k", "sum_block", tuple((b, b) for b in PAIR_BLOCKS))
+    compare("class-casia", "class_block", CLASS_BLOCKS)
