@@ -23,6 +23,9 @@ class MarginSoftmaxLoss(nn.Module):
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
     """
 
+    #: Name in the registry of losses.
+    loss = "margin_softmax"
+
     def __init__(
         self,
         embedding_size: int,
@@ -134,6 +137,9 @@ class USSLoss(nn.Module):
     Shape:
         feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
     """
+
+    #: Name in the registry of losses.
+    loss = "uss"
 
     def __init__(
         self,
