@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -22,9 +23,14 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     return load(name).unavailable(device_type, dtype)
 
 
+def _usable(device_type: str, dtype: torch.dtype) -> Iterator[str]:
+    # Lazy: "auto" imports no backend that is slower than the one it takes.
+    return (n for n in _preference(device_type) if unavailable(n, device_type, dtype) is None)
+
+
 def available(device_type: str, dtype: torch.dtype = torch.float32) -> list[str]:
     """Backends that can run such tensors here, fastest first."""
-    return [n for n in _preference(device_type) if unavailable(n, device_type, dtype) is None]
+    return list(_usable(device_type, dtype))
 
 
 def _preference(device_type: str) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
         backend = os.environ.get("UNITSFACE_BACKEND", "auto")
         choice("UNITSFACE_BACKEND", backend, ("auto", *BACKENDS))
     if backend == "auto":
-        return available(device_type, dtype)[0]
+        return next(_usable(device_type, dtype))
     reason = unavailable(backend, device_type, dtype)
     if reason is not None:
         others = ", ".join(available(device_type, dtype))

@@ -42,11 +42,13 @@ UF_HOST_DEVICE float exp_clamped(float x) {
 #endif
 }
 
-// x / y for 1 <= y <= 3. The GPU's exact division has a branch for the extremes of y, around which
-// the compiler cannot move instructions; the approximate one errs by 2 ulp at most.
+// x / y for 1 <= y <= 3. The GPU's exact division has a branch for the extremes of y, across which
+// the compiler cannot interleave elements; this one errs by 2 ulp at most.
 UF_HOST_DEVICE float divide_by_unit(float x, float y) {
 #if defined(__CUDA_ARCH__)
-  return __fdividef(x, y);
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+  return x * inverse;
 #else
   return x / y;
 #endif
@@ -66,6 +68,23 @@ UF_HOST_DEVICE float log1p_unit(float e) {
   p = p * u + 1.0f / 5.0f;
   p = p * u + 1.0f / 3.0f;
   return 2.0f * t + 2.0f * t * u * p;
+}
+
+// cos(pi x) and sin(pi x). CUDA's cos and sin keep a stack frame for reducing huge arguments.
+UF_HOST_DEVICE double cos_half_turns(double x) {
+#if defined(__CUDA_ARCH__)
+  return cospi(x);
+#else
+  return cos(3.14159265358979323846 * x);
+#endif
+}
+
+UF_HOST_DEVICE double sin_half_turns(double x) {
+#if defined(__CUDA_ARCH__)
+  return sinpi(x);
+#else
+  return sin(3.14159265358979323846 * x);
+#endif
 }
 
 struct Softplus {

@@ -1,1 +1,91 @@
-def unavailable(d, t): return "not built"
+"""Triton backend: product, policy and reduction fused in one kernel per tile.
+
+Importing this module needs neither triton nor a GPU; what is missing is what
+:func:`unavailable` answers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import streaming
+
+if TYPE_CHECKING:
+    from ..streaming import Call, Result
+    from ..streaming.call import Gradients
+    from .engine import TritonEngine
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MINIMUM_CAPABILITY = (8, 0)
+
+
+@cache
+def _broken() -> str | None:
+    """Why the kernels cannot be imported; None if they can."""
+    try:
+        importlib.import_module(".engine", __name__)
+    except Exception as error:  # whatever a broken installation raises
+        return f"triton cannot be used: {type(error).__name__}: {error}"
+    return None
+
+
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run such tensors; None if it can."""
+    reason = _broken()
+    if reason is not None:
+        return reason
+    if dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        return f"it computes in {names} only"
+    from . import launch
+
+    if device_type == "cpu":
+        if launch.INTERPRETED:
+            return None
+        return "Triton runs CPU tensors only under its interpreter (TRITON_INTERPRET=1)"
+    if device_type != "cuda":
+        return "it runs on CUDA devices only"
+    if not torch.cuda.is_available():
+        return "no usable CUDA device"
+    if launch.INTERPRETED:
+        return "TRITON_INTERPRET=1 leaves it to CPU tensors"
+    capability = torch.cuda.get_device_capability()
+    if capability < MINIMUM_CAPABILITY:
+        need, have = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
+        return f"it needs compute capability {need}, this device has {have}"
+    return None
+
+
+def _engine(call: Call, gradients: bool) -> TritonEngine:
+    from .engine import TritonEngine
+
+    return TritonEngine(call, gradients=gradients)
+
+
+def _context(call: Call) -> ExitStack:
+    """Kernels launch on the tensors' device; autocast must not touch the library products."""
+    stack = ExitStack()
+    device = call.rows.device
+    stack.enter_context(torch.autocast(device.type, enabled=False))
+    if device.type == "cuda":
+        stack.enter_context(torch.cuda.device(device))
+    return stack
+
+
+def forward(call: Call, gradients: bool) -> Result:
+    """Loss, state and, with ``gradients``, the gradients for an upstream gradient of one."""
+    with _context(call):
+        tiles = gradients and call.need_any and call.spec.reduction == "sum"
+        return streaming.forward(call, _engine(call, tiles), gradients)
+
+
+def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
+    """Gradients of rows, columns and threshold for the rows' upstream gradients ``weights``."""
+    with _context(call):
+        return streaming.backward(call, _engine(call, True), state, weights)

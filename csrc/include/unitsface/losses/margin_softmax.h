@@ -22,14 +22,14 @@ struct MarginSoftmax {
     if (m1 == 1.0f && m2 == 0.0f) return {scale * (cosine - m3), scale};
     // Called once per row, so double precision costs nothing that shows.
     const double c = clamp_keep_nan(cosine, -1.0f, 1.0f);
-    const double angle = m1 * acos(c) + m2;
-    const double k = floor(angle / 3.14159265358979323846);
-    const double sign = 1.0 - 2.0 * (k - 2.0 * floor(0.5 * k));
-    const double target = sign * cos(angle) - 2.0 * k;
+    // Past k half turns, (-1)^k cos and (-1)^k sin of the angle are those of what remains of it.
+    const double half_turns = (m1 * acos(c) + m2) / 3.14159265358979323846;
+    const double k = floor(half_turns);
+    const double target = cos_half_turns(half_turns - k) - 2.0 * k;
     // d theta / d c is infinite at c = +-1; sin(theta) >= 1e-4 keeps it finite.
     const double sin_squared = 1.0 - c * c;
     const double sin_theta = sqrt(sin_squared > 1e-8 ? sin_squared : 1e-8);
-    const double slope = detached ? 1.0 : sign * sin(angle) * m1 / sin_theta;
+    const double slope = detached ? 1.0 : sin_half_turns(half_turns - k) * m1 / sin_theta;
     return {static_cast<float>(scale * (target - m3)), static_cast<float>(scale * slope)};
   }
 
