@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <cstdlib>
+#include <new>
 
 #include "cpu/kernels.h"
 #include "unitsface/losses.h"
@@ -13,6 +14,24 @@ inline namespace UF_ISA {
 // Rows per unit of work. Column sums are kept per unit and added in order, so that results do not
 // depend on the number of threads.
 constexpr int64_t kRowsPerUnit = 32;
+
+// Zeroed floats. Not std::vector: its out-of-line members would be merged by the linker across
+// instruction sets, and a plain processor could end up in AVX-512 code.
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<float*>(std::calloc(count > 0 ? count : 1, sizeof(float)))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() { return data_; }
+  float operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  float* data_;
+};
 
 // Sums of one row, in float: a tile is a few thousand columns, added up in 4 to 16 lanes.
 struct RowSums {
@@ -80,12 +99,12 @@ template <bool kGradient, bool kColumns, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
-  std::vector<float> ones;
-  if (t.b_weights == nullptr) ones.assign(t.m, 1.0f);
+  Scratch ones(t.b_weights == nullptr ? t.m : 0);
+  for (int64_t j = 0; t.b_weights == nullptr && j < t.m; ++j) ones.data()[j] = 1.0f;
   const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
-  std::vector<float> column_loss(kColumns ? units * t.m : 0);
-  std::vector<float> column_dthreshold(t.per_column ? units * t.m : 0);
-  std::vector<float> row_dthreshold(t.n);
+  Scratch column_loss(kColumns ? units * t.m : 0);
+  Scratch column_dthreshold(t.per_column ? units * t.m : 0);
+  Scratch row_dthreshold(t.n);
   const float mirror = t.mirrored ? 1.0f : 0.0f;
   const float both = kColumns ? 1.0f : 0.0f;
 
@@ -114,7 +133,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
                                                 t.m, skip, t.b_threshold[0], weight, weights,
                                                 mirror, both, columns);
       t.a_loss[i] += sums.loss;
-      row_dthreshold[i] = sums.dthreshold;
+      row_dthreshold.data()[i] = sums.dthreshold;
     }
   }
 

@@ -59,11 +59,17 @@ class SumTile:
 class Engine(Protocol):
     """Tile work of one backend on one device, for one call."""
 
-    #: Rows and columns of a tile.
-    sum_block: tuple[int, int]
-    class_block: tuple[int, int]
-    #: Accumulators of losses and thresholds.
-    stat_dtype: torch.dtype
+    @property
+    def sum_block(self) -> tuple[int, int]:
+        """Rows and columns of an in-batch tile; equal."""
+
+    @property
+    def class_block(self) -> tuple[int, int]:
+        """Rows and columns of a tile against a memory or classes."""
+
+    @property
+    def stat_dtype(self) -> torch.dtype:
+        """Accumulators of losses and of the threshold's gradient."""
 
     def __init__(self, call: Call) -> None: ...
 
