@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import dispatch, ops, validate
 from .backends import reference
@@ -201,6 +202,7 @@ def _similarity_loss(
             threshold,
             reduction,
         )
+    _refuse_transforms(feats, columns, threshold)
     device_type = feats.device.type
     compute_dtype = feats.dtype
     if torch.is_autocast_enabled(device_type):
@@ -227,3 +229,17 @@ def _similarity_loss(
         needed(threshold),
     )
     return loss
+
+
+def _refuse_transforms(*tensors: Tensor | None) -> None:
+    """torch.func and forward-mode tangents would be dropped silently by the operator."""
+    if torch.compiler.is_compiling():
+        return
+    dual = any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+    if dual or torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "fused losses run neither under torch.func transforms (grad, vmap, jvp, ...) nor "
+            'with forward-mode differentiation; use backend="reference" for those'
+        )

@@ -86,7 +86,7 @@ def threshold(name: str, value: object, like: Tensor, size: int | None = None) -
         if size is None and value.numel() != 1:
             raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
         same_device("feats", like, name, value)
-    elif not math.isfinite(value):
+    elif not abs(value) < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -99,7 +99,7 @@ def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{parameter.name} must be a float, got {type(value).__name__}")
-        if not math.isfinite(value):
+        if not abs(value) < math.inf:
             raise ValueError(f"{parameter.name} must be finite, got {value}")
         if parameter.minimum is not None and value <= parameter.minimum:
             raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")

@@ -61,14 +61,17 @@ def similarity_loss(
     with torch.autocast(rows.device.type, enabled=False):
         rows = rows.to(dtype)
         other = rows if columns is None else columns.to(dtype)
+        # Compared as int64: uint8 has no -1.
+        row_labels = row_labels.to(torch.int64)
         if column_index is not None:
-            other = other.index_select(0, column_index)
+            other = other.index_select(0, column_index.to(torch.int64))
         cosine = cosines(rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:
             column_labels = row_labels
         assert column_labels is not None
+        column_labels = column_labels.to(torch.int64)
         valid = (row_labels != -1)[:, None] & (column_labels >= 0)[None, :]
         same = row_labels[:, None] == column_labels[None, :]
         if columns is None:

@@ -1,0 +1,344 @@
+"""The parity cases, one list for every loss of the registry, and the problems they build.
+
+A new loss joins by being registered. ``VARIANTS`` gives it more than its default parameters.
+
+Why this grid: sizes sit on either side of one (1), of a vector (7), of the interpreter's and the
+CPU's tiles (129, 1000 to 2500) and are no multiple of anything (48, 100, 513). Everything that
+changes masks, signs or magnitudes runs at the smallest size that shows it, because the value of a
+pair does not depend on how many there are; sizes, dtypes and parameters are crossed with the
+defaults, not with each other. Triton's interpreter takes milliseconds per tile: it leaves out the
+``heavy`` cases, which a GPU does run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import unitsface_kernels
+from unitsface_kernels.losses import REGISTRY, LossSpec
+
+Values = dict[str, Any]
+
+# Representative parameters of a loss besides its defaults; absent: none.
+VARIANTS: dict[str, dict[str, Values]] = {
+    "uss": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "margin_softmax": {
+        "normface": {"m3": 0.0, "scale": 20.0},
+        "arcface": {"m2": 0.5, "m3": 0.0},
+        "arcface-detached": {"m2": 0.5, "m3": 0.0, "margin_gradient": "detached"},
+        "sphereface": {"m1": 1.7, "m3": 0.0, "scale": 30.0},
+        "sphereface-two-turns": {"m1": 4.0, "m3": 0.0, "scale": 4.0},
+        "combined": {"m1": 1.2, "m2": 0.3, "m3": 0.2},
+    },
+}
+
+
+def variants(spec: LossSpec) -> dict[str, Values]:
+    return {"default": {}, **VARIANTS.get(spec.name, {})}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a problem looks like.
+
+    Attributes:
+        columns: classes, or samples of a memory; None: 11 classes, or the batch itself.
+        labels: "random"; "one" identity; "distinct" (no positives); "ignored" (every third row
+            and memory column is -1); "all ignored"; "wide" (beyond 32 bits); "columns ignored".
+        features: "random"; "identical"; "zeros" (some rows and columns are 0); "axes" (unit
+            vectors of the axes and their opposites: cosines exactly -1, 0, 1).
+        values: hyper-parameters, where the loss has them.
+        threshold_form: "float", "()" or "(1,)", for losses with a scalar threshold.
+        subset: classes are sampled by row index.
+        cancels: the gradient is a small difference of large terms.
+        heavy: too large for an interpreter.
+    """
+
+    name: str
+    rows: int = 7
+    dim: int = 48
+    columns: int | None = None
+    labels: str = "random"
+    features: str = "random"
+    values: Values = field(default_factory=dict)
+    threshold: float = 5.0
+    threshold_form: str = "()"
+    reduction: str = "mean"
+    label_dtype: torch.dtype = torch.int64
+    topology: str = "any"
+    subset: bool = False
+    column_gradient: bool = True
+    strided: bool = False
+    cancels: bool = False
+    heavy: bool = False
+    thresholds_only: bool = False
+
+    def applies(self, spec: LossSpec) -> bool:
+        if self.thresholds_only and spec.threshold != "scalar":
+            return False
+        return self.topology in ("any", spec.topology)
+
+
+CASES = [
+    # Sizes.
+    Case("one-row", rows=1, columns=5),
+    Case("two-rows", rows=2, columns=1),
+    Case("base"),
+    Case("columns", rows=7, columns=129, dim=100),
+    Case("rows", rows=129, dim=48),
+    Case("odd-dim", rows=33, columns=40, dim=513),
+    Case("dim-one", rows=9, dim=1, cancels=True),
+    Case("tiles", rows=1000, dim=100, heavy=True),
+    Case("tiles-mirrored", rows=1030, dim=48, heavy=True, reduction="none"),
+    Case("tiles-columns", rows=21, columns=2500, dim=100, heavy=True, labels="ignored"),
+    Case("tiles-both", rows=1100, columns=1100, dim=33, heavy=True),
+    Case("tiles-subset", rows=40, columns=2600, subset=True, topology="class", heavy=True),
+    Case("single-class", columns=1, topology="class"),
+    Case("no-rows", rows=0, columns=5),
+    Case("no-rows-in-batch", rows=0, topology="pair"),
+    Case("lone-row", rows=1, topology="pair"),
+    Case("no-columns", columns=0, labels="all ignored"),
+    Case("empty-memory", columns=0, topology="pair"),
+    Case("empty-subset", columns=0, subset=True, topology="class", labels="all ignored"),
+    # Labels.
+    Case("one-identity", labels="one"),
+    Case("one-identity-memory", labels="one", columns=9, topology="pair"),
+    Case("no-positives", labels="distinct", topology="pair"),
+    Case("no-positives-memory", labels="distinct", columns=9, topology="pair"),
+    Case("ignored", rows=9, labels="ignored"),
+    Case("ignored-memory", rows=9, columns=10, labels="ignored"),
+    Case("columns-ignored", columns=10, labels="columns ignored", topology="pair"),
+    Case("all-ignored", labels="all ignored"),
+    Case("all-ignored-none", columns=9, labels="all ignored", reduction="none"),
+    Case("wide-labels", labels="wide", topology="pair"),
+    Case("wide-labels-memory", labels="wide", columns=9, topology="pair"),
+    Case("int32", label_dtype=torch.int32, columns=9, labels="ignored"),
+    Case("int16", label_dtype=torch.int16, labels="ignored"),
+    Case("uint8", label_dtype=torch.uint8, columns=9, subset=True),
+    # Features.
+    Case("identical", features="identical", cancels=True),
+    Case("identical-memory", features="identical", columns=9, cancels=True),
+    Case("zeros", features="zeros", columns=9),
+    Case("zeros-in-batch", features="zeros"),
+    Case("axes", features="axes", rows=9, columns=12),
+    Case("axes-in-batch", features="axes", rows=9),
+    Case("strided", strided=True, columns=9),
+    # Parameters and forms.
+    Case("scale-one", values={"scale": 1.0}),
+    Case("scale-256", values={"scale": 256.0}, columns=9),
+    Case("threshold-1000", threshold=1000.0, thresholds_only=True),
+    Case("threshold-minus-1000", threshold=-1000.0, thresholds_only=True, columns=9),
+    Case("threshold-float", threshold_form="float", thresholds_only=True),
+    Case("threshold-vector", threshold_form="(1,)", thresholds_only=True, columns=9),
+    Case("sum", reduction="sum", labels="ignored", columns=9),
+    Case("none", reduction="none", labels="ignored", columns=9),
+    Case("none-in-batch", reduction="none", labels="ignored", rows=9),
+    Case("frozen-columns", columns=9, column_gradient=False),
+    Case("subset", columns=12, subset=True, topology="class", labels="ignored"),
+    Case("subset-none", columns=12, subset=True, topology="class", reduction="none"),
+]
+# The cases that are also run in half precision and with a loss's other parameters.
+HALF = {"columns", "rows", "ignored", "none-in-batch", "axes", "tiles-columns", "subset", "strided"}
+ALL_VARIANTS = {"base", "columns", "none", "axes", "tiles-columns", "zeros"}
+
+
+@dataclass
+class Problem:
+    """Arguments of one call of a public function, on one device and of one dtype."""
+
+    spec: LossSpec
+    rows: Tensor
+    labels: Tensor
+    columns: Tensor | None
+    column_labels: Tensor | None
+    index: Tensor | None
+    b: float | Tensor | None
+    values: Values
+    reduction: str
+    upstream: Tensor
+    column_gradient: bool = True
+
+    def loss(self, backend: str, **changes: Any) -> Tensor:
+        """The public function on these tensors, with some of them exchanged."""
+        p = replace(self, **changes)
+        function = getattr(unitsface_kernels, p.spec.function)
+        options = {**p.values, "reduction": p.reduction, "backend": backend}
+        b = () if p.spec.threshold == "none" else (p.b,)
+        if p.spec.topology == "pair":
+            options |= {"memory": p.columns, "memory_labels": p.column_labels}
+            return function(p.rows, p.labels, *b, **options)
+        return function(p.rows, p.columns, p.labels, *b, class_index=p.index, **options)
+
+    def converted(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another dtype; thresholds stay float32 with half features."""
+
+        def cast(t: Any) -> Any:
+            return t.detach().to(dtype) if isinstance(t, Tensor) else t
+
+        b = self.b
+        if isinstance(b, Tensor):
+            b = b.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
+        return replace(self, rows=cast(self.rows), columns=cast(self.columns), b=b)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Fresh leaves of what gets a gradient, by field name; in the layout of the original."""
+        found = {"rows": self.rows.detach().requires_grad_()}
+        if self.columns is not None and self.column_gradient:
+            found["columns"] = self.columns.detach().requires_grad_()
+        if isinstance(self.b, Tensor):
+            found["b"] = self.b.detach().clone().requires_grad_()
+        return found
+
+    def evaluate(self, backend: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and gradients."""
+        leaves = self.leaves()
+        loss = self.loss(backend, **leaves)
+        loss.backward(self.upstream.to(loss.dtype))
+        gradients = {}
+        for name, leaf in leaves.items():
+            assert leaf.grad is not None, f"{name} got no gradient"
+            gradients[name] = leaf.grad
+        return loss.detach(), gradients
+
+    def gross(self) -> dict[str, float]:
+        """Upper bounds of the norms of the terms that a gradient is the sum of."""
+        scale = float(self.values.get("scale", self.spec.defaults().get("scale", 1.0)))
+        other = self.rows if self.columns is None else self.columns
+        smallest = min(float(t.double().norm(dim=1).min()) for t in (self.rows, other))
+        terms = scale * other.shape[0] / max(smallest, 1e-5)
+        return {"rows": terms, "columns": terms, "b": 0.0}
+
+
+def build(
+    case: Case,
+    spec: LossSpec,
+    variant: Values | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Problem:
+    """The problem of a case; the same numbers every time, whatever the device."""
+    generator = torch.Generator().manual_seed(1234)
+    known = spec.defaults()
+    values = {k: v for k, v in ((variant or {}) | case.values).items() if k in known}
+    classes = spec.topology == "class"
+    count = case.columns if case.columns is not None else (11 if classes else None)
+    rows = _features(case, case.rows, generator, first=True)
+    columns = None if count is None else _features(case, count, generator, first=False)
+    index = None
+    targets = count or 0
+    if case.subset and classes:
+        targets = (targets + 1) // 2
+        index = torch.randperm(count or 0, generator=generator)[:targets]
+    labels, column_labels = _labels(case, case.rows, count, targets, classes, generator)
+    if case.strided:
+        rows, labels = _strided(rows), _strided(labels)
+        columns = None if columns is None else columns.T.contiguous().T
+        column_labels = None if column_labels is None else _strided(column_labels)
+
+    def on(t: Tensor | None, kind: torch.dtype) -> Tensor | None:
+        return None if t is None else t.to(device=device, dtype=kind)
+
+    upstream = torch.tensor(1.7)
+    if case.reduction == "none":
+        upstream = 0.5 + torch.rand(case.rows, generator=generator)
+    return Problem(
+        spec=spec,
+        rows=rows.to(device=device, dtype=dtype),
+        labels=labels.to(device=device, dtype=case.label_dtype),
+        columns=on(columns, dtype),
+        column_labels=on(column_labels, case.label_dtype),
+        index=on(index, torch.int32 if case.label_dtype == torch.int32 else torch.int64),
+        b=_threshold(case, spec, targets, device),
+        values=values,
+        reduction=case.reduction,
+        upstream=upstream.to(device),
+        column_gradient=case.column_gradient,
+    )
+
+
+def problem(spec: LossSpec, device: str = "cpu", **fields: Any) -> Problem:
+    """A problem for tests of something other than parity."""
+    return build(Case("ad hoc", **fields), spec, device=device)
+
+
+def _strided(t: Tensor) -> Tensor:
+    """The same values with gaps in memory along the last dimension."""
+    gaps = torch.full((*t.shape[:-1], 2 * t.shape[-1]), 99, dtype=t.dtype)
+    gaps[..., ::2] = t
+    return gaps[..., ::2]
+
+
+def _features(case: Case, count: int, generator: torch.Generator, first: bool) -> Tensor:
+    if case.features == "identical":
+        pattern = torch.randn(1, case.dim, generator=torch.Generator().manual_seed(5))
+        return pattern.repeat(count, 1)
+    if case.features == "axes":
+        # Powers of two: exact when divided by their norms, in every dtype.
+        found = torch.zeros(count, case.dim)
+        for i in range(count):
+            found[i, (i // 2) % 3] = (-1.0) ** i * 2.0 ** (i % 4 - 1)
+        return found
+    found = torch.randn(count, case.dim, generator=generator)
+    # Samples of one source have something in common: cosines are not all near 0.
+    found = found + 0.5 * torch.randn(1, case.dim, generator=torch.Generator().manual_seed(7))
+    if case.features == "zeros":
+        found[(0 if first else 1) :: 4] = 0.0
+    return found
+
+
+def _labels(
+    case: Case,
+    rows: int,
+    count: int | None,
+    targets: int,
+    classes: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Row labels, and the memory's if there is one."""
+    size = 0 if count is None else count
+    identities = targets if classes else max(2, rows // 3)
+
+    def draw(n: int) -> Tensor:
+        return torch.randint(0, max(identities, 1), (n,), generator=generator)
+
+    labels, other = draw(rows), draw(size)
+    if case.labels == "one":
+        labels, other = torch.zeros_like(labels), torch.zeros_like(other)
+    elif case.labels == "distinct":
+        labels, other = torch.arange(rows), rows + torch.arange(size)
+    elif case.labels == "ignored":
+        labels[::3], other[1::3] = -1, -1
+    elif case.labels == "columns ignored":
+        other.fill_(-1)
+    elif case.labels == "all ignored":
+        labels.fill_(-1)
+    elif case.labels == "wide":
+        # Equal in their low 32 bits and different above, or the other way round.
+        labels, other = labels * 2**32 + 5, other * 2**32 + 5
+    return labels, None if classes or count is None else other
+
+
+def _threshold(case: Case, spec: LossSpec, targets: int, device: str) -> float | Tensor | None:
+    if spec.threshold == "none":
+        return None
+    if spec.threshold == "per_column":
+        identities = targets if spec.topology == "class" else max(2, case.rows // 3)
+        return torch.linspace(case.threshold - 1, case.threshold + 1, identities, device=device)
+    if case.threshold_form == "float":
+        return case.threshold
+    return torch.full(() if case.threshold_form == "()" else (1,), case.threshold, device=device)
+
+
+def parity_cases() -> list[tuple[str, LossSpec, Values, Case]]:
+    """Every (id, loss, parameters, case) in float32."""
+    found = []
+    for spec in REGISTRY.values():
+        for name, values in variants(spec).items():
+            for case in CASES:
+                if case.applies(spec) and (name == "default" or case.name in ALL_VARIANTS):
+                    found.append((f"{spec.name}-{name}-{case.name}", spec, values, case))
+    return found

@@ -1,0 +1,103 @@
+"""Targets (backend on device), and how a problem is evaluated on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unitsface_kernels import dispatch
+from unitsface_kernels.backends import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "unitsface_kernels"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend on a device."""
+
+    backend: str
+    device: str
+
+    @property
+    def interpreted(self) -> bool:
+        return self.backend == "triton" and self.device == "cpu"
+
+    def runs(self, dtype: torch.dtype) -> bool:
+        return dispatch.unavailable(self.backend, self.device, dtype) is None
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}"
+
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+# Whatever can run here is tested; test_build.py asserts what that has to be.
+TARGETS = [
+    Target(backend, device)
+    for device in DEVICES
+    for backend in dispatch.available(device, torch.float32)
+]
+FUSED = [target for target in TARGETS if target.backend != "reference"]
+
+
+class _HalfProduct(torch.autograd.Function):
+    """a @ b.T as tensor cores compute it: operands in half precision, sums in float32.
+
+    The gradient that enters the backward products is rounded too, around its own magnitude as
+    an operand of a float16 product has to be.
+    """
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        a, b = a.to(dtype).float(), b.to(dtype).float()
+        ctx.save_for_backward(a, b)
+        ctx.dtype = dtype
+        return a @ b.T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        a, b = ctx.saved_tensors
+        top = gradient.abs().amax().clamp_min(1e-30) if gradient.numel() else 1.0
+        gradient = (gradient / top).to(ctx.dtype).float() * top
+        return gradient @ b, gradient.T @ a, None
+
+
+@contextmanager
+def eager_precision(target: Target, dtype: torch.dtype):
+    """The eager reference with the products that ``target`` is entitled to for ``dtype``.
+
+    On the CPU the native backend multiplies in float32 whatever the inputs; the others may use
+    tensor cores.
+    """
+    if dtype == torch.float32 or (target.backend == "native" and target.device == "cpu"):
+        yield
+        return
+
+    def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+        unit = [F.normalize(t, dim=1, eps=reference.NORM_EPS) for t in (rows, columns)]
+        return _HalfProduct.apply(*unit, dtype)
+
+    with mock.patch.object(reference, "cosines", cosines):
+        yield
+
+
+def run_python(*arguments: str, timeout: float = 120, **environment: str):
+    """A fresh interpreter in the repository, with this process's environment and more."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -1,0 +1,117 @@
+"""Numbers that the published implementations gave on fixed inputs (float32, CPU)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TARGETS, Target
+from tolerances import REFERENCE_GRADIENT, REFERENCE_LOSS, check_same
+from torch import Tensor
+
+import unitsface_kernels
+from unitsface_kernels.losses import REGISTRY
+
+DATA = Path(__file__).parent / "data"
+
+# File -> keyword of the function -> name in the file, or a value.
+PAIR = {
+    "s2s_uss_s16_m0.1": {"scale": "s", "margin": "m"},
+    "s2s_uss_s64_m0.1": {"scale": "s", "margin": "m"},
+    "s2s_uss_bias_init_s64": {"scale": "s", "margin": "m"},
+}
+DETACHED = {"margin_gradient": "detached"}
+CLASS = {
+    "cosface_s64_m0.4": {"scale": "s", "m3": "m"},
+    "insightface_cosface": {"scale": "s", "m1": "m1", "m2": "m2", "m3": "m3"},
+    "insightface_arcface": {"scale": "s", "m1": "m1", "m2": "m2", "m3": "m3"} | DETACHED,
+    "sphereface_r": {"scale": "s", "m1": "m", "m3": 0.0} | DETACHED,
+}
+RUNS = [(target, torch.float32) for target in TARGETS]
+RUNS += [(target, torch.float64) for target in TARGETS if target.runs(torch.float64)]
+each_run = pytest.mark.parametrize(
+    ("target", "dtype"), RUNS, ids=lambda v: str(v).removeprefix("torch.")
+)
+
+
+class Stored:
+    """One file: tensors on a target's device, keyword values, and the comparison."""
+
+    def __init__(self, name: str, target: Target, dtype: torch.dtype) -> None:
+        with np.load(DATA / f"{name}.npz") as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.target, self.dtype = target, dtype
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = torch.from_numpy(np.asarray(self.arrays[name])).to(self.target.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def leaf(self, name: str) -> Tensor:
+        return self.tensor(name).requires_grad_()
+
+    def values(self, keywords: dict) -> dict:
+        return {
+            name: self.arrays[source].item()
+            if isinstance(source, str) and source in self.arrays
+            else source
+            for name, source in keywords.items()
+        }
+
+    def check(self, loss: Tensor, **gradients: Tensor | None) -> None:
+        check_same("loss", loss.detach(), self.tensor("loss"), REFERENCE_LOSS)
+        for name, gradient in gradients.items():
+            assert gradient is not None
+            want = self.tensor(f"grad_{name}")
+            check_same(name, gradient.reshape(want.shape), want, REFERENCE_GRADIENT)
+
+
+@each_run
+@pytest.mark.parametrize("name", PAIR)
+def test_uss(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    learned = "bias" in stored.arrays
+    feats = stored.leaf("x")
+    b = stored.leaf("bias") if learned else stored.arrays["bias_after_init"].item()
+    memory = stored.tensor("memory")
+    loss = unitsface_kernels.fused_uss_loss(
+        feats,
+        stored.tensor("labels"),
+        b,
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        backend=target.backend,
+        **stored.values(PAIR[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad, **({"bias": b.grad} if isinstance(b, Tensor) else {}))
+
+
+@each_run
+@pytest.mark.parametrize("name", CLASS)
+def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, weight = stored.leaf("x"), stored.leaf("weight")
+    if name == "sphereface_r":
+        # The stored gradient is that of unit weights: the normalisation's Jacobian is ours.
+        unit = stored.tensor("weight")
+        norms = unit.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+        gradient = stored.tensor("grad_weight")
+        along = (gradient * unit).sum(dim=1, keepdim=True) * unit
+        stored.arrays["grad_weight"] = (gradient - along).cpu().numpy()
+    loss = unitsface_kernels.fused_margin_softmax_loss(
+        feats,
+        weight,
+        stored.tensor("labels"),
+        backend=target.backend,
+        **stored.values(CLASS[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad, weight=weight.grad)
+
+
+def test_every_loss_has_reference_values() -> None:
+    assert {"uss": PAIR, "margin_softmax": CLASS}.keys() == REGISTRY.keys()
+    assert {*PAIR, *CLASS} == {path.stem for path in DATA.glob("*.npz")} - {"backbone_outputs"}

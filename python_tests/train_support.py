@@ -1,0 +1,58 @@
+"""Small folders of made-up faces and small configurations for the tests of ``train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from train.config import Config, make_config  # noqa: E402
+
+
+def write_faces(
+    folder: Path, identities: int = 4, images: int = 4, size: int = 16, seed: int = 0
+) -> Path:
+    """Per identity one smooth random picture; its images add a little noise."""
+    rng = np.random.default_rng(seed)
+    for i in range(identities):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        face = np.asarray(Image.fromarray(coarse).resize((size, size)), dtype=np.float64)
+        (folder / f"person{i + 1}").mkdir(parents=True)
+        for k in range(images):
+            noisy = face + rng.normal(0, 8, face.shape)
+            pixels = noisy.clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"person{i + 1}" / f"{k + 1}.png")
+    return folder
+
+
+def tiny(data: Path, run: Path, /, **sections: dict[str, Any]) -> Config:
+    """IResNet-18 at 16 x 16, batches of 8, no progress bar; sections override single keys."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"name": "iresnet18", "input_size": 16},
+        "data": {"path": str(data), "workers": 0},
+        "train": {"epochs": 2, "batch_size": 8, "lr": 0.05, "device": "cpu"},
+        "run": {"dir": str(run), "log_every": 1, "progress": False, "tensorboard": False},
+    }
+    for section, entries in sections.items():
+        values.setdefault(section, {}).update(entries)
+    return make_config(("test", values))
+
+
+def arguments(config: Config) -> list[str]:
+    """The command line that gives this configuration."""
+    import json
+
+    from train.config import to_dict
+
+    return [
+        f"{section}.{name}={json.dumps(value)}"
+        for section, entries in to_dict(config).items()
+        for name, value in entries.items()
+    ]

@@ -1,0 +1,1 @@
+"""Training harness: an ordinary user of ``unitsface_kernels`` (public API only)."""

@@ -1,0 +1,93 @@
+"""Checkpoints: written whole or not at all, read without unpickling code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.config import Config
+from train.errors import UserError
+
+LAST = Path("checkpoints") / "last.pt"
+FORMAT = 1
+
+
+def save_atomically(values: dict[str, Any], path: Path) -> None:
+    """Write beside ``path``, then rename over it: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(values, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f"cannot write checkpoint {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no such checkpoint: {path}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else "empty file"
+        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A checkpoint of this harness, for resuming."""
+    values = read(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or "trainer" not in values:
+        raise UserError(f"{path} is not a training checkpoint of this harness")
+    return values
+
+
+def architecture(config: Config) -> str:
+    return f"{config.model.name} at {config.model.input_size} x {config.model.input_size}"
+
+
+def _guess_architecture(state: dict[str, Any]) -> str:
+    """Name the backbone that a bare state dict belongs to, from its keys alone."""
+    from train.backbones import STAGES
+
+    blocks = tuple(
+        len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    names = [name for name, stages in STAGES.items() if stages == blocks]
+    return names[0] if names else f"another architecture ({len(state)} tensors)"
+
+
+def load_backbone(backbone: nn.Module, state: Any, *, path: Path, config: Config) -> None:
+    """Load backbone weights, or say which architecture the file holds and which was asked for."""
+    if isinstance(state, dict) and isinstance(state.get("backbone"), dict):
+        state = state["backbone"]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no backbone state dict")
+    expected = backbone.state_dict()
+    other = _guess_architecture(state)
+    if other != config.model.name or state.keys() != expected.keys():
+        raise UserError(f"{path} holds {other}, not {architecture(config)}")
+    wrong = [k for k in expected if expected[k].shape != state[k].shape]
+    if wrong:
+        given, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise UserError(
+            f"{path} holds {other} of another input size, not {architecture(config)}: "
+            f"{wrong[0]} is {given}, expected {wanted}"
+        )
+    backbone.load_state_dict(state)
+
+
+def load_module(module: nn.Module, state: dict[str, Any], *, what: str, path: Path) -> None:
+    """Load the other modules of a run; they differ when the losses or the data differ."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path} holds another {what}: {detail}") from error

@@ -1,0 +1,1 @@
+"""Images of faces, one identity per folder."""

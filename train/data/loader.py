@@ -1,0 +1,117 @@
+"""Batches of uint8 images, out of memory for small sets and out of files for large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from train.data.decode import UnreadableImageError, decode
+from train.data.folder import ImageList
+from train.errors import UserError
+
+CACHE_LIMIT_BYTES = 512 * 2**20
+
+
+@dataclass
+class ImageSource:
+    """Images of an :class:`ImageList` by index; ``skipped`` collects one message per bad file."""
+
+    images: ImageList
+    size: int
+    skip_unreadable: bool
+    workers: int = 0
+    pixels: Tensor | None = None  # (len(images), 3, size, size) uint8 when cached
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, indices: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(n, 3, S, S) uint8 images and (n,) int64 labels for each list of indices."""
+        if self.pixels is not None:
+            labels = torch.tensor(self.images.labels)
+            for rows in indices:
+                yield self.pixels[rows], labels[rows]
+            return
+        loader: DataLoader[_Sample] = DataLoader(
+            _Files(self.images, self.size, self.skip_unreadable),
+            batch_sampler=indices,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for pixels, labels, errors in loader:
+            self.skipped.update(errors)
+            if errors and not self.skip_unreadable:
+                message = next(iter(errors.values()))
+                raise UserError(f"{message} (data.on_error=skip leaves such images out)")
+            if (labels < 0).any():
+                raise UserError(f"none of the {len(self.images)} images can be read")
+            yield pixels, labels
+
+    def stacked(self) -> Tensor:
+        """All images in order, (len(images), 3, size, size) uint8: for small sets."""
+        if self.pixels is not None:
+            return self.pixels
+        rows = range(len(self.images))
+        return torch.cat([pixels for pixels, _ in self.batches([[i] for i in rows])])
+
+
+def open_images(
+    images: ImageList, size: int, *, on_error: str, cache: str = "auto", workers: int = 0
+) -> ImageSource:
+    """Decode a small set at once, dropping bad files from it; leave a large one to its workers."""
+    skip = on_error == "skip"
+    fits = len(images) * 3 * size * size <= CACHE_LIMIT_BYTES
+    if cache == "never" or (cache == "auto" and not fits):
+        return ImageSource(images, size, skip, workers)
+    arrays: list[np.ndarray] = []
+    good: list[int] = []
+    skipped: dict[str, str] = {}
+    for i, path in enumerate(images.paths):
+        try:
+            arrays.append(decode(path, size))
+            good.append(i)
+        except UnreadableImageError as error:
+            if not skip:
+                raise UserError(f"{error} (data.on_error=skip leaves such images out)") from error
+            skipped[path] = str(error)
+    if not arrays:
+        raise UserError(f"none of the {len(images)} images can be read: {next(iter(skipped))}, ...")
+    kept = images if len(good) == len(images) else images.keep(good)
+    return ImageSource(kept, size, skip, 0, torch.from_numpy(np.stack(arrays)), skipped)
+
+
+_Sample = tuple[np.ndarray, int, dict[str, str]]
+
+
+class _Files(Dataset[_Sample]):
+    """An unreadable image comes back as a message, not an exception: those lose their type on
+    the way out of a worker. When skipping, the next readable image takes its place, so that
+    batches keep their size on every process.
+    """
+
+    def __init__(self, images: ImageList, size: int, skip: bool) -> None:
+        self.images, self.size, self.skip = images, size, skip
+
+    def __getitem__(self, index: int) -> _Sample:
+        errors: dict[str, str] = {}
+        for offset in range(len(self.images) if self.skip else 1):
+            i = (index + offset) % len(self.images)
+            path = self.images.paths[i]
+            try:
+                return decode(path, self.size), self.images.labels[i], errors
+            except UnreadableImageError as error:
+                errors[path] = str(error)
+        return np.zeros((3, self.size, self.size), np.uint8), -1, errors
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, dict[str, str]]:
+    errors = {path: message for s in samples for path, message in s[2].items()}
+    pixels = torch.from_numpy(np.stack([s[0] for s in samples]))
+    return pixels, torch.tensor([s[1] for s in samples]), errors

@@ -1,0 +1,153 @@
+"""Train on real faces, and compare on people never seen: pixels, PCA, CosFace, CosFace + USS-m.
+
+python train/demo.py [--out runs/demo] [--quick] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.environment import prepare_environment
+from train.errors import UserError, exit_code
+
+prepare_environment()
+
+CONFIG = Path(__file__).resolve().parent / "configs" / "demo.yaml"
+
+# Name in the report, folder, and what differs between the runs.
+RUNS = (
+    ("CosFace", "cosface", ["loss.class=cosface", "loss.pair=none"]),
+    ("CosFace + USS-m", "unitsface", ["loss.class=cosface", "loss.pair=uss"]),
+)
+QUICK = ["train.epochs=3"]
+
+
+@dataclass
+class Trained:
+    trainer: Any
+    folder: Path
+    seconds: float
+    arguments: list[str]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
+    """One run of ``train/main.py`` with these arguments, within this process."""
+    from train.config import make_config, parse_overrides, read_yaml
+    from train.data.dataset import open_dataset
+    from train.distributed import open_world
+    from train.engine import Trainer
+    from train.run_folder import check_run_folder, prepare
+
+    config = make_config(
+        (str(CONFIG), read_yaml(CONFIG)),
+        (
+            "demo",
+            parse_overrides([*arguments, f"run.dir={folder.as_posix()}", "run.overwrite=true"]),
+        ),
+    )
+    check_run_folder(folder, resume=False, overwrite=True)
+    with open_world(config.train.device) as world:
+        trainer = Trainer(config, world, open_dataset(config).train)
+        prepare(folder, config, resume_step=None)
+        print(f"\n{name}: {trainer.total_steps} steps on {world.device.type}")
+        start = time.perf_counter()
+        trainer.fit(folder)
+        return Trained(trainer, folder, time.perf_counter() - start, arguments)
+
+
+def run(argv: list[str]) -> int:
+    parser = _Parser(prog="train/demo.py", description=__doc__)
+    parser.add_argument("--out", default="runs/demo", type=Path, help="folder of the report")
+    parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
+    parser.add_argument("--seed", default=0, type=int, help="seed of both runs")
+    arguments = parser.parse_args(argv)
+
+    common = [f"run.seed={arguments.seed}", *(QUICK if arguments.quick else [])]
+    trained = {
+        name: train_one(name, [*different, *common], arguments.out / folder)
+        for name, folder, different in RUNS
+    }
+    compare(trained, arguments.out, smoke=arguments.quick)
+    return 0
+
+
+def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
+    """Score the same pairs with every method; write the report and print its table."""
+    import numpy as np
+
+    from train import report
+    from train.data.dataset import open_dataset, open_source
+    from train.evaluate import baselines, plots
+    from train.evaluate.embed import embed
+    from train.evaluate.verification import all_pairs, evaluate_pairs
+    from train.run_folder import read_metrics
+
+    trainer = next(iter(trained.values())).trainer
+    config = trainer.config
+    data = open_dataset(config)
+    test = open_source(config, data.test)
+    labels = np.asarray(test.images.labels)
+    train_grey = baselines.grey_vectors(data.train.stacked().numpy())
+    test_grey = baselines.grey_vectors(test.stacked().numpy())
+
+    features = {
+        "raw pixels": baselines.raw_pixels(train_grey, test_grey),
+        "PCA": baselines.pca(train_grey, test_grey),
+    }
+    thresholds: dict[str, float | None] = dict.fromkeys(features)
+    for name, t in trained.items():
+        features[name] = embed(t.trainer.backbone, test, t.trainer.world.device)[0]
+        thresholds[name] = t.trainer.loss.threshold()
+
+    scores, results = {}, {}
+    for name, values in features.items():
+        scores[name], same = all_pairs(values, labels)
+        results[name] = evaluate_pairs(scores[name], same, threshold=thresholds[name])
+
+    setup = report.Setup(
+        smoke=smoke,
+        train_identities=len(data.train.images.identities),
+        train_images=len(data.train.images),
+        test_identities=len(data.test.identities),
+        test_images=len(data.test),
+        model=f"{config.model.name} at {config.model.input_size} x {config.model.input_size}",
+        epochs=config.train.epochs,
+        seed=config.run.seed,
+        seconds={name: t.seconds for name, t in trained.items()},
+        commands={name: command(t) for name, t in trained.items()},
+    )
+    report.write_report(out, results, list(trained), setup)
+    plots.roc(scores, same, out / "roc.png")
+    lines = {name: (thresholds[name], results[name].best_threshold) for name in scores}
+    plots.histograms(scores, same, lines, out / "histograms.png")
+    plots.loss_curves({n: read_metrics(t.folder) for n, t in trained.items()}, out / "loss.png")
+    if smoke:
+        print("\nSmoke run: the trained models' figures mean nothing.")
+    print(f"\n{report.table(results)}\n\n{report.verdict(results, list(trained))}")
+    print(f"\nreport: {out / 'report.md'}")
+
+
+def command(trained: Trained) -> str:
+    """The same run by hand."""
+    arguments = [*trained.arguments, f"run.dir={trained.folder.as_posix()}-again"]
+    return shlex.join(
+        ["python", "train/main.py", "--config", "train/configs/demo.yaml", *arguments]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))

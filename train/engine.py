@@ -1,0 +1,300 @@
+"""The training loop.
+
+Every random number is a function of (seed, step, rank) and the learning rate one of the step, so
+the state of a run is its step and its tensors: a resumed run repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from train import checkpoint
+from train.backbones import EMBEDDING_SIZE, IResNet, build_backbone
+from train.config import Config, to_dict
+from train.data.augment import Augment, normalise, to_unit
+from train.data.loader import ImageSource
+from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
+from train.distributed import World
+from train.errors import UserError
+from train.losses import FaceLoss, build_loss, try_loss
+from train.run_folder import MetricsLog
+from train.schedule import lr_factor
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep(nn.Module):
+    """Backbone and losses as one module, so that one data-parallel wrapper averages all of it."""
+
+    def __init__(self, backbone: IResNet, loss: FaceLoss) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.loss = loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.loss(self.backbone(images), labels)
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    dtype = AMP_DTYPES.get(config.train.amp)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def build_optimizer(config: Config, backbone: nn.Module, loss: nn.Module) -> torch.optim.SGD:
+    """SGD. Thresholds (parameters of the losses without a feature axis) have no weight decay:
+    they are positions on the cosine axis, and nothing says they should be near zero.
+    """
+    train = config.train
+    weights = [p for p in backbone.parameters() if p.requires_grad]
+    weights += [p for p in loss.parameters() if p.dim() >= 2]
+    thresholds = [p for p in loss.parameters() if p.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
+    return torch.optim.SGD(
+        groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+    )
+
+
+class Trainer:
+    """One training run of one process. ``fit`` may be called once."""
+
+    def __init__(
+        self, config: Config, world: World, source: ImageSource, *, load_weights: bool = True
+    ) -> None:
+        self.config, self.world, self.source = config, world, source
+        train = config.train
+        self.steps_per_epoch = steps_per_epoch(len(source.images), train.batch_size)
+        self.total_steps = train.epochs * self.steps_per_epoch
+        if train.max_steps:
+            self.total_steps = min(self.total_steps, train.max_steps)
+        self.step = 0
+
+        torch.manual_seed(config.run.seed)  # the same initial weights on every process
+        self.backbone = build_backbone(
+            config.model.name, config.model.input_size, config.model.dropout
+        )
+        self.loss = build_loss(
+            class_name=config.loss.class_name,
+            pair_name=config.loss.pair_name,
+            num_classes=len(source.images.identities),
+            embedding_size=EMBEDDING_SIZE,
+            class_options=config.loss.class_options,
+            pair_options=config.loss.pair_options,
+            class_weight=config.loss.class_weight,
+            pair_weight=config.loss.pair_weight,
+            backend=config.loss.backend,
+        )
+        if config.model.weights and load_weights:
+            path = Path(config.model.weights)
+            state = checkpoint.read(path)
+            checkpoint.load_backbone(self.backbone, state, path=path, config=config)
+        self.module = TrainStep(self.backbone, self.loss).to(world.device)
+        try_loss(self.loss, EMBEDDING_SIZE, world.device)
+        if config.model.channels_last:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(config, self.backbone, self.loss)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=train.amp == "fp16")
+        data = config.data
+        self.augment = Augment(
+            flip=data.flip,
+            shift=data.shift,
+            zoom=data.zoom,
+            rotation=data.rotation,
+            brightness=data.brightness,
+            contrast=data.contrast,
+        )
+        if world.device.type == "cuda":
+            torch.backends.cudnn.deterministic = config.run.deterministic
+            torch.backends.cudnn.benchmark = not config.run.deterministic
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "format": checkpoint.FORMAT,
+            "config": to_dict(self.config),
+            "identities": list(self.source.images.identities),
+            "backbone": self.backbone.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "trainer": {"step": self.step},
+        }
+
+    def load_state(self, values: dict[str, Any], path: Path) -> None:
+        checkpoint.load_backbone(self.backbone, values, path=path, config=self.config)
+        if values["identities"] != list(self.source.images.identities):
+            raise UserError(
+                f"{path} was trained on other identities ({len(values['identities'])}) than "
+                f"those of data.path ({len(self.source.images.identities)})"
+            )
+        checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
+        self.optimizer.load_state_dict(values["optimizer"])
+        self.scaler.load_state_dict(values["scaler"])
+        self.step = int(values["trainer"]["step"])
+
+    # -- loop -------------------------------------------------------------------------------
+
+    def fit(self, folder: Path, stop: Callable[[int], bool] = lambda step: False) -> bool:
+        """Train to the end, or until ``stop(step)`` after a step. True at the end.
+
+        Either way the last checkpoint is that of the last step done.
+        """
+        parallel: nn.Module = self.module
+        if self.world.size > 1:
+            gpus = [self.world.device.index] if self.world.device.type == "cuda" else None
+            parallel = DistributedDataParallel(self.module, device_ids=gpus)
+        run = self.config.run
+        log = None
+        if self.world.is_main:
+            log = MetricsLog(folder, tensorboard=run.tensorboard, first_step=self.step + 1)
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            unit="step",
+            disable=not (run.progress and self.world.is_main),
+            dynamic_ncols=True,
+        )
+        meter = _Meter(self.world)
+        parallel.train()
+        try:
+            while self.step < self.total_steps:
+                for images, labels in self._epoch_batches():
+                    terms = self._train_step(parallel, images, labels)
+                    self.step += 1
+                    bar.update()
+                    meter.add(terms, len(labels))
+                    at_end = self.step == self.total_steps
+                    stopping = stop(self.step) or at_end
+                    epoch_end = self.step % self.steps_per_epoch == 0
+                    if self.step % run.log_every == 0 or epoch_end or stopping:
+                        self._log(meter, log, bar)
+                    epochs_done = self.step // self.steps_per_epoch
+                    saving = stopping or (epoch_end and epochs_done % run.save_every == 0)
+                    if saving and self.world.is_main:
+                        checkpoint.save_atomically(self.state(), folder / checkpoint.LAST)
+                    if stopping:
+                        return at_end
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+        return True
+
+    def _epoch_batches(self) -> Any:
+        """The batches of the current epoch that are still to come."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        order = epoch_order(
+            self.source.images.labels,
+            seed=self.config.run.seed,
+            epoch=epoch,
+            images_per_identity=self.config.data.images_per_identity,
+        )
+        batches = rank_batches(
+            order,
+            batch_size=self.config.train.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        left = min(len(batches), self.total_steps - epoch * self.steps_per_epoch)
+        return self.source.batches(batches[done:left])
+
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        train = self.config.train
+        return train.lr * lr_factor(
+            self.step,
+            self.total_steps,
+            schedule=train.schedule,
+            warmup_steps=math.ceil(train.warmup_epochs * self.steps_per_epoch),
+            power=train.power,
+            milestones=[math.ceil(m * self.steps_per_epoch) for m in train.milestones],
+            gamma=train.gamma,
+        )
+
+    def _train_step(self, parallel: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """One update; returns the detached [total, class, pair] losses of this process, (3,)."""
+        device = self.world.device
+        # Dropout draws from the global generator, augmentation from its own.
+        seed = (self.config.run.seed * 1_000_003 + self.step) * 4096 + self.world.rank
+        torch.manual_seed(seed % 2**63)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        images = to_unit(images.to(device, non_blocking=True))
+        images = normalise(self.augment(images, generator))
+        if self.config.model.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = labels.to(device, non_blocking=True)
+        lr = self.lr()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.config, device):
+            terms = parallel(images, labels)
+        self.scaler.scale(terms[0]).backward()
+        if self.config.train.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.train.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return torch.stack([t.detach().float() for t in terms])
+
+    def _log(self, meter: _Meter, log: MetricsLog | None, bar: Any) -> None:
+        total, class_term, pair_term, images_per_s = meter.take()
+        if not math.isfinite(total):
+            raise UserError(
+                f"the loss is {total} at step {self.step}; try a smaller train.lr"
+                + (" or train.amp=none" if self.config.train.amp != "none" else "")
+            )
+        threshold = self.loss.threshold()
+        shown = "-" if threshold is None else f"{threshold:.3f}"
+        bar.set_postfix_str(f"loss {total:.3f}, b/s {shown}, {images_per_s:.0f} images/s")
+        if log is not None:
+            log.write(
+                {
+                    "step": self.step,
+                    "epoch": self.step / self.steps_per_epoch,
+                    "loss": total,
+                    "class_loss": None if self.loss.class_loss is None else class_term,
+                    "pair_loss": None if self.loss.pair_loss is None else pair_term,
+                    "threshold": threshold,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "images_per_s": round(images_per_s, 2),
+                }
+            )
+
+
+class _Meter:
+    """Losses averaged since the last log line, kept on the device until asked for."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sum: Tensor | None = None
+        self.steps = self.images = 0
+        self.start = time.perf_counter()
+
+    def add(self, terms: Tensor, images: int) -> None:
+        self.sum = terms if self.sum is None else self.sum + terms
+        self.steps += 1
+        self.images += images
+
+    def take(self) -> tuple[float, float, float, float]:
+        """Total, class and pair loss averaged over steps and processes; images/s of all."""
+        assert self.sum is not None
+        total, class_term, pair_term = self.world.mean(self.sum / self.steps).tolist()
+        speed = self.images * self.world.size / (time.perf_counter() - self.start)
+        self._restart()
+        return total, class_term, pair_term, speed

@@ -1,0 +1,30 @@
+"""Mistakes a user can fix, and what a command says about them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Shown as a single ``error: ...`` line with exit code 2, never as a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; its exit code, with user errors reported in one line."""
+    try:
+        return command()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

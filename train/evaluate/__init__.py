@@ -1,0 +1,1 @@
+"""Verification on people never trained on."""

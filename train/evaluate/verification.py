@@ -1,0 +1,113 @@
+"""Same person or not: scores of pairs, and what a threshold on them is worth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.model_selection import StratifiedKFold
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+FOLDS = 10
+FARS = (1e-2, 1e-1)
+
+
+def all_pairs(features: Floats, labels: NDArray[np.integer[Any]]) -> tuple[Floats, Bools]:
+    """Cosines and same-identity flags of every unordered pair: (N, D), (N,) to two (N(N-1)/2,)."""
+    wide = features.astype(np.float64)
+    unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    i, j = np.triu_indices(len(labels), k=1)
+    return (unit @ unit.T)[i, j], labels[i] == labels[j]
+
+
+def balanced_accuracy(scores: Floats, same: Bools, threshold: float) -> float:
+    """Mean of the accuracies on positive and on negative pairs; "same" means score >= threshold.
+
+    All pairs of a test set have far more negatives than positives, and plain accuracy would
+    reward saying "different" to everything.
+    """
+    accepted = scores >= threshold
+    return float((accepted[same].mean() + (~accepted[~same]).mean()) / 2)
+
+
+def best_threshold(scores: Floats, same: Bools) -> float:
+    """The threshold with the largest balanced accuracy: midway between two neighbouring scores."""
+    far, tar, thresholds = roc_curve(same, scores)
+    best = int(np.argmax(tar - far))
+    above = thresholds[best]  # the smallest accepted score; inf when none is accepted
+    below = scores[scores < above]
+    if not np.isfinite(above) or below.size == 0:
+        return float(scores.max() + 1) if not np.isfinite(above) else float(above)
+    return float((above + below.max()) / 2)
+
+
+def kfold_accuracy(scores: Floats, same: Bools, folds: int = FOLDS) -> tuple[float, float]:
+    """Balanced accuracy by cross-validation over pairs: each fold is judged at the threshold
+    that is best on the others. Mean and standard deviation over folds.
+
+    Folds have equal shares of positives and are drawn with a fixed seed.
+    """
+    folds = min(folds, int(same.sum()), int((~same).sum()))
+    if folds < 2:
+        threshold = best_threshold(scores, same)
+        return balanced_accuracy(scores, same, threshold), 0.0
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    accuracies = [
+        balanced_accuracy(scores[test], same[test], best_threshold(scores[rest], same[rest]))
+        for rest, test in splitter.split(scores[:, None], same)
+    ]
+    return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def tar_at_far(scores: Floats, same: Bools, far: float) -> float:
+    """Largest share of positives accepted by a threshold that accepts at most ``far`` of the
+    negatives. No interpolation: the threshold exists.
+    """
+    fars, tars, _ = roc_curve(same, scores, drop_intermediate=False)
+    return float(tars[fars <= far].max())
+
+
+@dataclass(frozen=True)
+class Verification:
+    pairs: int
+    positives: int
+    accuracy: float  # balanced, 10-fold
+    accuracy_std: float
+    auc: float
+    tar_at_far: dict[str, float]
+    threshold: float | None  # learned, b / s
+    accuracy_at_threshold: float | None  # balanced
+    best_threshold: float  # over all pairs: for comparison with the learned one only
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"AUC {self.auc:.3f}, accuracy {self.accuracy:.3f}"
+        text += "".join(f", TAR@FAR={far} {tar:.3f}" for far, tar in self.tar_at_far.items())
+        if self.threshold is not None and self.accuracy_at_threshold is not None:
+            text += f", accuracy {self.accuracy_at_threshold:.3f} at b/s = {self.threshold:.3f}"
+        return text
+
+
+def evaluate_pairs(scores: Floats, same: Bools, *, threshold: float | None = None) -> Verification:
+    """Every figure of a verification test; (P,) scores, higher meaning more alike."""
+    accuracy, std = kfold_accuracy(scores, same)
+    return Verification(
+        pairs=len(same),
+        positives=int(same.sum()),
+        accuracy=accuracy,
+        accuracy_std=std,
+        auc=float(roc_auc_score(same, scores)),
+        tar_at_far={f"{far:g}": tar_at_far(scores, same, far) for far in FARS},
+        threshold=threshold,
+        accuracy_at_threshold=(
+            None if threshold is None else balanced_accuracy(scores, same, threshold)
+        ),
+        best_threshold=best_threshold(scores, same),
+    )

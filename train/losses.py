@@ -1,0 +1,130 @@
+"""Losses by name, from the registries of ``unitsface_kernels``: a new loss there appears here."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import unitsface_kernels as uk
+from train.errors import UserError
+
+NO_LOSS = "none"
+
+
+def class_loss_names() -> list[str]:
+    return sorted(uk.CLASS_LOSSES)
+
+
+def pair_loss_names() -> list[str]:
+    return sorted(uk.PAIR_LOSSES)
+
+
+def _parameters(cls: type) -> list[str]:
+    """Names a constructor takes, following ``**kwargs`` up to the base classes' constructors."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return list(dict.fromkeys(names))
+
+
+def _construct(
+    key: str, name: str, cls: type[nn.Module], given: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    """``cls(**given, **options)``, passing of ``given`` only what its constructor takes."""
+    parameters = _parameters(cls)
+    # `reduction` is the harness's business: it needs one number per step.
+    accepted = [p for p in parameters if p not in given and p != "reduction"]
+    for option in options:
+        if option not in accepted:
+            raise UserError(
+                f"loss.{key}_options.{option}: {name} takes {', '.join(accepted) or 'no options'}"
+            )
+    try:
+        return cls(**{k: v for k, v in given.items() if k in parameters}, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss.{key}={name}: {error}") from error
+
+
+class FaceLoss(nn.Module):
+    """Weighted sum of a class loss and a pair loss; either may be absent, not both.
+
+    With CosFace and USS at weights 1 this is ``UniTSFaceLoss``; the two terms are returned apart
+    because they are logged apart.
+    """
+
+    def __init__(
+        self,
+        class_loss: nn.Module | None,
+        pair_loss: nn.Module | None,
+        class_weight: float = 1.0,
+        pair_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.class_loss = class_loss
+        self.pair_loss = pair_loss
+        self.class_weight = class_weight
+        self.pair_weight = pair_weight
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) features and (N,) labels to three scalars: total, class term, pair term."""
+        zero = torch.zeros((), device=features.device)
+        class_term = zero if self.class_loss is None else self.class_loss(features, labels)
+        pair_term = zero if self.pair_loss is None else self.pair_loss(features, labels)
+        total = self.class_weight * class_term + self.pair_weight * pair_term
+        return total, class_term, pair_term
+
+    def threshold(self) -> float | None:
+        """The unified cosine threshold ``b / s``; None where there is not exactly one."""
+        for loss in (self.pair_loss, self.class_loss):
+            b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
+            if isinstance(b, Tensor) and b.numel() == 1 and scale:
+                return float(b.detach()) / float(scale)
+        return None
+
+
+def build_loss(
+    *,
+    class_name: str,
+    pair_name: str,
+    num_classes: int,
+    embedding_size: int,
+    class_options: dict[str, Any] | None = None,
+    pair_options: dict[str, Any] | None = None,
+    class_weight: float = 1.0,
+    pair_weight: float = 1.0,
+    backend: str = "auto",
+) -> FaceLoss:
+    """The losses of a configuration; class weights are (num_classes, embedding_size)."""
+    given = {
+        "embedding_size": embedding_size,
+        "num_classes": num_classes,
+        "num_identities": num_classes,
+        "backend": backend,
+    }
+    class_loss = pair_loss = None
+    if class_name != NO_LOSS:
+        cls = uk.CLASS_LOSSES[class_name]
+        class_loss = _construct("class", class_name, cls, given, class_options or {})
+    if pair_name != NO_LOSS:
+        cls = uk.PAIR_LOSSES[pair_name]
+        pair_loss = _construct("pair", pair_name, cls, given, pair_options or {})
+    return FaceLoss(class_loss, pair_loss, class_weight, pair_weight)
+
+
+@torch.no_grad()
+def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
+    """Call the loss once on two rows: what its options or its backend forbid shows up here,
+    before a run folder exists, rather than at the first step.
+    """
+    try:
+        loss(torch.ones(2, embedding_size, device=device), torch.tensor([0, 1], device=device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"loss: {error}") from error

@@ -1,0 +1,181 @@
+"""Train a face-recognition backbone.
+
+python train/main.py key=value ... [--config file.yaml] [--resume [checkpoint]]
+torchrun --nproc_per_node=2 train/main.py key=value ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.environment import prepare_environment
+from train.errors import INTERRUPTED, UserError, exit_code
+
+prepare_environment()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def format_help(self) -> str:
+        from train.config import describe_keys
+
+        return f"{super().format_help()}\nkeys, with their defaults:\n{describe_keys()}\n"
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
+    """The arguments, and whether to resume."""
+    parser = _Parser(
+        prog="train/main.py",
+        description="Train a face-recognition backbone on a folder of images per identity.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="see the keys below")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of keys, under the arguments")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint; default: the last one in run.dir",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    resume = arguments.resume is not None
+    # `--resume run.dir=x` means the default checkpoint and an override.
+    if resume and "=" in arguments.resume and not Path(arguments.resume).exists():
+        arguments.overrides.append(arguments.resume)
+        arguments.resume = ""
+    return arguments, resume
+
+
+def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | None]:
+    """The configuration, and when resuming the checkpoint's path and contents.
+
+    A resumed run starts from the configuration in its checkpoint; the run folder, unless named,
+    is the one the checkpoint lies in.
+    """
+    from train import checkpoint
+    from train.config import Config, make_config, parse_overrides, read_yaml
+
+    arguments, resume = parse_arguments(argv)
+    layers = []
+    if arguments.config:
+        layers.append((arguments.config, read_yaml(arguments.config)))
+    layers.append(("command line", parse_overrides(arguments.overrides)))
+    if not resume:
+        return make_config(*layers), None, None
+    named = [v["run"]["dir"] for _, v in layers if "dir" in (v.get("run") or {})]
+    run_dir = named[-1] if named else Config().run.dir
+    path = Path(arguments.resume or Path(str(run_dir)) / checkpoint.LAST)
+    values = checkpoint.read_run(path)
+    base = values["config"]
+    if path.parent.name == checkpoint.LAST.parent.name:
+        base["run"]["dir"] = str(path.parent.parent)  # the run may have been moved
+    return make_config((str(path), base), *layers), path, values
+
+
+@contextmanager
+def stop_on_signal(enabled: bool) -> Iterator[list[int]]:
+    """Collects a first SIGINT or SIGTERM instead of dying of it; a second one is not caught."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for n, handler in previous.items():
+            signal.signal(n, handler)
+
+    if enabled:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[int(number)] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def run(argv: list[str]) -> int:
+    config, resume_path, values = load_config(argv)
+    from train.data.dataset import open_dataset
+    from train.distributed import open_world
+    from train.engine import Trainer
+    from train.run_folder import check_run_folder, prepare
+
+    folder = Path(config.run.dir)
+    with open_world(config.train.device) as world:
+        overwrite = config.run.overwrite
+        world.from_main(
+            lambda: check_run_folder(folder, resume=values is not None, overwrite=overwrite)
+        )
+        data = open_dataset(config, world.size)
+        trainer = Trainer(config, world, data.train, load_weights=values is None)
+        if values is not None and resume_path is not None:
+            trainer.load_state(values, resume_path)
+        step = None if values is None else trainer.step
+        world.from_main(lambda: prepare(folder, config, resume_step=step))
+        if world.is_main:
+            images = data.train.images
+            print(
+                f"{len(images)} images of {len(images.identities)} identities, "
+                f"{config.model.name} at {config.model.input_size}, "
+                f"{world.size} process(es) on {world.device.type}, "
+                f"{trainer.total_steps} steps; run folder {folder}"
+            )
+        # With several processes torchrun's own signals end them all together.
+        with stop_on_signal(world.size == 1) as received:
+            finished = trainer.fit(folder, stop=lambda step: bool(received))
+        if world.is_main:
+            report_skipped(data.train.skipped)
+        if not finished:
+            print(f"stopped at step {trainer.step}; continue with --resume", file=sys.stderr)
+            return INTERRUPTED
+        if world.is_main and len(data.test):
+            evaluate(trainer, data.test, folder)
+        world.barrier()
+    return 0
+
+
+def report_skipped(skipped: dict[str, str]) -> None:
+    if skipped:
+        print(f"skipped {len(skipped)} unreadable image(s):", file=sys.stderr)
+        for message in skipped.values():
+            print(f"  {message}", file=sys.stderr)
+
+
+def evaluate(trainer: Any, images: Any, folder: Path) -> None:
+    """Score all pairs of the people held out; write and print what comes out."""
+    from train.data.dataset import open_source
+    from train.evaluate.embed import embed
+    from train.evaluate.verification import all_pairs, evaluate_pairs
+    from train.run_folder import write_json
+
+    source = open_source(trainer.config, images)
+    report_skipped(source.skipped)
+    features, labels = embed(trainer.backbone, source, trainer.world.device)
+    scores, same = all_pairs(features, labels)
+    if same.all() or not same.any():
+        print("no evaluation: the people held out give no positive or no negative pairs")
+        return
+    result = evaluate_pairs(scores, same, threshold=trainer.loss.threshold())
+    write_json(folder / "evaluation.json", result.to_dict())
+    print(f"{len(images.identities)} identities held out, {len(same)} pairs: {result}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

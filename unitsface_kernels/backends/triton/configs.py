@@ -1,0 +1,156 @@
+"""Launch configurations, per architecture and dtype, each with its reason.
+
+The reasons are counts, of registers, shared memory and bytes, that the compiler's report
+confirms without a GPU; they are where a measurement on one should start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class ProductConfig:
+    """Launch of a product kernel.
+
+    Attributes:
+        block_m, block_n, block_k: block of cosines of one program and its step along D.
+        num_warps, num_stages: warps of a program and depth of its load pipeline.
+        max_registers: cap per thread, or None; it decides how many programs share an SM.
+        parts: pieces of the block that the policy works through one after the other.
+        group: row blocks that are visited together, see ``grouped_block``.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+    parts: int = 1
+    group: int = 16
+
+
+@dataclass(frozen=True)
+class WaveConfig:
+    """How much work a launch gets.
+
+    Attributes:
+        gradient_bytes: size of the gradient tile that is reused; it should stay in L2 until the
+            library products have read it.
+        gradient_rows: its rows at most.
+        unit_bytes: size of the unit columns of one wave.
+        columns: columns of a wave at most.
+        rows: rows of a launch without gradients at most; bounds the partial results.
+    """
+
+    gradient_bytes: int
+    gradient_rows: int
+    unit_bytes: int
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """Launch of a kernel over rows: ``rows`` of them, ``block`` elements at a time."""
+
+    rows: int
+    block: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Launch of a kernel over a vector; ``search``: labels compared with at a time."""
+
+    block: int
+    search: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Launches of one architecture and dtype.
+
+    Attributes:
+        sum: ``sum_kernel``; sum_heavy: with row weights or a threshold per column.
+        statistics, gradient: the kernels of ``logsumexp`` losses.
+        wave: tile sizes.
+    """
+
+    sum: ProductConfig
+    sum_heavy: ProductConfig
+    statistics: ProductConfig
+    gradient: ProductConfig
+    wave: WaveConfig
+
+
+# Small enough for every path over blocks, parts, tiles and waves to run on a few hundred rows.
+INTERPRETED = Config(
+    sum=ProductConfig(32, 32, 32, 4, 2, parts=2),
+    sum_heavy=ProductConfig(32, 32, 64, 4, 2, parts=4),
+    statistics=ProductConfig(32, 64, 32, 4, 2, parts=2, group=2),
+    gradient=ProductConfig(64, 32, 32, 4, 2, group=2),
+    wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512),
+)
+
+# Hopper and data-centre Blackwell. 64 accumulators per thread; at 128 registers and 96 KB two
+# programs share an SM, so that the policy of one runs beside the products of the other. Taking
+# the policy in four parts is what keeps it within 128 (the triangle with gradients uses all of
+# them, without spills). A wider block loads less from L2 (12 bytes per cosine instead of 16 at
+# D = 512 in bfloat16), but needs every register, and nothing runs beside its policy.
+_WIDE = ProductConfig(128, 128, 64, num_warps=8, num_stages=3, max_registers=128, parts=4)
+# More state than 128 registers hold.
+_WIDE_HEAVY = replace(_WIDE, max_registers=None)
+# Its policy is a handful of operations; in parts it would only have more of them.
+_WIDE_GRADIENT = replace(_WIDE, parts=1)
+# TF32 elements are twice as large: half the step for the same pipeline. The shared memory of a
+# transposed float32 gradient rules out a second program anyway.
+_WIDE_TF32 = replace(_WIDE, block_k=32, max_registers=None)
+_WIDE_TF32_LIGHT = replace(_WIDE, block_k=32)
+
+# Ampere, Ada and consumer Blackwell: mma.sync keeps its operands in registers too, so a program
+# has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
+# The pipeline fits the 99 KB of the consumer chips.
+_NARROW = ProductConfig(128, 128, 32, num_warps=8, num_stages=4, parts=4)
+_NARROW_GRADIENT = replace(_NARROW, parts=1)
+_NARROW_TF32 = replace(_NARROW, num_stages=3)
+
+# Exact float32 products run outside the tensor cores: 32 accumulators per thread, or the
+# operands that each multiplication takes from shared memory no longer fit beside them.
+_EXACT = ProductConfig(64, 64, 32, num_warps=4, num_stages=2)
+
+# A gradient tile of 32 MB fits the 40 and 50 MB of L2 of A100 and H100 beside its unit rows, in
+# bfloat16 4096 x 4096 or 512 x 32768. Blackwell's L2 is more than twice as large. Losses alone
+# keep only partial results, one per 32 columns and row.
+_WAVE = WaveConfig(1 << 25, 4096, 1 << 25, 32768, 8192)
+_WAVE_BLACKWELL = replace(_WAVE, gradient_bytes=1 << 26)
+
+
+def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
+    """The configuration for a compute capability such as 90; 0 is the interpreter."""
+    if capability == 0:
+        return INTERPRETED
+    wave = _WAVE_BLACKWELL if 100 <= capability < 120 else _WAVE
+    if dtype == torch.float32 and not tf32:
+        return Config(_EXACT, _EXACT, _EXACT, _EXACT, wave)
+    if 90 <= capability < 120:
+        if tf32:
+            return Config(_WIDE_TF32, _WIDE_TF32, _WIDE_TF32_LIGHT, _WIDE_TF32_LIGHT, wave)
+        return Config(_WIDE, _WIDE_HEAVY, _WIDE, _WIDE_GRADIENT, wave)
+    if tf32:
+        return Config(_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32, wave)
+    return Config(_NARROW, _NARROW, _NARROW, _NARROW_GRADIENT, wave)
+
+
+LABELS = LabelConfig(block=128, search=64, num_warps=4)
+MERGE = RowConfig(rows=32, block=64, num_warps=4)
+
+
+def rows(width: int) -> RowConfig:
+    """Rows of ``width`` elements: 2048 at a time, 16 per thread; a wide row in several steps."""
+    block = min(max(1 << (width - 1).bit_length(), 64), 1024)
+    return RowConfig(2048 // block, block, 4)

@@ -1,0 +1,180 @@
+"""Kernels of ``logsumexp`` losses: statistics of the negatives, and gradient tiles."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import column_parts, cosine_tile, grouped_block
+
+#: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "start"])
+def statistics_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    targets,
+    start,
+    stretch_maximum,
+    stretch_total,
+    target_cosine,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per stretch of columns and row: largest negative logit and sum of exp(logit - largest).
+
+    ``stretch_maximum``, ``stretch_total``: (column blocks * PARTS, rows). A target's cosine goes
+    to ``target_cosine`` (rows,), by the one program that meets it.
+    """
+    row_blocks = tl.cdiv(rows, BLOCK_M)
+    column_blocks = tl.cdiv(columns, BLOCK_N)
+    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP)
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    i = row + tl.arange(0, BLOCK_M)
+    in_rows = i < rows
+    target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        first = column + part * WIDTH
+        j = first + tl.arange(0, WIDTH)
+        is_target = target[:, None] == j[None, :]
+        has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
+        if tl.max(has_target.to(tl.int32), axis=0) > 0:
+            own = tl.sum(tl.where(is_target, parts[part], 0.0), axis=1)
+            tl.store(target_cosine + i, own, mask=has_target)
+        logit, _ = NEGATIVE(parts[part], parameters)
+        logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
+        maximum = tl.max(logit, axis=1)
+        # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
+        shift = tl.where(maximum == -float("inf"), 0.0, maximum)
+        total = tl.sum(tl.exp2((logit - shift[:, None]) * LOG2_E), axis=1)
+        out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        tl.store(stretch_maximum + out, maximum, mask=in_rows)
+        tl.store(stretch_total + out, total, mask=in_rows)
+
+
+@triton.jit(do_not_specialize=["rows", "stretches"])
+def merge_kernel(
+    stretch_maximum,
+    stretch_total,
+    maximum,
+    total,
+    stretches,
+    rows,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Folds (stretches, rows) statistics into the running (rows,) ones, in a fixed order."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows = i < rows
+    largest = tl.load(maximum + i, mask=in_rows, other=-float("inf"))
+    summed = tl.load(total + i, mask=in_rows, other=0.0)
+    for start in range(0, stretches, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        mask = (k < stretches)[:, None] & in_rows[None, :]
+        place = k[:, None].to(tl.int64) * rows + i[None, :]
+        part_maximum = tl.load(stretch_maximum + place, mask=mask, other=-float("inf"))
+        part = tl.load(stretch_total + place, mask=mask, other=0.0)
+        new = tl.maximum(largest, tl.max(part_maximum, axis=0))
+        # As above: no negatives so far.
+        shift = tl.where(new == -float("inf"), 0.0, new)
+        part = tl.sum(part * tl.exp(part_maximum - shift[None, :]), axis=0)
+        summed = summed * tl.exp(largest - shift) + part
+        largest = new
+    tl.store(maximum + i, largest, mask=in_rows)
+    tl.store(total + i, summed, mask=in_rows)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "start"])
+def gradient_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    targets,
+    start,
+    log_negatives,
+    negative_weight,
+    target_gradient,
+    gradient,
+    gradient_stride,
+    gradient_scale,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """d loss / d cosine of a tile; ``gradient_scale``: (1,) factor for float16, or None."""
+    row_blocks = tl.cdiv(rows, BLOCK_M)
+    column_blocks = tl.cdiv(columns, BLOCK_N)
+    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP)
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    i = row + tl.arange(0, BLOCK_M)
+    j = column + tl.arange(0, BLOCK_N)
+    in_rows = i < rows
+    target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
+    normaliser = tl.load(log_negatives + i, mask=in_rows, other=0.0)
+    weight = tl.load(negative_weight + i, mask=in_rows, other=0.0)
+    own = tl.load(target_gradient + i, mask=in_rows, other=0.0)
+    if gradient_scale is not None:
+        factor = tl.load(gradient_scale)
+        weight *= factor
+        own *= factor
+    logit, slope = NEGATIVE(cosine, parameters)
+    share = tl.exp2((logit - normaliser[:, None]) * LOG2_E)
+    value = weight[:, None] * (share * slope)
+    value = tl.where(target[:, None] == j[None, :], own[:, None], value)
+    # Up to the padded width: full-width stores, and the caller never reads past the columns.
+    corner = gradient + row.to(tl.int64) * gradient_stride + column
+    place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
+    inside = in_rows[:, None] & (j < gradient_stride)[None, :]
+    tl.store(corner + place, value.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def positive_kernel(
+    target_cosine,
+    logits,
+    slopes,
+    rows,
+    parameters,
+    POSITIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The policy of a positive, row by row."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows
+    cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
+    logit, slope = POSITIVE(cosine, parameters)
+    tl.store(logits + i, logit, mask=mask)
+    tl.store(slopes + i, slope, mask=mask)

@@ -1,0 +1,133 @@
+"""Kernels over rows: unit length and its Jacobian, and identities narrowed to 32 bits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def unit_rows_kernel(
+    source,
+    index,
+    start,
+    out,
+    out_stride,
+    inverse_norms,
+    count,
+    width,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows ``start:start + count`` of ``source`` (of ``source[index]``) at unit length.
+
+    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that products need no masks.
+    """
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows = i < count
+    place = i.to(tl.int64) + start
+    if index is not None:
+        place = tl.load(index + place, mask=in_rows, other=0)
+    lanes = tl.arange(0, BLOCK)
+    first = place[:, None] * width
+    squares = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for k in range(0, width, BLOCK):
+        mask = in_rows[:, None] & (k + lanes < width)[None, :]
+        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+        squares += x * x
+    norm = tl.sqrt(tl.sum(squares, axis=1))
+    # The comparison is false for NaN, which has to survive.
+    clamped = norm < 1e-5
+    inverse = tl.where(clamped, 1e5, 1.0 / tl.where(clamped, 1.0, norm))
+    tl.store(inverse_norms + i, inverse, mask=in_rows)
+    target = i[:, None].to(tl.int64) * out_stride
+    for k in range(0, out_stride, BLOCK):
+        mask = in_rows[:, None] & (k + lanes < width)[None, :]
+        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+        unit = (x * inverse[:, None]).to(out.dtype.element_ty)
+        inside = in_rows[:, None] & (k + lanes < out_stride)[None, :]
+        tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def unit_rows_backward_kernel(
+    d_unit,
+    source,
+    index,
+    start,
+    inverse_norms,
+    scale,
+    out,
+    count,
+    width,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``out`` = r (g - <g, u> u) times ``scale``; ``out`` may be ``d_unit``: each row is read
+    whole before it is written."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows = i < count
+    place = i.to(tl.int64) + start
+    if index is not None:
+        place = tl.load(index + place, mask=in_rows, other=0)
+    lanes = tl.arange(0, BLOCK)
+    first = place[:, None] * width
+    target = i[:, None].to(tl.int64) * width
+    inverse = tl.load(inverse_norms + i, mask=in_rows, other=0.0)
+    products = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for k in range(0, width, BLOCK):
+        mask = in_rows[:, None] & (k + lanes < width)[None, :]
+        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
+        products += g * x
+    # <g, u> u = r^2 <g, x> x; a clamped norm is a constant and has no such term.
+    along = tl.sum(products, axis=1) * inverse * inverse
+    along = tl.where(inverse >= 1e5, 0.0, along)
+    if scale is not None:
+        inverse *= tl.load(scale)
+    for k in range(0, width, BLOCK):
+        mask = in_rows[:, None] & (k + lanes < width)[None, :]
+        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
+        d = inverse[:, None] * (g - along[:, None] * x)
+        tl.store(out + target + (k + lanes)[None, :], d.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["count", "first_count", "second_count"])
+def narrow_labels_kernel(
+    labels,
+    count,
+    first,
+    first_count,
+    second,
+    second_count,
+    out,
+    BLOCK: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    """int64 identities -> int32 identities, equal where and only where the originals are.
+
+    Below 2^30 they stay as they are. Any others become 2^30 + the place of their first occurrence
+    in ``first`` followed by ``second`` (all labels of the call), found by search: exact for every
+    label, and free where there is none. Negative ones become -1.
+    """
+    limit: tl.constexpr = 1073741824
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    label = tl.load(labels + i, mask=mask, other=-1)
+    large = label >= limit
+    narrow = tl.where(large | (label < 0), -1, label).to(tl.int32)
+    if tl.max(large.to(tl.int32), axis=0) > 0:
+        place = tl.full((BLOCK,), limit - 1, dtype=tl.int32)
+        for start in range(0, first_count, SEARCH):
+            k = start + tl.arange(0, SEARCH)
+            other = tl.load(first + k, mask=k < first_count, other=-1)
+            hit = tl.where(label[:, None] == other[None, :], k[None, :], limit - 1)
+            place = tl.minimum(place, tl.min(hit, axis=1))
+        for start in range(0, second_count, SEARCH):
+            k = start + tl.arange(0, SEARCH)
+            other = tl.load(second + k, mask=k < second_count, other=-1)
+            hit = tl.where(label[:, None] == other[None, :], k[None, :] + first_count, limit - 1)
+            place = tl.minimum(place, tl.min(hit, axis=1))
+        narrow = tl.where(large, limit + place, narrow)
+    tl.store(out + i, narrow, mask=mask)

@@ -1,0 +1,166 @@
+"""Kernel of ``sum`` losses: product, policy, reductions and gradient of a tile in one launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import column_parts, cosine_tile, grouped_block, triangle_block
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "offset"])
+def sum_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    offset,
+    a_labels,
+    b_labels,
+    a_threshold,
+    b_threshold,
+    a_weights,
+    b_weights,
+    row_loss,
+    column_loss,
+    row_threshold,
+    column_threshold,
+    gradient,
+    gradient_stride,
+    gradient_scale,
+    parameters,
+    EVALUATE: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    BOTH: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    EXCLUDE_DIAGONAL: tl.constexpr,
+    PER_COLUMN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One (BLOCK_M, BLOCK_N) block of a tile that compares ``rows`` with ``columns``.
+
+    Per-block results, each written once, for the caller to add up in a fixed order; each may be
+    None when it is not wanted:
+
+    - ``row_loss`` (column blocks, rows): sums over the block's columns, pair taken as (i, j);
+    - ``column_loss`` (row blocks, columns): sums over the block's rows, pair taken as (j, i);
+    - ``column_threshold`` (row blocks, columns) and ``row_threshold`` (column blocks, rows): the
+      same for weighted d loss / d threshold, with a threshold per column. With one threshold for
+      all pairs ``row_threshold`` is (column blocks, rows) with both directions of the pair;
+    - ``gradient`` (rows, gradient_stride): d loss / d cosine, times ``gradient_scale`` (1,).
+
+    TRIANGLE: the tile is its own mirror image; only blocks on and above the diagonal have a
+    program, those above it count in both directions and write their gradient to both places.
+    BOTH: in any other tile, pairs count in both directions. MIRRORED (implied by the other two):
+    a gradient holds both directions of its pair.
+    ``offset`` = row position - column position in the whole matrix.
+    """
+    row_blocks = tl.cdiv(rows, BLOCK_M)
+    column_blocks = tl.cdiv(columns, BLOCK_N)
+    program = tl.program_id(0)
+    if TRIANGLE:
+        row_block, column_block = triangle_block(program, row_blocks)
+        above = row_block != column_block
+    else:
+        row_block, column_block = grouped_block(program, row_blocks, column_blocks, GROUP)
+        above = BOTH
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+
+    i = row + tl.arange(0, BLOCK_M)
+    in_rows = i < rows
+    # Past the end is as good as ignored.
+    i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
+    i_weight = 1.0
+    if a_weights is not None:
+        i_weight = tl.load(a_weights + i, mask=in_rows, other=0.0)[:, None]
+    if PER_COLUMN:
+        i_threshold = tl.load(a_threshold + i, mask=in_rows, other=0.0)[:, None]
+    else:
+        threshold = tl.load(b_threshold)
+    factor = 1.0
+    if gradient_scale is not None:
+        factor = tl.load(gradient_scale)
+
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    HEIGHT: tl.constexpr = BLOCK_M // PARTS
+    stretches = tl.arange(0, PARTS)
+    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        j = column + part * WIDTH + tl.arange(0, WIDTH)
+        in_columns = j < columns
+        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        column_out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+        j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
+        valid = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
+        if EXCLUDE_DIAGONAL:
+            valid &= (i + offset)[:, None] != j[None, :]
+        # One selection here instead of one per result of the policy: a negative pair with a
+        # cosine of -inf gives zeros, see the policies' contract.
+        c = tl.where(valid, parts[part], -float("inf"))
+        positive = (i_label[:, None] == j_label[None, :]) & valid
+        j_weight = 1.0
+        if b_weights is not None:
+            j_weight = tl.load(b_weights + j, mask=in_columns, other=0.0)[None, :]
+        if PER_COLUMN:
+            threshold = tl.load(b_threshold + j, mask=in_columns, other=0.0)[None, :]
+        value, slope, d_threshold = EVALUATE(c, threshold, positive, parameters)
+        tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
+        if column_threshold is not None:
+            weighted = tl.reshape(d_threshold * i_weight, (PARTS, HEIGHT, WIDTH))
+            tl.store(column_threshold + column_out, tl.sum(weighted, axis=1), mask=in_columns[None, :])
+        if PER_COLUMN and (BOTH or MIRRORED):
+            # The pair taken as (j, i) differs only in its threshold.
+            value, back, d_threshold = EVALUATE(c, i_threshold, positive, parameters)
+        if column_loss is not None:
+            if above:
+                column_sums = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
+                tl.store(column_loss + column_out, column_sums, mask=in_columns[None, :])
+        # With one threshold both directions of a pair have the same derivatives.
+        if MIRRORED or BOTH:
+            pair_weight = i_weight + j_weight
+        else:
+            pair_weight = i_weight
+        if row_threshold is not None:
+            if PER_COLUMN:
+                if above:
+                    back_sums = tl.sum(d_threshold * j_weight, axis=1)
+                    tl.store(row_threshold + row_out, back_sums, mask=in_rows)
+            else:
+                if TRIANGLE:
+                    # A block on the diagonal has each pair twice already.
+                    sums = tl.sum(d_threshold * pair_weight, axis=1) * tl.where(above, 1.0, 0.5)
+                elif BOTH:
+                    sums = tl.sum(d_threshold * pair_weight, axis=1)
+                else:
+                    sums = tl.sum(d_threshold * i_weight, axis=1)
+                tl.store(row_threshold + row_out, sums, mask=in_rows)
+        if gradient is not None:
+            if PER_COLUMN and MIRRORED:
+                total = slope * i_weight + back * j_weight
+            else:
+                total = slope * pair_weight
+            total = (total * factor).to(gradient.dtype.element_ty)
+            # Up to the padded width: full-width stores, and the caller never reads past the end.
+            corner = gradient + row.to(tl.int64) * gradient_stride + column
+            place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
+            inside = in_rows[:, None] & (j < gradient_stride)[None, :]
+            tl.store(corner + place, total, mask=inside)
+            if TRIANGLE:
+                if above:
+                    mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
+                    mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
+                    mirror_inside = in_columns[:, None] & (i < gradient_stride)[None, :]
+                    tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)

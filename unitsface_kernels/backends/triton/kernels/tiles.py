@@ -1,0 +1,114 @@
+"""Pieces that every product kernel shares: tile order, the product, and its bounds."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: The interpreter multiplies bfloat16 as the integers it stores them in.
+WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def grouped_block(program, row_blocks, column_blocks, GROUP: tl.constexpr):
+    """Program number -> (row block, column block), ``GROUP`` row blocks at a time.
+
+    Programs that run together then share their operands in L2, whatever the longer side is.
+    """
+    in_group = GROUP * column_blocks
+    first = (program // in_group) * GROUP
+    height = tl.minimum(row_blocks - first, GROUP)
+    inside = program % in_group
+    return first + inside % height, inside // height
+
+
+@triton.jit
+def triangle_block(program, blocks):
+    """Program number -> (row block, column block) on or above the diagonal.
+
+    ``blocks * (blocks + 1) / 2`` programs, in integers only. Row r of the triangle has
+    ``blocks - r`` blocks, so rows r and ``blocks - 1 - r`` (an odd count: ``blocks - r``, row 0
+    alone) fill one row of a rectangle together.
+    """
+    odd = blocks % 2
+    width = blocks + 1 - odd
+    upper = program // width
+    step = program % width
+    in_upper = step < blocks - upper
+    row = tl.where(in_upper, upper, blocks - 1 + odd - upper)
+    column = tl.where(in_upper, upper + step, step - 1 + odd)
+    return row, column
+
+
+@triton.jit
+def cosine_tile(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    row,
+    column,
+    rows,
+    columns,
+    depth,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) float32 products of unit rows ``row:`` with unit columns ``column:``.
+
+    ``depth`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
+    past the end repeat the last one instead of being masked: their cosines are masked later, and
+    every load keeps its full vector width.
+    """
+    i = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - row)
+    j = tl.minimum(tl.arange(0, BLOCK_N), columns - 1 - column)
+    k = tl.arange(0, BLOCK_K)
+    # 64-bit where the whole matrix counts, 32-bit inside a tile.
+    a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for _ in range(0, depth, BLOCK_K):
+        left = tl.load(a_tile)
+        right = tl.load(b_tile)
+        if WIDEN:
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        a_tile += BLOCK_K
+        b_tile += BLOCK_K
+    return total
+
+
+@triton.jit
+def _halves(x, M: tl.constexpr, N: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _quarters(x, M: tl.constexpr, N: tl.constexpr):
+    left, right = _halves(x, M, N)
+    a, b = _halves(left, M, N // 2)
+    c, d = _halves(right, M, N // 2)
+    return a, b, c, d
+
+
+@triton.jit
+def column_parts(x, M: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr):
+    """(M, N) -> PARTS (1, 2, 4 or 8) tiles of (M, N / PARTS), left to right.
+
+    Threads keep their elements, nothing moves. Working through the parts one after the other
+    bounds the registers that the intermediate results of a policy take.
+    """
+    if PARTS == 1:
+        return (x,)
+    elif PARTS == 2:
+        return _halves(x, M, N)
+    elif PARTS == 4:
+        return _quarters(x, M, N)
+    else:
+        left, right = _halves(x, M, N)
+        a, b, c, d = _quarters(left, M, N // 2)
+        e, f, g, h = _quarters(right, M, N // 2)
+        return a, b, c, d, e, f, g, h

@@ -1,0 +1,49 @@
+"""Launching kernels: the one place through which every kernel of this backend runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from triton.runtime.jit import KernelInterface
+
+from .configs import ProductConfig
+
+#: Whether kernels run in the interpreter; their decorators read the same variable, at import.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def capability() -> int:
+    """Compute capability of the current device, such as 90; 0 for the interpreter."""
+    if INTERPRETED:
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def run(kernel: KernelInterface, programs: int, *args: Any, **options: Any) -> None:
+    """``kernel`` with a one-dimensional grid; none at all for no programs."""
+    if programs > 0:
+        # Fusing multiplications with additions is meant; its default is about to change.
+        kernel[(programs,)](*args, enable_fp_fusion=True, **options)
+
+
+def run_product(
+    kernel: KernelInterface, config: ProductConfig, programs: int, *args: Any, **options: Any
+) -> None:
+    """A product kernel with the blocks and resources of its configuration."""
+    if config.max_registers is not None:
+        options["maxnreg"] = config.max_registers
+    run(
+        kernel,
+        programs,
+        *args,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP=config.group,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **options,
+    )

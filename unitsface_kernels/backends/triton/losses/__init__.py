@@ -1,0 +1,51 @@
+"""Triton policies, one per loss of the registry: the only loss formulas of this backend.
+
+A policy of a ``sum`` loss gives ``evaluate``, of a ``logsumexp`` loss ``negative`` and
+``positive``, as JIT functions over tiles that the kernels receive as constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from triton.runtime.jit import KernelInterface
+
+from . import margin_softmax, uss
+
+
+@dataclass(frozen=True)
+class SumPolicy:
+    """``evaluate(cosine, threshold, positive, params) -> value, d/d cosine, d/d threshold``.
+
+    Attributes:
+        slope_bound: bound of |d value / d cosine| for given parameters; scales float16 gradients.
+    """
+
+    evaluate: KernelInterface
+    slope_bound: Callable[[tuple[float, ...]], float]
+
+
+@dataclass(frozen=True)
+class LogsumexpPolicy:
+    """``negative(cosine, params)`` on tiles and ``positive(cosine, params)`` row by row.
+
+    Both give the logit and its derivative by the cosine.
+
+    Attributes:
+        slope_bound: bound of the negatives' |d logit / d cosine|.
+    """
+
+    negative: KernelInterface
+    positive: KernelInterface
+    slope_bound: Callable[[tuple[float, ...]], float]
+
+
+POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
+    "uss": SumPolicy(uss.evaluate, uss.slope_bound),
+    "margin_softmax": LogsumexpPolicy(
+        margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
+    ),
+}
+
+__all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]
