@@ -45,7 +45,7 @@ def _loss_choices(names: list[str]) -> list[str]:
 
 @dataclass
 class ModelConfig:
-    name: str = _key("iresnet50", "backbone", choices=tuple(STAGES))
+    name: str = _key("iresnet18", "backbone", choices=tuple(STAGES))
     input_size: int = _key(112, "side of the square input image in pixels", low=16)
     dropout: float = _key(0.0, "dropout before the last linear layer", low=0.0, high=0.99)
     channels_last: bool = _key(True, "channels-last memory format (faster convolutions)")
@@ -114,11 +114,11 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int = _key(30, "passes over the data", low=1)
+    epochs: int = _key(20, "passes over the data", low=1)
     max_steps: int = _key(
         0, "stop (and end the schedule) after this many steps; 0: no limit", low=0
     )
-    batch_size: int = _key(128, "images per step, summed over all processes", low=2)
+    batch_size: int = _key(64, "images per step, summed over all processes", low=2)
     lr: float = _key(0.1, "peak learning rate", low=0.0)
     momentum: float = _key(0.9, "SGD momentum", low=0.0, high=1.0)
     weight_decay: float = _key(5e-4, "SGD weight decay (none on the threshold)", low=0.0)
