@@ -14,6 +14,28 @@ if not torch.cuda.is_available():
 os.environ.pop("UNITSFACE_BACKEND", None)
 
 
+# Triton's interpreter is NumPy: it warns where a kernel computes lanes that it then masks.
+IGNORED_WARNINGS = (
+    "ignore::RuntimeWarning:triton.runtime.interpreter",
+    "ignore:.torch.jit:DeprecationWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in IGNORED_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked slow run when asked for with -m."""
+    if config.getoption("markexpr"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -49,6 +49,13 @@ TARGETS = [
 FUSED = [target for target in TARGETS if target.backend != "reference"]
 
 
+def _rounded(t: Tensor, dtype: torch.dtype, truncate: bool) -> Tensor:
+    """float32 values that ``dtype`` can hold; Triton's interpreter cuts bfloat16 off."""
+    if truncate and dtype == torch.bfloat16:
+        return (t.float().view(torch.int32) & -(2**16)).view(torch.float32)
+    return t.to(dtype).float()
+
+
 class _HalfProduct(torch.autograd.Function):
     """a @ b.T as tensor cores compute it: operands in half precision, sums in float32.
 
@@ -57,18 +64,18 @@ class _HalfProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-        a, b = a.to(dtype).float(), b.to(dtype).float()
+    def forward(ctx, a: Tensor, b: Tensor, dtype: torch.dtype, truncate: bool) -> Tensor:
+        a, b = _rounded(a, dtype, truncate), _rounded(b, dtype, truncate)
         ctx.save_for_backward(a, b)
-        ctx.dtype = dtype
+        ctx.rounding = dtype, truncate
         return a @ b.T
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         a, b = ctx.saved_tensors
         top = gradient.abs().amax().clamp_min(1e-30) if gradient.numel() else 1.0
-        gradient = (gradient / top).to(ctx.dtype).float() * top
-        return gradient @ b, gradient.T @ a, None
+        gradient = _rounded(gradient / top, *ctx.rounding) * top
+        return gradient @ b, gradient.T @ a, None, None
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def eager_precision(target: Target, dtype: torch.dtype):
 
     def cosines(rows: Tensor, columns: Tensor) -> Tensor:
         unit = [F.normalize(t, dim=1, eps=reference.NORM_EPS) for t in (rows, columns)]
-        return _HalfProduct.apply(*unit, dtype)
+        return _HalfProduct.apply(*unit, dtype, target.interpreted)
 
     with mock.patch.object(reference, "cosines", cosines):
         yield

@@ -162,7 +162,7 @@ def test_results_are_bitwise_repeatable(
     rows = 700 if target.backend == "native" else 40
     p = problem(spec, target.device, rows=rows, columns=columns, reduction=reduction, dim=33)
     loss, gradients = p.evaluate(target.backend)
-    for _ in range(3):
+    for _ in range(1 if target.interpreted else 3):
         again, of_again = p.evaluate(target.backend)
         assert torch.equal(again, loss)
         for name, gradient in of_again.items():

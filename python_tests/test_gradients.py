@@ -248,10 +248,11 @@ def test_loss_without_gradient(target: Target, spec: LossSpec, reduction: str) -
 
 @each_target
 @each_loss
-@each_reduction
-@pytest.mark.parametrize("columns", [None, 6], ids=["few", "columns"])
+@pytest.mark.parametrize(
+    ("columns", "reduction"), [(None, "none"), (6, "mean"), (6, "none")], ids=str
+)
 def test_some_inputs_require_gradients(
-    target: Target, spec: LossSpec, reduction: str, columns: int | None
+    target: Target, spec: LossSpec, columns: int | None, reduction: str
 ) -> None:
     """Every combination gives the gradients that all together give."""
     p = problem(spec, target.device, rows=9, columns=columns, reduction=reduction)
@@ -309,7 +310,7 @@ def test_threshold_gradient_follows_its_tensor(target: Target) -> None:
 
 @each_target
 @each_loss
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize(
     ("columns", "where"), [(None, "rows"), (6, "rows"), (6, "columns")], ids=str
 )
@@ -319,11 +320,10 @@ def test_bad_features_reach_the_loss(
     p = problem(spec, target.device, rows=9, columns=columns)
     broken = getattr(p, where).clone()
     broken[3, 5] = bad
-    for reduction in ("mean", "sum"):
-        for gradient in (True, False):
-            features = broken.clone().requires_grad_(gradient)
-            loss = p.loss(target.backend, reduction=reduction, **{where: features})
-            assert not bool(loss.isfinite())
+    for reduction, gradient in (("mean", True), ("sum", False)):
+        features = broken.clone().requires_grad_(gradient)
+        loss = p.loss(target.backend, reduction=reduction, **{where: features})
+        assert not bool(loss.isfinite())
     rows = p.loss(target.backend, reduction="none", **{where: broken})
     if where == "columns" or (columns is None and spec.topology == "pair"):
         assert not bool(rows.isfinite().any())

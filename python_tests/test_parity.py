@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import HALF, Case, build, parity_cases
+from cases import HALF, Case, build, parity_cases, problem
 from helpers import FUSED, Target, eager_precision
-from tolerances import check_gradient, check_loss
+from tolerances import FLOORS, SAME_LOSS, check_gradient, check_loss, check_same
 
-from unitsface_kernels.losses import LossSpec
+from unitsface_kernels.losses import REGISTRY, LossSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,6 +29,16 @@ def _grid() -> list:
     ]
 
 
+@pytest.fixture
+def poisoned_memory():
+    """Every torch.empty is full of NaN, or of large integers."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("target", "spec", "values", "case", "dtype"), _grid())
 def test_parity(
     target: Target, spec: LossSpec, values: dict, case: Case, dtype: torch.dtype
@@ -68,3 +78,30 @@ def test_mixed_dtypes(target: Target, name: str) -> None:
         for key, gradient in gradients.items():
             assert gradient.dtype == getattr(mixed, key).dtype
             check_gradient(key, gradient, want[key], eager[key], torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [t for t in FUSED if not t.interpreted], ids=str)
+def test_offsets_beyond_32_bits(target: Target) -> None:
+    """Columns of more than 2^31 elements, of which all but the last few take no part."""
+    size, few = 64, 3
+    count = 2**31 // size + few
+    # Pages of zeros that are only read take no memory.
+    columns = torch.zeros(count, size, dtype=torch.bfloat16, device=target.device)
+    columns[-few:] = torch.randn(few, size)
+    last = columns[-few:].clone()
+    for spec in REGISTRY.values():
+        small = problem(spec, target.device, rows=4, columns=few, dim=size)
+        small.rows, small.columns = small.rows.bfloat16(), last
+        small.column_gradient = False
+        large = replace(small, columns=columns)
+        if spec.topology == "pair":
+            labels = torch.full((count,), -1, device=target.device)
+            labels[-few:] = small.column_labels
+            large.column_labels = labels
+        else:
+            large.index = torch.arange(count - few, count, device=target.device)
+        loss, gradients = large.evaluate(target.backend)
+        want_loss, want = small.evaluate(target.backend)
+        check_same("loss", loss, want_loss, SAME_LOSS)
+        check_same("rows", gradients["rows"], want["rows"], FLOORS[torch.bfloat16].norm)

@@ -56,12 +56,14 @@ def test_an_ignored_row_is_an_absent_row(
     keep = _some(11, target.device)
     ignoring = replace(p, labels=p.labels.where(keep, -1))
     absent = replace(p, rows=p.rows[keep], labels=p.labels[keep])
-    for reduction in ("mean", "sum"):
-        a, b = replace(ignoring, reduction=reduction), replace(absent, reduction=reduction)
-        _same(target, a, b, tuple(name for name in a.leaves() if name != "rows"))
-        of_rows = a.evaluate(target.backend)[1]["rows"]
-        check_same("rows", of_rows[keep], b.evaluate(target.backend)[1]["rows"], SAME_GRADIENT)
-        assert not bool(of_rows[~keep].any())
+    loss, gradients = ignoring.evaluate(target.backend)
+    want_loss, want = absent.evaluate(target.backend)
+    check_same("loss", loss, want_loss, SAME_LOSS)
+    of_rows = gradients.pop("rows")
+    check_same("rows", of_rows[keep], want["rows"], SAME_GRADIENT)
+    assert not bool(of_rows[~keep].any())
+    for name, gradient in gradients.items():
+        check_same(name, gradient, want[name], SAME_GRADIENT)
 
 
 @each_target
@@ -194,7 +196,7 @@ def test_only_equality_of_labels_counts(
 
 @each_target
 @each_loss
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
 def test_labels_of_every_integer_type(target: Target, spec: LossSpec, dtype: torch.dtype) -> None:
     """uint8 has no -1: 255 is an identity like another."""
     high = torch.iinfo(dtype).max if dtype != torch.int32 else 200

@@ -235,9 +235,7 @@ def _refuse_transforms(*tensors: Tensor | None) -> None:
     """torch.func and forward-mode tangents would be dropped silently by the operator."""
     if torch.compiler.is_compiling():
         return
-    dual = any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    )
+    dual = any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     if dual or torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "fused losses run neither under torch.func transforms (grad, vmap, jvp, ...) nor "

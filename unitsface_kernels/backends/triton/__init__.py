@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MINIMUM_CAPABILITY = (8, 0)
+MINIMUM_TRITON = (3, 4)
 
 
 @cache
 def _broken() -> str | None:
     """Why the kernels cannot be imported; None if they can."""
     try:
+        triton = importlib.import_module("triton")
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        if version < MINIMUM_TRITON:
+            need = ".".join(map(str, MINIMUM_TRITON))
+            return f"it needs Triton {need}, found {triton.__version__}"
         importlib.import_module(".engine", __name__)
     except Exception as error:  # whatever a broken installation raises
         return f"triton cannot be used: {type(error).__name__}: {error}"

@@ -63,8 +63,8 @@ class RowConfig:
 
 
 @dataclass(frozen=True)
-class LabelConfig:
-    """Launch of a kernel over a vector; ``search``: labels compared with at a time."""
+class VectorConfig:
+    """Launch of a kernel over a vector; ``search``: labels that one is looked up in at a time."""
 
     block: int
     search: int
@@ -97,7 +97,7 @@ INTERPRETED = Config(
     wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512),
 )
 
-# Hopper and data-centre Blackwell. 64 accumulators per thread; at 128 registers and 96 KB two
+# Hopper. 64 accumulators per thread; at 128 registers and 96 KB two
 # programs share an SM, so that the policy of one runs beside the products of the other. Taking
 # the policy in four parts is what keeps it within 128 (the triangle with gradients uses all of
 # them, without spills). A wider block loads less from L2 (12 bytes per cosine instead of 16 at
@@ -111,6 +111,12 @@ _WIDE_GRADIENT = replace(_WIDE, parts=1)
 # transposed float32 gradient rules out a second program anyway.
 _WIDE_TF32 = replace(_WIDE, block_k=32, max_registers=None)
 _WIDE_TF32_LIGHT = replace(_WIDE, block_k=32)
+
+# Blackwell's accumulators lie in tensor memory, which takes the pressure off; what is left varies
+# with the compiler's version, and a cap would make some of them spill.
+_BLACKWELL = replace(_WIDE, max_registers=None)
+_BLACKWELL_GRADIENT = replace(_BLACKWELL, parts=1)
+_BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 
 # Ampere, Ada and consumer Blackwell: mma.sync keeps its operands in registers too, so a program
 # has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
@@ -134,19 +140,27 @@ def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
     """The configuration for a compute capability such as 90; 0 is the interpreter."""
     if capability == 0:
         return INTERPRETED
-    wave = _WAVE_BLACKWELL if 100 <= capability < 120 else _WAVE
-    if dtype == torch.float32 and not tf32:
-        return Config(_EXACT, _EXACT, _EXACT, _EXACT, wave)
-    if 90 <= capability < 120:
+    exact = dtype == torch.float32 and not tf32
+    if exact:
+        kernels = (_EXACT, _EXACT, _EXACT, _EXACT)
+    elif 100 <= capability < 120:
         if tf32:
-            return Config(_WIDE_TF32, _WIDE_TF32, _WIDE_TF32_LIGHT, _WIDE_TF32_LIGHT, wave)
-        return Config(_WIDE, _WIDE_HEAVY, _WIDE, _WIDE_GRADIENT, wave)
-    if tf32:
-        return Config(_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32, wave)
-    return Config(_NARROW, _NARROW, _NARROW, _NARROW_GRADIENT, wave)
+            kernels = (_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32)
+        else:
+            kernels = (_BLACKWELL, _BLACKWELL, _BLACKWELL, _BLACKWELL_GRADIENT)
+    elif 90 <= capability < 100:
+        if tf32:
+            kernels = (_WIDE_TF32, _WIDE_TF32, _WIDE_TF32_LIGHT, _WIDE_TF32_LIGHT)
+        else:
+            kernels = (_WIDE, _WIDE_HEAVY, _WIDE, _WIDE_GRADIENT)
+    elif tf32:
+        kernels = (_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32)
+    else:
+        kernels = (_NARROW, _NARROW, _NARROW, _NARROW_GRADIENT)
+    return Config(*kernels, _WAVE_BLACKWELL if 100 <= capability < 120 else _WAVE)
 
 
-LABELS = LabelConfig(block=128, search=64, num_warps=4)
+VECTOR = VectorConfig(block=128, search=16, num_warps=4)
 MERGE = RowConfig(rows=32, block=64, num_warps=4)
 
 

@@ -119,20 +119,19 @@ def sum_kernel(
         value, slope, d_threshold = EVALUATE(c, threshold, positive, parameters)
         tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
         if column_threshold is not None:
-            weighted = tl.reshape(d_threshold * i_weight, (PARTS, HEIGHT, WIDTH))
-            tl.store(column_threshold + column_out, tl.sum(weighted, axis=1), mask=in_columns[None, :])
+            column_sums = tl.reshape(d_threshold * i_weight, (PARTS, HEIGHT, WIDTH))
+            column_sums = tl.sum(column_sums, axis=1)
+            tl.store(column_threshold + column_out, column_sums, mask=in_columns[None, :])
         if PER_COLUMN and (BOTH or MIRRORED):
             # The pair taken as (j, i) differs only in its threshold.
             value, back, d_threshold = EVALUATE(c, i_threshold, positive, parameters)
-        if column_loss is not None:
+        # Here and below: the outer condition is known to the compiler, the inner one may not be.
+        if column_loss is not None:  # noqa: SIM102
             if above:
-                column_sums = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
-                tl.store(column_loss + column_out, column_sums, mask=in_columns[None, :])
+                losses = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
+                tl.store(column_loss + column_out, losses, mask=in_columns[None, :])
         # With one threshold both directions of a pair have the same derivatives.
-        if MIRRORED or BOTH:
-            pair_weight = i_weight + j_weight
-        else:
-            pair_weight = i_weight
+        pair_weight = i_weight + j_weight if MIRRORED or BOTH else i_weight
         if row_threshold is not None:
             if PER_COLUMN:
                 if above:
@@ -158,7 +157,7 @@ def sum_kernel(
             place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
             inside = in_rows[:, None] & (j < gradient_stride)[None, :]
             tl.store(corner + place, total, mask=inside)
-            if TRIANGLE:
+            if TRIANGLE:  # noqa: SIM102
                 if above:
                     mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
                     mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]

@@ -18,6 +18,8 @@ from . import margin_softmax, uss
 class SumPolicy:
     """``evaluate(cosine, threshold, positive, params) -> value, d/d cosine, d/d threshold``.
 
+    A negative pair with a cosine of -inf has to give three zeros: kernels take pairs out that way.
+
     Attributes:
         slope_bound: bound of |d value / d cosine| for given parameters; scales float16 gradients.
     """

@@ -1,0 +1,178 @@
+"""Modules: parameters, copies, pickles, compilation, training, data parallelism."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import socket
+
+import pytest
+import torch
+from helpers import TARGETS, Target
+from tolerances import SAME_GRADIENT, check_same
+from torch import Tensor, nn
+
+import unitsface_kernels
+from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, UniTSFaceLoss
+
+each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+
+
+def _unitsface(backend: str) -> UniTSFaceLoss:
+    torch.manual_seed(3)
+    class_loss = CLASS_LOSSES["cosface"](8, 4, scale=8.0, backend=backend)
+    return UniTSFaceLoss(class_loss, PAIR_LOSSES["uss"](scale=8.0, backend=backend))
+
+
+@each_target
+def test_compile_of_modules(target: Target) -> None:
+    module = _unitsface(target.backend).to(target.device)
+    feats = torch.randn(9, 8, device=target.device, requires_grad=True)
+    labels = torch.arange(9, device=target.device) % 4
+    module(feats, labels).backward()
+    want = [feats.grad, *(p.grad for p in module.parameters())]
+    for leaf in (feats, *module.parameters()):
+        leaf.grad = None
+    torch.compiler.reset()
+    torch.compile(module, fullgraph=True, backend="aot_eager")(feats, labels).backward()
+    for i, leaf in enumerate((feats, *module.parameters())):
+        check_same(f"gradient {i}", leaf.grad, want[i], SAME_GRADIENT)
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+class _Model(nn.Module):
+    """A layer and its losses in one module, as data parallelism wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = _unitsface("auto")
+        self.layer = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.layer(x), labels)
+
+
+def _share(rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(5 + rank, 6, generator=generator)
+    return x, torch.randint(0, 4, (5 + rank,), generator=generator)
+
+
+def _worker(rank: int, port: int, queue) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(_Model())
+    model(*_share(rank)).backward()
+    queue.put({name: p.grad.tolist() for name, p in model.module.named_parameters()})
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_gradients_are_averages() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=_worker, args=(rank, port, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join(90)
+            assert worker.exitcode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+    found = [queue.get() for _ in workers]
+    model = _Model()
+    sum(model(*_share(rank)) / 2 for rank in range(2)).backward()
+    for name, parameter in model.named_parameters():
+        for gradients in found:
+            check_same(name, torch.tensor(gradients[name]), parameter.grad, SAME_GRADIENT)
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+MODULES = {
+    **{name: lambda c=c: c(8, 4, scale=9.0) for name, c in CLASS_LOSSES.items()},
+    **{name: lambda c=c: c(scale=9.0, init_threshold=2.0) for name, c in PAIR_LOSSES.items()},
+    "unitsface": lambda: _unitsface("auto"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_copy_and_pickle(name: str) -> None:
+    module = MODULES[name]()
+    feats, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 0, -1])
+    want = module(feats, labels)
+    assert want.shape == ()
+    assert float(want.detach()) > 0
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    fresh = MODULES[name]()
+    for parameter in fresh.parameters():
+        nn.init.constant_(parameter, 0.5)
+    assert not torch.equal(fresh(feats, labels), want)
+    fresh.load_state_dict(module.state_dict())
+    for other in (copy.deepcopy(module), torch.load(file, weights_only=False), fresh):
+        assert torch.equal(other(feats, labels), want)
+        assert [k for k, _ in other.named_parameters()] == [k for k, _ in module.named_parameters()]
+        assert repr(other) == repr(module)
+        assert "scale=" in repr(module)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_train(name: str) -> None:
+    """Every parameter gets a gradient, and following it lowers the loss."""
+    module = MODULES[name]()
+    feats, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        loss = module(feats, labels)
+        loss.backward()
+        assert all(bool(p.grad.abs().sum() > 0) for p in module.parameters())
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+@each_target
+def test_modules_are_their_functions(target: Target) -> None:
+    feats = torch.randn(6, 8, device=target.device)
+    labels = torch.tensor([0, 1, 2, 3, 0, -1], device=target.device)
+    presets = {
+        "normface": {"m1": 1.0, "m2": 0.0, "m3": 0.0},
+        "cosface": {"m1": 1.0, "m2": 0.0, "m3": 0.3},
+        "arcface": {"m1": 1.0, "m2": 0.3, "m3": 0.0},
+        "sphereface": {"m1": 1.3, "m2": 0.0, "m3": 0.0},
+    }
+    assert presets.keys() == CLASS_LOSSES.keys()
+    margins = {"cosface": 0.3, "arcface": 0.3, "sphereface": 1.3}
+    for name, values in presets.items():
+        margin = {"margin": margins[name]} if name in margins else {}
+        module = CLASS_LOSSES[name](8, 4, scale=9.0, **margin, backend=target.backend)
+        module = module.to(target.device)
+        want = unitsface_kernels.fused_margin_softmax_loss(
+            feats, module.weight, labels, scale=9.0, **values, backend=target.backend
+        )
+        assert torch.equal(module(feats, labels), want)
+    memory = torch.randn(5, 8, device=target.device)
+    memory_labels = torch.tensor([0, 1, 2, -1, 3], device=target.device)
+    module = PAIR_LOSSES["uss"](9.0, 0.2, 1.5, reduction="sum", backend=target.backend)
+    module = module.to(target.device)
+    options = {"scale": 9.0, "margin": 0.2, "reduction": "sum", "backend": target.backend}
+    for given in ({}, {"memory": memory, "memory_labels": memory_labels}):
+        want = unitsface_kernels.fused_uss_loss(feats, labels, 1.5, **options, **given)
+        assert torch.equal(module(feats, labels, **given), want)
+        both = UniTSFaceLoss(CLASS_LOSSES["cosface"](8, 4).to(target.device), module)
+        total = both.class_loss(feats, labels) + want
+        assert torch.equal(both(feats, labels, **given), total)

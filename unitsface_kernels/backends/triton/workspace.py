@@ -1,0 +1,104 @@
+"""What the tiles of one call share: configuration, reused buffers and float16 scaling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..streaming import Call
+from . import configs, launch
+from .losses import POLICIES, LogsumexpPolicy, SumPolicy
+
+#: Unit rows are zero-padded to a multiple of this, which every block_k divides.
+DEPTH_MULTIPLE = 64
+#: Leading dimension of gradient tiles: full-width stores, and rows aligned for the library.
+STRIDE_MULTIPLE = 64
+#: Largest float16 gradient aimed at; a quarter of the format's range is left for rounding up.
+FLOAT16_TARGET = 2.0**14
+
+
+def padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def uses_tf32() -> bool:
+    """Whether the user lets float32 products run in TF32."""
+    matmul = torch.backends.cuda.matmul
+    # Reading the older flag raises once the newer one was set.
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
+
+
+class Workspace:
+    """Buffers that every tile of a call reuses, so that they stay in the L2 cache.
+
+    Attributes:
+        precision: of float32 products, as ``tl.dot`` names it.
+        scale, inverse_scale: float16 only, (1,): factor of the current gradient tile and its
+            inverse; else None.
+    """
+
+    def __init__(self, call: Call, capability: int | None = None) -> None:
+        self.call = call
+        tf32 = call.compute_dtype == torch.float32 and uses_tf32()
+        self.precision = "tf32" if tf32 else "ieee"
+        self.config = configs.select(
+            launch.capability() if capability is None else capability, call.compute_dtype, tf32
+        )
+        self.scale: Tensor | None = None
+        self.inverse_scale: Tensor | None = None
+        self._policy = POLICIES[call.spec.name]
+        self._columns: Tensor | None = None
+        self._gradient: Tensor | None = None
+        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def sum_policy(self) -> SumPolicy:
+        assert isinstance(self._policy, SumPolicy)
+        return self._policy
+
+    @property
+    def logsumexp_policy(self) -> LogsumexpPolicy:
+        assert isinstance(self._policy, LogsumexpPolicy)
+        return self._policy
+
+    def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.call.rows.device)
+
+    def unit_buffer(self, count: int, stride: int, reuse: bool) -> Tensor:
+        """(count, stride) in the dtype of the products; with ``reuse`` always the same memory."""
+        size = count * stride
+        if not reuse:
+            return self.empty((count, stride), self.call.compute_dtype)
+        if self._columns is None or self._columns.numel() < size:
+            self._columns = self.empty(size, self.call.compute_dtype)
+        return self._columns[:size].view(count, stride)
+
+    def gradient_tile(self, count: int, width: int) -> Tensor:
+        """(count, width) with padded rows, always the same memory."""
+        stride = padded(width, STRIDE_MULTIPLE)
+        size = count * stride
+        if self._gradient is None or self._gradient.numel() < size:
+            self._gradient = self.empty(size, self.call.compute_dtype)
+        return self._gradient[:size].view(count, stride)[:, :width]
+
+    def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
+        """Picks the power of two that brings float16 gradients to the top of the format's range.
+
+        ``bound`` holds for pairs whose weights are at most 1, as they are in float16 calls;
+        targets' gradients, with the slope of a margin in them, may be larger. Without a factor
+        the many tiny gradients of a softmax would be flushed to zero. It stays on the device.
+        """
+        if self.call.compute_dtype != torch.float16:
+            return
+        # One per block of rows: the same block comes with every wave of columns.
+        key = 0 if target_gradient is None else target_gradient.data_ptr()
+        if key not in self._scales:
+            limit = self.empty(1).fill_(bound)
+            if target_gradient is not None:
+                limit = torch.maximum(limit, target_gradient.abs().amax())
+            exponent = torch.floor(torch.log2(FLOAT16_TARGET / limit))
+            # NaN gradients stay NaN by themselves.
+            exponent = torch.nan_to_num(exponent, nan=0.0).clamp(-100.0, 100.0)
+            self._scales[key] = torch.exp2(exponent), torch.exp2(-exponent)
+        self.scale, self.inverse_scale = self._scales[key]
