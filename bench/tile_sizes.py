@@ -12,8 +12,8 @@ from unitsface_kernels.backends.native.cpu_engine import CpuEngine
 
 from .workloads import WORKLOADS, step
 
-PAIR_BLOCKS = (512, 1024, 2048)
-CLASS_BLOCKS = ((256, 2048), (512, 1024), (512, 2048), (512, 4096), (1024, 1024), (1024, 2048))
+PAIR_BLOCKS = (512, 1024, 1536, 2048)
+CLASS_BLOCKS = ((512, 1024), (512, 2048), (512, 4096), (512, 8192), (1024, 4096))
 ROUNDS = 7
 
 

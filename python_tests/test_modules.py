@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,34 +60,28 @@ def _share(rank: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 4, (5 + rank,), generator=generator)
 
 
-def _worker(rank: int, port: int, queue) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _worker(rank: int, store: str, queue) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
     model = nn.parallel.DistributedDataParallel(_Model())
     model(*_share(rank)).backward()
     queue.put({name: p.grad.tolist() for name, p in model.module.named_parameters()})
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
-def test_data_parallel_gradients_are_averages() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_data_parallel_gradients_are_averages(tmp_path: Path) -> None:
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = [context.Process(target=_worker, args=(rank, port, queue)) for rank in range(2)]
+    queue = context.Queue()
+    arguments = [(rank, str(tmp_path / "store"), queue) for rank in range(2)]
+    workers = [context.Process(target=_worker, args=a, daemon=True) for a in arguments]
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            worker.join(90)
-            assert worker.exitcode == 0
+        found = [queue.get(timeout=120) for _ in workers]
     finally:
         for worker in workers:
             worker.kill()
-    found = [queue.get() for _ in workers]
     model = _Model()
     sum(model(*_share(rank)) / 2 for rank in range(2)).backward()
     for name, parameter in model.named_parameters():

@@ -161,12 +161,8 @@ def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
 
 
 @each_loss
-@pytest.mark.parametrize(
-    "target", [target for target in TARGETS if not target.interpreted], ids=str
-)
+@pytest.mark.parametrize("target", [t for t in FUSED if not t.interpreted], ids=str)
 def test_compile_with_inductor(target: Target, spec: LossSpec) -> None:
-    if target.backend == "reference":
-        pytest.skip("that would test PyTorch")
     p = problem(spec, target.device, rows=9, columns=6)
     _check_compiled(p, target.backend, "inductor")
 

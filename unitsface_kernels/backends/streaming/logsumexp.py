@@ -100,7 +100,12 @@ def _gradients(
     count, size = rows.shape
     unit, inverse_norms = engine.unit_rows(rows, 0, count)
     d_rows = rows.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
-    d_columns = columns.new_zeros((call.num_columns, size)) if call.need_columns else None
+    d_columns = None
+    if call.need_columns:
+        # Every tile writes its columns; without rows there is no tile. Zeroing C x D costs time.
+        d_columns = columns.new_empty((call.num_columns, size))
+        if count == 0:
+            d_columns.zero_()
     row_block, column_block = engine.class_block
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
