@@ -35,4 +35,4 @@ def compare(workload_name: str, attribute: str, blocks: tuple) -> None:
 
 if __name__ == "__main__":
     compare("pair-8k", "sum_block", tuple((b, b) for b in PAIR_BLOCKS))
-    compare("class-casia", "class_block", CLASS_BLOCKS)
+    compare("class-100k", "class_block", CLASS_BLOCKS)
