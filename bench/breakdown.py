@@ -1,0 +1,69 @@
+"""``python -m bench.breakdown [workload]``: where the native backend's time goes.
+
+Wraps the engine's methods, so it looks below the public API.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import defaultdict
+from functools import wraps
+
+from unitsface_kernels.backends.native.cpu_engine import CpuEngine
+
+from .workloads import WORKLOADS, step
+
+METHODS = (
+    "_product",
+    "accumulate",
+    "overwrite",
+    "unit_rows",
+    "unit_rows_backward",
+    "sum_tile",
+    "logsumexp_tile",
+    "logsumexp_gradient_tile",
+)
+ROUNDS = 7
+
+
+def instrument(spent: dict[str, float]) -> None:
+    """Adds each method's own time, without that of the product it calls, to ``spent``."""
+
+    def timed(name: str, method):
+        @wraps(method)
+        def wrapper(*args, **kwargs):
+            start, product = time.perf_counter(), spent["_product"]
+            result = method(*args, **kwargs)
+            inner = 0.0 if name == "_product" else spent["_product"] - product
+            spent[name] += time.perf_counter() - start - inner
+            return result
+
+        return wrapper
+
+    for name in METHODS:
+        setattr(CpuEngine, name, timed(name, getattr(CpuEngine, name)))
+
+
+def main() -> None:
+    workload = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "class-100k"]
+    inputs, loss = workload.inputs(), workload.contestants()["native"]
+    spent: dict[str, float] = defaultdict(float)
+    instrument(spent)
+    step(loss, inputs)
+    shares: dict[str, list[float]] = defaultdict(list)
+    for _ in range(ROUNDS):
+        spent.clear()
+        start = time.perf_counter()
+        step(loss, inputs)
+        total = time.perf_counter() - start
+        for name in METHODS:
+            shares[name].append(spent[name] / total)
+        shares["everything else"].append(1.0 - sum(spent[name] for name in METHODS) / total)
+    for name, values in shares.items():
+        print(f"{name:24} {100 * statistics.median(values):5.1f} %")
+
+
+if __name__ == "__main__":
+    main()
