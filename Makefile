@@ -35,6 +35,7 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m bench
+	$(BIN)/python -m pytest bench --benchmark-only
 
 lint: env
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-class NativeEngine:
+class NativeEngine(ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
@@ -38,12 +39,13 @@ class NativeEngine:
         self.device = call.rows.device
         self.buffers: dict[str, Tensor] = {}
 
+    @abstractmethod
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
-        raise NotImplementedError
+        """Runs the extension's kernel ``name``; ``scratch``: rows and columns of its tile."""
 
+    @abstractmethod
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, D), (m, D) -> (n, m) float32 cosines, valid until the next product."""
-        raise NotImplementedError
 
     def _buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scratch that the next buffer of this name overwrites."""
