@@ -80,6 +80,8 @@ class Case:
     def applies(self, spec: LossSpec) -> bool:
         if self.thresholds_only and spec.threshold != "scalar":
             return False
+        if self.labels == "wide" and spec.threshold == "per_column":
+            return False  # identities index the thresholds
         return self.topology in ("any", spec.topology)
 
 
@@ -253,7 +255,7 @@ def build(
         columns=on(columns, dtype),
         column_labels=on(column_labels, case.label_dtype),
         index=on(index, torch.int32 if case.label_dtype == torch.int32 else torch.int64),
-        b=_threshold(case, spec, targets, device),
+        b=_threshold(case, spec, count or 0, device),
         values=values,
         reduction=case.reduction,
         upstream=upstream.to(device),
@@ -323,11 +325,11 @@ def _labels(
     return labels, None if classes or count is None else other
 
 
-def _threshold(case: Case, spec: LossSpec, targets: int, device: str) -> float | Tensor | None:
+def _threshold(case: Case, spec: LossSpec, columns: int, device: str) -> float | Tensor | None:
     if spec.threshold == "none":
         return None
     if spec.threshold == "per_column":
-        identities = targets if spec.topology == "class" else max(2, case.rows // 3)
+        identities = columns if spec.topology == "class" else max(2, case.rows // 3, case.rows)
         return torch.linspace(case.threshold - 1, case.threshold + 1, identities, device=device)
     if case.threshold_form == "float":
         return case.threshold

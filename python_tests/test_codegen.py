@@ -155,6 +155,7 @@ def _compile(architecture: int) -> Iterator[Compiled]:
             columns,
             many if spec.topology == "pair" and columns is not None else None,
             None,
+            None if columns is not None else 0,
             None if spec.threshold == "none" else torch.zeros(1),
             "mean",
             rows.dtype,

@@ -40,13 +40,21 @@ def _operator_arguments(p: Problem, backend: str) -> tuple:
     """The positional arguments that the public function passes on."""
     leaves = p.leaves()
     values = {**p.spec.defaults(), **p.values}
+    threshold = leaves.get("b")
+    if threshold is not None and p.spec.threshold == "per_column":
+        columns = p.index
+        if p.spec.topology == "pair":
+            columns = (p.labels if p.column_labels is None else p.column_labels).clamp(min=0)
+        if columns is not None:
+            threshold = threshold.detach()[columns.long()].requires_grad_()
     return (
         leaves["rows"],
         p.labels,
         leaves.get("columns", p.columns),
         p.column_labels,
         p.index,
-        leaves.get("b"),
+        0 if p.columns is None else None,
+        threshold,
         p.spec.name,
         list(p.spec.pack(values)),
         p.reduction,

@@ -18,6 +18,7 @@ def fused_uss_loss(
     *,
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
     scale: float = 64.0,
     margin: float = 0.1,
     reduction: str = "mean",
@@ -44,6 +45,8 @@ def fused_uss_loss(
         memory: (M, D) features to compare with instead of the batch; it gets a gradient only if
             it requires one.
         memory_labels: (M,) integer identities; -1 is neither positive nor negative.
+        batch_offset: for a memory that holds the batch itself: the pair of row i and memory row
+            i + batch_offset is left out. None: no pair is.
         scale: s > 0.
         margin: m, subtracted from the cosines of positive pairs.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -65,6 +68,7 @@ def fused_uss_loss(
         b,
         memory,
         memory_labels,
+        batch_offset,
         reduction,
         backend,
     )
@@ -140,18 +144,23 @@ def _pair_loss(
     b: float | Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
+    batch_offset: int | None,
     reduction: str,
     backend: str,
 ) -> Tensor:
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
-    validate.memory_pair(memory, memory_labels)
+    validate.memory_pair(memory, memory_labels, batch_offset)
     if memory is not None and memory_labels is not None:
         validate.features("memory", memory, like=feats)
         validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
-    return _similarity_loss(
-        spec, values, feats, labels, memory, memory_labels, None, b, reduction, backend
-    )
+    identities = None
+    if spec.threshold == "per_column":
+        validate.threshold("b", b, feats, per="identity")
+        if isinstance(b, Tensor):
+            identities = b.shape[0]
+    columns = (memory, memory_labels, None, batch_offset if memory is not None else 0)
+    return _similarity_loss(spec, values, feats, labels, columns, b, identities, reduction, backend)
 
 
 def _class_loss(
@@ -170,26 +179,26 @@ def _class_loss(
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
-    return _similarity_loss(
-        spec, values, feats, labels, weight, None, class_index, b, reduction, backend
-    )
+    if spec.threshold == "per_column":
+        validate.threshold("b", b, feats, per="class", size=weight.shape[0])
+    columns = (weight, None, class_index, None)
+    return _similarity_loss(spec, values, feats, labels, columns, b, None, reduction, backend)
 
 
 def _similarity_loss(
-    spec, values, feats, labels, columns, column_labels, column_index, b, reduction, backend
+    spec, values, feats, labels, column_arguments, b, identities, reduction, backend
 ) -> Tensor:
+    columns, column_labels, column_index, self_offset = column_arguments
     validate.parameters(spec, values)
     validate.choice("reduction", reduction, validate.REDUCTIONS)
-    if spec.threshold != "none":
+    if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
     backend = dispatch.resolve(backend, feats.device.type, feats.dtype)
     params = spec.pack(values)
-    threshold = b
-    if b is not None and not isinstance(b, Tensor):
-        threshold = torch.full((), float(b), dtype=torch.float32, device=feats.device)
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
-        validate.call_labels(spec, labels, columns, column_labels, column_index)
+        validate.call_labels(spec, labels, columns, column_labels, column_index, identities)
+    threshold = _threshold(spec, b, feats, labels, columns, column_labels, column_index)
     if backend == "reference":
         return reference.similarity_loss(
             spec,
@@ -199,6 +208,7 @@ def _similarity_loss(
             columns,
             column_labels,
             column_index,
+            self_offset,
             threshold,
             reduction,
         )
@@ -218,6 +228,7 @@ def _similarity_loss(
         columns,
         column_labels,
         column_index,
+        self_offset,
         threshold,
         spec.name,
         list(params),
@@ -229,6 +240,34 @@ def _similarity_loss(
         needed(threshold),
     )
     return loss
+
+
+def _threshold(
+    spec: LossSpec,
+    b: float | Tensor | None,
+    feats: Tensor,
+    labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+) -> Tensor | None:
+    """The threshold as operators take it: one number, or one per column."""
+    if b is None:
+        return None
+    if spec.threshold == "scalar":
+        if isinstance(b, Tensor):
+            return b
+        return torch.full((), float(b), dtype=torch.float32, device=feats.device)
+    count = (feats if columns is None else columns).shape[0]
+    if not isinstance(b, Tensor):
+        if column_index is not None:
+            count = column_index.shape[0]
+        return torch.full((count,), float(b), dtype=torch.float32, device=feats.device)
+    # Indexing, whose backward pass is deterministic on every device.
+    if spec.topology == "class":
+        return b if column_index is None else b[column_index.to(torch.int64)]
+    identity = labels if column_labels is None else column_labels
+    return b[identity.to(torch.int64).clamp(min=0)]
 
 
 def _refuse_transforms(*tensors: Tensor | None) -> None:

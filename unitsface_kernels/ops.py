@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch, validate
-from .backends.streaming.call import Call
+from .backends import streaming
+from .backends.streaming import Call
 from .losses import REGISTRY
 
 
@@ -28,6 +29,7 @@ def _call(
     columns: Tensor | None,
     column_labels: Tensor | None,
     column_index: Tensor | None,
+    self_offset: int | None,
     threshold: Tensor | None,
     loss: str,
     params: list[float],
@@ -51,6 +53,7 @@ def _call(
         dense(columns),
         labels(column_labels),
         labels(column_index),
+        self_offset,
         None if threshold is None else threshold.detach().to(torch.float32).reshape(-1),
         reduction,
         compute_dtype,
@@ -67,6 +70,7 @@ def similarity_loss(
     columns: Tensor | None,
     column_labels: Tensor | None,
     column_index: Tensor | None,
+    self_offset: int | None,
     threshold: Tensor | None,
     loss: str,
     params: list[float],
@@ -91,6 +95,7 @@ def similarity_loss(
             columns,
             column_labels,
             column_index,
+            self_offset,
             threshold,
             loss,
             params,
@@ -117,6 +122,7 @@ def _(
     columns,
     column_labels,
     column_index,
+    self_offset,
     threshold,
     loss,
     params,
@@ -132,7 +138,8 @@ def _(
 
     with_gradients = _forward_has_gradients(loss, reduction)
     value = f32(rows.shape[0]) if reduction == "none" else f32()
-    state = f32(0) if REGISTRY[loss].reduction == "sum" else f32(2, rows.shape[0])
+    kept = streaming.state_rows(REGISTRY[loss], tuple(params))
+    state = f32(kept, rows.shape[0]) if kept else f32(0)
     d_rows, d_columns, d_threshold = _gradient_shapes(rows, columns, column_index, threshold)
     return (
         value,
@@ -166,6 +173,7 @@ def similarity_loss_backward(
     columns: Tensor | None,
     column_labels: Tensor | None,
     column_index: Tensor | None,
+    self_offset: int | None,
     threshold: Tensor | None,
     loss: str,
     params: list[float],
@@ -194,6 +202,7 @@ def similarity_loss_backward(
             columns,
             column_labels,
             column_index,
+            self_offset,
             threshold,
             loss,
             params,
@@ -232,6 +241,7 @@ def _(
     columns,
     column_labels,
     column_index,
+    self_offset,
     threshold,
     loss,
     params,
@@ -251,7 +261,9 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):
-    (rows, row_labels, columns, column_labels, column_index, threshold, *static) = inputs
+    (rows, row_labels, columns, column_labels, column_index, self_offset, threshold, *static) = (
+        inputs
+    )
     _, state, d_rows, d_columns, d_threshold = output
     ctx.save_for_backward(
         state,
@@ -265,24 +277,27 @@ def _setup_context(ctx, inputs, output):
         column_index,
         threshold,
     )
-    ctx.static = static
+    ctx.self_offset, ctx.static = self_offset, static
     ctx.mark_non_differentiable(state, d_rows, d_columns, d_threshold)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
-        return (None,) * 14
-    saved = ctx.saved_tensors
-    columns, column_index, threshold = saved[6], saved[8], saved[9]
+        return (None,) * 15
+    *saved, threshold = ctx.saved_tensors
+    columns, column_index = saved[6], saved[8]
     need_rows, need_columns, need_threshold = ctx.static[-3:]
-    d_rows, d_columns, d_threshold = similarity_loss_backward(grad_loss, *saved, *ctx.static)
+    d_rows, d_columns, d_threshold = similarity_loss_backward(
+        grad_loss, *saved, ctx.self_offset, threshold, *ctx.static
+    )
     if need_columns and column_index is not None:
         d_columns = torch.zeros_like(columns).index_add(0, column_index.long(), d_columns)
     return (
         d_rows if need_rows else None,
         None,
         d_columns if need_columns else None,
+        None,
         None,
         None,
         d_threshold.reshape(threshold.shape) if need_threshold else None,

@@ -74,17 +74,21 @@ def class_index(name: str, value: Tensor, weight: Tensor) -> None:
     same_device("weight", weight, name, value)
 
 
-def threshold(name: str, value: object, like: Tensor, size: int | None = None) -> None:
-    """A float, a one-element tensor, or (where ``size`` is given) a (size,) tensor."""
+def threshold(
+    name: str, value: object, like: Tensor, per: str | None = None, size: int | None = None
+) -> None:
+    """A float or a one-element tensor; with ``per`` a float or a vector, of ``size`` if given."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise TypeError(f"{name} must be a float or a torch.Tensor, got {type(value).__name__}")
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
-        if size is not None and tuple(value.shape) != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {tuple(value.shape)}")
-        if size is None and value.numel() != 1:
-            raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+        shape = tuple(value.shape)
+        if per is None and value.numel() != 1:
+            raise ValueError(f"{name} must have one element, got shape {shape}")
+        if per is not None and (value.dim() != 1 or (size is not None and shape != (size,))):
+            expected = "K" if size is None else size
+            raise ValueError(f"{name} must have shape ({expected},), one per {per}, got {shape}")
         same_device("feats", like, name, value)
     elif not abs(value) < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
@@ -103,6 +107,8 @@ def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
             raise ValueError(f"{parameter.name} must be finite, got {value}")
         if parameter.minimum is not None and value <= parameter.minimum:
             raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")
+        if parameter.maximum is not None and value > parameter.maximum:
+            raise ValueError(f"{parameter.name} must be <= {parameter.maximum:g}, got {value}")
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -110,7 +116,14 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def memory_pair(memory: Tensor | None, memory_labels: Tensor | None) -> None:
+def memory_pair(
+    memory: Tensor | None, memory_labels: Tensor | None, batch_offset: int | None
+) -> None:
+    if batch_offset is not None:
+        if isinstance(batch_offset, bool) or not isinstance(batch_offset, int):
+            raise TypeError(f"batch_offset must be an int, got {type(batch_offset).__name__}")
+        if memory is None:
+            raise ValueError("batch_offset must be given together with memory, got memory=None")
     if (memory is None) != (memory_labels is None):
         given, missing = (
             ("memory", "memory_labels") if memory_labels is None else ("memory_labels", "memory")
@@ -178,16 +191,17 @@ def call_labels(
     columns: Tensor | None,
     column_labels: Tensor | None,
     column_index: Tensor | None,
+    identities: int | None = None,
     lowest: int = -1,
 ) -> None:
-    """Ranges of every label and index of a call.
+    """Ranges of every label and index of a call; ``identities``: how many have a threshold.
 
     Sharded class losses pass ``lowest=-2``: the target of such a row is in another shard.
     """
     if spec.topology == "pair":
-        in_range("labels", row_labels, -1, None)
+        in_range("labels", row_labels, -1, identities)
         if column_labels is not None:
-            in_range("memory_labels", column_labels, -1, None)
+            in_range("memory_labels", column_labels, -1, identities)
         return
     assert columns is not None
     count = columns.shape[0]

@@ -27,22 +27,29 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 def _sum(spec, params, cosine, positive, negative, threshold):
     # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
     zero = cosine.new_zeros(())
-    loss_positive = spec.positive(torch.where(positive, cosine, zero), threshold, params)
-    loss_negative = spec.negative(torch.where(negative, cosine, zero), threshold, params)
-    return (loss_positive * positive + loss_negative * negative).sum(dim=1)
+    terms = spec.negative(torch.where(negative, cosine, zero), threshold, params) * negative
+    if spec.positive is not None:
+        of_positive = spec.positive(torch.where(positive, cosine, zero), threshold, params)
+        terms = terms + of_positive * positive
+    return terms.sum(dim=1)
 
 
 def _logsumexp(spec, params, cosine, positive, negative, threshold):
-    positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
     negative_logits = spec.negative(cosine, threshold, params)
     lowest = torch.finfo(cosine.dtype).min
     log_negatives = torch.logsumexp(negative_logits.masked_fill(~negative, lowest), dim=1)
+    if spec.positive is None:
+        return log_negatives
+    positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
     per_positive = -F.logsigmoid(positive_logits - log_negatives[:, None])
     count = positive.sum(dim=1)
     mean = (per_positive * positive).sum(dim=1) / count.clamp(min=1)
     # A class row without a target in this shard still contributes its negatives.
     without = log_negatives if spec.topology == "class" else torch.zeros_like(log_negatives)
     return torch.where(count > 0, mean, without)
+
+
+_REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp}
 
 
 def similarity_loss(
@@ -53,6 +60,7 @@ def similarity_loss(
     columns: Tensor | None,
     column_labels: Tensor | None,
     column_index: Tensor | None,
+    self_offset: int | None,
     threshold: Tensor | None,
     reduction: str,
 ) -> Tensor:
@@ -74,15 +82,16 @@ def similarity_loss(
         column_labels = column_labels.to(torch.int64)
         valid = (row_labels != -1)[:, None] & (column_labels >= 0)[None, :]
         same = row_labels[:, None] == column_labels[None, :]
-        if columns is None:
-            valid = valid & ~torch.eye(rows.shape[0], dtype=torch.bool, device=rows.device)
+        if self_offset is not None:
+            place = torch.arange(rows.shape[0], device=rows.device)[:, None] + self_offset
+            valid = valid & (place != torch.arange(other.shape[0], device=rows.device)[None, :])
         if threshold is not None:
             threshold = threshold.to(dtype)
-            if spec.threshold == "per_column" and threshold.dim() == 1:
-                threshold = threshold[column_labels.clamp(min=0)][None, :]
-        reduce = _sum if spec.reduction == "sum" else _logsumexp
-        per_row = reduce(spec, params, cosine, valid & same, valid & ~same, threshold)
+        positive, negative = valid & same, valid & ~same
+        per_row = _REDUCTIONS[spec.reduction](spec, params, cosine, positive, negative, threshold)
         counted = row_labels != -1
+        if spec.counted != "labelled":
+            counted = (positive if spec.counted == "with_positives" else negative).any(dim=1)
         per_row = torch.where(counted, per_row, 0.0)
         if reduction == "none":
             return per_row

@@ -54,8 +54,8 @@ SPEC = LossSpec(
         Parameter("m3", 0.4),
         Parameter("margin_gradient", "exact", choices=("exact", "detached")),
     ),
-    positive=_positive,
     negative=_negative,
+    positive=_positive,
     function="fused_margin_softmax_loss",
     source="CosFace (CVPR 2018) eq. 4, ArcFace (CVPR 2019) eq. 4, combined margin ArcFace eq. 5",
 )

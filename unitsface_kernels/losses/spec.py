@@ -9,8 +9,9 @@ from typing import Literal
 from torch import Tensor
 
 Topology = Literal["pair", "class"]
-Reduction = Literal["sum", "logsumexp"]
+Reduction = Literal["sum", "logsumexp", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
+Counted = Literal["labelled", "with_positives", "with_negatives"]
 
 # positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
 EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
@@ -24,12 +25,14 @@ class Parameter:
         name: keyword of the public function.
         default: value the public function gives it.
         minimum: exclusive lower bound, or None.
+        maximum: inclusive upper bound, or None.
         choices: for a keyword that is one of several words; the kernels receive its index.
     """
 
     name: str
     default: float | str
     minimum: float | None = None
+    maximum: float | None = None
     choices: tuple[str, ...] = ()
 
 
@@ -45,9 +48,12 @@ class LossSpec:
             positives p of ``logsumexp({z_p} and all negatives) - z_p``.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
         parameters: scalar hyper-parameters in the order in which kernels receive them.
-        positive, negative: eager formula; loss terms (``sum``) or logits (``logsumexp``).
+        negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
+            Without ``positive``, positive pairs take no part.
         function: name of the public function.
         source: paper and equation.
+        counted: rows that ``reduction="mean"`` counts; the others' loss is 0. All that are not
+            ignored, or of these the ones with at least one positive, or one negative.
     """
 
     name: str
@@ -55,10 +61,11 @@ class LossSpec:
     reduction: Reduction
     threshold: Threshold
     parameters: tuple[Parameter, ...]
-    positive: EagerTerm
     negative: EagerTerm
+    positive: EagerTerm | None
     function: str
     source: str
+    counted: Counted = "labelled"
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
         """Hyper-parameters as the floats that kernels receive, in order."""

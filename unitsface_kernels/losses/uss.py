@@ -26,8 +26,8 @@ SPEC = LossSpec(
     reduction="sum",
     threshold="scalar",
     parameters=(Parameter("scale", 64.0, minimum=0.0), Parameter("margin", 0.1)),
-    positive=_positive,
     negative=_negative,
+    positive=_positive,
     function="fused_uss_loss",
     source="UniTSFace (NeurIPS 2023), eq. 11; with a margin eq. 24 (USS-m)",
 )

@@ -163,7 +163,7 @@ class NativeEngine(ABC):
             b_loss=address(tile.b_loss),
             a_dthreshold=address(d_rows),
             b_dthreshold=address(d_columns),
-            skip=tile.a_start - tile.b_start if tile.exclude_diagonal else self.native.NO_SKIP,
+            skip=self.native.NO_SKIP if tile.skip is None else tile.skip,
             mirrored=tile.mirrored,
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, scratch=(n, m))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...losses import LossSpec
 from . import logsumexp, sum
 from .call import Call, Gradients, Result
 from .engine import Engine, SumTile
 
 _DRIVERS = {"sum": sum, "logsumexp": logsumexp}
+
+
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
+    """Rows of the (rows, N) float32 state that a loss keeps for its backward pass."""
+    return _DRIVERS[spec.reduction].state_rows(params)
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
@@ -19,4 +25,13 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     return _DRIVERS[call.spec.reduction].backward(call, engine, state, weights)
 
 
-__all__ = ["Call", "Engine", "Gradients", "Result", "SumTile", "backward", "forward"]
+__all__ = [
+    "Call",
+    "Engine",
+    "Gradients",
+    "Result",
+    "SumTile",
+    "backward",
+    "forward",
+    "state_rows",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Call:
         columns: (M, D) memory or class weights; None: the batch itself, pair (i, i) excluded.
         column_labels: (M,) int64 identities, -1 neither positive nor negative; None for classes.
         column_index: (K,) int64 rows of ``columns`` that take part; None: all.
+        self_offset: the pair of row i and column i + self_offset is left out: 0 in-batch, else the
+            place of the batch in a memory that holds it; None: no pair is.
         threshold: (1,) or, for ``spec.threshold == "per_column"``, one per identity or column.
         reduction: "mean", "sum" or "none".
         compute_dtype: operands of the matrix products; they accumulate in float32.
@@ -33,6 +36,7 @@ class Call:
     columns: Tensor | None
     column_labels: Tensor | None
     column_index: Tensor | None
+    self_offset: int | None
     threshold: Tensor | None
     reduction: str
     compute_dtype: torch.dtype
@@ -50,9 +54,41 @@ class Call:
     def need_any(self) -> bool:
         return self.need_rows or self.need_columns or self.need_threshold
 
+    @cached_property
+    def pair_counts(self) -> tuple[Tensor, Tensor]:
+        """(N,) int64 numbers of positives and of negatives of each row, 0 if it is ignored.
+
+        By sorting, without the N x M comparison and without a host sync.
+        """
+        labels = self.row_labels
+        if self.spec.topology == "class":
+            positives = (labels >= 0).to(torch.int64)
+            return positives, torch.where(labels == -1, 0, self.num_columns - positives)
+        others = labels if self.column_labels is None else self.column_labels
+        ordered = others.sort().values
+        first = torch.searchsorted(ordered, labels)
+        positives = torch.searchsorted(ordered, labels, right=True) - first
+        negatives = (others >= 0).sum() - positives
+        if self.self_offset is not None and labels.numel():
+            place = torch.arange(labels.numel(), device=labels.device) + self.self_offset
+            inside = (place >= 0) & (place < others.numel())
+            left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
+            positives = positives - (left_out == labels).to(torch.int64)
+            negatives = negatives - ((left_out >= 0) & (left_out != labels)).to(torch.int64)
+        ignored = labels == -1
+        return positives.masked_fill(ignored, 0), negatives.masked_fill(ignored, 0)
+
+    @cached_property
+    def counted_rows(self) -> Tensor:
+        """(N,) bool: rows that have a loss; no host sync."""
+        if self.spec.counted == "labelled":
+            return self.row_labels != -1
+        positives, negatives = self.pair_counts
+        return (positives if self.spec.counted == "with_positives" else negatives) > 0
+
     def counted(self) -> Tensor:
-        """Number of rows that are not ignored, at least 1; () float32, no host sync."""
-        return (self.row_labels != -1).sum().clamp(min=1).to(torch.float32)
+        """Number of rows that have a loss, at least 1; () float32, no host sync."""
+        return self.counted_rows.sum().clamp(min=1).to(torch.float32)
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:

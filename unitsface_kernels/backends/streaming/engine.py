@@ -33,7 +33,7 @@ class SumTile:
         d_threshold: accumulates the threshold's gradient, the shape of the whole call's
             threshold: (1,), or (M,) per column; None if not needed.
         a_start, b_start: position of the tile in the whole matrix.
-        exclude_diagonal: the pair (i, i) of the whole matrix is left out (in-batch).
+        skip: the pair (i, i + skip) of the tile is left out; None: no pair is.
         mirrored: gradients count both directions of each pair (in-batch symmetry).
         gradient: whether d loss / d cosine is wanted.
     """
@@ -51,7 +51,7 @@ class SumTile:
     d_threshold: Tensor | None
     a_start: int
     b_start: int
-    exclude_diagonal: bool
+    skip: int | None
     mirrored: bool
     gradient: bool
 

@@ -16,6 +16,11 @@ from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
 
 
+def state_rows(params: tuple[float, ...]) -> int:
+    """Log-sum-exp of the negatives and target cosine."""
+    return 2
+
+
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, N) state: log-sum-exp of the negatives and target cosine."""
     log_negatives, target_cosine = _statistics(call, engine)

@@ -23,6 +23,11 @@ class _Totals:
     d_threshold: Tensor | None  # (1,), or (M,) per column
 
 
+def state_rows(params: tuple[float, ...]) -> int:
+    """Nothing is kept: a pair's gradient needs only that pair."""
+    return 0
+
+
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
     scale = 1.0 / call.counted() if call.reduction == "mean" else None
@@ -127,7 +132,7 @@ def _in_batch(
                     d_threshold=totals.d_threshold,
                     a_start=start,
                     b_start=other,
-                    exclude_diagonal=True,
+                    skip=start - other,
                     mirrored=True,
                     gradient=totals.d_rows is not None,
                 )
@@ -181,7 +186,7 @@ def _against_columns(
                     d_threshold=totals.d_threshold,
                     a_start=first,
                     b_start=start,
-                    exclude_diagonal=False,
+                    skip=None if call.self_offset is None else first + call.self_offset - start,
                     mirrored=False,
                     gradient=need_columns or totals.d_rows is not None,
                 )

@@ -8,7 +8,7 @@ import triton.language as tl
 from .tiles import column_parts, cosine_tile, grouped_block, triangle_block
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "offset"])
+@triton.jit(do_not_specialize=["rows", "columns", "skip"])
 def sum_kernel(
     a,
     b,
@@ -17,7 +17,7 @@ def sum_kernel(
     rows,
     columns,
     depth,
-    offset,
+    skip,
     a_labels,
     b_labels,
     a_threshold,
@@ -36,7 +36,7 @@ def sum_kernel(
     TRIANGLE: tl.constexpr,
     BOTH: tl.constexpr,
     MIRRORED: tl.constexpr,
-    EXCLUDE_DIAGONAL: tl.constexpr,
+    EXCLUDE: tl.constexpr,
     PER_COLUMN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -61,7 +61,7 @@ def sum_kernel(
     program, those above it count in both directions and write their gradient to both places.
     BOTH: in any other tile, pairs count in both directions. MIRRORED (implied by the other two):
     a gradient holds both directions of its pair.
-    ``offset`` = row position - column position in the whole matrix.
+    EXCLUDE: the pair (i, i + ``skip``) is left out.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -105,8 +105,8 @@ def sum_kernel(
         column_out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         valid = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
-        if EXCLUDE_DIAGONAL:
-            valid &= (i + offset)[:, None] != j[None, :]
+        if EXCLUDE:
+            valid &= (i + skip)[:, None] != j[None, :]
         # One selection here instead of one per result of the policy: a negative pair with a
         # cosine of -inf gives zeros, see the policies' contract.
         c = tl.where(valid, parts[part], -float("inf"))
