@@ -11,7 +11,7 @@ import torch
 from helpers import DEVICES, run_python
 
 import unitsface_kernels as uk
-from unitsface_kernels import dispatch, functional, ops
+from unitsface_kernels import dispatch, ops
 from unitsface_kernels.backends import reference
 from unitsface_kernels.losses import REGISTRY
 
@@ -238,7 +238,7 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
         called.append(1)
         return run(*arguments)
 
-    monkeypatch.setattr(functional.reference, "similarity_loss", spy)
+    monkeypatch.setattr(reference, "similarity_loss", spy)
     first = dispatch.available("cpu")[0]
     assert first != "reference"
     monkeypatch.setenv("UNITSFACE_BACKEND", "reference")

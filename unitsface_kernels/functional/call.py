@@ -1,4 +1,4 @@
-"""The functional API: names, defaults, documentation. Everything else happens further down."""
+"""From a public function to the backend that runs it; the same for every loss."""
 
 from __future__ import annotations
 
@@ -6,137 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import dispatch, ops, validate
-from .backends import reference
-from .losses import REGISTRY, LossSpec
+from .. import dispatch, ops, validate
+from ..backends import reference
+from ..losses import LossSpec
 
 
-def fused_uss_loss(
-    feats: Tensor,
-    labels: Tensor,
-    b: float | Tensor,
-    *,
-    memory: Tensor | None = None,
-    memory_labels: Tensor | None = None,
-    batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
-    reduction: str = "mean",
-    backend: str = "auto",
-) -> Tensor:
-    r"""Unified threshold integrated sample-to-sample loss (USS; with a margin USS-m).
-
-    With cosines :math:`c_{ij}` of the rows of ``feats`` against the columns (the batch itself
-    without the pair (i, i), or ``memory``) and :math:`\sigma^+(z) = \log(1 + e^z)`:
-
-    .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b))
-                  + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b)
-
-    Source: Jia et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
-    Recognition", NeurIPS 2023, eq. 11 and, with the margin, eq. 24. The published code clamps
-    logits to [-s, s]; this function does not.
-
-    Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
-            reference backend.
-        labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
-        b: threshold in logit units, a float (no gradient) or a one-element tensor. The unified
-            cosine threshold is ``b / scale``.
-        memory: (M, D) features to compare with instead of the batch; it gets a gradient only if
-            it requires one.
-        memory_labels: (M,) integer identities; -1 is neither positive nor negative.
-        batch_offset: for a memory that holds the batch itself: the pair of row i and memory row
-            i + batch_offset is left out. None: no pair is.
-        scale: s > 0.
-        margin: m, subtracted from the cosines of positive pairs.
-        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
-            at ignored rows.
-        backend: "auto", "native", "triton" or "reference".
-
-    Returns:
-        float32 (float64 for float64 features) loss, () or (N,).
-
-    Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
-    """
-    return _pair_loss(
-        REGISTRY["uss"],
-        {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        b,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-    )
-
-
-def fused_margin_softmax_loss(
-    feats: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    *,
-    scale: float = 64.0,
-    m1: float = 1.0,
-    m2: float = 0.0,
-    m3: float = 0.4,
-    margin_gradient: str = "exact",
-    class_index: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-) -> Tensor:
-    r"""Softmax cross-entropy over cosines with an additive or multiplicative margin.
-
-    The target's cosine :math:`\cos\theta` becomes :math:`\cos(m_1\theta + m_2) - m_3`, continued
-    as :math:`(-1)^k\cos(\cdot) - 2k` once the angle passes :math:`k\pi`; then softmax
-    cross-entropy at scale s. NormFace is (1, 0, 0), CosFace (1, 0, m), ArcFace (1, m, 0),
-    SphereFace-R (m, 0, 0).
-
-    Source: Wang et al., "CosFace", CVPR 2018, eq. 4; Deng et al., "ArcFace", CVPR 2019, eq. 3
-    and 4; Liu et al., "SphereFace Revived", TPAMI 2022.
-
-    Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
-            reference backend.
-        weight: (C, D) class weights, not normalised.
-        labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
-            positions in it.
-        scale: s > 0.
-        m1: factor of the target's angle, > 0.
-        m2: added to the target's angle, in radians.
-        m3: subtracted from the target's cosine.
-        margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
-            constant, as insightface's ArcFace and OpenSphere do.
-        class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
-            the others get zero gradient. No copy of the sampled rows is made.
-        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
-            at ignored rows.
-        backend: "auto", "native", "triton" or "reference".
-
-    Returns:
-        float32 (float64 for float64 features) loss, () or (N,).
-
-    Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
-    """
-    return _class_loss(
-        REGISTRY["margin_softmax"],
-        {"scale": scale, "m1": m1, "m2": m2, "m3": m3, "margin_gradient": margin_gradient},
-        feats,
-        weight,
-        labels,
-        None,
-        class_index,
-        reduction,
-        backend,
-    )
-
-
-def _pair_loss(
+def pair_loss(
     spec: LossSpec,
     values: dict[str, float | str],
     feats: Tensor,
@@ -163,7 +38,7 @@ def _pair_loss(
     return _similarity_loss(spec, values, feats, labels, columns, b, identities, reduction, backend)
 
 
-def _class_loss(
+def class_loss(
     spec: LossSpec,
     values: dict[str, float | str],
     feats: Tensor,

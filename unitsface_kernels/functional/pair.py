@@ -1,0 +1,71 @@
+"""Sample-to-sample losses: rows against the batch itself or a memory of features."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..losses import REGISTRY
+from .call import pair_loss
+
+
+def fused_uss_loss(
+    feats: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = 64.0,
+    margin: float = 0.1,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Unified threshold integrated sample-to-sample loss (USS; with a margin USS-m).
+
+    With cosines :math:`c_{ij}` of the rows of ``feats`` against the columns (the batch itself
+    without the pair (i, i), or ``memory``) and :math:`\sigma^+(z) = \log(1 + e^z)`:
+
+    .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b))
+                  + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b)
+
+    Source: Jia et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
+    Recognition", NeurIPS 2023, eq. 11 and, with the margin, eq. 24. The published code clamps
+    logits to [-s, s]; this function does not.
+
+    Args:
+        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+            reference backend.
+        labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
+        b: threshold in logit units, a float (no gradient) or a one-element tensor. The unified
+            cosine threshold is ``b / scale``.
+        memory: (M, D) features to compare with instead of the batch; it gets a gradient only if
+            it requires one.
+        memory_labels: (M,) integer identities; -1 is neither positive nor negative.
+        batch_offset: for a memory that holds the batch itself: the pair of row i and memory row
+            i + batch_offset is left out. None: no pair is.
+        scale: s > 0.
+        margin: m, subtracted from the cosines of positive pairs.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
+            at ignored rows.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["uss"],
+        {"scale": scale, "margin": margin},
+        feats,
+        labels,
+        b,
+        memory,
+        memory_labels,
+        batch_offset,
+        reduction,
+        backend,
+    )
