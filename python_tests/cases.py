@@ -329,8 +329,9 @@ def _threshold(case: Case, spec: LossSpec, columns: int, device: str) -> float |
     if spec.threshold == "none":
         return None
     if spec.threshold == "per_column":
-        identities = columns if spec.topology == "class" else max(2, case.rows // 3, case.rows)
-        return torch.linspace(case.threshold - 1, case.threshold + 1, identities, device=device)
+        # Identities of samples: more than any case has.
+        count = columns if spec.topology == "class" else 512
+        return case.threshold + torch.sin(torch.arange(count, device=device, dtype=torch.float32))
     if case.threshold_form == "float":
         return case.threshold
     return torch.full(() if case.threshold_form == "()" else (1,), case.threshold, device=device)

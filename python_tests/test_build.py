@@ -44,10 +44,10 @@ def test_registries_agree() -> None:
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
     assert kinds == {name: spec.reduction for name, spec in REGISTRY.items()}
     headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
-    structs = {header.stem: header.read_text() for header in headers}
-    assert structs.keys() == REGISTRY.keys()
+    # Losses that differ in their thresholds alone share a policy.
+    structs = "".join(header.read_text() for header in headers)
     for name, spec in REGISTRY.items():
-        body = structs[name].split(f"struct {native[name]} ")[1]
+        body = structs.split(f"struct {native[name]} ")[1]
         count = re.search(r"kParameters = (\d+);", body)
         assert count is not None
         assert int(count[1]) == len(spec.parameters), name

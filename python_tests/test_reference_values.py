@@ -22,6 +22,10 @@ PAIR = {
     "s2s_uss_s64_m0.1": {"scale": "s", "margin": "m"},
     "s2s_uss_bias_init_s64": {"scale": "s", "margin": "m"},
 }
+PAIR_BCE = {
+    "s2s_bce_s16_m0.1": {"scale": "s", "margin": "m"},
+    "s2s_bce_s64_m0.1": {"scale": "s", "margin": "m"},
+}
 DETACHED = {"margin_gradient": "detached"}
 CLASS = {
     "cosface_s64_m0.4": {"scale": "s", "m3": "m"},
@@ -89,6 +93,24 @@ def test_uss(name: str, target: Target, dtype: torch.dtype) -> None:
 
 
 @each_run
+@pytest.mark.parametrize("name", PAIR_BCE)
+def test_pair_bce(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, b, memory = stored.leaf("x"), stored.leaf("bias"), stored.tensor("memory")
+    loss = unitsface_kernels.fused_pair_bce_loss(
+        feats,
+        stored.tensor("labels"),
+        b.flatten(),
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        backend=target.backend,
+        **stored.values(PAIR_BCE[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad, bias=b.grad)
+
+
+@each_run
 @pytest.mark.parametrize("name", CLASS)
 def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
     stored = Stored(name, target, dtype)
@@ -113,5 +135,8 @@ def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
 
 
 def test_every_loss_has_reference_values() -> None:
-    assert {"uss": PAIR, "margin_softmax": CLASS}.keys() == REGISTRY.keys()
-    assert {*PAIR, *CLASS} == {path.stem for path in DATA.glob("*.npz")} - {"backbone_outputs"}
+    of_losses = {"uss": PAIR, "pair_bce": PAIR_BCE, "margin_softmax": CLASS}
+    assert of_losses.keys() == REGISTRY.keys()
+    assert {name for names in of_losses.values() for name in names} == {
+        path.stem for path in DATA.glob("*.npz")
+    } - {"backbone_outputs"}

@@ -4,7 +4,7 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 """
 
 from ._version import __version__
-from .functional import fused_margin_softmax_loss, fused_uss_loss
+from .functional import fused_margin_softmax_loss, fused_pair_bce_loss, fused_uss_loss
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
@@ -12,6 +12,7 @@ from .modules import (
     CosFaceLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
+    PairBCELoss,
     SphereFaceLoss,
     UniTSFaceLoss,
     USSLoss,
@@ -24,10 +25,12 @@ __all__ = [
     "CosFaceLoss",
     "MarginSoftmaxLoss",
     "NormFaceLoss",
+    "PairBCELoss",
     "SphereFaceLoss",
     "USSLoss",
     "UniTSFaceLoss",
     "__version__",
     "fused_margin_softmax_loss",
+    "fused_pair_bce_loss",
     "fused_uss_loss",
 ]

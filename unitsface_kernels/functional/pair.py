@@ -69,3 +69,60 @@ def fused_uss_loss(
         reduction,
         backend,
     )
+
+
+def fused_pair_bce_loss(
+    feats: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = 64.0,
+    margin: float = 0.1,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Binary cross-entropy over pairs with a threshold per identity (BCE; with a margin BCE-m).
+
+    As :func:`fused_uss_loss`, with the threshold of the column's identity:
+
+    .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b_{y_j}))
+                  + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b_{y_j})
+
+    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 22.
+
+    Args:
+        feats: (N, D) features, as for :func:`fused_uss_loss`.
+        labels: (N,) integer identities in [0, K); -1 ignores the row, and the column it is in
+            the batch.
+        b: (K,) thresholds in logit units, or a float for all (no gradient).
+        memory: (M, D) features to compare with instead of the batch.
+        memory_labels: (M,) integer identities in [0, K); -1 is neither positive nor negative.
+        batch_offset: as for :func:`fused_uss_loss`.
+        scale: s > 0.
+        margin: m, subtracted from the cosines of positive pairs.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
+            at ignored rows.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["pair_bce"],
+        {"scale": scale, "margin": margin},
+        feats,
+        labels,
+        b,
+        memory,
+        memory_labels,
+        batch_offset,
+        reduction,
+        backend,
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import margin_softmax, uss
+from . import margin_softmax, pair_bce, uss
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
     spec.name: spec
     for spec in (
         uss.SPEC,
+        pair_bce.SPEC,
         margin_softmax.SPEC,
     )
 }

@@ -12,7 +12,7 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
-from .pair import USSLoss
+from .pair import PairBCELoss, USSLoss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "normface": NormFaceLoss,
@@ -20,7 +20,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
 }
-PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss}
+PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss, "pair_bce": PairBCELoss}
 
 __all__ = [
     "CLASS_LOSSES",
@@ -29,6 +29,7 @@ __all__ = [
     "CosFaceLoss",
     "MarginSoftmaxLoss",
     "NormFaceLoss",
+    "PairBCELoss",
     "SphereFaceLoss",
     "USSLoss",
     "UniTSFaceLoss",

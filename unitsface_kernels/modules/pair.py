@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import functional, validate
 
 
-class USSLoss(nn.Module):
+class _ThresholdLoss(nn.Module):
+    """A loss of pairs on either side of learnable thresholds, in logit units."""
+
+    #: The public function.
+    function: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        scale: float,
+        margin: float,
+        init_threshold: float,
+        reduction: str,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.margin = margin
+        self.init_threshold = init_threshold
+        self.reduction = reduction
+        self.backend = backend
+        self.threshold = nn.Parameter(torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.threshold, self.init_threshold)
+
+    def forward(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        memory: Tensor | None = None,
+        memory_labels: Tensor | None = None,
+        batch_offset: int | None = None,
+    ) -> Tensor:
+        return type(self).function(
+            feats,
+            labels,
+            self.threshold,
+            memory=memory,
+            memory_labels=memory_labels,
+            batch_offset=batch_offset,
+            scale=self.scale,
+            margin=self.margin,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"scale={self.scale}, margin={self.margin}, init_threshold={self.init_threshold}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+class USSLoss(_ThresholdLoss):
     """USS with its learnable threshold; see :func:`fused_uss_loss`.
 
     Args:
@@ -24,6 +81,7 @@ class USSLoss(nn.Module):
 
     #: Name in the registry of losses.
     loss = "uss"
+    function = functional.fused_uss_loss
 
     def __init__(
         self,
@@ -33,39 +91,39 @@ class USSLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.margin = margin
-        self.init_threshold = init_threshold
-        self.reduction = reduction
-        self.backend = backend
-        self.threshold = nn.Parameter(torch.empty(()))
-        self.reset_parameters()
+        super().__init__((), scale, margin, init_threshold, reduction, backend)
 
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.threshold, self.init_threshold)
 
-    def forward(
+class PairBCELoss(_ThresholdLoss):
+    """Pair BCE with a learnable threshold per identity; see :func:`fused_pair_bce_loss`.
+
+    Args:
+        num_identities: K.
+        scale, margin, reduction, backend: as the function's.
+        init_threshold: first value of every threshold, in logit units.
+
+    Attributes:
+        threshold: (K,) parameter b.
+
+    Shape:
+        feats (N, D), labels (N,) in [0, K) or -1, and optionally memory (M, D),
+        memory_labels (M,) -> () float32.
+    """
+
+    loss = "pair_bce"
+    function = functional.fused_pair_bce_loss
+
+    def __init__(
         self,
-        feats: Tensor,
-        labels: Tensor,
-        memory: Tensor | None = None,
-        memory_labels: Tensor | None = None,
-    ) -> Tensor:
-        return functional.fused_uss_loss(
-            feats,
-            labels,
-            self.threshold,
-            memory=memory,
-            memory_labels=memory_labels,
-            scale=self.scale,
-            margin=self.margin,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
+        num_identities: int,
+        scale: float = 64.0,
+        margin: float = 0.1,
+        init_threshold: float = 0.0,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        validate.positive_int("num_identities", num_identities)
+        super().__init__((num_identities,), scale, margin, init_threshold, reduction, backend)
 
     def extra_repr(self) -> str:
-        return (
-            f"scale={self.scale}, margin={self.margin}, init_threshold={self.init_threshold}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        return f"num_identities={self.threshold.numel()}, {super().extra_repr()}"

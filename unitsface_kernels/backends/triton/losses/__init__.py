@@ -45,6 +45,7 @@ class LogsumexpPolicy:
 
 POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
     "uss": SumPolicy(uss.evaluate, uss.slope_bound),
+    "pair_bce": SumPolicy(uss.evaluate, uss.slope_bound),
     "margin_softmax": LogsumexpPolicy(
         margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
     ),

@@ -1,0 +1,16 @@
+"""Pair BCE: USS with a threshold of its own for every identity (UniTSFace, NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import uss
+
+# The pair's maths is that of USS; which threshold a pair meets is the drivers' business.
+SPEC = replace(
+    uss.SPEC,
+    name="pair_bce",
+    threshold="per_column",
+    function="fused_pair_bce_loss",
+    source="UniTSFace (NeurIPS 2023), eq. 22 (BCE; with a margin BCE-m)",
+)
