@@ -26,6 +26,7 @@ Values = dict[str, Any]
 # Representative parameters of a loss besides its defaults; absent: none.
 VARIANTS: dict[str, dict[str, Values]] = {
     "uss": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "uce": {"balanced": {"scale": 16.0, "margin": 0.1, "negative_weight": 0.2}},
     "margin_softmax": {
         "normface": {"m3": 0.0, "scale": 20.0},
         "arcface": {"m2": 0.5, "m3": 0.0},

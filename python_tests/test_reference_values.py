@@ -33,6 +33,7 @@ CLASS = {
     "insightface_arcface": {"scale": "s", "m1": "m1", "m2": "m2", "m3": "m3"} | DETACHED,
     "sphereface_r": {"scale": "s", "m1": "m", "m3": 0.0} | DETACHED,
 }
+UCE = {"uce_s16_m0.4": {"scale": "s", "margin": "m"}}
 RUNS = [(target, torch.float32) for target in TARGETS]
 RUNS += [(target, torch.float64) for target in TARGETS if target.runs(torch.float64)]
 each_run = pytest.mark.parametrize(
@@ -134,8 +135,25 @@ def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
     stored.check(loss, x=feats.grad, weight=weight.grad)
 
 
+@each_run
+@pytest.mark.parametrize("name", UCE)
+def test_uce(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, weight, b = stored.leaf("x"), stored.leaf("weight"), stored.leaf("bias")
+    loss = unitsface_kernels.fused_uce_loss(
+        feats,
+        weight,
+        stored.tensor("labels"),
+        b,
+        backend=target.backend,
+        **stored.values(UCE[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad, weight=weight.grad, bias=b.grad)
+
+
 def test_every_loss_has_reference_values() -> None:
-    of_losses = {"uss": PAIR, "pair_bce": PAIR_BCE, "margin_softmax": CLASS}
+    of_losses = {"uss": PAIR, "pair_bce": PAIR_BCE, "margin_softmax": CLASS, "uce": UCE}
     assert of_losses.keys() == REGISTRY.keys()
     assert {name for names in of_losses.values() for name in names} == {
         path.stem for path in DATA.glob("*.npz")

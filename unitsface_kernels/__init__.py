@@ -4,7 +4,12 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 """
 
 from ._version import __version__
-from .functional import fused_margin_softmax_loss, fused_pair_bce_loss, fused_uss_loss
+from .functional import (
+    fused_margin_softmax_loss,
+    fused_pair_bce_loss,
+    fused_uce_loss,
+    fused_uss_loss,
+)
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
@@ -14,6 +19,7 @@ from .modules import (
     NormFaceLoss,
     PairBCELoss,
     SphereFaceLoss,
+    UCELoss,
     UniTSFaceLoss,
     USSLoss,
 )
@@ -27,10 +33,12 @@ __all__ = [
     "NormFaceLoss",
     "PairBCELoss",
     "SphereFaceLoss",
+    "UCELoss",
     "USSLoss",
     "UniTSFaceLoss",
     "__version__",
     "fused_margin_softmax_loss",
     "fused_pair_bce_loss",
+    "fused_uce_loss",
     "fused_uss_loss",
 ]

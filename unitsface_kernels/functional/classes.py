@@ -68,3 +68,63 @@ def fused_margin_softmax_loss(
         reduction,
         backend,
     )
+
+
+def fused_uce_loss(
+    feats: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.4,
+    negative_weight: float = 1.0,
+    class_index: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Binary cross-entropy over classes with one threshold (UCE) or one per class (class BCE).
+
+    With y the row's class and :math:`\lambda` the weight of the other classes:
+
+    .. math:: L_i = \sigma^+(-(s (c_{iy} - m) - b_y))
+                  + \lambda \sum_{j \neq y} \sigma^+(s\, c_{ij} - b_j)
+
+    Source: Zhou et al., "UniFace: Unified Cross-Entropy Loss for Deep Face Recognition", ICCV
+    2023 (one b; its balanced variant has a weight other than 1). The published code clamps
+    logits to [-s, s]; this function does not.
+
+    Args:
+        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+            reference backend.
+        weight: (C, D) class weights, not normalised.
+        labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
+            positions in it.
+        b: threshold in logit units: a float (no gradient), a one-element tensor, or (C,).
+        scale: s > 0.
+        margin: m, subtracted from the target's cosine.
+        negative_weight: lambda > 0.
+        class_index: (K,) distinct integer rows of ``weight`` (and of a (C,) ``b``) that take
+            part; the others get zero gradient.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
+            at ignored rows.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return class_loss(
+        REGISTRY["uce"],
+        {"scale": scale, "margin": margin, "negative_weight": negative_weight},
+        feats,
+        weight,
+        labels,
+        b,
+        class_index,
+        reduction,
+        backend,
+    )

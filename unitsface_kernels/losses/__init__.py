@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import margin_softmax, pair_bce, uss
+from . import margin_softmax, pair_bce, uce, uss
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
@@ -11,6 +11,7 @@ REGISTRY: dict[str, LossSpec] = {
         uss.SPEC,
         pair_bce.SPEC,
         margin_softmax.SPEC,
+        uce.SPEC,
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .bce import UCELoss
 from .combined import UniTSFaceLoss
 from .margin_softmax import (
     ArcFaceLoss,
@@ -19,6 +20,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "uce": UCELoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss, "pair_bce": PairBCELoss}
 
@@ -31,6 +33,7 @@ __all__ = [
     "NormFaceLoss",
     "PairBCELoss",
     "SphereFaceLoss",
+    "UCELoss",
     "USSLoss",
     "UniTSFaceLoss",
 ]

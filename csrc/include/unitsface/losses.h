@@ -2,4 +2,5 @@
 #pragma once
 
 #include "losses/margin_softmax.h"
+#include "losses/uce.h"
 #include "losses/uss.h"

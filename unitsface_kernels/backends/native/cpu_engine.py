@@ -40,7 +40,8 @@ class CpuEngine(NativeEngine):
         self, row_labels: Tensor, column_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Identities as int32, which fill a vector register twice as densely as int64."""
-        assert column_labels is not None
+        if column_labels is None:
+            return self._class_labels(row_labels, torch.int32)
         both = [row_labels] if column_labels is row_labels else [row_labels, column_labels]
         if any(len(t) and int(t.max()) > INT32_MAX for t in both):
             joined = torch.cat(both)

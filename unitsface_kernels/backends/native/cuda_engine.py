@@ -48,7 +48,8 @@ class CudaEngine(NativeEngine):
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        assert column_labels is not None
+        if column_labels is None:
+            return self._class_labels(row_labels, torch.int64)
         return row_labels, column_labels
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class NativeEngine(ABC):
     def __init__(self, call: Call) -> None:
         self.native = extension()
         self.loss = call.spec.name
+        self.num_columns = call.num_columns
         self.params = list(call.params)
         self.per_column = call.spec.threshold == "per_column"
         self.device = call.rows.device
@@ -61,6 +62,11 @@ class NativeEngine(ABC):
         if product.dtype == self.operand_dtype:
             return product
         return self._buffer("gradient", *product.shape, dtype=self.operand_dtype)
+
+    def _class_labels(self, row_labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Classes are positions; a target in another shard (-2) is the position of none."""
+        columns = torch.arange(self.num_columns, dtype=dtype, device=self.device)
+        return torch.where(row_labels == -2, self.num_columns, row_labels).to(dtype), columns
 
     def unit_rows(
         self,

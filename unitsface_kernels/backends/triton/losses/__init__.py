@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
 
-from . import margin_softmax, uss
+from . import margin_softmax, uce, uss
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
     "margin_softmax": LogsumexpPolicy(
         margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
     ),
+    "uce": SumPolicy(uce.evaluate, uce.slope_bound),
 }
 
 __all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]

@@ -1,0 +1,81 @@
+"""Class losses of binary cross-entropies: class weights and thresholds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional, validate
+
+
+class UCELoss(nn.Module):
+    """Class weights and unified cross-entropy with one threshold; see :func:`fused_uce_loss`.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        scale, margin, negative_weight, reduction, backend: as the function's.
+
+    Attributes:
+        weight: (C, D) parameter, initialised N(0, 1 / D) as published (UniFace).
+        threshold: () parameter b, initialised log(10 C) as published; the unified cosine
+            threshold is ``threshold / scale``.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+    """
+
+    #: Name in the registry of losses.
+    loss = "uce"
+    _threshold_per_class = False
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float = 64.0,
+        margin: float = 0.4,
+        negative_weight: float = 1.0,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        validate.positive_int("embedding_size", embedding_size)
+        validate.positive_int("num_classes", num_classes)
+        self.scale = scale
+        self.margin = margin
+        self.negative_weight = negative_weight
+        self.reduction = reduction
+        self.backend = backend
+        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        thresholds = (num_classes,) if self._threshold_per_class else ()
+        self.threshold = nn.Parameter(torch.empty(thresholds))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        classes, size = self.weight.shape
+        nn.init.normal_(self.weight, std=size**-0.5)
+        nn.init.constant_(self.threshold, math.log(10 * classes))
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        return functional.fused_uce_loss(
+            feats,
+            self.weight,
+            labels,
+            self.threshold,
+            scale=self.scale,
+            margin=self.margin,
+            negative_weight=self.negative_weight,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        classes, size = self.weight.shape
+        return (
+            f"embedding_size={size}, num_classes={classes}, scale={self.scale}, "
+            f"margin={self.margin}, negative_weight={self.negative_weight}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )
