@@ -124,11 +124,13 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       }
       const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
       const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
+      // A memory or a shard has no thresholds for the rows: nobody asks for the other direction.
+      const float own_threshold = t.a_threshold == nullptr ? 0.0f : t.a_threshold[i];
       const RowSums sums =
           t.per_column
               ? per_column_row<kGradient, kColumns>(
-                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, skip,
-                    t.a_threshold[i], t.b_threshold, weight, weights, mirror, columns, thresholds)
+                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, skip, own_threshold,
+                    t.b_threshold, weight, weights, mirror, columns, thresholds)
               : scalar_row<kGradient, kColumns>(policy, cosine, gradient, t.a_labels[i], t.b_labels,
                                                 t.m, skip, t.b_threshold[0], weight, weights,
                                                 mirror, both, columns);

@@ -22,7 +22,7 @@ struct SumTileArgs {
   int64_t n, m, stride;
   const Label* a_labels;     // [n], < 0: ignored
   const Label* b_labels;     // [m]
-  const float* a_threshold;  // [1] or [n]
+  const float* a_threshold;  // [1] or [n]; null if the tile serves its rows only
   const float* b_threshold;  // [1] or [m]
   bool per_column;           // thresholds are [n] and [m]
   const float* a_weights;    // [n] or null: ones

@@ -160,7 +160,7 @@ class NativeEngine(ABC):
             stride=m,
             a_labels=tile.a_labels.data_ptr(),
             b_labels=tile.b_labels.data_ptr(),
-            a_threshold=tile.a_threshold.data_ptr(),
+            a_threshold=address(tile.a_threshold),
             b_threshold=tile.b_threshold.data_ptr(),
             per_column=self.per_column,
             a_weights=address(tile.a_weights),

@@ -24,7 +24,8 @@ class SumTile:
         a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.unit_rows`.
         a_labels, b_labels: (n,), (m,) from :meth:`Engine.prepare_labels`; below 0: ignored.
         b_threshold: (1,) or, per column, (m,) float32.
-        a_threshold: as ``b_threshold`` for the pairs taken in the other direction.
+        a_threshold: as ``b_threshold`` for the pairs taken in the other direction; None for a
+            tile that serves its rows only.
         a_weights, b_weights: (n,), (m,) float32 upstream gradients of the rows' losses;
             None: ones.
         a_loss: (n,) accumulates each row's loss over this tile's columns.
@@ -43,7 +44,7 @@ class SumTile:
     a_labels: Tensor
     b_labels: Tensor
     b_threshold: Tensor
-    a_threshold: Tensor
+    a_threshold: Tensor | None
     a_weights: Tensor | None
     b_weights: Tensor | None
     a_loss: Tensor

@@ -177,7 +177,7 @@ def _against_columns(
                     b=unit_columns,
                     a_labels=a_labels[first:last],
                     b_labels=b_labels[start:stop],
-                    a_threshold=threshold,
+                    a_threshold=None,
                     b_threshold=threshold[start:stop] if per_column else threshold,
                     a_weights=_slice(weights, first, last),
                     b_weights=None,

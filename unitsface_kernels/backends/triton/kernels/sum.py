@@ -86,10 +86,10 @@ def sum_kernel(
     i_weight = 1.0
     if a_weights is not None:
         i_weight = tl.load(a_weights + i, mask=in_rows, other=0.0)[:, None]
-    if PER_COLUMN:
-        i_threshold = tl.load(a_threshold + i, mask=in_rows, other=0.0)[:, None]
-    else:
+    if not PER_COLUMN:
         threshold = tl.load(b_threshold)
+    elif BOTH or MIRRORED:
+        i_threshold = tl.load(a_threshold + i, mask=in_rows, other=0.0)[:, None]
     factor = 1.0
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
