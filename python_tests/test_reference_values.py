@@ -34,6 +34,7 @@ CLASS = {
     "sphereface_r": {"scale": "s", "m1": "m", "m3": 0.0} | DETACHED,
 }
 UCE = {"uce_s16_m0.4": {"scale": "s", "margin": "m"}}
+CLASS_BCE = {"bce_class_bias_s16_m0.4": {"scale": "s", "margin": "m"}}
 RUNS = [(target, torch.float32) for target in TARGETS]
 RUNS += [(target, torch.float64) for target in TARGETS if target.runs(torch.float64)]
 each_run = pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
 
 
 @each_run
-@pytest.mark.parametrize("name", UCE)
+@pytest.mark.parametrize("name", [*UCE, *CLASS_BCE])
 def test_uce(name: str, target: Target, dtype: torch.dtype) -> None:
     stored = Stored(name, target, dtype)
     feats, weight, b = stored.leaf("x"), stored.leaf("weight"), stored.leaf("bias")
@@ -144,16 +145,22 @@ def test_uce(name: str, target: Target, dtype: torch.dtype) -> None:
         feats,
         weight,
         stored.tensor("labels"),
-        b,
+        b.flatten(),
         backend=target.backend,
-        **stored.values(UCE[name]),
+        **stored.values({**UCE, **CLASS_BCE}[name]),
     )
     loss.backward()
     stored.check(loss, x=feats.grad, weight=weight.grad, bias=b.grad)
 
 
 def test_every_loss_has_reference_values() -> None:
-    of_losses = {"uss": PAIR, "pair_bce": PAIR_BCE, "margin_softmax": CLASS, "uce": UCE}
+    of_losses = {
+        "uss": PAIR,
+        "pair_bce": PAIR_BCE,
+        "margin_softmax": CLASS,
+        "uce": UCE,
+        "class_bce": CLASS_BCE,
+    }
     assert of_losses.keys() == REGISTRY.keys()
     assert {name for names in of_losses.values() for name in names} == {
         path.stem for path in DATA.glob("*.npz")

@@ -117,8 +117,9 @@ def fused_uce_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    per_class = isinstance(b, Tensor) and b.numel() != 1
     return class_loss(
-        REGISTRY["uce"],
+        REGISTRY["class_bce" if per_class else "uce"],
         {"scale": scale, "margin": margin, "negative_weight": negative_weight},
         feats,
         weight,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import margin_softmax, pair_bce, uce, uss
+from . import class_bce, margin_softmax, pair_bce, uce, uss
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
@@ -12,6 +12,7 @@ REGISTRY: dict[str, LossSpec] = {
         pair_bce.SPEC,
         margin_softmax.SPEC,
         uce.SPEC,
+        class_bce.SPEC,
     )
 }
 

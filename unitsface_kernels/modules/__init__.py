@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .bce import UCELoss
+from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
 from .margin_softmax import (
     ArcFaceLoss,
@@ -21,6 +21,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
     "uce": UCELoss,
+    "class_bce": ClassBCELoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss, "pair_bce": PairBCELoss}
 
@@ -28,6 +29,7 @@ __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
     "ArcFaceLoss",
+    "ClassBCELoss",
     "CosFaceLoss",
     "MarginSoftmaxLoss",
     "NormFaceLoss",

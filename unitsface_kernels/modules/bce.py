@@ -79,3 +79,17 @@ class UCELoss(nn.Module):
             f"margin={self.margin}, negative_weight={self.negative_weight}, "
             f"reduction={self.reduction!r}, backend={self.backend!r}"
         )
+
+
+class ClassBCELoss(UCELoss):
+    """Class weights and binary cross-entropy with a threshold per class (BCE-d).
+
+    Arguments, shapes and initial values are those of :class:`UCELoss`.
+
+    Attributes:
+        weight: (C, D) parameter.
+        threshold: (C,) parameter b.
+    """
+
+    loss = "class_bce"
+    _threshold_per_class = True

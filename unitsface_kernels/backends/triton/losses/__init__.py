@@ -50,6 +50,7 @@ POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
         margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
     ),
     "uce": SumPolicy(uce.evaluate, uce.slope_bound),
+    "class_bce": SumPolicy(uce.evaluate, uce.slope_bound),
 }
 
 __all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]

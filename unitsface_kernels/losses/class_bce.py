@@ -1,0 +1,15 @@
+"""Class BCE (BCE-d): UCE with a threshold of its own for every class (UniFace, ICCV 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import uce
+
+# The pair's maths is that of UCE; which threshold a pair meets is the drivers' business.
+SPEC = replace(
+    uce.SPEC,
+    name="class_bce",
+    threshold="per_column",
+    source="UniFace (ICCV 2023), binary cross-entropy with a bias per class",
+)
