@@ -27,6 +27,18 @@ Values = dict[str, Any]
 VARIANTS: dict[str, dict[str, Values]] = {
     "uss": {"no-margin": {"scale": 16.0, "margin": 0.0}},
     "uce": {"balanced": {"scale": 16.0, "margin": 0.1, "negative_weight": 0.2}},
+    "sphereface2": {
+        "linear": {"t": 1.0, "alpha": 0.5, "margin": 0.2, "margin_gradient": "exact"},
+        "exact": {"margin_gradient": "exact", "scale": 10.0},
+        "angular": {"margin_type": "A", "margin": 0.5},
+        "angular-exact": {
+            "margin_type": "A",
+            "margin": 1.2,
+            "t": 2.0,
+            "margin_gradient": "exact",
+            "scale": 10.0,
+        },
+    },
     "margin_softmax": {
         "normface": {"m3": 0.0, "scale": 20.0},
         "arcface": {"m2": 0.5, "m3": 0.0},
@@ -40,6 +52,11 @@ VARIANTS: dict[str, dict[str, Values]] = {
 
 def variants(spec: LossSpec) -> dict[str, Values]:
     return {"default": {}, **VARIANTS.get(spec.name, {})}
+
+
+def detached(spec: LossSpec, values: Values) -> bool:
+    """Whether the gradient is by definition not the derivative of the value."""
+    return (spec.defaults() | values).get("margin_gradient") == "detached"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from cases import Case, Problem, build, parity_cases, problem, variants
+from cases import Case, Problem, build, detached, parity_cases, problem, variants
 from helpers import FUSED, TARGETS, Target
 from tolerances import (
     DIFFERENCE,
@@ -33,7 +33,7 @@ each_variant = pytest.mark.parametrize(
         pytest.param(spec, values, id=f"{spec.name}-{name}")
         for spec in REGISTRY.values()
         for name, values in variants(spec).items()
-        if values.get("margin_gradient") != "detached"
+        if not detached(spec, values)
     ],
 )
 # In-batch (or a few classes), and against columns.
@@ -59,7 +59,7 @@ def _reference_function(problem: Problem, names: list[str]):
         for name, values in variants(spec).items()
         # A reduction knows nothing of a loss's parameters.
         for reduction in (("mean", "sum", "none") if name == "default" else ("mean",))
-        if values.get("margin_gradient") != "detached"
+        if not detached(spec, values)
     ],
 )
 def test_reference_gradcheck(
@@ -172,15 +172,15 @@ def test_detached_margin_is_a_constant_shift(target: Target, values: dict) -> No
     assert 0 < float(moved) < math.pi
     shift = float(torch.cos(angle) - torch.cos(moved)) + values["m3"]
     p.values = {**values, "scale": 8.0, "margin_gradient": "detached"}
-    detached_loss, detached = p.evaluate(target.backend)
+    shifted_loss, shifted = p.evaluate(target.backend)
     p.values = {"scale": 8.0, "m3": shift}
     loss, want = p.evaluate(target.backend)
-    check_same("loss", detached_loss, loss, SAME_LOSS)
-    for name, gradient in detached.items():
+    check_same("loss", shifted_loss, loss, SAME_LOSS)
+    for name, gradient in shifted.items():
         check_same(name, gradient, want[name], SAME_GRADIENT)
     p.values = {**values, "scale": 8.0}
     _, exact = p.evaluate(target.backend)
-    assert (exact["rows"] - detached["rows"]).norm() > 0.02 * exact["rows"].norm()
+    assert (exact["rows"] - shifted["rows"]).norm() > 0.02 * exact["rows"].norm()
 
 
 # --- autograd -------------------------------------------------------------------------------------
@@ -286,7 +286,8 @@ def test_second_derivative_is_refused(
 @each_loss
 def test_reference_has_second_derivatives(spec: LossSpec) -> None:
     """What the refusal points to."""
-    p = problem(spec, rows=4, dim=3, columns=3, values={"scale": 2.0}).converted(torch.float64)
+    values = {"scale": 2.0, "margin_gradient": "exact"}
+    p = problem(spec, rows=4, dim=3, columns=3, values=values).converted(torch.float64)
     leaves = p.leaves()
     function = _reference_function(p, list(leaves))
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))

@@ -89,6 +89,24 @@ def test_data_parallel_gradients_are_averages(tmp_path: Path) -> None:
             check_same(name, torch.tensor(gradients[name]), parameter.grad, SAME_GRADIENT)
 
 
+@pytest.mark.parametrize("margin_type", ["C", "A"])
+@pytest.mark.parametrize("classes", [2, 50, 10_000])
+def test_sphereface2_starts_where_its_bias_has_no_gradient(margin_type: str, classes: int) -> None:
+    """Features at right angles to every class weight; the published start."""
+    module = CLASS_LOSSES["sphereface2"](8, classes, margin_type=margin_type)
+    with torch.no_grad():
+        module.weight.zero_()[:, 0] = 1.0
+    feats = torch.zeros(3, 8)
+    feats[:, 1] = 1.0
+    target = module(feats, torch.tensor([0, 1, 1]))
+    (gradient,) = torch.autograd.grad(target, module.bias)
+    moved = module.bias.detach() + 0.1
+    with torch.no_grad():
+        module.bias.copy_(moved)
+    (elsewhere,) = torch.autograd.grad(module(feats, torch.tensor([0, 1, 1])), module.bias)
+    assert abs(float(gradient)) < 1e-3 * float(elsewhere)
+
+
 # --- modules --------------------------------------------------------------------------------------
 
 MODULES = {
@@ -171,6 +189,13 @@ def test_modules_are_their_functions(target: Target) -> None:
             **(values | {"scale": 9.0, "backend": target.backend}),
         )
         assert torch.equal(module(feats, labels), want)
+    options = {"scale": 9.0, "t": 2.0, "margin_type": "A", "margin_gradient": "exact"}
+    module = CLASS_LOSSES["sphereface2"](8, 4, **options, backend=target.backend)
+    module = module.to(target.device)
+    want = unitsface_kernels.fused_sphereface2_loss(
+        feats, module.weight, labels, module.bias, **options, backend=target.backend
+    )
+    assert torch.equal(module(feats, labels), want)
     memory = torch.randn(5, 8, device=target.device)
     memory_labels = torch.tensor([0, 1, 2, -1, 3], device=target.device)
     module = PAIR_LOSSES["uss"](9.0, 0.2, 1.5, reduction="sum", backend=target.backend)

@@ -35,6 +35,9 @@ CLASS = {
 }
 UCE = {"uce_s16_m0.4": {"scale": "s", "margin": "m"}}
 CLASS_BCE = {"bce_class_bias_s16_m0.4": {"scale": "s", "margin": "m"}}
+SPHEREFACE2 = {
+    "sphereface2_c": {"scale": "r", "margin": "m", "t": "t", "alpha": "alpha", "loss_weight": "lw"}
+}
 RUNS = [(target, torch.float32) for target in TARGETS]
 RUNS += [(target, torch.float64) for target in TARGETS if target.runs(torch.float64)]
 each_run = pytest.mark.parametrize(
@@ -112,19 +115,23 @@ def test_pair_bce(name: str, target: Target, dtype: torch.dtype) -> None:
     stored.check(loss, x=feats.grad, bias=b.grad)
 
 
+def _with_jacobian(stored: Stored) -> None:
+    """The stored gradient is that of unit weights: the normalisation's Jacobian is ours."""
+    unit = stored.tensor("weight")
+    norms = unit.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    gradient = stored.tensor("grad_weight")
+    along = (gradient * unit).sum(dim=1, keepdim=True) * unit
+    stored.arrays["grad_weight"] = (gradient - along).cpu().numpy()
+
+
 @each_run
 @pytest.mark.parametrize("name", CLASS)
 def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
     stored = Stored(name, target, dtype)
     feats, weight = stored.leaf("x"), stored.leaf("weight")
     if name == "sphereface_r":
-        # The stored gradient is that of unit weights: the normalisation's Jacobian is ours.
-        unit = stored.tensor("weight")
-        norms = unit.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(norms, torch.ones_like(norms))
-        gradient = stored.tensor("grad_weight")
-        along = (gradient * unit).sum(dim=1, keepdim=True) * unit
-        stored.arrays["grad_weight"] = (gradient - along).cpu().numpy()
+        _with_jacobian(stored)
     loss = unitsface_kernels.fused_margin_softmax_loss(
         feats,
         weight,
@@ -153,6 +160,24 @@ def test_uce(name: str, target: Target, dtype: torch.dtype) -> None:
     stored.check(loss, x=feats.grad, weight=weight.grad, bias=b.grad)
 
 
+@each_run
+@pytest.mark.parametrize("name", SPHEREFACE2)
+def test_sphereface2(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, weight, b = stored.leaf("x"), stored.leaf("weight"), stored.leaf("bias")
+    _with_jacobian(stored)
+    loss = unitsface_kernels.fused_sphereface2_loss(
+        feats,
+        weight,
+        stored.tensor("labels"),
+        b,
+        backend=target.backend,
+        **stored.values(SPHEREFACE2[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad, weight=weight.grad, bias=b.grad)
+
+
 def test_every_loss_has_reference_values() -> None:
     of_losses = {
         "uss": PAIR,
@@ -160,6 +185,7 @@ def test_every_loss_has_reference_values() -> None:
         "margin_softmax": CLASS,
         "uce": UCE,
         "class_bce": CLASS_BCE,
+        "sphereface2": SPHEREFACE2,
     }
     assert of_losses.keys() == REGISTRY.keys()
     assert {name for names in of_losses.values() for name in names} == {

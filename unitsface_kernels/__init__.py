@@ -7,6 +7,7 @@ from ._version import __version__
 from .functional import (
     fused_margin_softmax_loss,
     fused_pair_bce_loss,
+    fused_sphereface2_loss,
     fused_uce_loss,
     fused_uss_loss,
 )
@@ -19,6 +20,7 @@ from .modules import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     PairBCELoss,
+    SphereFace2Loss,
     SphereFaceLoss,
     UCELoss,
     UniTSFaceLoss,
@@ -34,6 +36,7 @@ __all__ = [
     "MarginSoftmaxLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
     "USSLoss",
@@ -41,6 +44,7 @@ __all__ = [
     "__version__",
     "fused_margin_softmax_loss",
     "fused_pair_bce_loss",
+    "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",
 ]

@@ -107,6 +107,8 @@ def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
             raise ValueError(f"{parameter.name} must be finite, got {value}")
         if parameter.minimum is not None and value <= parameter.minimum:
             raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")
+        if parameter.at_least is not None and value < parameter.at_least:
+            raise ValueError(f"{parameter.name} must be >= {parameter.at_least:g}, got {value}")
         if parameter.maximum is not None and value > parameter.maximum:
             raise ValueError(f"{parameter.name} must be <= {parameter.maximum:g}, got {value}")
 

@@ -129,3 +129,84 @@ def fused_uce_loss(
         reduction,
         backend,
     )
+
+
+def fused_sphereface2_loss(
+    feats: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    scale: float = 40.0,
+    margin: float = 0.4,
+    t: float = 3.0,
+    alpha: float = 0.7,
+    loss_weight: float = 50.0,
+    margin_type: str = "C",
+    margin_gradient: str = "detached",
+    class_index: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""SphereFace2: one binary classification per class, on adjusted cosines.
+
+    With :math:`g(c) = 2 ((c + 1) / 2)^t - 1`, scale r, loss weight w and y the row's class:
+
+    .. math:: L_i = \frac{w}{r} \Big[ \alpha\, \sigma^+(-(r (g(c_{iy}) - m) + b))
+                  + (1 - \alpha) \sum_{j \neq y} \sigma^+(r (g(c_{ij}) + m) + b) \Big]
+
+    with the additive margin C. With the angular margin A the target's cosine is
+    :math:`\cos(\min(\theta + m, \pi))` and no margin is added to the logits.
+
+    Source: Wen et al., "SphereFace2: Binary Classification is All You Need for Deep Face
+    Recognition", ICLR 2022; published in OpenSphere, which clips the cosines of A to
+    1 - 1e-5 before taking the angle. This function does not.
+
+    Args:
+        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+            reference backend.
+        weight: (C, D) class weights, not normalised.
+        labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
+            positions in it.
+        b: bias, added to the logits (the opposite sign of a threshold): a float (no gradient)
+            or a one-element tensor.
+        scale: r > 0.
+        margin: m in [0, pi]; for A in radians.
+        t: exponent of g, > 0; 1 leaves cosines as they are.
+        alpha: weight of the target in (0, 1]; the others weigh 1 - alpha.
+        loss_weight: w > 0.
+        margin_type: "C" or "A".
+        margin_gradient: "detached" takes g and the margin as constant shifts, so that
+            d logit / d cosine is r, as published; "exact" differentiates them.
+        class_index: (K,) distinct integer rows of ``weight`` that take part; the others get
+            zero gradient.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
+            at ignored rows.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return class_loss(
+        REGISTRY["sphereface2"],
+        {
+            "scale": scale,
+            "margin": margin,
+            "t": t,
+            "alpha": alpha,
+            "loss_weight": loss_weight,
+            "margin_type": margin_type,
+            "margin_gradient": margin_gradient,
+        },
+        feats,
+        weight,
+        labels,
+        b,
+        class_index,
+        reduction,
+        backend,
+    )

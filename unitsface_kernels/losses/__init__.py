@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import class_bce, margin_softmax, pair_bce, uce, uss
+from . import class_bce, margin_softmax, pair_bce, sphereface2, uce, uss
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
@@ -13,6 +13,7 @@ REGISTRY: dict[str, LossSpec] = {
         margin_softmax.SPEC,
         uce.SPEC,
         class_bce.SPEC,
+        sphereface2.SPEC,
     )
 }
 

@@ -25,13 +25,14 @@ class Parameter:
         name: keyword of the public function.
         default: value the public function gives it.
         minimum: exclusive lower bound, or None.
-        maximum: inclusive upper bound, or None.
+        at_least, maximum: inclusive bounds, or None.
         choices: for a keyword that is one of several words; the kernels receive its index.
     """
 
     name: str
     default: float | str
     minimum: float | None = None
+    at_least: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from .margin_softmax import (
     SphereFaceLoss,
 )
 from .pair import PairBCELoss, USSLoss
+from .sphereface2 import SphereFace2Loss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "normface": NormFaceLoss,
@@ -22,6 +23,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "sphereface": SphereFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
+    "sphereface2": SphereFace2Loss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss, "pair_bce": PairBCELoss}
 
@@ -34,6 +36,7 @@ __all__ = [
     "MarginSoftmaxLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
     "USSLoss",

@@ -2,5 +2,6 @@
 #pragma once
 
 #include "losses/margin_softmax.h"
+#include "losses/sphereface2.h"
 #include "losses/uce.h"
 #include "losses/uss.h"

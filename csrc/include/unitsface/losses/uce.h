@@ -12,8 +12,7 @@ struct Uce {
   static constexpr int kParameters = 3;
   float scale, margin, negative_weight;
 
-  UF_HOST_DEVICE explicit Uce(const float* p)
-      : scale(p[0]), margin(p[1]), negative_weight(p[2]) {}
+  UF_HOST_DEVICE explicit Uce(const float* p) : scale(p[0]), margin(p[1]), negative_weight(p[2]) {}
 
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
     const float z = positive ? threshold - scale * (cosine - margin) : scale * cosine - threshold;

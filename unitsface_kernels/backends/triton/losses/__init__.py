@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
 
-from . import margin_softmax, uce, uss
+from . import margin_softmax, sphereface2, uce, uss
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
     ),
     "uce": SumPolicy(uce.evaluate, uce.slope_bound),
     "class_bce": SumPolicy(uce.evaluate, uce.slope_bound),
+    "sphereface2": SumPolicy(sphereface2.evaluate, sphereface2.slope_bound),
 }
 
 __all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]

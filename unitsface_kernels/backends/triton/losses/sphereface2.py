@@ -1,0 +1,58 @@
+"""SphereFace2: softplus of an adjusted cosine on either side of a bias, with either margin."""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from .math import sin_cos_half_turn, softplus_and_sigmoid
+
+
+@triton.jit
+def evaluate(cosine, threshold, positive, params):
+    """Value, d/d cosine and d/d bias of each pair.
+
+    ``params`` = (scale, margin, t, alpha, loss_weight, angular, exact); the adjusted cosine is
+    g(c) = 2 ((c + 1) / 2)^t - 1. An additive margin is taken from it, an angular one is added to
+    the target's angle before, up to pi.
+    """
+    scale, margin, t, alpha, loss_weight, angular, exact = params
+    sin_margin, cos_margin = sin_cos_half_turn(margin)
+    is_angular = angular != 0.0
+    sin_margin = tl.where(is_angular, sin_margin, 0.0)
+    cos_margin = tl.where(is_angular, cos_margin, 1.0)
+    shift = tl.where(is_angular, 0.0, margin)
+    # Comparisons rather than tl.minimum and tl.maximum, which would hide a NaN.
+    c = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
+    sine = tl.sqrt((1.0 - c) * (1.0 + c))
+    past = c < -cos_margin
+    moved = tl.where(past, -1.0, c * cos_margin - sine * sin_margin)
+    turn = cos_margin + c * sin_margin / tl.where(sine < 1e-4, 1e-4, sine)
+    turn = tl.where(positive, tl.where(past, 0.0, turn), 1.0)
+    half = 0.5 + 0.5 * tl.where(positive, moved, c)
+    # Not quite 0, so that half^t / half has a limit.
+    half = tl.where(half > 1.0, 1.0, tl.where(half < 1e-30, 1e-30, half))
+    # Products for the usual exponents: a logarithm times t loses a bit or two.
+    power = tl.where(t == 3.0, half * half * half, tl.exp2(t * tl.log2(half)))
+    power = tl.where(t == 1.0, half, tl.where(t == 2.0, half * half, power))
+    slope = tl.where(exact != 0.0, t * power / half * turn, 1.0)
+    logit = scale * (2.0 * power - 1.0 + tl.where(positive, -shift, shift)) + threshold
+    # Pairs that are left out come as negatives with a cosine of -inf.
+    z = tl.where(positive, -logit, tl.where(cosine == -float("inf"), cosine, logit))
+    value, share = softplus_and_sigmoid(z)
+    weight = loss_weight / scale * tl.where(positive, alpha, 1.0 - alpha)
+    d_logit = tl.where(positive, -weight, weight) * share
+    return weight * value, scale * slope * d_logit, d_logit
+
+
+def slope_bound(params: tuple[float, ...]) -> float:
+    """The largest |d value / d cosine|."""
+    _, margin, t, alpha, loss_weight, angular, exact = params
+    bound = loss_weight * max(alpha, 1.0 - alpha)
+    if exact:
+        bound *= max(t, 1.0)
+        if angular:
+            bound *= abs(math.cos(margin)) + 1e4 * math.sin(margin)
+    return bound
