@@ -30,4 +30,14 @@ __all__ = [
     "__version__",
     "fused_margin_softmax_loss",
     "fused_uss_loss",
+    "metrics",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``metrics`` is imported when it is first used: training does without it."""
+    if name == "metrics":
+        import importlib
+
+        return importlib.import_module(".metrics", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
