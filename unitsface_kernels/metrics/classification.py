@@ -164,17 +164,18 @@ def classification_accuracy(
         return ClassificationAccuracy(none, none, none, none, none, none, none, samples=0)
     right = target > wrong
     low, high = wrong[right], target[right]
-    most, _ = _most_overlapping(low, high, label[right], weight.shape[0])
     below = at_most = math.nan
-    uniform = 0
+    class_uniform = uniform = 0
     if len(low):
-        overlap, index = _most_overlapping(low, high, torch.zeros_like(label[right]), 1)
+        group = label[right]
+        class_uniform = int(_most_overlapping(low, high, group, weight.shape[0])[0].sum())
+        overlap, index = _most_overlapping(low, high, torch.zeros_like(group), 1)
         uniform = int(overlap)
         below, at_most = _uniform_interval(low, high, high[index])
     return ClassificationAccuracy(
         sample_wise=int(right.sum()) / samples,
         class_wise=int((target > found.wrong_of_column[label]).sum()) / samples,
-        class_uniform=int(most.sum()) / samples,
+        class_uniform=class_uniform / samples,
         uniform=uniform / samples,
         threshold=math.nan if math.isnan(at_most) else middle(below, at_most),
         below=below,

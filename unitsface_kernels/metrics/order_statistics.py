@@ -147,4 +147,5 @@ def kth_largest_score(
     validate.ranks("ranks", wanted, count, of)
     if not wanted:
         return torch.empty(0)
-    return partition.thresholds()[partition.kth_largest(wanted, negative)]
+    index = partition.kth_largest(wanted, negative)
+    return partition.thresholds()[index]
