@@ -77,7 +77,20 @@ void bind_sum_tile(py::module_& m, const char* name) {
       "b_dthreshold", &Args::b_dthreshold)("skip", &Args::skip)("mirrored", &Args::mirrored);
 }
 
+template <class Args>
+void bind_histogram_tile(py::module_& m, const char* name) {
+  Fields<Args>(m, name)("product", &Args::product)("n", &Args::n)("m", &Args::m)(
+      "stride", &Args::stride)("a_labels", &Args::a_labels)("b_labels", &Args::b_labels)(
+      "skip", &Args::skip)("upper", &Args::upper)("low", &Args::low)("scale", &Args::scale)(
+      "bins", &Args::bins)("range_of_bin", &Args::range_of_bin)("ranges", &Args::ranges)(
+      "slots", &Args::slots)("counts", &Args::counts)("per_row", &Args::per_row);
+}
+
 void bind_arguments(py::module_& m) {
+  bind_histogram_tile<cpu::HistogramTile>(m, "CpuHistogramTile");
+#if defined(UF_WITH_CUDA)
+  bind_histogram_tile<cuda::HistogramTile>(m, "CudaHistogramTile");
+#endif
   bind_sum_tile<cpu::SumTile>(m, "CpuSumTile");
 #if defined(UF_WITH_CUDA)
   bind_sum_tile<cuda::SumTile>(m, "CudaSumTile");
@@ -149,6 +162,12 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().unit_rows_backward(args, threads);
       },
       Unlock());
+  m.def(
+      "histogram_tile",
+      [](const cpu::HistogramTile& args, int threads) {
+        cpu::kernels().histogram_tile(args, threads);
+      },
+      Unlock());
 }
 
 #if defined(UF_WITH_CUDA)
@@ -204,6 +223,12 @@ void bind_cuda(py::module_ m) {
       "unit_rows_backward",
       [](const UnitRowsBackwardArgs& args, std::uintptr_t stream) {
         cuda::unit_rows_backward(args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "histogram_tile",
+      [](const cuda::HistogramTile& args, std::uintptr_t stream) {
+        cuda::histogram_tile(args, handle(stream));
       },
       Unlock());
 }

@@ -95,6 +95,7 @@ def expected_kernels() -> list[tuple[str, str]]:
         ("UF_LOGSUMEXP_LOSS", LOGSUMEXP_KERNELS),
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
+    expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
     return expected + [(name, f"I{kind}L") for name in ROW_KERNELS for kind in ELEMENT_TYPES]
 
 
@@ -181,6 +182,7 @@ def cuda_headers() -> Path | None:
         ("sum_tile", []),
         ("logsumexp_tile", []),
         ("unit_rows", []),
+        ("histogram_tile", []),
         pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),
     ],
 )

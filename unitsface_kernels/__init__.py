@@ -47,4 +47,14 @@ __all__ = [
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",
+    "metrics",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``metrics`` is imported when it is first used: training does without it."""
+    if name == "metrics":
+        import importlib
+
+        return importlib.import_module(".metrics", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 // The tile kernels for one instruction set. Compiled once per set, with UF_ISA naming it.
 #include <cstring>
 
+#include "cpu/histogram_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/sum_tile.h"
@@ -66,7 +67,7 @@ bool run_positive_rows(const char* loss, const float* params, const float* cosin
 
 extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     UF_TEXT(UF_ISA),   run_sum_tile, run_logsumexp_tile, run_logsumexp_gradient_tile,
-    run_positive_rows, unit_rows,    unit_rows_backward,
+    run_positive_rows, unit_rows,    unit_rows_backward, histogram_tile,
 };
 
 }  // namespace unitsface::cpu

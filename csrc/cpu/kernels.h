@@ -9,6 +9,7 @@
 namespace unitsface::cpu {
 
 using SumTile = SumTileArgs<int32_t, double>;
+using HistogramTile = HistogramTileArgs<int32_t>;
 
 // One instance per instruction set (isa.cpp); `loss` is a name of loss_list.def, `params` its
 // parameters. Work is split over `threads` in a fixed way: results do not depend on their number.
@@ -23,6 +24,7 @@ struct Kernels {
                         float* logit, float* slope);
   void (*unit_rows)(const UnitRowsArgs&, int threads);
   void (*unit_rows_backward)(const UnitRowsBackwardArgs&, int threads);
+  void (*histogram_tile)(const HistogramTile&, int threads);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.

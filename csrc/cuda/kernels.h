@@ -1,5 +1,5 @@
 // Tile kernels on CUDA: launched on the given stream of the current device, no synchronisation,
-// no allocation, no atomics. Results are bitwise the same on every run.
+// no allocation, no atomics on floats. Results are bitwise the same on every run.
 #pragma once
 
 #include <string>
@@ -9,6 +9,7 @@
 namespace unitsface::cuda {
 
 using SumTile = SumTileArgs<int64_t, float>;
+using HistogramTile = HistogramTileArgs<int64_t>;
 
 // Floats of scratch memory that a kernel needs for its partial sums.
 int64_t sum_tile_scratch(int64_t n, int64_t m);
@@ -26,6 +27,8 @@ void positive_rows(const std::string& loss, const float* params, const float* co
                    float* logit, float* slope, void* stream);
 void unit_rows(const UnitRowsArgs& args, void* stream);
 void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
+// The one kernel with atomics, on integers: in any order the same counts.
+void histogram_tile(const HistogramTile& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);

@@ -158,3 +158,10 @@ template <class T>
 T __ldg(const T* pointer) {
   return *pointer;
 }
+// Threads take turns at barriers only.
+template <class T>
+T atomicAdd(T* target, T value) {
+  const T before = *target;
+  *target += value;
+  return before;
+}

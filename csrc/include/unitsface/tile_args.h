@@ -58,6 +58,36 @@ struct LogsumexpGradientArgs {
   const float* target_gradient;  // [n]
 };
 
+// A range of scores that a refining pass counts in sub-bins of 2^shift neighbouring float32 values.
+struct ScoreRange {
+  int64_t low;    // score_key of its lowest value
+  int64_t size;   // values in it, < 2^32
+  int64_t shift;  // 2^shift values to a sub-bin
+  int64_t first;  // place of its first sub-bin among the counters
+};
+
+// Counts a tile's cosines of positive (equal labels) and of negative pairs.
+//
+// Bins (histogram_bin.h): 0 below low, 1 ... bins, bins + 1 from the high end on, bins + 2 NaN;
+// that makes `slots` = bins + 3 counters. With ranges, only cosines in one of these are counted, in
+// its sub-bins; `slots` is then the sum of theirs. n * m < 2^32.
+template <class Label>
+struct HistogramTileArgs {
+  const float* product;  // [n, m], stride
+  int64_t n, m, stride;
+  const Label* a_labels;  // [n], < 0: ignored
+  const Label* b_labels;  // [m]
+  int64_t skip;           // the pair (i, i + skip) is left out; INT64_MIN: none
+  bool upper;             // only pairs (i, j) with j > i + skip
+  float low, scale;       // bin of c: floor((c - low) * scale)
+  int64_t bins;
+  const int32_t* range_of_bin;  // [bins + 3], -1: no range; null: bins are counted, not ranges
+  const ScoreRange* ranges;     // at most one within a bin
+  int64_t slots;
+  int64_t* counts;  // [2, slots], positives first, added to
+  bool per_row;     // counts is [n, 2, slots]
+};
+
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
 struct UnitRowsArgs {
   const void* source;  // [*, d]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import streaming
+from ..histogram import ScoreEngine
 from ..streaming import Call, Engine, Gradients, Result
 from . import loader
 
@@ -32,6 +33,17 @@ def _engine(call: Call) -> Engine:
     from .cpu_engine import CpuEngine
 
     return CpuEngine(call)
+
+
+def score_engine(device: torch.device) -> ScoreEngine:
+    """Products and histograms of scores, in float32 whatever the features' dtype."""
+    if device.type == "cuda":
+        from .cuda_engine import CudaEngine
+
+        return CudaEngine(None, device)
+    from .cpu_engine import CpuEngine
+
+    return CpuEngine(None, device)
 
 
 def forward(call: Call, gradients: bool) -> Result:

@@ -24,9 +24,10 @@ class CpuEngine(NativeEngine):
     class_block = CLASS_BLOCK
     stat_dtype = torch.float64
     sum_tile_arguments = "CpuSumTile"
+    histogram_tile_arguments = "CpuHistogramTile"
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(call)
+    def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
+        super().__init__(call, device)
         self.threads = torch.get_num_threads()
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:

@@ -28,9 +28,12 @@ class CudaEngine(NativeEngine):
     class_block = CLASS_BLOCK
     stat_dtype = torch.float32
     sum_tile_arguments = "CudaSumTile"
+    histogram_tile_arguments = "CudaHistogramTile"
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(call)
+    def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
+        super().__init__(call, device)
+        if call is None:
+            return
         self.operand_dtype = call.compute_dtype
         if call.compute_dtype == torch.float16:
             self.gradient_scale = _float16_scale(call)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..histogram import HistogramTile
 from ..streaming import Call, SumTile
 from .loader import extension
 
@@ -30,15 +31,21 @@ class NativeEngine(ABC):
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
     sum_tile_arguments: str
+    histogram_tile_arguments: str
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
+        """Without a call, on ``device``: unit rows, products and histograms, but no loss."""
         self.native = extension()
+        self.buffers: dict[str, Tensor] = {}
+        if call is None:
+            assert device is not None
+            self.device = device
+            return
+        self.device = call.rows.device
         self.loss = call.spec.name
         self.num_columns = call.num_columns
         self.params = list(call.params)
         self.per_column = call.spec.threshold == "per_column"
-        self.device = call.rows.device
-        self.buffers: dict[str, Tensor] = {}
 
     @abstractmethod
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
@@ -47,6 +54,10 @@ class NativeEngine(ABC):
     @abstractmethod
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, D), (m, D) -> (n, m) float32 cosines, valid until the next product."""
+
+    def cosines(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, m) float32 cosines of unit rows, valid until the next product."""
+        return self._product(a, b)
 
     def _buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scratch that the next buffer of this name overwrites."""
@@ -243,3 +254,25 @@ class NativeEngine(ABC):
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
+
+    def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
+        n, m = product.shape
+        arguments = getattr(self.native, self.histogram_tile_arguments)(
+            product=product.data_ptr(),
+            n=n,
+            m=m,
+            stride=m,
+            a_labels=tile.a_labels.data_ptr(),
+            b_labels=tile.b_labels.data_ptr(),
+            skip=self.native.NO_SKIP if tile.skip is None else tile.skip,
+            upper=tile.upper,
+            low=tile.binning.low,
+            scale=tile.binning.scale,
+            bins=tile.binning.bins,
+            range_of_bin=address(tile.range_of_bin),
+            ranges=address(tile.ranges),
+            slots=tile.counts.shape[-1],
+            counts=tile.counts.data_ptr(),
+            per_row=tile.counts.dim() == 3,
+        )
+        self._kernel("histogram_tile", arguments)

@@ -1,0 +1,155 @@
+// Histogram epilogue: cosines of a tile -> counts of positive and of negative pairs per bin.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "cpu/kernels.h"
+#include "unitsface/histogram_bin.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+// Zeroed counters; see Scratch of sum_tile.h for why not std::vector.
+class Counters {
+ public:
+  explicit Counters(int64_t count)
+      : data_(static_cast<uint32_t*>(std::calloc(count > 0 ? count : 1, sizeof(uint32_t)))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Counters() { std::free(data_); }
+  Counters(const Counters&) = delete;
+  Counters& operator=(const Counters&) = delete;
+  uint32_t* data() { return data_; }
+
+ private:
+  uint32_t* data_;
+};
+
+constexpr int64_t kChunk = 1024;  // pairs whose places are computed, vectorised, before counting
+
+// The pairs of one row that are not left out by their place.
+struct RowPairs {
+  int64_t first, skipped;  // columns from first on, without `skipped`
+};
+
+inline RowPairs row_pairs(const HistogramTile& t, int64_t i) {
+  if (t.skip == INT64_MIN) return {0, -1};
+  const int64_t skipped = i + t.skip;
+  if (!t.upper) return {0, skipped};
+  return {skipped < 0 ? 0 : skipped + 1, -1};
+}
+
+// Places of `count` pairs among [2, bins + 3] counters; behind them if a pair is left out.
+inline void pair_places(const HistogramTile& t, const float* __restrict cosine, int32_t label,
+                        const int32_t* __restrict labels, int32_t count, int32_t skipped,
+                        int32_t* __restrict place) {
+  const float low = t.low, scale = t.scale;
+  const int32_t bins = static_cast<int32_t>(t.bins), slots = bins + 3;
+#pragma omp simd
+  for (int32_t j = 0; j < count; ++j) {
+    const int32_t other = labels[j];
+    const int32_t bin = score_bin(cosine[j], low, scale, bins);
+    const bool valid = (other >= 0) & (j != skipped);
+    place[j] = valid ? (other == label ? bin : bin + slots) : 2 * slots;
+  }
+}
+
+// Calls `count_places(cosines, places, count)` for every chunk of row i.
+template <class CountPlaces>
+void for_places(const HistogramTile& t, int64_t i, const CountPlaces& count_places) {
+  int32_t place[kChunk];
+  if (t.a_labels[i] < 0) return;
+  const RowPairs pairs = row_pairs(t, i);
+  for (int64_t j = pairs.first; j < t.m; j += kChunk) {
+    const int32_t count = static_cast<int32_t>(t.m - j < kChunk ? t.m - j : kChunk);
+    const int64_t skipped = pairs.skipped - j;
+    const float* cosine = t.product + i * t.stride + j;
+    pair_places(t, cosine, t.a_labels[i], t.b_labels + j, count,
+                skipped >= 0 && skipped < count ? static_cast<int32_t>(skipped) : -1, place);
+    count_places(cosine, place, count);
+  }
+}
+
+// One histogram of the tile. Neighbouring scores often fall into one bin: they are counted in
+// alternating histograms, so that an increment does not wait for the one before.
+inline void count_bins(const HistogramTile& t, int threads) {
+  const int64_t size = 2 * t.slots + 1;
+  // Allocated out here: an exception must not leave a parallel region.
+  Counters counters(threads * 2 * size);
+  int started = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    int mine;
+#pragma omp atomic capture
+    mine = started++;
+    uint32_t* even = counters.data() + mine * 2 * size;
+    uint32_t* odd = even + size;
+    // Rows on the diagonal have ever fewer pairs.
+#pragma omp for schedule(static, 16)
+    for (int64_t i = 0; i < t.n; ++i) {
+      for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
+        int32_t j = 0;
+        for (; j + 1 < count; j += 2) {
+          ++even[place[j]];
+          ++odd[place[j + 1]];
+        }
+        if (j < count) ++even[place[j]];
+      });
+    }
+    // Sums of integers: in any order the same.
+#pragma omp critical(unitsface_histogram)
+    for (int64_t k = 0; k < 2 * t.slots; ++k) {
+      t.counts[k] += static_cast<int64_t>(even[k]) + static_cast<int64_t>(odd[k]);
+    }
+  }
+}
+
+inline void count_bins_per_row(const HistogramTile& t, int threads) {
+#pragma omp parallel for schedule(static, 16) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    int64_t* counts = t.counts + i * 2 * t.slots;
+    for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
+      for (int32_t j = 0; j < count; ++j) {
+        if (place[j] < 2 * t.slots) ++counts[place[j]];
+      }
+    });
+  }
+}
+
+// Few scores are in a range, so these share the counters.
+inline void count_ranges(const HistogramTile& t, int threads) {
+  const int64_t slots = t.bins + 3;
+#pragma omp parallel for schedule(static, 16) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    for_places(t, i, [&](const float* cosine, const int32_t* place, int32_t count) {
+      for (int32_t j = 0; j < count; ++j) {
+        if (place[j] == 2 * slots) continue;
+        const bool negative = place[j] >= slots;
+        const int32_t which = t.range_of_bin[negative ? place[j] - slots : place[j]];
+        if (which < 0) continue;
+        const ScoreRange range = t.ranges[which];
+        const int64_t offset = score_key(cosine[j]) - range.low;
+        if (offset < 0 || offset >= range.size) continue;
+        int64_t* row = t.counts + (t.per_row ? i * 2 * t.slots : 0);
+        int64_t& counter = row[(negative ? t.slots : 0) + range.first + (offset >> range.shift)];
+#pragma omp atomic
+        ++counter;
+      }
+    });
+  }
+}
+
+inline void histogram_tile(const HistogramTile& t, int threads) {
+  if (t.range_of_bin != nullptr) {
+    count_ranges(t, threads);
+  } else if (t.per_row) {
+    count_bins_per_row(t, threads);
+  } else {
+    count_bins(t, threads);
+  }
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu
