@@ -26,6 +26,8 @@ Values = dict[str, Any]
 # Representative parameters of a loss besides its defaults; absent: none.
 VARIANTS: dict[str, dict[str, Values]] = {
     "uss": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "pair_softmax": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "pair_logsumexp": {"filtered": {"scale": 16.0, "lower": -0.05, "upper": 0.35}},
     "margin_softmax": {
         "normface": {"m3": 0.0, "scale": 20.0},
         "arcface": {"m2": 0.5, "m3": 0.0},

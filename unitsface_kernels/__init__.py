@@ -4,7 +4,13 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 """
 
 from ._version import __version__
-from .functional import fused_margin_softmax_loss, fused_uss_loss
+from .functional import (
+    fused_margin_softmax_loss,
+    fused_pair_logsumexp,
+    fused_pair_softmax_loss,
+    fused_uss_loss,
+    uss_threshold_init,
+)
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
@@ -12,6 +18,7 @@ from .modules import (
     CosFaceLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
+    PairSoftmaxLoss,
     SphereFaceLoss,
     UniTSFaceLoss,
     USSLoss,
@@ -24,10 +31,14 @@ __all__ = [
     "CosFaceLoss",
     "MarginSoftmaxLoss",
     "NormFaceLoss",
+    "PairSoftmaxLoss",
     "SphereFaceLoss",
     "USSLoss",
     "UniTSFaceLoss",
     "__version__",
     "fused_margin_softmax_loss",
+    "fused_pair_logsumexp",
+    "fused_pair_softmax_loss",
     "fused_uss_loss",
+    "uss_threshold_init",
 ]

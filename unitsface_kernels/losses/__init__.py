@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import margin_softmax, uss
+from . import margin_softmax, pair_logsumexp, pair_softmax, uss
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
@@ -10,6 +10,8 @@ REGISTRY: dict[str, LossSpec] = {
     for spec in (
         uss.SPEC,
         margin_softmax.SPEC,
+        pair_softmax.SPEC,
+        pair_logsumexp.SPEC,
     )
 }
 

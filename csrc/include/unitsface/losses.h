@@ -2,4 +2,6 @@
 #pragma once
 
 #include "losses/margin_softmax.h"
+#include "losses/pair_logsumexp.h"
+#include "losses/pair_softmax.h"
 #include "losses/uss.h"

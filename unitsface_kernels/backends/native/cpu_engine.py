@@ -23,7 +23,7 @@ class CpuEngine(NativeEngine):
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
     stat_dtype = torch.float64
-    sum_tile_arguments = "CpuSumTile"
+    arguments_prefix = "Cpu"
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

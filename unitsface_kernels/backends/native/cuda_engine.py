@@ -27,7 +27,7 @@ class CudaEngine(NativeEngine):
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
     stat_dtype = torch.float32
-    sum_tile_arguments = "CudaSumTile"
+    arguments_prefix = "Cuda"
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
