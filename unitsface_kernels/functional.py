@@ -244,10 +244,11 @@ def uss_threshold_init(
     scale: float = 64.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""First value of the USS threshold: :math:`\mathrm{mean}_i \log \sum_{j \in N(i)} e^{s c_{ij}}`.
+    r"""First value of the USS threshold, as UniTSFace's published code takes it from a batch.
 
-    As UniTSFace's published code initialises b from its first batch. The mean is over the rows
-    that have a negative.
+    .. math:: b_0 = \mathrm{mean}_i \log \sum_{j \in N(i)} e^{s c_{ij}}
+
+    The mean is over the rows that have a negative.
 
     Args:
         feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.

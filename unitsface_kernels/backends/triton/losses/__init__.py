@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
 
-from . import margin_softmax, uss
+from . import margin_softmax, pair_logsumexp, pair_softmax, uss
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,33 @@ class LogsumexpPolicy:
     slope_bound: Callable[[tuple[float, ...]], float]
 
 
-POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
+@dataclass(frozen=True)
+class LogsumexpPairsPolicy:
+    """``negative(cosine, params)`` and ``positive(cosine, params)``, both on tiles of samples.
+
+    Both give the logit and its derivative by the cosine; (-inf, 0) leaves a negative out. Without
+    ``positive`` positive pairs take no part.
+
+    Attributes:
+        slope_bound: bound of |d logit / d cosine|.
+    """
+
+    negative: KernelInterface
+    positive: KernelInterface | None
+    slope_bound: Callable[[tuple[float, ...]], float]
+
+
+POLICIES: dict[str, SumPolicy | LogsumexpPolicy | LogsumexpPairsPolicy] = {
     "uss": SumPolicy(uss.evaluate, uss.slope_bound),
     "margin_softmax": LogsumexpPolicy(
         margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
     ),
+    "pair_softmax": LogsumexpPairsPolicy(
+        pair_softmax.negative, pair_softmax.positive, pair_softmax.slope_bound
+    ),
+    "pair_logsumexp": LogsumexpPairsPolicy(
+        pair_logsumexp.negative, None, pair_logsumexp.slope_bound
+    ),
 }
 
-__all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]
+__all__ = ["POLICIES", "LogsumexpPairsPolicy", "LogsumexpPolicy", "SumPolicy"]
