@@ -105,10 +105,10 @@ def pair_negatives_kernel(
         if column_maximum is not None:  # noqa: SIM102
             if above:
                 stacked = tl.reshape(logit, (PARTS, HEIGHT, WIDTH))
-                maximum, total = _log_sum(stacked, 1)
+                other_maximum, other_total = _log_sum(stacked, 1)
                 out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
-                tl.store(column_maximum + out, maximum, mask=in_columns[None, :])
-                tl.store(column_total + out, total, mask=in_columns[None, :])
+                tl.store(column_maximum + out, other_maximum, mask=in_columns[None, :])
+                tl.store(column_total + out, other_total, mask=in_columns[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "skip"])
@@ -179,11 +179,11 @@ def pair_positives_kernel(
             if above:
                 j_negatives = tl.load(b_log_negatives + j, mask=in_columns, other=0.0)
                 value, share = softplus_and_sigmoid(j_negatives[None, :] - logit)
-                value = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
-                share = tl.sum(tl.reshape(share, (PARTS, HEIGHT, WIDTH)), axis=1)
+                values = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
+                shares = tl.sum(tl.reshape(share, (PARTS, HEIGHT, WIDTH)), axis=1)
                 out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
-                tl.store(column_loss + out, value, mask=in_columns[None, :])
-                tl.store(column_share + out, share, mask=in_columns[None, :])
+                tl.store(column_loss + out, values, mask=in_columns[None, :])
+                tl.store(column_share + out, shares, mask=in_columns[None, :])
 
 
 @triton.jit
@@ -284,7 +284,7 @@ def pair_gradient_kernel(
         tl.store(corner + place, total, mask=inside)
         if TRIANGLE:  # noqa: SIM102
             if row_block != column_block:
-                corner = gradient + column.to(tl.int64) * gradient_stride + row
-                place = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
-                inside = in_columns[:, None] & (i < gradient_stride)[None, :]
-                tl.store(corner + place, tl.trans(total), mask=inside)
+                mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
+                mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
+                mirror_inside = in_columns[:, None] & (i < gradient_stride)[None, :]
+                tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)
