@@ -22,6 +22,12 @@ PAIR = {
     "s2s_uss_s64_m0.1": {"scale": "s", "margin": "m"},
     "s2s_uss_bias_init_s64": {"scale": "s", "margin": "m"},
 }
+PAIR_SOFTMAX = {
+    "s2s_softmax_s16_m0.1": {"scale": "s", "margin": "m"},
+    "s2s_softmax_s64_m0.1": {"scale": "s", "margin": "m"},
+}
+# File -> value.
+THRESHOLD_INIT = {"s2s_uss_bias_init_s64": "bias_after_init"}
 DETACHED = {"margin_gradient": "detached"}
 CLASS = {
     "cosface_s64_m0.4": {"scale": "s", "m3": "m"},
@@ -112,6 +118,51 @@ def test_margin_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
     stored.check(loss, x=feats.grad, weight=weight.grad)
 
 
+@each_run
+@pytest.mark.parametrize("name", PAIR_SOFTMAX)
+def test_pair_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, memory = stored.leaf("x"), stored.tensor("memory")
+    loss = unitsface_kernels.fused_pair_softmax_loss(
+        feats,
+        stored.tensor("labels"),
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        backend=target.backend,
+        **stored.values(PAIR_SOFTMAX[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad)
+
+
+@each_run
+@pytest.mark.parametrize("name", THRESHOLD_INIT)
+def test_threshold_init(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    memory = stored.tensor("memory")
+    b = unitsface_kernels.uss_threshold_init(
+        stored.leaf("x"),
+        stored.tensor("labels"),
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        scale=stored.arrays["s"].item(),
+        backend=target.backend,
+    )
+    assert b.shape == ()
+    assert b.dtype == dtype
+    assert not b.requires_grad
+    want = stored.tensor(THRESHOLD_INIT[name]).reshape(())
+    check_same("b", b, want, REFERENCE_LOSS)
+
+
 def test_every_loss_has_reference_values() -> None:
-    assert {"uss": PAIR, "margin_softmax": CLASS}.keys() == REGISTRY.keys()
-    assert {*PAIR, *CLASS} == {path.stem for path in DATA.glob("*.npz")} - {"backbone_outputs"}
+    found = {
+        "uss": PAIR,
+        "margin_softmax": CLASS,
+        "pair_softmax": PAIR_SOFTMAX,
+        "pair_logsumexp": THRESHOLD_INIT,
+    }
+    assert found.keys() == REGISTRY.keys()
+    assert {*PAIR, *PAIR_SOFTMAX, *CLASS} == {path.stem for path in DATA.glob("*.npz")} - {
+        "backbone_outputs"
+    }
