@@ -195,8 +195,7 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
 
 void test_pairs() {
   const float softmax[] = {16.0f, 0.1f}, filtered[] = {16.0f, -0.5f, 0.75f};
-  const int64_t shapes[][2] = {{1, 1},    {7, 129},   {33, 260},  {5, 3},
-                               {70, 512}, {40, 1028}, {12, 2500}, {300, 33}};
+  const int64_t shapes[][2] = {{1, 1}, {7, 129}, {33, 260}, {5, 3}, {9, 1028}, {70, 64}};
   int64_t k = 0;
   for (const auto& shape : shapes) {
     for (const bool both : {false, true}) {
