@@ -86,14 +86,39 @@ void bind_histogram_tile(py::module_& m, const char* name) {
       "slots", &Args::slots)("counts", &Args::counts)("per_row", &Args::per_row);
 }
 
+// What the tiles of a log-sum-exp loss over samples have in common.
+template <class Args>
+Fields<Args> pair_fields(py::module_& m, const std::string& name) {
+  Fields<Args> fields(m, name.c_str());
+  fields("product", &Args::product)("n", &Args::n)("m", &Args::m)("stride", &Args::stride)(
+      "a_labels", &Args::a_labels)("b_labels", &Args::b_labels)("skip", &Args::skip);
+  return fields;
+}
+
+template <class N, class P, class G>
+void bind_pair_tiles(py::module_& m, const std::string& device) {
+  pair_fields<N>(m, device + "PairNegatives")("a_maximum", &N::a_maximum)("a_total", &N::a_total)(
+      "b_maximum", &N::b_maximum)("b_total", &N::b_total);
+  pair_fields<P>(m, device + "PairPositives")("a_log_negatives", &P::a_log_negatives)(
+      "a_loss", &P::a_loss)("a_share", &P::a_share)("b_log_negatives", &P::b_log_negatives)(
+      "b_loss", &P::b_loss)("b_share", &P::b_share);
+  pair_fields<G>(m, device + "PairGradient")("gradient", &G::gradient)(
+      "gradient_dtype", &G::gradient_dtype)("gradient_scale", &G::gradient_scale)(
+      "a_log_negatives", &G::a_log_negatives)("a_negative_weight", &G::a_negative_weight)(
+      "a_positive_weight", &G::a_positive_weight)("b_log_negatives", &G::b_log_negatives)(
+      "b_negative_weight", &G::b_negative_weight)("b_positive_weight", &G::b_positive_weight);
+}
+
 void bind_arguments(py::module_& m) {
   bind_histogram_tile<cpu::HistogramTile>(m, "CpuHistogramTile");
 #if defined(UF_WITH_CUDA)
   bind_histogram_tile<cuda::HistogramTile>(m, "CudaHistogramTile");
 #endif
   bind_sum_tile<cpu::SumTile>(m, "CpuSumTile");
+  bind_pair_tiles<cpu::PairNegatives, cpu::PairPositives, cpu::PairGradient>(m, "Cpu");
 #if defined(UF_WITH_CUDA)
   bind_sum_tile<cuda::SumTile>(m, "CudaSumTile");
+  bind_pair_tiles<cuda::PairNegatives, cuda::PairPositives, cuda::PairGradient>(m, "Cuda");
 #endif
   using L = LogsumexpTileArgs;
   Fields<L>(m, "LogsumexpTile")("product", &L::product)("n", &L::n)("m", &L::m)(
@@ -114,6 +139,18 @@ void bind_arguments(py::module_& m) {
       "source_dtype", &B::source_dtype)("index", &B::index)("start", &B::start)("n", &B::n)(
       "d", &B::d)("inverse_norms", &B::inverse_norms)("out", &B::out)("out_dtype", &B::out_dtype)(
       "scale", &B::scale);
+}
+
+template <class Args>
+void bind_cpu_pair_tile(py::module_& m, const char* name,
+                        bool (*cpu::Kernels::*kernel)(const char*, const float*, const Args&,
+                                                      int)) {
+  m.def(
+      name,
+      [kernel](const std::string& loss, const Params& params, const Args& args, int threads) {
+        require((cpu::kernels().*kernel)(loss.c_str(), params.data(), args, threads), loss);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_cpu(py::module_ m) {
@@ -168,11 +205,27 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().histogram_tile(args, threads);
       },
       Unlock());
+  bind_cpu_pair_tile(m, "pair_negatives_tile", &cpu::Kernels::pair_negatives_tile);
+  bind_cpu_pair_tile(m, "pair_positives_tile", &cpu::Kernels::pair_positives_tile);
+  bind_cpu_pair_tile(m, "pair_gradient_tile", &cpu::Kernels::pair_gradient_tile);
 }
 
 #if defined(UF_WITH_CUDA)
 float* floats(std::uintptr_t address) { return reinterpret_cast<float*>(address); }
 void* handle(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+template <class Args>
+void bind_cuda_pair_tile(py::module_& m, const char* name,
+                         void (*kernel)(const std::string&, const float*, const Args&, float*,
+                                        void*)) {
+  m.def(
+      name,
+      [kernel](const std::string& loss, const Params& params, const Args& args,
+               std::uintptr_t scratch, std::uintptr_t stream) {
+        kernel(loss, params.data(), args, floats(scratch), handle(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
 
 void bind_cuda(py::module_ m) {
   using Unlock = py::call_guard<py::gil_scoped_release>;
@@ -229,6 +282,17 @@ void bind_cuda(py::module_ m) {
       "histogram_tile",
       [](const cuda::HistogramTile& args, std::uintptr_t stream) {
         cuda::histogram_tile(args, handle(stream));
+      },
+      Unlock());
+  m.def("pair_negatives_tile_scratch", &cuda::pair_statistics_scratch);
+  m.def("pair_positives_tile_scratch", &cuda::pair_statistics_scratch);
+  bind_cuda_pair_tile(m, "pair_negatives_tile", &cuda::pair_negatives_tile);
+  bind_cuda_pair_tile(m, "pair_positives_tile", &cuda::pair_positives_tile);
+  m.def(
+      "pair_gradient_tile",
+      [](const std::string& loss, const Params& params, const cuda::PairGradient& args,
+         std::uintptr_t stream) {
+        cuda::pair_gradient_tile(loss, params.data(), args, handle(stream));
       },
       Unlock());
 }

@@ -39,6 +39,8 @@ VARIANTS: dict[str, dict[str, Values]] = {
             "scale": 10.0,
         },
     },
+    "pair_softmax": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "pair_logsumexp": {"filtered": {"scale": 16.0, "lower": -0.6, "upper": 0.5}},
     "margin_softmax": {
         "normface": {"m3": 0.0, "scale": 20.0},
         "arcface": {"m2": 0.5, "m3": 0.0},
@@ -193,6 +195,22 @@ class Problem:
             options |= {"memory": p.columns, "memory_labels": p.column_labels}
             return function(p.rows, p.labels, *b, **options)
         return function(p.rows, p.columns, p.labels, *b, class_index=p.index, **options)
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """(N, M) positives and negatives of a pair loss."""
+        columns = self.labels if self.column_labels is None else self.column_labels
+        valid = (self.labels != -1)[:, None] & (columns >= 0)[None, :]
+        if self.columns is None:
+            valid.fill_diagonal_(False)
+        same = self.labels[:, None] == columns[None, :]
+        return valid & same, valid & ~same
+
+    def counted(self) -> Tensor:
+        """(N,) rows that have a loss."""
+        if self.spec.counted == "labelled":
+            return self.labels != -1
+        positive, negative = self.pairs()
+        return (positive if self.spec.counted == "with_positives" else negative).any(dim=1)
 
     def converted(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype; thresholds stay float32 with half features."""

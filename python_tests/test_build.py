@@ -42,7 +42,12 @@ def test_registries_agree() -> None:
     text = (ROOT / "csrc" / "include" / "unitsface" / "loss_list.def").read_text()
     native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
-    assert kinds == {name: spec.reduction for name, spec in REGISTRY.items()}
+    assert kinds == {
+        name: "pair_logsumexp"
+        if (spec.reduction, spec.topology) == ("logsumexp", "pair")
+        else spec.reduction
+        for name, spec in REGISTRY.items()
+    }
     headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
     # Losses that differ in their thresholds alone share a policy.
     structs = "".join(header.read_text() for header in headers)
@@ -51,13 +56,25 @@ def test_registries_agree() -> None:
         count = re.search(r"kParameters = (\d+);", body)
         assert count is not None
         assert int(count[1]) == len(spec.parameters), name
+        flag = re.search(r"kPositives = (true|false);", body)
+        assert flag is None or flag[1] == str(spec.positive is not None).lower(), name
 
-    from unitsface_kernels.backends.triton.losses import POLICIES, LogsumexpPolicy, SumPolicy
+    from unitsface_kernels.backends.triton.losses import (
+        POLICIES,
+        LogsumexpPairsPolicy,
+        LogsumexpPolicy,
+        SumPolicy,
+    )
 
     assert POLICIES.keys() == REGISTRY.keys()
     for name, policy in POLICIES.items():
-        kind = SumPolicy if REGISTRY[name].reduction == "sum" else LogsumexpPolicy
+        spec = REGISTRY[name]
+        kind = SumPolicy
+        if spec.reduction == "logsumexp":
+            kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
         assert isinstance(policy, kind), name
+        if isinstance(policy, LogsumexpPairsPolicy):
+            assert (policy.positive is None) == (spec.positive is None), name
     files = {path.stem for path in (PACKAGE / "losses").glob("*.py")}
     assert files - {"__init__", "spec"} == REGISTRY.keys()
 
@@ -72,6 +89,13 @@ def test_unknown_losses_are_an_error_of_the_extension() -> None:
         tile = native.LogsumexpTile() if spec.reduction == "sum" else native.CpuSumTile()
         with pytest.raises(ValueError, match=name):
             run(name, [1.0] * len(spec.parameters), tile, 1)
+    for run, tile in (
+        (native.cpu.pair_negatives_tile, native.CpuPairNegatives()),
+        (native.cpu.pair_positives_tile, native.CpuPairPositives()),
+        (native.cpu.pair_gradient_tile, native.CpuPairGradient()),
+    ):
+        with pytest.raises(ValueError, match="margin_softmax"):
+            run("margin_softmax", [1.0] * 5, tile, 1)
 
 
 def test_report() -> None:
@@ -235,11 +259,58 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
     return {**found, "gradient": gradient}
 
 
+def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    """Every tile of a log-sum-exp over samples, in both directions."""
+    native = loader.extension()
+    n, m = product.shape
+    found = {}
+    for side, size in (("a", n), ("b", m)):
+        found |= {
+            f"{side}_maximum": torch.full((size,), -torch.inf),
+            f"{side}_total": torch.zeros(size),
+            f"{side}_loss": torch.zeros(size),
+            f"{side}_share": torch.zeros(size),
+        }
+    labels = [torch.arange(size, dtype=torch.int32) % 7 - 1 for size in (n, m)]
+    shared = {"n": n, "m": m, "stride": m, "skip": native.NO_SKIP}
+    shared |= {"a_labels": labels[0].data_ptr(), "b_labels": labels[1].data_ptr()}
+
+    def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
+        tile = product.clone()
+        given = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        tile_arguments = getattr(native, arguments)(product=tile.data_ptr(), **shared, **given)
+        getattr(native.cpu, kernel)(loss, params, tile_arguments, threads)
+        return tile
+
+    def some(*names: str) -> dict[str, Tensor]:
+        return {key: tensor for key, tensor in found.items() if key[2:] in names}
+
+    run("pair_negatives_tile", "CpuPairNegatives", some("maximum", "total"))
+    log_negatives = {
+        f"{side}_log_negatives": found[f"{side}_maximum"] + torch.log(found[f"{side}_total"])
+        for side in "ab"
+    }
+    run("pair_positives_tile", "CpuPairPositives", some("loss", "share") | log_negatives)
+    gradient = product.clone()
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        f"{side}_{kind}_weight": torch.rand(size, generator=generator)
+        for side, size in (("a", n), ("b", m))
+        for kind in ("negative", "positive")
+    }
+    run("pair_gradient_tile", "CpuPairGradient", log_negatives | weights | {"gradient": gradient})
+    if REGISTRY[loss].positive is None:
+        found = some("maximum", "total")
+    return {**found, "gradient": gradient}
+
+
 @each_loss
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     """Library products may; everything of the extension may not."""
     product = 2 * torch.rand(201, 333) - 1
     run = _sum_tile if spec.reduction == "sum" else _logsumexp_tile
+    if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
+        run = _pair_tiles
     params = list(spec.pack(spec.defaults()))
     want = run(spec.name, params, product, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())

@@ -32,7 +32,14 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 REGISTERS_OF_AN_SM = 65536
 SHARED_OF_AN_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-PRODUCTS = ("sum_kernel", "statistics_kernel", "gradient_kernel")
+PRODUCTS = (
+    "sum_kernel",
+    "statistics_kernel",
+    "gradient_kernel",
+    "pair_negatives_kernel",
+    "pair_positives_kernel",
+    "pair_gradient_kernel",
+)
 # What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
 # launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights).
 # The other dtypes differ in element size and in the conversion of gradients: the variant with the
@@ -96,7 +103,7 @@ def _compile(architecture: int) -> Iterator[Compiled]:
     from triton.runtime import driver
 
     from unitsface_kernels.backends import triton as backend
-    from unitsface_kernels.backends.streaming import Call
+    from unitsface_kernels.backends.streaming import Call, logsumexp_pairs
     from unitsface_kernels.backends.triton import configs, launch
     from unitsface_kernels.losses import REGISTRY
 
@@ -143,6 +150,8 @@ def _compile(architecture: int) -> Iterator[Compiled]:
 
     driver.set_active(Driver())
     launch.run, launch.capability, configs.select = run, lambda: architecture, select_small
+    # The tiles of a GPU, where no label is read: kernels that do not run leave labels unset.
+    logsumexp_pairs._possible_positives = lambda call, engine, operands: (operands, None)
     labels, many = torch.arange(192) % 7, torch.arange(256) % 7
 
     def make_call(loss: str, columns: torch.Tensor | None, **changes) -> Call:
@@ -170,15 +179,23 @@ def _compile(architecture: int) -> Iterator[Compiled]:
         rows = torch.zeros(192, 512, dtype=getattr(torch, dtype))
         columns = torch.zeros(256, 512, dtype=rows.dtype)
         for variant in variants:
+            seen = set()
             for loss, spec in REGISTRY.items():
                 if (spec.topology == "class") != (variant == "classes"):
                     continue
+                # The policies of one kind differ in bfloat16; elsewhere the first stands for all.
+                kind = spec.reduction, spec.topology, spec.threshold
+                if dtype != "bfloat16" and kind in seen:
+                    continue
+                seen.add(kind)
                 other = columns if variant in ("classes", "memory") else None
                 call = make_call(loss, other)
                 if variant == "batch losses":
                     backend.forward(call, gradients=False)
                 elif variant == "batch weights":
-                    backend.backward(call, torch.zeros(0), torch.ones(192))
+                    # Of the others, weights are what every backward pass has.
+                    if spec.reduction == "sum":
+                        backend.backward(call, torch.zeros(0), torch.ones(192))
                 else:
                     result = backend.forward(call, gradients=True)
                     if result.state is not None:

@@ -22,8 +22,15 @@ LARGEST_REGISTERS = 255
 # Kernels, as they are named in mangled symbols: once per policy, per element type, or once.
 SUM_KERNELS = ("sum_tile_kernel",)
 LOGSUMEXP_KERNELS = ("logsumexp_tile_kernel", "logsumexp_gradient_kernel", "positive_rows_kernel")
+PAIR_KERNELS = (
+    "pair_negatives_rows_kernel",
+    "pair_negatives_columns_kernel",
+    "pair_gradient_kernel",
+)
+# Only of policies in which positives take part.
+PAIR_POSITIVE_KERNELS = ("pair_positives_rows_kernel", "pair_positives_columns_kernel")
 ROW_KERNELS = ("unit_rows_kernel", "unit_rows_backward_kernel")
-OTHER_KERNELS = ("add_partials_kernel", "merge_partials_kernel")
+OTHER_KERNELS = ("add_partials_kernel", "merge_partials_kernel", "fold_partials_kernel")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
 
@@ -87,15 +94,28 @@ def policies(macro: str) -> list[str]:
     return re.findall(rf"^{macro}\(\w+,\s*(\w+)\)", text, re.MULTILINE)
 
 
+def has_positives(policy: str) -> bool:
+    headers = (SOURCES / "include" / "unitsface" / "losses").glob("*.h")
+    body = next(t for t in map(Path.read_text, headers) if f"struct {policy} " in t)
+    return "kPositives = true" in body.split(f"struct {policy} ")[1].split("\n};")[0]
+
+
 def expected_kernels() -> list[tuple[str, str]]:
     """(kernel, policy or element type) as both appear in a mangled name."""
     expected = [(name, "") for name in OTHER_KERNELS]
     for macro, names in (
         ("UF_SUM_LOSS", SUM_KERNELS),
         ("UF_LOGSUMEXP_LOSS", LOGSUMEXP_KERNELS),
+        ("UF_PAIR_LOGSUMEXP_LOSS", PAIR_KERNELS),
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
     expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
+    expected += [
+        (name, f"{len(policy)}{policy}E")
+        for policy in policies("UF_PAIR_LOGSUMEXP_LOSS")
+        if has_positives(policy)
+        for name in PAIR_POSITIVE_KERNELS
+    ]
     return expected + [(name, f"I{kind}L") for name in ROW_KERNELS for kind in ELEMENT_TYPES]
 
 
@@ -181,6 +201,7 @@ def cuda_headers() -> Path | None:
     [
         ("sum_tile", []),
         ("logsumexp_tile", []),
+        ("logsumexp_pairs_tile", []),
         ("unit_rows", []),
         ("histogram_tile", []),
         pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),

@@ -147,11 +147,26 @@ CLASS_MISTAKES = [
     *_numbers("margin_softmax"),
     *COMMON,
 ]
+# Everything of a pair loss but the threshold, which these do not have.
+PAIR_WITHOUT_B = {name: value for name, value in PAIR.items() if name != "b"}
+WITHOUT_B_MISTAKES = [
+    mistake for mistake in PAIR_MISTAKES if not {"b", "margin", "scale"} & mistake[0].keys()
+]
 CALLS = [
     pytest.param(function, base, *mistake, id=f"{function}-{i}-{next(iter(mistake[0]))}")
     for function, base, mistakes in (
         ("fused_uss_loss", PAIR, PAIR_MISTAKES),
         ("fused_margin_softmax_loss", CLASS, CLASS_MISTAKES),
+        (
+            "fused_pair_softmax_loss",
+            PAIR_WITHOUT_B,
+            [*WITHOUT_B_MISTAKES, *_numbers("pair_softmax")],
+        ),
+        (
+            "fused_pair_logsumexp",
+            PAIR_WITHOUT_B,
+            [*WITHOUT_B_MISTAKES, *_numbers("pair_logsumexp")],
+        ),
     )
     for i, mistake in enumerate(mistakes)
 ]
@@ -182,6 +197,9 @@ def test_every_public_function_is_covered() -> None:
     # The unchanged arguments are legal.
     assert float(uk.fused_uss_loss(**PAIR)) > 0
     assert float(uk.fused_margin_softmax_loss(**CLASS)) > 0
+    distinct = {**PAIR_WITHOUT_B, "memory_labels": torch.arange(M)}
+    assert float(uk.fused_pair_softmax_loss(**distinct)) > 0
+    assert float(uk.fused_pair_logsumexp(**distinct)) > 0
 
 
 @pytest.mark.parametrize("cls", uk.CLASS_LOSSES.values(), ids=uk.CLASS_LOSSES)

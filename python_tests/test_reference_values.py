@@ -26,6 +26,12 @@ PAIR_BCE = {
     "s2s_bce_s16_m0.1": {"scale": "s", "margin": "m"},
     "s2s_bce_s64_m0.1": {"scale": "s", "margin": "m"},
 }
+PAIR_SOFTMAX = {
+    "s2s_softmax_s16_m0.1": {"scale": "s", "margin": "m"},
+    "s2s_softmax_s64_m0.1": {"scale": "s", "margin": "m"},
+}
+# File -> value.
+THRESHOLD_INIT = {"s2s_uss_bias_init_s64": "bias_after_init"}
 DETACHED = {"margin_gradient": "detached"}
 CLASS = {
     "cosface_s64_m0.4": {"scale": "s", "m3": "m"},
@@ -178,10 +184,49 @@ def test_sphereface2(name: str, target: Target, dtype: torch.dtype) -> None:
     stored.check(loss, x=feats.grad, weight=weight.grad, bias=b.grad)
 
 
+@each_run
+@pytest.mark.parametrize("name", PAIR_SOFTMAX)
+def test_pair_softmax(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    feats, memory = stored.leaf("x"), stored.tensor("memory")
+    loss = unitsface_kernels.fused_pair_softmax_loss(
+        feats,
+        stored.tensor("labels"),
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        backend=target.backend,
+        **stored.values(PAIR_SOFTMAX[name]),
+    )
+    loss.backward()
+    stored.check(loss, x=feats.grad)
+
+
+@each_run
+@pytest.mark.parametrize("name", THRESHOLD_INIT)
+def test_threshold_init(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    memory = stored.tensor("memory")
+    b = unitsface_kernels.uss_threshold_init(
+        stored.leaf("x"),
+        stored.tensor("labels"),
+        memory=memory,
+        memory_labels=torch.arange(len(memory), device=memory.device),
+        scale=stored.arrays["s"].item(),
+        backend=target.backend,
+    )
+    assert b.shape == ()
+    assert b.dtype == dtype
+    assert not b.requires_grad
+    want = stored.tensor(THRESHOLD_INIT[name]).reshape(())
+    check_same("b", b, want, REFERENCE_LOSS)
+
+
 def test_every_loss_has_reference_values() -> None:
     of_losses = {
         "uss": PAIR,
         "pair_bce": PAIR_BCE,
+        "pair_softmax": PAIR_SOFTMAX,
+        "pair_logsumexp": THRESHOLD_INIT,
         "margin_softmax": CLASS,
         "uce": UCE,
         "class_bce": CLASS_BCE,

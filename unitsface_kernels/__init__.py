@@ -7,9 +7,12 @@ from ._version import __version__
 from .functional import (
     fused_margin_softmax_loss,
     fused_pair_bce_loss,
+    fused_pair_logsumexp,
+    fused_pair_softmax_loss,
     fused_sphereface2_loss,
     fused_uce_loss,
     fused_uss_loss,
+    uss_threshold_init,
 )
 from .modules import (
     CLASS_LOSSES,
@@ -20,6 +23,7 @@ from .modules import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     PairBCELoss,
+    PairSoftmaxLoss,
     SphereFace2Loss,
     SphereFaceLoss,
     UCELoss,
@@ -36,6 +40,7 @@ __all__ = [
     "MarginSoftmaxLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
@@ -44,10 +49,13 @@ __all__ = [
     "__version__",
     "fused_margin_softmax_loss",
     "fused_pair_bce_loss",
+    "fused_pair_logsumexp",
+    "fused_pair_softmax_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",
     "metrics",
+    "uss_threshold_init",
 ]
 
 

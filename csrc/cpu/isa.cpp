@@ -3,6 +3,7 @@
 
 #include "cpu/histogram_tile.h"
 #include "cpu/kernels.h"
+#include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/sum_tile.h"
 #include "cpu/unit_rows.h"
@@ -63,11 +64,48 @@ bool run_positive_rows(const char* loss, const float* params, const float* cosin
   return false;
 }
 
+bool run_pair_negatives_tile(const char* loss, const float* params, const PairNegatives& t,
+                             int threads) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)         \
+  if (std::strcmp(loss, #name) == 0) {               \
+    pair_negatives_tile(Policy(params), t, threads); \
+    return true;                                     \
+  }
+#include "unitsface/loss_list.def"
+  return false;
+}
+
+bool run_pair_positives_tile(const char* loss, const float* params, const PairPositives& t,
+                             int threads) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)         \
+  if (std::strcmp(loss, #name) == 0) {               \
+    pair_positives_tile(Policy(params), t, threads); \
+    return true;                                     \
+  }
+#include "unitsface/loss_list.def"
+  return false;
+}
+
+bool run_pair_gradient_tile(const char* loss, const float* params, const PairGradient& t,
+                            int threads) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)        \
+  if (std::strcmp(loss, #name) == 0) {              \
+    pair_gradient_tile(Policy(params), t, threads); \
+    return true;                                    \
+  }
+#include "unitsface/loss_list.def"
+  return false;
+}
+
 }  // namespace
 
 extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
-    UF_TEXT(UF_ISA),   run_sum_tile, run_logsumexp_tile, run_logsumexp_gradient_tile,
-    run_positive_rows, unit_rows,    unit_rows_backward, histogram_tile,
+    UF_TEXT(UF_ISA),         run_sum_tile,
+    run_logsumexp_tile,      run_logsumexp_gradient_tile,
+    run_positive_rows,       unit_rows,
+    unit_rows_backward,      run_pair_negatives_tile,
+    run_pair_positives_tile, run_pair_gradient_tile,
+    histogram_tile,
 };
 
 }  // namespace unitsface::cpu

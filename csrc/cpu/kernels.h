@@ -10,6 +10,9 @@ namespace unitsface::cpu {
 
 using SumTile = SumTileArgs<int32_t, double>;
 using HistogramTile = HistogramTileArgs<int32_t>;
+using PairNegatives = PairNegativesArgs<int32_t>;
+using PairPositives = PairPositivesArgs<int32_t>;
+using PairGradient = PairGradientArgs<int32_t>;
 
 // One instance per instruction set (isa.cpp); `loss` is a name of loss_list.def, `params` its
 // parameters. Work is split over `threads` in a fixed way: results do not depend on their number.
@@ -24,6 +27,12 @@ struct Kernels {
                         float* logit, float* slope);
   void (*unit_rows)(const UnitRowsArgs&, int threads);
   void (*unit_rows_backward)(const UnitRowsBackwardArgs&, int threads);
+  bool (*pair_negatives_tile)(const char* loss, const float* params, const PairNegatives&,
+                              int threads);
+  bool (*pair_positives_tile)(const char* loss, const float* params, const PairPositives&,
+                              int threads);
+  bool (*pair_gradient_tile)(const char* loss, const float* params, const PairGradient&,
+                             int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
 };
 

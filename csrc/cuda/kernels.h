@@ -10,10 +10,15 @@ namespace unitsface::cuda {
 
 using SumTile = SumTileArgs<int64_t, float>;
 using HistogramTile = HistogramTileArgs<int64_t>;
+using PairNegatives = PairNegativesArgs<int64_t>;
+using PairPositives = PairPositivesArgs<int64_t>;
+using PairGradient = PairGradientArgs<int64_t>;
 
 // Floats of scratch memory that a kernel needs for its partial sums.
 int64_t sum_tile_scratch(int64_t n, int64_t m);
 int64_t logsumexp_tile_scratch(int64_t n, int64_t m);
+// Of pair_negatives_tile and pair_positives_tile.
+int64_t pair_statistics_scratch(int64_t n, int64_t m);
 
 // `loss` is a name of loss_list.def, `params` its parameters on the host, `stream` a cudaStream_t.
 // Throw std::invalid_argument for an unknown loss, std::runtime_error for a CUDA error.
@@ -25,6 +30,12 @@ void logsumexp_gradient_tile(const std::string& loss, const float* params,
                              const LogsumexpGradientArgs& args, void* stream);
 void positive_rows(const std::string& loss, const float* params, const float* cosine, int64_t n,
                    float* logit, float* slope, void* stream);
+void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
+                         float* scratch, void* stream);
+void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
+                         float* scratch, void* stream);
+void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
+                        void* stream);
 void unit_rows(const UnitRowsArgs& args, void* stream);
 void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
 // The one kernel with atomics, on integers: in any order the same counts.

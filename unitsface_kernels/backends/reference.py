@@ -37,9 +37,12 @@ def _sum(spec, params, cosine, positive, negative, threshold):
 def _logsumexp(spec, params, cosine, positive, negative, threshold):
     negative_logits = spec.negative(cosine, threshold, params)
     lowest = torch.finfo(cosine.dtype).min
+    # A policy takes pairs out with -inf; NaN is not equal to it and stays.
+    negative = negative & (negative_logits != -torch.inf)
     log_negatives = torch.logsumexp(negative_logits.masked_fill(~negative, lowest), dim=1)
     if spec.positive is None:
-        return log_negatives
+        # Also if there is no column at all, or none that is not left out.
+        return torch.where(negative.any(dim=1), log_negatives, -torch.inf)
     positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
     per_positive = -F.logsigmoid(positive_logits - log_negatives[:, None])
     count = positive.sum(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..losses import REGISTRY
@@ -125,4 +126,140 @@ def fused_pair_bce_loss(
         batch_offset,
         reduction,
         backend,
+    )
+
+
+def fused_pair_softmax_loss(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = 64.0,
+    margin: float = 0.1,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Softmax of each positive of a row against all negatives of the row.
+
+    .. math:: L_i = \frac{1}{|P(i)|} \sum_{p \in P(i)} -\log
+        \frac{e^{s (c_{ip} - m)}}{e^{s (c_{ip} - m)} + \sum_{j \in N(i)} e^{s c_{ij}}}
+
+    Known as soft-m in UniTSFace; with s = 1, m = 0 the (N+1)-tuplet or multi-class N-pair loss on
+    cosines. Positives of a row do not compete with each other.
+
+    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 17; Sohn, "Improved Deep Metric Learning
+    with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        scale: s > 0.
+        margin: m, subtracted from the cosines of positive pairs.
+        reduction: "mean" over the rows that have a positive, "sum", or "none" for (N,) with 0
+            at rows that have none or are ignored.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["pair_softmax"],
+        {"scale": scale, "margin": margin},
+        feats,
+        labels,
+        None,
+        memory,
+        memory_labels,
+        batch_offset,
+        reduction,
+        backend,
+    )
+
+
+def fused_pair_logsumexp(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = 64.0,
+    lower: float = -2.0,
+    upper: float = 2.0,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Log-sum-exp of every row's negatives, :math:`\log \sum_{j \in N(i)} e^{s c_{ij}}`.
+
+    The soft maximum, at scale s, of the cosines between a row and other identities.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        scale: s > 0.
+        lower, upper: negatives whose cosine lies outside are left out. A row that has negatives,
+            none of which lies inside, has the value -inf and no gradient.
+        reduction: "mean" over the rows that have a negative, "sum", or "none" for (N,) with 0
+            at rows that have none or are ignored.
+
+    Returns:
+        float32 (float64 for float64 features) value, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["pair_logsumexp"],
+        {"scale": scale, "lower": lower, "upper": upper},
+        feats,
+        labels,
+        None,
+        memory,
+        memory_labels,
+        batch_offset,
+        reduction,
+        backend,
+    )
+
+
+@torch.no_grad()
+def uss_threshold_init(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = 64.0,
+    backend: str = "auto",
+) -> Tensor:
+    r"""First value of the USS threshold, as UniTSFace's published code takes it from a batch.
+
+    .. math:: b_0 = \mathrm{mean}_i \log \sum_{j \in N(i)} e^{s c_{ij}}
+
+    The mean is over the rows that have a negative.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        scale: s > 0, the one of the loss.
+
+    Returns:
+        () float32 (float64 for float64 features) threshold in logit units, without gradient.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return fused_pair_logsumexp(
+        feats,
+        labels,
+        memory=memory,
+        memory_labels=memory_labels,
+        batch_offset=batch_offset,
+        scale=scale,
+        backend=backend,
     )

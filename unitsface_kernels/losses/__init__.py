@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from . import class_bce, margin_softmax, pair_bce, sphereface2, uce, uss
+from . import (
+    class_bce,
+    margin_softmax,
+    pair_bce,
+    pair_logsumexp,
+    pair_softmax,
+    sphereface2,
+    uce,
+    uss,
+)
 from .spec import LossSpec, Parameter
 
 REGISTRY: dict[str, LossSpec] = {
@@ -14,6 +23,8 @@ REGISTRY: dict[str, LossSpec] = {
         uce.SPEC,
         class_bce.SPEC,
         sphereface2.SPEC,
+        pair_softmax.SPEC,
+        pair_logsumexp.SPEC,
     )
 }
 

@@ -13,7 +13,7 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
-from .pair import PairBCELoss, USSLoss
+from .pair import PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
@@ -25,7 +25,11 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
 }
-PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss, "pair_bce": PairBCELoss}
+PAIR_LOSSES: dict[str, type[nn.Module]] = {
+    "uss": USSLoss,
+    "pair_bce": PairBCELoss,
+    "pair_softmax": PairSoftmaxLoss,
+}
 
 __all__ = [
     "CLASS_LOSSES",
@@ -36,6 +40,7 @@ __all__ = [
     "MarginSoftmaxLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",

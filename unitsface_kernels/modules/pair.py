@@ -127,3 +127,54 @@ class PairBCELoss(_ThresholdLoss):
 
     def extra_repr(self) -> str:
         return f"num_identities={self.threshold.numel()}, {super().extra_repr()}"
+
+
+class PairSoftmaxLoss(nn.Module):
+    """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
+
+    Args:
+        scale, margin, reduction, backend: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
+    """
+
+    #: Name in the registry of losses.
+    loss = "pair_softmax"
+
+    def __init__(
+        self,
+        scale: float = 64.0,
+        margin: float = 0.1,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.margin = margin
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        memory: Tensor | None = None,
+        memory_labels: Tensor | None = None,
+    ) -> Tensor:
+        return functional.fused_pair_softmax_loss(
+            feats,
+            labels,
+            memory=memory,
+            memory_labels=memory_labels,
+            scale=self.scale,
+            margin=self.margin,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"scale={self.scale}, margin={self.margin}, reduction={self.reduction!r}, "
+            f"backend={self.backend!r}"
+        )

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "losses/margin_softmax.h"
+#include "losses/pair_logsumexp.h"
+#include "losses/pair_softmax.h"
 #include "losses/sphereface2.h"
 #include "losses/uce.h"
 #include "losses/uss.h"

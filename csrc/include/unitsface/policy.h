@@ -14,7 +14,13 @@
 //   Logit positive(float cosine) const;   // called once per row
 //   Logit negative(float cosine) const;   // called for every pair
 //
-// evaluate() and negative() run for every pair: they must not branch or call the C library.
+// with one positive per row (classes), or with any number of them (samples)
+//
+//   static constexpr bool kPositives;     // false: positive pairs take no part
+//   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
+//   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
+//
+// What runs for every pair must not branch or call the C library, so that it vectorises.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once
 

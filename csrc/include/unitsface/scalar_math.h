@@ -42,8 +42,9 @@ UF_HOST_DEVICE float exp_clamped(float x) {
 #endif
 }
 
-// x / y for 1 <= y <= 3. The GPU's exact division has a branch for the extremes of y, across which
-// the compiler cannot interleave elements; this one errs by 2 ulp at most.
+// x / y for y >= 1, 0 on the GPU where 1 / y is denormal. Its exact division has a branch for the
+// extremes of y, across which the compiler cannot interleave elements; this one errs by 2 ulp at
+// most.
 UF_HOST_DEVICE float divide_by_unit(float x, float y) {
 #if defined(__CUDA_ARCH__)
   float inverse;

@@ -88,6 +88,48 @@ struct HistogramTileArgs {
   bool per_row;     // counts is [n, 2, slots]
 };
 
+// Tiles of a log-sum-exp loss over samples. What is null on the side of the columns makes the tile
+// serve its rows only; otherwise each pair counts in both directions.
+template <class Label>
+struct PairNegativesArgs {
+  float* product;  // [n, m], stride; may be overwritten
+  int64_t n, m, stride;
+  const Label* a_labels;       // [n], < 0: ignored
+  const Label* b_labels;       // [m]
+  int64_t skip;                // the pair (i, i + skip) is left out; INT64_MIN: none
+  float *a_maximum, *a_total;  // [n]
+  float *b_maximum, *b_total;  // [m] or null
+};
+
+template <class Label>
+struct PairPositivesArgs {
+  const float* product;
+  int64_t n, m, stride;
+  const Label* a_labels;
+  const Label* b_labels;
+  int64_t skip;
+  const float* a_log_negatives;  // [n]
+  float *a_loss, *a_share;       // [n], added to: softplus and sigmoid of (log_negatives - z)
+  const float* b_log_negatives;  // [m] or null
+  float *b_loss, *b_share;       // [m] or null
+};
+
+template <class Label>
+struct PairGradientArgs {
+  const float* product;
+  void* gradient;  // [n, m], stride; may be product
+  DType gradient_dtype;
+  float gradient_scale;
+  int64_t n, m, stride;
+  const Label* a_labels;
+  const Label* b_labels;
+  int64_t skip;
+  // Of a row with log-sum-exp N: a negative's gradient is negative_weight exp(z - N) dz/dc, a
+  // positive's -positive_weight sigmoid(N - z) dz/dc. N = +inf with weights 0 takes a row out.
+  const float *a_log_negatives, *a_negative_weight, *a_positive_weight;  // [n]
+  const float *b_log_negatives, *b_negative_weight, *b_positive_weight;  // [m] or null
+};
+
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
 struct UnitRowsArgs {
   const void* source;  // [*, d]

@@ -23,8 +23,7 @@ class CpuEngine(NativeEngine):
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
     stat_dtype = torch.float64
-    sum_tile_arguments = "CpuSumTile"
-    histogram_tile_arguments = "CpuHistogramTile"
+    arguments_prefix = "Cpu"
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)

@@ -27,8 +27,7 @@ class CudaEngine(NativeEngine):
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
     stat_dtype = torch.float32
-    sum_tile_arguments = "CudaSumTile"
-    histogram_tile_arguments = "CudaHistogramTile"
+    arguments_prefix = "Cuda"
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..histogram import HistogramTile
-from ..streaming import Call, SumTile
+from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
 from .loader import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -30,8 +30,8 @@ class NativeEngine(ABC):
     operand_dtype = torch.float32
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
-    sum_tile_arguments: str
-    histogram_tile_arguments: str
+    #: Prefix of the extension's argument types that depend on the device.
+    arguments_prefix: str
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         """Without a call, on ``device``: unit rows, products and histograms, but no loss."""
@@ -50,6 +50,9 @@ class NativeEngine(ABC):
     @abstractmethod
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         """Runs the extension's kernel ``name``; ``scratch``: rows and columns of its tile."""
+
+    def _arguments(self, name: str, **values: Any) -> Any:
+        return getattr(self.native, self.arguments_prefix + name)(**values)
 
     @abstractmethod
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -161,7 +164,8 @@ class NativeEngine(ABC):
         if self.per_column and tile.d_threshold is not None:
             d_rows = tile.d_threshold[tile.a_start : tile.a_start + n]
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
-        arguments = getattr(self.native, self.sum_tile_arguments)(
+        arguments = self._arguments(
+            "SumTile",
             product=product.data_ptr(),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
@@ -257,7 +261,8 @@ class NativeEngine(ABC):
 
     def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
         n, m = product.shape
-        arguments = getattr(self.native, self.histogram_tile_arguments)(
+        arguments = self._arguments(
+            "HistogramTile",
             product=product.data_ptr(),
             n=n,
             m=m,
@@ -276,3 +281,77 @@ class NativeEngine(ABC):
             per_row=tile.counts.dim() == 3,
         )
         self._kernel("histogram_tile", arguments)
+
+    def pair_negatives_tile(
+        self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+    ) -> None:
+        product = self._product(tile.a, tile.b)
+        self._kernel(
+            "pair_negatives_tile",
+            self.loss,
+            self.params,
+            self._arguments(
+                "PairNegatives",
+                **self._pairs(tile, product),
+                a_maximum=rows.maximum.data_ptr(),
+                a_total=rows.total.data_ptr(),
+                b_maximum=address(columns and columns.maximum),
+                b_total=address(columns and columns.total),
+            ),
+            scratch=(product.shape[0], product.shape[1]),
+        )
+
+    def pair_positives_tile(
+        self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
+    ) -> None:
+        product = self._product(tile.a, tile.b)
+        self._kernel(
+            "pair_positives_tile",
+            self.loss,
+            self.params,
+            self._arguments(
+                "PairPositives",
+                **self._pairs(tile, product),
+                a_log_negatives=rows.log_negatives.data_ptr(),
+                a_loss=rows.loss.data_ptr(),
+                a_share=rows.share.data_ptr(),
+                b_log_negatives=address(columns and columns.log_negatives),
+                b_loss=address(columns and columns.loss),
+                b_share=address(columns and columns.share),
+            ),
+            scratch=(product.shape[0], product.shape[1]),
+        )
+
+    def pair_gradient_tile(
+        self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
+    ) -> Tensor:
+        product = self._product(tile.a, tile.b)
+        gradient = self._gradient_buffer(product)
+        arguments = self._arguments(
+            "PairGradient",
+            **self._pairs(tile, product),
+            gradient=gradient.data_ptr(),
+            gradient_dtype=DTYPE_CODES[self.operand_dtype],
+            gradient_scale=self.gradient_scale,
+            a_log_negatives=rows.log_negatives.data_ptr(),
+            a_negative_weight=rows.negative.data_ptr(),
+            a_positive_weight=rows.positive.data_ptr(),
+            b_log_negatives=address(columns and columns.log_negatives),
+            b_negative_weight=address(columns and columns.negative),
+            b_positive_weight=address(columns and columns.positive),
+        )
+        self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
+        return gradient
+
+    def _pairs(self, tile: PairTile, product: Tensor) -> dict[str, Any]:
+        """The arguments that all tiles of a log-sum-exp over samples have."""
+        n, m = product.shape
+        return {
+            "product": product.data_ptr(),
+            "n": n,
+            "m": m,
+            "stride": m,
+            "a_labels": tile.a_labels.data_ptr(),
+            "b_labels": tile.b_labels.data_ptr(),
+            "skip": self.native.NO_SKIP if tile.skip is None else tile.skip,
+        }

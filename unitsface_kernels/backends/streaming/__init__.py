@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 
 from ...losses import LossSpec
-from . import logsumexp, sum
+from . import logsumexp, logsumexp_pairs, sum
 from .call import Call, Gradients, Result
-from .engine import Engine, SumTile
+from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
 
-_DRIVERS = {"sum": sum, "logsumexp": logsumexp}
+_DRIVERS = {
+    ("sum", "pair"): sum,
+    ("sum", "class"): sum,
+    ("logsumexp", "pair"): logsumexp_pairs,
+    ("logsumexp", "class"): logsumexp,
+}
+
+
+def _driver(spec: LossSpec) -> ModuleType:
+    return _DRIVERS[spec.reduction, spec.topology]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Rows of the (rows, N) float32 state that a loss keeps for its backward pass."""
-    return _DRIVERS[spec.reduction].state_rows(params)
+    return _driver(spec).state_rows(params)
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    return _DRIVERS[call.spec.reduction].forward(call, engine, gradients)
+    return _driver(call.spec).forward(call, engine, gradients)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    return _DRIVERS[call.spec.reduction].backward(call, engine, state, weights)
+    return _driver(call.spec).backward(call, engine, state, weights)
 
 
 __all__ = [
     "Call",
     "Engine",
     "Gradients",
+    "NegativeSums",
+    "PairTile",
+    "PairWeights",
+    "PositiveSums",
     "Result",
     "SumTile",
     "backward",

@@ -8,7 +8,7 @@ products. Nothing here or in the drivers knows a loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,60 @@ class SumTile:
     skip: int | None
     mirrored: bool
     gradient: bool
+
+
+@dataclass
+class PairTile:
+    """Pairs of a tile of a ``logsumexp`` loss over samples.
+
+    Attributes:
+        a, b, a_labels, b_labels, skip: as of :class:`SumTile`.
+        diagonal: ``a`` and ``b`` are the same rows of a batch: the tile is its own mirror image,
+            and its rows have both directions of every pair.
+    """
+
+    a: Tensor
+    b: Tensor
+    a_labels: Tensor
+    b_labels: Tensor
+    skip: int | None
+    diagonal: bool
+
+
+class NegativeSums(NamedTuple):
+    """Running ``maximum`` of the negatives' logits and ``total`` = sum exp(z - maximum)."""
+
+    maximum: Tensor
+    total: Tensor
+
+    def part(self, rows: slice) -> NegativeSums:
+        return NegativeSums(*(vector[rows] for vector in self))
+
+
+class PositiveSums(NamedTuple):
+    """Sums over positives of softplus and sigmoid of N - z; N = ``log_negatives`` is given."""
+
+    log_negatives: Tensor
+    loss: Tensor
+    share: Tensor
+
+    def part(self, rows: slice) -> PositiveSums:
+        return PositiveSums(*(vector[rows] for vector in self))
+
+
+class PairWeights(NamedTuple):
+    """What a row's gradient needs of it.
+
+    A negative has ``negative exp(z - N) dz/dc`` and a positive ``-positive sigmoid(N - z) dz/dc``,
+    N = ``log_negatives``. A row that takes no part has N = +inf and zero weights.
+    """
+
+    log_negatives: Tensor
+    negative: Tensor
+    positive: Tensor
+
+    def part(self, rows: slice) -> PairWeights:
+        return PairWeights(*(vector[rows] for vector in self))
 
 
 class Engine(Protocol):
@@ -149,6 +203,24 @@ class Engine(Protocol):
 
         Negatives: ``negative_weight_i exp(z - log_negatives_i) dz/dc``; targets:
         ``target_gradient_i``. Valid until the next tile.
+        """
+
+    def pair_negatives_tile(
+        self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+    ) -> None:
+        """Folds a tile's negatives into the sums of its rows, and of its columns if given."""
+
+    def pair_positives_tile(
+        self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
+    ) -> None:
+        """Adds a tile's positives to the sums of its rows, and of its columns if given."""
+
+    def pair_gradient_tile(
+        self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
+    ) -> Tensor:
+        """(n, m) d loss / d cosine, of both directions of a pair if ``columns`` are given.
+
+        Valid until the next tile.
         """
 
     def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:

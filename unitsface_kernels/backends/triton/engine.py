@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..streaming import Call, SumTile
-from . import configs, launch, logsumexp_tile, sum_tile
+from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, sum_tile
 from .kernels import rows
 from .products import accumulate, product
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded
@@ -184,6 +184,21 @@ class TritonEngine:
         return logsumexp_tile.gradient(
             self._space, a, b, targets, start, log_negatives, negative_weight, target_gradient
         )
+
+    def pair_negatives_tile(
+        self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+    ) -> None:
+        logsumexp_pairs_tile.negatives(self._space, tile, rows, columns)
+
+    def pair_positives_tile(
+        self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
+    ) -> None:
+        logsumexp_pairs_tile.positives(self._space, tile, rows, columns)
+
+    def pair_gradient_tile(
+        self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
+    ) -> Tensor:
+        return logsumexp_pairs_tile.gradient(self._space, tile, rows, columns)
 
     # Products of gradient tiles
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..streaming import Call
 from . import configs, launch
-from .losses import POLICIES, LogsumexpPolicy, SumPolicy
+from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
 
 #: Unit rows are zero-padded to a multiple of this, which every block_k divides.
 DEPTH_MULTIPLE = 64
@@ -60,6 +60,11 @@ class Workspace:
     @property
     def logsumexp_policy(self) -> LogsumexpPolicy:
         assert isinstance(self._policy, LogsumexpPolicy)
+        return self._policy
+
+    @property
+    def pairs_policy(self) -> LogsumexpPairsPolicy:
+        assert isinstance(self._policy, LogsumexpPairsPolicy)
         return self._policy
 
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
 
-from . import margin_softmax, sphereface2, uce, uss
+from . import margin_softmax, pair_logsumexp, pair_softmax, sphereface2, uce, uss
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,23 @@ class LogsumexpPolicy:
     slope_bound: Callable[[tuple[float, ...]], float]
 
 
-POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
+@dataclass(frozen=True)
+class LogsumexpPairsPolicy:
+    """``negative(cosine, params)`` and ``positive(cosine, params)``, both on tiles of samples.
+
+    Both give the logit and its derivative by the cosine; (-inf, 0) leaves a negative out. Without
+    ``positive`` positive pairs take no part.
+
+    Attributes:
+        slope_bound: bound of |d logit / d cosine|.
+    """
+
+    negative: KernelInterface
+    positive: KernelInterface | None
+    slope_bound: Callable[[tuple[float, ...]], float]
+
+
+POLICIES: dict[str, SumPolicy | LogsumexpPolicy | LogsumexpPairsPolicy] = {
     "uss": SumPolicy(uss.evaluate, uss.slope_bound),
     "pair_bce": SumPolicy(uss.evaluate, uss.slope_bound),
     "margin_softmax": LogsumexpPolicy(
@@ -52,6 +68,12 @@ POLICIES: dict[str, SumPolicy | LogsumexpPolicy] = {
     "uce": SumPolicy(uce.evaluate, uce.slope_bound),
     "class_bce": SumPolicy(uce.evaluate, uce.slope_bound),
     "sphereface2": SumPolicy(sphereface2.evaluate, sphereface2.slope_bound),
+    "pair_softmax": LogsumexpPairsPolicy(
+        pair_softmax.negative, pair_softmax.positive, pair_softmax.slope_bound
+    ),
+    "pair_logsumexp": LogsumexpPairsPolicy(
+        pair_logsumexp.negative, None, pair_logsumexp.slope_bound
+    ),
 }
 
-__all__ = ["POLICIES", "LogsumexpPolicy", "SumPolicy"]
+__all__ = ["POLICIES", "LogsumexpPairsPolicy", "LogsumexpPolicy", "SumPolicy"]

@@ -1,0 +1,397 @@
+// Tiles of `logsumexp` losses over samples: any number of positives per row.
+//
+// Statistics of rows: a warp takes 1024 columns of a row. Statistics of columns, where the tile
+// serves both directions: a thread takes 32 rows of a column, so that neighbours read neighbours.
+// Both leave partials, which a further kernel folds into the running values in a fixed order.
+
+#include "common.cuh"
+#include "kernels.h"
+#include "unitsface/losses.h"
+#include "unitsface/pair_logit.h"
+
+namespace unitsface::cuda {
+
+constexpr int kItems = 32;  // columns per lane
+constexpr int kSpan = kItems * kLanes;
+constexpr int kDepth = 32;  // rows per thread
+constexpr int kGradientItems = 4, kGradientRows = 4;
+constexpr int kGradientSpan = kGradientItems * kLanes, kGradientBlockRows = 64;
+
+int64_t pair_statistics_scratch(int64_t n, int64_t m) {
+  return 2 * (divide_up(m, kSpan) * n + divide_up(n, kDepth) * m);
+}
+
+// Two numbers per row or column, as LogSums or PlainSums reads them.
+struct Statistic {
+  float first, second;
+};
+
+// exp(z - shift) is 0 for z = -inf, also where nothing but -inf has been seen.
+UF_HOST_DEVICE float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+
+// A maximum and the sum of exp(z - maximum). NaN is carried by the sum: fmaxf drops it.
+struct LogSums {
+  static UF_HOST_DEVICE Statistic none() { return {-INFINITY, 0.0f}; }
+  static UF_HOST_DEVICE Statistic fold(Statistic a, Statistic b) {
+    const float maximum = fmaxf(a.first, b.first);
+    const float shift = shift_of(maximum);
+    return {maximum, a.second * expf(a.first - shift) + b.second * expf(b.first - shift)};
+  }
+};
+
+struct PlainSums {
+  static UF_HOST_DEVICE Statistic none() { return {0.0f, 0.0f}; }
+  static UF_HOST_DEVICE Statistic fold(Statistic a, Statistic b) {
+    return {a.first + b.first, a.second + b.second};
+  }
+};
+
+// Partials of one direction: [segments, length] of the first numbers, then of the second.
+struct Partials {
+  float* data;
+  int64_t segments, length;
+
+  UF_HOST_DEVICE void write(int64_t segment, int64_t position, Statistic value) const {
+    data[segment * length + position] = value.first;
+    data[(segments + segment) * length + position] = value.second;
+  }
+  UF_HOST_DEVICE Statistic read(int64_t segment, int64_t position) const {
+    return {data[segment * length + position], data[(segments + segment) * length + position]};
+  }
+};
+
+// Where a warp works: eight rows of one span to a block.
+struct RowPlace {
+  int64_t row, first_column;
+  unsigned segment;
+  int width, skipped;  // columns of the span; the one among them that is left out, or negative
+};
+
+__device__ __forceinline__ RowPlace row_place(int64_t m, int64_t skip, int64_t segments) {
+  RowPlace place;
+  place.segment = blockIdx.x % static_cast<unsigned>(segments);
+  place.row = static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(segments)) * kWarps +
+              threadIdx.x / kLanes;
+  place.first_column = static_cast<int64_t>(place.segment) * kSpan;
+  place.width = static_cast<int>(min(m - place.first_column, static_cast<int64_t>(kSpan)));
+  // Unsigned: INT64_MIN wraps to far outside the span.
+  const uint64_t excluded = static_cast<uint64_t>(place.row) + static_cast<uint64_t>(skip) -
+                            static_cast<uint64_t>(place.first_column);
+  place.skipped = excluded < kSpan ? static_cast<int>(excluded) : -kSpan;
+  return place;
+}
+
+// Where a thread works: 32 rows of one column.
+struct ColumnPlace {
+  int64_t column, first_row, segment;
+  int height, skipped;
+};
+
+__device__ __forceinline__ ColumnPlace column_place(int64_t n, int64_t m, int64_t skip) {
+  ColumnPlace place;
+  const unsigned blocks = static_cast<unsigned>(divide_up(m, kThreads));
+  place.segment = blockIdx.x / blocks;
+  place.column = static_cast<int64_t>(blockIdx.x % blocks) * kThreads + threadIdx.x;
+  place.first_row = place.segment * kDepth;
+  place.height = static_cast<int>(min(n - place.first_row, static_cast<int64_t>(kDepth)));
+  const uint64_t excluded = static_cast<uint64_t>(place.column) - static_cast<uint64_t>(skip) -
+                            static_cast<uint64_t>(place.first_row);
+  place.skipped = excluded < kDepth ? static_cast<int>(excluded) : -1;
+  return place;
+}
+
+UF_HOST_DEVICE bool is_negative(int64_t label, int64_t other) {
+  return label >= 0 && other >= 0 && label != other;
+}
+
+template <class Policy, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2)
+    pair_negatives_rows_kernel(const Policy policy, const PairNegatives args,
+                               const Partials partials) {
+  using Lane = Columns<kVector, kItems>;
+  const int lane = threadIdx.x % kLanes;
+  const RowPlace place = row_place(args.m, args.skip, partials.segments);
+  if (place.row >= args.n) return;
+  const int64_t label = __ldg(args.a_labels + place.row);
+  const int64_t* labels = args.b_labels + place.first_column + Lane::first(lane);
+  const int width = place.width - Lane::first(lane);
+  const int skipped = place.skipped - Lane::first(lane);
+  float logits[kItems] = {};
+  Lane::read(args.product + place.row * args.stride + place.first_column, lane, place.width,
+             logits);
+  float maximum = -INFINITY;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t other = Lane::offset(k) < width ? __ldg(labels + Lane::offset(k)) : -1;
+    const bool counted = is_negative(label, other) && Lane::offset(k) != skipped;
+    const float z = policy.negative(logits[k]).value;
+    // Selected: the cosine of a pair left out may be NaN.
+    logits[k] = counted ? z : -INFINITY;
+    maximum = fmaxf(maximum, logits[k]);
+  }
+  maximum = warp_max(maximum);
+  const float shift = shift_of(maximum);
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) sum += expf(logits[k] - shift);
+  sum = warp_sum(sum);
+  if (lane == 0) partials.write(place.segment, place.row, {maximum, sum});
+}
+
+template <class Policy>
+__global__ void __launch_bounds__(kThreads, 2)
+    pair_negatives_columns_kernel(const Policy policy, const PairNegatives args,
+                                  const Partials partials) {
+  const ColumnPlace place = column_place(args.n, args.m, args.skip);
+  if (place.column >= args.m) return;
+  const int64_t label = __ldg(args.b_labels + place.column);
+  const float* column = args.product + place.first_row * args.stride + place.column;
+  float logits[kDepth];
+  float maximum = -INFINITY;
+#pragma unroll
+  for (int r = 0; r < kDepth; ++r) {
+    // Past the end the last row is read again and not counted.
+    const int row = min(r, place.height - 1);
+    const int64_t other = __ldg(args.a_labels + place.first_row + row);
+    const bool counted = is_negative(label, other) && r < place.height && r != place.skipped;
+    const float z = policy.negative(column[row * args.stride]).value;
+    logits[r] = counted ? z : -INFINITY;
+    maximum = fmaxf(maximum, logits[r]);
+  }
+  const float shift = shift_of(maximum);
+  float sum = 0.0f;
+#pragma unroll
+  for (int r = 0; r < kDepth; ++r) sum += expf(logits[r] - shift);
+  partials.write(place.segment, place.column, {maximum, sum});
+}
+
+// Positives are few: what is read of every pair is its labels.
+template <class Policy>
+__global__ void __launch_bounds__(kThreads)
+    pair_positives_rows_kernel(const Policy policy, const PairPositives args,
+                               const Partials partials) {
+  const int lane = threadIdx.x % kLanes;
+  const RowPlace place = row_place(args.m, args.skip, partials.segments);
+  if (place.row >= args.n) return;
+  const int64_t label = __ldg(args.a_labels + place.row);
+  const float log_negatives = __ldg(args.a_log_negatives + place.row);
+  const float* row = args.product + place.row * args.stride + place.first_column;
+  const int width = label >= 0 ? place.width : 0;
+  float loss = 0.0f, share = 0.0f;
+#pragma unroll 8
+  for (int column = lane; column < width; column += kLanes) {
+    if (__ldg(args.b_labels + place.first_column + column) != label) continue;
+    if (column == place.skipped) continue;
+    const Softplus term = softplus(log_negatives - policy.positive(row[column]).value);
+    loss += term.value;
+    share += term.sigmoid;
+  }
+  loss = warp_sum(loss);
+  share = warp_sum(share);
+  if (lane == 0) partials.write(place.segment, place.row, {loss, share});
+}
+
+template <class Policy>
+__global__ void __launch_bounds__(kThreads)
+    pair_positives_columns_kernel(const Policy policy, const PairPositives args,
+                                  const Partials partials) {
+  const ColumnPlace place = column_place(args.n, args.m, args.skip);
+  if (place.column >= args.m) return;
+  const int64_t label = __ldg(args.b_labels + place.column);
+  const float log_negatives = __ldg(args.b_log_negatives + place.column);
+  const float* column = args.product + place.first_row * args.stride + place.column;
+  const int height = label >= 0 ? place.height : 0;
+  float loss = 0.0f, share = 0.0f;
+#pragma unroll 8
+  for (int r = 0; r < height; ++r) {
+    if (__ldg(args.a_labels + place.first_row + r) != label || r == place.skipped) continue;
+    const Softplus term = softplus(log_negatives - policy.positive(column[r * args.stride]).value);
+    loss += term.value;
+    share += term.sigmoid;
+  }
+  partials.write(place.segment, place.column, {loss, share});
+}
+
+// A block serves 32 rows or columns; its warps share the segments.
+template <class Fold>
+__global__ void __launch_bounds__(kThreads)
+    fold_partials_kernel(const Partials partials, float* first, float* second) {
+  __shared__ float firsts[kWarps][kLanes], seconds[kWarps][kLanes];
+  const int lane = threadIdx.x % kLanes;
+  const int warp = threadIdx.x / kLanes;
+  const int64_t position = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
+  Statistic result = Fold::none();
+  if (position < partials.length) {
+    for (int64_t k = warp; k < partials.segments; k += kWarps) {
+      result = Fold::fold(result, partials.read(k, position));
+    }
+  }
+  firsts[warp][lane] = result.first;
+  seconds[warp][lane] = result.second;
+  __syncthreads();
+  if (warp > 0 || position >= partials.length) return;
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) {
+    result = Fold::fold(result, {firsts[w][lane], seconds[w][lane]});
+  }
+  result = Fold::fold({first[position], second[position]}, result);
+  first[position] = result.first;
+  second[position] = result.second;
+}
+
+// A block takes 128 columns of 64 rows, a warp four rows at a time: what belongs to a column is
+// read once.
+template <class Policy, bool kBoth, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2)
+    pair_gradient_kernel(const Policy policy, const PairGradient args, unsigned column_blocks) {
+  using Lane = Columns<kVector, kGradientItems>;
+  const int lane = threadIdx.x % kLanes;
+  const int warp = threadIdx.x / kLanes;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x / column_blocks) * kGradientBlockRows;
+  const int64_t end_row = min(args.n, first_row + kGradientBlockRows);
+  const int64_t first_column = static_cast<int64_t>(blockIdx.x % column_blocks) * kGradientSpan;
+  const int width =
+      static_cast<int>(min(args.m - first_column, static_cast<int64_t>(kGradientSpan)));
+
+  int64_t labels[kGradientItems];
+  float log_negatives[kGradientItems] = {}, negative[kGradientItems] = {};
+  float positive[kGradientItems] = {};
+#pragma unroll
+  for (int k = 0; k < kGradientItems; ++k) {
+    const int column = Lane::first(lane) + Lane::offset(k);
+    const int64_t j = first_column + column;
+    labels[k] = column < width ? __ldg(args.b_labels + j) : -1;
+    if (kBoth && column < width) {
+      log_negatives[k] = __ldg(args.b_log_negatives + j);
+      negative[k] = __ldg(args.b_negative_weight + j);
+      positive[k] = __ldg(args.b_positive_weight + j);
+    }
+  }
+  for (int64_t row = first_row + warp * kGradientRows; row < end_row;
+       row += kGradientRows * kWarps) {
+    // All loads before the first use. Past the end the last row is read again and not written.
+    float cosines[kGradientRows][kGradientItems] = {};
+#pragma unroll
+    for (int r = 0; r < kGradientRows; ++r) {
+      const int64_t i = min(row + r, end_row - 1);
+      Lane::read(args.product + i * args.stride + first_column, lane, width, cosines[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kGradientRows; ++r) {
+      const int64_t i = row + r;
+      if (i >= end_row) break;
+      const int64_t label = __ldg(args.a_labels + i);
+      const float row_log_negatives = __ldg(args.a_log_negatives + i);
+      const float row_negative = __ldg(args.a_negative_weight + i);
+      const float row_positive = __ldg(args.a_positive_weight + i);
+      const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.skip) -
+                                static_cast<uint64_t>(first_column);
+      const int skipped =
+          excluded < kGradientSpan ? static_cast<int>(excluded) - Lane::first(lane) : -1;
+      float gradient[kGradientItems];
+#pragma unroll
+      for (int k = 0; k < kGradientItems; ++k) {
+        const bool same = labels[k] == label;
+        const Logit z = pair_logit(policy, cosines[r][k], same);
+        float slope = pair_slope(z.value - row_log_negatives, same, row_negative, row_positive);
+        if (kBoth) slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
+        const bool counted = label >= 0 && labels[k] >= 0 && skipped != Lane::offset(k) &&
+                             (Policy::kPositives || !same);
+        // Selected, not multiplied: the cosine of a pair left out may be NaN.
+        gradient[k] = counted ? slope * z.dcosine * args.gradient_scale : 0.0f;
+      }
+      Lane::write(args.gradient, args.gradient_dtype, i * args.stride + first_column, lane, width,
+                  gradient);
+    }
+  }
+}
+
+struct Directions {
+  Partials rows, columns;
+
+  Directions(int64_t n, int64_t m, float* scratch)
+      : rows{scratch, divide_up(m, kSpan), n},
+        columns{scratch + 2 * rows.segments * n, divide_up(n, kDepth), m} {}
+  int64_t row_blocks() const { return divide_up(rows.length, kWarps) * rows.segments; }
+  int64_t column_blocks() const { return divide_up(columns.length, kThreads) * columns.segments; }
+};
+
+template <class Fold>
+void launch_fold(const Partials& partials, float* first, float* second, void* stream) {
+  launch("pair tile (fold)", fold_partials_kernel<Fold>, divide_up(partials.length, kLanes), 1,
+         stream, partials, first, second);
+}
+
+template <class Policy>
+void launch_pair_negatives(const Policy& policy, const PairNegatives& args, float* scratch,
+                           void* stream) {
+  if (args.n == 0 || args.m == 0) return;
+  const Directions to(args.n, args.m, scratch);
+  const bool vector = vectorisable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  launch(
+      "pair_negatives_tile",
+      vector ? pair_negatives_rows_kernel<Policy, true> : pair_negatives_rows_kernel<Policy, false>,
+      to.row_blocks(), 1, stream, policy, args, to.rows);
+  launch_fold<LogSums>(to.rows, args.a_maximum, args.a_total, stream);
+  if (args.b_maximum == nullptr) return;
+  launch("pair_negatives_tile (columns)", pair_negatives_columns_kernel<Policy>, to.column_blocks(),
+         1, stream, policy, args, to.columns);
+  launch_fold<LogSums>(to.columns, args.b_maximum, args.b_total, stream);
+}
+
+template <class Policy>
+void launch_pair_positives(const Policy& policy, const PairPositives& args, float* scratch,
+                           void* stream) {
+  if constexpr (Policy::kPositives) {
+    if (args.n == 0 || args.m == 0) return;
+    const Directions to(args.n, args.m, scratch);
+    launch("pair_positives_tile", pair_positives_rows_kernel<Policy>, to.row_blocks(), 1, stream,
+           policy, args, to.rows);
+    launch_fold<PlainSums>(to.rows, args.a_loss, args.a_share, stream);
+    if (args.b_loss == nullptr) return;
+    launch("pair_positives_tile (columns)", pair_positives_columns_kernel<Policy>,
+           to.column_blocks(), 1, stream, policy, args, to.columns);
+    launch_fold<PlainSums>(to.columns, args.b_loss, args.b_share, stream);
+  }
+}
+
+template <class Policy>
+void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* stream) {
+  if (args.n == 0 || args.m == 0) return;
+  const int64_t column_blocks = divide_up(args.m, kGradientSpan);
+  const bool vector =
+      vectorisable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+  auto kernel = args.b_log_negatives != nullptr
+                    ? (vector ? pair_gradient_kernel<Policy, true, true>
+                              : pair_gradient_kernel<Policy, true, false>)
+                    : (vector ? pair_gradient_kernel<Policy, false, true>
+                              : pair_gradient_kernel<Policy, false, false>);
+  launch("pair_gradient_tile", kernel, divide_up(args.n, kGradientBlockRows) * column_blocks, 1,
+         stream, policy, args, static_cast<unsigned>(column_blocks));
+}
+
+void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
+                         float* scratch, void* stream) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
+  if (loss == #name) return launch_pair_negatives(Policy(params), args, scratch, stream);
+#include "unitsface/loss_list.def"
+  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+}
+
+void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
+                         float* scratch, void* stream) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
+  if (loss == #name) return launch_pair_positives(Policy(params), args, scratch, stream);
+#include "unitsface/loss_list.def"
+  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+}
+
+void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
+                        void* stream) {
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
+  if (loss == #name) return launch_pair_gradient(Policy(params), args, stream);
+#include "unitsface/loss_list.def"
+  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+}
+
+}  // namespace unitsface::cuda

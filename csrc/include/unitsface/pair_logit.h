@@ -1,0 +1,29 @@
+// What every backend's gradient tile of a log-sum-exp loss over samples shares.
+#pragma once
+
+#include "policy.h"
+#include "scalar_math.h"
+
+namespace unitsface {
+inline namespace UF_ISA {
+
+template <class Policy>
+UF_HOST_DEVICE Logit pair_logit(const Policy& policy, float cosine, bool positive) {
+  const Logit negative = policy.negative(cosine);
+  if constexpr (Policy::kPositives) {
+    const Logit other = policy.positive(cosine);
+    return {positive ? other.value : negative.value, positive ? other.dcosine : negative.dcosine};
+  }
+  return negative;
+}
+
+// d loss / d logit of one direction of a pair, for gap = z - N of its row: of a negative
+// weight e^gap, of a positive -weight sigmoid(-gap). One exponential serves both.
+UF_HOST_DEVICE float pair_slope(float gap, bool positive, float negative_weight,
+                                float positive_weight) {
+  const float e = exp_clamped(gap);
+  return positive ? -divide_by_unit(positive_weight, 1.0f + e) : negative_weight * e;
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface

@@ -1,0 +1,264 @@
+"""Driver of ``logsumexp`` losses over samples: any number of positives per row, also none.
+
+With z the logits and N_i the log-sum-exp of row i's negatives, a row's loss is the mean over its
+positives p of softplus(N_i - z_ip), or N_i itself if positives take no part in the loss. Every pass
+streams all tiles: negatives for N, positives for the loss and for Q_i = mean_p sigmoid(N_i - z_ip),
+and the gradient. In-batch each tile on or above the diagonal serves both directions of its pairs:
+0.5 products of N x N x D for each pass and 1 for what consumes the gradient. Where reading a label
+does not stall a device, the positives' pass visits only pairs that may be positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .call import Call, Gradients, Result, split_weights
+from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
+
+
+@dataclass
+class _Operands:
+    """Rows and their labels, and those of the columns unless they are the rows.
+
+    Attributes:
+        unit: unit rows.
+        column_index: the columns that take part; None: all.
+        sorted: rows of a batch are in the order of their labels, none of which is ignored.
+    """
+
+    unit: Tensor
+    labels: Tensor
+    column_labels: Tensor
+    column_index: Tensor | None = None
+    sorted: bool = False
+
+
+def state_rows(params: tuple[float, ...]) -> int:
+    """Log-sum-exp of the negatives, and the share Q of it that the gradient takes."""
+    return 2
+
+
+def forward(call: Call, engine: Engine, gradients: bool) -> Result:
+    """Loss, and (2, N) state: log-sum-exp N of the negatives and share Q."""
+    operands, _ = _operands(call, engine)
+    log_negatives = _log_negatives(call, engine, operands)
+    if call.spec.positive is None:
+        per_row, share = log_negatives, torch.ones_like(log_negatives)
+    else:
+        per_row, share = _positives(call, engine, operands, log_negatives)
+    per_row = torch.where(call.counted_rows, per_row, 0.0)
+    loss = per_row
+    if call.reduction != "none":
+        loss = per_row.sum()
+        if call.reduction == "mean":
+            loss = loss / call.counted()
+    return Result(loss, torch.stack([log_negatives, share]), (None, None, None))
+
+
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
+    """Gradients for (N,) upstream gradients of the rows' losses."""
+    log_negatives, share = state.unbind(0)
+    weights, scale = split_weights(call, weights)
+    # A row without negatives has a constant loss: 0, or -inf.
+    live = call.counted_rows & (log_negatives != -torch.inf)
+    factors = PairWeights(
+        log_negatives=torch.where(live, log_negatives, torch.inf),
+        negative=torch.where(live, weights * share, 0.0),
+        positive=torch.where(live, weights / call.pair_counts[0].clamp(min=1), 0.0),
+    )
+    operands, inverse_norms = _operands(call, engine)
+    d_rows = None
+    if call.need_rows:
+        d_rows = call.rows.new_zeros(call.rows.shape, dtype=torch.float32)
+    d_columns = None
+    if call.columns is None:
+        _gradients_in_batch(engine, operands, factors, d_rows)
+    else:
+        d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
+    if d_rows is not None:
+        engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+    return d_rows, d_columns, None
+
+
+def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
+    unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
+    if call.columns is None:
+        labels = engine.prepare_labels(call.row_labels, call.row_labels)
+    else:
+        # Not counted is as good as ignored, but for a row that is a column to others.
+        counted = torch.where(call.counted_rows, call.row_labels, -1)
+        labels = engine.prepare_labels(counted, call.column_labels)
+    return _Operands(unit, *labels), inverse_norms
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def _log_negatives(call: Call, engine: Engine, operands: _Operands) -> Tensor:
+    count = call.rows.shape[0]
+    sums = NegativeSums(
+        maximum=call.rows.new_full((count,), -torch.inf, dtype=torch.float32),
+        total=call.rows.new_zeros(count, dtype=torch.float32),
+    )
+    for tile, rows, columns in _tiles(call, engine, operands):
+        engine.pair_negatives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+    # -inf, not NaN, for a row without negatives.
+    return torch.where(sums.total == 0, -torch.inf, sums.maximum + torch.log(sums.total))
+
+
+def _positives(
+    call: Call, engine: Engine, operands: _Operands, log_negatives: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(N,) means over the positives of softplus(N - z) and of sigmoid(N - z)."""
+    chosen = None
+    if not call.rows.is_cuda:
+        operands, chosen = _possible_positives(call, engine, operands)
+    some = log_negatives if chosen is None else log_negatives[chosen]
+    sums = PositiveSums(some, torch.zeros_like(some), torch.zeros_like(some))
+    for tile, rows, columns in _tiles(call, engine, operands):
+        engine.pair_positives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+    count = call.pair_counts[0].clamp(min=1)
+    means = []
+    for total in (sums.loss, sums.share):
+        whole = total
+        if chosen is not None:
+            whole = torch.zeros_like(log_negatives).index_copy(0, chosen, total)
+        means.append(whole / count)
+    return means[0], means[1]
+
+
+def _possible_positives(
+    call: Call, engine: Engine, operands: _Operands
+) -> tuple[_Operands, Tensor | None]:
+    """What the positives' pass has to visit, and which rows these are; None: all of them.
+
+    In-batch rows that have a positive, those of one identity next to each other: all but the
+    tiles around the diagonal are free of positives. Against a memory the columns of identities
+    that occur among the rows: often one in thousands.
+    """
+    labels, column_labels = operands.labels, operands.column_labels
+    if call.columns is None:
+        some = torch.nonzero(call.counted_rows).flatten()
+        order = some[labels[some].argsort(stable=True)]
+        unit, _ = engine.unit_rows(call.rows, 0, len(order), order)
+        return _Operands(unit, labels[order], labels[order], sorted=True), order
+    if call.self_offset is not None:
+        # The pair that is left out is known by its place.
+        return operands, None
+    index = torch.nonzero((column_labels >= 0) & torch.isin(column_labels, labels)).flatten()
+    return _Operands(operands.unit, labels, column_labels[index], index), None
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+_Sums = TypeVar("_Sums", NegativeSums, PositiveSums)
+
+
+def _other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
+    """Statistics of the columns, where a tile serves them as well."""
+    return None if call.columns is not None or tile.diagonal else sums.part(columns)
+
+
+def _blocks(count: int, size: int, start: int = 0) -> Iterator[slice]:
+    for first in range(start, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def _tiles(
+    call: Call, engine: Engine, operands: _Operands
+) -> Iterator[tuple[PairTile, slice, slice]]:
+    if call.columns is None:
+        yield from _batch_tiles(engine, operands)
+        return
+    for tile, rows, columns, _ in _memory_tiles(call, engine, operands):
+        yield tile, rows, columns
+
+
+def _batch_tiles(engine: Engine, operands: _Operands) -> Iterator[tuple[PairTile, slice, slice]]:
+    """On and above the diagonal; of sorted rows only those that may hold a positive."""
+    unit, labels = operands.unit, operands.labels
+    count, block = unit.shape[0], engine.sum_block[0]
+    for rows in _blocks(count, block):
+        for columns in _blocks(count, block, rows.start):
+            if operands.sorted and bool(labels[columns.start] > labels[rows.stop - 1]):
+                break
+            tile = PairTile(
+                a=unit[rows],
+                b=unit[columns],
+                a_labels=labels[rows],
+                b_labels=labels[columns],
+                skip=rows.start - columns.start,
+                diagonal=rows.start == columns.start,
+            )
+            yield tile, rows, columns
+
+
+def _memory_tiles(
+    call: Call, engine: Engine, operands: _Operands
+) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
+    """Also yields the inverse norms of a tile's columns."""
+    assert call.columns is not None
+    row_block, column_block = engine.class_block
+    for columns in _blocks(operands.column_labels.shape[0], column_block):
+        unit_columns, norms = engine.unit_rows(
+            call.columns, columns.start, columns.stop, operands.column_index, reuse=True
+        )
+        for rows in _blocks(operands.unit.shape[0], row_block):
+            skip = None
+            if call.self_offset is not None:
+                skip = rows.start + call.self_offset - columns.start
+            tile = PairTile(
+                a=operands.unit[rows],
+                b=unit_columns,
+                a_labels=operands.labels[rows],
+                b_labels=operands.column_labels[columns],
+                skip=skip,
+                diagonal=False,
+            )
+            yield tile, rows, columns, norms
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def _gradients_in_batch(
+    engine: Engine, operands: _Operands, factors: PairWeights, d_rows: Tensor | None
+) -> None:
+    if d_rows is None:
+        return
+    for tile, rows, columns in _batch_tiles(engine, operands):
+        gradient = engine.pair_gradient_tile(tile, factors.part(rows), factors.part(columns))
+        engine.accumulate(d_rows[rows], gradient, tile.b)
+        if not tile.diagonal:
+            engine.accumulate(d_rows[columns], gradient.T, tile.a)
+
+
+def _gradients_against_columns(
+    call: Call,
+    engine: Engine,
+    operands: _Operands,
+    factors: PairWeights,
+    d_rows: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor | None:
+    assert call.columns is not None
+    count, size = operands.unit.shape
+    d_columns = None
+    if call.need_columns:
+        d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
+    for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
+        gradient = engine.pair_gradient_tile(tile, factors.part(rows), None)
+        if d_rows is not None:
+            engine.accumulate(d_rows[rows], gradient, tile.b)
+        if d_columns is not None:
+            d_unit = d_columns[columns]
+            engine.accumulate(d_unit, gradient.T, tile.a)
+            if rows.stop == count:
+                engine.unit_rows_backward(d_unit, call.columns, columns.start, norms, d_unit, scale)
+    return d_columns

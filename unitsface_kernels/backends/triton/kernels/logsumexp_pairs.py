@@ -1,0 +1,290 @@
+"""Kernels of ``logsumexp`` losses over samples: negatives, positives, and gradient tiles.
+
+Common arguments: ``rows`` unit rows ``a`` against ``columns`` unit rows ``b``, labels below 0 take
+no part. TRIANGLE: the tile is its own mirror image; only blocks on and above the diagonal have a
+program, and what those above it find for their columns fills the places of those below. BOTH: in
+any other tile, pairs count in both directions. EXCLUDE: the pair (i, i + ``skip``) is left out.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..losses.math import softplus_and_sigmoid
+from .tiles import column_parts, cosine_tile, grouped_block, triangle_block
+
+#: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _block(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+           TRIANGLE: tl.constexpr):  # fmt: skip
+    row_blocks = tl.cdiv(rows, BLOCK_M)
+    if TRIANGLE:
+        return triangle_block(tl.program_id(0), row_blocks)
+    else:
+        return grouped_block(tl.program_id(0), row_blocks, tl.cdiv(columns, BLOCK_N), GROUP)
+
+
+@triton.jit
+def _log_sum(logit, AXIS: tl.constexpr):
+    """Maximum and sum of exp(logit - maximum) along an axis; NaN is carried by the sum."""
+    maximum = tl.max(logit, axis=AXIS)
+    # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
+    shift = tl.where(maximum == -float("inf"), 0.0, maximum)
+    total = tl.sum(tl.exp2((logit - tl.expand_dims(shift, AXIS)) * LOG2_E), axis=AXIS)
+    return maximum, total
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+def pair_negatives_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    skip,
+    a_labels,
+    b_labels,
+    row_maximum,
+    row_total,
+    column_maximum,
+    column_total,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    BOTH: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per stretch: largest negative logit and sum of exp(logit - largest).
+
+    ``row_maximum``, ``row_total``: (column blocks * PARTS, rows); ``column_maximum``,
+    ``column_total``: (row blocks * PARTS, columns), or None.
+    """
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    above = (row_block != column_block) if TRIANGLE else BOTH
+    i = row + tl.arange(0, BLOCK_M)
+    in_rows = i < rows
+    # Past the end is as good as ignored.
+    i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    HEIGHT: tl.constexpr = BLOCK_M // PARTS
+    stretches = tl.arange(0, PARTS)
+    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        j = column + part * WIDTH + tl.arange(0, WIDTH)
+        in_columns = j < columns
+        j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
+        counted = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
+        counted &= i_label[:, None] != j_label[None, :]
+        if EXCLUDE:
+            counted &= (i + skip)[:, None] != j[None, :]
+        logit, _ = NEGATIVE(parts[part], parameters)
+        logit = tl.where(counted, logit, -float("inf"))
+        maximum, total = _log_sum(logit, 1)
+        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        tl.store(row_maximum + row_out, maximum, mask=in_rows)
+        tl.store(row_total + row_out, total, mask=in_rows)
+        # The outer condition is known to the compiler, the inner one may not be.
+        if column_maximum is not None:  # noqa: SIM102
+            if above:
+                stacked = tl.reshape(logit, (PARTS, HEIGHT, WIDTH))
+                other_maximum, other_total = _log_sum(stacked, 1)
+                out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+                tl.store(column_maximum + out, other_maximum, mask=in_columns[None, :])
+                tl.store(column_total + out, other_total, mask=in_columns[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+def pair_positives_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    skip,
+    a_labels,
+    b_labels,
+    a_log_negatives,
+    b_log_negatives,
+    row_loss,
+    row_share,
+    column_loss,
+    column_share,
+    parameters,
+    POSITIVE: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    BOTH: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Per stretch: sums over positives of softplus and sigmoid of (log_negatives - logit).
+
+    Shapes of results: as of :func:`pair_negatives_kernel`.
+    """
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    above = (row_block != column_block) if TRIANGLE else BOTH
+    i = row + tl.arange(0, BLOCK_M)
+    in_rows = i < rows
+    i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
+    i_negatives = tl.load(a_log_negatives + i, mask=in_rows, other=0.0)
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    HEIGHT: tl.constexpr = BLOCK_M // PARTS
+    stretches = tl.arange(0, PARTS)
+    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        j = column + part * WIDTH + tl.arange(0, WIDTH)
+        in_columns = j < columns
+        j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
+        counted = (i_label >= 0)[:, None] & (i_label[:, None] == j_label[None, :])
+        if EXCLUDE:
+            counted &= (i + skip)[:, None] != j[None, :]
+        logit, _ = POSITIVE(parts[part], parameters)
+        # Far above every log-sum-exp: both results are 0, without a selection of each.
+        logit = tl.where(counted, logit, float("inf"))
+        value, share = softplus_and_sigmoid(i_negatives[:, None] - logit)
+        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
+        tl.store(row_share + row_out, tl.sum(share, axis=1), mask=in_rows)
+        if column_loss is not None:  # noqa: SIM102
+            if above:
+                j_negatives = tl.load(b_log_negatives + j, mask=in_columns, other=0.0)
+                value, share = softplus_and_sigmoid(j_negatives[None, :] - logit)
+                values = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
+                shares = tl.sum(tl.reshape(share, (PARTS, HEIGHT, WIDTH)), axis=1)
+                out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+                tl.store(column_loss + out, values, mask=in_columns[None, :])
+                tl.store(column_share + out, shares, mask=in_columns[None, :])
+
+
+@triton.jit
+def _direction(logit, positive, log_negatives, negative_weight, positive_weight):
+    """d loss / d logit of one direction of the pairs; one exponential serves both kinds.
+
+    A negative has e^(z - N), a positive -sigmoid(N - z) = -1 / (1 + e^(z - N)).
+    """
+    e = tl.exp2((logit - log_negatives) * LOG2_E)
+    # A division would bring guards for ranges that cannot occur here.
+    root = tl.rsqrt(1.0 + e)
+    return tl.where(positive, -positive_weight * (root * root), negative_weight * e)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+def pair_gradient_kernel(
+    a,
+    b,
+    a_stride,
+    b_stride,
+    rows,
+    columns,
+    depth,
+    skip,
+    a_labels,
+    b_labels,
+    a_log_negatives,
+    a_negative,
+    a_positive,
+    b_log_negatives,
+    b_negative,
+    b_positive,
+    gradient,
+    gradient_stride,
+    gradient_scale,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """d loss / d cosine of a tile, times ``gradient_scale`` (1,) or 1 if that is None.
+
+    MIRRORED: of both directions of each pair, with the ``b_`` vectors. POSITIVE may be None.
+    """
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row = row_block * BLOCK_M
+    column = column_block * BLOCK_N
+    cosine = cosine_tile(
+        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    i = row + tl.arange(0, BLOCK_M)
+    in_rows = i < rows
+    i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
+    i_log = tl.load(a_log_negatives + i, mask=in_rows, other=0.0)[:, None]
+    i_negative = tl.load(a_negative + i, mask=in_rows, other=0.0)[:, None]
+    i_positive = tl.load(a_positive + i, mask=in_rows, other=0.0)[:, None]
+    factor = 1.0
+    if gradient_scale is not None:
+        factor = tl.load(gradient_scale)
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        j = column + part * WIDTH + tl.arange(0, WIDTH)
+        in_columns = j < columns
+        j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
+        same = i_label[:, None] == j_label[None, :]
+        counted = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
+        if EXCLUDE:
+            counted &= (i + skip)[:, None] != j[None, :]
+        logit, slope = NEGATIVE(parts[part], parameters)
+        if POSITIVE is None:
+            counted &= i_label[:, None] != j_label[None, :]
+        else:
+            own_logit, own_slope = POSITIVE(parts[part], parameters)
+            logit = tl.where(same, own_logit, logit)
+            slope = tl.where(same, own_slope, slope)
+        total = _direction(logit, same, i_log, i_negative, i_positive)
+        if MIRRORED:
+            j_log = tl.load(b_log_negatives + j, mask=in_columns, other=0.0)[None, :]
+            j_negative = tl.load(b_negative + j, mask=in_columns, other=0.0)[None, :]
+            j_positive = tl.load(b_positive + j, mask=in_columns, other=0.0)[None, :]
+            total += _direction(logit, same, j_log, j_negative, j_positive)
+        # Selected, not multiplied: the cosine of a pair left out may be NaN.
+        total = tl.where(counted, total * slope * factor, 0.0).to(gradient.dtype.element_ty)
+        # Up to the padded width: full-width stores, and the caller never reads past the end.
+        corner = gradient + row.to(tl.int64) * gradient_stride + column
+        place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
+        inside = in_rows[:, None] & (j < gradient_stride)[None, :]
+        tl.store(corner + place, total, mask=inside)
+        if TRIANGLE:  # noqa: SIM102
+            if row_block != column_block:
+                mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
+                mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
+                mirror_inside = in_columns[:, None] & (i < gradient_stride)[None, :]
+                tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)

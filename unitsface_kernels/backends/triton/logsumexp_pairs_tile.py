@@ -1,0 +1,180 @@
+"""Tiles of ``logsumexp`` losses over samples: a launch, and its partial results folded in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..streaming import NegativeSums, PairTile, PairWeights, PositiveSums
+from . import configs, launch
+from .configs import ProductConfig
+from .kernels import logsumexp, logsumexp_pairs
+from .workspace import DEPTH_MULTIPLE, Workspace, padded
+
+
+@dataclass
+class _Partials:
+    """Two results per stretch, of rows and, where the tile serves both directions, of columns."""
+
+    rows: tuple[Tensor, Tensor]
+    columns: tuple[Tensor | None, Tensor | None]
+    triangle: bool
+
+    @classmethod
+    def of(cls, space: Workspace, config: ProductConfig, tile: PairTile, both: bool) -> _Partials:
+        count, width = tile.a.shape[0], tile.b.shape[0]
+        triangle = _is_triangle(config, tile)
+        row_stretches = -(-width // config.block_n) * config.parts
+        rows = (space.empty((row_stretches, count)), space.empty((row_stretches, count)))
+        if triangle:
+            # Blocks above the diagonal fill the places that those below it would have.
+            return cls(rows, rows, True)
+        if not both:
+            return cls(rows, (None, None), False)
+        column_stretches = -(-count // config.block_m) * config.parts
+        shape = (column_stretches, width)
+        return cls(rows, (space.empty(shape), space.empty(shape)), False)
+
+
+def _is_triangle(config: ProductConfig, tile: PairTile) -> bool:
+    return tile.diagonal and config.block_m == config.block_n
+
+
+def _launch(
+    space: Workspace,
+    kernel: Any,
+    config: ProductConfig,
+    tile: PairTile,
+    *arguments: Any,
+    **options: Any,
+) -> None:
+    count, width = tile.a.shape[0], tile.b.shape[0]
+    row_blocks = -(-count // config.block_m)
+    programs = row_blocks * -(-width // config.block_n)
+    if _is_triangle(config, tile):
+        programs = row_blocks * (row_blocks + 1) // 2
+    launch.run_product(
+        kernel,
+        config,
+        programs,
+        tile.a,
+        tile.b,
+        tile.a.stride(0),
+        tile.b.stride(0),
+        count,
+        width,
+        padded(tile.a.shape[1], DEPTH_MULTIPLE),
+        0 if tile.skip is None else tile.skip,
+        tile.a_labels,
+        tile.b_labels,
+        *arguments,
+        space.call.params,
+        TRIANGLE=_is_triangle(config, tile),
+        EXCLUDE=tile.skip is not None,
+        PARTS=config.parts,
+        PRECISION=space.precision,
+        **options,
+    )
+
+
+def negatives(
+    space: Workspace, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+) -> None:
+    """See ``Engine.pair_negatives_tile``."""
+    config = space.config.sum
+    partials = _Partials.of(space, config, tile, columns is not None)
+    _launch(
+        space,
+        logsumexp_pairs.pair_negatives_kernel,
+        config,
+        tile,
+        *partials.rows,
+        *partials.columns,
+        NEGATIVE=space.pairs_policy.negative,
+        BOTH=columns is not None,
+    )
+    _merge(partials.rows, rows)
+    if columns is not None:
+        _merge(partials.columns, columns)
+
+
+def _merge(partials: tuple[Tensor | None, Tensor | None], sums: NegativeSums) -> None:
+    maximum, total = partials
+    assert maximum is not None
+    stretches, count = maximum.shape
+    merge = configs.MERGE
+    launch.run(
+        logsumexp.merge_kernel,
+        -(-count // merge.rows),
+        maximum,
+        total,
+        sums.maximum,
+        sums.total,
+        stretches,
+        count,
+        ROWS=merge.rows,
+        BLOCK=merge.block,
+        num_warps=merge.num_warps,
+    )
+
+
+def positives(
+    space: Workspace, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
+) -> None:
+    """See ``Engine.pair_positives_tile``."""
+    config = space.config.sum
+    partials = _Partials.of(space, config, tile, columns is not None)
+    _launch(
+        space,
+        logsumexp_pairs.pair_positives_kernel,
+        config,
+        tile,
+        rows.log_negatives,
+        # On the diagonal the columns are the rows.
+        rows.log_negatives if columns is None else columns.log_negatives,
+        *partials.rows,
+        *partials.columns,
+        POSITIVE=space.pairs_policy.positive,
+        BOTH=columns is not None,
+    )
+    _add(partials.rows, rows)
+    if columns is not None:
+        _add(partials.columns, columns)
+
+
+def _add(partials: tuple[Tensor | None, Tensor | None], sums: PositiveSums) -> None:
+    loss, share = partials
+    assert loss is not None
+    assert share is not None
+    sums.loss.add_(loss.sum(0))
+    sums.share.add_(share.sum(0))
+
+
+def gradient(
+    space: Workspace, tile: PairTile, rows: PairWeights, columns: PairWeights | None
+) -> Tensor:
+    """See ``Engine.pair_gradient_tile``."""
+    policy = space.pairs_policy
+    # The step of the statistics: their cosines to the last bit. exp(z - N) would show a difference
+    # in the order of summation, times the scale.
+    config = replace(space.config.sum_heavy, block_k=space.config.sum.block_k)
+    result = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
+    mirrored = columns is not None
+    space.set_scale((1 + mirrored) * policy.slope_bound(space.call.params))
+    _launch(
+        space,
+        logsumexp_pairs.pair_gradient_kernel,
+        config,
+        tile,
+        *rows,
+        *(rows if columns is None else columns),
+        result,
+        result.stride(0),
+        space.scale,
+        NEGATIVE=policy.negative,
+        POSITIVE=policy.positive,
+        MIRRORED=mirrored,
+    )
+    return result
