@@ -25,6 +25,13 @@ void require(bool known, const std::string& loss) {
   if (!known) throw std::invalid_argument("no native policy for loss '" + loss + "'");
 }
 
+void require_nearest(const NearestTileArgs& args) {
+  if (args.k < 1 || args.k > kMostNearest) {
+    throw std::invalid_argument("nearest_tile: k must be in [1, " + std::to_string(kMostNearest) +
+                                "], got " + std::to_string(args.k));
+  }
+}
+
 // Binds an argument struct: constructed from keywords, pointers given as integers.
 template <class Args>
 struct Fields {
@@ -92,6 +99,10 @@ void bind_arguments(py::module_& m) {
       "m", &G::m)("stride", &G::stride)("targets", &G::targets)("start", &G::start)(
       "log_negatives", &G::log_negatives)("negative_weight", &G::negative_weight)(
       "target_gradient", &G::target_gradient);
+  using K = NearestTileArgs;
+  Fields<K>(m, "NearestTile")("product", &K::product)("n", &K::n)("m", &K::m)("stride", &K::stride)(
+      "targets", &K::targets)("start", &K::start)("k", &K::k)("best", &K::best)(
+      "position", &K::position)("target_cosine", &K::target_cosine);
   using U = UnitRowsArgs;
   Fields<U>(m, "UnitRows")("source", &U::source)("source_dtype", &U::source_dtype)(
       "index", &U::index)("start", &U::start)("n", &U::n)("d", &U::d)("unit", &U::unit)(
@@ -149,6 +160,13 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().unit_rows_backward(args, threads);
       },
       Unlock());
+  m.def(
+      "nearest_tile",
+      [](const NearestTileArgs& args, int threads) {
+        require_nearest(args);
+        cpu::kernels().nearest_tile(args, threads);
+      },
+      Unlock());
 }
 
 #if defined(UF_WITH_CUDA)
@@ -204,6 +222,13 @@ void bind_cuda(py::module_ m) {
       "unit_rows_backward",
       [](const UnitRowsBackwardArgs& args, std::uintptr_t stream) {
         cuda::unit_rows_backward(args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "nearest_tile",
+      [](const NearestTileArgs& args, std::uintptr_t stream) {
+        require_nearest(args);
+        cuda::nearest_tile(args, handle(stream));
       },
       Unlock());
 }

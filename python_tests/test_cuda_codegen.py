@@ -23,7 +23,7 @@ LARGEST_REGISTERS = 255
 SUM_KERNELS = ("sum_tile_kernel",)
 LOGSUMEXP_KERNELS = ("logsumexp_tile_kernel", "logsumexp_gradient_kernel", "positive_rows_kernel")
 ROW_KERNELS = ("unit_rows_kernel", "unit_rows_backward_kernel")
-OTHER_KERNELS = ("add_partials_kernel", "merge_partials_kernel")
+OTHER_KERNELS = ("add_partials_kernel", "merge_partials_kernel", "nearest_tile_kernel")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
 
@@ -180,6 +180,7 @@ def cuda_headers() -> Path | None:
     [
         ("sum_tile", []),
         ("logsumexp_tile", []),
+        ("nearest_tile", []),
         ("unit_rows", []),
         pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),
     ],

@@ -3,6 +3,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/logsumexp_tile.h"
+#include "cpu/nearest_tile.h"
 #include "cpu/sum_tile.h"
 #include "cpu/unit_rows.h"
 
@@ -66,7 +67,7 @@ bool run_positive_rows(const char* loss, const float* params, const float* cosin
 
 extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     UF_TEXT(UF_ISA),   run_sum_tile, run_logsumexp_tile, run_logsumexp_gradient_tile,
-    run_positive_rows, unit_rows,    unit_rows_backward,
+    run_positive_rows, unit_rows,    unit_rows_backward, nearest_tile,
 };
 
 }  // namespace unitsface::cpu

@@ -23,6 +23,7 @@ struct Kernels {
                         float* logit, float* slope);
   void (*unit_rows)(const UnitRowsArgs&, int threads);
   void (*unit_rows_backward)(const UnitRowsBackwardArgs&, int threads);
+  void (*nearest_tile)(const NearestTileArgs&, int threads);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.

@@ -26,6 +26,7 @@ void positive_rows(const std::string& loss, const float* params, const float* co
                    float* logit, float* slope, void* stream);
 void unit_rows(const UnitRowsArgs& args, void* stream);
 void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
+void nearest_tile(const NearestTileArgs& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);

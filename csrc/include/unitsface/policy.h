@@ -14,6 +14,9 @@
 //   Logit positive(float cosine) const;   // called once per row
 //   Logit negative(float cosine) const;   // called for every pair
 //
+// A `nearest` loss has no policy: nearest_tile searches whatever the loss is, and the formula then
+// runs on k numbers per row, as tensor operations in Python.
+//
 // evaluate() and negative() run for every pair: they must not branch or call the C library.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once

@@ -32,7 +32,8 @@ class CudaEngine(NativeEngine):
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.operand_dtype = call.compute_dtype
-        if call.compute_dtype == torch.float16:
+        # A nearest loss has no gradient tiles.
+        if call.compute_dtype == torch.float16 and call.spec.reduction != "nearest":
             self.gradient_scale = _float16_scale(call)
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:

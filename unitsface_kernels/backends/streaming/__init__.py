@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...losses import LossSpec
-from . import logsumexp, sum
+from . import logsumexp, nearest, sum
 from .call import Call, Gradients, Result
 from .engine import Engine, SumTile
 
-_DRIVERS = {"sum": sum, "logsumexp": logsumexp}
+_DRIVERS = {"sum": sum, "logsumexp": logsumexp, "nearest": nearest}
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Rows of the (rows, N) float32 state that a loss keeps for its backward pass."""
-    return _DRIVERS[spec.reduction].state_rows(params)
+    return _DRIVERS[spec.reduction].state_rows(spec, params)
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:

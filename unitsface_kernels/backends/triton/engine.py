@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import Call, SumTile
-from . import configs, launch, logsumexp_tile, sum_tile
+from . import configs, launch, logsumexp_tile, nearest_tile, sum_tile
 from .kernels import rows
 from .products import accumulate, product
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded
@@ -184,6 +184,18 @@ class TritonEngine:
         return logsumexp_tile.gradient(
             self._space, a, b, targets, start, log_negatives, negative_weight, target_gradient
         )
+
+    def nearest_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        best: Tensor,
+        position: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        nearest_tile.search(self._space, a, b, targets, start, best, position, target_cosine)
 
     # Products of gradient tiles
 
