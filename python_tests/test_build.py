@@ -42,11 +42,13 @@ def test_registries_agree() -> None:
     text = (ROOT / "csrc" / "include" / "unitsface" / "loss_list.def").read_text()
     native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
-    assert kinds == {name: spec.reduction for name, spec in REGISTRY.items()}
+    # The formula of a nearest loss is eager: it has no policy.
+    tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
+    assert kinds == {name: spec.reduction for name, spec in tiled.items()}
     headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
     structs = {header.stem: header.read_text() for header in headers}
-    assert structs.keys() == REGISTRY.keys()
-    for name, spec in REGISTRY.items():
+    assert structs.keys() == tiled.keys()
+    for name, spec in tiled.items():
         body = structs[name].split(f"struct {native[name]} ")[1]
         count = re.search(r"kParameters = (\d+);", body)
         assert count is not None
@@ -54,7 +56,7 @@ def test_registries_agree() -> None:
 
     from unitsface_kernels.backends.triton.losses import POLICIES, LogsumexpPolicy, SumPolicy
 
-    assert POLICIES.keys() == REGISTRY.keys()
+    assert POLICIES.keys() == tiled.keys()
     for name, policy in POLICIES.items():
         kind = SumPolicy if REGISTRY[name].reduction == "sum" else LogsumexpPolicy
         assert isinstance(policy, kind), name
@@ -68,6 +70,8 @@ def test_unknown_losses_are_an_error_of_the_extension() -> None:
         native.cpu.sum_tile("other", [1.0], native.CpuSumTile(), 1)
     # A loss of the other reduction is unknown as well.
     for name, spec in REGISTRY.items():
+        if spec.reduction == "nearest":
+            continue
         run = native.cpu.logsumexp_tile if spec.reduction == "sum" else native.cpu.sum_tile
         tile = native.LogsumexpTile() if spec.reduction == "sum" else native.CpuSumTile()
         with pytest.raises(ValueError, match=name):
@@ -235,11 +239,28 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
     return {**found, "gradient": gradient}
 
 
+def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    native = loader.extension()
+    n, m = product.shape
+    cosine, targets, k = product.clone(), torch.arange(n) % (2 * m) - 1, 5
+    found = {
+        "best": torch.full((n, k), -torch.inf),
+        "position": torch.full((n, k), -1, dtype=torch.int32),
+        "target_cosine": torch.zeros(n),
+    }
+    shared = {"n": n, "m": m, "stride": m, "targets": targets.data_ptr(), "start": 0, "k": k}
+    addresses = {name: tensor.data_ptr() for name, tensor in found.items()}
+    tile = native.NearestTile(product=cosine.data_ptr(), **shared, **addresses)
+    native.cpu.nearest_tile(tile, threads)
+    return found
+
+
 @each_loss
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     """Library products may; everything of the extension may not."""
     product = 2 * torch.rand(201, 333) - 1
-    run = _sum_tile if spec.reduction == "sum" else _logsumexp_tile
+    runs = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}
+    run = runs[spec.reduction]
     params = list(spec.pack(spec.defaults()))
     want = run(spec.name, params, product, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())

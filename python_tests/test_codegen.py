@@ -32,7 +32,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 REGISTERS_OF_AN_SM = 65536
 SHARED_OF_AN_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-PRODUCTS = ("sum_kernel", "statistics_kernel", "gradient_kernel")
+PRODUCTS = ("sum_kernel", "statistics_kernel", "gradient_kernel", "nearest_kernel")
 # What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
 # launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights).
 # The other dtypes differ in element size and in the conversion of gradients: the variant with the
@@ -183,6 +183,13 @@ def _compile(architecture: int) -> Iterator[Compiled]:
                     result = backend.forward(call, gradients=True)
                     if result.state is not None:
                         backend.backward(call, result.state, torch.ones(192))
+        # Counts decide the size of tiles: the largest, too.
+        variant = "largest counts"
+        for loss, spec in REGISTRY.items():
+            largest = {p.name: p.maximum for p in spec.parameters if p.integer}
+            if largest:
+                params = spec.pack(spec.defaults() | largest)
+                backend.forward(make_call(loss, columns, params=params), gradients=False)
     yield from found.values()
 
 

@@ -85,20 +85,30 @@ def _numbers(spec_name: str) -> list[tuple]:
             found += [({name: "other"}, ValueError, [name, *parameter.choices, "'other'"])]
             found += [({name: 1}, ValueError, [name, *parameter.choices, "1"])]
             continue
+        kind, step = ("int", 1) if parameter.integer else ("float", 1.0)
         found += [
-            ({name: "1"}, TypeError, [name, "float", "str"]),
-            ({name: True}, TypeError, [name, "float", "bool"]),
-            ({name: torch.ones(())}, TypeError, [name, "float", "Tensor"]),
-            ({name: None}, TypeError, [name, "float", "NoneType"]),
-            ({name: math.nan}, ValueError, [name, "finite", "nan"]),
-            ({name: math.inf}, ValueError, [name, "finite", "inf"]),
-            ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
+            ({name: "1"}, TypeError, [name, kind, "str"]),
+            ({name: True}, TypeError, [name, kind, "bool"]),
+            ({name: torch.ones(())}, TypeError, [name, kind, "Tensor"]),
+            ({name: None}, TypeError, [name, kind, "NoneType"]),
         ]
+        if parameter.integer:
+            found += [({name: 2.0}, TypeError, [name, kind, "float"])]
+        else:
+            found += [
+                ({name: math.nan}, ValueError, [name, "finite", "nan"]),
+                ({name: math.inf}, ValueError, [name, "finite", "inf"]),
+                ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
+            ]
+        if parameter.maximum is not None:
+            high = parameter.maximum + step
+            bound = f"<= {parameter.maximum:g}"
+            found += [({name: high}, ValueError, [name, bound, f"got {high}"])]
         if parameter.minimum is not None:
             low = parameter.minimum
             found += [
                 ({name: low}, ValueError, [name, f"> {low:g}", f"got {low}"]),
-                ({name: low - 1.0}, ValueError, [name, f"> {low:g}", f"got {low - 1.0}"]),
+                ({name: low - step}, ValueError, [name, f"> {low:g}", f"got {low - step}"]),
             ]
     return found
 
@@ -129,7 +139,7 @@ PAIR_MISTAKES = [
     *_numbers("uss"),
     *COMMON,
 ]
-CLASS_MISTAKES = [
+ANY_CLASS_MISTAKES = [
     *_features("feats"),
     *_features("weight"),
     *_like_feats("weight"),
@@ -144,14 +154,16 @@ CLASS_MISTAKES = [
         ValueError,
         ["labels", "[-1, 2)", "got 2"],
     ),
-    *_numbers("margin_softmax"),
     *COMMON,
 ]
+CLASS_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("margin_softmax")]
+NPT_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("npt")]
 CALLS = [
     pytest.param(function, base, *mistake, id=f"{function}-{i}-{next(iter(mistake[0]))}")
     for function, base, mistakes in (
         ("fused_uss_loss", PAIR, PAIR_MISTAKES),
         ("fused_margin_softmax_loss", CLASS, CLASS_MISTAKES),
+        ("fused_npt_loss", CLASS, NPT_MISTAKES),
     )
     for i, mistake in enumerate(mistakes)
 ]
@@ -182,6 +194,7 @@ def test_every_public_function_is_covered() -> None:
     # The unchanged arguments are legal.
     assert float(uk.fused_uss_loss(**PAIR)) > 0
     assert float(uk.fused_margin_softmax_loss(**CLASS)) > 0
+    assert float(uk.fused_npt_loss(**CLASS)) > 0
 
 
 @pytest.mark.parametrize("cls", uk.CLASS_LOSSES.values(), ids=uk.CLASS_LOSSES)

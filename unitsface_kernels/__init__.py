@@ -4,7 +4,7 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 """
 
 from ._version import __version__
-from .functional import fused_margin_softmax_loss, fused_uss_loss
+from .functional import fused_margin_softmax_loss, fused_npt_loss, fused_uss_loss
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
@@ -12,6 +12,7 @@ from .modules import (
     CosFaceLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
+    NPTLoss,
     SphereFaceLoss,
     UniTSFaceLoss,
     USSLoss,
@@ -23,11 +24,13 @@ __all__ = [
     "ArcFaceLoss",
     "CosFaceLoss",
     "MarginSoftmaxLoss",
+    "NPTLoss",
     "NormFaceLoss",
     "SphereFaceLoss",
     "USSLoss",
     "UniTSFaceLoss",
     "__version__",
     "fused_margin_softmax_loss",
+    "fused_npt_loss",
     "fused_uss_loss",
 ]

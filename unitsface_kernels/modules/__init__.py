@@ -12,6 +12,7 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
+from .npt import NPTLoss
 from .pair import USSLoss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
@@ -19,6 +20,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "npt": NPTLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {"uss": USSLoss}
 
@@ -28,6 +30,7 @@ __all__ = [
     "ArcFaceLoss",
     "CosFaceLoss",
     "MarginSoftmaxLoss",
+    "NPTLoss",
     "NormFaceLoss",
     "SphereFaceLoss",
     "USSLoss",
