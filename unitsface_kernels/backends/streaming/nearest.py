@@ -43,8 +43,10 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     best, position, target_cosine = state.split([count, count, 1])
     position = position.view(torch.int32)
     of_nearest, of_target = _slopes(call, best.T, position.T, target_cosine[0])
-    places = torch.cat([position, call.row_labels[None].to(torch.int32)])
-    slopes = torch.cat([of_nearest.T, of_target[None]]) * weights
+    # Places beyond the number of columns are never filled.
+    filled = min(count, call.num_columns)
+    places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
+    slopes = torch.cat([of_nearest.T[:filled], of_target[None]]) * weights
     return _gradients(call, engine, places, torch.where(weights == 0.0, 0.0, slopes))
 
 
