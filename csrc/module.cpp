@@ -25,6 +25,13 @@ void require(bool known, const std::string& loss) {
   if (!known) throw std::invalid_argument("no native policy for loss '" + loss + "'");
 }
 
+void require_nearest(const NearestTileArgs& args) {
+  if (args.k < 1 || args.k > kMostNearest) {
+    throw std::invalid_argument("nearest_tile: k must be in [1, " + std::to_string(kMostNearest) +
+                                "], got " + std::to_string(args.k));
+  }
+}
+
 // Binds an argument struct: constructed from keywords, pointers given as integers.
 template <class Args>
 struct Fields {
@@ -130,6 +137,10 @@ void bind_arguments(py::module_& m) {
       "m", &G::m)("stride", &G::stride)("targets", &G::targets)("start", &G::start)(
       "log_negatives", &G::log_negatives)("negative_weight", &G::negative_weight)(
       "target_gradient", &G::target_gradient);
+  using K = NearestTileArgs;
+  Fields<K>(m, "NearestTile")("product", &K::product)("n", &K::n)("m", &K::m)("stride", &K::stride)(
+      "targets", &K::targets)("start", &K::start)("k", &K::k)("best", &K::best)(
+      "position", &K::position)("target_cosine", &K::target_cosine);
   using U = UnitRowsArgs;
   Fields<U>(m, "UnitRows")("source", &U::source)("source_dtype", &U::source_dtype)(
       "index", &U::index)("start", &U::start)("n", &U::n)("d", &U::d)("unit", &U::unit)(
@@ -208,6 +219,13 @@ void bind_cpu(py::module_ m) {
   bind_cpu_pair_tile(m, "pair_negatives_tile", &cpu::Kernels::pair_negatives_tile);
   bind_cpu_pair_tile(m, "pair_positives_tile", &cpu::Kernels::pair_positives_tile);
   bind_cpu_pair_tile(m, "pair_gradient_tile", &cpu::Kernels::pair_gradient_tile);
+  m.def(
+      "nearest_tile",
+      [](const NearestTileArgs& args, int threads) {
+        require_nearest(args);
+        cpu::kernels().nearest_tile(args, threads);
+      },
+      Unlock());
 }
 
 #if defined(UF_WITH_CUDA)
@@ -293,6 +311,13 @@ void bind_cuda(py::module_ m) {
       [](const std::string& loss, const Params& params, const cuda::PairGradient& args,
          std::uintptr_t stream) {
         cuda::pair_gradient_tile(loss, params.data(), args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "nearest_tile",
+      [](const NearestTileArgs& args, std::uintptr_t stream) {
+        require_nearest(args);
+        cuda::nearest_tile(args, handle(stream));
       },
       Unlock());
 }

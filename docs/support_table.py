@@ -33,8 +33,10 @@ def table() -> str:
     ]
     for name, spec in REGISTRY.items():
         own = ", ".join(f"`{m.__name__}`" for m in modules.values() if m.loss == name)
-        marks = ["yes", *["yes" if name in native else "no"] * 2]
-        marks.append("yes" if name in triton else "no")
+        # A nearest loss needs no policy of its own.
+        eager = spec.triplet is not None
+        marks = ["yes", *["yes" if eager or name in native else "no"] * 2]
+        marks.append("yes" if eager or name in triton else "no")
         lines.append(f"| {name} | `{spec.function}` | {own} | {' | '.join(marks)} |")
     return "\n".join(lines) + "\n"
 

@@ -42,16 +42,18 @@ def test_registries_agree() -> None:
     text = (ROOT / "csrc" / "include" / "unitsface" / "loss_list.def").read_text()
     native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
+    # The formula of a nearest loss is eager: it has no policy.
+    tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
     assert kinds == {
         name: "pair_logsumexp"
         if (spec.reduction, spec.topology) == ("logsumexp", "pair")
         else spec.reduction
-        for name, spec in REGISTRY.items()
+        for name, spec in tiled.items()
     }
     headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
     # Losses that differ in their thresholds alone share a policy.
     structs = "".join(header.read_text() for header in headers)
-    for name, spec in REGISTRY.items():
+    for name, spec in tiled.items():
         body = structs.split(f"struct {native[name]} ")[1]
         count = re.search(r"kParameters = (\d+);", body)
         assert count is not None
@@ -66,7 +68,7 @@ def test_registries_agree() -> None:
         SumPolicy,
     )
 
-    assert POLICIES.keys() == REGISTRY.keys()
+    assert POLICIES.keys() == tiled.keys()
     for name, policy in POLICIES.items():
         spec = REGISTRY[name]
         kind = SumPolicy
@@ -85,6 +87,8 @@ def test_unknown_losses_are_an_error_of_the_extension() -> None:
         native.cpu.sum_tile("other", [1.0], native.CpuSumTile(), 1)
     # A loss of the other reduction is unknown as well.
     for name, spec in REGISTRY.items():
+        if spec.reduction == "nearest":
+            continue
         run = native.cpu.logsumexp_tile if spec.reduction == "sum" else native.cpu.sum_tile
         tile = native.LogsumexpTile() if spec.reduction == "sum" else native.CpuSumTile()
         with pytest.raises(ValueError, match=name):
@@ -304,11 +308,27 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
     return {**found, "gradient": gradient}
 
 
+def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    native = loader.extension()
+    n, m = product.shape
+    cosine, targets, k = product.clone(), torch.arange(n) % (2 * m) - 1, 5
+    found = {
+        "best": torch.full((n, k), -torch.inf),
+        "position": torch.full((n, k), -1, dtype=torch.int32),
+        "target_cosine": torch.zeros(n),
+    }
+    shared = {"n": n, "m": m, "stride": m, "targets": targets.data_ptr(), "start": 0, "k": k}
+    addresses = {name: tensor.data_ptr() for name, tensor in found.items()}
+    tile = native.NearestTile(product=cosine.data_ptr(), **shared, **addresses)
+    native.cpu.nearest_tile(tile, threads)
+    return found
+
+
 @each_loss
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     """Library products may; everything of the extension may not."""
     product = 2 * torch.rand(201, 333) - 1
-    run = _sum_tile if spec.reduction == "sum" else _logsumexp_tile
+    run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
         run = _pair_tiles
     params = list(spec.pack(spec.defaults()))

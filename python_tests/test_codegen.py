@@ -39,6 +39,7 @@ PRODUCTS = (
     "pair_negatives_kernel",
     "pair_positives_kernel",
     "pair_gradient_kernel",
+    "nearest_kernel",
 )
 # What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
 # launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights).
@@ -200,6 +201,13 @@ def _compile(architecture: int) -> Iterator[Compiled]:
                     result = backend.forward(call, gradients=True)
                     if result.state is not None:
                         backend.backward(call, result.state, torch.ones(192))
+        # Counts decide the size of tiles: the largest, too.
+        variant = "largest counts"
+        for loss, spec in REGISTRY.items():
+            largest = {p.name: p.maximum for p in spec.parameters if p.integer}
+            if largest:
+                params = spec.pack(spec.defaults() | largest)
+                backend.forward(make_call(loss, columns, params=params), gradients=False)
     yield from found.values()
 
 

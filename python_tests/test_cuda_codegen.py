@@ -30,7 +30,12 @@ PAIR_KERNELS = (
 # Only of policies in which positives take part.
 PAIR_POSITIVE_KERNELS = ("pair_positives_rows_kernel", "pair_positives_columns_kernel")
 ROW_KERNELS = ("unit_rows_kernel", "unit_rows_backward_kernel")
-OTHER_KERNELS = ("add_partials_kernel", "merge_partials_kernel", "fold_partials_kernel")
+OTHER_KERNELS = (
+    "add_partials_kernel",
+    "merge_partials_kernel",
+    "fold_partials_kernel",
+    "nearest_tile_kernel",
+)
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
 
@@ -202,6 +207,7 @@ def cuda_headers() -> Path | None:
         ("sum_tile", []),
         ("logsumexp_tile", []),
         ("logsumexp_pairs_tile", []),
+        ("nearest_tile", []),
         ("unit_rows", []),
         ("histogram_tile", []),
         pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),

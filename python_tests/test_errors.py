@@ -85,20 +85,30 @@ def _numbers(spec_name: str) -> list[tuple]:
             found += [({name: "other"}, ValueError, [name, *parameter.choices, "'other'"])]
             found += [({name: 1}, ValueError, [name, *parameter.choices, "1"])]
             continue
+        kind, step = ("int", 1) if parameter.integer else ("float", 1.0)
         found += [
-            ({name: "1"}, TypeError, [name, "float", "str"]),
-            ({name: True}, TypeError, [name, "float", "bool"]),
-            ({name: torch.ones(())}, TypeError, [name, "float", "Tensor"]),
-            ({name: None}, TypeError, [name, "float", "NoneType"]),
-            ({name: math.nan}, ValueError, [name, "finite", "nan"]),
-            ({name: math.inf}, ValueError, [name, "finite", "inf"]),
-            ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
+            ({name: "1"}, TypeError, [name, kind, "str"]),
+            ({name: True}, TypeError, [name, kind, "bool"]),
+            ({name: torch.ones(())}, TypeError, [name, kind, "Tensor"]),
+            ({name: None}, TypeError, [name, kind, "NoneType"]),
         ]
+        if parameter.integer:
+            found += [({name: 2.0}, TypeError, [name, kind, "float"])]
+        else:
+            found += [
+                ({name: math.nan}, ValueError, [name, "finite", "nan"]),
+                ({name: math.inf}, ValueError, [name, "finite", "inf"]),
+                ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
+            ]
+        if parameter.maximum is not None:
+            high = parameter.maximum + step
+            bound = f"<= {parameter.maximum:g}"
+            found += [({name: high}, ValueError, [name, bound, f"got {high}"])]
         if parameter.minimum is not None:
             low = parameter.minimum
             found += [
                 ({name: low}, ValueError, [name, f"> {low:g}", f"got {low}"]),
-                ({name: low - 1.0}, ValueError, [name, f"> {low:g}", f"got {low - 1.0}"]),
+                ({name: low - step}, ValueError, [name, f"> {low:g}", f"got {low - step}"]),
             ]
     return found
 
@@ -129,7 +139,7 @@ PAIR_MISTAKES = [
     *_numbers("uss"),
     *COMMON,
 ]
-CLASS_MISTAKES = [
+ANY_CLASS_MISTAKES = [
     *_features("feats"),
     *_features("weight"),
     *_like_feats("weight"),
@@ -144,7 +154,6 @@ CLASS_MISTAKES = [
         ValueError,
         ["labels", "[-1, 2)", "got 2"],
     ),
-    *_numbers("margin_softmax"),
     *COMMON,
 ]
 # Everything of a pair loss but the threshold, which these do not have.
@@ -152,6 +161,8 @@ PAIR_WITHOUT_B = {name: value for name, value in PAIR.items() if name != "b"}
 WITHOUT_B_MISTAKES = [
     mistake for mistake in PAIR_MISTAKES if not {"b", "margin", "scale"} & mistake[0].keys()
 ]
+CLASS_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("margin_softmax")]
+NPT_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("npt")]
 CALLS = [
     pytest.param(function, base, *mistake, id=f"{function}-{i}-{next(iter(mistake[0]))}")
     for function, base, mistakes in (
@@ -167,6 +178,7 @@ CALLS = [
             PAIR_WITHOUT_B,
             [*WITHOUT_B_MISTAKES, *_numbers("pair_logsumexp")],
         ),
+        ("fused_npt_loss", CLASS, NPT_MISTAKES),
     )
     for i, mistake in enumerate(mistakes)
 ]
@@ -200,6 +212,7 @@ def test_every_public_function_is_covered() -> None:
     distinct = {**PAIR_WITHOUT_B, "memory_labels": torch.arange(M)}
     assert float(uk.fused_pair_softmax_loss(**distinct)) > 0
     assert float(uk.fused_pair_logsumexp(**distinct)) > 0
+    assert float(uk.fused_npt_loss(**CLASS)) > 0
 
 
 @pytest.mark.parametrize("cls", uk.CLASS_LOSSES.values(), ids=uk.CLASS_LOSSES)

@@ -117,8 +117,11 @@ def _pair_module(cls: type[nn.Module]) -> nn.Module:
     return cls(scale=9.0, **{name: value for name, value in given.items() if name in known})
 
 
+# A parameter of each, which its representation shows.
+SHOWN = {key: {"scale": 9.0} for key in (*CLASS_LOSSES, *PAIR_LOSSES, "unitsface")}
+SHOWN["npt"] = {"margin": 2.5}
 MODULES = {
-    **{name: lambda c=c: c(8, 4, scale=9.0) for name, c in CLASS_LOSSES.items()},
+    **{name: lambda c=c, n=name: c(8, 4, **SHOWN[n]) for name, c in CLASS_LOSSES.items()},
     **{name: lambda c=c: _pair_module(c) for name, c in PAIR_LOSSES.items()},
     "unitsface": lambda: _unitsface("auto"),
 }
@@ -148,7 +151,7 @@ def test_modules_copy_and_pickle(name: str) -> None:
         assert torch.equal(other(feats, labels), want)
         assert [k for k, _ in other.named_parameters()] == [k for k, _ in module.named_parameters()]
         assert repr(other) == repr(module)
-        assert "scale=" in repr(module)
+        assert all(f"{parameter}=" in repr(module) for parameter in SHOWN[name])
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -181,6 +184,10 @@ def test_modules_are_their_functions(target: Target) -> None:
         "arcface": {"m1": 1.0, "m2": 0.3, "m3": 0.0},
         "sphereface": {"m1": 1.3, "m2": 0.0, "m3": 0.0},
     }
+    module = CLASS_LOSSES["npt"](8, 4, 0.7, 2, "sum", target.backend).to(target.device)
+    options = {"margin": 0.7, "k": 2, "reduction": "sum", "backend": target.backend}
+    want = unitsface_kernels.fused_npt_loss(feats, module.weight, labels, **options)
+    assert torch.equal(module(feats, labels), want)
     margins = {"cosface": 0.3, "arcface": 0.3, "sphereface": 1.3}
     for name, values in presets.items():
         margin = {"margin": margins[name]} if name in margins else {}

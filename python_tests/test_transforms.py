@@ -154,18 +154,20 @@ def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
 @each_target
 @each_loss
 def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
-    """A schedule of the scale or of a fixed threshold makes them symbolic when recompiled."""
+    """A schedule of a parameter or of a fixed threshold makes them symbolic when recompiled."""
+    # Whatever the first parameter of the loss is.
+    parameter = spec.parameters[0].name
     p = problem(spec, target.device, rows=5)
     torch.compiler.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
-    def step(scale: float, b: float) -> Tensor:
+    def step(value: float, b: float) -> Tensor:
         changes = {} if spec.threshold == "none" else {"b": b}
-        return p.loss(target.backend, values={"scale": scale}, **changes)
+        return p.loss(target.backend, values={parameter: value}, **changes)
 
-    for scale, b in ((8.0, 1.5), (9.0, 2.5), (10.5, -1.0)):
-        want = p.loss(target.backend, values={"scale": scale}, b=b)
-        check_same("loss", step(scale, b), want, SAME_LOSS)
+    for value, b in ((8.0, 1.5), (9.0, 2.5), (10.5, -1.0)):
+        want = p.loss(target.backend, values={parameter: value}, b=b)
+        check_same("loss", step(value, b), want, SAME_LOSS)
 
 
 @each_loss

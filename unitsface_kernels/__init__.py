@@ -6,6 +6,7 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 from ._version import __version__
 from .functional import (
     fused_margin_softmax_loss,
+    fused_npt_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
     fused_pair_softmax_loss,
@@ -22,6 +23,7 @@ from .modules import (
     CosFaceLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
+    NPTLoss,
     PairBCELoss,
     PairSoftmaxLoss,
     SphereFace2Loss,
@@ -38,6 +40,7 @@ __all__ = [
     "ClassBCELoss",
     "CosFaceLoss",
     "MarginSoftmaxLoss",
+    "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
     "PairSoftmaxLoss",
@@ -48,6 +51,7 @@ __all__ = [
     "UniTSFaceLoss",
     "__version__",
     "fused_margin_softmax_loss",
+    "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",
     "fused_pair_softmax_loss",

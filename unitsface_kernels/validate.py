@@ -101,6 +101,8 @@ def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
         if parameter.choices:
             choice(parameter.name, value, parameter.choices)
             continue
+        if parameter.integer:
+            is_int(parameter.name, value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{parameter.name} must be a float, got {type(value).__name__}")
         if not abs(value) < math.inf:
@@ -133,9 +135,14 @@ def memory_pair(
         raise ValueError(f"{missing} must be given together with {given}, got None")
 
 
-def positive_int(name: str, value: object) -> None:
+def is_int(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def positive_int(name: str, value: object) -> None:
+    is_int(name, value)
+    assert isinstance(value, int)
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
 

@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
+#include "cpu/nearest_tile.h"
 #include "cpu/sum_tile.h"
 #include "cpu/unit_rows.h"
 
@@ -105,7 +106,7 @@ extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     run_positive_rows,       unit_rows,
     unit_rows_backward,      run_pair_negatives_tile,
     run_pair_positives_tile, run_pair_gradient_tile,
-    histogram_tile,
+    histogram_tile,          nearest_tile,
 };
 
 }  // namespace unitsface::cpu

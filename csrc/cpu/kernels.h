@@ -34,6 +34,7 @@ struct Kernels {
   bool (*pair_gradient_tile)(const char* loss, const float* params, const PairGradient&,
                              int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
+  void (*nearest_tile)(const NearestTileArgs&, int threads);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.

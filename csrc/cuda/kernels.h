@@ -40,6 +40,7 @@ void unit_rows(const UnitRowsArgs& args, void* stream);
 void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
 // The one kernel with atomics, on integers: in any order the same counts.
 void histogram_tile(const HistogramTile& args, void* stream);
+void nearest_tile(const NearestTileArgs& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);

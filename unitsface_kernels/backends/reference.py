@@ -26,6 +26,7 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _sum(spec, params, cosine, positive, negative, threshold):
     # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
+    assert spec.negative is not None
     zero = cosine.new_zeros(())
     terms = spec.negative(torch.where(negative, cosine, zero), threshold, params) * negative
     if spec.positive is not None:
@@ -35,6 +36,7 @@ def _sum(spec, params, cosine, positive, negative, threshold):
 
 
 def _logsumexp(spec, params, cosine, positive, negative, threshold):
+    assert spec.negative is not None
     negative_logits = spec.negative(cosine, threshold, params)
     lowest = torch.finfo(cosine.dtype).min
     # A policy takes pairs out with -inf; NaN is not equal to it and stays.
@@ -52,7 +54,22 @@ def _logsumexp(spec, params, cosine, positive, negative, threshold):
     return torch.where(count > 0, mean, without)
 
 
-_REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp}
+def _nearest(spec, params, cosine, positive, negative, threshold):
+    triplet = spec.triplet
+    # Stable: of equal cosines the smaller position wins. NaN comes before every number.
+    candidates = cosine.detach().masked_fill(~negative, -torch.inf)
+    order = torch.sort(candidates, dim=1, descending=True, stable=True).indices
+    order = order[:, : triplet.count(params)]
+    found = negative.gather(1, order)
+    nearest = torch.where(found, cosine.gather(1, order), 0.0)
+    target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
+    terms = triplet.value(nearest, target, params)
+    # Without the target's cosine, which may be in another shard, there is no triplet.
+    scored = found & positive.any(dim=1, keepdim=True)
+    return torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
+
+
+_REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
 
 
 def similarity_loss(

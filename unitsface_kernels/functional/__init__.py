@@ -1,6 +1,11 @@
 """The functional API: names, defaults, documentation. Everything else happens further down."""
 
-from .classes import fused_margin_softmax_loss, fused_sphereface2_loss, fused_uce_loss
+from .classes import (
+    fused_margin_softmax_loss,
+    fused_npt_loss,
+    fused_sphereface2_loss,
+    fused_uce_loss,
+)
 from .pair import (
     fused_pair_bce_loss,
     fused_pair_logsumexp,
@@ -11,6 +16,7 @@ from .pair import (
 
 __all__ = [
     "fused_margin_softmax_loss",
+    "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",
     "fused_pair_softmax_loss",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     class_bce,
     margin_softmax,
+    npt,
     pair_bce,
     pair_logsumexp,
     pair_softmax,
@@ -12,7 +13,7 @@ from . import (
     uce,
     uss,
 )
-from .spec import LossSpec, Parameter
+from .spec import LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
     spec.name: spec
@@ -25,7 +26,8 @@ REGISTRY: dict[str, LossSpec] = {
         sphereface2.SPEC,
         pair_softmax.SPEC,
         pair_logsumexp.SPEC,
+        npt.SPEC,
     )
 }
 
-__all__ = ["REGISTRY", "LossSpec", "Parameter"]
+__all__ = ["REGISTRY", "LossSpec", "Parameter", "Triplet"]

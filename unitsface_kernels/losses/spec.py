@@ -27,6 +27,7 @@ class Parameter:
         minimum: exclusive lower bound, or None.
         at_least, maximum: inclusive bounds, or None.
         choices: for a keyword that is one of several words; the kernels receive its index.
+        integer: only whole numbers, given as int, are accepted.
     """
 
     name: str
@@ -35,6 +36,27 @@ class Parameter:
     at_least: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """How a ``nearest`` loss judges a row's nearest wrong columns against its target.
+
+    It sees N x k cosines, not N x M: plain tensor operations serve every backend, and there is
+    no policy in C++ or Triton.
+
+    Attributes:
+        count: k, how many columns are searched for, from the parameters.
+        value: eager formula: cosines of the nearest wrong columns (N, k) and of the targets (N, 1)
+            to terms (N, k), of which the row's loss is the mean.
+        slopes: derivatives of ``value`` by the two, each (N, k), for backends that autograd does
+            not see into; 0 at a kink, as autograd takes it.
+    """
+
+    count: Callable[[tuple[float, ...]], int]
+    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
+    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +68,17 @@ class LossSpec:
         topology: ``"pair"`` (columns are samples) or ``"class"`` (columns are class weights).
         reduction: how a row's pairs combine. ``"sum"``: the policy's terms are added.
             ``"logsumexp"``: the policy gives logits, and the row's loss is the mean over its
-            positives p of ``logsumexp({z_p} and all negatives) - z_p``.
+            positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"nearest"``: the
+            mean of ``triplet`` over the largest cosines that are not the target's.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
         parameters: scalar hyper-parameters in the order in which kernels receive them.
         negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
-            Without ``positive``, positive pairs take no part.
+            Without ``positive``, positive pairs take no part. None for ``nearest``.
         function: name of the public function.
         source: paper and equation.
         counted: rows that ``reduction="mean"`` counts; the others' loss is 0. All that are not
             ignored, or of these the ones with at least one positive, or one negative.
+        triplet: the formula of a ``nearest`` loss, else None.
     """
 
     name: str
@@ -62,11 +86,12 @@ class LossSpec:
     reduction: Reduction
     threshold: Threshold
     parameters: tuple[Parameter, ...]
-    negative: EagerTerm
+    negative: EagerTerm | None
     positive: EagerTerm | None
     function: str
     source: str
     counted: Counted = "labelled"
+    triplet: Triplet | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
         """Hyper-parameters as the floats that kernels receive, in order."""

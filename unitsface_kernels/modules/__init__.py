@@ -13,6 +13,7 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
+from .npt import NPTLoss
 from .pair import PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
 
@@ -24,6 +25,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
+    "npt": NPTLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -38,6 +40,7 @@ __all__ = [
     "ClassBCELoss",
     "CosFaceLoss",
     "MarginSoftmaxLoss",
+    "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
     "PairSoftmaxLoss",

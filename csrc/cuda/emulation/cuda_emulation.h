@@ -25,6 +25,7 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 
+using std::max;
 using std::min;
 
 namespace emulation {
@@ -68,7 +69,7 @@ struct Block {
   }
 
   // Two sets of slots: no lane can be two shuffles ahead of another.
-  float shuffle_xor(float value, int mask) {
+  float shuffle(float value, int source) {
     Warp& warp = warps[current / kLanes];
     const int lane = current % kLanes;
     const int64_t mine = warp.generation;
@@ -80,7 +81,7 @@ struct Block {
       ++progress;
     }
     while (warp.generation == mine) yield();
-    return slots[lane ^ mask];
+    return slots[source];
   }
 
   void run(int threads);
@@ -151,8 +152,32 @@ static const emulation::ThreadIndex threadIdx;
 #define blockIdx emulation::block_index
 
 inline void __syncthreads() { emulation::block.synchronise(); }
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
-  return emulation::block.shuffle_xor(value, mask);
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+// The value of a lane of the warp; any type of 4 bytes.
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  static_assert(sizeof(T) == sizeof(float), "slots hold 4 bytes");
+  float bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  bits = emulation::block.shuffle(bits, source);
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned lanes, T value, int mask) {
+  return __shfl_sync(lanes, value, static_cast<int>(threadIdx.x % emulation::kLanes) ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned lanes, T value, int distance) {
+  const int lane = static_cast<int>(threadIdx.x % emulation::kLanes);
+  return __shfl_sync(lanes, value, lane >= distance ? lane - distance : lane);
+}
+inline unsigned __ballot_sync(unsigned lanes, bool predicate) {
+  unsigned bits = (predicate ? 1u : 0u) << threadIdx.x % emulation::kLanes;
+  for (int mask = 1; mask < emulation::kLanes; mask *= 2) {
+    bits |= __shfl_xor_sync(lanes, bits, mask);
+  }
+  return bits;
 }
 template <class T>
 T __ldg(const T* pointer) {

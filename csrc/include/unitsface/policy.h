@@ -20,6 +20,9 @@
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
 //   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
 //
+// A `nearest` loss has no policy: nearest_tile searches whatever the loss is, and the formula then
+// runs on k numbers per row, as tensor operations in Python.
+//
 // What runs for every pair must not branch or call the C library, so that it vectorises.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once

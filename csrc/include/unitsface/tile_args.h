@@ -130,6 +130,21 @@ struct PairGradientArgs {
   const float *b_log_negatives, *b_negative_weight, *b_positive_weight;  // [m] or null
 };
 
+// Folds a tile into the k largest cosines of each row with columns that are not its target; in the
+// order of the search NaN comes before every number, and of equal cosines the smaller position.
+struct NearestTileArgs {
+  float* product;  // [n, m], stride; may be overwritten
+  int64_t n, m, stride;
+  const int64_t* targets;  // [n], position among all columns
+  int64_t start;           // position of the tile's first column; positions are below 2^31
+  int64_t k;               // 1 ... kMostNearest
+  float* best;             // [n, k], in the order of the search; -inf: unfilled
+  int32_t* position;       // [n, k] among all columns; -1: unfilled
+  float* target_cosine;    // [n]
+};
+
+constexpr int64_t kMostNearest = 64;
+
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
 struct UnitRowsArgs {
   const void* source;  // [*, d]

@@ -34,7 +34,8 @@ class CudaEngine(NativeEngine):
         if call is None:
             return
         self.operand_dtype = call.compute_dtype
-        if call.compute_dtype == torch.float16:
+        # A nearest loss has no gradient tiles.
+        if call.compute_dtype == torch.float16 and call.spec.reduction != "nearest":
             self.gradient_scale = _float16_scale(call)
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:

@@ -215,6 +215,32 @@ class NativeEngine(ABC):
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, scratch=(n, m))
 
+    def nearest_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        best: Tensor,
+        position: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        product = self._product(a, b)
+        n, m = product.shape
+        arguments = self.native.NearestTile(
+            product=product.data_ptr(),
+            n=n,
+            m=m,
+            stride=m,
+            targets=targets.data_ptr(),
+            start=start,
+            k=best.shape[1],
+            best=best.data_ptr(),
+            position=position.data_ptr(),
+            target_cosine=target_cosine.data_ptr(),
+        )
+        self._kernel("nearest_tile", arguments)
+
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         target_cosine = target_cosine.contiguous()
         logits, slope = torch.empty_like(target_cosine), torch.empty_like(target_cosine)

@@ -7,7 +7,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ...losses import LossSpec
-from . import logsumexp, logsumexp_pairs, sum
+from . import logsumexp, logsumexp_pairs, nearest, sum
 from .call import Call, Gradients, Result
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
 
@@ -16,6 +16,7 @@ _DRIVERS = {
     ("sum", "class"): sum,
     ("logsumexp", "pair"): logsumexp_pairs,
     ("logsumexp", "class"): logsumexp,
+    ("nearest", "class"): nearest,
 }
 
 
@@ -25,7 +26,7 @@ def _driver(spec: LossSpec) -> ModuleType:
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Rows of the (rows, N) float32 state that a loss keeps for its backward pass."""
-    return _driver(spec).state_rows(params)
+    return _driver(spec).state_rows(spec, params)
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:

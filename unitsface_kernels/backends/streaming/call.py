@@ -109,7 +109,7 @@ class Result:
 
     Attributes:
         loss: () or, with ``reduction="none"``, (N,) float32.
-        state: what the backward pass needs of it; (2, N) for logsumexp, None for sum.
+        state: what the backward pass needs of it, (``state_rows``, N) float32; None for sum.
         gradients: of the rows (N, D), the columns (M or K, D) and the threshold; None where not
             needed or not known yet.
     """

@@ -223,6 +223,24 @@ class Engine(Protocol):
         Valid until the next tile.
         """
 
+    def nearest_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        best: Tensor,
+        position: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        """Folds a tile into each row's k largest cosines with columns other than its target.
+
+        ``best`` (n, k) float32 in descending order, ``position`` (n, k) int32 among all columns;
+        unfilled: -inf and -1. Of equal cosines the smaller position comes first, and tiles come
+        in ascending order of ``start``. NaN counts as larger than every number. Targets as for
+        :meth:`logsumexp_tile`. Knows no loss.
+        """
+
     def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         """``total += left @ right`` in float32, for a tile's gradient and unit rows."""
 

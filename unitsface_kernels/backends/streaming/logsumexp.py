@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
 
 
-def state_rows(params: tuple[float, ...]) -> int:
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Log-sum-exp of the negatives and target cosine."""
     return 2
 

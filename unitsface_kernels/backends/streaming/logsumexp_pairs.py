@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
 
@@ -38,7 +39,7 @@ class _Operands:
     sorted: bool = False
 
 
-def state_rows(params: tuple[float, ...]) -> int:
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Log-sum-exp of the negatives, and the share Q of it that the gradient takes."""
     return 2
 

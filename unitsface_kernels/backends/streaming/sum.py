@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, SumTile
 
@@ -23,7 +24,7 @@ class _Totals:
     d_threshold: Tensor | None  # (1,), or (M,) per column
 
 
-def state_rows(params: tuple[float, ...]) -> int:
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Nothing is kept: a pair's gradient needs only that pair."""
     return 0
 

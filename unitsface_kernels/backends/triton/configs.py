@@ -87,6 +87,11 @@ class Config:
     gradient: ProductConfig
     wave: WaveConfig
 
+    @property
+    def nearest(self) -> ProductConfig:
+        """Launch of ``nearest_kernel``: the whole block at once, and its keys in registers."""
+        return replace(self.gradient, parts=1, max_registers=None)
+
 
 # Small enough for every path over blocks, parts, tiles and waves to run on a few hundred rows.
 INTERPRETED = Config(
@@ -162,6 +167,11 @@ def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
 
 VECTOR = VectorConfig(block=128, search=16, num_warps=4)
 MERGE = RowConfig(rows=32, block=64, num_warps=4)
+
+
+def merge_nearest(slots: int) -> RowConfig:
+    """Rows with ``slots`` found columns each: 4 of 64 bits per thread; sorting 8 takes a stack."""
+    return RowConfig(rows=min(512 // slots, 32), block=32, num_warps=4)
 
 
 def rows(width: int) -> RowConfig:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
-from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, sum_tile
+from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
 from .kernels import rows
 from .products import accumulate, product
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded
@@ -199,6 +199,18 @@ class TritonEngine:
         self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
     ) -> Tensor:
         return logsumexp_pairs_tile.gradient(self._space, tile, rows, columns)
+
+    def nearest_tile(
+        self,
+        a: Tensor,
+        b: Tensor,
+        targets: Tensor,
+        start: int,
+        best: Tensor,
+        position: Tensor,
+        target_cosine: Tensor,
+    ) -> None:
+        nearest_tile.search(self._space, a, b, targets, start, best, position, target_cosine)
 
     # Products of gradient tiles
 

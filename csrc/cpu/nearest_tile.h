@@ -1,0 +1,63 @@
+// Search for each row's nearest wrong columns. Knows no loss.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "unitsface/macros.h"
+#include "unitsface/tile_args.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+// In the order of the search NaN comes before every number.
+inline bool comes_before(float x, float y) { return x > y || (x != x && y == y); }
+
+// Whether one of `size` cosines may come before `last`. Once a few tiles have been seen hardly any
+// does: this loop is all that most columns cost.
+inline bool any_comes_before(const float* cosine, int64_t size, float last) {
+  if (last != last) return false;
+  int any = 0;
+#pragma omp simd reduction(| : any)
+  for (int64_t j = 0; j < size; ++j) any |= !(cosine[j] <= last);
+  return any != 0;
+}
+
+// In place of the last of `k`, behind those that are equal: they were met before.
+inline void insert_cosine(float cosine, int32_t position, int64_t k, float* best,
+                          int32_t* positions) {
+  int64_t place = k - 1;
+  for (; place > 0 && comes_before(cosine, best[place - 1]); --place) {
+    best[place] = best[place - 1];
+    positions[place] = positions[place - 1];
+  }
+  best[place] = cosine;
+  positions[place] = position;
+}
+
+inline void nearest_tile(const NearestTileArgs& t, int threads) {
+  constexpr int64_t kBlock = 128;  // columns between two looks at what was found
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < t.n; ++i) {
+    float* row = t.product + i * t.stride;
+    float* best = t.best + i * t.k;
+    int32_t* positions = t.position + i * t.k;
+    const int64_t target = t.targets[i] - t.start;
+    if (t.targets[i] >= 0 && target >= 0 && target < t.m) {
+      t.target_cosine[i] = row[target];
+      row[target] = -INFINITY;  // comes before nothing
+    }
+    for (int64_t first = 0; first < t.m; first += kBlock) {
+      const int64_t size = t.m - first < kBlock ? t.m - first : kBlock;
+      if (!any_comes_before(row + first, size, best[t.k - 1])) continue;
+      for (int64_t j = first; j < first + size; ++j) {
+        if (comes_before(row[j], best[t.k - 1])) {
+          insert_cosine(row[j], static_cast<int32_t>(t.start + j), t.k, best, positions);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu

@@ -1,0 +1,155 @@
+"""Driver of ``nearest`` losses over classes: each row against its k nearest wrong columns.
+
+One product: a search streams the columns once and keeps, per row, the k largest cosines with wrong
+columns, where they are, and the target's cosine. Everything after it has N x k numbers, and the
+backward pass touches the N (k + 1) unit columns that it found, not all M.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...losses import LossSpec, Triplet
+from .call import Call, Gradients, Result
+from .engine import Engine
+
+
+def _triplet(spec: LossSpec) -> Triplet:
+    assert spec.triplet is not None
+    return spec.triplet
+
+
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
+    """Cosines and positions of the k nearest, and the target's cosine."""
+    return 2 * _triplet(spec).count(params) + 1
+
+
+def forward(call: Call, engine: Engine, gradients: bool) -> Result:
+    """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
+    best, position, target_cosine = search(call, engine, _triplet(call.spec).count(call.params))
+    loss = _per_row(call, best, position, target_cosine)
+    if call.reduction != "none":
+        loss = loss.sum()
+        if call.reduction == "mean":
+            loss = loss / call.counted()
+    state = torch.cat([best.T, position.view(torch.float32).T, target_cosine[None]])
+    return Result(loss, state, (None, None, None))
+
+
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
+    """Gradients for (N,) upstream gradients of the rows' losses."""
+    count = _triplet(call.spec).count(call.params)
+    best, position, target_cosine = state.split([count, count, 1])
+    position = position.view(torch.int32)
+    of_nearest, of_target = _slopes(call, best.T, position.T, target_cosine[0])
+    # Places beyond the number of columns are never filled.
+    filled = min(count, call.num_columns)
+    places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
+    slopes = torch.cat([of_nearest.T[:filled], of_target[None]]) * weights
+    return _gradients(call, engine, places, torch.where(weights == 0.0, 0.0, slopes))
+
+
+def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` largest cosines of each row with columns that are not its target.
+
+    Returns:
+        (N, count) float32 cosines in descending order, -inf where there are fewer; (N, count)
+        int32 positions among the columns, -1 there; and (N,) cosines of the targets, 0 without.
+    """
+    rows = call.rows
+    size = rows.shape[0]
+    unit, _ = engine.unit_rows(rows, 0, size)
+    best = rows.new_full((size, count), -torch.inf, dtype=torch.float32)
+    position = rows.new_full((size, count), -1, dtype=torch.int32)
+    target_cosine = rows.new_zeros(size, dtype=torch.float32)
+    assert call.columns is not None
+    row_block, column_block = engine.class_block
+    for start in range(0, call.num_columns, column_block):
+        stop = min(start + column_block, call.num_columns)
+        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index, reuse=True)
+        for first in range(0, size, row_block):
+            block = slice(first, min(first + row_block, size))
+            engine.nearest_tile(
+                unit[block],
+                columns,
+                call.row_labels[block],
+                start,
+                best[block],
+                position[block],
+                target_cosine[block],
+            )
+    return best, position, target_cosine
+
+
+def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, k) bool: places that have a term; (N, 1): how many columns were found, at least 1.
+
+    A row whose target is in another shard has no term: nothing to compare with.
+    """
+    found = position >= 0
+    return found & (call.row_labels >= 0)[:, None], found.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _per_row(call: Call, best: Tensor, position: Tensor, target_cosine: Tensor) -> Tensor:
+    scored, found = _scored(call, position)
+    nearest = torch.where(scored, best, 0.0)
+    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params)
+    return (torch.where(scored, terms, 0.0) / found).sum(dim=1)
+
+
+def _slopes(
+    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d row loss / d cosine of the nearest (N, k), and of the target (N,)."""
+    scored, found = _scored(call, position)
+    nearest = torch.where(scored, best, 0.0)
+    slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params)
+    of_nearest, of_target = (torch.where(scored, slope, 0.0) / found for slope in slopes)
+    return of_nearest, of_target.sum(dim=1)
+
+
+def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gradients:
+    """From d loss / d cosine ``slopes`` of every row with the columns at ``places``, (k + 1, N).
+
+    One column per row at a time: N x D of memory whatever k is. A slope of 0 takes a pair out,
+    also where its cosine is NaN or its place is none.
+    """
+    rows, columns = call.rows, call.columns
+    assert columns is not None
+    size, width = rows.shape
+    unit, inverse_norms = engine.unit_rows(rows, 0, size)
+    d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
+    d_columns = None
+    if call.need_columns:
+        d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
+    if call.num_columns == 0:
+        # There is no column that could stand in for a place that is none.
+        places, slopes = places[:0], slopes[:0]
+    for place, slope in zip(places, slopes, strict=True):
+        place = place.clamp(min=0).to(torch.int64)
+        index = place if call.column_index is None else call.column_index[place]
+        unit_columns, column_norms = engine.unit_rows(columns, 0, size, index, reuse=True)
+        slope, taken = slope[:, None], (slope != 0.0)[:, None]
+        if d_rows is not None:
+            d_rows += torch.where(taken, slope * unit_columns, 0.0)
+        if d_columns is not None:
+            d_unit = torch.where(taken, slope * unit, 0.0)
+            # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
+            engine.unit_rows_backward(d_unit, columns, 0, column_norms, d_unit, None, index)
+            _add_rows(d_columns, place, d_unit)
+    if d_rows is not None:
+        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+    return d_rows, d_columns, None
+
+
+def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
+    """``total[index] += rows`` in a fixed order: each of the two is deterministic on its device.
+
+    On CUDA ``index_add_`` has float atomics, and ``index_put_`` sorts; on the CPU it is the
+    latter that adds in parallel.
+    """
+    if total.is_cuda:
+        total.index_put_((index,), rows, accumulate=True)
+    else:
+        total.index_add_(0, index, rows)
