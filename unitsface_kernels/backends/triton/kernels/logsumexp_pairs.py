@@ -195,7 +195,9 @@ def _direction(logit, positive, log_negatives, negative_weight, positive_weight)
     e = tl.exp2((logit - log_negatives) * LOG2_E)
     # A division would bring guards for ranges that cannot occur here.
     root = tl.rsqrt(1.0 + e)
-    return tl.where(positive, -positive_weight * (root * root), negative_weight * e)
+    # One choice of weights first: two finished results to choose from take more registers.
+    weight = tl.where(positive, -positive_weight, negative_weight)
+    return weight * tl.where(positive, root * root, e)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "skip"])
