@@ -54,7 +54,7 @@ def test_registries_agree() -> None:
     # Losses that differ in their thresholds alone share a policy.
     structs = "".join(header.read_text() for header in headers)
     for name, spec in tiled.items():
-        body = structs.split(f"struct {native[name]} ")[1]
+        body = structs.split(f"struct {native[name]} ")[1].split("\n};")[0]
         count = re.search(r"kParameters = (\d+);", body)
         assert count is not None
         assert int(count[1]) == len(spec.parameters), name
