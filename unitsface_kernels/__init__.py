@@ -15,6 +15,7 @@ from .functional import (
     fused_uss_loss,
     uss_threshold_init,
 )
+from .memory import FeatureMemory
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
@@ -39,6 +40,7 @@ __all__ = [
     "ArcFaceLoss",
     "ClassBCELoss",
     "CosFaceLoss",
+    "FeatureMemory",
     "MarginSoftmaxLoss",
     "NPTLoss",
     "NormFaceLoss",

@@ -46,6 +46,11 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
             )
 
 
+def width(name: str, value: Tensor, expected: int) -> None:
+    if value.shape[1] != expected:
+        raise ValueError(f"{name} must have D = {expected} columns, got {tuple(value.shape)}")
+
+
 def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
     if a.device != b.device:
         raise ValueError(f"{second} must be on the device of {first} ({a.device}), got {b.device}")
