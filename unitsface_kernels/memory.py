@@ -9,6 +9,24 @@ from . import validate
 from .collectives import gather_rows
 
 
+def newest_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """For every row the slot it writes to, and the row whose value belongs there, -1: keep.
+
+    Of an identity that occurs twice the last row wins. Every row writes the value of the last one,
+    so that no order of writes decides; ignored rows write to the first slot what belongs there.
+    Work is O(N), memory O(N + count).
+
+    Args:
+        labels: (N,) int64 in [0, count), -1 ignored.
+        count: slots.
+    """
+    places = torch.arange(labels.numel(), device=labels.device)
+    slots = labels.clamp(min=0)
+    newest = torch.full((count,), -1, dtype=torch.int64, device=labels.device)
+    newest = newest.scatter_reduce(0, slots, torch.where(labels >= 0, places, -1), "amax")
+    return slots, newest[slots]
+
+
 class FeatureMemory(nn.Module):
     """Newest feature of each identity, detached (the sample memory of UniTSFace).
 
@@ -61,13 +79,7 @@ class FeatureMemory(nn.Module):
         feats, labels = gather_rows(feats.to(self.features.dtype), labels.to(torch.int64))
         if labels.numel() == 0:
             return
-        # The last occurrence is the one of the largest position. Every row writes the newest
-        # feature of its identity, so that no order of writes decides; the ignored write what the
-        # first slot holds anyway. Work is O(N D), whatever K.
-        places = torch.where(labels >= 0, torch.arange(labels.numel(), device=labels.device), -1)
-        slots = labels.clamp(min=0)
-        newest = torch.full((count,), -1, dtype=torch.int64, device=labels.device)
-        newest = newest.scatter_reduce(0, slots, places, "amax")[slots]
+        slots, newest = newest_rows(labels, count)
         known = newest >= 0
         kept, kept_labels = self.features[slots], self.labels[slots]
         newer = torch.where(known[:, None], feats[newest.clamp(min=0)], kept)

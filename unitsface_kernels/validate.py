@@ -157,7 +157,9 @@ def at_most(name: str, value: int, largest: int) -> None:
         raise ValueError(f"{name} must be <= {largest}, got {value}")
 
 
-def number(name: str, value: object, above: float | None = None) -> None:
+def number(
+    name: str, value: object, above: float | None = None, at_least: float | None = None
+) -> None:
     """A finite float, larger than ``above``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
@@ -165,6 +167,8 @@ def number(name: str, value: object, above: float | None = None) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be > {above:g}, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
 
 
 # --- metrics -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from torch import nn
 
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .epl import EPLLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -26,6 +27,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
+    "epl": EPLLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -39,6 +41,7 @@ __all__ = [
     "ArcFaceLoss",
     "ClassBCELoss",
     "CosFaceLoss",
+    "EPLLoss",
     "MarginSoftmaxLoss",
     "NPTLoss",
     "NormFaceLoss",
