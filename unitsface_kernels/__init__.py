@@ -32,7 +32,9 @@ from .modules import (
     SphereFaceLoss,
     UCELoss,
     UniTSFaceLoss,
+    UNPGLoss,
     USSLoss,
+    VPLLoss,
 )
 
 __all__ = [
@@ -51,8 +53,10 @@ __all__ = [
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
+    "UNPGLoss",
     "USSLoss",
     "UniTSFaceLoss",
+    "VPLLoss",
     "__version__",
     "fused_margin_softmax_loss",
     "fused_npt_loss",

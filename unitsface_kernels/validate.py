@@ -158,7 +158,11 @@ def at_most(name: str, value: int, largest: int) -> None:
 
 
 def number(
-    name: str, value: object, above: float | None = None, at_least: float | None = None
+    name: str,
+    value: object,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
 ) -> None:
     """A finite float, larger than ``above``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -169,6 +173,8 @@ def number(
         raise ValueError(f"{name} must be > {above:g}, got {value}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
 
 
 # --- metrics -----------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from .margin_softmax import (
 from .npt import NPTLoss
 from .pair import PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .unpg import UNPGLoss
+from .vpl import VPLLoss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "normface": NormFaceLoss,
@@ -28,6 +30,8 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
     "epl": EPLLoss,
+    "unpg": UNPGLoss,
+    "vpl": VPLLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -50,6 +54,8 @@ __all__ = [
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
+    "UNPGLoss",
     "USSLoss",
     "UniTSFaceLoss",
+    "VPLLoss",
 ]
