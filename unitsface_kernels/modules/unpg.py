@@ -158,7 +158,8 @@ class UNPGLoss(nn.Module):
             return -2.0, 2.0
         # Places in ascending order, as ranks from the largest.
         ranks = [count - place // 4 for place in (count, 3 * count)]
-        first, third = partition.thresholds()[partition.kth_largest(ranks, negative=True)].tolist()
+        index = partition.kth_largest(ranks, negative=True)
+        first, third = partition.thresholds()[index].tolist()
         assert self.whisker is not None
         # The bounds are inclusive, and a loss computes a cosine to the last bits only.
         reach = self.whisker * (third - first) + COSINE_ERROR
