@@ -348,3 +348,25 @@ def test_tiny_gradient_is_below_every_gradient_of_the_grid() -> None:
         _, gradients = build(case, spec, values).evaluate("reference")
         for key, gradient in gradients.items():
             assert float(gradient.norm()) > 1e10 * TINY_GRADIENT, f"{name}: {key}"
+
+
+@each_variant
+def test_slope_bound_holds_and_is_not_idle(spec: LossSpec, values: dict) -> None:
+    """float16 gradients are scaled by it: too small a bound would overflow."""
+    if spec.reduction == "nearest":
+        return
+    params = spec.pack(spec.defaults() | values)
+    terms = [spec.negative]
+    # A row's single positive has a gradient of its own.
+    if spec.positive is not None and (spec.reduction, spec.topology) != ("logsumexp", "class"):
+        terms.append(spec.positive)
+    largest = 0.0
+    for b in (-1000.0, -10.0, 0.0, 10.0, 1000.0):
+        threshold = None if spec.threshold == "none" else torch.tensor(b, dtype=torch.float64)
+        for term in terms:
+            cosine = torch.linspace(-1, 1, 2001, dtype=torch.float64, requires_grad=True)
+            value = term(cosine, threshold, params)
+            (slope,) = torch.autograd.grad(value[value.isfinite()].sum(), cosine)
+            largest = max(largest, float(slope.abs().max()))
+    assert largest <= spec.slope_bound(params) * (1 + EXACT)
+    assert largest > 0.0

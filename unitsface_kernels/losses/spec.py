@@ -59,6 +59,11 @@ class Triplet:
     slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
 
 
+def scale_bound(params: tuple[float, ...]) -> float:
+    """The slope of a loss that multiplies cosines by its first parameter and nothing more."""
+    return abs(params[0])
+
+
 @dataclass(frozen=True)
 class LossSpec:
     """A loss as the drivers see it.
@@ -78,6 +83,8 @@ class LossSpec:
         source: paper and equation.
         counted: rows that ``reduction="mean"`` counts; the others' loss is 0. All that are not
             ignored, or of these the ones with at least one positive, or one negative.
+        slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
+            parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
     """
 
@@ -91,6 +98,7 @@ class LossSpec:
     function: str
     source: str
     counted: Counted = "labelled"
+    slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:

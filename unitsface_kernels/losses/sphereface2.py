@@ -49,6 +49,17 @@ def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...
     return -loss_weight / scale * (1.0 - alpha) * F.logsigmoid(-logit)
 
 
+def _slope_bound(params: tuple[float, ...]) -> float:
+    """The largest |d value / d cosine|."""
+    _, margin, t, alpha, loss_weight, angular, exact = params
+    bound = loss_weight * max(alpha, 1.0 - alpha)
+    if exact:
+        bound *= max(t, 1.0)
+        if angular:
+            bound *= abs(math.cos(margin)) + 1e4 * math.sin(margin)
+    return bound
+
+
 SPEC = LossSpec(
     name="sphereface2",
     topology="class",
@@ -66,5 +77,6 @@ SPEC = LossSpec(
     negative=_negative,
     positive=_positive,
     function="fused_sphereface2_loss",
+    slope_bound=_slope_bound,
     source="SphereFace2 (ICLR 2022), with the additive (C) and the angular (A) margin",
 )

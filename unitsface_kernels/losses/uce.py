@@ -21,6 +21,12 @@ def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...
     return -negative_weight * F.logsigmoid(threshold - scale * cosine)
 
 
+def _slope_bound(params: tuple[float, ...]) -> float:
+    """The largest |d value / d cosine|."""
+    scale, _, negative_weight, _ = params
+    return abs(scale) * max(1.0, abs(negative_weight))
+
+
 SPEC = LossSpec(
     name="uce",
     topology="class",
@@ -35,5 +41,6 @@ SPEC = LossSpec(
     negative=_negative,
     positive=_positive,
     function="fused_uce_loss",
+    slope_bound=_slope_bound,
     source="UniFace (ICCV 2023), unified cross-entropy with margin and balanced negatives",
 )

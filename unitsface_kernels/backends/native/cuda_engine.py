@@ -80,9 +80,8 @@ class CudaEngine(NativeEngine):
 def _float16_scale(call: Call) -> float:
     """The power of two that brings the largest gradient of a tile just below overflow.
 
-    d loss / d cosine is at most 2 s times a row's weight, which the drivers keep at most 1. At
-    s = 64 this is 2^8: softmax probabilities down to 1e-11 are not rounded to 0.
+    A pair counts in two directions at most, with weights that the drivers keep at most 1. For a
+    softmax at s = 64 this is 2^8: probabilities down to 1e-11 are not rounded to 0.
     """
-    names = [parameter.name for parameter in call.spec.parameters]
-    largest = 2.0 * call.params[names.index("scale")]
+    largest = 2.0 * call.spec.slope_bound(call.params)
     return 2.0 ** math.floor(math.log2(FLOAT16_LARGEST / largest))

@@ -162,7 +162,7 @@ def gradient(
     config = replace(space.config.sum_heavy, block_k=space.config.sum.block_k)
     result = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
     mirrored = columns is not None
-    space.set_scale((1 + mirrored) * policy.slope_bound(space.call.params))
+    space.set_scale((1 + mirrored) * space.call.spec.slope_bound(space.call.params))
     _launch(
         space,
         logsumexp_pairs.pair_gradient_kernel,

@@ -101,7 +101,7 @@ def gradient(
     policy, config = space.logsumexp_policy, space.config.gradient
     count, width = a.shape[0], b.shape[0]
     tile = space.gradient_tile(count, width)
-    space.set_scale(policy.slope_bound(space.call.params), target_gradient)
+    space.set_scale(space.call.spec.slope_bound(space.call.params), target_gradient)
     launch.run_product(
         logsumexp.gradient_kernel,
         config,

@@ -52,7 +52,7 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
     gradient = None
     if tile.gradient:
         gradient = space.gradient_tile(count, width)
-        space.set_scale((1 + tile.mirrored) * policy.slope_bound(space.call.params))
+        space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
     launch.run_product(
         sum.sum_kernel,
         config,

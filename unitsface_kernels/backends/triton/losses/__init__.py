@@ -19,13 +19,9 @@ class SumPolicy:
     """``evaluate(cosine, threshold, positive, params) -> value, d/d cosine, d/d threshold``.
 
     A negative pair with a cosine of -inf has to give three zeros: kernels take pairs out that way.
-
-    Attributes:
-        slope_bound: bound of |d value / d cosine| for given parameters; scales float16 gradients.
     """
 
     evaluate: KernelInterface
-    slope_bound: Callable[[tuple[float, ...]], float]
 
 
 @dataclass(frozen=True)
@@ -33,14 +29,10 @@ class LogsumexpPolicy:
     """``negative(cosine, params)`` on tiles and ``positive(cosine, params)`` row by row.
 
     Both give the logit and its derivative by the cosine.
-
-    Attributes:
-        slope_bound: bound of the negatives' |d logit / d cosine|.
     """
 
     negative: KernelInterface
     positive: KernelInterface
-    slope_bound: Callable[[tuple[float, ...]], float]
 
 
 @dataclass(frozen=True)
@@ -49,31 +41,21 @@ class LogsumexpPairsPolicy:
 
     Both give the logit and its derivative by the cosine; (-inf, 0) leaves a negative out. Without
     ``positive`` positive pairs take no part.
-
-    Attributes:
-        slope_bound: bound of |d logit / d cosine|.
     """
 
     negative: KernelInterface
     positive: KernelInterface | None
-    slope_bound: Callable[[tuple[float, ...]], float]
 
 
 POLICIES: dict[str, SumPolicy | LogsumexpPolicy | LogsumexpPairsPolicy] = {
-    "uss": SumPolicy(uss.evaluate, uss.slope_bound),
-    "pair_bce": SumPolicy(uss.evaluate, uss.slope_bound),
-    "margin_softmax": LogsumexpPolicy(
-        margin_softmax.negative, margin_softmax.positive, margin_softmax.slope_bound
-    ),
-    "uce": SumPolicy(uce.evaluate, uce.slope_bound),
-    "class_bce": SumPolicy(uce.evaluate, uce.slope_bound),
-    "sphereface2": SumPolicy(sphereface2.evaluate, sphereface2.slope_bound),
-    "pair_softmax": LogsumexpPairsPolicy(
-        pair_softmax.negative, pair_softmax.positive, pair_softmax.slope_bound
-    ),
-    "pair_logsumexp": LogsumexpPairsPolicy(
-        pair_logsumexp.negative, None, pair_logsumexp.slope_bound
-    ),
+    "uss": SumPolicy(uss.evaluate),
+    "pair_bce": SumPolicy(uss.evaluate),
+    "margin_softmax": LogsumexpPolicy(margin_softmax.negative, margin_softmax.positive),
+    "uce": SumPolicy(uce.evaluate),
+    "class_bce": SumPolicy(uce.evaluate),
+    "sphereface2": SumPolicy(sphereface2.evaluate),
+    "pair_softmax": LogsumexpPairsPolicy(pair_softmax.negative, pair_softmax.positive),
+    "pair_logsumexp": LogsumexpPairsPolicy(pair_logsumexp.negative, None),
 }
 
 __all__ = ["POLICIES", "LogsumexpPairsPolicy", "LogsumexpPolicy", "SumPolicy"]

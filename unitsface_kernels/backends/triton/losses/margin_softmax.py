@@ -42,8 +42,3 @@ def positive(cosine, params):
     slope = m1 * sin_rest / tl.where(sin_theta < 1e-4, 1e-4, sin_theta)
     slope = tl.where(no_angle | (detached != 0.0), 1.0, slope)
     return scale * (target - (m3 + adaptive * cosine)), scale * slope
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The negatives' |d logit / d cosine|; a target's is known before its tile is computed."""
-    return abs(params[0])

@@ -13,8 +13,3 @@ def negative(cosine, params):
     # False for NaN, which stays.
     outside = (cosine < lower) | (cosine > upper)
     return tl.where(outside, -float("inf"), scale * cosine), tl.where(outside, 0.0, scale)
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d logit / d cosine|."""
-    return abs(params[0])

@@ -18,8 +18,3 @@ def positive(cosine, params):
     """Logit of a positive pair and its derivative."""
     scale, margin = params
     return scale * (cosine - margin), scale
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d logit / d cosine|."""
-    return abs(params[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
@@ -45,14 +43,3 @@ def evaluate(cosine, threshold, positive, params):
     weight = loss_weight / scale * tl.where(positive, alpha, 1.0 - alpha)
     d_logit = tl.where(positive, -weight, weight) * share
     return weight * value, scale * slope * d_logit, d_logit
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d value / d cosine|."""
-    _, margin, t, alpha, loss_weight, angular, exact = params
-    bound = loss_weight * max(alpha, 1.0 - alpha)
-    if exact:
-        bound *= max(t, 1.0)
-        if angular:
-            bound *= abs(math.cos(margin)) + 1e4 * math.sin(margin)
-    return bound

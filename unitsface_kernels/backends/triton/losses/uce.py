@@ -21,9 +21,3 @@ def evaluate(cosine, threshold, positive, params):
     value, share = softplus_and_sigmoid(tl.where(positive, target, logit))
     d_threshold = tl.where(positive, share, -negative_weight * share)
     return tl.where(positive, value, negative_weight * value), -scale * d_threshold, d_threshold
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d value / d cosine|."""
-    scale, _, negative_weight, _ = params
-    return abs(scale) * max(1.0, abs(negative_weight))

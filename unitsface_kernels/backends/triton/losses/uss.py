@@ -17,8 +17,3 @@ def evaluate(cosine, threshold, positive, params):
     value, share = softplus_and_sigmoid(tl.where(positive, scale * margin - logit, logit))
     d_threshold = tl.where(positive, share, -share)
     return value, -scale * d_threshold, d_threshold
-
-
-def slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d value / d cosine|."""
-    return abs(params[0])
