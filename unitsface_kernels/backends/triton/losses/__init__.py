@@ -6,7 +6,6 @@ A policy of a ``sum`` loss gives ``evaluate``, of a ``logsumexp`` loss ``negativ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
