@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import TARGETS, Target, run_python
 from tolerances import SAME_GRADIENT, SAME_LOSS, check_same
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unitsface_kernels.adapters.metric_learning import (
     ArcFaceLoss,
@@ -96,9 +100,15 @@ def test_class_labels_are_classes(label: int) -> None:
         CosFaceLoss(3, 8)(torch.randn(1, 8), torch.tensor([label]))
 
 
-def test_weight_init_func_fills_the_weights() -> None:
+def test_weights_are_laid_out_as_kernels_read_them() -> None:
+    """A transposed copy of them in every step would cost as much memory as their gradient."""
     loss = CosFaceLoss(5, 8, weight_init_func=torch.nn.init.ones_)
     assert bool((loss.W == 1).all())
+    loss.load_state_dict({"W": torch.randn(8, 5)})
+    loss(*_random()).backward()
+    for tensor in (loss.W, loss.W.grad, copy.deepcopy(loss).W):
+        assert tensor.shape == (8, 5)
+        assert tensor.t().is_contiguous()
 
 
 # --- memory ------------------------------------------------------------------------------------
@@ -206,6 +216,31 @@ def test_sums_of_matching(rows: int, columns: int) -> None:
     (gradient,) = torch.autograd.grad(got, values, upstream)
     check_same("sums", got.detach(), matrix @ values.detach(), SAME_LOSS)
     check_same("gradient", gradient, matrix.T @ upstream, SAME_GRADIENT)
+
+
+class _Largest(TorchDispatchMode):
+    """How many elements the largest result of an operator has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return result
+
+
+@each_pair_loss
+@pytest.mark.parametrize("memory", [False, True], ids=["batch", "memory"])
+def test_nothing_of_size_n_by_m(cls: type, memory: bool) -> None:
+    """What surrounds the fused functions is linear in N and M, forward and backward."""
+    embeddings, labels = torch.randn(200, 4, requires_grad=True), torch.arange(200) % 3
+    loss = CrossBatchMemory(cls(), 4, memory_size=300) if memory else cls()
+    with _Largest() as largest:
+        for _ in range(3):
+            loss(embeddings, labels).backward()
+    assert 200 * 4 <= largest.numel <= 310 * 4
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

@@ -48,11 +48,13 @@ class _ClassLoss(nn.Module):
         self.margin = margin
         self.scale = scale
         self.backend = backend
-        self.W = nn.Parameter(torch.empty(embedding_size, num_classes))
-        (weight_init_func or nn.init.normal_)(self.W)
+        weight = torch.empty(embedding_size, num_classes)
+        (weight_init_func or nn.init.normal_)(weight)
+        # In memory (C, D), which is what the kernels read: transposing it back copies nothing.
+        self.W = nn.Parameter(weight.t().contiguous().t())
 
-    #: The margin as m2 and m3 of :func:`fused_margin_softmax_loss`.
     def _margins(self) -> tuple[float, float]:
+        """m2 and m3 of :func:`fused_margin_softmax_loss`."""
         raise NotImplementedError
 
     def forward(

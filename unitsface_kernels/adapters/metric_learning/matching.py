@@ -75,6 +75,8 @@ class _SumsOfMatching(torch.autograd.Function):
 
 def _sums(values: Tensor, source: Tensor, target: Tensor, bound: int) -> Tensor:
     """Sums of the rows of ``values`` whose ``source`` is k, for every k of ``target`` < bound."""
+    if len(values) == 0:
+        return values.new_zeros(len(target), values.shape[1])
     ordered, order = source.sort(stable=True)
     offsets = torch.searchsorted(ordered, torch.arange(bound, device=values.device))
     return F.embedding_bag(order, values, offsets, mode="sum")[target]
