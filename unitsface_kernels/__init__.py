@@ -58,6 +58,7 @@ __all__ = [
     "UniTSFaceLoss",
     "VPLLoss",
     "__version__",
+    "adapters",
     "fused_margin_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
@@ -72,9 +73,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """``metrics`` is imported when it is first used: training does without it."""
-    if name == "metrics":
+    """``metrics`` and ``adapters`` are imported when first used: training does without them."""
+    if name in ("adapters", "metrics"):
         import importlib
 
-        return importlib.import_module(".metrics", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -316,3 +316,71 @@ def call_labels(
         in_range("class_index", column_index, 0, count)
         count = column_index.shape[0]
     in_range("labels", row_labels, lowest, count)
+
+
+# --- adapters ----------------------------------------------------------------------------------
+
+ALL_PAIRS = "every pair takes part; use unitsface_kernels' losses for a margin instead of mining"
+
+# Keywords of pytorch-metric-learning's losses, and what to use instead of another value.
+_METRIC_LEARNING_OPTIONS = {
+    "distance": "similarities are cosines",
+    "reducer": "for losses per row use unitsface_kernels' functions with reduction='none'",
+    "embedding_regularizer": "add its value to the loss",
+    "embedding_reg_weight": "add the weighted regularizer to the loss",
+    "weight_regularizer": "add its value, of W.t(), to the loss",
+    "weight_reg_weight": "add the weighted regularizer to the loss",
+    "collect_stats": "no statistics are collected",
+}
+
+
+def metric_learning_options(options: dict[str, object], reducer: str) -> None:
+    """Known keywords with a value that changes nothing, the defaults' classes included."""
+    for name, value in options.items():
+        if name not in _METRIC_LEARNING_OPTIONS:
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+        kind = type(value).__name__
+        plain_cosine = kind == "CosineSimilarity" and (
+            getattr(value, "p", None),
+            getattr(value, "power", None),
+        ) == (2, 1)
+        if name == "distance" and plain_cosine:
+            continue
+        if (name == "reducer" and kind == reducer) or (name == "collect_stats" and value is False):
+            continue
+        if name.endswith("_reg_weight"):
+            # Without a regularizer, which is refused, it weighs nothing.
+            continue
+        unsupported(name, value, _METRIC_LEARNING_OPTIONS[name])
+
+
+def unsupported(name: str, value: object, instead: str) -> None:
+    if value is not None:
+        raise ValueError(f"{name} must be None, got {type(value).__name__}: {instead}")
+
+
+def instance(name: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        got = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{name} must be {expected}, got {got}")
+
+
+def both_or_none(first: str, a: object, second: str, b: object) -> None:
+    if (a is None) != (b is None):
+        given, missing = (first, second) if b is None else (second, first)
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+
+
+def width(name: str, value: Tensor, size: int) -> None:
+    if value.shape[1] != size:
+        raise ValueError(f"{name} must have D = {size} columns, got shape {tuple(value.shape)}")
+
+
+def mask(name: str, value: object, count: int) -> Tensor:
+    is_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
+    if tuple(value.shape) != (count,):
+        raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
+    return value

@@ -1,0 +1,120 @@
+"""Cross-batch memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import validate
+from . import arguments
+from .pairs import PairLoss
+
+
+class CrossBatchMemory(nn.Module):
+    """A loss between a batch and the newest embeddings, the batch's own included.
+
+    Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020.
+
+    Args:
+        loss: an :class:`NTXentLoss` or a :class:`SupConLoss` of this package.
+        embedding_size: D.
+        memory_size: how many embeddings are held.
+        miner: must be None.
+
+    Attributes:
+        embedding_memory: (memory_size, D) buffer, in the dtype of the last batch.
+        label_memory: (memory_size,) int64 buffer.
+        queue_idx, has_been_filled: where the next batch goes, and whether the buffers are in use
+            from end to end. They travel with the state dict; the original's has none, and loading
+            it starts with an empty memory, as there.
+    """
+
+    embedding_memory: Tensor
+    label_memory: Tensor
+
+    def __init__(
+        self, loss: PairLoss, embedding_size: int, memory_size: int = 1024, miner: None = None
+    ) -> None:
+        super().__init__()
+        validate.instance("loss", loss, PairLoss, "an NTXentLoss or a SupConLoss of this package")
+        validate.positive_int("embedding_size", embedding_size)
+        validate.positive_int("memory_size", memory_size)
+        validate.unsupported("miner", miner, validate.ALL_PAIRS)
+        self.loss = loss
+        self.embedding_size = embedding_size
+        self.memory_size = memory_size
+        self.miner = None
+        self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))
+        self.register_buffer("label_memory", torch.zeros(memory_size, dtype=torch.int64))
+        self.reset_queue()
+
+    def reset_queue(self) -> None:
+        self.embedding_memory = torch.zeros_like(self.embedding_memory)
+        self.label_memory = torch.zeros_like(self.label_memory)
+        self.queue_idx = 0
+        self.has_been_filled = False
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The batch enters the memory, then is compared with it, each sample but with itself.
+
+        With ``enqueue_mask``, (N,) of bool, the samples where it is true enter and only the
+        others are compared.
+        """
+        labels = arguments.batch(embeddings, labels, indices_tuple).to(torch.int64)
+        validate.width("embeddings", embeddings, self.embedding_size)
+        if enqueue_mask is None:
+            queued, queued_labels = embeddings, labels
+        else:
+            enqueue_mask = validate.mask("enqueue_mask", enqueue_mask, len(embeddings))
+            enqueue_mask = enqueue_mask.to(embeddings.device)
+            queued, queued_labels = embeddings[enqueue_mask], labels[enqueue_mask]
+            embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
+        validate.at_most("the number of queued embeddings", len(queued), self.memory_size)
+        start = self.queue_idx
+        self._enqueue(queued.detach(), queued_labels)
+        if self.has_been_filled:
+            columns, column_labels = self.embedding_memory, self.label_memory
+        else:
+            columns = self.embedding_memory[: self.queue_idx]
+            column_labels = self.label_memory[: self.queue_idx]
+        if enqueue_mask is not None:
+            return self.loss.compare(embeddings, labels, columns, column_labels, None)
+        if start + len(queued) > self.memory_size:
+            # The batch wraps around the end; turned, the ring has it in one piece.
+            columns, column_labels = columns.roll(-start, 0), column_labels.roll(-start)
+            start = 0
+        return self.loss.compare(embeddings, labels, columns, column_labels, start)
+
+    def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
+        end = self.queue_idx + len(labels)
+        place = torch.arange(self.queue_idx, end, device=labels.device) % self.memory_size
+        # New tensors: a loss whose backward pass is still to come holds the old ones.
+        self.embedding_memory = self.embedding_memory.to(embeddings).index_copy(
+            0, place, embeddings
+        )
+        self.label_memory = self.label_memory.to(labels).index_copy(0, place, labels)
+        self.queue_idx = end % self.memory_size
+        self.has_been_filled = self.has_been_filled or end >= self.memory_size
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.queue_idx = state["queue_idx"]
+        self.has_been_filled = state["has_been_filled"]
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        empty = {"queue_idx": 0, "has_been_filled": False}
+        state_dict.setdefault(f"{prefix}_extra_state", empty)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        return f"embedding_size={self.embedding_size}, memory_size={self.memory_size}"

@@ -1,0 +1,167 @@
+"""NT-Xent and SupCon."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import functional, validate
+from ...backends.reference import NORM_EPS
+from . import arguments
+from .matching import Matching, match, sums_of_matching
+
+
+class PairLoss(nn.Module):
+    """What the losses over pairs of samples have in common.
+
+    Args:
+        temperature: > 0; logits are cosines divided by it.
+        backend: "auto", "native", "triton" or "reference".
+        options: the original's other keywords, of which only the defaults can be had.
+
+    Shape:
+        embeddings (N, D), labels (N,) any integers; the pairs are those within the batch, without
+        (i, i), or those with ref_emb (M, D), ref_labels (M,). -> () float32.
+    """
+
+    #: The original's default reducer, which is built in.
+    reducer: str
+
+    def __init__(self, temperature: float, backend: str, options: dict[str, object]) -> None:
+        super().__init__()
+        validate.number("temperature", temperature, above=0.0)
+        validate.metric_learning_options(options, self.reducer)
+        self.temperature = temperature
+        self.backend = backend
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        labels = arguments.batch(embeddings, labels, indices_tuple)
+        validate.both_or_none("ref_emb", ref_emb, "ref_labels", ref_labels)
+        if ref_emb is None:
+            return self.compare(embeddings, labels, None, labels, 0)
+        validate.features("ref_emb", ref_emb, like=embeddings)
+        ref_labels = arguments.labels_of("ref_labels", ref_labels, ref_emb, "ref_emb")
+        # The original leaves (i, i) out if both are one tensor, and only then.
+        return self.compare(
+            embeddings, labels, ref_emb, ref_labels, 0 if ref_labels is labels else None
+        )
+
+    def compare(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        columns: Tensor | None,
+        column_labels: Tensor,
+        batch_offset: int | None,
+    ) -> Tensor:
+        """The loss of rows against columns (None: the batch), checked arguments.
+
+        The pair of row i and column i + batch_offset, of the same identity, is left out.
+        """
+        matching = match(labels, column_labels, holds_itself=batch_offset is not None)
+        return self._loss(embeddings, columns, matching, batch_offset)
+
+    def _loss(
+        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, backend={self.backend!r}"
+
+
+class NTXentLoss(PairLoss):
+    r"""NT-Xent, known as InfoNCE: the mean over positive pairs (a, p) of
+
+    .. math:: -\log \frac{e^{c_{ap} / T}}{e^{c_{ap} / T} + \sum_{n \in N(a)} e^{c_{an} / T}}
+
+    Zero if the batch has no positive or no negative pair. See :class:`PairLoss` for arguments.
+    """
+
+    reducer = "MeanReducer"
+
+    def __init__(self, temperature: float = 0.07, *, backend: str = "auto", **options) -> None:
+        super().__init__(temperature, backend, options)
+
+    def _loss(
+        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    ) -> Tensor:
+        per_row = functional.fused_pair_softmax_loss(
+            embeddings,
+            matching.rows,
+            memory=columns,
+            memory_labels=None if columns is None else matching.columns,
+            batch_offset=None if columns is None else offset,
+            scale=1.0 / self.temperature,
+            margin=0.0,
+            reduction="none",
+            backend=self.backend,
+        )
+        # A row has the mean over its positives; every pair weighs the same.
+        pairs = matching.positives * matching.meaningful
+        weights = pairs.to(per_row.dtype) / pairs.sum().clamp(min=1)
+        return (per_row * weights).sum()
+
+
+class SupConLoss(PairLoss):
+    r"""Supervised contrastive loss: the mean over anchors a whose loss is not zero of
+
+    .. math:: \log \sum_{j} e^{c_{aj} / T} - \frac{1}{|P(a)|} \sum_{p \in P(a)} c_{ap} / T
+
+    with j over all other samples. Anchors without a positive are not counted. Zero if the batch
+    has no positive or no negative pair. See :class:`PairLoss` for arguments.
+    """
+
+    reducer = "AvgNonZeroReducer"
+
+    def __init__(self, temperature: float = 0.1, *, backend: str = "auto", **options) -> None:
+        super().__init__(temperature, backend, options)
+
+    def _loss(
+        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    ) -> Tensor:
+        everyone = self._log_sum_of_everyone(embeddings, columns, matching, offset)
+        dtype = everyone.dtype
+        rows = F.normalize(embeddings.to(dtype), dim=1, eps=NORM_EPS)
+        unit = rows if columns is None else F.normalize(columns.to(dtype), dim=1, eps=NORM_EPS)
+        sums = sums_of_matching(unit, matching)
+        if offset is not None:
+            sums = sums - unit[offset : offset + len(rows)]
+        positives = matching.positives
+        mean = (rows * sums).sum(dim=1) / positives.clamp(min=1)
+        per_row = everyone - mean / self.temperature
+        # A lone positive without negatives is exactly zero, whatever rounding leaves of it.
+        others = positives + matching.negatives
+        counted = (positives > 0) & (others > 1) & matching.meaningful
+        # Not `per_row > 0`: NaN stays.
+        counted = counted & ~(per_row.detach() <= 0)
+        return torch.where(counted, per_row, 0.0).sum() / counted.sum().clamp(min=1)
+
+    def _log_sum_of_everyone(
+        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    ) -> Tensor:
+        """Labels under which no two samples are of one identity make everyone a negative."""
+        if columns is None:
+            labels = torch.arange(len(embeddings), device=embeddings.device)
+            column_labels, offset = None, None
+        else:
+            labels = torch.zeros_like(matching.rows)
+            column_labels = torch.ones_like(matching.columns)
+        return functional.fused_pair_logsumexp(
+            embeddings,
+            labels,
+            memory=columns,
+            memory_labels=column_labels,
+            batch_offset=offset,
+            scale=1.0 / self.temperature,
+            reduction="none",
+            backend=self.backend,
+        )
