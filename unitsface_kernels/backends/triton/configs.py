@@ -76,7 +76,8 @@ class Config:
     """Launches of one architecture and dtype.
 
     Attributes:
-        sum: ``sum_kernel``; sum_heavy: with row weights or a threshold per column.
+        sum: ``sum_kernel``; sum_heavy: with row weights, a threshold per column,
+            or a policy that says so.
         statistics, gradient: the kernels of ``logsumexp`` losses.
         wave: tile sizes.
     """

@@ -13,7 +13,7 @@ from .workspace import DEPTH_MULTIPLE, Workspace, padded
 def run(space: Workspace, tile: SumTile) -> Tensor | None:
     """See ``Engine.sum_tile``."""
     policy, per_column = space.sum_policy, space.call.spec.threshold == "per_column"
-    heavy = per_column or tile.a_weights is not None
+    heavy = policy.heavy or per_column or tile.a_weights is not None
     config = space.config.sum_heavy if heavy else space.config.sum
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)

@@ -18,9 +18,13 @@ class SumPolicy:
     """``evaluate(cosine, threshold, positive, params) -> value, d/d cosine, d/d threshold``.
 
     A negative pair with a cosine of -inf has to give three zeros: kernels take pairs out that way.
+
+    Attributes:
+        heavy: more intermediate results than the registers of the capped configuration hold.
     """
 
     evaluate: KernelInterface
+    heavy: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ POLICIES: dict[str, SumPolicy | LogsumexpPolicy | LogsumexpPairsPolicy] = {
     "margin_softmax": LogsumexpPolicy(margin_softmax.negative, margin_softmax.positive),
     "uce": SumPolicy(uce.evaluate),
     "class_bce": SumPolicy(uce.evaluate),
-    "sphereface2": SumPolicy(sphereface2.evaluate),
+    "sphereface2": SumPolicy(sphereface2.evaluate, heavy=True),
     "pair_softmax": LogsumexpPairsPolicy(pair_softmax.negative, pair_softmax.positive),
     "pair_logsumexp": LogsumexpPairsPolicy(pair_logsumexp.negative, None),
 }
