@@ -46,11 +46,6 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
             )
 
 
-def width(name: str, value: Tensor, expected: int) -> None:
-    if value.shape[1] != expected:
-        raise ValueError(f"{name} must have D = {expected} columns, got {tuple(value.shape)}")
-
-
 def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
     if a.device != b.device:
         raise ValueError(f"{second} must be on the device of {first} ({a.device}), got {b.device}")
@@ -133,16 +128,7 @@ def memory_pair(
             raise TypeError(f"batch_offset must be an int, got {type(batch_offset).__name__}")
         if memory is None:
             raise ValueError("batch_offset must be given together with memory, got memory=None")
-    if (memory is None) != (memory_labels is None):
-        given, missing = (
-            ("memory", "memory_labels") if memory_labels is None else ("memory_labels", "memory")
-        )
-        raise ValueError(f"{missing} must be given together with {given}, got None")
-
-
-def is_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    both_or_none("memory", memory, "memory_labels", memory_labels)
 
 
 def positive_int(name: str, value: object) -> None:
