@@ -124,11 +124,15 @@ def memory_pair(
     memory: Tensor | None, memory_labels: Tensor | None, batch_offset: int | None
 ) -> None:
     if batch_offset is not None:
-        if isinstance(batch_offset, bool) or not isinstance(batch_offset, int):
-            raise TypeError(f"batch_offset must be an int, got {type(batch_offset).__name__}")
+        is_int("batch_offset", batch_offset)
         if memory is None:
             raise ValueError("batch_offset must be given together with memory, got memory=None")
     both_or_none("memory", memory, "memory_labels", memory_labels)
+
+
+def is_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def positive_int(name: str, value: object) -> None:
