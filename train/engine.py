@@ -176,10 +176,7 @@ class Trainer:
         parallel: nn.Module = self.module
         if self.world.size > 1:
             gpus = [self.world.device.index] if self.world.device.type == "cuda" else None
-            # While the memory fills, the pair loss's threshold takes no part.
-            parallel = DistributedDataParallel(
-                self.module, device_ids=gpus, find_unused_parameters=self.memory is not None
-            )
+            parallel = DistributedDataParallel(self.module, device_ids=gpus)
         run = self.config.run
         log = None
         if self.world.is_main:

@@ -92,6 +92,11 @@ class FaceLoss(nn.Module):
         if self.pair_loss is not None and pairs:
             columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
             pair_term = self.pair_loss(features, labels, **columns)
+        elif self.pair_loss is not None:
+            # Data-parallel training waits for every parameter's gradient: one of zero, from an
+            # empty sum.
+            for p in self.pair_loss.parameters():
+                pair_term = pair_term + p.flatten()[:0].sum()
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
