@@ -26,7 +26,9 @@ Values = dict[str, Any]
 # Representative parameters of a loss besides its defaults; absent: none.
 VARIANTS: dict[str, dict[str, Values]] = {
     "uss": {"no-margin": {"scale": 16.0, "margin": 0.0}},
-    "uce": {"balanced": {"scale": 16.0, "margin": 0.1, "negative_weight": 0.2}},
+    "uce": {
+        "balanced": {"scale": 16.0, "margin": 0.1, "negative_weight": 0.2, "adaptive_margin": 0.7}
+    },
     "sphereface2": {
         "linear": {"t": 1.0, "alpha": 0.5, "margin": 0.2, "margin_gradient": "exact"},
         "exact": {"margin_gradient": "exact", "scale": 10.0},
@@ -45,6 +47,7 @@ VARIANTS: dict[str, dict[str, Values]] = {
         "normface": {"m3": 0.0, "scale": 20.0},
         "arcface": {"m2": 0.5, "m3": 0.0},
         "arcface-detached": {"m2": 0.5, "m3": 0.0, "margin_gradient": "detached"},
+        "prototypes": {"m2": 0.5, "m3": 0.0, "adaptive_margin": 0.7},
         "sphereface": {"m1": 1.7, "m3": 0.0, "scale": 30.0},
         "sphereface-two-turns": {"m1": 4.0, "m3": 0.0, "scale": 4.0},
         "combined": {"m1": 1.2, "m2": 0.3, "m3": 0.2},
@@ -60,7 +63,8 @@ def variants(spec: LossSpec) -> dict[str, Values]:
 
 def detached(spec: LossSpec, values: Values) -> bool:
     """Whether the gradient is by definition not the derivative of the value."""
-    return (spec.defaults() | values).get("margin_gradient") == "detached"
+    known = spec.defaults() | values
+    return known.get("margin_gradient") == "detached" or bool(known.get("adaptive_margin"))
 
 
 @dataclass(frozen=True)

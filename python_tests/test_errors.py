@@ -13,13 +13,12 @@ from helpers import DEVICES, run_python
 import unitsface_kernels as uk
 from unitsface_kernels import dispatch, ops
 from unitsface_kernels.backends import reference
-from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.losses import REGISTRY, LossSpec
 
 N, M, D = 4, 5, 3
 PAIR = {
     "feats": torch.zeros(N, D),
     "labels": torch.zeros(N, dtype=torch.int64),
-    "b": torch.zeros(()),
     "memory": torch.zeros(M, D),
     "memory_labels": torch.zeros(M, dtype=torch.int64),
 }
@@ -119,31 +118,16 @@ COMMON = [
     ({"backend": "cuda"}, ValueError, ["backend", "auto, reference, native, triton", "'cuda'"]),
     ({"backend": None}, ValueError, ["backend", "auto, reference, native, triton", "None"]),
 ]
-PAIR_MISTAKES = [
-    *_features("feats"),
-    *_features("memory")[1:],
-    *_like_feats("memory"),
-    *_labels("labels", N, None),
-    *_labels("memory_labels", M, None),
-    ({"memory_labels": None}, ValueError, ["memory_labels", "memory", "None"]),
-    ({"memory": None}, ValueError, ["memory", "memory_labels", "None"]),
-    ({"b": None}, TypeError, ["b ", "float", "NoneType"]),
-    ({"b": "0"}, TypeError, ["b ", "float", "str"]),
-    ({"b": True}, TypeError, ["b ", "float", "bool"]),
-    ({"b": torch.zeros((), dtype=torch.int64)}, TypeError, ["b ", "floating", "int64"]),
-    ({"b": torch.zeros(2)}, ValueError, ["b ", "one element", "(2,)"]),
-    ({"b": torch.zeros(0)}, ValueError, ["b ", "one element", "(0,)"]),
-    ({"b": torch.zeros((), device="meta")}, ValueError, ["b ", "device", "cpu", "meta"]),
-    ({"b": math.nan}, ValueError, ["b ", "finite", "nan"]),
-    ({"b": -math.inf}, ValueError, ["b ", "finite", "-inf"]),
-    *_numbers("uss"),
-    *COMMON,
+BATCH_OFFSET = [
+    ({"batch_offset": 1.0}, TypeError, ["batch_offset", "int", "float"]),
+    ({"batch_offset": True}, TypeError, ["batch_offset", "int", "bool"]),
+    (
+        {"batch_offset": 0, "memory": None, "memory_labels": None},
+        ValueError,
+        ["batch_offset", "memory", "None"],
+    ),
 ]
-ANY_CLASS_MISTAKES = [
-    *_features("feats"),
-    *_features("weight"),
-    *_like_feats("weight"),
-    *_labels("labels", N, M),
+CLASS_INDEX = [
     ({"class_index": [0]}, TypeError, ["class_index", "torch.Tensor", "list"]),
     ({"class_index": torch.zeros(2)}, TypeError, ["class_index", "integer", "float32"]),
     ({"class_index": torch.tensor([[0]])}, ValueError, ["class_index", "(K,)", "(1, 1)"]),
@@ -154,33 +138,63 @@ ANY_CLASS_MISTAKES = [
         ValueError,
         ["labels", "[-1, 2)", "got 2"],
     ),
-    *COMMON,
 ]
-# Everything of a pair loss but the threshold, which these do not have.
-PAIR_WITHOUT_B = {name: value for name, value in PAIR.items() if name != "b"}
-WITHOUT_B_MISTAKES = [
-    mistake for mistake in PAIR_MISTAKES if not {"b", "margin", "scale"} & mistake[0].keys()
+ANY_THRESHOLD = [
+    ({"b": None}, TypeError, ["b ", "float", "NoneType"]),
+    ({"b": "0"}, TypeError, ["b ", "float", "str"]),
+    ({"b": True}, TypeError, ["b ", "float", "bool"]),
+    ({"b": torch.zeros((), dtype=torch.int64)}, TypeError, ["b ", "floating", "int64"]),
+    ({"b": math.nan}, ValueError, ["b ", "finite", "nan"]),
+    ({"b": -math.inf}, ValueError, ["b ", "finite", "-inf"]),
 ]
-CLASS_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("margin_softmax")]
-NPT_MISTAKES = [*ANY_CLASS_MISTAKES, *_numbers("npt")]
+ONE_THRESHOLD = [
+    ({"b": torch.zeros(2)}, ValueError, ["b ", "one element", "(2,)"]),
+    ({"b": torch.zeros(0)}, ValueError, ["b ", "one element", "(0,)"]),
+]
+
+
+def _base(spec: LossSpec) -> dict:
+    """Legal arguments."""
+    if spec.threshold == "none":
+        b = {}
+    else:
+        b = {"b": torch.zeros(() if spec.threshold == "scalar" else M)}
+    if spec.topology == "class":
+        return CLASS | b
+    # Some negatives and some positives.
+    return PAIR | {"memory_labels": torch.arange(M)} | b
+
+
+def _mistakes(spec: LossSpec) -> list[tuple]:
+    if spec.topology == "class":
+        found = [*_features("weight"), *_like_feats("weight"), *_labels("labels", N, M)]
+        found += CLASS_INDEX
+    else:
+        high = M if spec.threshold == "per_column" else None
+        found = [
+            *_features("memory")[1:],
+            *_like_feats("memory"),
+            *_labels("labels", N, high),
+            *_labels("memory_labels", M, high),
+            ({"memory_labels": None}, ValueError, ["memory_labels", "memory", "None"]),
+            ({"memory": None}, ValueError, ["memory", "memory_labels", "None"]),
+            *BATCH_OFFSET,
+        ]
+    if spec.threshold != "none":
+        # A function that takes one threshold or several calls a wrong number one of several.
+        either = sum(other.function == spec.function for other in REGISTRY.values()) > 1
+        several = ["b ", "per class" if spec.topology == "class" else "per identity", "(2, 2)"]
+        shapes = [({"b": torch.zeros(2, 2)}, ValueError, several)]
+        elsewhere = _base(spec)["b"].to("meta")
+        found += [({"b": elsewhere}, ValueError, ["b ", "device", "cpu", "meta"]), *ANY_THRESHOLD]
+        found += ONE_THRESHOLD if spec.threshold == "scalar" and not either else shapes
+    return [*_features("feats"), *found, *_numbers(spec.name), *COMMON]
+
+
 CALLS = [
-    pytest.param(function, base, *mistake, id=f"{function}-{i}-{next(iter(mistake[0]))}")
-    for function, base, mistakes in (
-        ("fused_uss_loss", PAIR, PAIR_MISTAKES),
-        ("fused_margin_softmax_loss", CLASS, CLASS_MISTAKES),
-        (
-            "fused_pair_softmax_loss",
-            PAIR_WITHOUT_B,
-            [*WITHOUT_B_MISTAKES, *_numbers("pair_softmax")],
-        ),
-        (
-            "fused_pair_logsumexp",
-            PAIR_WITHOUT_B,
-            [*WITHOUT_B_MISTAKES, *_numbers("pair_logsumexp")],
-        ),
-        ("fused_npt_loss", CLASS, NPT_MISTAKES),
-    )
-    for i, mistake in enumerate(mistakes)
+    pytest.param(spec, *mistake, id=f"{spec.name}-{i}-{next(iter(mistake[0]))}")
+    for spec in REGISTRY.values()
+    for i, mistake in enumerate(_mistakes(spec))
 ]
 
 
@@ -191,28 +205,22 @@ def _check(raised: BaseException, parts: list[str]) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("function", "base", "changes", "error", "parts"), CALLS)
-def test_mistakes(function: str, base: dict, changes: dict, error: type, parts: list[str]) -> None:
+@pytest.mark.parametrize(("spec", "changes", "error", "parts"), CALLS)
+def test_mistakes(spec: LossSpec, changes: dict, error: type, parts: list[str]) -> None:
     """Raised before any work: neither the operator nor the reference is reached."""
     with (
         mock.patch.object(ops, "similarity_loss", side_effect=AssertionError("work began")),
         mock.patch.object(reference, "similarity_loss", side_effect=AssertionError("work began")),
         pytest.raises(error) as raised,
     ):
-        getattr(uk, function)(**{**base, **changes})
+        getattr(uk, spec.function)(**(_base(spec) | changes))
     assert raised.type is error
     _check(raised.value, parts)
 
 
-def test_every_public_function_is_covered() -> None:
-    assert {spec.function for spec in REGISTRY.values()} == {call.values[0] for call in CALLS}
-    # The unchanged arguments are legal.
-    assert float(uk.fused_uss_loss(**PAIR)) > 0
-    assert float(uk.fused_margin_softmax_loss(**CLASS)) > 0
-    distinct = {**PAIR_WITHOUT_B, "memory_labels": torch.arange(M)}
-    assert float(uk.fused_pair_softmax_loss(**distinct)) > 0
-    assert float(uk.fused_pair_logsumexp(**distinct)) > 0
-    assert float(uk.fused_npt_loss(**CLASS)) > 0
+@pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+def test_unchanged_arguments_are_legal(spec: LossSpec) -> None:
+    assert float(getattr(uk, spec.function)(**_base(spec))) > 0
 
 
 @pytest.mark.parametrize("cls", uk.CLASS_LOSSES.values(), ids=uk.CLASS_LOSSES)
@@ -240,14 +248,14 @@ def test_a_named_backend_does_not_fall_back(name: str) -> None:
         mock.patch.object(module, "unavailable", return_value="it is broken"),
         pytest.raises(ValueError, match="it is broken") as raised,
     ):
-        uk.fused_uss_loss(**PAIR, backend=name)
+        uk.fused_uss_loss(b=0.0, **PAIR, backend=name)
     _check(raised.value, [f"backend '{name}'", "float32", "cpu", "available here: "])
     listed = str(raised.value).split("available here: ")[1].split(", ")
     with mock.patch.object(module, "unavailable", return_value="it is broken"):
         assert listed == dispatch.available("cpu")
         assert set(listed) <= set(others)
         # "auto" goes on without it.
-        assert float(uk.fused_uss_loss(**PAIR)) > 0
+        assert float(uk.fused_uss_loss(b=0.0, **PAIR)) > 0
 
 
 @pytest.mark.parametrize("name", ["native", "triton"])
@@ -257,7 +265,7 @@ def test_float64_is_for_the_reference(name: str) -> None:
         for k, v in PAIR.items()
     }
     with pytest.raises(ValueError, match="float64") as raised:
-        uk.fused_uss_loss(**double, backend=name)
+        uk.fused_uss_loss(b=0.0, **double, backend=name)
     _check(raised.value, [f"backend '{name}'", "available here: reference"])
 
 
@@ -273,18 +281,18 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
     first = dispatch.available("cpu")[0]
     assert first != "reference"
     monkeypatch.setenv("UNITSFACE_BACKEND", "reference")
-    uk.fused_uss_loss(**PAIR)
+    uk.fused_uss_loss(b=0.0, **PAIR)
     assert len(called) == 1
-    uk.fused_uss_loss(**PAIR, backend=first)
+    uk.fused_uss_loss(b=0.0, **PAIR, backend=first)
     assert len(called) == 1
     monkeypatch.setenv("UNITSFACE_BACKEND", "auto")
-    uk.fused_uss_loss(**PAIR)
+    uk.fused_uss_loss(b=0.0, **PAIR)
     assert len(called) == 1
     monkeypatch.setenv("UNITSFACE_BACKEND", "fastest")
     with pytest.raises(ValueError, match="UNITSFACE_BACKEND") as raised:
-        uk.fused_uss_loss(**PAIR)
+        uk.fused_uss_loss(b=0.0, **PAIR)
     _check(raised.value, ["auto, reference, native, triton", "'fastest'"])
-    uk.fused_uss_loss(**PAIR, backend="reference")
+    uk.fused_uss_loss(b=0.0, **PAIR, backend="reference")
 
 
 def test_a_broken_extension_is_told_not_raised_on_import() -> None:

@@ -22,7 +22,9 @@ each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 def _unitsface(backend: str) -> UniTSFaceLoss:
     torch.manual_seed(3)
     class_loss = CLASS_LOSSES["cosface"](8, 4, scale=8.0, backend=backend)
-    return UniTSFaceLoss(class_loss, PAIR_LOSSES["uss"](scale=8.0, backend=backend))
+    return UniTSFaceLoss(
+        class_loss, PAIR_LOSSES["uss"](scale=8.0, init_threshold=1.0, backend=backend)
+    )
 
 
 @each_target
@@ -106,6 +108,40 @@ def test_sphereface2_starts_where_its_bias_has_no_gradient(margin_type: str, cla
         module.bias.copy_(moved)
     (elsewhere,) = torch.autograd.grad(module(feats, torch.tensor([0, 1, 1])), module.bias)
     assert abs(float(gradient)) < 1e-3 * float(elsewhere)
+
+
+@pytest.mark.parametrize("name", ["uss", "pair_bce"])
+def test_thresholds_start_from_the_first_batch(name: str) -> None:
+    """As published; what was saved while waiting, or after, goes on from there."""
+
+    def fresh() -> nn.Module:
+        return PAIR_LOSSES[name](**({} if name == "uss" else {"num_identities": 4}))
+
+    torch.manual_seed(0)
+    feats, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 0, -1])
+    want = unitsface_kernels.uss_threshold_init(feats, labels)
+    module = fresh()
+    unused = copy.deepcopy(module)
+    empty = {"memory": torch.randn(4, 8), "memory_labels": torch.full((4,), -1)}
+    module(feats, labels, **empty)
+    module.eval()(feats, labels)
+    assert not bool(module.initialized)
+    assert not bool(module.threshold.any())
+    module.train()
+    loss = module(feats, labels)
+    assert bool((module.threshold == want).all())
+    module(-feats, labels).backward()
+    assert bool((module.threshold == want).all())
+    module.zero_grad()
+    for start in (module, unused):
+        loaded = fresh()
+        loaded.load_state_dict(start.state_dict())
+        assert torch.equal(loaded(feats, labels), loss)
+        assert bool((loaded.threshold == want).all())
+    torch.compiler.reset()
+    compiled = fresh()
+    assert torch.equal(torch.compile(compiled, backend="eager")(feats, labels), loss)
+    assert bool((compiled.threshold == want).all())
 
 
 # --- modules --------------------------------------------------------------------------------------

@@ -44,6 +44,10 @@ CLASS_BCE = {"bce_class_bias_s16_m0.4": {"scale": "s", "margin": "m"}}
 SPHEREFACE2 = {
     "sphereface2_c": {"scale": "r", "margin": "m", "t": "t", "alpha": "alpha", "loss_weight": "lw"}
 }
+EPL = {
+    "epl_cosface": {"base": "cosface", "scale": "s", "margin": "m", "k": "k"},
+    "epl_uniface": {"base": "uce", "scale": "s", "margin": "m", "k": "k"},
+}
 RUNS = [(target, torch.float32) for target in TARGETS]
 RUNS += [(target, torch.float64) for target in TARGETS if target.runs(torch.float64)]
 each_run = pytest.mark.parametrize(
@@ -221,6 +225,30 @@ def test_threshold_init(name: str, target: Target, dtype: torch.dtype) -> None:
     check_same("b", b, want, REFERENCE_LOSS)
 
 
+@each_run
+@pytest.mark.parametrize("name", EPL)
+def test_epl(name: str, target: Target, dtype: torch.dtype) -> None:
+    stored = Stored(name, target, dtype)
+    module = unitsface_kernels.EPLLoss(
+        64, 50, **stored.values(EPL[name]), start_epoch=0, backend=target.backend
+    ).to(target.device, dtype)
+    with torch.no_grad():
+        module.head.weight.copy_(stored.tensor("weight"))
+        module.prototypes.copy_(stored.tensor("prototypes_before"))
+        if "bias" in stored.arrays:
+            module.head.threshold.copy_(stored.tensor("bias").squeeze())
+    feats = stored.leaf("x")
+    loss = module(feats, stored.tensor("labels"))
+    loss.backward()
+    gradients = {"x": feats.grad, "weight": module.head.weight.grad}
+    if "bias" in stored.arrays:
+        gradients["bias"] = module.head.threshold.grad
+    stored.check(loss, **gradients)
+    check_same(
+        "prototypes", module.prototypes, stored.tensor("prototypes_after"), REFERENCE_GRADIENT
+    )
+
+
 def test_every_loss_has_reference_values() -> None:
     of_losses = {
         "uss": PAIR,
@@ -236,4 +264,4 @@ def test_every_loss_has_reference_values() -> None:
     assert of_losses.keys() | {"npt"} == REGISTRY.keys()
     assert {name for names in of_losses.values() for name in names} == {
         path.stem for path in DATA.glob("*.npz")
-    } - {"backbone_outputs"}
+    } - {"backbone_outputs", *EPL}

@@ -15,12 +15,14 @@ from .functional import (
     fused_uss_loss,
     uss_threshold_init,
 )
+from .memory import FeatureMemory
 from .modules import (
     CLASS_LOSSES,
     PAIR_LOSSES,
     ArcFaceLoss,
     ClassBCELoss,
     CosFaceLoss,
+    EPLLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
     NPTLoss,
@@ -30,7 +32,9 @@ from .modules import (
     SphereFaceLoss,
     UCELoss,
     UniTSFaceLoss,
+    UNPGLoss,
     USSLoss,
+    VPLLoss,
 )
 
 __all__ = [
@@ -39,6 +43,8 @@ __all__ = [
     "ArcFaceLoss",
     "ClassBCELoss",
     "CosFaceLoss",
+    "EPLLoss",
+    "FeatureMemory",
     "MarginSoftmaxLoss",
     "NPTLoss",
     "NormFaceLoss",
@@ -47,8 +53,10 @@ __all__ = [
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
+    "UNPGLoss",
     "USSLoss",
     "UniTSFaceLoss",
+    "VPLLoss",
     "__version__",
     "fused_margin_softmax_loss",
     "fused_npt_loss",

@@ -46,6 +46,11 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
             )
 
 
+def width(name: str, value: Tensor, expected: int) -> None:
+    if value.shape[1] != expected:
+        raise ValueError(f"{name} must have D = {expected} columns, got {tuple(value.shape)}")
+
+
 def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
     if a.device != b.device:
         raise ValueError(f"{second} must be on the device of {first} ({a.device}), got {b.device}")
@@ -152,7 +157,13 @@ def at_most(name: str, value: int, largest: int) -> None:
         raise ValueError(f"{name} must be <= {largest}, got {value}")
 
 
-def number(name: str, value: object, above: float | None = None) -> None:
+def number(
+    name: str,
+    value: object,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
     """A finite float, larger than ``above``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
@@ -160,6 +171,10 @@ def number(name: str, value: object, above: float | None = None) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be > {above:g}, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
 
 
 # --- metrics -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ def fused_margin_softmax_loss(
     m2: float = 0.0,
     m3: float = 0.4,
     margin_gradient: str = "exact",
+    adaptive_margin: float = 0.0,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -44,6 +45,8 @@ def fused_margin_softmax_loss(
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
             constant, as insightface's ArcFace and OpenSphere do.
+        adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is a further
+            margin (EPL's prototype block).
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -59,7 +62,14 @@ def fused_margin_softmax_loss(
     """
     return class_loss(
         REGISTRY["margin_softmax"],
-        {"scale": scale, "m1": m1, "m2": m2, "m3": m3, "margin_gradient": margin_gradient},
+        {
+            "scale": scale,
+            "m1": m1,
+            "m2": m2,
+            "m3": m3,
+            "margin_gradient": margin_gradient,
+            "adaptive_margin": adaptive_margin,
+        },
         feats,
         weight,
         labels,
@@ -79,6 +89,7 @@ def fused_uce_loss(
     scale: float = 64.0,
     margin: float = 0.4,
     negative_weight: float = 1.0,
+    adaptive_margin: float = 0.0,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -104,6 +115,8 @@ def fused_uce_loss(
         scale: s > 0.
         margin: m, subtracted from the target's cosine.
         negative_weight: lambda > 0.
+        adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is a further
+            margin (EPL's prototype block).
         class_index: (K,) distinct integer rows of ``weight`` (and of a (C,) ``b``) that take
             part; the others get zero gradient.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -120,7 +133,12 @@ def fused_uce_loss(
     per_class = isinstance(b, Tensor) and b.numel() != 1
     return class_loss(
         REGISTRY["class_bce" if per_class else "uce"],
-        {"scale": scale, "margin": margin, "negative_weight": negative_weight},
+        {
+            "scale": scale,
+            "margin": margin,
+            "negative_weight": negative_weight,
+            "adaptive_margin": adaptive_margin,
+        },
         feats,
         weight,
         labels,

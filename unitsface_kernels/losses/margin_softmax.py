@@ -31,11 +31,11 @@ def _target_cosine(cosine: Tensor, m1: float, m2: float) -> Tensor:
 
 
 def _positive(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, m1, m2, m3, detached = params
+    scale, m1, m2, m3, detached, adaptive = params
     target = _target_cosine(cosine, m1, m2)
     if detached:
         target = cosine + (target - cosine).detach()
-    return scale * (target - m3)
+    return scale * (target - m3 - adaptive * cosine.detach())
 
 
 def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
@@ -53,6 +53,7 @@ SPEC = LossSpec(
         Parameter("m2", 0.0),
         Parameter("m3", 0.4),
         Parameter("margin_gradient", "exact", choices=("exact", "detached")),
+        Parameter("adaptive_margin", 0.0, at_least=0.0),
     ),
     negative=_negative,
     positive=_positive,

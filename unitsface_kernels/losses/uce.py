@@ -9,13 +9,14 @@ from .spec import LossSpec, Parameter
 
 
 def _positive(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, margin, _ = params
+    scale, margin, _, adaptive = params
     assert threshold is not None
-    return -F.logsigmoid(scale * (cosine - margin) - threshold)
+    margin_of_pair = margin + adaptive * cosine.detach()
+    return -F.logsigmoid(scale * (cosine - margin_of_pair) - threshold)
 
 
 def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, _, negative_weight = params
+    scale, _, negative_weight, _ = params
     assert threshold is not None
     return -negative_weight * F.logsigmoid(threshold - scale * cosine)
 
@@ -29,6 +30,7 @@ SPEC = LossSpec(
         Parameter("scale", 64.0, minimum=0.0),
         Parameter("margin", 0.4),
         Parameter("negative_weight", 1.0, minimum=0.0),
+        Parameter("adaptive_margin", 0.0, at_least=0.0),
     ),
     negative=_negative,
     positive=_positive,

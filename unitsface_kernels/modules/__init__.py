@@ -6,6 +6,7 @@ from torch import nn
 
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .epl import EPLLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -16,6 +17,8 @@ from .margin_softmax import (
 from .npt import NPTLoss
 from .pair import PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .unpg import UNPGLoss
+from .vpl import VPLLoss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "normface": NormFaceLoss,
@@ -26,6 +29,9 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
+    "epl": EPLLoss,
+    "unpg": UNPGLoss,
+    "vpl": VPLLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -39,6 +45,7 @@ __all__ = [
     "ArcFaceLoss",
     "ClassBCELoss",
     "CosFaceLoss",
+    "EPLLoss",
     "MarginSoftmaxLoss",
     "NPTLoss",
     "NormFaceLoss",
@@ -47,6 +54,8 @@ __all__ = [
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
+    "UNPGLoss",
     "USSLoss",
     "UniTSFaceLoss",
+    "VPLLoss",
 ]

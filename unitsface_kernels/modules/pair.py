@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import functional, validate
+from .. import collectives, functional, validate
 
 
 class _ThresholdLoss(nn.Module):
@@ -15,13 +16,14 @@ class _ThresholdLoss(nn.Module):
 
     #: The public function.
     function: Callable[..., Tensor]
+    initialized: Tensor
 
     def __init__(
         self,
         shape: tuple[int, ...],
         scale: float,
         margin: float,
-        init_threshold: float,
+        init_threshold: float | None,
         reduction: str,
         backend: str,
     ) -> None:
@@ -32,10 +34,32 @@ class _ThresholdLoss(nn.Module):
         self.reduction = reduction
         self.backend = backend
         self.threshold = nn.Parameter(torch.empty(shape))
+        self.register_buffer("initialized", torch.tensor(False))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.threshold, self.init_threshold)
+        """A threshold without a first value is 0 until the first batch in training mode."""
+        nn.init.constant_(self.threshold, self.init_threshold or 0.0)
+        self.initialized.fill_(self.init_threshold is not None)
+        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        self._waiting = self.init_threshold is None
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _initialise(self, **batch: Any) -> None:
+        first = functional.uss_threshold_init(**batch, scale=self.scale, backend=self.backend)
+        # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
+        # gradients, not parameters: ranks have to agree from the start.
+        some = (first != 0).to(first.dtype)
+        value, ranks = collectives.mean_over_ranks(torch.stack([first * some, some])).tolist()
+        if ranks > 0:
+            self.threshold.fill_(value / ranks)
+            self.initialized.fill_(True)
+            self._waiting = False
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._waiting = not bool(self.initialized)
 
     def forward(
         self,
@@ -45,6 +69,14 @@ class _ThresholdLoss(nn.Module):
         memory_labels: Tensor | None = None,
         batch_offset: int | None = None,
     ) -> Tensor:
+        if self._waiting and self.training:
+            self._initialise(
+                feats=feats,
+                labels=labels,
+                memory=memory,
+                memory_labels=memory_labels,
+                batch_offset=batch_offset,
+            )
         return type(self).function(
             feats,
             labels,
@@ -70,7 +102,9 @@ class USSLoss(_ThresholdLoss):
 
     Args:
         scale, margin, reduction, backend: as the function's.
-        init_threshold: first value of b, in logit units.
+        init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
+            first batch in training mode that has negatives, averaged over ranks;
+            ``torch.compile(fullgraph=True)`` needs a value or such a batch before.
 
     Attributes:
         threshold: () parameter b; the unified cosine threshold is ``threshold / scale``.
@@ -87,7 +121,7 @@ class USSLoss(_ThresholdLoss):
         self,
         scale: float = 64.0,
         margin: float = 0.1,
-        init_threshold: float = 0.0,
+        init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
@@ -100,7 +134,10 @@ class PairBCELoss(_ThresholdLoss):
     Args:
         num_identities: K.
         scale, margin, reduction, backend: as the function's.
-        init_threshold: first value of every threshold, in logit units.
+        init_threshold: first value of every threshold, in logit units. None:
+            :func:`uss_threshold_init` of the first batch in training mode that has negatives,
+            averaged over ranks; ``torch.compile(fullgraph=True)`` needs a value or such a batch
+            before.
 
     Attributes:
         threshold: (K,) parameter b.
@@ -118,7 +155,7 @@ class PairBCELoss(_ThresholdLoss):
         num_identities: int,
         scale: float = 64.0,
         margin: float = 0.1,
-        init_threshold: float = 0.0,
+        init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:

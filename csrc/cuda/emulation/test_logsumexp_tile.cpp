@@ -9,7 +9,7 @@ using namespace unitsface;
 using namespace unitsface::checks;
 
 void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, bool in_place) {
-  const float params[] = {16.0f, 1.0f, 0.5f, 0.2f, 0.0f};
+  const float params[] = {16.0f, 1.0f, 0.5f, 0.2f, 0.0f, 0.0f};
   const MarginSoftmax policy(params);
   const int64_t stride = m + gap, start = 1000, size = (n - 1) * stride + m;
   Buffer<float> maximum(n, -INFINITY), total(n, 0.0f), target_cosine(n, 9.0f);
@@ -113,7 +113,7 @@ void test_logsumexps() {
 
 void test_positive_rows() {
   for (const float detached : {0.0f, 1.0f}) {
-    const float params[] = {64.0f, 1.7f, 0.5f, 0.1f, detached};
+    const float params[] = {64.0f, 1.7f, 0.5f, 0.1f, detached, 0.0f};
     constexpr int64_t n = 700;
     Buffer<float> cosine(n, 0.0f), logit(n, kNaN), slope(n, kNaN);
     for (int64_t i = 0; i < n; ++i) cosine[i] = -1.0f + 2.0f * i / (n - 1);

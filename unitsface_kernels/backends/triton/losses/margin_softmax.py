@@ -10,19 +10,20 @@ from .math import acos, half_turns, sin_cos_half_turn
 
 @triton.jit
 def negative(cosine, params):
-    """Logit of a wrong class and its derivative; ``params`` = (scale, m1, m2, m3, detached)."""
+    """Logit of a wrong class and its derivative; ``params`` =
+    (scale, m1, m2, m3, detached, adaptive)."""
     scale = params[0]
     return scale * cosine, scale
 
 
 @triton.jit
 def positive(cosine, params):
-    """Logit ``s (cos(m1 theta + m2) - m3)`` of a target and its derivative by the cosine.
+    """Logit ``s (cos(m1 theta + m2) - m3 - a c)`` of a target and its derivative by the cosine.
 
     Past pi the margin continues monotonically, ``(-1)^k cos(angle) - 2k`` with
     ``k = floor(angle / pi)``: that is ``cos(angle - k pi) - 2k``, one branch for every k.
     """
-    scale, m1, m2, m3, detached = params
+    scale, m1, m2, m3, detached, adaptive = params
     # Comparisons rather than tl.minimum and tl.maximum, which would hide a NaN.
     clipped = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
     # (1 - c)(1 + c) keeps the accuracy that 1 - c^2 loses at small angles.
@@ -40,7 +41,7 @@ def positive(cosine, params):
     target = tl.where(no_angle, cosine, cos_rest - 2.0 * turns)
     slope = m1 * sin_rest / tl.where(sin_theta < 1e-4, 1e-4, sin_theta)
     slope = tl.where(no_angle | (detached != 0.0), 1.0, slope)
-    return scale * (target - m3), scale * slope
+    return scale * (target - (m3 + adaptive * cosine)), scale * slope
 
 
 def slope_bound(params: tuple[float, ...]) -> float:

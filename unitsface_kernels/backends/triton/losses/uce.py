@@ -10,16 +10,20 @@ from .math import softplus_and_sigmoid
 
 @triton.jit
 def evaluate(cosine, threshold, positive, params):
-    """Value, d/d cosine and d/d threshold; ``params`` = (scale, margin, negative_weight)."""
-    scale, margin, negative_weight = params
+    """Value, d/d cosine and d/d threshold; ``params`` =
+    (scale, margin, negative_weight, adaptive).
+    """
+    scale, margin, negative_weight, adaptive = params
     logit = scale * cosine - threshold
-    # Target: softplus(-(s (c - m) - b)).
-    value, share = softplus_and_sigmoid(tl.where(positive, scale * margin - logit, logit))
+    # Target: softplus(-(s (c - m - a c) - b)), the last c a constant. That of a pair left out is
+    # not finite, and such a pair is not positive.
+    target = threshold - scale * (cosine - (margin + adaptive * cosine))
+    value, share = softplus_and_sigmoid(tl.where(positive, target, logit))
     d_threshold = tl.where(positive, share, -negative_weight * share)
     return tl.where(positive, value, negative_weight * value), -scale * d_threshold, d_threshold
 
 
 def slope_bound(params: tuple[float, ...]) -> float:
     """The largest |d value / d cosine|."""
-    scale, _, negative_weight = params
+    scale, _, negative_weight, _ = params
     return abs(scale) * max(1.0, abs(negative_weight))

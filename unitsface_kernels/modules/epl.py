@@ -1,0 +1,191 @@
+"""EPL: a class loss on class weights and on empirical prototypes of the classes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional, validate
+from ..collectives import gather_rows
+from ..memory import newest_rows
+from .bce import UCELoss
+from .margin_softmax import ArcFaceLoss, CosFaceLoss
+
+NORM_EPS = 1e-5
+_HEADS: dict[str, type[CosFaceLoss] | type[ArcFaceLoss] | type[UCELoss]] = {
+    "cosface": CosFaceLoss,
+    "arcface": ArcFaceLoss,
+    "uce": UCELoss,
+}
+
+
+class EPLLoss(nn.Module):
+    r"""Empirical prototype learning over CosFace, ArcFace or UCE.
+
+    Every class has a prototype :math:`P_c`, a running mean of its features without gradient. A
+    training batch first moves the prototypes of its classes, with :math:`a` a function of the
+    similarity,
+
+    .. math:: a = \mathrm{softsign} \langle P_y, \hat x \rangle, \qquad
+              P_y \leftarrow \mathrm{normalise}(a P_y + (1 - a) \hat x)
+
+    (of several samples of a class the last one). The loss is then the mean of the head's loss on
+    the class weights and its loss on the prototypes, where the target's cosine has a further
+    margin of k times itself, taken as a constant. Over CosFace the head's own margin is on the
+    class weights only; over ArcFace and UCE it is on both; UCE's threshold is shared.
+
+    Source: EPL ("Empirical Prototype Learning for Deep Face Recognition"), published code.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        base: "cosface", "arcface" or "uce".
+        scale: as of the base.
+        margin: as of the base; None: 0.4 for "cosface" and "uce", 0.5 radians for "arcface".
+        k: adaptive margin of the prototypes' targets.
+        start_epoch: 0-based epoch, see :meth:`set_epoch`, from which the prototypes have a loss;
+            until then they only move, and the loss is the head's.
+        activation: "softsign", or "sigmoid" for the sigmoid of the similarity less 1.
+        reduction, backend: as of the base's function.
+
+    Attributes:
+        head: the base's module with its (C, D) class weights (and threshold).
+        prototypes: (C, D) buffer of unit rows, initialised in random directions.
+        epoch: current epoch, part of the state dict.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+    """
+
+    #: Name in the registry of losses; the head says which one it is.
+    loss = "epl"
+    prototypes: Tensor
+    epoch: Tensor
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        base: str = "cosface",
+        scale: float = 64.0,
+        margin: float | None = None,
+        k: float = 0.7,
+        start_epoch: int = 3,
+        activation: str = "softsign",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        validate.choice("base", base, tuple(_HEADS))
+        validate.choice("activation", activation, ("softsign", "sigmoid"))
+        validate.number("k", k, at_least=0.0)
+        validate.number("start_epoch", start_epoch, at_least=0)
+        if margin is None:
+            margin = 0.5 if base == "arcface" else 0.4
+        self.base = base
+        self.k = k
+        self.start_epoch = start_epoch
+        self.activation = activation
+        self.head = _HEADS[base](
+            embedding_size,
+            num_classes,
+            scale=scale,
+            margin=margin,
+            reduction=reduction,
+            backend=backend,
+        )
+        self.register_buffer("prototypes", torch.empty(num_classes, embedding_size))
+        self.register_buffer("epoch", torch.tensor(0))
+        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        self._epoch = 0
+        self._reset_prototypes()
+
+    @property
+    def scale(self) -> float:
+        return self.head.scale
+
+    @property
+    def weight(self) -> Tensor:
+        return self.head.weight
+
+    def reset_parameters(self) -> None:
+        self.head.reset_parameters()
+        self._reset_prototypes()
+
+    def _reset_prototypes(self) -> None:
+        nn.init.normal_(self.prototypes)
+        with torch.no_grad():
+            self.prototypes.copy_(F.normalize(self.prototypes, dim=1, eps=NORM_EPS))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The trainer's 0-based epoch; decides whether the prototypes have a loss."""
+        self.epoch.fill_(epoch)
+        self._epoch = epoch
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._epoch = int(self.epoch)
+
+    @torch.no_grad()
+    def update(self, feats: Tensor, labels: Tensor) -> None:
+        """Moves the prototypes of a batch; in a process group of every rank's batch."""
+        feats, labels = gather_rows(feats.detach().float(), labels.to(torch.int64))
+        if labels.numel() == 0:
+            return
+        unit = F.normalize(feats, dim=1, eps=NORM_EPS)
+        slots, newest = newest_rows(labels, self.prototypes.shape[0])
+        old = self.prototypes[slots]
+        new = unit[newest.clamp(min=0)]
+        similarity = (old * new).sum(dim=1, keepdim=True)
+        if self.activation == "softsign":
+            share = F.softsign(similarity)
+        else:
+            share = torch.sigmoid(similarity - 1.0)
+        moved = F.normalize(share * old + (1.0 - share) * new, dim=1, eps=NORM_EPS)
+        self.prototypes.index_copy_(0, slots, torch.where(newest[:, None] >= 0, moved, old))
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        loss = self.head(feats, labels)
+        if self.training:
+            self.update(feats, labels)
+        if self._epoch < self.start_epoch:
+            return loss
+        return (loss + self._prototype_loss(feats, labels)) / 2.0
+
+    def _prototype_loss(self, feats: Tensor, labels: Tensor) -> Tensor:
+        # A copy: the next batch moves the prototypes, and this one may not be differentiated yet.
+        prototypes = self.prototypes.clone()
+        head = self.head
+        if isinstance(head, UCELoss):
+            return functional.fused_uce_loss(
+                feats,
+                prototypes,
+                labels,
+                head.threshold,
+                scale=head.scale,
+                margin=head.margin,
+                negative_weight=head.negative_weight,
+                adaptive_margin=self.k,
+                reduction=head.reduction,
+                backend=head.backend,
+            )
+        return functional.fused_margin_softmax_loss(
+            feats,
+            prototypes,
+            labels,
+            scale=head.scale,
+            m1=head.m1,
+            m2=head.m2,
+            m3=0.0 if self.base == "cosface" else head.m3,
+            margin_gradient=head.margin_gradient,
+            adaptive_margin=self.k,
+            reduction=head.reduction,
+            backend=head.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"base={self.base!r}, k={self.k}, start_epoch={self.start_epoch}, "
+            f"activation={self.activation!r}"
+        )

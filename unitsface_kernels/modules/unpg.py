@@ -1,0 +1,168 @@
+"""UNPG: negative pairs of the batch beside the wrong classes of a margin softmax."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional, validate
+from ..losses import REGISTRY
+from .margin_softmax import ArcFaceLoss, CosFaceLoss
+
+NORM_EPS = 1e-5
+COSINE_ERROR = 1e-6
+_HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
+
+
+class UNPGLoss(nn.Module):
+    r"""Unified negative pair generation over CosFace or ArcFace.
+
+    Every row's denominator also holds the negative pairs of the whole batch, each unordered pair
+    once: with :math:`z_{iy}` the target's logit of the head,
+
+    .. math:: L_i = -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \neq y} e^{s c_{ic}}
+                  + \sum_{n \in N'} e^{s n}}
+
+    N' are the cosines within the box-and-whisker bounds
+    :math:`[Q_1 - w\,(Q_3 - Q_1),\; Q_3 + w\,(Q_3 - Q_1)]` of all l negative pairs; the quartiles
+    are the scores at places floor(l / 4) and floor(3 l / 4) of their ascending order, exactly,
+    without storing them. The bounds have no gradient.
+
+    Source: Jung et al., "Unified Negative Pair Generation toward Well-discriminative Feature Space
+    for Face Recognition", BMVC 2022, and its published code. As there, the pairs are those of the
+    rank's own batch.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        base: "cosface" or "arcface".
+        scale: s > 0.
+        margin: of the head.
+        whisker: w >= 0, as published 1.5; None keeps every negative pair.
+        reduction, backend: as the head's function's. Finding the quartiles waits for the device.
+
+    Attributes:
+        head: the base's module with its (C, D) class weights.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+    """
+
+    #: Names the module where a registry of losses names functions: it composes them.
+    loss = "unpg"
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        base: str = "cosface",
+        scale: float = 64.0,
+        margin: float = 0.5,
+        whisker: float | None = 1.5,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        validate.choice("base", base, tuple(_HEADS))
+        validate.choice("reduction", reduction, validate.REDUCTIONS)
+        if whisker is not None:
+            validate.number("whisker", whisker, at_least=0.0)
+        self.base = base
+        self.whisker = whisker
+        self.reduction = reduction
+        self.head = _HEADS[base](
+            embedding_size,
+            num_classes,
+            scale=scale,
+            margin=margin,
+            reduction="none",
+            backend=backend,
+        )
+
+    @property
+    def scale(self) -> float:
+        return self.head.scale
+
+    @property
+    def weight(self) -> Tensor:
+        return self.head.weight
+
+    def reset_parameters(self) -> None:
+        self.head.reset_parameters()
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        per_row = self.head(feats, labels)
+        counted = labels != -1
+        # log(e^L_i + e^(U - z_iy)): both divided by the target's e^z_iy.
+        pairs = self._log_pairs(feats, labels) - self._target_logit(feats, labels)
+        per_row = torch.where(counted, torch.logaddexp(per_row, pairs), 0.0)
+        if self.reduction == "none":
+            return per_row
+        total = per_row.sum()
+        return total if self.reduction == "sum" else total / counted.sum().clamp(min=1)
+
+    def _target_logit(self, feats: Tensor, labels: Tensor) -> Tensor:
+        """(N,) logit of the row's own class, margin included: N products of D numbers."""
+        head = self.head
+        dtype = torch.promote_types(feats.dtype, torch.float32)
+        with torch.autocast(feats.device.type, enabled=False):
+            own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
+            unit = [F.normalize(t, dim=1, eps=NORM_EPS) for t in (feats.to(dtype), own)]
+            cosine = (unit[0] * unit[1]).sum(dim=1)
+        spec = REGISTRY[head.loss]
+        values = {p.name: getattr(head, p.name, p.default) for p in spec.parameters}
+        assert spec.positive is not None
+        return spec.positive(cosine, None, spec.pack(values))
+
+    def _log_pairs(self, feats: Tensor, labels: Tensor) -> Tensor:
+        """() log of the sum over the batch's negative pairs; very low if there are none."""
+        lower, upper = -2.0, 2.0
+        if self.whisker is not None:
+            lower, upper = self._bounds(feats, labels)
+        per_row = functional.fused_pair_logsumexp(
+            feats,
+            labels,
+            scale=self.head.scale,
+            lower=lower,
+            upper=upper,
+            reduction="none",
+            backend=self.head.backend,
+        )
+        # A row has negatives if the batch has two identities, and is then not ignored itself.
+        counted = labels != -1
+        largest = torch.iinfo(torch.int64).max
+        wide = labels.to(torch.int64)
+        lowest_label = torch.where(counted, wide, largest)
+        different = (wide.max() > lowest_label.min()) if labels.numel() else counted.any()
+        lowest = torch.finfo(per_row.dtype).min / 4
+        per_row = torch.where(counted & different, per_row, lowest)
+        if labels.numel() == 0:
+            return per_row.new_full((), lowest)
+        return torch.logsumexp(per_row, dim=0) - math.log(2.0)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _bounds(self, feats: Tensor, labels: Tensor) -> tuple[float, float]:
+        from ..metrics.order_statistics import ScorePartition
+        from ..metrics.tiles import Scores
+
+        # What is not finite has to reach the loss, and has no order.
+        if feats.shape[0] < 2 or not bool(feats.isfinite().all()):
+            return -2.0, 2.0
+        partition = ScorePartition(Scores(feats, labels, None, None, "auto"))
+        count = partition.num_negatives
+        if count == 0:
+            return -2.0, 2.0
+        # Places in ascending order, as ranks from the largest.
+        ranks = [count - place // 4 for place in (count, 3 * count)]
+        first, third = partition.thresholds()[partition.kth_largest(ranks, negative=True)].tolist()
+        assert self.whisker is not None
+        # The bounds are inclusive, and a loss computes a cosine to the last bits only.
+        reach = self.whisker * (third - first) + COSINE_ERROR
+        return first - reach, third + reach
+
+    def extra_repr(self) -> str:
+        return f"base={self.base!r}, whisker={self.whisker}, reduction={self.reduction!r}"

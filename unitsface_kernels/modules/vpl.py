@@ -1,0 +1,179 @@
+"""VPL: class weights mixed with a recent feature of their class."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional, validate
+from ..collectives import gather_rows
+from ..memory import newest_rows
+from .margin_softmax import ArcFaceLoss, CosFaceLoss
+
+NORM_EPS = 1e-5
+_HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
+
+
+class VPLLoss(nn.Module):
+    r"""Variational prototype learning over ArcFace or CosFace.
+
+    The margin softmax compares with
+
+    .. math:: \tilde w_c = (1 - \lambda_c)\, \hat w_c + \lambda_c M_c
+
+    where M_c is the newest unit feature of class c, without gradient. :math:`\lambda_c` is ``mix``
+    after ``start_iteration`` training steps for classes seen within the last ``max_age`` steps,
+    else 0. Each training step stores its features after the loss; evaluation does not mix.
+
+    Source: Deng et al., "Variational Prototype Learning for Deep Face Recognition", CVPR 2021, and
+    its published code (insightface). Of several samples of a class in a batch the last one is
+    stored; there any of them.
+
+    Mixing copies the (C, D) class weights once per step while some class is mixed, and waits for
+    the device to know which ones are.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        base: "arcface" or "cosface".
+        scale: s > 0.
+        margin: of the base; None: 0.5 radians for "arcface", 0.4 for "cosface".
+        mix: lambda in [0, 1].
+        max_age: steps after which a feature counts as old.
+        start_iteration: steps without mixing.
+        reduction, backend: as the head's function's.
+
+    Attributes:
+        head: the base's module with its (C, D) class weights.
+        features: (C, D) buffer of unit rows, at first in random directions.
+        stamps: (C,) int64 buffer, the step at which each was stored; 0: never.
+        iteration: () int64 buffer, training steps so far.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+    """
+
+    #: Names the module where a registry of losses names functions: it composes them.
+    loss = "vpl"
+    features: Tensor
+    stamps: Tensor
+    iteration: Tensor
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        base: str = "arcface",
+        scale: float = 64.0,
+        margin: float | None = None,
+        mix: float = 0.15,
+        max_age: int = 200,
+        start_iteration: int = 8000,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        validate.choice("base", base, tuple(_HEADS))
+        validate.number("mix", mix, at_least=0.0, at_most=1.0)
+        validate.number("max_age", max_age, at_least=0)
+        validate.number("start_iteration", start_iteration, at_least=0)
+        if margin is None:
+            margin = 0.5 if base == "arcface" else 0.4
+        self.base = base
+        self.mix = mix
+        self.max_age = max_age
+        self.start_iteration = start_iteration
+        self.head = _HEADS[base](
+            embedding_size,
+            num_classes,
+            scale=scale,
+            margin=margin,
+            reduction=reduction,
+            backend=backend,
+        )
+        self.register_buffer("features", torch.empty(num_classes, embedding_size))
+        self.register_buffer("stamps", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("iteration", torch.tensor(0))
+        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        self._iteration = 0
+        self._reset_features()
+
+    @property
+    def scale(self) -> float:
+        return self.head.scale
+
+    @property
+    def weight(self) -> Tensor:
+        return self.head.weight
+
+    def reset_parameters(self) -> None:
+        self.head.reset_parameters()
+        self._reset_features()
+
+    def _reset_features(self) -> None:
+        nn.init.normal_(self.features)
+        with torch.no_grad():
+            self.features.copy_(F.normalize(self.features, dim=1, eps=NORM_EPS))
+            self.stamps.zero_()
+            self.iteration.zero_()
+        self._iteration = 0
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._iteration = int(self.iteration)
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        if self.training:
+            self._iteration += 1
+            self.iteration.fill_(self._iteration)
+        head = self.head
+        loss = functional.fused_margin_softmax_loss(
+            feats,
+            self._mixed_weight(),
+            labels,
+            scale=head.scale,
+            m1=head.m1,
+            m2=head.m2,
+            m3=head.m3,
+            margin_gradient=head.margin_gradient,
+            reduction=head.reduction,
+            backend=head.backend,
+        )
+        if self.training:
+            self.update(feats, labels)
+        return loss
+
+    @torch.compiler.disable
+    def _mixed_weight(self) -> Tensor:
+        weight = self.head.weight
+        if not self.training or self._iteration <= self.start_iteration or self.mix == 0.0:
+            return weight
+        fresh = (self.stamps > 0) & (self._iteration - self.stamps <= self.max_age)
+        rows = fresh.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return weight
+        unit = F.normalize(weight[rows], dim=1, eps=NORM_EPS)
+        mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
+        # The loss normalises what it is given, mixed rows like all others.
+        return weight.index_copy(0, rows, mixed)
+
+    @torch.no_grad()
+    def update(self, feats: Tensor, labels: Tensor) -> None:
+        """Stores the unit features of a batch; in a process group of every rank's batch."""
+        feats, labels = gather_rows(feats.detach().float(), labels.to(torch.int64))
+        if labels.numel() == 0:
+            return
+        slots, newest = newest_rows(labels, self.stamps.shape[0])
+        known = newest >= 0
+        unit = F.normalize(feats, dim=1, eps=NORM_EPS)[newest.clamp(min=0)]
+        unit = unit.to(self.features.dtype)
+        self.features.index_copy_(0, slots, torch.where(known[:, None], unit, self.features[slots]))
+        stamps = torch.where(known, self._iteration, self.stamps[slots])
+        self.stamps.index_copy_(0, slots, stamps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"base={self.base!r}, mix={self.mix}, max_age={self.max_age}, "
+            f"start_iteration={self.start_iteration}"
+        )
