@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from train_support import ROOT, arguments, tiny, write_faces
 
-import unitsface_kernels
 from train.distributed import choose_device
 from train.errors import INTERRUPTED, UserError
 from train.main import stop_on_signal
@@ -46,18 +45,7 @@ def test_script_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "memory",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(
-                not hasattr(unitsface_kernels, "FeatureMemory"), reason="no FeatureMemory yet"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("memory", [False, True], ids=["the batch's pairs", "memory"])
 def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool) -> None:
     write_faces(tmp_path / "faces", identities=6, images=8)
     config = tiny(

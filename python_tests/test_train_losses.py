@@ -153,32 +153,13 @@ def test_losses_hear_of_every_epoch_also_after_resuming(
 # -- the feature memory -------------------------------------------------------------------------
 
 
-class Memory(nn.Module):
-    """The newest feature of each identity."""
-
-    def __init__(self, num_identities: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("features", torch.zeros(num_identities, dim))
-        self.register_buffer("labels", torch.full((num_identities,), -1))
-
-    def update(self, feats: Tensor, labels: Tensor) -> None:
-        for feature, label in zip(feats, labels.tolist(), strict=True):
-            self.features[label] = feature
-            self.labels[label] = label
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The configuration's section that asks for a memory."""
-    if not hasattr(uk, "FeatureMemory"):
-        monkeypatch.setattr(uk, "FeatureMemory", Memory, raising=False)
-    return {"memory": True}
+MEMORY = {"memory": True}
 
 
 def test_pair_loss_sees_the_newest_feature_of_each_identity_from_the_second_epoch_on(
-    faces: Path, tmp_path: Path, memory: dict[str, Any]
+    faces: Path, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(tiny(faces, tmp_path, loss=memory, train={"epochs": 3}))
+    trainer = trainer_of(tiny(faces, tmp_path, loss=MEMORY, train={"epochs": 3}))
     assert trainer.memory is not None
     assert trainer.loss.pair_loss is not None
     newest: dict[int, Tensor] = {}
@@ -210,11 +191,9 @@ def test_pair_loss_sees_the_newest_feature_of_each_identity_from_the_second_epoc
 
 
 @pytest.mark.parametrize("stop_after", [1, 3], ids=["while it fills", "when it is full"])
-def test_run_with_a_memory_resumes_bitwise(
-    faces: Path, tmp_path: Path, memory: dict[str, Any], stop_after: int
-) -> None:
-    whole = train(tiny(faces, tmp_path / "whole", loss=memory, train={"epochs": 3}))
-    train(tiny(faces, tmp_path / "cut", loss=memory, train={"epochs": 3}), stop_after=stop_after)
+def test_run_with_a_memory_resumes_bitwise(faces: Path, tmp_path: Path, stop_after: int) -> None:
+    whole = train(tiny(faces, tmp_path / "whole", loss=MEMORY, train={"epochs": 3}))
+    train(tiny(faces, tmp_path / "cut", loss=MEMORY, train={"epochs": 3}), stop_after=stop_after)
     assert main(["--resume", f"run.dir={tmp_path / 'cut'}"]) == 0
     resumed = checkpoint.read_run(tmp_path / "cut" / checkpoint.LAST)
     for part in ("backbone", "loss", "memory"):
@@ -223,11 +202,11 @@ def test_run_with_a_memory_resumes_bitwise(
 
 
 def test_memory_needs_a_checkpoint_that_has_one_and_both_losses(
-    faces: Path, tmp_path: Path, memory: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tiny(faces, tmp_path, train={"max_steps": 1}))
     assert main(["--resume", f"run.dir={tmp_path}", "loss.memory=true"]) == 2
     assert "was trained without loss.memory" in capsys.readouterr().err
     for missing in ("class", "pair"):
         with pytest.raises(UserError, match=r"loss\.memory=true needs loss\.pair, and loss\.class"):
-            tiny(faces, tmp_path, loss={**memory, missing: "none"})
+            tiny(faces, tmp_path, loss={**MEMORY, missing: "none"})
