@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # What editing requires a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick test test-slow bench lint format clean
+.PHONY: env demo demo-quick losses test test-slow bench lint format clean
 
 env: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ demo: env
 
 demo-quick: env
 	$(BIN)/python train/demo.py --quick
+
+# More in ARGS: make losses ARGS="--seeds 3 --only cosface uce+uss"
+losses: env
+	$(BIN)/python train/compare_losses.py $(ARGS)
 
 test: env
 	$(BIN)/python -m pytest python_tests

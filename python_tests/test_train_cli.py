@@ -45,12 +45,14 @@ def test_script_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_finish_and_their_loss_falls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [False, True], ids=["the batch's pairs", "memory"])
+def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool) -> None:
     write_faces(tmp_path / "faces", identities=6, images=8)
     config = tiny(
         Path("faces"),
         Path("run"),
         data={"holdout": 2},
+        loss={"memory": memory},
         train={"epochs": 6, "batch_size": 16, "lr": 0.02},
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -59,7 +61,8 @@ def test_two_processes_finish_and_their_loss_falls(tmp_path: Path) -> None:
     assert done.stdout.count("2 process(es)") == 1  # only the first one talks
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 13))
-    losses = [line["loss"] for line in lines]
+    # The class loss is there from the first step on.
+    losses = [line["class_loss"] for line in lines]
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
     assert (tmp_path / "run" / "evaluation.json").exists()

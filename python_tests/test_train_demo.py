@@ -84,6 +84,7 @@ def test_demo_writes_report_and_plots(
     text = (out / "report.md").read_text()
     assert "Smoke run" in text
     assert "AT&T Laboratories Cambridge" in text
+    assert "`make losses` compares more losses" in text  # none has been made beside this folder
     for plot in ("roc.png", "histograms.png", "loss.png"):
         assert f"]({plot})" in text
         assert (out / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

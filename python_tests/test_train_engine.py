@@ -9,56 +9,28 @@ from typing import Any
 
 import pytest
 import torch
-from train_support import arguments, tiny, write_faces
+from train_support import (
+    arguments,
+    assert_same_state,
+    losses,
+    tiny,
+    train,
+    trainer_of,
+    write_faces,
+)
 
 import unitsface_kernels
 from train import checkpoint
-from train.config import Config, read_yaml, to_dict
-from train.data.dataset import open_dataset
-from train.distributed import World
-from train.engine import Trainer, build_optimizer
+from train.config import read_yaml, to_dict
+from train.engine import build_optimizer
 from train.errors import UserError
 from train.main import main
-from train.run_folder import prepare, read_metrics
-
-CPU = World(0, 1, torch.device("cpu"))
+from train.run_folder import read_metrics
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_faces(tmp_path_factory.mktemp("faces"), identities=4, images=4)
-
-
-def trainer_of(config: Config) -> Trainer:
-    return Trainer(config, CPU, open_dataset(config).train)
-
-
-def train(config: Config, stop_after: int | None = None) -> Trainer:
-    """A run from its beginning, possibly cut off."""
-    trainer = trainer_of(config)
-    prepare(Path(config.run.dir), config, resume_step=None)
-    finished = trainer.fit(Path(config.run.dir), stop=lambda step: step == stop_after)
-    assert finished == (stop_after is None)
-    return trainer
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder)]
-
-
-def assert_same_state(a: Any, b: Any) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same_state(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same_state(x, y)
-    else:
-        assert a == b
 
 
 # -- what a run leaves behind -------------------------------------------------------------------
@@ -122,28 +94,6 @@ def test_resumed_run_ends_bitwise_like_an_uninterrupted_one(
 
 
 # -- losses and precision -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*unitsface_kernels.CLASS_LOSSES, "none"])
-def test_every_class_loss_trains_by_name(faces: Path, tmp_path: Path, name: str) -> None:
-    pair = "none" if name != "none" else "uss"
-    config = tiny(faces, tmp_path, loss={"class": name, "pair": pair}, train={"max_steps": 1})
-    trainer = trainer_of(config)
-    before = [p.detach().clone() for p in trainer.loss.parameters()]
-    prepare(tmp_path, config, resume_step=None)
-    trainer.fit(tmp_path)
-    line = read_metrics(tmp_path)[0]
-    assert math.isfinite(line["loss"])
-    assert (line["class_loss"] is None) == (name == "none")
-    assert (line["pair_loss"] is None) == (pair == "none")
-    single = [
-        n for n, p in trainer.loss.named_parameters() if n.endswith("threshold") and p.numel() == 1
-    ]
-    assert (line["threshold"] is None) == (not single)
-    assert before
-    assert all(
-        not torch.equal(a, b) for a, b in zip(before, trainer.loss.parameters(), strict=True)
-    )
 
 
 def test_options_reach_the_losses_and_bad_ones_are_user_errors(faces: Path, tmp_path: Path) -> None:

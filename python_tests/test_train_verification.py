@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import train_support  # noqa: F401
 
+from train.evaluate import verification
 from train.evaluate.baselines import grey_vectors, pca, raw_pixels
 from train.evaluate.verification import (
     all_pairs,
     balanced_accuracy,
     best_threshold,
+    count_pairs,
+    evaluate_features,
     evaluate_pairs,
     kfold_accuracy,
     tar_at_far,
@@ -103,6 +106,46 @@ def test_evaluation_reports_the_learned_threshold_only_where_there_is_one() -> N
     assert given.accuracy_at_threshold == pytest.approx((1 + 4 / 6) / 2)
     assert (given.pairs, given.positives) == (10, 4)
     assert given.to_dict()["tar_at_far"] == {"0.01": 0.75, "0.1": 0.75}
+
+
+def people(count: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of identities that are told apart most of the time."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(count), images)
+    centres = rng.normal(size=(count, 8))
+    features = centres[labels] + 0.7 * rng.normal(size=(len(labels), 8))
+    return features.astype(np.float32), labels
+
+
+def test_pairs_are_counted_without_listing_them() -> None:
+    assert count_pairs(np.array([4, 7, 4, 4, 9])) == (10, 3)
+    assert count_pairs(np.array([1, 2])) == (1, 0)
+    _, labels = people(6, 5)
+    same = all_pairs(np.ones((30, 2)), labels)[1]
+    assert count_pairs(labels) == (len(same), same.sum())
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_many_pairs_have_the_figures_that_their_list_would_give(
+    threshold: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = people(20, 7)
+    listed = evaluate_features(features, labels, threshold=threshold)
+    scores, same = all_pairs(features, labels)
+    assert listed == evaluate_pairs(scores, same, threshold=threshold)
+    monkeypatch.setattr(verification, "LISTED_PAIRS", listed.pairs - 1)
+    monkeypatch.setattr(verification, "all_pairs", None)  # must do without
+    passed = evaluate_features(features, labels, threshold=threshold)
+    assert (passed.pairs, passed.positives) == (listed.pairs, listed.positives)
+    assert passed.tar_at_far == pytest.approx(listed.tar_at_far, rel=1e-12)
+    assert passed.auc == pytest.approx(listed.auc, abs=1e-5)
+    assert passed.threshold == threshold
+    assert passed.accuracy_at_threshold == pytest.approx(listed.accuracy_at_threshold)
+    assert passed.best_threshold == pytest.approx(listed.best_threshold, abs=1e-6)
+    # The threshold is fitted to the pairs that it is judged on.
+    best = balanced_accuracy(scores, same, listed.best_threshold)
+    assert passed.accuracy == pytest.approx(best, rel=1e-12)
+    assert passed.accuracy_std is None
 
 
 def test_baselines_use_the_training_images_only_to_fit() -> None:

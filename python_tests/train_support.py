@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,6 +15,12 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from train.config import Config, make_config  # noqa: E402
+from train.data.dataset import open_dataset  # noqa: E402
+from train.distributed import World  # noqa: E402
+from train.engine import Trainer  # noqa: E402
+from train.run_folder import prepare, read_metrics  # noqa: E402
+
+CPU = World(0, 1, torch.device("cpu"))
 
 
 def write_faces(
@@ -56,3 +63,35 @@ def arguments(config: Config) -> list[str]:
         for section, entries in to_dict(config).items()
         for name, value in entries.items()
     ]
+
+
+def trainer_of(config: Config) -> Trainer:
+    return Trainer(config, CPU, open_dataset(config).train)
+
+
+def train(config: Config, stop_after: int | None = None) -> Trainer:
+    """A run from its beginning, possibly cut off."""
+    trainer = trainer_of(config)
+    prepare(Path(config.run.dir), config, resume_step=None)
+    finished = trainer.fit(Path(config.run.dir), stop=lambda step: step == stop_after)
+    assert finished == (stop_after is None)
+    return trainer
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder)]
+
+
+def assert_same_state(a: Any, b: Any) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_state(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same_state(x, y)
+    else:
+        assert a == b

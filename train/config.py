@@ -81,6 +81,11 @@ class LossConfig:
         ),
     )
     backend: str = _key("auto", "kernel backend of both losses")
+    memory: bool = _key(
+        False,
+        "compare the batch with the newest feature of every identity instead of with itself in the"
+        " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
+    )
 
 
 @dataclass
@@ -121,8 +126,8 @@ class TrainConfig:
     batch_size: int = _key(64, "images per step, summed over all processes", low=2)
     lr: float = _key(0.1, "peak learning rate", low=0.0)
     momentum: float = _key(0.9, "SGD momentum", low=0.0, high=1.0)
-    weight_decay: float = _key(5e-4, "SGD weight decay (none on the threshold)", low=0.0)
-    threshold_lr: float = _key(1.0, "learning rate of the threshold, as a multiple of lr", low=0.0)
+    weight_decay: float = _key(5e-4, "SGD weight decay (none on thresholds)", low=0.0)
+    threshold_lr: float = _key(1.0, "learning rate of thresholds, as a multiple of lr", low=0.0)
     clip_norm: float = _key(5.0, "largest gradient norm of the backbone; 0: no limit", low=0.0)
     schedule: str = _key("polynomial", "learning-rate schedule", choices=SCHEDULES)
     warmup_epochs: float = _key(0.0, "linear warm-up", low=0.0)
@@ -264,6 +269,10 @@ def check(config: Config) -> None:
             raise UserError(f"{key}: expected a number {bounds}, got {value}")
     if NO_LOSS == config.loss.class_name == config.loss.pair_name:
         raise UserError("loss.class and loss.pair are both 'none': nothing to train")
+    if config.loss.memory and NO_LOSS in (config.loss.class_name, config.loss.pair_name):
+        raise UserError(
+            "loss.memory=true needs loss.pair, and loss.class to train while the memory fills"
+        )
     if config.train.schedule == "step" and not config.train.milestones:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
     if config.data.holdout == 1:

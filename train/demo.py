@@ -5,19 +5,18 @@ python train/demo.py [--out runs/demo] [--quick] [--seed 0]
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.environment import prepare_environment
-from train.errors import UserError, exit_code
+from train.errors import Parser, exit_code
 
 prepare_environment()
 
@@ -37,11 +36,6 @@ class Trained:
     folder: Path
     seconds: float
     arguments: list[str]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
@@ -70,7 +64,7 @@ def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
 
 
 def run(argv: list[str]) -> int:
-    parser = _Parser(prog="train/demo.py", description=__doc__)
+    parser = Parser(prog="train/demo.py", description=__doc__)
     parser.add_argument("--out", default="runs/demo", type=Path, help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
     parser.add_argument("--seed", default=0, type=int, help="seed of both runs")
@@ -130,7 +124,8 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
         seconds={name: t.seconds for name, t in trained.items()},
         commands={name: command(t) for name, t in trained.items()},
     )
-    report.write_report(out, results, list(trained), setup)
+    losses = out.parent / "losses" / report.LOSSES_TABLE
+    report.write_report(out, results, list(trained), setup, losses=losses)
     plots.roc(scores, same, out / "roc.png")
     lines = {name: (thresholds[name], results[name].best_threshold) for name in scores}
     plots.histograms(scores, same, lines, out / "histograms.png")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import EMBEDDING_SIZE, IResNet, build_backbone
 from train.config import Config, to_dict
@@ -25,7 +26,7 @@ from train.data.augment import Augment, normalise, to_unit
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
 from train.distributed import World
-from train.errors import UserError
+from train.errors import DivergedError, UserError
 from train.losses import FaceLoss, build_loss, try_loss
 from train.run_folder import MetricsLog
 from train.schedule import lr_factor
@@ -41,8 +42,16 @@ class TrainStep(nn.Module):
         self.backbone = backbone
         self.loss = loss
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.loss(self.backbone(images), labels)
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        memory: tuple[Tensor, Tensor] | None = None,
+        pairs: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The terms of :class:`FaceLoss`, and the detached features."""
+        features = self.backbone(images)
+        return (*self.loss(features, labels, memory, pairs), features.detach())
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
@@ -51,13 +60,15 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 
 def build_optimizer(config: Config, backbone: nn.Module, loss: nn.Module) -> torch.optim.SGD:
-    """SGD. Thresholds (parameters of the losses without a feature axis) have no weight decay:
-    they are positions on the cosine axis, and nothing says they should be near zero.
+    """SGD. Thresholds (parameters of the losses without a feature axis: one, or one per identity,
+    whatever its name) have no weight decay: they are positions on the cosine axis, and nothing
+    says they should be near zero.
     """
     train = config.train
+    learned = [p for p in loss.parameters() if p.requires_grad]
     weights = [p for p in backbone.parameters() if p.requires_grad]
-    weights += [p for p in loss.parameters() if p.dim() >= 2]
-    thresholds = [p for p in loss.parameters() if p.dim() < 2]
+    weights += [p for p in learned if p.dim() >= 2]
+    thresholds = [p for p in learned if p.dim() < 2]
     groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
     if thresholds:
         groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
@@ -100,6 +111,12 @@ class Trainer:
             state = checkpoint.read(path)
             checkpoint.load_backbone(self.backbone, state, path=path, config=config)
         self.module = TrainStep(self.backbone, self.loss).to(world.device)
+        # Not part of the module: data-parallel training would broadcast it at every step, and it
+        # is the same on every process anyway.
+        self.memory: nn.Module | None = None
+        if config.loss.memory:
+            identities = len(source.images.identities)
+            self.memory = uk.FeatureMemory(identities, EMBEDDING_SIZE).to(world.device)
         try_loss(self.loss, EMBEDDING_SIZE, world.device)
         if config.model.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -127,6 +144,7 @@ class Trainer:
             "identities": list(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "loss": self.loss.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "trainer": {"step": self.step},
@@ -140,6 +158,10 @@ class Trainer:
                 f"those of data.path ({len(self.source.images.identities)})"
             )
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
+        if self.memory is not None:
+            if values.get("memory") is None:
+                raise UserError(f"{path} was trained without loss.memory and holds none")
+            checkpoint.load_module(self.memory, values["memory"], what="memory", path=path)
         self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
         self.step = int(values["trainer"]["step"])
@@ -170,6 +192,7 @@ class Trainer:
         parallel.train()
         try:
             while self.step < self.total_steps:
+                self.loss.set_epoch(self.step // self.steps_per_epoch)
                 for images, labels in self._epoch_batches():
                     terms = self._train_step(parallel, images, labels)
                     self.step += 1
@@ -223,6 +246,11 @@ class Trainer:
             gamma=train.gamma,
         )
 
+    def _has_pairs(self, step: int) -> bool:
+        """Whether the pair loss takes part in this step, counted from 0."""
+        filling = self.memory is not None and step < self.steps_per_epoch
+        return self.loss.pair_loss is not None and not filling
+
     def _train_step(self, parallel: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """One update; returns the detached [total, class, pair] losses of this process, (3,)."""
         device = self.world.device
@@ -240,19 +268,26 @@ class Trainer:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.config, device):
-            terms = parallel(images, labels)
+            *terms, features = parallel(
+                images,
+                labels,
+                None if self.memory is None else (self.memory.features, self.memory.labels),
+                self._has_pairs(self.step),
+            )
         self.scaler.scale(terms[0]).backward()
         if self.config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.memory is not None:  # after backward, which may still read what is replaced
+            self.memory.update(features, labels)
         return torch.stack([t.detach().float() for t in terms])
 
     def _log(self, meter: _Meter, log: MetricsLog | None, bar: Any) -> None:
         total, class_term, pair_term, images_per_s = meter.take()
         if not math.isfinite(total):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {total} at step {self.step}; try a smaller train.lr"
                 + (" or train.amp=none" if self.config.train.amp != "none" else "")
             )
@@ -266,7 +301,7 @@ class Trainer:
                     "epoch": self.step / self.steps_per_epoch,
                     "loss": total,
                     "class_loss": None if self.loss.class_loss is None else class_term,
-                    "pair_loss": None if self.loss.pair_loss is None else pair_term,
+                    "pair_loss": pair_term if self._has_pairs(self.step - 1) else None,
                     "threshold": threshold,
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "images_per_s": round(images_per_s, 2),

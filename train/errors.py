@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -15,6 +17,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class DivergedError(UserError):
+    """The loss of a run is no longer a number."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are user errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def exit_code(command: Callable[[], int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -73,21 +74,62 @@ class FaceLoss(nn.Module):
         self.class_weight = class_weight
         self.pair_weight = pair_weight
 
-    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) features and (N,) labels to three scalars: total, class term, pair term."""
-        zero = torch.zeros((), device=features.device)
-        class_term = zero if self.class_loss is None else self.class_loss(features, labels)
-        pair_term = zero if self.pair_loss is None else self.pair_loss(features, labels)
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        memory: tuple[Tensor, Tensor] | None = None,
+        pairs: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) features and (N,) labels to three scalars: total, class term, pair term.
+
+        ``memory``, (M, D) features and (M,) labels, takes the batch's place as the columns of the
+        pair loss; without ``pairs`` its term is left out.
+        """
+        class_term = pair_term = torch.zeros((), device=features.device)
+        if self.class_loss is not None:
+            class_term = self.class_loss(features, labels)
+        if self.pair_loss is not None and pairs:
+            columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
+            pair_term = self.pair_loss(features, labels, **columns)
+        elif self.pair_loss is not None:
+            # Data-parallel training waits for every parameter's gradient: one of zero, from an
+            # empty sum.
+            for p in self.pair_loss.parameters():
+                pair_term = pair_term + p.flatten()[:0].sum()
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the losses that change with the epoch, from 0, that it begins."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "set_epoch"):
+                module.set_epoch(epoch)
+
     def threshold(self) -> float | None:
-        """The unified cosine threshold ``b / s``; None where there is not exactly one."""
+        """The unified cosine threshold, the pair loss's if it has one; None without any."""
         for loss in (self.pair_loss, self.class_loss):
-            b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
-            if isinstance(b, Tensor) and b.numel() == 1 and scale:
-                return float(b.detach()) / float(scale)
+            # A loss built on another one keeps its threshold there.
+            for module in () if loss is None else loss.modules():
+                value = cosine_threshold(module)
+                if value is not None:
+                    return value
         return None
+
+
+def cosine_threshold(loss: nn.Module) -> float | None:
+    """The cosine at which a loss's single threshold separates same from different.
+
+    ``b / s`` where the logit is ``s cos - b``. SphereFace2's is ``s g(cos) + b`` with
+    ``g(c) = 2 ((c + 1) / 2)^t - 1``, so there it is where ``g`` is ``-b / s``.
+    """
+    if isinstance(loss, uk.SphereFace2Loss):
+        share = (1.0 - float(loss.bias.detach()) / loss.scale) / 2.0
+        return 2.0 * max(0.0, share) ** (1.0 / float(loss.options["t"])) - 1.0
+    b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
+    if isinstance(b, Tensor) and b.numel() == 1 and scale:
+        return float(b.detach()) / float(scale)
+    return None
 
 
 def build_loss(
@@ -123,7 +165,11 @@ def build_loss(
 def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
     """Call the loss once on two rows: what its options or its backend forbid shows up here,
     before a run folder exists, rather than at the first step.
+
+    A copy is called: thresholds and prototypes that start from the first batch must not start from
+    this one. It is gone before gradients and momentum need more than its memory.
     """
+    loss = copy.deepcopy(loss)
     try:
         loss(torch.ones(2, embedding_size, device=device), torch.tensor([0, 1], device=device))
     except (TypeError, ValueError, RuntimeError) as error:

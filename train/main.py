@@ -12,21 +12,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.environment import prepare_environment
-from train.errors import INTERRUPTED, UserError, exit_code
+from train.errors import INTERRUPTED, Parser, exit_code
 
 prepare_environment()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
+class _Parser(Parser):
     def format_help(self) -> str:
         from train.config import describe_keys
 
@@ -158,19 +155,21 @@ def evaluate(trainer: Any, images: Any, folder: Path) -> None:
     """Score all pairs of the people held out; write and print what comes out."""
     from train.data.dataset import open_source
     from train.evaluate.embed import embed
-    from train.evaluate.verification import all_pairs, evaluate_pairs
+    from train.evaluate.verification import count_pairs, evaluate_features
     from train.run_folder import write_json
 
     source = open_source(trainer.config, images)
     report_skipped(source.skipped)
     features, labels = embed(trainer.backbone, source, trainer.world.device)
-    scores, same = all_pairs(features, labels)
-    if same.all() or not same.any():
+    pairs, positives = count_pairs(labels)
+    if positives in (0, pairs):
         print("no evaluation: the people held out give no positive or no negative pairs")
         return
-    result = evaluate_pairs(scores, same, threshold=trainer.loss.threshold())
+    result = evaluate_features(
+        features, labels, threshold=trainer.loss.threshold(), device=trainer.world.device
+    )
     write_json(folder / "evaluation.json", result.to_dict())
-    print(f"{len(images.identities)} identities held out, {len(same)} pairs: {result}")
+    print(f"{len(images.identities)} identities held out, {pairs} pairs: {result}")
 
 
 def main(argv: list[str] | None = None) -> int:

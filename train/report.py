@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from train.data.orl import CREDIT
 from train.evaluate.verification import FOLDS, Verification
 from train.run_folder import write_json, write_text
+
+# What a comparison of losses leaves for this report: its table, with a caption.
+LOSSES_TABLE = "table.md"
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,18 @@ class Setup:
     commands: Mapping[str, str]
 
 
+def layout(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, readable in a terminal too."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
+
+
 def table(results: Mapping[str, Verification]) -> str:
-    """The comparison as a Markdown table; readable in a terminal too."""
+    """The comparison as a Markdown table."""
     fars = list(next(iter(results.values())).tar_at_far)
     header = [
         "method",
@@ -45,15 +59,11 @@ def table(results: Mapping[str, Verification]) -> str:
         if r.threshold is not None and r.accuracy_at_threshold is not None:
             learned = [f"{r.accuracy_at_threshold:.3f}", f"{r.threshold:.3f}"]
         rates = [f"{r.tar_at_far[f]:.3f}" for f in fars]
-        rows.append(
-            [name, f"{r.accuracy:.3f} ± {r.accuracy_std:.3f}", f"{r.auc:.3f}", *rates, *learned]
-        )
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
+        accuracy = f"{r.accuracy:.3f}"
+        if r.accuracy_std is not None:
+            accuracy += f" ± {r.accuracy_std:.3f}"
+        rows.append([name, accuracy, f"{r.auc:.3f}", *rates, *learned])
+    return layout(header, rows)
 
 
 def verdict(results: Mapping[str, Verification], trained: list[str]) -> str:
@@ -71,7 +81,17 @@ def verdict(results: Mapping[str, Verification], trained: list[str]) -> str:
     return "\n".join(lines)
 
 
-def markdown(results: Mapping[str, Verification], trained: list[str], setup: Setup) -> str:
+def other_losses(path: Path, folder: Path) -> str:
+    """The section with the comparison of losses, as far as one has been made, for ``folder``."""
+    if not path.is_file():
+        return "`make losses` compares more losses on the same people."
+    link = Path(os.path.relpath(path.parent / "report.md", folder)).as_posix()
+    return f"{path.read_text().strip()}\n\n[How it was made]({link})."
+
+
+def markdown(
+    results: Mapping[str, Verification], trained: list[str], setup: Setup, losses: str
+) -> str:
     any_result = next(iter(results.values()))
     smoke = (
         "> **Smoke run.** A few epochs, to see that everything works: the trained models' "
@@ -112,6 +132,10 @@ methods by more than that.
 
 ![Loss and learned threshold](loss.png)
 
+## Other losses
+
+{losses}
+
 ## How it was made
 
 {setup.model}, {setup.epochs} epochs, seed {setup.seed}. Training time: {times}.
@@ -124,8 +148,14 @@ Each run on its own:
 
 
 def write_report(
-    folder: Path, results: Mapping[str, Verification], trained: list[str], setup: Setup
+    folder: Path,
+    results: Mapping[str, Verification],
+    trained: list[str],
+    setup: Setup,
+    *,
+    losses: Path,
 ) -> None:
+    """``report.json`` and ``report.md``; ``losses`` is where a comparison's table would be."""
     values: dict[str, Any] = {
         "smoke": setup.smoke,
         "model": setup.model,
@@ -140,4 +170,5 @@ def write_report(
         "credit": CREDIT,
     }
     write_json(folder / "report.json", values)
-    write_text(folder / "report.md", markdown(results, trained, setup))
+    text = markdown(results, trained, setup, other_losses(losses, folder))
+    write_text(folder / "report.md", text)

@@ -1,0 +1,243 @@
+"""Train the demo's network once per loss and compare on people never seen in training.
+
+python train/compare_losses.py [--out runs/losses] [--seeds 1] [--only LOSS ...] [--quick]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.environment import prepare_environment
+from train.errors import DivergedError, Parser, UserError, exit_code
+
+prepare_environment()
+
+if TYPE_CHECKING:
+    from train.evaluate.verification import Verification
+
+# Registered names; "a+b" is the sum of a class loss and a pair loss. Without VPL: the steps here
+# end before its mixing begins.
+ENTRIES = (
+    "cosface",
+    "arcface",
+    "sphereface2",
+    "uce",
+    "class_bce",
+    "npt",
+    "epl",
+    "unpg",
+    "uss",
+    "cosface+uss",
+    "cosface+pair_bce",
+    "cosface+pair_softmax",
+)
+QUICK = ["model.input_size=16", "train.epochs=1", "train.max_steps=2"]
+
+
+@dataclass
+class Row:
+    """What the seeds of one entry came to."""
+
+    results: list[Verification] = field(default_factory=list)
+    diverged: dict[int, str] = field(default_factory=dict)  # what was said, by seed
+
+
+def find_losses(entry: str) -> tuple[str, str] | None:
+    """Class loss and pair loss of an entry, or None where it does not name registered ones."""
+    from train.losses import NO_LOSS, class_loss_names, pair_loss_names
+
+    classes, pairs = class_loss_names(), pair_loss_names()
+    class_name, _, pair_name = entry.partition("+")
+    if class_name in pairs and not pair_name:
+        return NO_LOSS, class_name
+    if class_name in classes and (pair_name in pairs or entry == class_name):
+        return class_name, pair_name or NO_LOSS
+    return None
+
+
+def check_entries(names: Sequence[str]) -> list[str]:
+    from train.losses import class_loss_names, pair_loss_names
+
+    for name in names:
+        if find_losses(name) is None:
+            raise UserError(
+                f"--only: expected a class loss ({', '.join(class_loss_names())}), a pair loss "
+                f"({', '.join(pair_loss_names())}) or class+pair, got '{name}'"
+            )
+    return list(dict.fromkeys(names))
+
+
+def loss_arguments(entry: str) -> list[str]:
+    losses = find_losses(entry)
+    assert losses is not None
+    return [f"loss.class={losses[0]}", f"loss.pair={losses[1]}"]
+
+
+def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verification, dict[str, Any]]:
+    """Train, and score all pairs of the people held out; also what the reader must know of it."""
+    from train.checkpoint import LAST
+    from train.data.dataset import open_dataset, open_source
+    from train.demo import train_one
+    from train.evaluate.embed import embed
+    from train.evaluate.verification import evaluate_features
+
+    trained = train_one(entry, [*loss_arguments(entry), *arguments], folder)
+    trainer = trained.trainer
+    # A hundred megabytes of each of dozens of runs; one is quickly trained again.
+    shutil.rmtree(folder / LAST.parent)
+    data = open_dataset(trainer.config)
+    device = trainer.world.device
+    features, labels = embed(trainer.backbone, open_source(trainer.config, data.test), device)
+    result = evaluate_features(features, labels, threshold=trainer.loss.threshold(), device=device)
+    print(f"{entry}: {result}")
+    model = trainer.config.model
+    return result, {
+        "model": f"{model.name} at {model.input_size} x {model.input_size}",
+        "epochs": trainer.config.train.epochs,
+        "train_identities": len(data.train.images.identities),
+        "train_images": len(data.train.images),
+        "test_identities": len(data.test.identities),
+        "test_images": len(data.test),
+    }
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(prog="train/compare_losses.py", description=__doc__)
+    parser.add_argument("--out", default="runs/losses", type=Path, help="folder of the report")
+    parser.add_argument("--seeds", default=1, type=int, help="runs of each loss: seeds 0, 1, ...")
+    parser.add_argument("--only", nargs="+", metavar="LOSS", help="cosface, uss, cosface+uss, ...")
+    parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
+    given = parser.parse_args(argv)
+    if given.seeds < 1:
+        raise UserError(f"--seeds: expected at least 1, got {given.seeds}")
+    entries = check_entries(given.only or ENTRIES)
+
+    rows: dict[str, Row] = {}
+    setup: dict[str, Any] = {"smoke": given.quick, "seeds": given.seeds}
+    start = time.perf_counter()
+    common = ["run.tensorboard=false", "run.save_every=1000000", *(QUICK if given.quick else [])]
+    for entry in entries:
+        row = Row()
+        for seed in range(given.seeds):
+            folder = given.out / f"{entry}-{seed}"
+            try:
+                result, about = run_one(entry, [*common, f"run.seed={seed}"], folder)
+            except DivergedError as error:  # worth knowing, and no reason to lose the other rows
+                row.diverged[seed] = str(error)
+                print(f"{entry}, seed {seed}: {error}", file=sys.stderr)
+            else:
+                row.results.append(result)
+                setup.update(about)
+        rows[entry] = row
+        setup["seconds"] = round(time.perf_counter() - start)
+        if "model" in setup:  # after every row: the next minutes may be cut off
+            write_report(given.out, rows, setup)
+    if "model" not in setup:
+        raise UserError("every run diverged")
+    print(f"\n{table(rows)}\n\nreport: {given.out / 'report.md'}")
+    return 0
+
+
+def _figure(values: Sequence[float | None]) -> str:
+    """Mean over the seeds, and the spread where there are several."""
+    import numpy as np
+
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    spread = f" ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.3f}{spread}"
+
+
+def table(rows: dict[str, Row]) -> str:
+    from train.evaluate.verification import FARS
+    from train.report import layout
+
+    fars = [f"{far:g}" for far in FARS]
+    header = ["loss", "accuracy", "AUC", *(f"TAR@FAR={far}" for far in fars)]
+    header += ["accuracy at threshold", "learned threshold"]
+    cells = []
+    for entry, row in rows.items():
+        results = row.results
+        figures = [
+            [r.accuracy for r in results],
+            [r.auc for r in results],
+            *([r.tar_at_far[far] for r in results] for far in fars),
+            [r.accuracy_at_threshold for r in results],
+            [r.threshold for r in results],
+        ]
+        note = f" ({len(row.diverged)} diverged)" if row.diverged else ""
+        cells.append([entry + note, *map(_figure, figures)])
+    return layout(header, cells)
+
+
+def caption(setup: dict[str, Any]) -> str:
+    smoke = "**Smoke run: the figures mean nothing.** " if setup["smoke"] else ""
+    seeds = setup["seeds"]
+    runs = f"mean ± standard deviation over seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
+    return (
+        f"{smoke}{setup['model']}, {setup['epochs']} epochs, {setup['train_identities']} people "
+        f"({setup['train_images']} photographs) to train on, all pairs of "
+        f"{setup['test_identities']} others ({setup['test_images']} photographs) scored; {runs}."
+    )
+
+
+def markdown(rows: dict[str, Row], setup: dict[str, Any]) -> str:
+    from train.data.orl import CREDIT
+    from train.evaluate.verification import FOLDS
+
+    diverged = "".join(
+        f"- {entry}, seed {seed}: {message}\n"
+        for entry, row in rows.items()
+        for seed, message in row.diverged.items()
+    )
+    return f"""# Losses compared on people never seen in training
+
+{caption(setup)}
+
+{table(rows)}
+
+- Every loss trains the same network on the same batches in the same order, with the optimiser and \
+the schedule of train/configs/demo.yaml and its own default scale and margin: none is tuned to \
+these people. `a+b` is the sum of both losses.
+- *accuracy*: balanced (mean of the accuracies on positive and on negative pairs), {FOLDS}-fold \
+over pairs: the threshold is the best one of the other folds.
+- *TAR@FAR*: share of positive pairs accepted where at most that share of negative pairs is.
+- *learned threshold*: the cosine at which the loss itself separates same from different, b/s, or \
+what SphereFace2's bias comes to; *accuracy at threshold*: balanced accuracy there, with nothing \
+fitted on the test people. A dash: the loss has no threshold, or one for each training person.
+- With so few people other seeds move the figures by a few hundredths: compare losses by more.
+{diverged}
+One of them again, seed 0:
+
+    python train/compare_losses.py --only {next(iter(rows))}
+
+All runs took {setup["seconds"]} s.
+
+{CREDIT}
+"""
+
+
+def write_report(out: Path, rows: dict[str, Row], setup: dict[str, Any]) -> None:
+    """``report.md``, its figures in ``report.json``, and its table for the demo's report."""
+    from train.report import LOSSES_TABLE
+    from train.run_folder import write_json, write_text
+
+    results = {entry: [r.to_dict() for r in row.results] for entry, row in rows.items()}
+    diverged = {entry: row.diverged for entry, row in rows.items() if row.diverged}
+    write_json(out / "report.json", {**setup, "results": results, "diverged": diverged})
+    write_text(out / LOSSES_TABLE, f"{caption(setup)}\n\n{table(rows)}\n")
+    write_text(out / "report.md", markdown(rows, setup))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
