@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import unitsface_kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -54,11 +56,35 @@ def test_the_module_snippet_runs() -> None:
         "num_classes": 5,
         "backbone": torch.nn.Linear(7, 512),
         "images": torch.randn(6, 7),
-        "labels": torch.randint(0, 5, (6,)),
+        "labels": torch.arange(6) % 5,
     }
     exec(snippets()[2], names)
     assert names["loss"].isfinite()
-    assert names["threshold"].item() == pytest.approx(0.0)
+    feats = names["backbone"](names["images"])
+    first = unitsface_kernels.uss_threshold_init(feats, names["labels"])
+    assert names["threshold"].item() == pytest.approx(float(first) / 64)
+
+
+def test_the_memory_snippet_runs() -> None:
+    names = {
+        "num_identities": 5,
+        "feats": torch.randn(6, 512),
+        "labels": torch.arange(6) % 5,
+    }
+    exec(snippets()[3], names)
+    assert names["loss"].isfinite()
+    assert torch.equal(names["memory"].labels, torch.arange(5))
+
+
+def test_the_metrics_snippet_runs(capsys: pytest.CaptureFixture) -> None:
+    names = {
+        "feats": torch.randn(40, 16),
+        "labels": torch.arange(40) % 8,
+        "b": torch.tensor(20.0),
+    }
+    exec(snippets()[4], names)
+    assert names["rates"].tar.shape == (3,)
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_make_targets_that_the_readme_names_exist() -> None:
