@@ -12,10 +12,13 @@ defaults, not with each other. Triton's interpreter takes milliseconds per tile:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
+from helpers import Target
 from torch import Tensor
 
 import unitsface_kernels
@@ -56,6 +59,28 @@ VARIANTS: dict[str, dict[str, Values]] = {
 
 def variants(spec: LossSpec) -> dict[str, Values]:
     return {"default": {}, **VARIANTS.get(spec.name, {})}
+
+
+def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
+    """One loss, the first, for every driver (reduction and topology) and kind of threshold."""
+    found: list[LossSpec] = []
+    seen: set[object] = set()
+    for spec in specs:
+        kinds = {(spec.reduction, spec.topology), spec.threshold}
+        if not kinds <= seen:
+            found.append(spec)
+            seen |= kinds
+    return found
+
+
+def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
+    """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
+    specs = list(specs)
+    return [
+        pytest.param(target, spec, id=f"{target}-{spec.name}")
+        for target in targets
+        for spec in (representatives(specs) if target.interpreted else specs)
+    ]
 
 
 def detached(spec: LossSpec, values: Values) -> bool:
