@@ -6,6 +6,7 @@ test_semantics.py has the relations for which one input, chosen well, says more.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from cases import Problem
@@ -244,7 +245,7 @@ def test_nearest_of_blocks_merge(target: Target, spec: LossSpec, drawn: Draw) ->
         for k in range(1, min(most, wrong) + 1):
             p.values["k"] = k
             sums.append(k * _of_block(p, target.backend, block, p.leaves()).detach().double())
-        terms += [after - before for before, after in zip(sums, sums[1:], strict=False)]
+        terms += [after - before for before, after in pairwise(sums)]
     p.values["k"] = most
     found = torch.stack([torch.zeros_like(sums[0]), *terms], dim=1)[:, 1:]
     merged = found.topk(min(most, found.shape[1]), dim=1).values.sum(dim=1)
