@@ -6,16 +6,31 @@ Why this grid: sizes sit on either side of one (1), of a vector (7), of the inte
 CPU's tiles (129, 1000 to 2500) and are no multiple of anything (48, 100, 513). Everything that
 changes masks, signs or magnitudes runs at the smallest size that shows it, because the value of a
 pair does not depend on how many there are; sizes, dtypes and parameters are crossed with the
-defaults, not with each other. Triton's interpreter takes milliseconds per tile: it leaves out the
-``heavy`` cases, which a GPU does run.
+defaults, not with each other.
+
+Triton's interpreter takes milliseconds per tile, and with every loss it would take most of the
+suite's time. What it runs (``interpreted`` for parity, ``representatives`` for all else) follows
+from what the code shares; a compiled backend, a GPU's included, runs everything:
+
+- Autograd, compilation, masks and reductions are the work of the operator and of a driver, not of
+  a policy: one loss for every driver and kind of threshold. The operator is also one for all
+  backends, so its forms are crossed with losses on a compiled one.
+- A policy's parameters are crossed with the cases that reach all of it: cosines of every kind and
+  exactly +-1, weights known in the backward pass only.
+- A loss that has another's policy differs by its thresholds: the cases that move these.
+- Half precision is a matter of products and conversions: a driver's.
+- Sizes beyond a few tiles (``heavy``) are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
+from helpers import Target
 from torch import Tensor
 
 import unitsface_kernels
@@ -61,6 +76,39 @@ def variants(spec: LossSpec) -> dict[str, Values]:
     return {"default": {}, **VARIANTS.get(spec.name, {})}
 
 
+def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
+    """One loss, the first, for every driver (reduction and topology) and kind of threshold."""
+    found: list[LossSpec] = []
+    seen: set[object] = set()
+    for spec in specs:
+        kinds = {(spec.reduction, spec.topology), spec.threshold}
+        if not kinds <= seen:
+            found.append(spec)
+            seen |= kinds
+    return found
+
+
+def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
+    """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
+    specs = list(specs)
+    return [
+        pytest.param(target, spec, id=f"{target}-{spec.name}")
+        for target in targets
+        for spec in (representatives(specs) if target.interpreted else specs)
+    ]
+
+
+def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
+    """Whether a parity problem is worth an interpreter's time."""
+    if case.heavy or (values and case.name not in INTERPRETED_VARIANTS):
+        return False
+    if dtype != torch.float32 and spec not in representatives(REGISTRY.values()):
+        return False
+    policy = spec.negative, spec.positive, spec.triplet
+    first = next(s for s in REGISTRY.values() if (s.negative, s.positive, s.triplet) == policy)
+    return spec is first or case.name in THRESHOLDS
+
+
 def detached(spec: LossSpec, values: Values) -> bool:
     """Whether the gradient is by definition not the derivative of the value."""
     known = spec.defaults() | values
@@ -76,7 +124,9 @@ class Case:
         labels: "random"; "one" identity; "distinct" (no positives); "ignored" (every third row
             and memory column is -1); "all ignored"; "wide" (beyond 32 bits); "columns ignored".
         features: "random"; "identical"; "zeros" (some rows and columns are 0); "axes" (unit
-            vectors of the axes and their opposites: cosines exactly -1, 0, 1).
+            vectors of the axes and their opposites: cosines exactly -1, 0, 1); "short" (norms on
+            either side of the smallest that counts).
+        norm: factor of all features.
         values: hyper-parameters, where the loss has them.
         threshold_form: "float", "()" or "(1,)", for losses with a scalar threshold.
         subset: classes are sampled by row index.
@@ -90,6 +140,7 @@ class Case:
     columns: int | None = None
     labels: str = "random"
     features: str = "random"
+    norm: float = 1.0
     values: Values = field(default_factory=dict)
     threshold: float = 5.0
     threshold_form: str = "()"
@@ -175,6 +226,9 @@ CASES = [
 # The cases that are also run in half precision and with a loss's other parameters.
 HALF = {"columns", "rows", "ignored", "none-in-batch", "axes", "tiles-columns", "subset", "strided"}
 ALL_VARIANTS = {"base", "columns", "none", "axes", "tiles-columns", "zeros"}
+INTERPRETED_VARIANTS = {"columns", "none", "axes"}
+# What moves a threshold per column: its column's label, place, sampling, tile, and none at all.
+THRESHOLDS = HALF | {"base", "ignored-memory", "columns-ignored", "empty-memory", "no-rows", "none"}
 
 
 @dataclass
@@ -334,7 +388,10 @@ def _features(case: Case, count: int, generator: torch.Generator, first: bool) -
     found = found + 0.5 * torch.randn(1, case.dim, generator=torch.Generator().manual_seed(7))
     if case.features == "zeros":
         found[(0 if first else 1) :: 4] = 0.0
-    return found
+    if case.features == "short":
+        norms = torch.tensor([0.2, 0.95, 1.05, 4.0]).repeat(count // 4 + 1)[:count, None]
+        return 1e-5 * norms * torch.nn.functional.normalize(found, dim=1)
+    return case.norm * found
 
 
 def _labels(

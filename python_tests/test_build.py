@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from cases import problem
+from cases import calls, problem
 from helpers import PACKAGE, ROOT, TARGETS, Target, run_python
 from tolerances import SAME_GRADIENT, SAME_LOSS, SATURATED, SCALAR, check_same
 from torch import Tensor
@@ -180,8 +180,7 @@ print(dispatch.available("cpu")[0])
 # --- determinism ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
-@each_loss
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("columns", [None, 40], ids=["few", "columns"])
 def test_results_are_bitwise_repeatable(

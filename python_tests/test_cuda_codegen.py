@@ -233,9 +233,13 @@ def test_kernels_compute_what_loops_compute(
         headers,
     ]
     emulated = ["-include", folder / "emulation" / "cuda_emulation.h", "-x", "c++"]
-    kernels, program = tmp_path / "kernels.o", tmp_path / "test"
+    kernels, main, program = (tmp_path / name for name in ("kernels.o", "main.o", "test"))
     source, test = folder / f"{name}.cu", folder / "emulation" / f"test_{name}.cpp"
-    subprocess.run([compiler, *flags, *emulated, "-c", source, "-o", kernels], check=True)
-    subprocess.run([compiler, *flags, test, kernels, "-o", program], check=True)
+    compilations = [
+        subprocess.Popen([compiler, *flags, *emulated, "-c", source, "-o", kernels]),
+        subprocess.Popen([compiler, *flags, "-c", test, "-o", main]),
+    ]
+    assert [process.wait() for process in compilations] == [0, 0]
+    subprocess.run([compiler, *flags, main, kernels, "-o", program], check=True)
     run = subprocess.run([program, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]

@@ -1,6 +1,7 @@
 """What a loss means, without a formula: relations that hold for each backend by itself.
 
-They tie the reference too, which the parity tests can only compare with.
+They tie the reference too, which the parity tests can only compare with. Relations that hold for
+any input at all are in test_properties.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Problem, problem
+from cases import Problem, calls, problem
 from helpers import TARGETS, Target
 from tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
@@ -17,17 +18,12 @@ from torch import Tensor
 from unitsface_kernels import dispatch
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
-each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
-each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
-each_pair_loss = pytest.mark.parametrize(
-    "spec",
-    [spec for spec in REGISTRY.values() if spec.topology == "pair"],
-    ids=lambda spec: spec.name,
+each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+each_pair_call = pytest.mark.parametrize(
+    ("target", "spec"), calls(TARGETS, [s for s in REGISTRY.values() if s.topology == "pair"])
 )
-each_class_loss = pytest.mark.parametrize(
-    "spec",
-    [spec for spec in REGISTRY.values() if spec.topology == "class"],
-    ids=lambda spec: spec.name,
+each_class_call = pytest.mark.parametrize(
+    ("target", "spec"), calls(TARGETS, [s for s in REGISTRY.values() if s.topology == "class"])
 )
 both_shapes = pytest.mark.parametrize("columns", [None, 12], ids=["few", "columns"])
 
@@ -45,29 +41,7 @@ def _some(count: int, device: str) -> Tensor:
     return torch.arange(count, device=device) % 3 != 0
 
 
-@each_target
-@each_loss
-@both_shapes
-def test_an_ignored_row_is_an_absent_row(
-    target: Target, spec: LossSpec, columns: int | None
-) -> None:
-    """In-batch it is an absent column too."""
-    p = problem(spec, target.device, rows=11, columns=columns)
-    keep = _some(11, target.device)
-    ignoring = replace(p, labels=p.labels.where(keep, -1))
-    absent = replace(p, rows=p.rows[keep], labels=p.labels[keep])
-    loss, gradients = ignoring.evaluate(target.backend)
-    want_loss, want = absent.evaluate(target.backend)
-    check_same("loss", loss, want_loss, SAME_LOSS)
-    of_rows = gradients.pop("rows")
-    check_same("rows", of_rows[keep], want["rows"], SAME_GRADIENT)
-    assert not bool(of_rows[~keep].any())
-    for name, gradient in gradients.items():
-        check_same(name, gradient, want[name], SAME_GRADIENT)
-
-
-@each_target
-@each_pair_loss
+@each_pair_call
 def test_an_ignored_column_is_an_absent_column(target: Target, spec: LossSpec) -> None:
     p = problem(spec, target.device, rows=7, columns=12)
     keep = _some(12, target.device)
@@ -80,25 +54,7 @@ def test_an_ignored_column_is_an_absent_column(target: Target, spec: LossSpec) -
     assert not bool(of_columns[~keep].any())
 
 
-@each_target
-@each_pair_loss
-def test_the_batch_is_a_memory_without_oneself(target: Target, spec: LossSpec) -> None:
-    p = problem(spec, target.device, rows=6, reduction="none")
-    together = p.loss(target.backend)
-    for i in range(6):
-        others = torch.arange(6, device=target.device) != i
-        alone = p.loss(
-            target.backend,
-            rows=p.rows[i : i + 1],
-            labels=p.labels[i : i + 1],
-            columns=p.rows[others],
-            column_labels=p.labels[others],
-        )
-        check_same("loss", together[i : i + 1], alone, SAME_LOSS)
-
-
-@each_target
-@each_loss
+@each_call
 @both_shapes
 def test_reductions(target: Target, spec: LossSpec, columns: int | None) -> None:
     """Sum and mean are those of the counted rows, and so are their gradients."""
@@ -121,8 +77,7 @@ def test_reductions(target: Target, spec: LossSpec, columns: int | None) -> None
         check_same(f"none {name}", of_none[name], gradient, SAME_GRADIENT)
 
 
-@each_target
-@each_loss
+@each_call
 def test_rows_weigh_as_their_upstream_gradient(target: Target, spec: LossSpec) -> None:
     """A weight of 0 takes a row out, in-batch only as a row."""
     p = problem(spec, target.device, rows=9, columns=6, reduction="none")
@@ -139,8 +94,7 @@ def test_rows_weigh_as_their_upstream_gradient(target: Target, spec: LossSpec) -
     assert not bool(gradients["rows"][0].any())
 
 
-@each_target
-@each_class_loss
+@each_class_call
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16], ids=str)
 def test_sampled_classes_are_gathered_classes(
     target: Target, spec: LossSpec, dtype: torch.dtype
@@ -162,8 +116,7 @@ def test_sampled_classes_are_gathered_classes(
     assert not bool(sampled["columns"][rest].any())
 
 
-@each_target
-@each_pair_loss
+@each_pair_call
 @both_shapes
 def test_only_equality_of_labels_counts(
     target: Target, spec: LossSpec, columns: int | None
@@ -194,8 +147,7 @@ def test_only_equality_of_labels_counts(
         check_same(f"loss with labels {table}", got, want, SAME_LOSS)
 
 
-@each_target
-@each_loss
+@each_call
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
 def test_labels_of_every_integer_type(target: Target, spec: LossSpec, dtype: torch.dtype) -> None:
     """uint8 has no -1: 255 is an identity like another."""
@@ -213,20 +165,7 @@ def test_labels_of_every_integer_type(target: Target, spec: LossSpec, dtype: tor
         _same(target, replace(in_batch, labels=labels.to(dtype)), replace(in_batch, labels=labels))
 
 
-@each_target
-@each_loss
-@both_shapes
-def test_norms_do_not_matter(target: Target, spec: LossSpec, columns: int | None) -> None:
-    """Three times the length: the same loss, a third of the gradient."""
-    p = problem(spec, target.device, rows=7, columns=columns)
-    loss, gradients = p.evaluate(target.backend)
-    longer, third = replace(p, rows=3.0 * p.rows).evaluate(target.backend)
-    check_same("loss", longer, loss, SAME_LOSS)
-    check_same("rows", third["rows"], gradients["rows"] / 3, SAME_GRADIENT)
-
-
-@each_target
-@each_loss
+@each_call
 def test_rows_below_the_smallest_norm(target: Target, spec: LossSpec) -> None:
     """A norm below 1e-5 counts as 1e-5, as a constant: the gradient keeps its radial part."""
     p = problem(spec, target.device, rows=5, columns=6)
@@ -242,22 +181,7 @@ def test_rows_below_the_smallest_norm(target: Target, spec: LossSpec) -> None:
     assert bool((radial > 0.01 * gradients["rows"].norm(dim=1)).any())
 
 
-@each_target
-@each_loss
-@both_shapes
-def test_order_of_rows_does_not_matter(target: Target, spec: LossSpec, columns: int | None) -> None:
-    p = problem(spec, target.device, rows=9, columns=columns, labels="ignored")
-    order = torch.randperm(9, device=target.device)
-    loss, gradients = p.evaluate(target.backend)
-    other_loss, other = replace(p, rows=p.rows[order], labels=p.labels[order]).evaluate(
-        target.backend
-    )
-    check_same("loss", other_loss, loss, SAME_LOSS)
-    check_same("rows", other["rows"], gradients["rows"][order], SAME_GRADIENT)
-
-
-@each_target
-@each_loss
+@each_call
 def test_inputs_are_left_alone(target: Target, spec: LossSpec) -> None:
     p = problem(spec, target.device, rows=9, columns=6, labels="ignored")
     before = {name: value.clone() for name, value in vars(p).items() if isinstance(value, Tensor)}
@@ -266,7 +190,7 @@ def test_inputs_are_left_alone(target: Target, spec: LossSpec) -> None:
         assert torch.equal(getattr(p, name), value), name
 
 
-@each_loss
+@pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 @pytest.mark.parametrize("device", sorted({target.device for target in TARGETS}))
 def test_auto_is_the_first_available(spec: LossSpec, device: str) -> None:
     p = problem(spec, device, rows=9, columns=6)

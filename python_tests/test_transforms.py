@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Problem, problem
+from cases import Problem, calls, problem
 from helpers import FUSED, TARGETS, Target
 from tolerances import (
     AUTOCAST_GRADIENT,
@@ -18,19 +18,31 @@ from torch.autograd import forward_ad
 
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
-each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
-each_fused = pytest.mark.parametrize("target", FUSED, ids=str)
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
-each_class_loss = pytest.mark.parametrize(
-    "spec",
-    [spec for spec in REGISTRY.values() if spec.topology == "class"],
-    ids=lambda spec: spec.name,
+each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED))
+each_fused_class_call = pytest.mark.parametrize(
+    ("target", "spec"), calls(FUSED, [s for s in REGISTRY.values() if s.topology == "class"])
 )
 # In the batch or against a few classes, and against columns; what a reduction changes is whether
 # gradients are known in the forward pass.
-each_form = pytest.mark.parametrize(
-    ("columns", "reduction"), [(None, "mean"), (None, "none"), (6, "sum"), (6, "none")], ids=str
-)
+FORMS = [(None, "mean"), (6, "none"), (None, "none"), (6, "sum")]
+
+
+def _forms(targets: list[Target]) -> pytest.MarkDecorator:
+    """The operator is one for all backends: the first two forms do where a call is slow."""
+    return pytest.mark.parametrize(
+        ("target", "spec", "columns", "reduction"),
+        [
+            pytest.param(*call.values, *form, id=f"{call.id}-{form[0]}-{form[1]}")
+            for call in calls(targets)
+            for form in (FORMS[:2] if call.values[0].interpreted else FORMS)
+        ],
+    )
+
+
+each_compiled_form = _forms(TARGETS)
+each_fused_form = _forms(FUSED)
 
 
 # --- the operators --------------------------------------------------------------------------------
@@ -66,9 +78,7 @@ def _operator_arguments(p: Problem, backend: str) -> tuple:
     )
 
 
-@each_fused
-@each_loss
-@each_form
+@each_fused_form
 def test_opcheck_forward(
     target: Target, spec: LossSpec, columns: int | None, reduction: str
 ) -> None:
@@ -77,9 +87,7 @@ def test_opcheck_forward(
     torch.library.opcheck(torch.ops.unitsface.similarity_loss.default, arguments)
 
 
-@each_fused
-@each_loss
-@each_form
+@each_fused_form
 def test_opcheck_backward(
     target: Target, spec: LossSpec, columns: int | None, reduction: str
 ) -> None:
@@ -93,8 +101,7 @@ def test_opcheck_backward(
     )
 
 
-@each_fused
-@each_class_loss
+@each_fused_class_call
 def test_opcheck_sampled_classes(target: Target, spec: LossSpec) -> None:
     p = problem(spec, target.device, rows=5, columns=9, subset=True)
     arguments = _operator_arguments(p, target.backend)
@@ -121,16 +128,13 @@ def _check_compiled(p: Problem, backend: str, compiler: str, **options) -> None:
         check_same(name, leaf.grad, 2.0 * gradients[name], SAME_GRADIENT)
 
 
-@each_target
-@each_loss
-@each_form
+@each_compiled_form
 def test_compile(target: Target, spec: LossSpec, columns: int | None, reduction: str) -> None:
     p = problem(spec, target.device, rows=9, columns=columns, reduction=reduction, labels="ignored")
     _check_compiled(p, target.backend, "aot_eager")
 
 
-@each_target
-@each_loss
+@each_call
 def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
     """One graph for every N, without a recompilation that specialises."""
     torch.compiler.reset()
@@ -151,8 +155,7 @@ def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
     assert count == 1
 
 
-@each_target
-@each_loss
+@each_call
 def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
     """A schedule of a parameter or of a fixed threshold makes them symbolic when recompiled."""
     # Whatever the first parameter of the loss is.
@@ -180,8 +183,7 @@ def test_compile_with_inductor(target: Target, spec: LossSpec) -> None:
 # --- autocast -------------------------------------------------------------------------------------
 
 
-@each_target
-@each_loss
+@each_call
 def test_autocast(target: Target, spec: LossSpec) -> None:
     """The features of a model under autocast are bfloat16, its parameters float32."""
     p = problem(spec, target.device, rows=9, columns=6, values={"scale": 8.0})
@@ -220,8 +222,7 @@ def _forward_mode(function, x: Tensor) -> Tensor | None:
         return forward_ad.unpack_dual(result).tangent
 
 
-@each_fused
-@each_loss
+@each_fused_call
 @pytest.mark.parametrize("transform", [*TRANSFORMS, "forward mode"])
 def test_transforms_are_refused(target: Target, spec: LossSpec, transform: str) -> None:
     """Not silently without a gradient, as an operator without rules for them would be."""

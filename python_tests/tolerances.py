@@ -121,3 +121,30 @@ def check_gradient(
             f"{name} ({label}): error {error:.3e}, allowed {limit:.3e}, eager {of_eager:.3e}, "
             f"of {scale:.3e}"
         )
+
+
+# Drawn problems: logits of size |z| are good to this times |z|, and so, relatively, is exp(z).
+LOGIT_ROUNDING = 4e-7
+# Of a gradient, relative to the magnitudes that it is the sum of.
+TERM_ROUNDING = 1e-6
+
+
+def check_drawn_loss(got: Tensor, want: Tensor, logits: float, size: float) -> None:
+    """Two float32 computations of a loss; ``size``: of terms that it may be the difference of."""
+    assert got.shape == want.shape, f"loss: shape {tuple(got.shape)} not {tuple(want.shape)}"
+    # Infinite where it should be.
+    exact = got == want
+    got, want = got.masked_fill(exact, 0.0), want.masked_fill(exact, 0.0)
+    size = size * want.numel() + want.double().norm().item()
+    error = (got.double() - want.double()).norm().item()
+    limit = (SAME_LOSS + LOGIT_ROUNDING * logits) * size + TINY_LOSS
+    assert error <= limit, f"loss: error {error:.3e}, allowed {limit:.3e}"
+
+
+def check_drawn_gradient(name: str, got: Tensor, want: Tensor, logits: float, size: float) -> None:
+    """Two float32 computations of a gradient, a sum of magnitudes that add up to ``size``."""
+    assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)} not {tuple(want.shape)}"
+    error = (got.double() - want.double()).norm().item()
+    limit = (SAME_GRADIENT + LOGIT_ROUNDING * logits) * want.double().norm().item()
+    limit += TERM_ROUNDING * size + TINY_GRADIENT
+    assert error <= limit, f"{name}: error {error:.3e}, allowed {limit:.3e}"

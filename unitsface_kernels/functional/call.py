@@ -142,7 +142,9 @@ def _threshold(
     if spec.topology == "class":
         return b if column_index is None else b[column_index.to(torch.int64)]
     identity = labels if column_labels is None else column_labels
-    return b[identity.to(torch.int64).clamp(min=0)]
+    # The backward pass adds up an identity's samples: not in half precision.
+    wide = b.to(torch.promote_types(b.dtype, torch.float32))
+    return wide[identity.to(torch.int64).clamp(min=0)]
 
 
 def _refuse_transforms(*tensors: Tensor | None) -> None:
