@@ -43,10 +43,10 @@ PRODUCTS = (
 )
 # What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
 # launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
-# of losses with the same policy, the one with the most state stands for the variants that only add
-# to the batch's. The other dtypes differ in element size and in the conversion of gradients, which
-# no architecture does differently: the variant with the most state and the two logsumexp kernels
-# on one architecture stand for the rest, which halves the time.
+# with every loss. The other dtypes differ in element size and in the conversion of gradients: the
+# variant with the most state and the two logsumexp kernels, of the first loss of each driver, stand
+# for the rest, which halves the time. float32 runs on ordinary multiplications, which no
+# architecture does differently: one stands for all.
 VARIANTS = {
     "bfloat16": ("batch", "batch losses", "batch weights", "memory", "classes"),
     "float16": ("batch", "classes"),
@@ -79,7 +79,7 @@ class Compiled:
 
 
 def _dtypes(architecture: int) -> list[str]:
-    return [dtype for dtype in VARIANTS if dtype == "bfloat16" or architecture == 90]
+    return [dtype for dtype in VARIANTS if dtype != "float32" or architecture == 90]
 
 
 def _tool() -> Path:
@@ -181,19 +181,15 @@ def _compile(architecture: int) -> Iterator[Compiled]:
         rows = torch.zeros(192, 512, dtype=getattr(torch, dtype))
         columns = torch.zeros(256, 512, dtype=rows.dtype)
         for variant in variants:
-            seen = set()
+            seen: set[tuple[str, ...]] = set()
             # Thresholds per column are the most state.
             for loss, spec in sorted(
                 REGISTRY.items(), key=lambda item: item[1].threshold != "per_column"
             ):
                 if (spec.topology == "class") != (variant == "classes"):
                     continue
-                # The policies differ in bfloat16; elsewhere the first of a driver stands for all.
-                kind: tuple = (spec.negative, spec.positive, spec.triplet)
-                if dtype != "bfloat16":
-                    kind = spec.reduction, spec.topology
-                elif variant == "batch":
-                    kind = (loss,)
+                # Elsewhere the first of a driver stands for all.
+                kind = (loss,) if dtype == "bfloat16" else (spec.reduction, spec.topology)
                 if kind in seen:
                     continue
                 seen.add(kind)
