@@ -131,7 +131,7 @@ void test_positive_rows() {
 }
 
 void test_empty() {
-  const float params[5] = {16.0f};
+  const float params[6] = {16.0f};
   expect_no_launch([&] { cuda::logsumexp_tile("margin_softmax", params, {}, nullptr, nullptr); },
                    "logsumexp tile");
   expect_no_launch([&] { cuda::logsumexp_gradient_tile("margin_softmax", params, {}, nullptr); },
