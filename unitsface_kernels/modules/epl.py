@@ -10,9 +10,9 @@ from .. import functional, validate
 from ..collectives import gather_rows
 from ..memory import newest_rows
 from .bce import UCELoss
+from .composed import ComposedLoss, unit_rows
 from .margin_softmax import ArcFaceLoss, CosFaceLoss
 
-NORM_EPS = 1e-5
 _HEADS: dict[str, type[CosFaceLoss] | type[ArcFaceLoss] | type[UCELoss]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
@@ -20,7 +20,7 @@ _HEADS: dict[str, type[CosFaceLoss] | type[ArcFaceLoss] | type[UCELoss]] = {
 }
 
 
-class EPLLoss(nn.Module):
+class EPLLoss(ComposedLoss):
     r"""Empirical prototype learning over CosFace, ArcFace or UCE.
 
     Every class has a prototype :math:`P_c`, a running mean of its features without gradient. A
@@ -101,14 +101,6 @@ class EPLLoss(nn.Module):
         self._epoch = 0
         self._reset_prototypes()
 
-    @property
-    def scale(self) -> float:
-        return self.head.scale
-
-    @property
-    def weight(self) -> Tensor:
-        return self.head.weight
-
     def reset_parameters(self) -> None:
         self.head.reset_parameters()
         self._reset_prototypes()
@@ -116,7 +108,7 @@ class EPLLoss(nn.Module):
     def _reset_prototypes(self) -> None:
         nn.init.normal_(self.prototypes)
         with torch.no_grad():
-            self.prototypes.copy_(F.normalize(self.prototypes, dim=1, eps=NORM_EPS))
+            self.prototypes.copy_(unit_rows(self.prototypes))
 
     def set_epoch(self, epoch: int) -> None:
         """The trainer's 0-based epoch; decides whether the prototypes have a loss."""
@@ -133,7 +125,7 @@ class EPLLoss(nn.Module):
         feats, labels = gather_rows(feats.detach().float(), labels.to(torch.int64))
         if labels.numel() == 0:
             return
-        unit = F.normalize(feats, dim=1, eps=NORM_EPS)
+        unit = unit_rows(feats)
         slots, newest = newest_rows(labels, self.prototypes.shape[0])
         old = self.prototypes[slots]
         new = unit[newest.clamp(min=0)]
@@ -142,7 +134,7 @@ class EPLLoss(nn.Module):
             share = F.softsign(similarity)
         else:
             share = torch.sigmoid(similarity - 1.0)
-        moved = F.normalize(share * old + (1.0 - share) * new, dim=1, eps=NORM_EPS)
+        moved = unit_rows(share * old + (1.0 - share) * new)
         self.prototypes.index_copy_(0, slots, torch.where(newest[:, None] >= 0, moved, old))
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional, validate
 from ..losses import REGISTRY
-from .margin_softmax import ArcFaceLoss, CosFaceLoss
+from .composed import ComposedLoss, unit_rows
+from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
-NORM_EPS = 1e-5
 COSINE_ERROR = 1e-6
 _HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
 
 
-class UNPGLoss(nn.Module):
+class UNPGLoss(ComposedLoss):
     r"""Unified negative pair generation over CosFace or ArcFace.
 
     Every row's denominator also holds the negative pairs of the whole batch, each unordered pair
@@ -53,6 +52,7 @@ class UNPGLoss(nn.Module):
 
     #: Names the module where a registry of losses names functions: it composes them.
     loss = "unpg"
+    head: MarginSoftmaxLoss
 
     def __init__(
         self,
@@ -82,14 +82,6 @@ class UNPGLoss(nn.Module):
             backend=backend,
         )
 
-    @property
-    def scale(self) -> float:
-        return self.head.scale
-
-    @property
-    def weight(self) -> Tensor:
-        return self.head.weight
-
     def reset_parameters(self) -> None:
         self.head.reset_parameters()
 
@@ -110,7 +102,7 @@ class UNPGLoss(nn.Module):
         dtype = torch.promote_types(feats.dtype, torch.float32)
         with torch.autocast(feats.device.type, enabled=False):
             own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
-            unit = [F.normalize(t, dim=1, eps=NORM_EPS) for t in (feats.to(dtype), own)]
+            unit = [unit_rows(t) for t in (feats.to(dtype), own)]
             cosine = (unit[0] * unit[1]).sum(dim=1)
         spec = REGISTRY[head.loss]
         values = {p.name: getattr(head, p.name, p.default) for p in spec.parameters}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional, validate
 from ..collectives import gather_rows
 from ..memory import newest_rows
-from .margin_softmax import ArcFaceLoss, CosFaceLoss
+from .composed import ComposedLoss, unit_rows
+from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
-NORM_EPS = 1e-5
 _HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
 
 
-class VPLLoss(nn.Module):
+class VPLLoss(ComposedLoss):
     r"""Variational prototype learning over ArcFace or CosFace.
 
     The margin softmax compares with
@@ -56,6 +55,7 @@ class VPLLoss(nn.Module):
 
     #: Names the module where a registry of losses names functions: it composes them.
     loss = "vpl"
+    head: MarginSoftmaxLoss
     features: Tensor
     stamps: Tensor
     iteration: Tensor
@@ -99,14 +99,6 @@ class VPLLoss(nn.Module):
         self._iteration = 0
         self._reset_features()
 
-    @property
-    def scale(self) -> float:
-        return self.head.scale
-
-    @property
-    def weight(self) -> Tensor:
-        return self.head.weight
-
     def reset_parameters(self) -> None:
         self.head.reset_parameters()
         self._reset_features()
@@ -114,7 +106,7 @@ class VPLLoss(nn.Module):
     def _reset_features(self) -> None:
         nn.init.normal_(self.features)
         with torch.no_grad():
-            self.features.copy_(F.normalize(self.features, dim=1, eps=NORM_EPS))
+            self.features.copy_(unit_rows(self.features))
             self.stamps.zero_()
             self.iteration.zero_()
         self._iteration = 0
@@ -153,7 +145,7 @@ class VPLLoss(nn.Module):
         rows = fresh.nonzero().squeeze(1)
         if rows.numel() == 0:
             return weight
-        unit = F.normalize(weight[rows], dim=1, eps=NORM_EPS)
+        unit = unit_rows(weight[rows])
         mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
         # The loss normalises what it is given, mixed rows like all others.
         return weight.index_copy(0, rows, mixed)
@@ -166,7 +158,7 @@ class VPLLoss(nn.Module):
             return
         slots, newest = newest_rows(labels, self.stamps.shape[0])
         known = newest >= 0
-        unit = F.normalize(feats, dim=1, eps=NORM_EPS)[newest.clamp(min=0)]
+        unit = unit_rows(feats)[newest.clamp(min=0)]
         unit = unit.to(self.features.dtype)
         self.features.index_copy_(0, slots, torch.where(known[:, None], unit, self.features[slots]))
         stamps = torch.where(known, self._iteration, self.stamps[slots])
