@@ -11,10 +11,9 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import NORM_EPS
+from .reference import unit_rows
 
 INT32_MAX = 2**31 - 1
 
@@ -151,7 +150,7 @@ class ReferenceScores:
     ) -> tuple[Tensor, None]:
         rows = source[start:stop] if index is None else source[index[start:stop]]
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        return F.normalize(wide, dim=1, eps=NORM_EPS), None
+        return unit_rows(wide), None
 
     def cosines(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

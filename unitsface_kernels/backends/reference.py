@@ -19,9 +19,14 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """(N, D) rows at unit length, norms clamped from below at 1e-5."""
+    return F.normalize(x, dim=1, eps=NORM_EPS)
+
+
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) -> (N, M) cosines, norms clamped from below at 1e-5."""
-    return F.normalize(rows, dim=1, eps=NORM_EPS) @ F.normalize(columns, dim=1, eps=NORM_EPS).T
+    return unit_rows(rows) @ unit_rows(columns).T
 
 
 def _sum(spec, params, cosine, positive, negative, threshold):

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bce import UCELoss
 from .margin_softmax import MarginSoftmaxLoss
-
-NORM_EPS = 1e-5
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """(N, D) rows at unit length, norms clamped from below at 1e-5 as in every loss."""
-    return F.normalize(x, dim=1, eps=NORM_EPS)
 
 
 class ComposedLoss(nn.Module):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import functional, validate
+from ..backends.reference import unit_rows
 from ..losses import REGISTRY
-from .composed import ComposedLoss, unit_rows
+from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
 COSINE_ERROR = 1e-6

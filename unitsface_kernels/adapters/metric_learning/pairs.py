@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import functional, validate
-from ...backends.reference import NORM_EPS
+from ...backends.reference import unit_rows
 from . import arguments
 from .matching import Matching, match, sums_of_matching
 
@@ -130,8 +129,8 @@ class SupConLoss(PairLoss):
     ) -> Tensor:
         everyone = self._log_sum_of_everyone(embeddings, columns, matching, offset)
         dtype = everyone.dtype
-        rows = F.normalize(embeddings.to(dtype), dim=1, eps=NORM_EPS)
-        unit = rows if columns is None else F.normalize(columns.to(dtype), dim=1, eps=NORM_EPS)
+        rows = unit_rows(embeddings.to(dtype))
+        unit = rows if columns is None else unit_rows(columns.to(dtype))
         sums = sums_of_matching(unit, matching)
         if offset is not None:
             sums = sums - unit[offset : offset + len(rows)]
