@@ -1,8 +1,9 @@
 """The fused operator: schema, fake implementation and autograd, once for all backends.
 
 It is what ``torch.compile`` and dispatch modes see; plain eager calls take the shorter way of
-``autograd.py``. ``unitsface::similarity_loss`` computes the loss and whatever gradients its reduction yields in
-the same pass; ``unitsface::similarity_loss_backward`` scales those or computes the rest.
+``autograd.py``. ``unitsface::similarity_loss`` computes the loss and whatever gradients its
+reduction yields in the same pass; ``unitsface::similarity_loss_backward`` scales those or computes
+the rest.
 """
 
 from __future__ import annotations
