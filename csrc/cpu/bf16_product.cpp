@@ -122,8 +122,7 @@ void pack(const Operand& t, int64_t pair, int64_t depth, uint32_t* packed) {
   }
 }
 
-// --- multiplying
-// ----------------------------------------------------------------------------------
+// --- multiplying ---------------------------------------------------------------------------------
 
 // kTileRows rows of the result by kGroups vectors, of which `rows` rows and `columns` exist.
 template <int kGroups>

@@ -35,9 +35,9 @@ class CpuEngine(NativeEngine):
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
         self.threads = torch.get_num_threads()
-        if call is not None and call.compute_dtype == torch.bfloat16:
-            if self.native.cpu.has_bf16_product():
-                self.operand_dtype = torch.bfloat16
+        in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
+        if in_bf16 and self.native.cpu.has_bf16_product():
+            self.operand_dtype = torch.bfloat16
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
