@@ -122,7 +122,7 @@ def _bound_cases():
                     yield pytest.param(target, spec, memory, reduction, id=name)
 
 
-@pytest.mark.parametrize(("target", "spec", "memory", "reduction"), _bound_cases())
+@pytest.mark.parametrize(("target", "spec", "memory", "reduction"), list(_bound_cases()))
 def test_bound(target: Target, spec: LossSpec, memory: bool, reduction: str, monkeypatch) -> None:
     patched_blocks(monkeypatch, BLOCKS)
     decisions = _decisions(monkeypatch)
