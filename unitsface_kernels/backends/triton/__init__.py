@@ -88,6 +88,8 @@ def forward(call: Call, gradients: bool) -> Result:
     """Loss, state and, with ``gradients``, the gradients for an upstream gradient of one."""
     with _context(call):
         tiles = gradients and call.need_any and call.spec.reduction == "sum"
+        # What is known of the tiles of a first pass can be used where the second has the same.
+        tiles |= call.skips and call.need_any
         return streaming.forward(call, _engine(call, tiles), gradients)
 
 
