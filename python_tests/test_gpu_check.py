@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -261,3 +262,37 @@ def test_the_table_has_every_phase() -> None:
     assert "% of GEMM" in text
     assert "% of copy" in text
     assert "failed: OutOfMemoryError" in text
+
+
+def test_the_profile_goes_on_after_a_failure_and_writes_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Everything but the device: small shapes on the CPU, with times that are given."""
+    shapes = {"pair-8k": gpu_profile.Shape("pair-8k", 32, 0, 16)}
+    inputs = gpu_profile.Shape.inputs
+    monkeypatch.setattr(gpu_profile, "SHAPES", shapes)
+    monkeypatch.setattr(gpu_profile.Shape, "inputs", lambda self, device: inputs(self, "cpu"))
+    monkeypatch.setattr(gpu_profile, "_seconds", lambda run: [run() or 0.25] * 5)
+    monkeypatch.setattr(gpu_profile, "kernel_seconds", lambda step: step() or {"sum_kernel": 0.2})
+    monkeypatch.setattr(gpu_profile, "ceilings", lambda: {"gemm_flops": 7e14, "copy_bytes": 3e12})
+    for name, value in {
+        "is_available": True,
+        "get_device_name": "some GPU",
+        "memory_allocated": 100,
+        "max_memory_allocated": 350,
+        "reset_peak_memory_stats": None,
+        "empty_cache": None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    out = tmp_path / "below" / "profile.json"
+    # No such backend: a failure of the first, not of the second.
+    status = gpu_profile.main(["--backends", "absent", "native", "--out", str(out)])
+    assert status == 1
+    results = json.loads(out.read_text())
+    failed, row = results["steps"]
+    assert "absent" in failed["error"]
+    assert row["median_s"] == 0.25
+    assert row["peak_bytes_above_inputs_and_gradients"] == 250
+    assert row["floor_s"] == pytest.approx(shapes["pair-8k"].floor_flops / 7e14)
+    assert "failed" in capsys.readouterr().out
+    assert gpu_profile.main(["--backends", "native"]) == 0

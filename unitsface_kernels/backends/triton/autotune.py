@@ -111,8 +111,8 @@ def products(base: ProductConfig, kind: str) -> list[ProductConfig]:
         # Fewer loads per cosine, and one program per SM; parts as wide as before.
         replace(free, block_n=2 * base.block_n, parts=2 * parts if parts > 1 else 1),
         replace(free, block_m=2 * base.block_m),
-        # More programs per SM, with the same work for each thread.
-        replace(base, block_n=base.block_n // 2, num_warps=warps // 2, parts=max(parts // 2, 1)),
+        # More programs per SM, with as many cosines per thread, and no more of them in a part.
+        replace(base, block_n=base.block_n // 2, num_warps=warps // 2),
         replace(base, block_m=base.block_m // 2, num_warps=warps // 2),
         replace(base, group=base.group // 2),
         replace(base, group=base.group * 2),
