@@ -32,17 +32,9 @@ void require_nearest(const NearestTileArgs& args) {
   }
 }
 
-const cpu::Kernels& require_bf16_product() {
-  if (cpu::kernels().bf16_product == nullptr) {
-    throw std::invalid_argument("bf16_product: not in the instruction set " +
-                                std::string(cpu::kernels().isa));
-  }
-  return cpu::kernels();
-}
-
-void require_contiguous(const Bf16ProductArgs& args) {
+void require_contiguous(const ProductArgs& args) {
   if ((args.a_row != 1 && args.a_depth != 1) || (args.b_row != 1 && args.b_depth != 1)) {
-    throw std::invalid_argument("bf16_product: a stride of each operand must be 1");
+    throw std::invalid_argument("product: a stride of each operand must be 1");
   }
 }
 
@@ -159,10 +151,11 @@ void bind_arguments(py::module_& m) {
   Fields<U>(m, "UnitRows")("source", &U::source)("source_dtype", &U::source_dtype)(
       "index", &U::index)("start", &U::start)("n", &U::n)("d", &U::d)("unit", &U::unit)(
       "unit_dtype", &U::unit_dtype)("inverse_norms", &U::inverse_norms);
-  using P = Bf16ProductArgs;
-  Fields<P>(m, "Bf16Product")("a", &P::a)("b", &P::b)("n", &P::n)("m", &P::m)("depth", &P::depth)(
-      "a_row", &P::a_row)("a_depth", &P::a_depth)("b_row", &P::b_row)("b_depth", &P::b_depth)(
-      "out", &P::out)("stride", &P::stride)("add", &P::add)("scratch", &P::scratch);
+  using P = ProductArgs;
+  Fields<P>(m, "Product")("a", &P::a)("b", &P::b)("dtype", &P::dtype)("n", &P::n)("m", &P::m)(
+      "depth", &P::depth)("a_row", &P::a_row)("a_depth", &P::a_depth)("b_row", &P::b_row)(
+      "b_depth", &P::b_depth)("out", &P::out)("stride", &P::stride)("add", &P::add)("scratch",
+                                                                                    &P::scratch);
   using B = UnitRowsBackwardArgs;
   Fields<B>(m, "UnitRowsBackward")("d_unit", &B::d_unit)("source", &B::source)(
       "source_dtype", &B::source_dtype)("index", &B::index)("start", &B::start)("n", &B::n)(
@@ -244,15 +237,22 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().nearest_tile(args, threads);
       },
       Unlock());
-  m.def("has_bf16_product", [] { return cpu::kernels().bf16_product != nullptr; });
-  m.def("bf16_product_scratch", [](int64_t n, int64_t m, int64_t depth) {
-    return require_bf16_product().bf16_product_scratch(n, m, depth);
+  m.def("has_product",
+        [](int dtype) { return cpu::product(static_cast<DType>(dtype)) != nullptr; });
+  m.def("own_float32_products", &cpu::own_float32_products);
+  m.def("product_scratch", [](int dtype, int64_t n, int64_t m, int64_t depth) {
+    return cpu::product_scratch(static_cast<DType>(dtype), n, m, depth);
   });
   m.def(
-      "bf16_product",
-      [](const Bf16ProductArgs& args, int threads) {
+      "product",
+      [](const ProductArgs& args, int threads) {
         require_contiguous(args);
-        require_bf16_product().bf16_product(args, threads);
+        const auto run = cpu::product(args.dtype);
+        if (run == nullptr) {
+          throw std::invalid_argument("product: not of this type in the instruction set " +
+                                      std::string(cpu::kernels().isa));
+        }
+        run(args, threads);
       },
       Unlock());
 }

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends import reference
 from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native.engine import DTYPE_CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unitsface_kernels"
@@ -88,7 +89,7 @@ def eager_precision(target: Target, dtype: torch.dtype):
     """
     widened = target.backend == "native" and target.device == "cpu"
     if widened and dtype == torch.bfloat16:
-        widened = not loader.extension().cpu.has_bf16_product()
+        widened = not loader.extension().cpu.has_product(DTYPE_CODES[torch.bfloat16])
     if dtype == torch.float32 or widened:
         yield
         return

@@ -205,6 +205,7 @@ def make_call(loss: str, rows: int = 70, columns: int | None = None, **changes: 
         }[spec.threshold],
         "mean",
         torch.float32,
+        skip_tolerance=0.0,
         need_rows=True,
         need_columns=True,
         need_threshold=True,

@@ -76,7 +76,8 @@ class _SimilarityLoss(Function):
 
 def _computed(ctx, tensors, threshold, state, grad_loss) -> Sequence[Tensor | None]:
     static, backend = ctx.static, ctx.static[3]
-    call = make_call(*tensors, ctx.self_offset, threshold, *static[:3], *static[4:], ctx.kept)
+    arguments = (*tensors, ctx.self_offset, threshold, *static[:3], *static[4:], ctx.kept)
+    call = make_call(*arguments)
     if not ctx.in_forward:
         return ops.computed_gradients(call, backend, state, grad_loss)
     # A retained graph, whose gradients the first backward pass has given away.

@@ -11,11 +11,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
-#if defined(UF_HAVE_AVX512BF16)
-// bf16_product.cpp
-void bf16_product(const Bf16ProductArgs&, int threads);
-int64_t bf16_product_scratch(int64_t n, int64_t m, int64_t depth);
-#endif
+void product_f32(const ProductArgs&, int threads);   // product_f32.cpp
+void product_bf16(const ProductArgs&, int threads);  // product_bf16.cpp
 
 namespace {
 
@@ -24,14 +21,24 @@ struct Candidate {
   bool usable;
 };
 
-#if defined(UF_HAVE_AVX512BF16)
-// The tile kernels of avx512 and products in bfloat16.
-const Kernels& kernels_avx512bf16() {
+#if defined(UF_HAVE_X86_ISAS)
+// The tile kernels of avx512 and products.
+const Kernels& with_products() {
   static const Kernels extended = [] {
     Kernels k = kernels_avx512;
+    k.product_f32 = product_f32;
+    return k;
+  }();
+  return extended;
+}
+#endif
+
+#if defined(UF_HAVE_AVX512BF16)
+const Kernels& with_bf16_products() {
+  static const Kernels extended = [] {
+    Kernels k = with_products();
     k.isa = "avx512bf16";
-    k.bf16_product = bf16_product;
-    k.bf16_product_scratch = bf16_product_scratch;
+    k.product_bf16 = product_bf16;
     return k;
   }();
   return extended;
@@ -48,9 +55,9 @@ std::vector<Candidate> candidates() {  // best first
                       __builtin_cpu_supports("avx512vl");
 #if defined(UF_HAVE_AVX512BF16)
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  found.push_back({&kernels_avx512bf16(), bf16});
+  found.push_back({&with_bf16_products(), bf16});
 #endif
-  found.push_back({&kernels_avx512, avx512});
+  found.push_back({&with_products(), avx512});
   found.push_back({&kernels_avx2, avx2});
 #endif
   found.push_back({&kernels_baseline, true});
@@ -79,6 +86,25 @@ const Kernels& choose() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+void (*product(DType dtype))(const ProductArgs&, int threads) {
+  if (dtype == DType::kFloat32) return kernels().product_f32;
+  return dtype == DType::kBFloat16 ? kernels().product_bf16 : nullptr;
+}
+
+int64_t product_scratch(DType dtype, int64_t n, int64_t m, int64_t depth) {
+  const int64_t words = dtype == DType::kFloat32 ? depth : (depth + 1) / 2;
+  return ((n + 15) / 16 + (m + 15) / 16) * 16 * words;
+}
+
+bool own_float32_products() {
+#if defined(UF_HAVE_X86_ISAS)
+  __builtin_cpu_init();
+  return kernels().product_f32 != nullptr && __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
 }
 
 std::vector<std::string> compiled_isas() {

@@ -35,14 +35,21 @@ struct Kernels {
                              int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
   void (*nearest_tile)(const NearestTileArgs&, int threads);
-  // Null in a set without products in bfloat16; the scratch that one needs, in elements.
-  void (*bf16_product)(const Bf16ProductArgs&, int threads);
-  int64_t (*bf16_product_scratch)(int64_t n, int64_t m, int64_t depth);
+  // Null where the set has no products of that type.
+  void (*product_f32)(const ProductArgs&, int threads);
+  void (*product_bf16)(const ProductArgs&, int threads);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.
 // Throws std::invalid_argument if that one is unknown or cannot run here.
 const Kernels& kernels();
+
+// The set's products of a type, or null; the 32-bit words of scratch that one takes.
+void (*product(DType dtype))(const ProductArgs&, int threads);
+int64_t product_scratch(DType dtype, int64_t n, int64_t m, int64_t depth);
+
+// Whether the library's products of float32 are known to be slower on this processor.
+bool own_float32_products();
 
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();

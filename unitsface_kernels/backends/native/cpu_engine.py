@@ -1,24 +1,28 @@
 """Tiles on the CPU: products, and the extension's vectorised epilogues on them.
 
-Products are ``torch.mm`` in float32, or the extension's own with bfloat16 operands: no operator of
-Torch multiplies those into a float32 result.
+Products are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
+multiplies into a float32 result, and in float32 where the library is known to be slower.
+``UNITSFACE_CPU_PRODUCTS=library`` or ``own`` decides otherwise about float32.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..streaming import Call
-from .engine import NativeEngine
+from .engine import DTYPE_CODES, NativeEngine
 
 # Product tiles of 4 and 2 MB stay in the last-level cache with their operands. Of the shapes that
 # `python -m bench.tile_sizes` compares these lose least to the bare products, by 5 to 10 %.
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 1024)
 INT32_MAX = 2**31 - 1
+# Multiplications below which packing and waking the threads outweigh what own products gain.
+SMALL_PRODUCT = 1 << 23
 
 
 class CpuEngine(NativeEngine):
@@ -36,9 +40,13 @@ class CpuEngine(NativeEngine):
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
         self.threads = torch.get_num_threads()
+        has_product = self.native.cpu.has_product
         in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
-        if in_bf16 and self.native.cpu.has_bf16_product():
+        if in_bf16 and has_product(DTYPE_CODES[torch.bfloat16]):
             self.operand_dtype = torch.bfloat16
+        wanted = os.environ.get("UNITSFACE_CPU_PRODUCTS")
+        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_products())
+        self.library_product = not (own and has_product(DTYPE_CODES[torch.float32]))
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
@@ -50,21 +58,26 @@ class CpuEngine(NativeEngine):
         return self._mm(a, b.T, out)
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        if left.dtype == torch.float32:
+        if self._by_library(left, right):
             return torch.mm(left, right, out=out)
-        self._bf16_product(left, right, out, add=False)
+        self._own_product(left, right, out, add=False)
         return out
 
-    def _bf16_product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    def _by_library(self, left: Tensor, right: Tensor) -> bool:
+        if left.dtype != torch.float32:
+            return False
+        return self.library_product or left.numel() * right.shape[1] < SMALL_PRODUCT
+
+    def _own_product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         (n, depth), m = left.shape, right.shape[1]
-        scratch = self._buffer(
-            "packed", self.native.cpu.bf16_product_scratch(n, m, depth), dtype=torch.bfloat16
-        )
+        dtype = DTYPE_CODES[left.dtype]
+        scratch = self._buffer("packed", self.native.cpu.product_scratch(dtype, n, m, depth))
         self._kernel(
-            "bf16_product",
-            self.native.Bf16Product(
+            "product",
+            self.native.Product(
                 a=left.data_ptr(),
                 b=right.data_ptr(),
+                dtype=dtype,
                 n=n,
                 m=m,
                 depth=depth,
@@ -106,10 +119,10 @@ class CpuEngine(NativeEngine):
         return out if out.dtype == torch.float32 else fallback
 
     def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        if left.dtype == torch.float32:
+        if self._by_library(left, right):
             total.addmm_(left, right)
         else:
-            self._bf16_product(left, right, total, add=True)
+            self._own_product(left, right, total, add=True)
 
     def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
         return self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))

@@ -1,4 +1,4 @@
-"""Products of bfloat16 matrices on the CPU, and what the native backend computes with them.
+"""The extension's products on the CPU, and what the native backend computes with those in bfloat16.
 
 Operands are small integers where a result is compared: every sum of products is exact in float32,
 so that there is one right answer in any order of summation.
@@ -11,17 +11,35 @@ import itertools
 import pytest
 import torch
 from cases import problem
-from helpers import run_python
+from helpers import Target, run_python
+from judgement import judge
 from tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
-from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native import cpu_engine, loader
 from unitsface_kernels.backends.native.engine import DTYPE_CODES
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
+
+def _has_product(dtype: torch.dtype) -> bool:
+    return loader.failure() is None and loader.extension().cpu.has_product(DTYPE_CODES[dtype])
+
+
 needs_product = pytest.mark.skipif(
-    loader.failure() is not None or not loader.extension().cpu.has_bf16_product(),
-    reason="no bfloat16 products on this processor",
+    not _has_product(torch.bfloat16), reason="no bfloat16 products on this processor"
+)
+each_dtype = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(
+            dtype,
+            id=str(dtype).removeprefix("torch."),
+            marks=pytest.mark.skipif(
+                not _has_product(dtype), reason=f"no products of {dtype} on this processor"
+            ),
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
 )
 # Below, at and above the sizes of groups of rows, of tiles and of blocks, with odd depths.
 SHAPES = [
@@ -59,18 +77,19 @@ def _operand(values: Tensor, transposed: bool) -> Tensor:
     return _within(values.shape, values, torch.nan)[0]
 
 
-def _integers(*shape: int) -> Tensor:
-    return torch.randint(-8, 9, shape).to(torch.bfloat16)
+def _integers(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randint(-8, 9, shape).to(dtype)
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threads: int = 2):
     native = loader.extension()
     (n, depth), m = left.shape, right.shape[1]
-    size = native.cpu.bf16_product_scratch(n, m, depth)
-    scratch = torch.full((size,), torch.nan, dtype=torch.bfloat16)
-    arguments = native.Bf16Product(
+    dtype = DTYPE_CODES[left.dtype]
+    scratch = torch.full((native.cpu.product_scratch(dtype, n, m, depth),), torch.nan)
+    arguments = native.Product(
         a=left.data_ptr(),
         b=right.data_ptr(),
+        dtype=dtype,
         n=n,
         m=m,
         depth=depth,
@@ -83,7 +102,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         add=add,
         scratch=scratch.data_ptr(),
     )
-    native.cpu.bf16_product(arguments, threads)
+    native.cpu.product(arguments, threads)
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -91,13 +110,15 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
-@needs_product
+@each_dtype
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product(shape: tuple[int, int, int], layout: tuple[bool, bool]) -> None:
+def test_product(
+    shape: tuple[int, int, int], layout: tuple[bool, bool], dtype: torch.dtype
+) -> None:
     """Overwritten, then added to; nothing but the operands is read, nothing else is written."""
     n, m, depth = shape
-    a, b = _integers(n, depth), _integers(depth, m)
+    a, b = _integers(n, depth, dtype=dtype), _integers(depth, m, dtype=dtype)
     left, right = _operand(a, layout[0]), _operand(b, layout[1])
     want = (a.double() @ b.double()).float()
     out, whole = _within((n, m), torch.full((n, m), torch.nan), 7.0)
@@ -107,11 +128,13 @@ def test_product(shape: tuple[int, int, int], layout: tuple[bool, bool]) -> None
         assert torch.equal(whole, _within((n, m), times * want, 7.0)[1])
 
 
-@needs_product
+@each_dtype
 @LAYOUTS
-def test_sums_are_float32_whatever_the_number_of_threads(layout: tuple[bool, bool]) -> None:
-    a = torch.randn(201, 517).to(torch.bfloat16)
-    b = torch.randn(517, 333).to(torch.bfloat16)
+def test_sums_are_float32_whatever_the_number_of_threads(
+    layout: tuple[bool, bool], dtype: torch.dtype
+) -> None:
+    a = torch.randn(201, 517).to(dtype)
+    b = torch.randn(517, 333).to(dtype)
     left, right = _operand(a, layout[0]), _operand(b, layout[1])
     first = torch.empty(201, 333)
     _multiply(left, right, first, threads=1)
@@ -122,11 +145,13 @@ def test_sums_are_float32_whatever_the_number_of_threads(layout: tuple[bool, boo
         assert torch.equal(again, first)
 
 
-@needs_product
+@each_dtype
 @LAYOUTS
-def test_what_is_not_finite_stays_in_its_row_or_column(layout: tuple[bool, bool]) -> None:
+def test_what_is_not_finite_stays_in_its_row_or_column(
+    layout: tuple[bool, bool], dtype: torch.dtype
+) -> None:
     """At the edges, where operands are padded."""
-    a, b = _integers(35, 33), _integers(33, 51)
+    a, b = _integers(35, 33, dtype=dtype), _integers(33, 51, dtype=dtype)
     want = a.double() @ b.double()
     a[34, 32], b[32, 50] = torch.nan, torch.nan
     out = torch.empty(35, 51)
@@ -136,9 +161,9 @@ def test_what_is_not_finite_stays_in_its_row_or_column(layout: tuple[bool, bool]
     assert torch.equal(out[:34, :50], want[:34, :50].float())
 
 
-@needs_product
-def test_operands_of_no_unit_stride_are_refused() -> None:
-    a, b = _integers(4, 8), _integers(4, 4)
+@each_dtype
+def test_operands_of_no_unit_stride_are_refused(dtype: torch.dtype) -> None:
+    a, b = _integers(4, 8, dtype=dtype), _integers(4, 4, dtype=dtype)
     with pytest.raises(ValueError, match="stride"):
         _multiply(a[:, ::2], b, torch.empty(4, 4))
     with pytest.raises(ValueError, match="stride"):
@@ -226,6 +251,25 @@ def test_unit_rows_are_rounded_once() -> None:
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("products", ["own", "library"])
+@pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+def test_float32_losses_by_either_products(spec: LossSpec, products: str, monkeypatch) -> None:
+    """Whatever the processor prefers; all products are large enough for ours."""
+    monkeypatch.setenv("UNITSFACE_CPU_PRODUCTS", products)
+    monkeypatch.setattr(cpu_engine, "SMALL_PRODUCT", 0)
+    used = []
+    method = cpu_engine.CpuEngine._own_product
+
+    def spied(self, *arguments, **options):
+        used.append(arguments)
+        return method(self, *arguments, **options)
+
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_own_product", spied)
+    p = problem(spec, rows=77, columns=130, dim=51)
+    judge(Target("native", "cpu"), p, torch.float32, cancels=False)
+    assert bool(used) == (products == "own" and _has_product(torch.float32))
+
+
 # --- when they are used ---------------------------------------------------------------------------
 
 # Says of each loss whether it differs from that of the same numbers in float32; float32 features
@@ -238,7 +282,7 @@ from cases import problem
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.losses import REGISTRY
 
-print(loader.extension().cpu.isa(), loader.extension().cpu.has_bf16_product())
+print(loader.extension().cpu.isa(), loader.extension().cpu.has_product(1))
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     for name, spec in REGISTRY.items():
         for columns in (None, 130):
