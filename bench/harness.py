@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from . import accuracy
 from .contestants import OURS, PRIMARY
 from .machine import available_bytes, copy_rate, gemm_rate, has_bfloat16_products
 from .session import ContestantFailedError, start
@@ -54,7 +55,8 @@ def run(
     """
     if workload.autocast and device == "cpu" and not has_bfloat16_products():
         return {"skipped": "this processor has no bfloat16 products"}
-    names = [name for name in workload.contestants(device) if name in names]
+    everyone = workload.contestants(device)
+    names = [name for name in everyone if name in names]
     rows: dict[str, dict[str, object]] = {name: {} for name in names}
     samples: dict[str, dict[int, float]] = {name: {} for name in names}
     result: dict[str, object] = {
@@ -75,6 +77,7 @@ def run(
         else:
             rows[name]["skipped"] = reason
     rates = _Rates(workload, device)
+    loss_limit = accuracy.limits(workload, device)[0]
 
     def failed(name: str, error: Exception) -> None:
         say(f"{workload.name}: {name} failed: {error}")
@@ -88,12 +91,18 @@ def run(
             try:
                 rows[name]["errors"] = sessions[name].call("check")
                 first = sessions[name].call("first")
+                if everyone[name].ours:
+                    # The check was on a small shape; this is the loss on the whole one.
+                    value = result.setdefault("value", first["loss"])
+                    difference = abs(first["loss"] - value)
+                    rows[name]["loss_against_first"] = difference / abs(value)
+                    if not difference < 2 * loss_limit * max(abs(value), 1.0):
+                        raise ArithmeticError(f"its loss on the full shape is {first['loss']}")
                 if "facts" not in result:
                     result["facts"] = sessions[name].call("facts")
-            except ContestantFailedError as error:
+            except (ContestantFailedError, ArithmeticError) as error:
                 failed(name, error)
                 continue
-            rows[name]["loss"] = first["loss"]
             if memory:
                 for key in ("peak_mb", "above_gradients_mb"):
                     rows[name][key] = first[key]

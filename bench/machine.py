@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib import metadata
@@ -72,16 +71,16 @@ def reset_peak() -> None:
 def available_bytes(device: str) -> float:
     if device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
-    pages = 0
+    free = 0
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            pages = int(line.split()[1])
+            free = int(line.split()[1]) * 1024
     # A container may have less than its machine.
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and limit.read_text().strip() != "max":
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return float(min(pages * 1024, int(limit.read_text()) - used))
-    return pages * 1024.0
+        free = min(free, int(limit.read_text()) - used)
+    return float(free)
 
 
 def _seconds(device: str, work, repeats: int) -> float:
