@@ -170,6 +170,7 @@ def _compile(architecture: int) -> Iterator[Compiled]:
             None if spec.threshold == "none" else torch.zeros(1),
             "mean",
             rows.dtype,
+            0.0,
             need_rows=True,
             need_columns=True,
             need_threshold=True,

@@ -33,7 +33,7 @@ def _engine(target: Target, rows: Tensor, columns: Tensor) -> streaming.Engine:
     absent = (None, None, None, None)
     call = streaming.Call(
         *(SPEC, SPEC.pack(SPEC.defaults()), rows, labels, columns),
-        *(*absent, "sum", rows.dtype, True, True, False),
+        *(*absent, "sum", rows.dtype, 0.0, True, True, False),
     )
     if target.backend == "triton":
         from unitsface_kernels.backends.triton.engine import TritonEngine
@@ -161,7 +161,7 @@ def test_search_of_sampled_columns(target: Target) -> None:
     labels = (torch.arange(30, device=target.device) * 40) - 1
     call = streaming.Call(
         *(SPEC, SPEC.pack(SPEC.defaults()), rows, labels, columns, None, index, None, None),
-        *("sum", rows.dtype, False, False, False),
+        *("sum", rows.dtype, 0.0, False, False, False),
     )
     engine = _engine(target, rows, columns)
     best, position, own = search(call, engine, 4)
@@ -227,7 +227,7 @@ def test_a_target_in_another_shard(target: Target, reduction: str) -> None:
     else:
         loss, *_ = ops.similarity_loss(
             *(leaves["rows"], p.labels, *columns, None, SPEC.name, list(params), reduction),
-            *(target.backend, p.rows.dtype, True, True, False),
+            *(target.backend, p.rows.dtype, 0.0, True, True, False),
         )
     here = torch.tensor([0, 1, 3, 5], device=target.device)
     alone = fused_npt_loss(

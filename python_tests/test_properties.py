@@ -164,7 +164,13 @@ def _of_block(p: Problem, backend: str, block: Tensor, leaves: dict[str, Tensor]
     tensors = (leaves["rows"], labels, columns, None, block, None, b)
     if backend == "reference":
         return reference.similarity_loss(p.spec, params, *tensors, "none")
-    static = ("none", backend, p.rows.dtype, *(t.requires_grad for t in (leaves["rows"], columns)))
+    static = (
+        "none",
+        backend,
+        p.rows.dtype,
+        0.0,
+        *(t.requires_grad for t in (leaves["rows"], columns)),
+    )
     needs_b = b is not None and b.requires_grad
     return torch.ops.unitsface.similarity_loss(
         *tensors, p.spec.name, list(params), *static, needs_b

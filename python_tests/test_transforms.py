@@ -72,6 +72,7 @@ def _operator_arguments(p: Problem, backend: str) -> tuple:
         p.reduction,
         backend,
         p.rows.dtype,
+        0.0,
         True,
         "columns" in leaves,
         "b" in leaves,

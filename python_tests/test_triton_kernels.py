@@ -61,7 +61,7 @@ def make_call(
     params = spec.pack(spec.defaults() | values)
     absent = (None, None, None, None)
     needed = (True, True, True)
-    return Call(spec, params, rows, labels, columns, *absent, "sum", rows.dtype, *needed)
+    return Call(spec, params, rows, labels, columns, *absent, "sum", rows.dtype, 0.0, *needed)
 
 
 def relative(got: Tensor, want: Tensor) -> float:

@@ -1,7 +1,9 @@
 """The fused operator: schema, fake implementation and autograd, once for all backends.
 
-``unitsface::similarity_loss`` computes the loss and whatever gradients its reduction yields in
-the same pass; ``unitsface::similarity_loss_backward`` scales those or computes the rest.
+It is what ``torch.compile`` and dispatch modes see; plain eager calls take the shorter way of
+``autograd.py``. ``unitsface::similarity_loss`` computes the loss and whatever gradients its
+reduction yields in the same pass; ``unitsface::similarity_loss_backward`` scales those or computes
+the rest.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .backends import streaming
-from .backends.streaming import Call
+from .backends.streaming import Call, Gradients, make_call
 from .losses import REGISTRY
 
 
-def _forward_has_gradients(loss: str, reduction: str) -> bool:
+def forward_has_gradients(loss: str, reduction: str) -> bool:
     """A pair's gradient in a ``sum`` loss needs only that pair, so the forward pass yields it.
 
     With ``reduction="none"`` the rows' weights are known in the backward pass only.
@@ -23,44 +25,12 @@ def _forward_has_gradients(loss: str, reduction: str) -> bool:
     return REGISTRY[loss].reduction == "sum" and reduction != "none"
 
 
-def _call(
-    rows: Tensor,
-    row_labels: Tensor,
-    columns: Tensor | None,
-    column_labels: Tensor | None,
-    column_index: Tensor | None,
-    self_offset: int | None,
-    threshold: Tensor | None,
-    loss: str,
-    params: list[float],
-    reduction: str,
-    compute_dtype: torch.dtype,
-    need_rows: bool,
-    need_columns: bool,
-    need_threshold: bool,
-) -> Call:
-    def dense(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().contiguous()
-
-    def labels(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(torch.int64).contiguous()
-
-    return Call(
-        REGISTRY[loss],
-        tuple(params),
-        rows.detach().contiguous(),
-        row_labels.to(torch.int64).contiguous(),
-        dense(columns),
-        labels(column_labels),
-        labels(column_index),
-        self_offset,
-        None if threshold is None else threshold.detach().to(torch.float32).reshape(-1),
-        reduction,
-        compute_dtype,
-        need_rows,
-        need_columns,
-        need_threshold,
-    )
+def computed_gradients(call: Call, backend: str, state: Tensor, grad_loss: Tensor) -> Gradients:
+    """Gradients that the forward pass did not know, for the upstream gradient of the loss."""
+    weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
+    if call.reduction == "mean":
+        weights = weights / call.counted()
+    return dispatch.load(backend).backward(call, state, weights.contiguous())
 
 
 @torch.library.custom_op("unitsface::similarity_loss", mutates_args=())
@@ -77,6 +47,7 @@ def similarity_loss(
     reduction: str,
     backend: str,
     compute_dtype: torch.dtype,
+    skip_tolerance: float,
     need_rows: bool,
     need_columns: bool,
     need_threshold: bool,
@@ -89,7 +60,7 @@ def similarity_loss(
         REGISTRY[loss], row_labels, columns, column_labels, column_index, lowest=-2
     )
     result = dispatch.load(backend).forward(
-        _call(
+        make_call(
             rows,
             row_labels,
             columns,
@@ -101,11 +72,12 @@ def similarity_loss(
             params,
             reduction,
             compute_dtype,
+            skip_tolerance,
             need_rows,
             need_columns,
             need_threshold,
         ),
-        gradients=_forward_has_gradients(loss, reduction),
+        gradients=forward_has_gradients(loss, reduction),
     )
     return (result.loss, *_tensors(rows, result.state, *result.gradients))
 
@@ -129,6 +101,7 @@ def _(
     reduction,
     backend,
     compute_dtype,
+    skip_tolerance,
     need_rows,
     need_columns,
     need_threshold,
@@ -136,7 +109,7 @@ def _(
     def f32(*shape):
         return rows.new_empty(shape, dtype=torch.float32)
 
-    with_gradients = _forward_has_gradients(loss, reduction)
+    with_gradients = forward_has_gradients(loss, reduction)
     value = f32(rows.shape[0]) if reduction == "none" else f32()
     kept = streaming.state_rows(REGISTRY[loss], tuple(params))
     state = f32(kept, rows.shape[0]) if kept else f32(0)
@@ -180,13 +153,14 @@ def similarity_loss_backward(
     reduction: str,
     backend: str,
     compute_dtype: torch.dtype,
+    skip_tolerance: float,
     need_rows: bool,
     need_columns: bool,
     need_threshold: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns and threshold, in the dtype of each, empty where not needed."""
 
-    if _forward_has_gradients(loss, reduction):
+    if forward_has_gradients(loss, reduction):
         gradients: tuple[Tensor | None, ...] = tuple(
             g * grad_loss if needed else None
             for g, needed in (
@@ -196,7 +170,7 @@ def similarity_loss_backward(
             )
         )
     else:
-        call = _call(
+        call = make_call(
             rows,
             row_labels,
             columns,
@@ -208,14 +182,12 @@ def similarity_loss_backward(
             params,
             reduction,
             compute_dtype,
+            skip_tolerance,
             need_rows,
             need_columns,
             need_threshold,
         )
-        weights = grad_loss.to(torch.float32).expand(rows.shape[0])
-        if reduction == "mean":
-            weights = weights / call.counted()
-        gradients = dispatch.load(backend).backward(call, state, weights.contiguous())
+        gradients = computed_gradients(call, backend, state, grad_loss)
 
     def finished(gradient: Tensor | None, like: Tensor | None) -> Tensor:
         if gradient is None or like is None:
@@ -248,6 +220,7 @@ def _(
     reduction,
     backend,
     compute_dtype,
+    skip_tolerance,
     need_rows,
     need_columns,
     need_threshold,
@@ -284,35 +257,49 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
-        return (None,) * 15
+        return (None,) * 16
     *saved, threshold = ctx.saved_tensors
     columns, column_index = saved[6], saved[8]
     need_rows, need_columns, need_threshold = ctx.static[-3:]
     d_rows, d_columns, d_threshold = similarity_loss_backward(
         grad_loss, *saved, ctx.self_offset, threshold, *ctx.static
     )
-    if need_columns and column_index is not None:
-        d_columns = torch.zeros_like(columns).index_add(0, column_index.long(), d_columns)
-    return (
+    return of_inputs(
         d_rows if need_rows else None,
-        None,
         d_columns if need_columns else None,
-        None,
-        None,
-        None,
-        d_threshold.reshape(threshold.shape) if need_threshold else None,
-        *(None,) * 8,
+        d_threshold if need_threshold else None,
+        columns,
+        column_index,
+        threshold,
     )
+
+
+def of_inputs(
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+    d_threshold: Tensor | None,
+    columns: Tensor | None,
+    column_index: Tensor | None,
+    threshold: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients as autograd wants them: of every argument of the operator, in its shape."""
+    if d_columns is not None and column_index is not None:
+        assert columns is not None
+        d_columns = torch.zeros_like(columns).index_add(0, column_index.long(), d_columns)
+    if d_threshold is not None:
+        assert threshold is not None
+        d_threshold = d_threshold.reshape(threshold.shape)
+    return (d_rows, None, d_columns, None, None, None, d_threshold, *(None,) * 9)
 
 
 similarity_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _no_second_derivative(ctx, *_):
+def no_second_derivative(ctx, *_):
     raise RuntimeError(
         "fused losses are differentiable once: their backward pass has no derivative; "
         'use backend="reference" for second derivatives'
     )
 
 
-similarity_loss_backward.register_autograd(_no_second_derivative)
+similarity_loss_backward.register_autograd(no_second_derivative)

@@ -17,8 +17,9 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     float* __restrict row = t.product + i * t.stride;
     const int64_t target = t.targets[i] - t.start;
     const bool inside = t.targets[i] >= 0 && target >= 0 && target < t.m;
+    const float target_cosine = inside ? row[target] : 0.0f;
     if (inside) {
-      t.target_cosine[i] = row[target];
+      t.target_cosine[i] = target_cosine;
       if (t.m == 1) continue;
       // A neighbour stands in for the target, so that it cannot raise the maximum.
       row[target] = row[target == 0 ? 1 : 0];
@@ -27,15 +28,21 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
 #pragma omp simd reduction(max : highest)
     for (int64_t j = 0; j < t.m; ++j) {
       const float z = policy.negative(row[j]).value;
-      row[j] = z;
       highest = z > highest ? z : highest;
     }
-    if (inside) row[target] = -INFINITY;
     const float previous = t.maximum[i];
     const float maximum = highest > previous ? highest : previous;
+    // Logits are computed twice: the cosines may be wanted again, and their row is in the cache.
+    const auto term = [&](int64_t j) {
+      return exp_clamped(policy.negative(row[j]).value - maximum);
+    };
+    const int64_t split = inside ? target : t.m;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < t.m; ++j) sum += exp_clamped(row[j] - maximum);
+    for (int64_t j = 0; j < split; ++j) sum += term(j);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = split + 1; j < t.m; ++j) sum += term(j);
+    if (inside) row[target] = target_cosine;
     const float kept = t.total[i] == 0.0f ? 0.0f : t.total[i] * exp_clamped(previous - maximum);
     t.maximum[i] = maximum;
     t.total[i] = kept + sum;

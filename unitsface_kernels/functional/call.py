@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import dispatch, ops, validate
+from .. import autograd, dispatch, ops, validate
 from ..backends import reference
 from ..losses import LossSpec
 
@@ -22,6 +22,7 @@ def pair_loss(
     batch_offset: int | None,
     reduction: str,
     backend: str,
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
@@ -35,7 +36,18 @@ def pair_loss(
         if isinstance(b, Tensor):
             identities = b.shape[0]
     columns = (memory, memory_labels, None, batch_offset if memory is not None else 0)
-    return _similarity_loss(spec, values, feats, labels, columns, b, identities, reduction, backend)
+    return _similarity_loss(
+        spec,
+        values,
+        feats,
+        labels,
+        columns,
+        b,
+        identities,
+        reduction,
+        backend,
+        skip_tolerance,
+    )
 
 
 def class_loss(
@@ -48,6 +60,7 @@ def class_loss(
     class_index: Tensor | None,
     reduction: str,
     backend: str,
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     validate.features("feats", feats)
     validate.features("weight", weight, like=feats)
@@ -57,15 +70,18 @@ def class_loss(
     if spec.threshold == "per_column":
         validate.threshold("b", b, feats, per="class", size=weight.shape[0])
     columns = (weight, None, class_index, None)
-    return _similarity_loss(spec, values, feats, labels, columns, b, None, reduction, backend)
+    return _similarity_loss(
+        spec, values, feats, labels, columns, b, None, reduction, backend, skip_tolerance
+    )
 
 
 def _similarity_loss(
-    spec, values, feats, labels, column_arguments, b, identities, reduction, backend
+    spec, values, feats, labels, column_arguments, b, identities, reduction, backend, skip_tolerance
 ) -> Tensor:
     columns, column_labels, column_index, self_offset = column_arguments
     validate.parameters(spec, values)
     validate.choice("reduction", reduction, validate.REDUCTIONS)
+    validate.number("skip_tolerance", skip_tolerance, at_least=0.0)
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
     backend = dispatch.resolve(backend, feats.device.type, feats.dtype)
@@ -97,7 +113,7 @@ def _similarity_loss(
     def needed(tensor: Tensor | None) -> bool:
         return differentiable and tensor is not None and tensor.requires_grad
 
-    loss, *_ = ops.similarity_loss(
+    arguments = (
         feats,
         labels,
         columns,
@@ -110,11 +126,14 @@ def _similarity_loss(
         reduction,
         backend,
         compute_dtype,
+        float(skip_tolerance),
         needed(feats),
         needed(columns),
         needed(threshold),
     )
-    return loss
+    if autograd.applies(feats, columns, threshold):
+        return autograd.similarity_loss(*arguments)
+    return ops.similarity_loss(*arguments)[0]
 
 
 def _threshold(

@@ -22,6 +22,7 @@ def fused_margin_softmax_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     r"""Softmax cross-entropy over cosines with an additive or multiplicative margin.
 
@@ -52,6 +53,11 @@ def fused_margin_softmax_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
+            d loss_i / d cosine left out of a row add up to at most this, in units of the
+            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
+            is left out. The loss is exact in any case. The reference backend and, for this loss,
+            ``torch.compile`` ignore it; on CUDA the host waits for the device.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -77,6 +83,7 @@ def fused_margin_softmax_loss(
         class_index,
         reduction,
         backend,
+        skip_tolerance,
     )
 
 
@@ -93,6 +100,7 @@ def fused_uce_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     r"""Binary cross-entropy over classes with one threshold (UCE) or one per class (class BCE).
 
@@ -122,6 +130,7 @@ def fused_uce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -146,6 +155,7 @@ def fused_uce_loss(
         class_index,
         reduction,
         backend,
+        skip_tolerance,
     )
 
 
@@ -165,6 +175,7 @@ def fused_sphereface2_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     r"""SphereFace2: one binary classification per class, on adjusted cosines.
 
@@ -201,6 +212,7 @@ def fused_sphereface2_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -227,6 +239,7 @@ def fused_sphereface2_loss(
         class_index,
         reduction,
         backend,
+        skip_tolerance,
     )
 
 

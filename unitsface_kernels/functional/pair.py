@@ -21,6 +21,7 @@ def fused_uss_loss(
     margin: float = 0.1,
     reduction: str = "mean",
     backend: str = "auto",
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     r"""Unified threshold integrated sample-to-sample loss (USS; with a margin USS-m).
 
@@ -50,6 +51,11 @@ def fused_uss_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
+            d loss_i / d cosine left out of a row add up to at most this, in units of the
+            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
+            is left out. Loss and gradient of b are exact in any case. The reference backend
+            ignores it; on CUDA the host waits for the device.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -69,6 +75,7 @@ def fused_uss_loss(
         batch_offset,
         reduction,
         backend,
+        skip_tolerance,
     )
 
 
@@ -84,6 +91,7 @@ def fused_pair_bce_loss(
     margin: float = 0.1,
     reduction: str = "mean",
     backend: str = "auto",
+    skip_tolerance: float = 0.0,
 ) -> Tensor:
     r"""Binary cross-entropy over pairs with a threshold per identity (BCE; with a margin BCE-m).
 
@@ -107,6 +115,7 @@ def fused_pair_bce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        skip_tolerance: as for :func:`fused_uss_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -126,6 +135,7 @@ def fused_pair_bce_loss(
         batch_offset,
         reduction,
         backend,
+        skip_tolerance,
     )
 
 

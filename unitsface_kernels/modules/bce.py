@@ -16,7 +16,7 @@ class UCELoss(nn.Module):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, negative_weight, reduction, backend: as the function's.
+        scale, margin, negative_weight, reduction, backend, skip_tolerance: as the function's.
 
     Attributes:
         weight: (C, D) parameter, initialised N(0, 1 / D) as published (UniFace).
@@ -40,6 +40,7 @@ class UCELoss(nn.Module):
         negative_weight: float = 1.0,
         reduction: str = "mean",
         backend: str = "auto",
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.positive_int("embedding_size", embedding_size)
@@ -49,6 +50,7 @@ class UCELoss(nn.Module):
         self.negative_weight = negative_weight
         self.reduction = reduction
         self.backend = backend
+        self.skip_tolerance = skip_tolerance
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         thresholds = (num_classes,) if self._threshold_per_class else ()
         self.threshold = nn.Parameter(torch.empty(thresholds))
@@ -70,6 +72,7 @@ class UCELoss(nn.Module):
             negative_weight=self.negative_weight,
             reduction=self.reduction,
             backend=self.backend,
+            skip_tolerance=self.skip_tolerance,
         )
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ class MarginSoftmaxLoss(nn.Module):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, m1, m2, m3, margin_gradient, reduction, backend: as the function's.
+        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance: as the function's.
 
     Attributes:
         weight: (C, D) parameter, initialised N(0, 0.01) as in insightface.
@@ -37,6 +37,7 @@ class MarginSoftmaxLoss(nn.Module):
         margin_gradient: str = "exact",
         reduction: str = "mean",
         backend: str = "auto",
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.positive_int("embedding_size", embedding_size)
@@ -46,6 +47,7 @@ class MarginSoftmaxLoss(nn.Module):
         self.margin_gradient = margin_gradient
         self.reduction = reduction
         self.backend = backend
+        self.skip_tolerance = skip_tolerance
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         self.reset_parameters()
 
@@ -64,6 +66,7 @@ class MarginSoftmaxLoss(nn.Module):
             margin_gradient=self.margin_gradient,
             reduction=self.reduction,
             backend=self.backend,
+            skip_tolerance=self.skip_tolerance,
         )
 
     def extra_repr(self) -> str:

@@ -26,6 +26,7 @@ class _ThresholdLoss(nn.Module):
         init_threshold: float | None,
         reduction: str,
         backend: str,
+        skip_tolerance: float,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -33,6 +34,7 @@ class _ThresholdLoss(nn.Module):
         self.init_threshold = init_threshold
         self.reduction = reduction
         self.backend = backend
+        self.skip_tolerance = skip_tolerance
         self.threshold = nn.Parameter(torch.empty(shape))
         self.register_buffer("initialized", torch.tensor(False))
         self.reset_parameters()
@@ -88,6 +90,7 @@ class _ThresholdLoss(nn.Module):
             margin=self.margin,
             reduction=self.reduction,
             backend=self.backend,
+            skip_tolerance=self.skip_tolerance,
         )
 
     def extra_repr(self) -> str:
@@ -101,7 +104,7 @@ class USSLoss(_ThresholdLoss):
     """USS with its learnable threshold; see :func:`fused_uss_loss`.
 
     Args:
-        scale, margin, reduction, backend: as the function's.
+        scale, margin, reduction, backend, skip_tolerance: as the function's.
         init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
             first batch in training mode that has negatives, averaged over ranks;
             ``torch.compile(fullgraph=True)`` needs a value or such a batch before.
@@ -124,8 +127,9 @@ class USSLoss(_ThresholdLoss):
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
+        skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__((), scale, margin, init_threshold, reduction, backend)
+        super().__init__((), scale, margin, init_threshold, reduction, backend, skip_tolerance)
 
 
 class PairBCELoss(_ThresholdLoss):
@@ -133,7 +137,7 @@ class PairBCELoss(_ThresholdLoss):
 
     Args:
         num_identities: K.
-        scale, margin, reduction, backend: as the function's.
+        scale, margin, reduction, backend, skip_tolerance: as the function's.
         init_threshold: first value of every threshold, in logit units. None:
             :func:`uss_threshold_init` of the first batch in training mode that has negatives,
             averaged over ranks; ``torch.compile(fullgraph=True)`` needs a value or such a batch
@@ -158,9 +162,12 @@ class PairBCELoss(_ThresholdLoss):
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
+        skip_tolerance: float = 0.0,
     ) -> None:
         validate.positive_int("num_identities", num_identities)
-        super().__init__((num_identities,), scale, margin, init_threshold, reduction, backend)
+        super().__init__(
+            (num_identities,), scale, margin, init_threshold, reduction, backend, skip_tolerance
+        )
 
     def extra_repr(self) -> str:
         return f"num_identities={self.threshold.numel()}, {super().extra_repr()}"

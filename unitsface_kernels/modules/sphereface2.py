@@ -17,7 +17,8 @@ class SphereFace2Loss(nn.Module):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, t, alpha, loss_weight, margin_type, margin_gradient, reduction, backend:
+        scale, margin, t, alpha, loss_weight, margin_type, margin_gradient, reduction, backend,
+            skip_tolerance:
             as the function's.
 
     Attributes:
@@ -45,6 +46,7 @@ class SphereFace2Loss(nn.Module):
         margin_gradient: str = "detached",
         reduction: str = "mean",
         backend: str = "auto",
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.positive_int("embedding_size", embedding_size)
@@ -61,6 +63,7 @@ class SphereFace2Loss(nn.Module):
         validate.parameters(REGISTRY[self.loss], self.options)
         self.reduction = reduction
         self.backend = backend
+        self.skip_tolerance = skip_tolerance
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         self.bias = nn.Parameter(torch.empty(()))
         self.reset_parameters()
@@ -109,6 +112,7 @@ class SphereFace2Loss(nn.Module):
             **self.options,  # type: ignore[arg-type]
             reduction=self.reduction,
             backend=self.backend,
+            skip_tolerance=self.skip_tolerance,
         )
 
     def extra_repr(self) -> str:

@@ -36,7 +36,7 @@ struct SumTileArgs {
 };
 
 struct LogsumexpTileArgs {
-  float* product;  // [n, m], stride; overwritten
+  float* product;  // [n, m], stride; the CPU writes to it on the way and restores it
   int64_t n, m, stride;
   const int64_t* targets;  // [n], position among all columns
   int64_t start;           // position of the tile's first column

@@ -23,6 +23,7 @@ class CpuEngine(NativeEngine):
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
     stat_dtype = torch.float64
+    keeps_cosines = True
     arguments_prefix = "Cpu"
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
@@ -33,8 +34,10 @@ class CpuEngine(NativeEngine):
         threads = () if name == "positive_rows" else (self.threads,)
         getattr(self.native.cpu, name)(*arguments, *threads)
 
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.mm(a, b.T, out=self._buffer("product", a.shape[0], b.shape[0]))
+    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = self._buffer("product", a.shape[0], b.shape[0])
+        return torch.mm(a, b.T, out=out)
 
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None

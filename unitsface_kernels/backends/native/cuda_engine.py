@@ -60,8 +60,10 @@ class CudaEngine(NativeEngine):
             return torch.mm(left, right, out=out)
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
 
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        return self._mm(a, b.T, self._buffer("product", a.shape[0], b.shape[0]))
+    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = self._buffer("product", a.shape[0], b.shape[0])
+        return self._mm(a, b.T, out)
 
     def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         if left.dtype == torch.float32:

@@ -30,6 +30,8 @@ class NativeEngine(ABC):
     operand_dtype = torch.float32
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
+    #: Scratch would do as well where products are cheaper than memory.
+    keeps_cosines = False
     #: Prefix of the extension's argument types that depend on the device.
     arguments_prefix: str
 
@@ -55,8 +57,8 @@ class NativeEngine(ABC):
         return getattr(self.native, self.arguments_prefix + name)(**values)
 
     @abstractmethod
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, D), (m, D) -> (n, m) float32 cosines, valid until the next product."""
+    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, D), (m, D) -> (n, m) float32 cosines, in ``out`` or valid until the next product."""
 
     def cosines(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, m) float32 cosines of unit rows, valid until the next product."""
@@ -199,8 +201,9 @@ class NativeEngine(ABC):
         maximum: Tensor,
         total: Tensor,
         target_cosine: Tensor,
+        cosines: Tensor | None = None,
     ) -> None:
-        product = self._product(a, b)
+        product = self._product(a, b, cosines)
         n, m = product.shape
         arguments = self.native.LogsumexpTile(
             product=product.data_ptr(),
@@ -264,8 +267,9 @@ class NativeEngine(ABC):
         log_negatives: Tensor,
         negative_weight: Tensor,
         target_gradient: Tensor,
+        cosines: Tensor | None = None,
     ) -> Tensor:
-        product = self._product(a, b)
+        product = self._product(a, b) if cosines is None else cosines
         n, m = product.shape
         gradient = self._gradient_buffer(product)
         arguments = self.native.LogsumexpGradientTile(
@@ -284,6 +288,10 @@ class NativeEngine(ABC):
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
+
+    def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
+        sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)
+        return sums / self.gradient_scale
 
     def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
         n, m = product.shape

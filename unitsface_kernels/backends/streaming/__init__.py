@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from . import logsumexp, logsumexp_pairs, nearest, sum
-from .call import Call, Gradients, Result
+from .call import Call, Gradients, Kept, Result, make_call
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
 
 _DRIVERS = {
@@ -41,6 +41,7 @@ __all__ = [
     "Call",
     "Engine",
     "Gradients",
+    "Kept",
     "NegativeSums",
     "PairTile",
     "PairWeights",
@@ -49,5 +50,6 @@ __all__ = [
     "SumTile",
     "backward",
     "forward",
+    "make_call",
     "state_rows",
 ]

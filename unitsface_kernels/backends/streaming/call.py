@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ...losses import LossSpec
+from ...losses import REGISTRY, LossSpec
+
+
+@dataclass
+class Kept:
+    """What a forward pass may leave to the backward passes of the same call, beside its state.
+
+    Attributes:
+        cosines: (M or K, D) float32, in whose memory lie cosines until the first backward pass
+            takes it for the gradient of the columns.
+        tile_sums: (tiles, N) float32 sums of every tile of columns, as maximum and total.
+    """
+
+    cosines: Tensor | None = None
+    tile_sums: tuple[Tensor, Tensor] | None = None
+
+    def take_cosines(self) -> Tensor | None:
+        cosines, self.cosines = self.cosines, None
+        return cosines
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,8 @@ class Call:
         threshold: (1,) or, for ``spec.threshold == "per_column"``, one per identity or column.
         reduction: "mean", "sum" or "none".
         compute_dtype: operands of the matrix products; they accumulate in float32.
+        skip_tolerance: bound of what ``skipping.py`` may leave out of the gradients; 0: nothing.
+        kept: for more than the state to pass from forward to backward; None: nothing can.
     """
 
     spec: LossSpec
@@ -40,9 +61,11 @@ class Call:
     threshold: Tensor | None
     reduction: str
     compute_dtype: torch.dtype
+    skip_tolerance: float
     need_rows: bool
     need_columns: bool
     need_threshold: bool
+    kept: Kept | None = None
 
     @property
     def num_columns(self) -> int:
@@ -89,6 +112,52 @@ class Call:
     def counted(self) -> Tensor:
         """Number of rows that have a loss, at least 1; () float32, no host sync."""
         return self.counted_rows.sum().clamp(min=1).to(torch.float32)
+
+
+def make_call(
+    rows: Tensor,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    self_offset: int | None,
+    threshold: Tensor | None,
+    loss: str,
+    params: Sequence[float],
+    reduction: str,
+    compute_dtype: torch.dtype,
+    skip_tolerance: float,
+    need_rows: bool,
+    need_columns: bool,
+    need_threshold: bool,
+    kept: Kept | None = None,
+) -> Call:
+    """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph."""
+
+    def dense(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().contiguous()
+
+    def labels(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(torch.int64).contiguous()
+
+    return Call(
+        REGISTRY[loss],
+        tuple(params),
+        rows.detach().contiguous(),
+        row_labels.to(torch.int64).contiguous(),
+        dense(columns),
+        labels(column_labels),
+        labels(column_index),
+        self_offset,
+        None if threshold is None else threshold.detach().to(torch.float32).reshape(-1),
+        reduction,
+        compute_dtype,
+        skip_tolerance,
+        need_rows,
+        need_columns,
+        need_threshold,
+        kept,
+    )
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -126,6 +126,13 @@ class Engine(Protocol):
     def stat_dtype(self) -> torch.dtype:
         """Accumulators of losses and of the threshold's gradient."""
 
+    @property
+    def keeps_cosines(self) -> bool:
+        """Whether tiles can leave their cosines where they are told to, and take them up there.
+
+        Worth it where memory is not much slower than products.
+        """
+
     def __init__(self, call: Call) -> None: ...
 
     def prepare_labels(
@@ -179,11 +186,13 @@ class Engine(Protocol):
         maximum: Tensor,
         total: Tensor,
         target_cosine: Tensor,
+        cosines: Tensor | None = None,
     ) -> None:
         """Folds a tile's negatives into (n,) ``maximum`` and ``total`` = sum exp(z - maximum).
 
         ``targets`` (n,) are positions among all columns; a target inside the tile is left out
-        of the sum and its cosine stored in ``target_cosine`` (n,).
+        of the sum and its cosine stored in ``target_cosine`` (n,). All cosines are left in
+        ``cosines`` (n, m) float32, if given.
         """
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,11 +207,13 @@ class Engine(Protocol):
         log_negatives: Tensor,
         negative_weight: Tensor,
         target_gradient: Tensor,
+        cosines: Tensor | None = None,
     ) -> Tensor:
         """(n, m) d loss / d cosine.
 
         Negatives: ``negative_weight_i exp(z - log_negatives_i) dz/dc``; targets:
-        ``target_gradient_i``. Valid until the next tile.
+        ``target_gradient_i``. Valid until the next tile. ``cosines``: as the first pass left
+        them, to be overwritten; None: they are multiplied again.
         """
 
     def pair_negatives_tile(
@@ -246,3 +257,6 @@ class Engine(Protocol):
 
     def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
         """``left @ right`` in float32, valid until the next call."""
+
+    def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
+        """Sums over ``dim`` of the absolute values of a gradient tile, float32."""

@@ -1,9 +1,10 @@
 """Driver of ``logsumexp`` losses over classes: one positive per row, every other column negative.
 
 Pass 1 streams the columns once and keeps, per row, the negatives' log-sum-exp and the target's
-cosine. Pass 2 recomputes each tile's cosines and turns them into both gradients. Two passes of two
-products each: as many as accumulating unnormalised row gradients in pass 1 would take, without
-having to rescale them, and tiles that contribute nothing can be left out of pass 2 whole.
+cosine. Pass 2 turns the cosines of each tile into both gradients. Where it gets them from: from the
+memory of the columns' gradient, in which pass 1 may leave the cosines of the first D rows, since a
+tile of the gradient is finished after the tile of cosines has been used; three products instead of
+four. Else they are multiplied again. Tiles that contribute nothing can be left out of pass 2.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
+from .scattered import add_pairs
+from .skipping import negligible
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -42,38 +45,76 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     negative_weight = torch.where(call.row_labels == -1, 0.0, weights * share)
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
-    return _gradients(call, engine, log_negatives, negative_weight, target_gradient, scale)
+    masses = None
+    if call.skip_tolerance > 0.0 and call.kept is not None and call.kept.tile_sums is not None:
+        maximum, total = call.kept.tile_sums
+        masses = share * total * torch.exp(maximum - log_negatives)
+        masses = torch.where((total == 0.0) | (negative_weight == 0.0), 0.0, masses)
+    return _gradients(call, engine, log_negatives, negative_weight, target_gradient, scale, masses)
+
+
+def _tiles(count: int, block: int) -> list[slice]:
+    return [slice(first, min(first + block, count)) for first in range(0, count, block)]
+
+
+def _kept(cosines: Tensor, columns: slice, rows: slice) -> Tensor | None:
+    """(n, m) part of the memory of the columns' gradient for a tile's cosines, if it fits."""
+    if rows.stop > cosines.shape[1]:
+        return None
+    tile = cosines[columns]
+    width = tile.shape[0]
+    return tile.view(-1)[rows.start * width : rows.stop * width].view(-1, width)
+
+
+def _keeps(call: Call, engine: Engine) -> bool:
+    if call.kept is None or not call.need_columns or not engine.keeps_cosines:
+        return False
+    assert call.columns is not None
+    return call.columns.dtype == torch.float32
 
 
 def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     rows = call.rows
     count = rows.shape[0]
     unit, _ = engine.unit_rows(rows, 0, count)
-    maximum = rows.new_full((count,), -torch.inf, dtype=torch.float32)
-    total = rows.new_zeros(count, dtype=torch.float32)
-    target_cosine = rows.new_zeros(count, dtype=torch.float32)
     assert call.columns is not None
     row_block, column_block = engine.class_block
-    for start in range(0, call.num_columns, column_block):
-        stop = min(start + column_block, call.num_columns)
-        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index, reuse=True)
-        for first in range(0, count, row_block):
-            block = slice(first, min(first + row_block, count))
+    tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
+    # One sum per tile, so that it is known how little each contributes.
+    maximum = rows.new_full((len(tiles), count), -torch.inf, dtype=torch.float32)
+    total = rows.new_zeros((len(tiles), count), dtype=torch.float32)
+    target_cosine = rows.new_zeros(count, dtype=torch.float32)
+    cosines = None
+    if _keeps(call, engine):
+        cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
+    for tile_maximum, tile_total, tile in zip(maximum, total, tiles, strict=True):
+        columns, _ = engine.unit_rows(
+            call.columns, tile.start, tile.stop, call.column_index, reuse=True
+        )
+        for block in blocks:
             engine.logsumexp_tile(
                 unit[block],
                 columns,
                 call.row_labels[block],
-                start,
-                maximum[block],
-                total[block],
+                tile.start,
+                tile_maximum[block],
+                tile_total[block],
                 target_cosine[block],
+                None if cosines is None else _kept(cosines, tile, block),
             )
-    return _log_of_sum(maximum, total), target_cosine
+    if call.kept is not None:
+        call.kept.cosines = cosines
+        call.kept.tile_sums = (maximum, total) if call.skip_tolerance > 0.0 else None
+    return _log_of_sums(maximum, total), target_cosine
 
 
-def _log_of_sum(maximum: Tensor, total: Tensor) -> Tensor:
-    """maximum + log(total), and -inf (not NaN) for a row without negatives."""
-    return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
+def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
+    """(N,) log of the tiles' sums together; -inf, not NaN, for a row without negatives."""
+    if maximum.shape[0] == 0:
+        return maximum.new_full(maximum.shape[1:], -torch.inf)
+    highest = maximum.amax(dim=0)
+    total = torch.where(total == 0.0, 0.0, total * torch.exp(maximum - highest)).sum(dim=0)
+    return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
 def _finish_rows(
@@ -100,53 +141,61 @@ def _gradients(
     negative_weight: Tensor,
     target_gradient: Tensor,
     scale: Tensor | None,
+    masses: Tensor | None,
 ) -> Gradients:
     rows, columns = call.rows, call.columns
     assert columns is not None
     count, size = rows.shape
     unit, inverse_norms = engine.unit_rows(rows, 0, count)
     d_rows = rows.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
-    d_columns = None
-    if call.need_columns:
-        # Every tile writes its columns; without rows there is no tile. Zeroing C x D costs time.
+    cosines = None if call.kept is None else call.kept.take_cosines()
+    d_columns = cosines
+    if call.need_columns and d_columns is None:
+        # Every tile writes its columns; zeroing all C x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size))
-        if count == 0:
-            d_columns.zero_()
     row_block, column_block = engine.class_block
-    for start in range(0, call.num_columns, column_block):
-        stop = min(start + column_block, call.num_columns)
+    tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
+    skipped = [[False] * len(tiles) for _ in blocks]
+    targets_in_tiles = target_gradient
+    if masses is not None:
+        # Targets lie scattered over all tiles: on their own, they are in none's way.
+        targets_in_tiles = torch.zeros_like(target_gradient)
+        skipped = [negligible(masses[:, block], call.skip_tolerance) for block in blocks]
+    for number, tile in enumerate(tiles):
+        wanted = [block for block, skip in zip(blocks, skipped, strict=True) if not skip[number]]
+        if not wanted:
+            if d_columns is not None:
+                d_columns[tile].zero_()
+            continue
         unit_columns, column_norms = engine.unit_rows(
-            columns, start, stop, call.column_index, reuse=True
+            columns, tile.start, tile.stop, call.column_index, reuse=True
         )
         d_unit = None
-        for first in range(0, count, row_block):
-            block = slice(first, min(first + row_block, count))
-            tile = engine.logsumexp_gradient_tile(
+        for block in wanted:
+            gradient = engine.logsumexp_gradient_tile(
                 unit[block],
                 unit_columns,
                 call.row_labels[block],
-                start,
+                tile.start,
                 log_negatives[block],
                 negative_weight[block],
-                target_gradient[block],
+                targets_in_tiles[block],
+                None if cosines is None else _kept(cosines, tile, block),
             )
             if d_rows is not None:
-                engine.accumulate(d_rows[block], tile, unit_columns)
+                engine.accumulate(d_rows[block], gradient, unit_columns)
             if d_columns is not None:
                 if d_unit is None:
-                    d_unit = engine.overwrite(tile.T, unit[block])
+                    d_unit = engine.overwrite(gradient.T, unit[block])
                 else:
-                    engine.accumulate(d_unit, tile.T, unit[block])
+                    engine.accumulate(d_unit, gradient.T, unit[block])
         if d_columns is not None and d_unit is not None:
             engine.unit_rows_backward(
-                d_unit,
-                columns,
-                start,
-                column_norms,
-                d_columns[start:stop],
-                scale,
-                call.column_index,
+                d_unit, columns, tile.start, column_norms, d_columns[tile], scale, call.column_index
             )
+    if masses is not None and tiles:
+        targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
+        add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows, scale)
     return d_rows, d_columns, None

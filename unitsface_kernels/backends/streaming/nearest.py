@@ -13,6 +13,7 @@ from torch import Tensor
 from ...losses import LossSpec, Triplet
 from .call import Call, Gradients, Result
 from .engine import Engine
+from .scattered import add_pairs
 
 
 def _triplet(spec: LossSpec) -> Triplet:
@@ -112,8 +113,7 @@ def _slopes(
 def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gradients:
     """From d loss / d cosine ``slopes`` of every row with the columns at ``places``, (k + 1, N).
 
-    One column per row at a time: N x D of memory whatever k is. A slope of 0 takes a pair out,
-    also where its cosine is NaN or its place is none.
+    One column per row at a time: N x D of memory whatever k is.
     """
     rows, columns = call.rows, call.columns
     assert columns is not None
@@ -127,29 +127,7 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
         # There is no column that could stand in for a place that is none.
         places, slopes = places[:0], slopes[:0]
     for place, slope in zip(places, slopes, strict=True):
-        place = place.clamp(min=0).to(torch.int64)
-        index = place if call.column_index is None else call.column_index[place]
-        unit_columns, column_norms = engine.unit_rows(columns, 0, size, index, reuse=True)
-        slope, taken = slope[:, None], (slope != 0.0)[:, None]
-        if d_rows is not None:
-            d_rows += torch.where(taken, slope * unit_columns, 0.0)
-        if d_columns is not None:
-            d_unit = torch.where(taken, slope * unit, 0.0)
-            # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
-            engine.unit_rows_backward(d_unit, columns, 0, column_norms, d_unit, None, index)
-            _add_rows(d_columns, place, d_unit)
+        add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
     return d_rows, d_columns, None
-
-
-def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``total[index] += rows`` in a fixed order: each of the two is deterministic on its device.
-
-    On CUDA ``index_add_`` has float atomics, and ``index_put_`` sorts; on the CPU it is the
-    latter that adds in parallel.
-    """
-    if total.is_cuda:
-        total.index_put_((index,), rows, accumulate=True)
-    else:
-        total.index_add_(0, index, rows)

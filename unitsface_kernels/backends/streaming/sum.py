@@ -15,6 +15,7 @@ from torch import Tensor
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, SumTile
+from .skipping import Budget
 
 
 @dataclass
@@ -74,8 +75,9 @@ def _stream(
         ),
     )
     d_columns = None
+    budget = Budget(call, engine, weights) if call.skip_tolerance > 0.0 else None
     if call.columns is None:
-        _in_batch(call, engine, unit, a_labels, weights, totals)
+        _in_batch(call, engine, unit, a_labels, weights, totals, budget)
     else:
         d_columns = _against_columns(
             call,
@@ -87,6 +89,7 @@ def _stream(
             scale,
             totals,
             gradients and call.need_columns,
+            budget,
         )
     if totals.d_rows is not None:
         engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
@@ -107,6 +110,7 @@ def _in_batch(
     labels: Tensor,
     weights: Tensor | None,
     totals: _Totals,
+    budget: Budget | None,
 ) -> None:
     threshold = call.threshold
     assert threshold is not None
@@ -138,10 +142,13 @@ def _in_batch(
                     gradient=totals.d_rows is not None,
                 )
             )
-            if tile is not None and totals.d_rows is not None:
-                engine.accumulate(totals.d_rows[start:stop], tile, unit[other:end])
-                if not diagonal:
-                    engine.accumulate(totals.d_rows[other:end], tile.T, unit[start:stop])
+            if tile is None or totals.d_rows is None:
+                continue
+            if budget is not None and budget.covers(tile, slice(start, stop), slice(other, end)):
+                continue
+            engine.accumulate(totals.d_rows[start:stop], tile, unit[other:end])
+            if not diagonal:
+                engine.accumulate(totals.d_rows[other:end], tile.T, unit[start:stop])
 
 
 def _against_columns(
@@ -154,6 +161,7 @@ def _against_columns(
     scale: Tensor | None,
     totals: _Totals,
     need_columns: bool,
+    budget: Budget | None,
 ) -> Tensor | None:
     columns, threshold = call.columns, call.threshold
     assert columns is not None
@@ -163,13 +171,14 @@ def _against_columns(
     per_column = call.spec.threshold == "per_column"
     d_columns = None
     if need_columns:
-        d_columns = unit.new_zeros((call.num_columns, size), dtype=torch.float32)
+        # Every tile writes its columns; zeroing all M x D first costs time.
+        d_columns = columns.new_empty((call.num_columns, size), dtype=torch.float32)
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
         unit_columns, column_norms = engine.unit_rows(
             columns, start, stop, call.column_index, reuse=True
         )
-        d_unit = None if d_columns is None else d_columns[start:stop]
+        d_unit = None
         for first in range(0, count, row_block):
             last = min(first + row_block, count)
             tile = engine.sum_tile(
@@ -192,14 +201,21 @@ def _against_columns(
                     gradient=need_columns or totals.d_rows is not None,
                 )
             )
-            if tile is None:
+            if tile is None or (budget and budget.covers(tile, slice(first, last), None)):
                 continue
             if totals.d_rows is not None:
                 engine.accumulate(totals.d_rows[first:last], tile, unit_columns)
-            if d_unit is not None:
-                engine.accumulate(d_unit, tile.T, unit[first:last])
-        if d_unit is not None:
-            engine.unit_rows_backward(
-                d_unit, columns, start, column_norms, d_unit, scale, call.column_index
-            )
+            if d_columns is not None:
+                if d_unit is None:
+                    d_unit = engine.overwrite(tile.T, unit[first:last])
+                else:
+                    engine.accumulate(d_unit, tile.T, unit[first:last])
+        if d_columns is None:
+            continue
+        if d_unit is None:
+            d_columns[start:stop].zero_()
+            continue
+        engine.unit_rows_backward(
+            d_unit, columns, start, column_norms, d_columns[start:stop], scale, call.column_index
+        )
     return d_columns

@@ -29,6 +29,8 @@ class TritonEngine:
     """
 
     stat_dtype = torch.float32
+    # A product never leaves the chip here, and the memory it would go to is slower than it is.
+    keeps_cosines = False
 
     def __init__(self, call: Call, gradients: bool = True, capability: int | None = None) -> None:
         self._call = call
@@ -165,7 +167,9 @@ class TritonEngine:
         maximum: Tensor,
         total: Tensor,
         target_cosine: Tensor,
+        cosines: Tensor | None = None,
     ) -> None:
+        assert cosines is None
         logsumexp_tile.statistics(self._space, a, b, targets, start, maximum, total, target_cosine)
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +184,9 @@ class TritonEngine:
         log_negatives: Tensor,
         negative_weight: Tensor,
         target_gradient: Tensor,
+        cosines: Tensor | None = None,
     ) -> Tensor:
+        assert cosines is None
         return logsumexp_tile.gradient(
             self._space, a, b, targets, start, log_negatives, negative_weight, target_gradient
         )
@@ -219,6 +225,11 @@ class TritonEngine:
 
     def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
         return product(left, right, self._space.inverse_scale)
+
+    def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
+        sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)
+        scale = self._space.inverse_scale
+        return sums if scale is None else sums * scale
 
 
 __all__ = ["TritonEngine"]

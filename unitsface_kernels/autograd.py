@@ -1,0 +1,95 @@
+"""The fused loss as eager mode runs it: an autograd function without an operator around it.
+
+Beside the operators' overhead (most of the time of a small call) this saves what an operator may
+not do: hand a buffer from the forward to the backward pass and give it away there. Gradients that
+the forward pass knows are scaled in place, and cosines lie in the memory of the gradient to come.
+Arguments are those of ``ops.similarity_loss``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import dispatch, ops
+from .backends.streaming import Gradients, Kept, make_call
+
+
+def similarity_loss(*arguments) -> Tensor:
+    """Loss of a call whose labels have been checked."""
+    if any(arguments[-3:]):
+        return _SimilarityLoss.apply(*arguments)
+    call = make_call(*arguments[:10], *arguments[11:])
+    return dispatch.load(arguments[10]).forward(call, gradients=False).loss
+
+
+def applies(*tensors: Tensor | None) -> bool:
+    """Whether nothing but autograd watches: no tracing, no dispatch mode, no tensor subclass."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    )
+
+
+class _SimilarityLoss(Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        rows, row_labels, columns, column_labels, column_index, _, threshold, *_ = arguments
+        ctx.kept = Kept()
+        call = make_call(*arguments[:10], *arguments[11:], ctx.kept)
+        known = ops.forward_has_gradients(call.spec.name, call.reduction)
+        result = dispatch.load(arguments[10]).forward(call, gradients=known)
+        ctx.known = result.gradients if known else None
+        ctx.static = arguments[7:]
+        ctx.self_offset = arguments[5]
+        ctx.save_for_backward(
+            rows, row_labels, columns, column_labels, column_index, threshold, result.state
+        )
+        ctx.set_materialize_grads(False)
+        return result.loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        if grad_loss is None:
+            return (None,) * 16
+        *tensors, threshold, state = ctx.saved_tensors
+        inputs = (tensors[0], tensors[2], threshold)
+        with torch.no_grad():
+            known, ctx.known = ctx.known, None
+            if known is not None:
+                gradients = _scaled(known, grad_loss)
+            else:
+                static = ctx.static
+                call = make_call(
+                    *tensors, ctx.self_offset, threshold, *static[:3], *static[4:], ctx.kept
+                )
+                gradients = ops.computed_gradients(call, static[3], state, grad_loss)
+            finished = [
+                None if g is None or t is None else g.to(t.dtype)
+                for g, t in zip(gradients, inputs, strict=True)
+            ]
+            found = ops.of_inputs(*finished, tensors[2], tensors[4], threshold)
+        if torch.is_grad_enabled():
+            return _Final.apply(grad_loss, *inputs, *found)[4:]
+        return found
+
+
+def _scaled(gradients: Gradients, grad_loss: Tensor) -> Sequence[Tensor | None]:
+    """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing."""
+    if not grad_loss.is_cuda and grad_loss.item() == 1.0:
+        return gradients
+    return [None if g is None else g.mul_(grad_loss) for g in gradients]
+
+
+class _Final(Function):
+    """Gradients that depend on the inputs in a way that nothing differentiates."""
+
+    @staticmethod
+    def forward(ctx, *tensors):
+        return tuple(None if t is None else t.view_as(t) for t in tensors)
+
+    backward = staticmethod(ops.no_second_derivative)
