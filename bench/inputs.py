@@ -11,7 +11,9 @@ from torch import Tensor
 from .workloads import SCALE, Workload
 
 IMAGES_PER_IDENTITY = 4
-TARGET_COSINE = 0.7
+# Of trained models: without a spread no row would be hard, and no gradient left to compute.
+TARGET_COSINE, TARGET_SPREAD = 0.7, 0.05
+TARGET_RANGE = (0.4, 0.95)
 # Thresholds and shares are found on these; the rows are alike.
 SAMPLE_ROWS = 64
 
@@ -29,10 +31,13 @@ def make(workload: Workload, device: str) -> dict[str, Tensor]:
     feats = directions(workload.rows)
     columns = directions(workload.columns) if workload.columns else None
     if workload.trained:
-        # Two samples that are at sqrt(t) from their identity's centre are at t from each other.
-        cosine = TARGET_COSINE if workload.columns else math.sqrt(TARGET_COSINE)
-        centres = directions(identities) if columns is None else columns
-        feats = _tilted(feats, centres[labels], cosine)
+        spread = torch.randn(workload.rows, generator=generator, device=device)
+        cosine = (TARGET_COSINE + TARGET_SPREAD * spread).clamp(*TARGET_RANGE)[:, None]
+        if columns is None:
+            # Two samples at sqrt(t) from their identity's centre are at t from each other.
+            feats = _tilted(feats, directions(identities)[labels], cosine.sqrt())
+        else:
+            feats = _tilted(feats, columns[labels], cosine)
     dtype = workload.dtype(device)
     tensors = {"feats": feats.to(dtype).requires_grad_(), "labels": labels}
     if workload.topology == "class":
@@ -46,11 +51,11 @@ def make(workload: Workload, device: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _tilted(noise: Tensor, centres: Tensor, cosine: float) -> Tensor:
-    """Features at ``cosine`` to their centres, in the direction of the noise otherwise."""
+def _tilted(noise: Tensor, centres: Tensor, cosine: Tensor) -> Tensor:
+    """Features at the cosines (N, 1) to their centres, in the direction of the noise otherwise."""
     centre = F.normalize(centres, dim=1)
     across = F.normalize(noise - (noise * centre).sum(dim=1, keepdim=True) * centre, dim=1)
-    unit = cosine * centre + math.sqrt(1.0 - cosine * cosine) * across
+    unit = cosine * centre + (1.0 - cosine * cosine).sqrt() * across
     return unit * noise.norm(dim=1, keepdim=True)
 
 
