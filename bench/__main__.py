@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import harness, report
+from . import harness, isolation, report
 from .contestants import NAMES
 from .machine import machine
 from .workloads import WORKLOADS, Workload
@@ -40,14 +40,15 @@ def _names(arguments: argparse.Namespace, workload: Workload) -> list[str]:
     return [name for name in everyone if name in {primary, *arguments.contestants}]
 
 
-def _previous(path: Path, facts: dict[str, object]) -> dict[str, object]:
-    """Workloads that an earlier run on the same machine and versions left."""
-    if not path.exists():
-        return {}
-    earlier = json.loads(path.read_text())
-    if earlier["machine"] != facts:
-        raise SystemExit(f"--update: {path} is from another machine or other versions")
-    return earlier["workloads"]
+def _results(path: Path, command: str, device: str, update: bool) -> dict[str, object]:
+    """New results, or to update those that an earlier run on this machine left."""
+    facts = machine(device)
+    if update and path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier["machine"] != facts:
+            raise SystemExit(f"--update: {path} is from another machine or other versions")
+        return earlier
+    return {"command": command, "device": device, "machine": facts, "workloads": {}}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,27 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     # Not with_suffix: a name may have dots.
     out, page = (base.with_name(base.name + suffix) for suffix in (".json", ".md"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts = machine(arguments.device)
     command = shlex.join(["python", "-m", "bench", *argv])
-    results = {
-        "command": command,
-        "device": arguments.device,
-        "machine": facts,
-        "workloads": _previous(out, facts) if arguments.update else {},
-    }
-    harness.say(", ".join(f"{key} {value}" for key, value in facts.items()))
+    results = _results(out, command, arguments.device, arguments.update)
+    harness.say(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
+    runner = isolation.Runner(harness.run, own_process=arguments.device == "cuda")
     default = [name for name, w in WORKLOADS.items() if arguments.device in w.on]
     for name in arguments.workloads or default:
         workload = WORKLOADS[name]
         if arguments.quick:
             workload = workload.shrunk(QUICK_ROWS, QUICK_COLUMNS)
         try:
-            result = harness.run(
+            result = runner.run(
                 workload,
                 arguments.device,
                 arguments.seconds,
                 _names(arguments, workload),
-                memory=not arguments.no_memory,
+                not arguments.no_memory,
             )
         except Exception as error:  # the other workloads still have their turn
             harness.say(f"{name} failed: {error}")
@@ -93,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         # After each workload: a run that is cut short leaves what it has.
         out.write_text(json.dumps(results, indent=1) + "\n")
         page.write_text(report.page(results))
+    runner.close()
     print(report.page(results))
 
 

@@ -39,6 +39,7 @@ EXPLANATION = (
     "ratios, with quartiles. Memory is the peak above inputs and gradients. The bound is the time",
     "of the fused algorithm's matrix products at the rate of a plain product, or of reading inputs",
     "and writing gradients at the rate of a copy if that is longer, both measured in the same run.",
+    "Class softmaxes are counted as four products; cosines kept where they fit save one of them.",
     "Errors are relative, of the loss and of the worst gradient as a vector, against float64 on at",
     "most 256 rows and 4096 columns.",
 )
@@ -105,6 +106,8 @@ def page(results: dict) -> str:
     ]
     for name, result in results["workloads"].items():
         shape = _shape(name, result)
+        if result.get("command", results["command"]) != results["command"]:
+            shape += f" (`{result['command']}`)"
         for reason in ("failed", "skipped"):
             if reason in result:
                 lines.append(f"| {shape} | {reason}: {_cell(result[reason])} | | | | | |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import statistics
@@ -19,6 +20,10 @@ BURST_S = 0.05
 
 class ContestantFailedError(RuntimeError):
     """A contestant raised, ran out of memory or was killed."""
+
+
+class DeviceLostError(RuntimeError):
+    """A contestant left the device unusable for this process: (its name, what it said)."""
 
 
 class Session:
@@ -41,14 +46,15 @@ class Session:
         self.inputs = self.workload.inputs(self.device)
         for _ in range(CUDA_WARM_UP if self.device == "cuda" else int(self.contestant.compiled)):
             self._step()
-        for tensor in self.inputs.values():
-            tensor.grad = None
+        self._drop_gradients()
         gc.collect()
         before = self._held(reset=True)
         seconds = self._step()
         peak = self._held() - before
         grads = [t.grad for t in self.inputs.values() if t.grad is not None]
         gradients = sum(grad.nbytes for grad in grads) / 2**20
+        del grads
+        self._drop_gradients()
         return {
             "seconds": seconds,
             "loss": self.loss,
@@ -73,7 +79,13 @@ class Session:
         times = [self._step()]
         while sum(times) < BURST_S:
             times.append(self._step())
+        self._drop_gradients()
         return statistics.median(times[1:] or times)
+
+    def _drop_gradients(self) -> None:
+        """While others have their turn, nobody holds more than inputs."""
+        for tensor in self.inputs.values():
+            tensor.grad = None
 
     def _step(self) -> float:
         """Seconds of one forward and backward pass."""
@@ -120,12 +132,18 @@ def _serve(pipe, *arguments) -> None:
             pipe.send((None, detail.splitlines()[-1][:300]))
 
 
+def processes() -> multiprocessing.context.BaseContext:
+    """Processes that start with everything imported and nothing run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.contestants"])
+    return context
+
+
 class Remote:
     """A session in a process of its own: its memory is its own, its death is nobody else's."""
 
     def __init__(self, workload: Workload, name: str, device: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["bench.contestants"])
+        context = processes()
         self._pipe, end = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(end, workload, name, device), daemon=True
@@ -166,12 +184,24 @@ class Local:
                 self._session = Session(*self._arguments)
             return getattr(self._session, method)()
         except Exception as error:
-            detail = str(error).splitlines() or [""]
-            raise ContestantFailedError(f"{type(error).__name__}: {detail[0][:300]}") from None
+            detail = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+            if not self._device_answers():
+                raise DeviceLostError(self._arguments[1], detail) from None
+            raise ContestantFailedError(detail) from None
+
+    def _device_answers(self) -> bool:
+        """After an illegal access every further call fails, whoever makes it."""
+        device = self._arguments[2]
+        try:
+            return float(torch.ones((), device=device)) == 1.0
+        except RuntimeError:
+            return False
 
     def close(self) -> None:
         if self._session is not None:
-            self._session.close()
+            # A device that is lost cannot be tidied up either.
+            with contextlib.suppress(RuntimeError):
+                self._session.close()
             self._session = None
 
 

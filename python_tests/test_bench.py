@@ -7,7 +7,9 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,12 @@ from helpers import ROOT
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from bench import accuracy, crossover, harness, inputs, plots, report, scaling
+from bench import accuracy, crossover, harness, inputs, isolation, plots, report, scaling
 from bench.__main__ import main
 from bench.baselines.eager import uss_eager
 from bench.contestants import EAGER, NAMES, PUBLISHED, Contestant
 from bench.report import TIMES
-from bench.session import ContestantFailedError, Remote, Session
+from bench.session import ContestantFailedError, DeviceLostError, Local, Remote, Session
 from bench.targets import TARGETS
 from bench.workloads import FUSED, QUICK, WORKLOADS, Workload, step
 
@@ -34,6 +36,15 @@ PAIRS_OF_NAMES = [
     for name in WORKLOADS[workload].contestants()
     if name != "torch.compile"
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Steps this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("name", "contestant"), PAIRS_OF_NAMES)
@@ -135,6 +146,18 @@ def test_a_run_records_times_memory_errors_and_failures(
     assert rows["native"]["of_bound"] > 0.0
     assert "small: uss, N = 64" in (tmp_path / "v1.0.md").read_text()
 
+    # A later run adds to the file and says what it was; elsewhere it must not.
+    arguments = ["memory-casia", "--quick", "--seconds", "0.01", "--contestants", "native"]
+    arguments += ["--update", "--out", str(tmp_path / "v1.0")]
+    main(arguments)
+    results = json.loads((tmp_path / "v1.0.json").read_text())
+    assert results["workloads"].keys() == {"small", "memory-casia"}
+    assert "python -m bench memory-casia" in (tmp_path / "v1.0.md").read_text()
+    results["machine"]["threads"] = -1
+    (tmp_path / "v1.0.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="another machine"):
+        main(arguments)
+
     # Without its memory a contestant is not started.
     monkeypatch.setattr(harness, "available_bytes", lambda device: 1e4)
     row = harness.run(WORKLOADS["small"], "cpu", 0.01, ["eager"])["contestants"]["eager"]
@@ -151,6 +174,43 @@ def test_a_session_that_fails_or_dies_says_so() -> None:
             session.call("check")
     finally:
         session.close()
+
+
+def broken_by_eager(
+    workload: Workload, device: str, seconds: float, names: list[str], memory: bool
+) -> dict:
+    """Work of :class:`isolation.Runner`, which it sends to another process."""
+    if "eager" in names:
+        raise DeviceLostError("eager", "illegal access")
+    if "published" in names:
+        os._exit(1)
+    return {"process": os.getpid(), "contestants": {name: {} for name in names}}
+
+
+def test_who_breaks_the_device_takes_nobody_along() -> None:
+    runner = isolation.Runner(broken_by_eager, own_process=True)
+    run = partial(runner.run, WORKLOADS["small"], "cpu", 0.0)
+    try:
+        result = run(["native", "eager"], False)
+        assert result["contestants"] == {"native": {}, "eager": {"failed": "illegal access"}}
+        assert result["process"] != os.getpid()
+        assert run(["native"], False)["process"] == result["process"]
+        with pytest.raises(BrokenProcessPool):
+            run(["published"], False)
+        assert run(["native"], False)["process"] != result["process"]
+    finally:
+        runner.close()
+
+
+def test_a_device_that_answers_no_more_is_told_from_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing = Local(replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
+    with pytest.raises(ContestantFailedError, match="skip_tolerance"):
+        failing.call("check")
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.empty(0).view(1))
+    with pytest.raises(DeviceLostError, match="skip_tolerance"):
+        failing.call("check")
 
 
 def test_memory_of_eager_code_is_seen_and_of_fused_is_not() -> None:
