@@ -57,6 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [name for name in arguments.workloads if name not in WORKLOADS]
     if unknown:
         parser().error(f"unknown workload {', '.join(unknown)}; known: {', '.join(WORKLOADS)}")
+    # On CUDA other packages add theirs.
+    strangers = set(arguments.contestants or ()) - set(NAMES)
+    if strangers and arguments.device == "cpu":
+        parser().error(f"unknown contestant {', '.join(sorted(strangers))}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser().error("Torch finds no CUDA device")
     if arguments.quick and arguments.out is None:

@@ -89,15 +89,24 @@ def run(
         for name in list(sessions):
             say(f"{workload.name}: {name}: check and first step")
             try:
-                rows[name]["errors"] = sessions[name].call("check")
+                # Buffers that the check leaves behind would be missing from the peak; but it warms
+                # the compiler up, whose own memory would be in it.
+                if everyone[name].compiled:
+                    rows[name]["errors"] = sessions[name].call("check")
+                else:
+                    sessions[name].call("warm_up")
                 first = sessions[name].call("first")
+                if not everyone[name].compiled:
+                    rows[name]["errors"] = sessions[name].call("check")
                 if everyone[name].ours:
                     # The check was on a small shape; this is the loss on the whole one.
                     value = result.setdefault("value", first["loss"])
                     difference = abs(first["loss"] - value)
                     rows[name]["loss_against_first"] = difference / abs(value)
                     if not difference < 2 * loss_limit * max(abs(value), 1.0):
-                        raise ArithmeticError(f"its loss on the full shape is {first['loss']}")
+                        raise ArithmeticError(
+                            f"its loss on the full shape is {first['loss']}, another's {value}"
+                        )
                 if "facts" not in result:
                     result["facts"] = sessions[name].call("facts")
             except (ContestantFailedError, ArithmeticError) as error:
