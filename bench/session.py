@@ -114,6 +114,9 @@ class Session:
 
     def close(self) -> None:
         self.inputs = None
+        if self.contestant.compiled:
+            # Shapes of one function add up in a process; past a limit it would run uncompiled.
+            torch.compiler.reset()
         if self.device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
