@@ -32,6 +32,20 @@ void require_nearest(const NearestTileArgs& args) {
   }
 }
 
+const cpu::Kernels& require_bf16_product() {
+  if (cpu::kernels().bf16_product == nullptr) {
+    throw std::invalid_argument("bf16_product: not in the instruction set " +
+                                std::string(cpu::kernels().isa));
+  }
+  return cpu::kernels();
+}
+
+void require_contiguous(const Bf16ProductArgs& args) {
+  if ((args.a_row != 1 && args.a_depth != 1) || (args.b_row != 1 && args.b_depth != 1)) {
+    throw std::invalid_argument("bf16_product: a stride of each operand must be 1");
+  }
+}
+
 // Binds an argument struct: constructed from keywords, pointers given as integers.
 template <class Args>
 struct Fields {
@@ -145,6 +159,10 @@ void bind_arguments(py::module_& m) {
   Fields<U>(m, "UnitRows")("source", &U::source)("source_dtype", &U::source_dtype)(
       "index", &U::index)("start", &U::start)("n", &U::n)("d", &U::d)("unit", &U::unit)(
       "unit_dtype", &U::unit_dtype)("inverse_norms", &U::inverse_norms);
+  using P = Bf16ProductArgs;
+  Fields<P>(m, "Bf16Product")("a", &P::a)("b", &P::b)("n", &P::n)("m", &P::m)("depth", &P::depth)(
+      "a_row", &P::a_row)("a_depth", &P::a_depth)("b_row", &P::b_row)("b_depth", &P::b_depth)(
+      "out", &P::out)("stride", &P::stride)("add", &P::add)("scratch", &P::scratch);
   using B = UnitRowsBackwardArgs;
   Fields<B>(m, "UnitRowsBackward")("d_unit", &B::d_unit)("source", &B::source)(
       "source_dtype", &B::source_dtype)("index", &B::index)("start", &B::start)("n", &B::n)(
@@ -224,6 +242,17 @@ void bind_cpu(py::module_ m) {
       [](const NearestTileArgs& args, int threads) {
         require_nearest(args);
         cpu::kernels().nearest_tile(args, threads);
+      },
+      Unlock());
+  m.def("has_bf16_product", [] { return cpu::kernels().bf16_product != nullptr; });
+  m.def("bf16_product_scratch", [](int64_t n, int64_t m, int64_t depth) {
+    return require_bf16_product().bf16_product_scratch(n, m, depth);
+  });
+  m.def(
+      "bf16_product",
+      [](const Bf16ProductArgs& args, int threads) {
+        require_contiguous(args);
+        require_bf16_product().bf16_product(args, threads);
       },
       Unlock());
 }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends import reference
+from unitsface_kernels.backends.native import loader
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unitsface_kernels"
@@ -82,10 +83,13 @@ class _HalfProduct(torch.autograd.Function):
 def eager_precision(target: Target, dtype: torch.dtype):
     """The eager reference with the products that ``target`` is entitled to for ``dtype``.
 
-    On the CPU the native backend multiplies in float32 whatever the inputs; the others may use
-    tensor cores.
+    On the CPU the native backend multiplies in float32 whatever the inputs, but for bfloat16 on a
+    processor that has instructions for it; the others may use tensor cores.
     """
-    if dtype == torch.float32 or (target.backend == "native" and target.device == "cpu"):
+    widened = target.backend == "native" and target.device == "cpu"
+    if widened and dtype == torch.bfloat16:
+        widened = not loader.extension().cpu.has_bf16_product()
+    if dtype == torch.float32 or widened:
         yield
         return
 
@@ -108,3 +112,14 @@ def run_python(*arguments: str, timeout: float = 120, **environment: str):
         timeout=timeout,
         check=False,
     )
+
+
+def patched_blocks(monkeypatch, blocks: tuple[int, int]) -> None:
+    """Tiles of ``blocks`` rows and columns for every engine: several in a small problem."""
+    from unitsface_kernels.backends.native.cpu_engine import CpuEngine
+    from unitsface_kernels.backends.native.cuda_engine import CudaEngine
+    from unitsface_kernels.backends.triton.engine import TritonEngine
+
+    for engine in (CpuEngine, CudaEngine, TritonEngine):
+        monkeypatch.setattr(engine, "class_block", blocks)
+        monkeypatch.setattr(engine, "sum_block", (blocks[0], blocks[0]))

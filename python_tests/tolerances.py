@@ -148,3 +148,7 @@ def check_drawn_gradient(name: str, got: Tensor, want: Tensor, logits: float, si
     limit = (SAME_GRADIENT + LOGIT_ROUNDING * logits) * want.double().norm().item()
     limit += TERM_ROUNDING * size + TINY_GRADIENT
     assert error <= limit, f"{name}: error {error:.3e}, allowed {limit:.3e}"
+
+
+# Rounding of two gradients whose difference is judged against a bound, relative to the larger.
+SKIP_ROUNDING = 2e-6

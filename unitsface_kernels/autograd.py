@@ -43,7 +43,7 @@ class _SimilarityLoss(Function):
         call = make_call(*arguments[:10], *arguments[11:], ctx.kept)
         known = ops.forward_has_gradients(call.spec.name, call.reduction)
         result = dispatch.load(arguments[10]).forward(call, gradients=known)
-        ctx.known = result.gradients if known else None
+        ctx.in_forward, ctx.known = known, result.gradients if known else None
         ctx.static = arguments[7:]
         ctx.self_offset = arguments[5]
         ctx.save_for_backward(
@@ -60,14 +60,10 @@ class _SimilarityLoss(Function):
         inputs = (tensors[0], tensors[2], threshold)
         with torch.no_grad():
             known, ctx.known = ctx.known, None
-            if known is not None:
-                gradients = _scaled(known, grad_loss)
+            if known is None:
+                gradients = _computed(ctx, tensors, threshold, state, grad_loss)
             else:
-                static = ctx.static
-                call = make_call(
-                    *tensors, ctx.self_offset, threshold, *static[:3], *static[4:], ctx.kept
-                )
-                gradients = ops.computed_gradients(call, static[3], state, grad_loss)
+                gradients = _scaled(known, grad_loss)
             finished = [
                 None if g is None or t is None else g.to(t.dtype)
                 for g, t in zip(gradients, inputs, strict=True)
@@ -76,6 +72,16 @@ class _SimilarityLoss(Function):
         if torch.is_grad_enabled():
             return _Final.apply(grad_loss, *inputs, *found)[4:]
         return found
+
+
+def _computed(ctx, tensors, threshold, state, grad_loss) -> Sequence[Tensor | None]:
+    static, backend = ctx.static, ctx.static[3]
+    call = make_call(*tensors, ctx.self_offset, threshold, *static[:3], *static[4:], ctx.kept)
+    if not ctx.in_forward:
+        return ops.computed_gradients(call, backend, state, grad_loss)
+    # A retained graph, whose gradients the first backward pass has given away.
+    known = dispatch.load(backend).forward(call, gradients=True).gradients
+    return _scaled(known, grad_loss)
 
 
 def _scaled(gradients: Gradients, grad_loss: Tensor) -> Sequence[Tensor | None]:

@@ -101,12 +101,20 @@ bool run_pair_gradient_tile(const char* loss, const float* params, const PairGra
 }  // namespace
 
 extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
-    UF_TEXT(UF_ISA),         run_sum_tile,
-    run_logsumexp_tile,      run_logsumexp_gradient_tile,
-    run_positive_rows,       unit_rows,
-    unit_rows_backward,      run_pair_negatives_tile,
-    run_pair_positives_tile, run_pair_gradient_tile,
-    histogram_tile,          nearest_tile,
+    UF_TEXT(UF_ISA),
+    run_sum_tile,
+    run_logsumexp_tile,
+    run_logsumexp_gradient_tile,
+    run_positive_rows,
+    unit_rows,
+    unit_rows_backward,
+    run_pair_negatives_tile,
+    run_pair_positives_tile,
+    run_pair_gradient_tile,
+    histogram_tile,
+    nearest_tile,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace unitsface::cpu

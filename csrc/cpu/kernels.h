@@ -35,6 +35,9 @@ struct Kernels {
                              int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
   void (*nearest_tile)(const NearestTileArgs&, int threads);
+  // Null in a set without products in bfloat16; the scratch that one needs, in elements.
+  void (*bf16_product)(const Bf16ProductArgs&, int threads);
+  int64_t (*bf16_product_scratch)(int64_t n, int64_t m, int64_t depth);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "cpu/sum_tile.h"
 #include "unitsface/losses.h"
@@ -162,10 +163,10 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
   }
 }
 
-template <bool kBoth, class Policy>
+template <bool kBoth, class Gradient, class Policy>
 void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* cosine = t.product + i * t.stride;
-  float* gradient = static_cast<float*>(t.gradient) + i * t.stride;
+  Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_log_negatives = t.b_log_negatives;
   const float* __restrict b_negative = t.b_negative_weight;
@@ -184,23 +185,32 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
     if (kBoth)
       slope += pair_slope(z.value - b_log_negatives[j], same, b_negative[j], b_positive[j]);
     const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
-    gradient[j] = counted ? slope * z.dcosine : 0.0f;
+    gradient[j] = round_to<Gradient>(counted ? slope * z.dcosine : 0.0f);
   }
 }
 
-template <class Policy>
+template <class Gradient, class Policy>
 void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
   const bool both = t.b_log_negatives != nullptr;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
     if (t.a_labels[i] < 0) {
-      float* gradient = static_cast<float*>(t.gradient) + i * t.stride;
-      for (int64_t j = 0; j < t.m; ++j) gradient[j] = 0.0f;
+      Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
+      for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
     } else if (both) {
-      pair_gradient_row<true>(policy, t, i);
+      pair_gradient_row<true, Gradient>(policy, t, i);
     } else {
-      pair_gradient_row<false>(policy, t, i);
+      pair_gradient_row<false, Gradient>(policy, t, i);
     }
+  }
+}
+
+template <class Policy>
+void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
+  if (t.gradient_dtype == DType::kBFloat16) {
+    pair_gradient_tile<BFloat16>(policy, t, threads);
+  } else {
+    pair_gradient_tile<float>(policy, t, threads);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "unitsface/losses.h"
 
@@ -49,25 +50,36 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
   }
 }
 
-template <class Policy>
+template <class Gradient, class Policy>
 void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
     const float* cosine = t.product + i * t.stride;
-    float* gradient = static_cast<float*>(t.gradient) + i * t.stride;
+    Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
     const float weight = t.negative_weight[i];
     if (weight == 0.0f) {
-      for (int64_t j = 0; j < t.m; ++j) gradient[j] = 0.0f;
+      for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
     } else {
       const float log_negatives = t.log_negatives[i];
 #pragma omp simd
       for (int64_t j = 0; j < t.m; ++j) {
         const Logit z = policy.negative(cosine[j]);
-        gradient[j] = weight * exp_clamped(z.value - log_negatives) * z.dcosine;
+        gradient[j] = round_to<Gradient>(weight * exp_clamped(z.value - log_negatives) * z.dcosine);
       }
     }
     const int64_t target = t.targets[i] - t.start;
-    if (t.targets[i] >= 0 && target >= 0 && target < t.m) gradient[target] = t.target_gradient[i];
+    if (t.targets[i] >= 0 && target >= 0 && target < t.m) {
+      gradient[target] = round_to<Gradient>(t.target_gradient[i]);
+    }
+  }
+}
+
+template <class Policy>
+void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
+  if (t.gradient_dtype == DType::kBFloat16) {
+    logsumexp_gradient_tile<BFloat16>(policy, t, threads);
+  } else {
+    logsumexp_gradient_tile<float>(policy, t, threads);
   }
 }
 

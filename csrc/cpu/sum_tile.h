@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "unitsface/losses.h"
 
@@ -41,11 +42,12 @@ struct RowSums {
 
 // One row of a tile whose threshold is a scalar. `mirror` is 1 if the gradient counts both
 // directions of a pair, `both` is 1 if the tile's statistics do.
-template <bool kGradient, bool kColumns, class Policy>
-RowSums scalar_row(const Policy policy, const float* __restrict cosine, float* __restrict gradient,
-                   int32_t label, const int32_t* __restrict labels, int64_t m, int64_t skip,
-                   float threshold, float weight, const float* __restrict weights, float mirror,
-                   float both, float* __restrict column_loss) {
+template <bool kGradient, bool kColumns, class Policy, class Gradient>
+RowSums scalar_row(const Policy policy, const float* __restrict cosine,
+                   Gradient* __restrict gradient, int32_t label, const int32_t* __restrict labels,
+                   int64_t m, int64_t skip, float threshold, float weight,
+                   const float* __restrict weights, float mirror, float both,
+                   float* __restrict column_loss) {
   float loss = 0.0f, dthreshold = 0.0f;
   const int32_t count = static_cast<int32_t>(m);
   const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
@@ -59,16 +61,19 @@ RowSums scalar_row(const Policy policy, const float* __restrict cosine, float* _
     if (kColumns) column_loss[j] += value;
     const float other_weight = weights[j];
     dthreshold += valid ? (weight + both * other_weight) * t.dthreshold : 0.0f;
-    if (kGradient) gradient[j] = valid ? (weight + mirror * other_weight) * t.dcosine : 0.0f;
+    if (kGradient) {
+      const float slope = valid ? (weight + mirror * other_weight) * t.dcosine : 0.0f;
+      gradient[j] = round_to<Gradient>(slope);
+    }
   }
   return {loss, dthreshold};
 }
 
 // One row of a tile with a threshold per column identity: the two directions of a pair differ.
-template <bool kGradient, bool kColumns, class Policy>
+template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums per_column_row(const Policy policy, const float* __restrict cosine,
-                       float* __restrict gradient, int32_t label, const int32_t* __restrict labels,
-                       int64_t m, int64_t skip, float a_threshold,
+                       Gradient* __restrict gradient, int32_t label,
+                       const int32_t* __restrict labels, int64_t m, int64_t skip, float a_threshold,
                        const float* __restrict b_threshold, float weight,
                        const float* __restrict weights, float mirror, float* __restrict column_loss,
                        float* __restrict column_dthreshold) {
@@ -89,13 +94,14 @@ RowSums per_column_row(const Policy policy, const float* __restrict cosine,
       dthreshold += valid ? other_weight * back.dthreshold : 0.0f;
     }
     if (kGradient) {
-      gradient[j] = valid ? weight * forth.dcosine + other_weight * back.dcosine : 0.0f;
+      const float slope = valid ? weight * forth.dcosine + other_weight * back.dcosine : 0.0f;
+      gradient[j] = round_to<Gradient>(slope);
     }
   }
   return {loss, dthreshold};
 }
 
-template <bool kGradient, bool kColumns, class Policy>
+template <bool kGradient, bool kColumns, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
@@ -115,10 +121,10 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
     float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       const float* cosine = t.product + i * t.stride;
-      float* gradient = kGradient ? static_cast<float*>(t.gradient) + i * t.stride : nullptr;
+      Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
       if (t.a_labels[i] < 0) {
         if (kGradient) {
-          for (int64_t j = 0; j < t.m; ++j) gradient[j] = 0.0f;
+          for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
         }
         continue;
       }
@@ -155,20 +161,23 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   }
 }
 
+template <bool kGradient, class Gradient, class Policy>
+void sum_tile(const Policy policy, const SumTile& t, int threads) {
+  if (t.b_loss != nullptr) {
+    sum_tile<kGradient, true, Gradient>(policy, t, threads);
+  } else {
+    sum_tile<kGradient, false, Gradient>(policy, t, threads);
+  }
+}
+
 template <class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
-  if (t.gradient != nullptr) {
-    if (t.b_loss != nullptr) {
-      sum_tile<true, true>(policy, t, threads);
-    } else {
-      sum_tile<true, false>(policy, t, threads);
-    }
+  if (t.gradient == nullptr) {
+    sum_tile<false, float>(policy, t, threads);
+  } else if (t.gradient_dtype == DType::kBFloat16) {
+    sum_tile<true, BFloat16>(policy, t, threads);
   } else {
-    if (t.b_loss != nullptr) {
-      sum_tile<false, true>(policy, t, threads);
-    } else {
-      sum_tile<false, false>(policy, t, threads);
-    }
+    sum_tile<true, float>(policy, t, threads);
   }
 }
 

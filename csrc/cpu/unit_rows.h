@@ -1,9 +1,11 @@
-// Division of rows by their norms, and its Jacobian. float32 only: the caller converts.
+// Division of rows by their norms, and its Jacobian. float32, but that unit rows may be rounded to
+// bfloat16: the caller converts.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "cpu/elements.h"
 #include "unitsface/macros.h"
 #include "unitsface/tile_args.h"
 
@@ -14,12 +16,13 @@ inline int64_t source_row(const int64_t* index, int64_t start, int64_t i) {
   return index == nullptr ? start + i : index[i];
 }
 
-inline void unit_rows(const UnitRowsArgs& t, int threads) {
+template <class Unit>
+void unit_rows_as(const UnitRowsArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
     const float* __restrict x =
         static_cast<const float*>(t.source) + source_row(t.index, t.start, i) * t.d;
-    float* __restrict unit = static_cast<float*>(t.unit) + i * t.d;
+    Unit* __restrict unit = static_cast<Unit*>(t.unit) + i * t.d;
     float squares = 0.0f;
 #pragma omp simd reduction(+ : squares)
     for (int64_t k = 0; k < t.d; ++k) squares += x[k] * x[k];
@@ -27,7 +30,15 @@ inline void unit_rows(const UnitRowsArgs& t, int threads) {
     const float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
     t.inverse_norms[i] = inverse;
 #pragma omp simd
-    for (int64_t k = 0; k < t.d; ++k) unit[k] = x[k] * inverse;
+    for (int64_t k = 0; k < t.d; ++k) unit[k] = round_to<Unit>(x[k] * inverse);
+  }
+}
+
+inline void unit_rows(const UnitRowsArgs& t, int threads) {
+  if (t.unit_dtype == DType::kBFloat16) {
+    unit_rows_as<BFloat16>(t, threads);
+  } else {
+    unit_rows_as<float>(t, threads);
   }
 }
 

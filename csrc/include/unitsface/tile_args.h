@@ -169,6 +169,19 @@ struct UnitRowsBackwardArgs {
   const float* scale;  // [1] or null
 };
 
+// out[i, j] = sum over k < depth of a[i, k] b[j, k], summed in float32. Operands are the bits of
+// bfloat16; a[i, k] is at a + i * a_row + k * a_depth, one of which is 1, and b likewise.
+struct Bf16ProductArgs {
+  const uint16_t *a, *b;  // [n, depth], [m, depth]
+  int64_t n, m, depth;
+  int64_t a_row, a_depth;
+  int64_t b_row, b_depth;
+  float* out;  // [n, m], stride
+  int64_t stride;
+  bool add;       // to what is in out
+  void* scratch;  // bf16_product_scratch elements, aligned to 64 bytes
+};
+
 // Norms below this count as this.
 constexpr float kNormEps = 1e-5f;
 

@@ -1,4 +1,8 @@
-"""Tiles on the CPU: ``torch.mm`` for products, the extension's vectorised epilogues in place."""
+"""Tiles on the CPU: products, and the extension's vectorised epilogues on them.
+
+Products are ``torch.mm`` in float32, or the extension's own with bfloat16 operands: no operator of
+Torch multiplies those into a float32 result.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,10 @@ INT32_MAX = 2**31 - 1
 
 
 class CpuEngine(NativeEngine):
-    """Products are float32 whatever the inputs: half-precision rows are widened tile by tile."""
+    """Rows are widened to float32 tile by tile and, for products in bfloat16, rounded as units.
+
+    float16 is computed in float32.
+    """
 
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
@@ -29,6 +36,9 @@ class CpuEngine(NativeEngine):
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
         self.threads = torch.get_num_threads()
+        in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
+        if in_bf16 and self.native.cpu.has_bf16_product():
+            self.operand_dtype = torch.bfloat16
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
@@ -37,7 +47,37 @@ class CpuEngine(NativeEngine):
     def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = self._buffer("product", a.shape[0], b.shape[0])
-        return torch.mm(a, b.T, out=out)
+        return self._mm(a, b.T, out)
+
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        if left.dtype == torch.float32:
+            return torch.mm(left, right, out=out)
+        self._bf16_product(left, right, out, add=False)
+        return out
+
+    def _bf16_product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+        (n, depth), m = left.shape, right.shape[1]
+        scratch = self._buffer(
+            "packed", self.native.cpu.bf16_product_scratch(n, m, depth), dtype=torch.bfloat16
+        )
+        self._kernel(
+            "bf16_product",
+            self.native.Bf16Product(
+                a=left.data_ptr(),
+                b=right.data_ptr(),
+                n=n,
+                m=m,
+                depth=depth,
+                a_row=left.stride(0),
+                a_depth=left.stride(1),
+                b_row=right.stride(1),
+                b_depth=right.stride(0),
+                out=out.data_ptr(),
+                stride=out.stride(0),
+                add=add,
+                scratch=scratch.data_ptr(),
+            ),
+        )
 
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
@@ -66,7 +106,10 @@ class CpuEngine(NativeEngine):
         return out if out.dtype == torch.float32 else fallback
 
     def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        total.addmm_(left, right)
+        if left.dtype == torch.float32:
+            total.addmm_(left, right)
+        else:
+            self._bf16_product(left, right, total, add=True)
 
     def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
-        return torch.mm(left, right, out=self._buffer("d_unit", left.shape[0], right.shape[1]))
+        return self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))

@@ -20,8 +20,10 @@ class Kept:
         cosines: (M or K, D) float32, in whose memory lie cosines until the first backward pass
             takes it for the gradient of the columns.
         tile_sums: (tiles, N) float32 sums of every tile of columns, as maximum and total.
+        blocks: rows and columns of the tiles of both.
     """
 
+    blocks: tuple[int, int] = (0, 0)
     cosines: Tensor | None = None
     tile_sums: tuple[Tensor, Tensor] | None = None
 
@@ -72,6 +74,10 @@ class Call:
         if self.column_index is not None:
             return self.column_index.shape[0]
         return (self.rows if self.columns is None else self.columns).shape[0]
+
+    @property
+    def skips(self) -> bool:
+        return self.skip_tolerance > 0.0
 
     @property
     def need_any(self) -> bool:

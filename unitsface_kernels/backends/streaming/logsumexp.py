@@ -46,7 +46,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
     masses = None
-    if call.skip_tolerance > 0.0 and call.kept is not None and call.kept.tile_sums is not None:
+    if call.kept is not None and call.kept.tile_sums is not None:
         maximum, total = call.kept.tile_sums
         masses = share * total * torch.exp(maximum - log_negatives)
         masses = torch.where((total == 0.0) | (negative_weight == 0.0), 0.0, masses)
@@ -103,8 +103,9 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
                 None if cosines is None else _kept(cosines, tile, block),
             )
     if call.kept is not None:
+        call.kept.blocks = (row_block, column_block)
         call.kept.cosines = cosines
-        call.kept.tile_sums = (maximum, total) if call.skip_tolerance > 0.0 else None
+        call.kept.tile_sums = (maximum, total) if call.skips else None
     return _log_of_sums(maximum, total), target_cosine
 
 
@@ -154,6 +155,8 @@ def _gradients(
         # Every tile writes its columns; zeroing all C x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size))
     row_block, column_block = engine.class_block
+    if call.kept is not None and (cosines is not None or masses is not None):
+        row_block, column_block = call.kept.blocks
     tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
     skipped = [[False] * len(tiles) for _ in blocks]
     targets_in_tiles = target_gradient

@@ -75,7 +75,7 @@ def _stream(
         ),
     )
     d_columns = None
-    budget = Budget(call, engine, weights) if call.skip_tolerance > 0.0 else None
+    budget = Budget(call, engine, weights) if call.skips else None
     if call.columns is None:
         _in_batch(call, engine, unit, a_labels, weights, totals, budget)
     else:

@@ -19,7 +19,7 @@ from .. import streaming
 if TYPE_CHECKING:
     from ..streaming import Call, Result
     from ..streaming.call import Gradients
-    from .engine import TritonEngine
+    from .configs import Config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MINIMUM_CAPABILITY = (8, 0)
@@ -68,12 +68,6 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _engine(call: Call, gradients: bool) -> TritonEngine:
-    from .engine import TritonEngine
-
-    return TritonEngine(call, gradients=gradients)
-
-
 def _context(call: Call) -> ExitStack:
     """Kernels launch on the tensors' device; autocast must not touch the library products."""
     stack = ExitStack()
@@ -86,12 +80,29 @@ def _context(call: Call) -> ExitStack:
 
 def forward(call: Call, gradients: bool) -> Result:
     """Loss, state and, with ``gradients``, the gradients for an upstream gradient of one."""
+    from . import autotune
+    from .engine import TritonEngine
+
+    known = gradients and call.need_any and call.spec.reduction == "sum"
+    # What a first pass finds out about its tiles is of use if those of the second are the same.
+    tiles = known or (call.skips and call.need_any)
+
+    def run(config: Config) -> Result:
+        return streaming.forward(call, TritonEngine(call, tiles, config=config), gradients)
+
     with _context(call):
-        tiles = gradients and call.need_any and call.spec.reduction == "sum"
-        return streaming.forward(call, _engine(call, tiles), gradients)
+        # Losses alone are another kernel than the one that is searched for.
+        search = known or call.spec.reduction != "sum"
+        return run(autotune.config(call, "forward", run, search))
 
 
 def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients of rows, columns and threshold for the rows' upstream gradients ``weights``."""
+    from . import autotune
+    from .engine import TritonEngine
+
+    def run(config: Config) -> Gradients:
+        return streaming.backward(call, TritonEngine(call, config=config), state, weights)
+
     with _context(call):
-        return streaming.backward(call, _engine(call, True), state, weights)
+        return run(autotune.config(call, "backward", run))

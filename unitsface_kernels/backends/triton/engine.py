@@ -11,7 +11,7 @@ from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums,
 from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
 from .kernels import rows
 from .products import accumulate, product
-from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded
+from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
 
 
 def _floor(size: int, multiple: int) -> int:
@@ -26,16 +26,23 @@ class TritonEngine:
         gradients: whether tiles of gradients will be asked for; without, tiles are as large as
             their partial results allow, so that one launch does as much as possible.
         capability: compute capability to configure for; None: of the current device.
+        config: launches; None: those shipped for the capability.
     """
 
     stat_dtype = torch.float32
     # A product never leaves the chip here, and the memory it would go to is slower than it is.
     keeps_cosines = False
 
-    def __init__(self, call: Call, gradients: bool = True, capability: int | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        gradients: bool = True,
+        capability: int | None = None,
+        config: configs.Config | None = None,
+    ) -> None:
         self._call = call
         self._gradients = gradients
-        self._space = Workspace(call, capability)
+        self._space = Workspace(call, config or shipped_config(call, capability))
         self._wave = self._space.config.wave
 
     @property

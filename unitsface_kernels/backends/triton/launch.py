@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,11 +24,32 @@ def capability() -> int:
     return 10 * major + minor
 
 
-def run(kernel: KernelInterface, programs: int, *args: Any, **options: Any) -> None:
-    """``kernel`` with a one-dimensional grid; none at all for no programs."""
+# Compiled product kernels as they are launched, while a search asks for them.
+_launched: list[Any] | None = None
+
+
+@contextmanager
+def observed() -> Iterator[list[Any]]:
+    """Collects the compiled product kernels that are launched inside, for their resources."""
+    global _launched
+    found: list[Any] = []
+    _launched = found
+    try:
+        yield found
+    finally:
+        _launched = None
+
+
+def run(kernel: KernelInterface, programs: int, *args: Any, **options: Any) -> Any:
+    """``kernel`` with a one-dimensional grid; none at all for no programs.
+
+    Returns:
+        What was compiled; None for no programs, and from the interpreter.
+    """
     if programs > 0:
         # Fusing multiplications with additions is meant; its default is about to change.
-        kernel[(programs,)](*args, enable_fp_fusion=True, **options)
+        return kernel[(programs,)](*args, enable_fp_fusion=True, **options)
+    return None
 
 
 def run_product(
@@ -35,7 +58,7 @@ def run_product(
     """A product kernel with the blocks and resources of its configuration."""
     if config.max_registers is not None:
         options["maxnreg"] = config.max_registers
-    run(
+    compiled = run(
         kernel,
         programs,
         *args,
@@ -47,3 +70,5 @@ def run_product(
         num_stages=config.num_stages,
         **options,
     )
+    if _launched is not None and compiled is not None:
+        _launched.append(compiled)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...losses import LossSpec
 from ..streaming import SumTile
 from . import launch
 from .kernels import sum
+from .losses import POLICIES, SumPolicy
 from .workspace import DEPTH_MULTIPLE, Workspace, padded
+
+
+def is_heavy(spec: LossSpec, weighted: bool) -> bool:
+    """Whether tiles take ``Config.sum_heavy``; ``weighted``: rows have upstream gradients."""
+    policy = POLICIES[spec.name]
+    assert isinstance(policy, SumPolicy)
+    return policy.heavy or spec.threshold == "per_column" or weighted
 
 
 def run(space: Workspace, tile: SumTile) -> Tensor | None:
     """See ``Engine.sum_tile``."""
     policy, per_column = space.sum_policy, space.call.spec.threshold == "per_column"
-    heavy = policy.heavy or per_column or tile.a_weights is not None
+    heavy = is_heavy(space.call.spec, tile.a_weights is not None)
     config = space.config.sum_heavy if heavy else space.config.sum
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)

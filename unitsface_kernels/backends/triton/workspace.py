@@ -29,6 +29,13 @@ def uses_tf32() -> bool:
     return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
+def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
+    """The configuration of ``configs.py`` for a call; ``capability`` None: of the device."""
+    tf32 = call.compute_dtype == torch.float32 and uses_tf32()
+    found = launch.capability() if capability is None else capability
+    return configs.select(found, call.compute_dtype, tf32)
+
+
 class Workspace:
     """Buffers that every tile of a call reuses, so that they stay in the L2 cache.
 
@@ -38,13 +45,11 @@ class Workspace:
             inverse; else None.
     """
 
-    def __init__(self, call: Call, capability: int | None = None) -> None:
+    def __init__(self, call: Call, config: configs.Config) -> None:
         self.call = call
         tf32 = call.compute_dtype == torch.float32 and uses_tf32()
         self.precision = "tf32" if tf32 else "ieee"
-        self.config = configs.select(
-            launch.capability() if capability is None else capability, call.compute_dtype, tf32
-        )
+        self.config = config
         self.scale: Tensor | None = None
         self.inverse_scale: Tensor | None = None
         # None for a nearest loss: its formula is eager.

@@ -1,0 +1,35 @@
+// Elements that the CPU kernels write: what is computed is float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "unitsface/macros.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+T round_to(float x);
+
+template <>
+UF_HOST_DEVICE float round_to<float>(float x) {
+  return x;
+}
+
+// To the nearest, ties to even. In integers, which every instruction set vectorises.
+template <>
+UF_HOST_DEVICE BFloat16 round_to<BFloat16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  // A NaN whose mantissa overflowed would be a zero.
+  return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0u)};
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu
