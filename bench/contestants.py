@@ -31,7 +31,9 @@ PEAKS = {
     "memory": {"eager": (5, 2), "torch.compile": (2.5, 2), "published": (13, 2)},
     "class": {"eager": (3, 4), "torch.compile": (2, 2), "published": (4, 4), "sharded": (3, 4)},
 }
-DEFAULT_PEAK = {"pair": (14, 0), "memory": (14, 2), "class": (6, 4)}
+METRIC_LEARNING_PEAK = {"pair": (14, 0), "memory": (14, 2), "class": (6, 4)}
+# Other packages' fused kernels, which store less than the matrix.
+FUSED_PEAK = (1, 4)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def _predicted_bytes(workload: Workload, name: str) -> float:
     if name in OURS:
         return 0.0
     topology = workload.topology
-    matrices, copies = PEAKS[topology].get(name, DEFAULT_PEAK[topology])
+    if name == "metric-learning":
+        matrices, copies = METRIC_LEARNING_PEAK[topology]
+    else:
+        matrices, copies = PEAKS[topology].get(name, FUSED_PEAK)
     columns = workload.columns or workload.rows
     return 4.0 * columns * (matrices * workload.rows + copies * workload.size)
 

@@ -299,6 +299,10 @@ def test_targets_and_tables_name_what_exists() -> None:
         assert target.ratio is not None or target.memory_mb is not None
         if target.device == "cpu":
             assert {target.against, target.ours or "native"} <= workload.contestants().keys()
+        # Their names and formulas are known without a device.
+        else:
+            assert (target.ours or "auto") in workload.contestants("cuda")
+    assert "liger-kernel" in WORKLOADS["class-1m"].contestants("cuda")
     assert report.README_ROWS.keys() <= WORKLOADS.keys()
     assert report.README_COLUMNS.keys() <= set(NAMES)
     assert set(QUICK) <= set(CPU)
