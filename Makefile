@@ -39,7 +39,8 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m bench
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m bench.scaling
+	$(BIN)/python -m bench.report --readme
 
 lint: env
 	$(BIN)/ruff check .

@@ -1,50 +1,100 @@
-"""``python -m bench``: time and memory of every workload, to JSON and a Markdown table."""
+"""``python -m bench``: time, memory and accuracy of every workload, to JSON and Markdown."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
-from . import harness, report
-from .workloads import WORKLOADS
+import torch
+
+from . import harness, isolation, report
+from .contestants import NAMES
+from .machine import machine
+from .workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
-CONTESTANTS = ("native", "eager", "torch.compile", "published")
+QUICK_ROWS, QUICK_COLUMNS = 128, 1024
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"default: all of {', '.join(WORKLOADS)}")
-    parser.add_argument("--seconds", type=float, default=30.0, help="per workload, at least")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=6.0, help="per workload, at least")
+    parser.add_argument("--contestants", nargs="+", help=f"of {', '.join(NAMES)}, ...")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu", help="path without suffix")
-    arguments = parser.parse_args()
-    unknown = set(arguments.workloads) - set(WORKLOADS)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
+    parser.add_argument("--update", action="store_true", help="keep the file's other workloads")
+    parser.add_argument("--out", type=Path, help="path without suffix; bench/results/<device>")
+    return parser
+
+
+def _names(arguments: argparse.Namespace, workload: Workload) -> list[str]:
+    everyone = list(workload.contestants(arguments.device))
+    if arguments.contestants is None:
+        return everyone
+    primary = harness.PRIMARY[arguments.device]
+    return [name for name in everyone if name in {primary, *arguments.contestants}]
+
+
+def _results(path: Path, command: str, device: str, update: bool) -> dict[str, object]:
+    """New results, or to update those that an earlier run on this machine left."""
+    facts = machine(device)
+    if update and path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier["machine"] != facts:
+            raise SystemExit(f"--update: {path} is from another machine or other versions")
+        return earlier
+    return {"command": command, "device": device, "machine": facts, "workloads": {}}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args(argv)
+    unknown = [name for name in arguments.workloads if name not in WORKLOADS]
     if unknown:
-        parser.error(f"unknown workload {', '.join(sorted(unknown))}")
-    names = list(dict.fromkeys(["native", *arguments.contestants]))
-    results = {
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "machine": harness.machine(),
-        "workloads": {},
-    }
-    for name in arguments.workloads or WORKLOADS:
+        parser().error(f"unknown workload {', '.join(unknown)}; known: {', '.join(WORKLOADS)}")
+    # On CUDA other packages add theirs.
+    strangers = set(arguments.contestants or ()) - set(NAMES)
+    if strangers and arguments.device == "cpu":
+        parser().error(f"unknown contestant {', '.join(sorted(strangers))}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser().error("Torch finds no CUDA device")
+    if arguments.quick and arguments.out is None:
+        parser().error("--quick needs --out: its figures say nothing")
+    base = arguments.out or RESULTS / arguments.device
+    # Not with_suffix: a name may have dots.
+    out, page = (base.with_name(base.name + suffix) for suffix in (".json", ".md"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "bench", *argv])
+    results = _results(out, command, arguments.device, arguments.update)
+    harness.say(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
+    runner = isolation.Runner(harness.run, own_process=arguments.device == "cuda")
+    default = [name for name, w in WORKLOADS.items() if arguments.device in w.on]
+    for name in arguments.workloads or default:
         workload = WORKLOADS[name]
-        print(f"{name}: timing", file=sys.stderr, flush=True)
-        result = harness.time_interleaved(workload, arguments.seconds, names)
-        if not arguments.no_memory:
-            for contestant in names:
-                print(f"{name}: memory of {contestant}", file=sys.stderr, flush=True)
-                result["contestants"][contestant] |= harness.peak_memory(workload, contestant)
-        results["workloads"][name] = result
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    table = report.markdown(results)
-    arguments.out.with_suffix(".md").write_text(table)
-    print(table)
+        if arguments.quick:
+            workload = workload.shrunk(QUICK_ROWS, QUICK_COLUMNS)
+        try:
+            result = runner.run(
+                workload,
+                arguments.device,
+                arguments.seconds,
+                _names(arguments, workload),
+                not arguments.no_memory,
+            )
+        except Exception as error:  # the other workloads still have their turn
+            harness.say(f"{name} failed: {error}")
+            result = {"failed": f"{type(error).__name__}: {error}"}
+        results["workloads"][name] = {"command": command, **result}
+        # After each workload: a run that is cut short leaves what it has.
+        out.write_text(json.dumps(results, indent=1) + "\n")
+        page.write_text(report.page(results))
+    runner.close()
+    print(report.page(results))
 
 
 if __name__ == "__main__":

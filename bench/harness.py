@@ -1,136 +1,192 @@
-"""Interleaved timing, peak memory in a process of its own, and the machine's own GEMM rate."""
+"""Interleaved rounds of every contestant of a workload, and what they add up to."""
 
 from __future__ import annotations
 
-import gc
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
-from unitsface_kernels import __version__
+from . import accuracy
+from .contestants import OURS, PRIMARY
+from .machine import available_bytes, copy_rate, gemm_rate, has_bfloat16_products
+from .session import ContestantFailedError, start
+from .workloads import Workload
 
-from .workloads import WORKLOADS, Workload, step
+LEAST_ROUNDS = 3
+# Of the memory that is free: beyond it a contestant is not tried. Ours are known better.
+MEMORY_SHARE, OUR_MEMORY_SHARE = 0.6, 0.9
+RATES_EVERY_S = 1.0
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def machine() -> dict[str, object]:
-    """What a figure has to be read with."""
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
-    return {
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "unitsface_kernels": __version__,
-        "matrix_library": "MKL" if torch.backends.mkl.is_available() else "other",
+def misfit(workload: Workload, name: str, device: str, beside: int = 0) -> str | None:
+    """Why a contestant is not tried: the bytes that it would need; None if they are there.
+
+    Args:
+        beside: other contestants whose inputs are in memory at the same time.
+    """
+    contestant = workload.contestants(device)[name]
+    width = torch.finfo(workload.dtype(device)).bits // 8
+    rows = workload.rows * workload.size * width
+    columns = workload.columns * workload.size * width
+    held = rows + columns
+    gradients = rows + (columns if workload.topology == "class" else 0)
+    # Random numbers are drawn in float32 whatever they become.
+    needed = held * (1 + beside) + max(gradients + contestant.bytes, (4 / width - 1) * held)
+    share = OUR_MEMORY_SHARE if name in OURS else MEMORY_SHARE
+    limit = share * available_bytes(device)
+    if needed <= limit:
+        return None
+    return f"does not fit: {needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB ({share:.0%} of the free)"
+
+
+def run(
+    workload: Workload, device: str, seconds: float, names: list[str], memory: bool = True
+) -> dict[str, object]:
+    """Times contestants in turns, ``seconds`` or at least a few rounds long.
+
+    A contestant that fails or does not fit is recorded with the reason. One whose own steps have
+    taken ``seconds`` rests: the slow ones would take the time of all others.
+    """
+    if workload.autocast and device == "cpu" and not has_bfloat16_products():
+        return {"skipped": "this processor has no bfloat16 products"}
+    everyone = workload.contestants(device)
+    names = [name for name in everyone if name in names]
+    rows: dict[str, dict[str, object]] = {name: {} for name in names}
+    samples: dict[str, dict[int, float]] = {name: {} for name in names}
+    result: dict[str, object] = {
+        "loss": workload.loss,
+        "rows": workload.rows,
+        "columns": workload.columns,
+        "size": workload.size,
+        "dtype": str(workload.dtype(device)).removeprefix("torch."),
+        "products": workload.products,
+        "primary": PRIMARY[device],
+        "contestants": rows,
     }
+    sessions = {}
+    for name in names:
+        reason = misfit(workload, name, device, beside=len(names) - 1)
+        if reason is None:
+            sessions[name] = start(workload, name, device)
+        else:
+            rows[name]["skipped"] = reason
+    rates = _Rates(workload, device)
+    loss_limit = accuracy.limits(workload, device)[0]
+
+    def failed(name: str, error: Exception) -> None:
+        say(f"{workload.name}: {name} failed: {error}")
+        rows[name]["failed"] = str(error)
+        samples[name].clear()
+        sessions.pop(name).close()
+
+    try:
+        for name in list(sessions):
+            say(f"{workload.name}: {name}: check and first step")
+            try:
+                # Buffers that the check leaves behind would be missing from the peak; but it warms
+                # the compiler up, whose own memory would be in it.
+                if everyone[name].compiled:
+                    rows[name]["errors"] = sessions[name].call("check")
+                else:
+                    sessions[name].call("warm_up")
+                first = sessions[name].call("first")
+                if not everyone[name].compiled:
+                    rows[name]["errors"] = sessions[name].call("check")
+                if everyone[name].ours:
+                    # The check was on a small shape; this is the loss on the whole one.
+                    value = result.setdefault("value", first["loss"])
+                    difference = abs(first["loss"] - value)
+                    rows[name]["loss_against_first"] = difference / abs(value)
+                    if not difference < 2 * loss_limit * max(abs(value), 1.0):
+                        raise ArithmeticError(
+                            f"its loss on the full shape is {first['loss']}, another's {value}"
+                        )
+                if "facts" not in result:
+                    result["facts"] = sessions[name].call("facts")
+            except (ContestantFailedError, ArithmeticError) as error:
+                failed(name, error)
+                continue
+            if memory:
+                for key in ("peak_mb", "above_gradients_mb"):
+                    rows[name][key] = first[key]
+            # Whatever is not warm yet no longer shows in a step this long.
+            if first["seconds"] > seconds:
+                samples[name][0] = first["seconds"]
+        deadline, number = time.perf_counter() + seconds, 0
+        while time.perf_counter() < deadline or number < LEAST_ROUNDS:
+            number += 1
+            rates.measure()
+            going = [name for name in sessions if sum(samples[name].values()) <= seconds]
+            if not going:
+                break
+            for name in going:
+                try:
+                    samples[name][number] = sessions[name].call("step")
+                except ContestantFailedError as error:
+                    failed(name, error)
+    finally:
+        for session in sessions.values():
+            session.close()
+    _summarise(result, samples, rates)
+    return result
 
 
-def gemm_seconds(size: int, flops: float) -> float:
-    """Time of one (1024, size) x (size, 1024) product, scaled to ``flops``."""
-    a, out = torch.randn(1024, size), torch.empty(1024, 1024)
-    repeats = 8
-    torch.mm(a, a.T, out=out)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        torch.mm(a, a.T, out=out)
-    return (time.perf_counter() - start) / repeats * flops / (2.0 * 1024 * 1024 * size)
+class _Rates:
+    """The machine's own rates, measured between the rounds."""
+
+    def __init__(self, workload: Workload, device: str) -> None:
+        self.workload, self.device = workload, device
+        self.dtype = torch.bfloat16 if workload.autocast else workload.dtype(device)
+        self.gemm: list[float] = []
+        self.copy: list[float] = []
+        self._last = 0.0
+
+    def measure(self) -> None:
+        if time.perf_counter() - self._last < RATES_EVERY_S:
+            return
+        self.gemm.append(gemm_rate(self.workload.size, self.device, self.dtype))
+        self.copy.append(copy_rate(self.device))
+        self._last = time.perf_counter()
+
+    def bound(self) -> float:
+        """Seconds of the fused algorithm's products, or of reading inputs and writing gradients."""
+        work = self.workload
+        width = torch.finfo(work.dtype(self.device)).bits // 8
+        passes = 1 if work.topology == "memory" else 2
+        traffic = width * work.size * (2 * work.rows + passes * work.columns)
+        products = work.flops / statistics.median(self.gemm)
+        return max(products, traffic / statistics.median(self.copy))
 
 
-def check(workload: Workload, loss, inputs, oracle: float) -> float:
-    """Relative error of a contestant's loss against float64; raises if it is not the same work."""
-    error = abs(float(step(loss, inputs).detach()) - oracle) / abs(oracle)
-    if not error < 1e-4:
-        raise AssertionError(f"{workload.name}: a contestant's loss is off by {error:.1e}")
-    return error
-
-
-def oracle(workload: Workload, inputs) -> float:
-    """The eager loss in float64, in blocks of rows for the class losses."""
-    eager = workload.contestants()["eager"]
-    with torch.no_grad():
-        if not workload.columns:
-            wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-            return float(eager(**wide))
-        weight = inputs["weight"].double()
-        blocks = [
-            eager(feats=f.double(), weight=weight, labels=y) * len(y)
-            for f, y in zip(inputs["feats"].split(64), inputs["labels"].split(64), strict=True)
-        ]
-        return float(torch.stack(blocks).sum() / workload.rows)
-
-
-def time_interleaved(workload: Workload, seconds: float, names: list[str]) -> dict[str, object]:
-    """Rounds of one step of every contestant and one GEMM, until ``seconds`` have passed."""
-    inputs = workload.inputs()
-    truth = oracle(workload, inputs)
-    contestants = {n: c for n, c in workload.contestants().items() if n in names}
-    errors = {name: check(workload, loss, inputs, truth) for name, loss in contestants.items()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    limits: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(limits) < 5:
-        limits.append(gemm_seconds(workload.size, workload.flops))
-        for name, loss in contestants.items():
-            start = time.perf_counter()
-            step(loss, inputs)
-            times[name].append(time.perf_counter() - start)
-    rows = {}
-    for name, samples in times.items():
-        ratios = [a / b for a, b in zip(samples, times["native"], strict=True)]
-        rows[name] = {
-            "median_s": statistics.median(samples),
-            "spread_s": [min(samples), max(samples)],
-            "times_native": statistics.median(ratios),
-            "times_native_quartiles": statistics.quantiles(ratios, n=4)[::2],
-            "loss_error": errors[name],
+def _summarise(result: dict, samples: dict[str, dict[int, float]], rates: _Rates) -> None:
+    result["gemm_gflops"] = statistics.median(rates.gemm) / 1e9
+    result["copy_gb_s"] = statistics.median(rates.copy) / 1e9
+    result["bound_s"] = rates.bound()
+    rows = result["contestants"]
+    # Every contestant may have failed, the one to compare with too.
+    primary = samples.get(result["primary"]) or {}
+    for name, own in samples.items():
+        if not own:
+            continue
+        times = list(own.values())
+        rows[name] |= {
+            "samples": len(times),
+            "median_s": statistics.median(times),
+            "spread_s": [min(times), max(times)],
         }
-    bound = statistics.median(
-        limit / ours for limit, ours in zip(limits, times["native"], strict=True)
-    )
-    return {"rounds": len(limits), "contestants": rows, "fraction_of_gemm_bound": bound}
-
-
-def peak_memory(workload: Workload, name: str) -> dict[str, float]:
-    """MB above inputs and gradients at the peak of a step, in a process of its own."""
-    code = (
-        f"from bench.harness import _measure_memory; _measure_memory({workload.name!r}, {name!r})"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if run.returncode != 0:
-        raise RuntimeError(f"memory of {name} on {workload.name} failed:\n{run.stderr}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def _status_kb(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {field} in /proc/self/status")
-
-
-def _measure_memory(workload_name: str, name: str) -> None:
-    workload = WORKLOADS[workload_name]
-    warm = Workload("warm", workload.loss, 64, 64 if workload.columns else 0, workload.size, 1.0)
-    step(warm.contestants()[name], warm.inputs())  # libraries, thread pools, compiled code
-    inputs, loss = workload.inputs(), workload.contestants()[name]
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status_kb("VmRSS")
-    step(loss, inputs)
-    peak = _status_kb("VmHWM") - before
-    gradients = sum(t.grad.nbytes for t in inputs.values() if t.grad is not None) / 1024
-    print(json.dumps({"peak_mb": peak / 1024, "above_gradients_mb": (peak - gradients) / 1024}))
+        if name in OURS:
+            rows[name]["of_bound"] = result["bound_s"] / rows[name]["median_s"]
+        if primary and name != result["primary"]:
+            ratios = [time / primary[number] for number, time in own.items() if number in primary]
+            if not ratios:
+                ratios = [rows[name]["median_s"] / statistics.median(primary.values())]
+            rows[name]["times_ours"] = statistics.median(ratios)
+            if len(ratios) > 1:
+                low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+                rows[name]["times_ours_quartiles"] = [low, high]

@@ -10,13 +10,12 @@ import gc
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from unitsface_kernels import metrics
 
-from .harness import _status_kb, gemm_seconds, machine
+from .machine import gemm_seconds, machine, reset_peak, status_kb
 
 PER_IDENTITY = 10
 CONTESTANTS = {
@@ -42,8 +41,8 @@ def measure(name: str, feats: torch.Tensor, labels: torch.Tensor, repeats: int) 
     rows, size = feats.shape
     pairs = rows * (rows - 1) // 2
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status_kb("VmRSS")
+    reset_peak()
+    before = status_kb("VmRSS")
     times, limits = [], []
     for _ in range(repeats):
         limits.append(gemm_seconds(size, 2.0 * pairs * size))
@@ -57,7 +56,7 @@ def measure(name: str, feats: torch.Tensor, labels: torch.Tensor, repeats: int) 
         "pairs_per_s": pairs / seconds,
         "gemm_gflops": 2.0 * pairs * size / limit / 1e9,
         "times_one_product": seconds / limit,
-        "peak_mb_above_features": (_status_kb("VmHWM") - before) / 1024,
+        "peak_mb_above_features": (status_kb("VmHWM") - before) / 1024,
     }
 
 

@@ -1,20 +1,28 @@
-"""Named shapes, and the work of one contestant on one of them."""
+"""Named shapes: what is compared with what, in which regime, by whom, and what it must cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unitsface_kernels import fused_margin_softmax_loss, fused_uss_loss
+from unitsface_kernels import fused_margin_softmax_loss, fused_uce_loss, fused_uss_loss
 
-from .baselines import eager as baselines
+if TYPE_CHECKING:
+    from .contestants import Contestant
 
 SCALE, PAIR_MARGIN, CLASS_MARGIN = 64.0, 0.1, 0.4
-IMAGES_PER_IDENTITY = 4
+FUSED = {
+    "uss": fused_uss_loss,
+    "margin_softmax": fused_margin_softmax_loss,
+    "uce": fused_uce_loss,
+}
+# Per row, in units of the largest gradient that one pair can have.
+SKIP_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,12 @@ class Workload:
         loss: registry name.
         rows, columns, size: N, M (or C) and D; ``columns`` 0: in-batch.
         products: GEMMs of 2 N M D operations that the fused algorithm needs.
+        on: devices whose set it belongs to.
+        trained: target cosines about 0.7 and the threshold at its optimum, instead of random
+            directions and the threshold that training starts with.
+        skip_tolerance: given to the fused losses.
+        autocast: bfloat16 autocast over float32 tensors.
+        thorough: also the slow contestants on the CPU.
     """
 
     name: str
@@ -33,58 +47,95 @@ class Workload:
     columns: int
     size: int
     products: float
+    on: tuple[str, ...] = ("cpu", "cuda")
+    trained: bool = False
+    skip_tolerance: float = 0.0
+    autocast: bool = False
+    thorough: bool = False
+
+    @property
+    def topology(self) -> str:
+        """Where columns come from: "pair", "memory" (without gradient) or "class"."""
+        if not self.columns:
+            return "pair"
+        return "memory" if self.loss == "uss" else "class"
 
     @property
     def flops(self) -> float:
         return 2.0 * self.rows * (self.columns or self.rows) * self.size * self.products
 
-    def inputs(self) -> dict[str, Tensor]:
-        """Random features of norm about 20, as a backbone gives them; leaves with gradients."""
-        generator = torch.Generator().manual_seed(0)
-        feats = torch.randn(self.rows, self.size, generator=generator)
-        identities = max(self.columns or self.rows // IMAGES_PER_IDENTITY, 1)
-        labels = torch.randint(0, identities, (self.rows,), generator=generator)
-        if self.columns:
-            weight = torch.randn(self.columns, self.size, generator=generator)
-            return {
-                "feats": feats.requires_grad_(),
-                "weight": weight.requires_grad_(),
-                "labels": labels,
-            }
-        return {
-            "feats": feats.requires_grad_(),
-            "labels": labels,
-            "b": torch.tensor(20.0, requires_grad=True),
-        }
+    @property
+    def margin(self) -> float:
+        return CLASS_MARGIN if self.topology == "class" else PAIR_MARGIN
 
-    def contestants(self) -> dict[str, Callable[..., Tensor]]:
-        """Loss functions of the keywords that :meth:`inputs` returns, ours first."""
-        if self.columns:
-            fused = partial(fused_margin_softmax_loss, scale=SCALE, m3=CLASS_MARGIN)
-            eager = partial(baselines.cosface_eager, scale=SCALE, margin=CLASS_MARGIN)
-            published = partial(baselines.cosface_published, scale=SCALE, margin=CLASS_MARGIN)
-        else:
-            fused = partial(fused_uss_loss, scale=SCALE, margin=PAIR_MARGIN)
-            eager = partial(baselines.uss_eager, scale=SCALE, margin=PAIR_MARGIN)
-            published = partial(baselines.uss_published, scale=SCALE, margin=PAIR_MARGIN)
-        return {
-            "native": partial(fused, backend="native"),
-            "eager": eager,
-            "torch.compile": torch.compile(eager),
-            "published": published,
-        }
+    def dtype(self, device: str) -> torch.dtype:
+        """Of features and weights: what training on such a device takes."""
+        return torch.bfloat16 if device == "cuda" else torch.float32
 
+    def shrunk(self, rows: int, columns: int) -> Workload:
+        """The same work on at most this many rows and columns."""
+        return replace(self, rows=min(self.rows, rows), columns=min(self.columns, columns))
+
+    def fused(self, backend: str) -> Callable[..., Tensor]:
+        """Our loss of the keywords that :meth:`inputs` returns."""
+        margin = "m3" if self.loss == "margin_softmax" else "margin"
+        options = {"scale": SCALE, margin: self.margin}
+        if self.skip_tolerance:
+            options["skip_tolerance"] = self.skip_tolerance
+        return partial(FUSED[self.loss], backend=backend, **options)
+
+    def inputs(self, device: str = "cpu") -> dict[str, Tensor]:
+        """Keyword tensors of a loss, leaves with gradients where training has them."""
+        from .inputs import make
+
+        return make(self, device)
+
+    def contestants(self, device: str = "cpu") -> dict[str, Contestant]:
+        """Everyone whose work this is on ``device``, ours first."""
+        from .contestants import contestants
+
+        return contestants(self, device)
+
+
+def _pair(name: str, rows: int, **options) -> Workload:
+    return Workload(name, "uss", rows, 0, options.pop("size", 512), 1.5, **options)
+
+
+def _class(name: str, rows: int, columns: int, **options) -> Workload:
+    return Workload(name, "margin_softmax", rows, columns, 512, 4.0, **options)
+
+
+def _memory(name: str, rows: int, columns: int, **options) -> Workload:
+    return Workload(name, "uss", rows, columns, 512, 2.0, **options)
+
+
+CASIA, GLINT = 10_572, 360_232  # identities of CASIA-WebFace and Glint360K
+TRAINED = {"trained": True, "skip_tolerance": SKIP_TOLERANCE}
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("small", "uss", 64, 0, 128, 1.5),
-        Workload("pair-1k", "uss", 1024, 0, 512, 1.5),
-        Workload("pair-8k", "uss", 8192, 0, 512, 1.5),
-        Workload("class-casia", "margin_softmax", 512, 10_572, 512, 4.0),
-        Workload("class-100k", "margin_softmax", 512, 100_000, 512, 4.0),
+        _pair("small", 64, size=128, thorough=True),
+        _pair("pair-1k", 1024, thorough=True),
+        _pair("pair-8k", 8192, thorough=True),
+        _pair("pair-8k-bf16", 8192, on=("cpu",), autocast=True),
+        _pair("pair-32k", 32_768),
+        _memory("memory-casia", 512, CASIA, thorough=True),
+        _memory("memory-glint", 1024, GLINT),
+        _memory("memory-glint-trained", 1024, GLINT, **TRAINED),
+        _class("class-casia", 512, CASIA, thorough=True),
+        _class("class-100k", 512, 100_000, thorough=True),
+        _class("class-100k-trained", 512, 100_000, **TRAINED),
+        _class("class-400k", 128, 400_000),
+        _class("class-glint", 1024, GLINT),
+        _class("class-glint-trained", 1024, GLINT, on=("cuda",), **TRAINED),
+        _class("class-1m", 1024, 1_000_000, on=("cuda",)),
+        _class("class-1m-trained", 1024, 1_000_000, on=("cuda",), **TRAINED),
+        Workload("uce-100k", "uce", 512, 100_000, 512, 3.0),
     )
 }
+# Seconds on two CPU cores: for pytest-benchmark.
+QUICK = ("small", "pair-1k", "memory-casia", "class-casia")
 
 
 def step(loss: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Tensor:

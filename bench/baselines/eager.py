@@ -12,30 +12,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def uss_eager(feats: Tensor, labels: Tensor, b: Tensor, scale: float, margin: float) -> Tensor:
-    """In-batch USS: softplus of a signed logit, diagonal masked. () mean over rows."""
+def uss_eager(
+    feats: Tensor,
+    labels: Tensor,
+    b: Tensor,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    *,
+    scale: float,
+    margin: float,
+) -> Tensor:
+    """USS: softplus of a signed logit; in-batch with the diagonal masked. () mean over rows."""
     unit = F.normalize(feats, dim=1)
-    cosine = unit @ unit.T
-    positive = labels[:, None] == labels[None, :]
+    columns = unit if memory is None else F.normalize(memory, dim=1)
+    column_labels = labels if memory_labels is None else memory_labels
+    cosine = unit @ columns.T
+    positive = labels[:, None] == column_labels[None, :]
     logits = torch.where(positive, b - scale * (cosine - margin), scale * cosine - b)
-    logits = logits.fill_diagonal_(-torch.inf)
+    if memory is None:
+        logits = logits.fill_diagonal_(-torch.inf)
     return F.softplus(logits).sum() / feats.shape[0]
 
 
-def uss_published(feats: Tensor, labels: Tensor, b: Tensor, scale: float, margin: float) -> Tensor:
-    """In-batch USS with a one-hot mask and both terms on every pair. () mean over rows."""
+def uss_published(
+    feats: Tensor,
+    labels: Tensor,
+    b: Tensor,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    *,
+    scale: float,
+    margin: float,
+) -> Tensor:
+    """USS with a one-hot mask and both terms on every pair. () mean over rows."""
     unit = F.normalize(feats, dim=1)
-    cosine = unit @ unit.T
-    other = 1.0 - torch.eye(feats.shape[0], device=feats.device)
-    positive = (labels[:, None] == labels[None, :]).to(cosine.dtype)
+    columns = unit if memory is None else F.normalize(memory, dim=1)
+    column_labels = labels if memory_labels is None else memory_labels
+    cosine = (unit @ columns.T).float()
+    positive = (labels[:, None] == column_labels[None, :]).to(cosine.dtype)
     positive_loss = torch.log(1.0 + torch.exp(-(scale * (cosine - margin) - b).clamp(-88, 88)))
     negative_loss = torch.log(1.0 + torch.exp((scale * cosine - b).clamp(-88, 88)))
-    loss = positive_loss * positive * other + negative_loss * (1.0 - positive) * other
+    loss = positive_loss * positive + negative_loss * (1.0 - positive)
+    if memory is None:
+        loss = loss * (1.0 - torch.eye(feats.shape[0], device=feats.device))
     return loss.sum(dim=1).mean()
 
 
 def cosface_eager(
-    feats: Tensor, weight: Tensor, labels: Tensor, scale: float, margin: float
+    feats: Tensor, weight: Tensor, labels: Tensor, *, scale: float, margin: float
 ) -> Tensor:
     """CosFace: the margin taken off the targets in place, then cross-entropy. () mean."""
     cosine = F.normalize(feats, dim=1) @ F.normalize(weight, dim=1).T
@@ -46,10 +70,32 @@ def cosface_eager(
 
 
 def cosface_published(
-    feats: Tensor, weight: Tensor, labels: Tensor, scale: float, margin: float
+    feats: Tensor, weight: Tensor, labels: Tensor, *, scale: float, margin: float
 ) -> Tensor:
     """CosFace with a one-hot matrix, as released heads subtract the margin. () mean."""
     cosine = F.linear(F.normalize(feats, dim=1), F.normalize(weight, dim=1))
     one_hot = torch.zeros_like(cosine).scatter_(1, labels[:, None], 1.0)
     logits = scale * (cosine - margin * one_hot)
     return F.cross_entropy(logits, labels)
+
+
+def uce_eager(
+    feats: Tensor, weight: Tensor, labels: Tensor, b: Tensor, *, scale: float, margin: float
+) -> Tensor:
+    """UCE: the targets' logits replaced in place, then one softplus. () mean."""
+    cosine = F.normalize(feats, dim=1) @ F.normalize(weight, dim=1).T
+    rows = torch.arange(feats.shape[0], device=feats.device)
+    targets = b - scale * (cosine[rows, labels] - margin)
+    logits = (scale * cosine - b).index_put_((rows, labels), targets.to(cosine.dtype))
+    return F.softplus(logits).sum() / feats.shape[0]
+
+
+def uce_published(
+    feats: Tensor, weight: Tensor, labels: Tensor, b: Tensor, *, scale: float, margin: float
+) -> Tensor:
+    """UCE with a one-hot matrix and both terms for every class. () mean."""
+    cosine = F.linear(F.normalize(feats, dim=1), F.normalize(weight, dim=1)).float()
+    one_hot = torch.zeros_like(cosine).scatter_(1, labels[:, None], 1.0)
+    target_loss = torch.log(1.0 + torch.exp(-(scale * (cosine - margin) - b).clamp(-88, 88)))
+    other_loss = torch.log(1.0 + torch.exp((scale * cosine - b).clamp(-88, 88)))
+    return (target_loss * one_hot + other_loss * (1.0 - one_hot)).sum(dim=1).mean()

@@ -1,0 +1,70 @@
+"""Whether a contestant does the work: its loss and gradients against float64, on a small shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .contestants import Contestant
+from .workloads import SCALE, Workload, step
+
+ROWS, COLUMNS = 256, 4096
+# Far above rounding, far below another loss. Eager code in bfloat16 rounds logits of 45 to 1/8.
+LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5)}
+
+
+def limits(workload: Workload, device: str) -> tuple[float, float]:
+    """Relative errors of loss and gradients that pass for the same work."""
+    half = workload.autocast or workload.dtype(device) != torch.float32
+    return LIMITS[torch.bfloat16 if half else torch.float32]
+
+
+def _gradients(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.grad.double() for name, t in tensors.items() if t.grad is not None}
+
+
+def _skipped(name: str, contestant: Contestant, inputs: dict[str, Tensor]) -> float:
+    """How long the part of a gradient can be that ``skip_tolerance`` allows to leave out."""
+    if name == "b":
+        return contestant.skip_tolerance
+    tensor = inputs[name].detach().double()
+    per_row = SCALE * contestant.skip_tolerance / float(tensor.norm(dim=1).min())
+    # Of N rows' mean, in-batch as row and column; a column's part is at most all rows' together.
+    return per_row * (2.0 / math.sqrt(len(tensor)) if name == "feats" else 1.0)
+
+
+def errors(workload: Workload, contestant: Contestant, device: str) -> dict[str, float]:
+    """Relative errors of the loss and of each gradient as a vector.
+
+    Raises:
+        ArithmeticError: they are too large for the same work.
+    """
+    small = workload.shrunk(ROWS, COLUMNS)
+    inputs = small.inputs(device)
+    wide = {
+        name: t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
+        for name, t in inputs.items()
+    }
+    want = step(contestant.formula, wide)
+    got = step(contestant, inputs)
+    size = abs(float(want.detach()))
+    found = {"loss": abs(float(got.detach()) - float(want.detach())) / size}
+    loss_limit, gradient_limit = limits(workload, device)
+    # A loss near 0 is the small difference of logits.
+    allowed = {"loss": loss_limit * max(1.0, 1.0 / size)}
+    wanted = _gradients(wide)
+    for name, gradient in _gradients(inputs).items():
+        length = float(wanted[name].norm())
+        if name == "b":
+            # Its terms cancel at the optimum; together they are not more than the loss.
+            length = max(length, size)
+        found[name] = float((gradient - wanted[name]).norm()) / length
+        allowed[name] = gradient_limit + _skipped(name, contestant, inputs) / length
+    if missing := wanted.keys() - found.keys():
+        raise ArithmeticError(f"no gradient of {', '.join(sorted(missing))}")
+    for name, error in found.items():
+        if not error < allowed[name]:
+            raise ArithmeticError(f"{name} is off by {error:.1e} from float64")
+    return found

@@ -1,0 +1,142 @@
+"""Who takes part in a workload: ours, eager PyTorch, its compiler, other packages."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .baselines import eager, metric_learning, sharded
+from .workloads import SCALE, Workload
+
+EAGER = {"uss": eager.uss_eager, "margin_softmax": eager.cosface_eager, "uce": eager.uce_eager}
+PUBLISHED = {
+    "uss": eager.uss_published,
+    "margin_softmax": eager.cosface_published,
+    "uce": eager.uce_published,
+}
+OURS = ("native", "native-float32", "triton", "auto")
+# Whom the others are compared with. On CUDA it depends on the shape which backend is ours.
+PRIMARY = {"cpu": "native", "cuda": "auto"}
+NAMES = (*OURS, "eager", "torch.compile", "published", "sharded", "metric-learning")
+
+# What contestants hold at their peak besides inputs and gradients: N x M matrices of float32 and
+# copies of the columns. Rounded up from what they were seen to take.
+PEAKS = {
+    "pair": {"eager": (5, 0), "torch.compile": (2.5, 0), "published": (15, 0)},
+    "memory": {"eager": (5, 2), "torch.compile": (2.5, 2), "published": (13, 2)},
+    "class": {"eager": (3, 4), "torch.compile": (2, 2), "published": (4, 4), "sharded": (3, 4)},
+}
+METRIC_LEARNING_PEAK = {"pair": (14, 0), "memory": (14, 2), "class": (6, 4)}
+# Other packages' fused kernels, which store less than the matrix.
+FUSED_PEAK = (1, 4)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A loss of the keywords that ``Workload.inputs`` returns.
+
+    Attributes:
+        formula: what it computes, for the check in float64.
+        ours: whether that is what the fused loss computes.
+        compiled: its first step compiles.
+        autocast: device type under whose bfloat16 autocast it runs.
+        skip_tolerance: the share of gradients that it may leave out.
+        bytes: predicted peak above inputs and gradients.
+    """
+
+    loss: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    ours: bool = True
+    compiled: bool = False
+    autocast: str | None = None
+    skip_tolerance: float = 0.0
+    bytes: float = 0.0
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        if self.autocast is None:
+            return self.loss(**inputs)
+        with torch.autocast(self.autocast, torch.bfloat16):
+            return self.loss(**inputs)
+
+
+def _lazily_compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile when first called: its import alone takes a second."""
+    compiled: Callable[..., Tensor] | None = None
+
+    def call(**inputs: Tensor) -> Tensor:
+        nonlocal compiled
+        if compiled is None:
+            # Static shapes: what a training loop with full batches gets.
+            compiled = torch.compile(loss, dynamic=False)
+        return compiled(**inputs)
+
+    return call
+
+
+def _predicted_bytes(workload: Workload, name: str) -> float:
+    if name in OURS:
+        return 0.0
+    topology = workload.topology
+    if name == "metric-learning":
+        matrices, copies = METRIC_LEARNING_PEAK[topology]
+    else:
+        matrices, copies = PEAKS[topology].get(name, FUSED_PEAK)
+    columns = workload.columns or workload.rows
+    return 4.0 * columns * (matrices * workload.rows + copies * workload.size)
+
+
+def contestants(workload: Workload, device: str = "cpu") -> dict[str, Contestant]:
+    """Everyone whose work this is, ours first. What is missing fails when called."""
+    options = {"scale": SCALE, "margin": workload.margin}
+    best = partial(EAGER[workload.loss], **options)
+    autocast = device if workload.autocast else None
+    found: dict[str, Contestant] = {}
+
+    def add(
+        name: str,
+        loss: Callable[..., Tensor],
+        formula: Callable[..., Tensor] = best,
+        autocast: str | None = autocast,
+    ) -> None:
+        found[name] = Contestant(
+            loss,
+            formula,
+            ours=formula is best,
+            compiled=name == "torch.compile",
+            autocast=autocast,
+            skip_tolerance=workload.skip_tolerance if name in OURS else 0.0,
+            bytes=_predicted_bytes(workload, name),
+        )
+
+    add("native", workload.fused("native"))
+    if workload.autocast:
+        add("native-float32", workload.fused("native"), autocast=None)
+    if device == "cuda":
+        add("triton", workload.fused("triton"))
+    # On the CPU it is the native backend wherever that can matter.
+    if device == "cuda" or workload.flops < 1e9:
+        add("auto", workload.fused("auto"))
+    add("eager", best)
+    add("torch.compile", _lazily_compiled(best))
+    if workload.thorough or device == "cuda":
+        add("published", partial(PUBLISHED[workload.loss], **options))
+        if workload.loss == "margin_softmax":
+            add("sharded", partial(sharded.cosface_sharded, **options))
+            add("metric-learning", partial(metric_learning.cosface, **options))
+        elif workload.loss == "uss":
+            add(
+                "metric-learning",
+                partial(metric_learning.multi_similarity, scale=SCALE),
+                partial(metric_learning.multi_similarity_formula, scale=SCALE),
+            )
+    if device == "cuda":
+        # None of them is needed for the CPU.
+        gpu_peers = importlib.import_module(".baselines.gpu_peers", __package__)
+        for name, loss in gpu_peers.cuda_contestants(workload).items():
+            add(name, loss, gpu_peers.oracle(workload))
+    return found

@@ -1,0 +1,212 @@
+"""One contestant on one workload, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import statistics
+import time
+import traceback
+
+import torch
+
+from . import accuracy, inputs, machine
+from .workloads import Workload, step
+
+CUDA_WARM_UP = 3
+BURST_S = 0.05
+
+
+class ContestantFailedError(RuntimeError):
+    """A contestant raised, ran out of memory or was killed."""
+
+
+class DeviceLostError(RuntimeError):
+    """A contestant left the device unusable for this process: (its name, what it said)."""
+
+
+class Session:
+    """Inputs, steps and what they cost."""
+
+    def __init__(self, workload: Workload, name: str, device: str) -> None:
+        self.workload, self.device = workload, device
+        self.contestant = workload.contestants(device)[name]
+        self.inputs = None
+
+    def check(self) -> dict[str, float]:
+        """Errors against float64; also loads libraries and starts thread pools."""
+        return accuracy.errors(self.workload, self.contestant, self.device)
+
+    def warm_up(self) -> None:
+        step(self.contestant, self.workload.shrunk(64, 64).inputs(self.device))
+
+    def first(self) -> dict[str, float]:
+        """The first full step, with its peak of memory; ``seconds`` are those of a later one."""
+        self.inputs = self.workload.inputs(self.device)
+        for _ in range(CUDA_WARM_UP if self.device == "cuda" else int(self.contestant.compiled)):
+            self._step()
+        self._drop_gradients()
+        gc.collect()
+        before = self._held(reset=True)
+        seconds = self._step()
+        peak = self._held() - before
+        grads = [t.grad for t in self.inputs.values() if t.grad is not None]
+        gradients = sum(grad.nbytes for grad in grads) / 2**20
+        del grads
+        self._drop_gradients()
+        return {
+            "seconds": seconds,
+            "loss": self.loss,
+            "peak_mb": peak,
+            "above_gradients_mb": peak - gradients,
+        }
+
+    def _held(self, reset: bool = False) -> float:
+        """MB held now, if the high-water mark is to be reset, or at the mark."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            if reset:
+                torch.cuda.reset_peak_memory_stats()
+                return torch.cuda.memory_allocated() / 2**20
+            return torch.cuda.max_memory_allocated() / 2**20
+        if reset:
+            machine.reset_peak()
+        return machine.status_kb("VmRSS" if reset else "VmHWM") / 1024
+
+    def step(self) -> float:
+        """Seconds of a step: of several if they are short, the first of which wakes the threads."""
+        times = [self._step()]
+        while sum(times) < BURST_S:
+            times.append(self._step())
+        self._drop_gradients()
+        return statistics.median(times[1:] or times)
+
+    def _drop_gradients(self) -> None:
+        """While others have their turn, nobody holds more than inputs."""
+        for tensor in self.inputs.values():
+            tensor.grad = None
+
+    def _step(self) -> float:
+        """Seconds of one forward and backward pass."""
+        if self.device == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            loss = step(self.contestant, self.inputs)
+            end.record()
+            end.synchronize()
+            seconds = begin.elapsed_time(end) / 1e3
+        else:
+            start = time.perf_counter()
+            loss = step(self.contestant, self.inputs)
+            seconds = time.perf_counter() - start
+        self.loss = float(loss.detach())
+        return seconds
+
+    def facts(self) -> dict[str, float]:
+        """Of the inputs: the threshold, and what bounds skipping in a softmax."""
+        found = {}
+        if "b" in self.inputs:
+            found["threshold"] = float(self.inputs["b"].detach())
+        if self.workload.trained and self.workload.loss == "margin_softmax":
+            found["negatives_share"] = inputs.negatives_share(self.workload, self.inputs)
+        return found
+
+    def close(self) -> None:
+        self.inputs = None
+        if self.contestant.compiled:
+            # Shapes of one function add up in a process; past a limit it would run uncompiled.
+            torch.compiler.reset()
+        if self.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _serve(pipe, *arguments) -> None:
+    """The other end of :class:`Remote`."""
+    session = None
+    while (method := pipe.recv()) != "close":
+        try:
+            if session is None:
+                session = Session(*arguments)
+            pipe.send((getattr(session, method)(), None))
+        except BaseException as error:  # whatever it is, the parent has to hear of it
+            detail = "".join(traceback.format_exception_only(error)).strip()
+            pipe.send((None, detail.splitlines()[-1][:300]))
+
+
+def processes() -> multiprocessing.context.BaseContext:
+    """Processes that start with everything imported and nothing run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.contestants"])
+    return context
+
+
+class Remote:
+    """A session in a process of its own: its memory is its own, its death is nobody else's."""
+
+    def __init__(self, workload: Workload, name: str, device: str) -> None:
+        context = processes()
+        self._pipe, end = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(end, workload, name, device), daemon=True
+        )
+        self._process.start()
+        end.close()
+
+    def call(self, method: str):
+        try:
+            self._pipe.send(method)
+            value, error = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise ContestantFailedError(
+                f"its process ended with status {self._process.exitcode}"
+            ) from None
+        if error is not None:
+            raise ContestantFailedError(error)
+        return value
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send("close")
+        self._process.join()
+        self._pipe.close()
+
+
+class Local:
+    """A session in this process: on CUDA, where several processes would share the device badly."""
+
+    def __init__(self, workload: Workload, name: str, device: str) -> None:
+        self._arguments = (workload, name, device)
+        self._session: Session | None = None
+
+    def call(self, method: str):
+        try:
+            if self._session is None:
+                self._session = Session(*self._arguments)
+            return getattr(self._session, method)()
+        except Exception as error:
+            detail = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+            if not self._device_answers():
+                raise DeviceLostError(self._arguments[1], detail) from None
+            raise ContestantFailedError(detail) from None
+
+    def _device_answers(self) -> bool:
+        """After an illegal access every further call fails, whoever makes it."""
+        device = self._arguments[2]
+        try:
+            return float(torch.ones((), device=device)) == 1.0
+        except RuntimeError:
+            return False
+
+    def close(self) -> None:
+        if self._session is not None:
+            # A device that is lost cannot be tidied up either.
+            with contextlib.suppress(RuntimeError):
+                self._session.close()
+            self._session = None
+
+
+def start(workload: Workload, name: str, device: str) -> Remote | Local:
+    return (Local if device == "cuda" else Remote)(workload, name, device)
