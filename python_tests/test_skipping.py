@@ -35,11 +35,14 @@ ROWS, IDENTITIES, DIM = 40, 300, 256
 def separated(seed: int, columns: int, spread: float) -> tuple[Tensor, Tensor, Tensor]:
     """Features (ROWS, DIM) near their class weights (columns, DIM), and labels.
 
-    ``spread`` varies from row to row between 0 and its value: some rows have mass nowhere but in
-    their target, others everywhere.
+    ``spread`` varies from row to row between 0 and its value. Classes from 200 on look like those
+    from 0 on: the tile with these negatives is heavy, for the rows that are near enough, and the
+    others are light.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(columns, DIM, generator=generator)
+    if spread > 0.0:
+        weight[200:255] = weight[:55] + 0.5 * torch.randn(55, DIM, generator=generator)
     labels = torch.randint(0, columns // 5, (ROWS,), generator=generator)
     noise = torch.randn(ROWS, DIM, generator=generator) * torch.linspace(0, spread, ROWS)[:, None]
     return 3.0 * (weight[labels] + noise), weight, labels
@@ -81,12 +84,13 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
 
     def loss(rows, columns=None, b=None, **static):
         thresholds = () if b is None else (b,)
+        static = options | static
         if spec.topology == "class":
-            return function(rows, columns, labels, *thresholds, **options, **static)
+            return function(rows, columns, labels, *thresholds, **static)
         if columns is not None:
             static["memory"] = columns
             static["memory_labels"] = torch.arange(IDENTITIES, device=device)
-        return function(rows, labels, *thresholds, **options, **static)
+        return function(rows, labels, *thresholds, **static)
 
     return leaves, loss, spec.pack({**spec.defaults(), **options})
 
@@ -142,6 +146,37 @@ def test_bound(target: Target, spec: LossSpec, memory: bool, reduction: str, mon
     assert True in decisions, "nothing was skipped"
     assert False in decisions, "everything was skipped"
     _check_bound(spec, params, rows, columns, exact, found, weights)
+
+
+def test_bound_with_more_rows_than_features(monkeypatch) -> None:
+    """Some cosines are kept, and fewer rows are wanted than there are."""
+    monkeypatch.setitem(globals(), "DIM", 32)
+    patched_blocks(monkeypatch, BLOCKS)
+    spec = REGISTRY["margin_softmax"]
+    leaves, loss, params = _leaves(spec, False, 2.0, "cpu")
+    run = partial(loss, backend="native", scale=200.0)
+    _, exact = _gradients(run, leaves, torch.tensor(1.0), 0.0)
+    _, found = _gradients(run, leaves, torch.tensor(1.0), TOLERANCE)
+    params = (200.0, *params[1:])
+    weights = torch.tensor(1.0 / ROWS)
+    _check_bound(spec, params, leaves["rows"], leaves["columns"], exact, found, weights)
+
+
+def test_rows_that_a_model_knows_are_in_no_ones_way(monkeypatch) -> None:
+    """One hard row in each block of rows: only those are multiplied again."""
+    patched_blocks(monkeypatch, BLOCKS)
+    shapes = []
+    method = CpuEngine.overwrite
+
+    def spied(self, left, right):
+        shapes.append(left.shape[1])
+        return method(self, left, right)
+
+    monkeypatch.setattr(CpuEngine, "overwrite", spied)
+    leaves, loss, _ = _leaves(REGISTRY["margin_softmax"], False, 0.0, "cpu")
+    leaves["rows"][::8] = torch.randn(ROWS // 8, DIM)
+    _gradients(partial(loss, backend="native"), leaves, torch.tensor(1.0), TOLERANCE)
+    assert set(shapes) == {ROWS // 8}
 
 
 @pytest.mark.parametrize("name", ["margin_softmax", "uce"])
@@ -225,8 +260,8 @@ def test_retained_graph(target: Target, monkeypatch) -> None:
         value = loss(**leaves, backend=target.backend, skip_tolerance=TOLERANCE)
         first = torch.autograd.grad(value, list(leaves.values()), retain_graph=True)
         second = torch.autograd.grad(value, list(leaves.values()))
-        for a, b in zip(first, second, strict=True):
-            assert torch.equal(a, b)
+        for name, a, b in zip(leaves, first, second, strict=True):
+            check_same(name, b, a, SAME_GRADIENT)
 
 
 def test_nan_is_not_negligible(monkeypatch) -> None:

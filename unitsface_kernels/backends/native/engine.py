@@ -293,6 +293,9 @@ class NativeEngine(ABC):
         sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)
         return sums / self.gradient_scale
 
+    def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return tile[rows, columns].float() / self.gradient_scale
+
     def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
         n, m = product.shape
         arguments = self._arguments(

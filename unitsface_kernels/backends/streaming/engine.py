@@ -260,3 +260,6 @@ class Engine(Protocol):
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         """Sums over ``dim`` of the absolute values of a gradient tile, float32."""
+
+    def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Values (k,) of a gradient tile at (k,) places, float32."""

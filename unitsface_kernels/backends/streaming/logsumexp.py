@@ -9,6 +9,8 @@ four. Else they are multiplied again. Tiles that contribute nothing can be left 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
 from .scattered import add_pairs
-from .skipping import negligible
+from .skipping import heavy_rows, negligible
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -135,6 +137,20 @@ def _finish_rows(
     return per_row, share, slope
 
 
+@dataclass
+class _Rows:
+    """What the second pass needs of its rows."""
+
+    unit: Tensor
+    labels: Tensor
+    log_negatives: Tensor
+    negative_weight: Tensor
+    target_gradient: Tensor
+
+    def part(self, index: slice | Tensor) -> _Rows:
+        return _Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
 def _gradients(
     call: Call,
     engine: Engine,
@@ -144,25 +160,65 @@ def _gradients(
     scale: Tensor | None,
     masses: Tensor | None,
 ) -> Gradients:
-    rows, columns = call.rows, call.columns
+    columns = call.columns
     assert columns is not None
-    count, size = rows.shape
-    unit, inverse_norms = engine.unit_rows(rows, 0, count)
-    d_rows = rows.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
+    count, size = call.rows.shape
+    unit, inverse_norms = engine.unit_rows(call.rows, 0, count)
+    rows = _Rows(unit, call.row_labels, log_negatives, negative_weight, target_gradient)
+    d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.kept is None else call.kept.take_cosines()
     d_columns = cosines
     if call.need_columns and d_columns is None:
         # Every tile writes its columns; zeroing all C x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size))
+    if masses is None:
+        _stream(call, engine, rows, None, scale, cosines, None, d_rows, d_columns)
+    else:
+        # Targets lie scattered over all tiles: on their own, they are in none's way.
+        rows.target_gradient = torch.zeros_like(target_gradient)
+        wanted = heavy_rows(masses, call.skip_tolerance)
+        part = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
+        _stream(
+            call,
+            engine,
+            rows.part(wanted),
+            wanted,
+            scale,
+            cosines,
+            masses[:, wanted],
+            part,
+            d_columns,
+        )
+        if d_rows is not None and part is not None:
+            d_rows[wanted] = part
+        if call.num_columns:
+            targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
+            add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
+    if d_rows is not None:
+        engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+    return d_rows, d_columns, None
+
+
+def _stream(
+    call: Call,
+    engine: Engine,
+    rows: _Rows,
+    taken: Tensor | None,
+    scale: Tensor | None,
+    cosines: Tensor | None,
+    masses: Tensor | None,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+) -> None:
+    """Gradients of ``rows`` (n of N, the ones at ``taken``) into (n, D) and (M, D)."""
+    assert call.columns is not None
     row_block, column_block = engine.class_block
     if call.kept is not None and (cosines is not None or masses is not None):
         row_block, column_block = call.kept.blocks
+    count = rows.unit.shape[0]
     tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
     skipped = [[False] * len(tiles) for _ in blocks]
-    targets_in_tiles = target_gradient
     if masses is not None:
-        # Targets lie scattered over all tiles: on their own, they are in none's way.
-        targets_in_tiles = torch.zeros_like(target_gradient)
         skipped = [negligible(masses[:, block], call.skip_tolerance) for block in blocks]
     for number, tile in enumerate(tiles):
         wanted = [block for block, skip in zip(blocks, skipped, strict=True) if not skip[number]]
@@ -171,34 +227,45 @@ def _gradients(
                 d_columns[tile].zero_()
             continue
         unit_columns, column_norms = engine.unit_rows(
-            columns, tile.start, tile.stop, call.column_index, reuse=True
+            call.columns, tile.start, tile.stop, call.column_index, reuse=True
         )
         d_unit = None
         for block in wanted:
+            part = rows.part(block)
             gradient = engine.logsumexp_gradient_tile(
-                unit[block],
+                part.unit,
                 unit_columns,
-                call.row_labels[block],
+                part.labels,
                 tile.start,
-                log_negatives[block],
-                negative_weight[block],
-                targets_in_tiles[block],
-                None if cosines is None else _kept(cosines, tile, block),
+                part.log_negatives,
+                part.negative_weight,
+                part.target_gradient,
+                None if cosines is None else _taken(cosines, tile, block, taken, call),
             )
             if d_rows is not None:
                 engine.accumulate(d_rows[block], gradient, unit_columns)
             if d_columns is not None:
                 if d_unit is None:
-                    d_unit = engine.overwrite(gradient.T, unit[block])
+                    d_unit = engine.overwrite(gradient.T, part.unit)
                 else:
-                    engine.accumulate(d_unit, gradient.T, unit[block])
+                    engine.accumulate(d_unit, gradient.T, part.unit)
         if d_columns is not None and d_unit is not None:
             engine.unit_rows_backward(
-                d_unit, columns, tile.start, column_norms, d_columns[tile], scale, call.column_index
+                d_unit,
+                call.columns,
+                tile.start,
+                column_norms,
+                d_columns[tile],
+                scale,
+                call.column_index,
             )
-    if masses is not None and tiles:
-        targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
-        add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
-    if d_rows is not None:
-        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows, scale)
-    return d_rows, d_columns, None
+
+
+def _taken(
+    cosines: Tensor, tile: slice, block: slice, taken: Tensor | None, call: Call
+) -> Tensor | None:
+    """A tile's cosines as the first pass left them, or a copy of the rows that are taken."""
+    if taken is None or len(taken) == call.rows.shape[0]:
+        return _kept(cosines, tile, block)
+    everything = _kept(cosines, tile, slice(0, call.rows.shape[0]))
+    return None if everything is None else everything[taken[block]]

@@ -15,6 +15,15 @@ from .call import Call
 from .engine import Engine
 
 
+def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:
+    """Which rows have more mass in all their tiles together; the others need no tile at all.
+
+    In a batch that a model knows, that is most of them, and their tiles are in no one's way then.
+    NaN is heavy. Waits for the device.
+    """
+    return torch.nonzero(~(masses.sum(dim=0, dtype=torch.float64) <= tolerance)).flatten()
+
+
 def negligible(masses: Tensor, tolerance: float) -> list[bool]:
     """Which of the tiles to leave out, the lightest first.
 
@@ -62,3 +71,58 @@ class Budget:
         if by_columns is not None:
             self._spent[columns] = by_columns
         return True
+
+
+# Rows with more positives than this keep them in their tiles.
+MOST_POSITIVES = 4
+
+
+class Positives:
+    """A few positives per row, scattered over all tiles: taken out, they are in none's way.
+
+    Attributes:
+        places: (K, N) positions among the columns, below 0: none.
+        slopes: (K, N) d loss / d cosine of those whose tiles were left out, else 0.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.places = _positives(call)
+        self.slopes = self.places.new_zeros(self.places.shape, dtype=torch.float32)
+
+    def leave_out(self, budget: Budget, engine: Engine, tile: Tensor, rows: slice, start: int):
+        """Whether the tile is covered without its positives; then their slopes are kept."""
+        found = []
+        for places, slopes in zip(self.places[:, rows], self.slopes[:, rows], strict=True):
+            position = places - start
+            row = torch.nonzero((position >= 0) & (position < tile.shape[1])).flatten()
+            entries = (row, position[row])
+            found.append((slopes, entries, tile[entries], engine.entries(tile, *entries)))
+        for _, entries, _, _ in found:
+            tile[entries] = 0.0
+        covered = budget.covers(tile, rows, None)
+        for slopes, entries, stored, values in found:
+            if covered:
+                slopes[entries[0]] = values
+            else:
+                tile[entries] = stored
+        return covered
+
+
+def _positives(call: Call) -> Tensor:
+    """(K, N) positions of each row's positives, K = 0 if some row has too many."""
+    labels = call.row_labels
+    if call.spec.topology == "class":
+        return labels[None]
+    assert call.column_labels is not None
+    ordered, order = call.column_labels.sort(stable=True)
+    first = torch.searchsorted(ordered, labels)
+    count = torch.searchsorted(ordered, labels, right=True) - first
+    count = count.masked_fill(labels < 0, 0)
+    most = int(count.amax()) if len(count) else 0
+    if most > MOST_POSITIVES:
+        most = 0
+    each = torch.arange(most, device=labels.device)[:, None]
+    taken = (first + each).clamp(max=max(len(order) - 1, 0))
+    return (
+        torch.where(each < count, order[taken], -1) if most else labels.new_zeros((0, len(labels)))
+    )

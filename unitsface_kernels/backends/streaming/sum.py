@@ -15,7 +15,8 @@ from torch import Tensor
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, SumTile
-from .skipping import Budget
+from .scattered import add_pairs
+from .skipping import Budget, Positives
 
 
 @dataclass
@@ -169,6 +170,7 @@ def _against_columns(
     row_block, column_block = engine.class_block
     count, size = unit.shape
     per_column = call.spec.threshold == "per_column"
+    positives = None if budget is None else Positives(call)
     d_columns = None
     if need_columns:
         # Every tile writes its columns; zeroing all M x D first costs time.
@@ -201,8 +203,12 @@ def _against_columns(
                     gradient=need_columns or totals.d_rows is not None,
                 )
             )
-            if tile is None or (budget and budget.covers(tile, slice(first, last), None)):
+            if tile is None:
                 continue
+            if budget is not None and positives is not None:
+                rows = slice(first, last)
+                if positives.leave_out(budget, engine, tile, rows, start):
+                    continue
             if totals.d_rows is not None:
                 engine.accumulate(totals.d_rows[first:last], tile, unit_columns)
             if d_columns is not None:
@@ -218,4 +224,7 @@ def _against_columns(
         engine.unit_rows_backward(
             d_unit, columns, start, column_norms, d_columns[start:stop], scale, call.column_index
         )
+    if positives is not None:
+        for place, slope in zip(positives.places, positives.slopes, strict=True):
+            add_pairs(call, engine, unit, place, slope, totals.d_rows, d_columns, scale)
     return d_columns

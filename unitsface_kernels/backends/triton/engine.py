@@ -238,5 +238,9 @@ class TritonEngine:
         scale = self._space.inverse_scale
         return sums if scale is None else sums * scale
 
+    def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        values, scale = tile[rows, columns].float(), self._space.inverse_scale
+        return values if scale is None else values * scale
+
 
 __all__ = ["TritonEngine"]
