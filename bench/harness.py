@@ -65,7 +65,7 @@ def run(
         "columns": workload.columns,
         "size": workload.size,
         "dtype": str(workload.dtype(device)).removeprefix("torch."),
-        "products": workload.products,
+        "products": workload.products_on(device),
         "primary": PRIMARY[device],
         "contestants": rows,
     }
@@ -160,7 +160,7 @@ class _Rates:
         width = torch.finfo(work.dtype(self.device)).bits // 8
         passes = 1 if work.topology == "memory" else 2
         traffic = width * work.size * (2 * work.rows + passes * work.columns)
-        products = work.flops / statistics.median(self.gemm)
+        products = work.flops_on(self.device) / statistics.median(self.gemm)
         return max(products, traffic / statistics.median(self.copy))
 
 
