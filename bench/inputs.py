@@ -12,7 +12,7 @@ from .workloads import SCALE, Workload
 
 IMAGES_PER_IDENTITY = 4
 # Of trained models: without a spread no row would be hard, and no gradient left to compute.
-TARGET_COSINE, TARGET_SPREAD = 0.7, 0.05
+TARGET_SPREAD = 0.05
 TARGET_RANGE = (0.4, 0.95)
 # Thresholds and shares are found on these; the rows are alike.
 SAMPLE_ROWS = 64
@@ -32,7 +32,7 @@ def make(workload: Workload, device: str) -> dict[str, Tensor]:
     columns = directions(workload.columns) if workload.columns else None
     if workload.trained:
         spread = torch.randn(workload.rows, generator=generator, device=device)
-        cosine = (TARGET_COSINE + TARGET_SPREAD * spread).clamp(*TARGET_RANGE)[:, None]
+        cosine = (workload.target_cosine + TARGET_SPREAD * spread).clamp(*TARGET_RANGE)[:, None]
         if columns is None:
             # Two samples at sqrt(t) from their identity's centre are at t from each other.
             feats = _tilted(feats, directions(identities)[labels], cosine.sqrt())

@@ -43,6 +43,8 @@ TARGETS = (
     Target("class-100k", against="torch.compile", ratio=1.15),
     Target("class-100k-trained", ratio=4.0, memory_mb=LOGITS_MB),
     Target("class-100k-trained", against="torch.compile", ratio=2.5),
+    Target("class-100k-converged", ratio=4.0, memory_mb=LOGITS_MB),
+    Target("class-100k-converged", against="torch.compile", ratio=2.5),
     Target("class-400k", ratio=3.0, memory_mb=LOGITS_MB),
     Target("class-400k", against="torch.compile", ratio=1.4),
     Target("uce-100k", ratio=2.5, memory_mb=LOGITS_MB, of_bound=0.75),

@@ -99,22 +99,22 @@ def test_formulas_of_contestants_are_those_of_the_package(loss: str) -> None:
 
 
 def test_trained_inputs_are_as_described() -> None:
-    workload = replace(WORKLOADS["pair-1k"].shrunk(256, 0), trained=True)
+    workload = replace(WORKLOADS["pair-1k"].shrunk(256, 0), target_cosine=0.7)
     tensors = workload.inputs()
     cosines, positive = inputs.sample_cosines(workload, tensors)
     pairs = positive & ~cosines.isnan()
-    assert float(cosines[pairs].mean()) == pytest.approx(inputs.TARGET_COSINE, abs=0.05)
+    assert float(cosines[pairs].mean()) == pytest.approx(0.7, abs=0.05)
     assert abs(float(cosines[~positive].mean())) < 0.02
     # On all rows, though found on a sample: the terms of the derivative by b cancel.
     value = step(lambda **t: uss_eager(**t, scale=64.0, margin=0.1), tensors)
     assert abs(float(tensors["b"].grad)) < 0.3 * float(value.detach())
-    fresh = replace(workload, trained=False).inputs()
+    fresh = replace(workload, target_cosine=None).inputs()
     step(lambda **t: uss_eager(**t, scale=64.0, margin=0.1), fresh)
     assert abs(float(fresh["b"].grad)) > 0.3
 
 
 def test_share_of_the_negatives_in_the_softmax() -> None:
-    workload = replace(WORKLOADS["class-casia"].shrunk(24, 40), trained=True)
+    workload = replace(WORKLOADS["class-casia"].shrunk(24, 40), target_cosine=0.7)
     tensors = workload.inputs()
     unit = torch.nn.functional.normalize(tensors["feats"].detach(), dim=1)
     columns = torch.nn.functional.normalize(tensors["weight"].detach(), dim=1)
