@@ -13,6 +13,8 @@ from .workloads import SCALE, Workload, step
 ROWS, COLUMNS = 256, 4096
 # Far above rounding, far below another loss. Eager code in bfloat16 rounds logits of 45 to 1/8.
 LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5)}
+# Of a probability near 1, whose difference from 1 is the gradient of a row that a model knows.
+PROBABILITY = 1e-6
 
 
 def limits(workload: Workload, device: str) -> tuple[float, float]:
@@ -25,12 +27,12 @@ def _gradients(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.grad.double() for name, t in tensors.items() if t.grad is not None}
 
 
-def _skipped(name: str, contestant: Contestant, inputs: dict[str, Tensor]) -> float:
-    """How long the part of a gradient can be that ``skip_tolerance`` allows to leave out."""
+def _allowance(name: str, share: float, inputs: dict[str, Tensor]) -> float:
+    """How long a part of a gradient can be, with this share of each row's largest one."""
     if name == "b":
-        return contestant.skip_tolerance
+        return share
     tensor = inputs[name].detach().double()
-    per_row = SCALE * contestant.skip_tolerance / float(tensor.norm(dim=1).min())
+    per_row = SCALE * share / float(tensor.norm(dim=1).min())
     # Of N rows' mean, in-batch as row and column; a column's part is at most all rows' together.
     return per_row * (2.0 / math.sqrt(len(tensor)) if name == "feats" else 1.0)
 
@@ -61,7 +63,8 @@ def errors(workload: Workload, contestant: Contestant, device: str) -> dict[str,
             # Its terms cancel at the optimum; together they are not more than the loss.
             length = max(length, size)
         found[name] = float((gradient - wanted[name]).norm()) / length
-        allowed[name] = gradient_limit + _skipped(name, contestant, inputs) / length
+        share = contestant.skip_tolerance + PROBABILITY
+        allowed[name] = gradient_limit + _allowance(name, share, inputs) / length
     if missing := wanted.keys() - found.keys():
         raise ArithmeticError(f"no gradient of {', '.join(sorted(missing))}")
     for name, error in found.items():

@@ -96,13 +96,20 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
 
 
 def _decisions(monkeypatch) -> list[bool]:
-    """Filled with whether each tile was left out."""
+    """Filled with whether tiles, or some rows of them, were left out."""
     decisions: list[bool] = []
-    covers, negligible = skipping.Budget.covers, skipping.negligible
+    covers, unpaid = skipping.Budget.covers, skipping.Budget.unpaid
+    negligible = skipping.negligible
 
     def spied_covers(*arguments) -> bool:
         decisions.append(covers(*arguments))
         return decisions[-1]
+
+    def spied_unpaid(self, tile, rows):
+        wanted = unpaid(self, tile, rows)
+        kept = tile.shape[0] if wanted is None else len(wanted)
+        decisions.extend([True] * (kept < tile.shape[0]) + [False] * (kept > 0))
+        return wanted
 
     def spied_negligible(*arguments) -> list[bool]:
         found = negligible(*arguments)
@@ -110,6 +117,7 @@ def _decisions(monkeypatch) -> list[bool]:
         return found
 
     monkeypatch.setattr(skipping.Budget, "covers", spied_covers)
+    monkeypatch.setattr(skipping.Budget, "unpaid", spied_unpaid)
     monkeypatch.setattr(logsumexp, "negligible", spied_negligible)
     return decisions
 

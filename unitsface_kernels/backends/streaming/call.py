@@ -26,6 +26,13 @@ class Kept:
     blocks: tuple[int, int] = (0, 0)
     cosines: Tensor | None = None
     tile_sums: tuple[Tensor, Tensor] | None = None
+    _scratch: Tensor | None = None
+
+    def scratch(self, size: int, like: Tensor) -> Tensor:
+        """(size,) float32 that the next caller overwrites."""
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = like.new_empty(size)
+        return self._scratch[:size]
 
     def take_cosines(self) -> Tensor | None:
         cosines, self.cosines = self.cosines, None

@@ -19,7 +19,7 @@ from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine
 from .scattered import add_pairs
-from .skipping import heavy_rows, negligible
+from .skipping import heavy_rows, negligible, worth_taking
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -177,6 +177,8 @@ def _gradients(
         # Targets lie scattered over all tiles: on their own, they are in none's way.
         rows.target_gradient = torch.zeros_like(target_gradient)
         wanted = heavy_rows(masses, call.skip_tolerance)
+        if not worth_taking(len(wanted), count):
+            wanted = torch.arange(count, device=unit.device)
         part = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
         _stream(
             call,
@@ -268,4 +270,11 @@ def _taken(
     if taken is None or len(taken) == call.rows.shape[0]:
         return _kept(cosines, tile, block)
     everything = _kept(cosines, tile, slice(0, call.rows.shape[0]))
-    return None if everything is None else everything[taken[block]]
+    if everything is None:
+        return None
+    width = everything.shape[1]
+    rows = taken[block]
+    # Not over the cosines of rows that another block may want.
+    assert call.kept is not None
+    scratch = call.kept.scratch(len(rows) * width, cosines)
+    return torch.index_select(everything, 0, rows, out=scratch.view(-1, width))

@@ -50,27 +50,41 @@ class Budget:
         limit = call.skip_tolerance * call.spec.slope_bound(call.params)
         self._limit = limit if weights is None else limit * weights.abs().amax()
 
-    def covers(self, tile: Tensor, rows: slice, columns: slice | None) -> bool:
-        """Whether the gradient tile can be left out; if so, it is paid for.
+    def covers(self, tile: Tensor, rows: slice, columns: slice) -> bool:
+        """Whether an in-batch gradient tile can be left out; if so, it is paid for.
 
         Args:
             tile: (n, m) as :meth:`Engine.sum_tile` returns it.
-            rows, columns: the rows of the batch on both sides; None: columns are no rows.
+            rows, columns: the rows of the batch on both sides.
 
         Waits for the device.
         """
         by_rows = self._spent[rows] + self._engine.absolute_sums(tile, dim=1)
-        fits = (by_rows <= self._limit).all()
-        by_columns = None
-        if columns is not None:
-            by_columns = self._spent[columns] + self._engine.absolute_sums(tile, dim=0)
-            fits &= (by_columns <= self._limit).all()
+        by_columns = self._spent[columns] + self._engine.absolute_sums(tile, dim=0)
+        fits = (by_rows <= self._limit).all() & (by_columns <= self._limit).all()
         if not bool(fits):
             return False
         self._spent[rows] = by_rows
-        if by_columns is not None:
-            self._spent[columns] = by_columns
+        self._spent[columns] = by_columns
         return True
+
+    def unpaid(self, tile: Tensor, rows: slice) -> Tensor | None:
+        """Which rows of a tile against columns are still wanted; the others have paid.
+
+        None: all, and nobody has paid, since too few could to be worth the copy of the rest.
+        """
+        spent = self._spent[rows] + self._engine.absolute_sums(tile, dim=1)
+        pays = spent <= self._limit
+        wanted = torch.nonzero(~pays).flatten()
+        if worth_taking(len(wanted), len(pays)):
+            self._spent[rows] = torch.where(pays, spent, self._spent[rows])
+            return wanted
+        return None
+
+
+def worth_taking(wanted: int, count: int) -> bool:
+    """Whether products with fewer rows save more than it takes to copy those rows together."""
+    return 10 * wanted <= 9 * count
 
 
 # Rows with more positives than this keep them in their tiles.
@@ -82,15 +96,17 @@ class Positives:
 
     Attributes:
         places: (K, N) positions among the columns, below 0: none.
-        slopes: (K, N) d loss / d cosine of those whose tiles were left out, else 0.
+        slopes: (K, N) d loss / d cosine of those that were left out of their tiles, else 0.
     """
 
     def __init__(self, call: Call) -> None:
         self.places = _positives(call)
         self.slopes = self.places.new_zeros(self.places.shape, dtype=torch.float32)
 
-    def leave_out(self, budget: Budget, engine: Engine, tile: Tensor, rows: slice, start: int):
-        """Whether the tile is covered without its positives; then their slopes are kept."""
+    def unpaid(
+        self, budget: Budget, engine: Engine, tile: Tensor, rows: slice, start: int
+    ) -> Tensor | None:
+        """As :meth:`Budget.unpaid`; the slopes of positives whose rows have paid are kept."""
         found = []
         for places, slopes in zip(self.places[:, rows], self.slopes[:, rows], strict=True):
             position = places - start
@@ -99,13 +115,15 @@ class Positives:
             found.append((slopes, entries, tile[entries], engine.entries(tile, *entries)))
         for _, entries, _, _ in found:
             tile[entries] = 0.0
-        covered = budget.covers(tile, rows, None)
+        wanted = budget.unpaid(tile, rows)
+        paid = torch.zeros(tile.shape[0], dtype=torch.bool, device=tile.device)
+        if wanted is not None:
+            paid = paid.logical_not_().index_fill_(0, wanted, False)
         for slopes, entries, stored, values in found:
-            if covered:
-                slopes[entries[0]] = values
-            else:
-                tile[entries] = stored
-        return covered
+            of_paid = paid[entries[0]]
+            slopes[entries[0]] = torch.where(of_paid, values, slopes[entries[0]])
+            tile[entries] = torch.where(of_paid, 0.0, stored)
+        return wanted
 
 
 def _positives(call: Call) -> Tensor:

@@ -205,17 +205,26 @@ def _against_columns(
             )
             if tile is None:
                 continue
+            rows, wanted = slice(first, last), None
             if budget is not None and positives is not None:
-                rows = slice(first, last)
-                if positives.leave_out(budget, engine, tile, rows, start):
+                wanted = positives.unpaid(budget, engine, tile, rows, start)
+            unit_rows = unit[rows]
+            if wanted is not None:
+                if len(wanted) == 0:
                     continue
+                tile, unit_rows = tile[wanted], unit_rows[wanted]
             if totals.d_rows is not None:
-                engine.accumulate(totals.d_rows[first:last], tile, unit_columns)
+                if wanted is None:
+                    engine.accumulate(totals.d_rows[rows], tile, unit_columns)
+                else:
+                    part = totals.d_rows[rows][wanted]
+                    engine.accumulate(part, tile, unit_columns)
+                    totals.d_rows[rows][wanted] = part
             if d_columns is not None:
                 if d_unit is None:
-                    d_unit = engine.overwrite(tile.T, unit[first:last])
+                    d_unit = engine.overwrite(tile.T, unit_rows)
                 else:
-                    engine.accumulate(d_unit, tile.T, unit[first:last])
+                    engine.accumulate(d_unit, tile.T, unit_rows)
         if d_columns is None:
             continue
         if d_unit is None:
