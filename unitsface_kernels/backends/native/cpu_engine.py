@@ -124,5 +124,10 @@ class CpuEngine(NativeEngine):
         else:
             self._own_product(left, right, total, add=True)
 
+    def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
+        # Several times as fast as a vector norm, which the CPU does not vectorise.
+        absolute = self._buffer("absolute", *tile.shape, dtype=tile.dtype)
+        return torch.abs(tile, out=absolute).sum(dim=dim, dtype=torch.float32)
+
     def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
         return self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))
