@@ -23,7 +23,7 @@ from .workloads import Workload
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIR_ROWS = tuple(1024 << k for k in range(7))
 CLASSES = (10_000, 40_000, 100_000, 400_000, 1_000_000, 4_000_000)
-CLASS_ROWS, SIZE = 128, 512
+CLASS_ROWS, SIZE = 512, 512
 CURVES = {
     "pair": [Workload(f"uss, N = {n}", "uss", n, 0, SIZE, 1.5) for n in PAIR_ROWS],
     "class": [

@@ -16,10 +16,10 @@ from torch import Tensor
 from ..streaming import Call
 from .engine import DTYPE_CODES, NativeEngine
 
-# Product tiles of 4 and 2 MB stay in the last-level cache with their operands. Of the shapes that
+# Product tiles of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
 # `python -m bench.tile_sizes` compares these lose least to the bare products, by 5 to 10 %.
 PAIR_BLOCK = 1024
-CLASS_BLOCK = (512, 1024)
+CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
 # Multiplications below which packing and waking the threads outweigh what own products gain.
 SMALL_PRODUCT = 1 << 23

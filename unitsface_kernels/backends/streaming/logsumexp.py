@@ -23,27 +23,26 @@ from .skipping import heavy_rows, negligible, worth_taking
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
-    """Log-sum-exp of the negatives and target cosine."""
-    return 2
+    """Log-sum-exp of the negatives, their share in the softmax, d logit / d cosine of the target."""
+    return 3
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    """Loss, and (2, N) state: log-sum-exp of the negatives and target cosine."""
+    """Loss, and (3, N) state."""
     log_negatives, target_cosine = _statistics(call, engine)
-    per_row, _, _ = _finish_rows(call, engine, log_negatives, target_cosine)
+    per_row, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.counted()
-    return Result(loss, torch.stack([log_negatives, target_cosine]), (None, None, None))
+    return Result(loss, torch.stack([log_negatives, share, slope]), (None, None, None))
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    log_negatives, target_cosine = state.unbind(0)
+    log_negatives, share, slope = state.unbind(0)
     weights, scale = split_weights(call, weights)
-    _, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
     negative_weight = torch.where(call.row_labels == -1, 0.0, weights * share)
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
