@@ -34,8 +34,10 @@ def available(device_type: str, dtype: torch.dtype = torch.float32) -> list[str]
 
 
 def _preference(device_type: str) -> tuple[str, ...]:
-    # CPU: native is ahead of eager in every workload of bench/ above the smallest sizes, and
-    # Triton there is only an interpreter. CUDA: not measured yet, see bench/results/README.md.
+    # CPU: native is ahead of the reference for pairs of any number; for class softmaxes within 15 %
+    # of it up to some thousand pairs and ahead beyond (bench/results/crossover.json): not worth
+    # another backend's rounding and limits at some sizes. Triton there is only an interpreter.
+    # CUDA: not measured yet, see bench/results/README.md.
     if device_type == "cuda":
         return ("triton", "native", "reference")
     return ("native", "reference", "triton")

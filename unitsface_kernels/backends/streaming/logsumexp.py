@@ -23,7 +23,7 @@ from .skipping import heavy_rows, negligible, worth_taking
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
-    """Log-sum-exp of the negatives, their share in the softmax, d logit / d cosine of the target."""
+    """Log-sum-exp of the negatives, their share in the softmax, slope of the target's logit."""
     return 3
 
 
