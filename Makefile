@@ -38,7 +38,7 @@ test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow
 
 bench: env
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --seconds 4
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.report --readme
 
