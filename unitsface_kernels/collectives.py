@@ -57,9 +57,7 @@ def start_gather_rows(
         work.wait()
         if min(counts) == longest:
             return parts
-        return torch.cat(
-            [block[:n] for block, n in zip(parts.split(longest), counts, strict=True)]
-        )
+        return torch.cat([block[:n] for block, n in zip(parts.split(longest), counts, strict=True)])
 
     return finish
 
