@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...losses import REGISTRY, LossSpec
+from .shards import Shards
 
 
 @dataclass
@@ -57,6 +58,9 @@ class Call:
         compute_dtype: operands of the matrix products; they accumulate in float32.
         skip_tolerance: bound of what ``skipping.py`` may leave out of the gradients; 0: nothing.
         kept: for more than the state to pass from forward to backward; None: nothing can.
+        shards: the columns are this rank's part of the classes; None: they are all there are.
+        sink: takes the gradient of the columns, a (m, D) float32 tile at a time that it may
+            overwrite, in place of one gradient of them all.
     """
 
     spec: LossSpec
@@ -75,6 +79,8 @@ class Call:
     need_columns: bool
     need_threshold: bool
     kept: Kept | None = None
+    shards: Shards | None = None
+    sink: ColumnSink | None = None
 
     @property
     def num_columns(self) -> int:
@@ -84,7 +90,8 @@ class Call:
 
     @property
     def skips(self) -> bool:
-        return self.skip_tolerance > 0.0
+        # What is left out is added pair by pair to a whole gradient in the end.
+        return self.skip_tolerance > 0.0 and self.sink is None
 
     @property
     def need_any(self) -> bool:
@@ -144,6 +151,8 @@ def make_call(
     need_columns: bool,
     need_threshold: bool,
     kept: Kept | None = None,
+    shards: Shards | None = None,
+    sink: ColumnSink | None = None,
 ) -> Call:
     """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph."""
 
@@ -170,6 +179,8 @@ def make_call(
         need_columns,
         need_threshold,
         kept,
+        shards,
+        sink,
     )
 
 
@@ -201,4 +212,5 @@ class Result:
     gradients: Gradients
 
 
+ColumnSink = Callable[[slice, Tensor], None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
