@@ -36,6 +36,7 @@ from .modules import (
     USSLoss,
     VPLLoss,
 )
+from .partial_fc import PartialFC, clip_grad_norm_
 
 __all__ = [
     "CLASS_LOSSES",
@@ -50,6 +51,7 @@ __all__ = [
     "NormFaceLoss",
     "PairBCELoss",
     "PairSoftmaxLoss",
+    "PartialFC",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
@@ -59,6 +61,7 @@ __all__ = [
     "VPLLoss",
     "__version__",
     "adapters",
+    "clip_grad_norm_",
     "fused_margin_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",

@@ -349,7 +349,7 @@ def unsupported(name: str, value: object, instead: str) -> None:
         raise ValueError(f"{name} must be None, got {type(value).__name__}: {instead}")
 
 
-def instance(name: str, value: object, kind: type, expected: str) -> None:
+def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
     if not isinstance(value, kind):
         got = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(f"{name} must be {expected}, got {got}")
@@ -374,3 +374,52 @@ def mask(name: str, value: object, count: int) -> Tensor:
     if tuple(value.shape) != (count,):
         raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
     return value
+
+
+# --- several ranks -----------------------------------------------------------------------------
+
+
+def ranks_are_well(well: list[int]) -> None:
+    """Every rank's verdict on its own arguments."""
+    if not all(well):
+        ill = ", ".join(str(rank) for rank, fine in enumerate(well) if not fine)
+        raise ValueError(f"rank {ill} was given wrong arguments and raised an error of its own")
+
+
+def ranks_agree(name: str, values: list[int]) -> None:
+    """Every rank's value of what must be the same on all of them."""
+    if len(set(values)) > 1:
+        given = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+        raise ValueError(f"{name} must be the same on all ranks, got {given}")
+
+
+def shardable(name: str, usable: bool, given: str, known: list[str]) -> None:
+    if not usable:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+
+
+def fused_backend(backend: str) -> None:
+    if backend == "reference":
+        raise ValueError(
+            "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
+            "knows no shards"
+        )
+
+
+def same_shard(saved: dict[str, object], own: dict[str, object]) -> None:
+    """A saved shard against the one that is to take it."""
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"the saved shard has {name} = {saved.get(name)}, this one has {value}; "
+                "unitsface_kernels.partial_fc.load_checkpoint loads checkpoints on another "
+                "number of ranks"
+            )
+
+
+def no_pending_step(pending: bool) -> None:
+    if pending:
+        raise RuntimeError(
+            "a fused optimiser takes one backward pass per step: call optimizer.step() and "
+            "zero_grad() between them, or train without PartialFC.fuse to accumulate gradients"
+        )

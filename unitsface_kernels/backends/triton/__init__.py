@@ -92,7 +92,7 @@ def forward(call: Call, gradients: bool) -> Result:
 
     with _context(call):
         # Losses alone are another kernel than the one that is searched for.
-        search = known or call.spec.reduction != "sum"
+        search = (known or call.spec.reduction != "sum") and _repeatable(call)
         return run(autotune.config(call, "forward", run, search))
 
 
@@ -105,4 +105,9 @@ def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
         return streaming.backward(call, TritonEngine(call, config=config), state, weights)
 
     with _context(call):
-        return run(autotune.config(call, "backward", run))
+        return run(autotune.config(call, "backward", run, _repeatable(call)))
+
+
+def _repeatable(call: Call) -> bool:
+    """Whether a search may run it several times: without a word to others, or a step."""
+    return call.shards is None and call.sink is None
