@@ -1,6 +1,22 @@
 """Partial FC: class weights sharded over ranks, of which a step takes a sample."""
 
+from .checkpoint import load_checkpoint, save_checkpoint
 from .clipping import clip_grad_norm_
 from .module import PartialFC
 
-__all__ = ["PartialFC", "clip_grad_norm_"]
+__all__ = [
+    "PartialFC",
+    "clip_grad_norm_",
+    "export_class_weights",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Training does without ``export_class_weights`` and what it imports."""
+    if name == "export_class_weights":
+        from .class_weights import export_class_weights
+
+        return export_class_weights
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

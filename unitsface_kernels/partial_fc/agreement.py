@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from .. import validate
 from ..collectives import Group, gather_numbers, world_size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,23 @@ def agree(
     for name, values in zip(configuration, told[:, 3:].T.tolist(), strict=True):
         validate.ranks_agree(name, values)
     return Agreement(told[:, 1].tolist(), told[:, 2].bool().tolist())
+
+
+def together(what: str, work: Callable[[], T], device: torch.device, group: Group) -> T:
+    """What ``work`` returns, if it succeeds on every rank; it must not communicate.
+
+    Raises:
+        Exception: on a rank that failed what it raised; on the others a ValueError naming ``what``
+            and the rank.
+    """
+    mistake: Exception | None = None
+    result: T | None = None
+    try:
+        result = work()
+    except Exception as error:
+        mistake = error
+    well = gather_numbers([int(mistake is None)], device, group)[:, 0].tolist()
+    if mistake is not None:
+        raise mistake
+    validate.ranks_succeeded(what, well)
+    return result  # type: ignore[return-value]

@@ -60,9 +60,11 @@ class PartialFC(nn.Module):
             own rows, and the objective is then the mean over ranks of what each makes of them.
 
     Attributes:
+        name: of the loss.
         loss: the loss's module, whose per-class parameters and buffers are this rank's part.
         shard: which classes those are.
         step: training steps so far; part of the state dict.
+        per_class: names in the state dict of the tensors that are sharded.
 
     Shape:
         feats (n, D), labels (n,) integers in [0, C) or -1 -> () float32, the same on every rank.
@@ -106,9 +108,12 @@ class PartialFC(nn.Module):
         validate.fused_backend(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
-        self._name = loss
+        self.name = loss
         self._options = zlib.crc32(repr((loss, sorted(options.items()))).encode())
         self.loss = module
+        self.per_class = frozenset(
+            name for name, tensor in self.state_dict().items() if self._per_class(tensor)
+        )
         self._materialise(torch.device(device or torch.get_default_device()))
         self.reset_parameters()
 
@@ -126,8 +131,8 @@ class PartialFC(nn.Module):
                 else:
                     module._buffers[name] = empty
 
-    def _per_class(self, tensor: Tensor) -> bool:
-        return tensor.dim() > 0 and tensor.shape[0] == self.num_classes
+    def _per_class(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == self.num_classes
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -180,7 +185,7 @@ class PartialFC(nn.Module):
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
         others = sorted(set(SHARDABLE) - {"vpl"})
-        validate.shardable("loss of a fused optimiser", self._name != "vpl", self._name, others)
+        validate.shardable("loss of a fused optimiser", self.name != "vpl", self.name, others)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
@@ -313,16 +318,19 @@ class PartialFC(nn.Module):
         validate.same_shard(state, self._identity())
         self.step = int(state["step"])
 
-    def _identity(self) -> dict[str, object]:
-        """What a saved shard and the module that takes it must have in common."""
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the module that takes it must have in common."""
         return {
-            "loss": self._name,
+            "loss": self.name,
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
-            "first class": self.shard.start,
-            "classes of the shard": len(self.shard),
             "seed": self.seed,
         }
+
+    def _identity(self) -> dict[str, object]:
+        """The same for a saved shard."""
+        of_shard = {"first class": self.shard.start, "classes of the shard": len(self.shard)}
+        return {**self.identity(), **of_shard}
 
     def extra_repr(self) -> str:
         return (
