@@ -36,6 +36,7 @@ from .modules import (
     USSLoss,
     VPLLoss,
 )
+from .optim import SampledAdamW, SampledSGD
 
 __all__ = [
     "CLASS_LOSSES",
@@ -50,6 +51,8 @@ __all__ = [
     "NormFaceLoss",
     "PairBCELoss",
     "PairSoftmaxLoss",
+    "SampledAdamW",
+    "SampledSGD",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
