@@ -36,6 +36,7 @@ from .modules import (
     USSLoss,
     VPLLoss,
 )
+from .optim import SampledAdamW, SampledSGD
 from .partial_fc import PartialFC, clip_grad_norm_
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "PairBCELoss",
     "PairSoftmaxLoss",
     "PartialFC",
+    "SampledAdamW",
+    "SampledSGD",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",

@@ -482,4 +482,31 @@ def plain(name: str, value: object, fine: bool) -> None:
         raise TypeError(
             f"{name} must consist of dicts, lists, tuples, tensors, numbers and strings, got "
             f"{type(value).__name__}"
+
+
+# --- row optimisers ----------------------------------------------------------------------------
+
+
+def owned(group: dict[str, object] | None) -> dict[str, object]:
+    if group is None:
+        raise ValueError("parameter must be one of the optimizer's parameters, got another")
+    return group
+
+
+def row_options(group: dict[str, object], refused: tuple[str, ...]) -> None:
+    """Options of a parameter group that steps on single rows cannot have."""
+    for name in refused:
+        if group.get(name):
+            raise ValueError(
+                f"{name} must be {'0' if name == 'dampening' else 'False'} for a parameter that "
+                f"is updated by rows, got {group[name]}"
+            )
+
+
+def fused_marker(gradient: Tensor) -> None:
+    if not gradient.is_sparse or gradient.sparse_dim() != 2 or gradient._values().numel() > 1:
+        raise ValueError(
+            "the gradient of a fused parameter must come from one backward pass of its loss "
+            f"alone, got one of shape {tuple(gradient.shape)} and layout {gradient.layout}"
+            " from elsewhere or added up"
         )

@@ -15,6 +15,7 @@ from ..modules.class_loss import ClassLoss, Comparison, ShardableLoss
 from .agreement import agree
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
+from .sampling import ascending, sample_classes
 from .shard import Shard
 
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
@@ -252,11 +253,10 @@ class PartialFC(nn.Module):
         size = len(self.shard)
         if self.sample_rate == 1.0 or not self.training:
             return None, local
-        from .sampling import sample_classes
-
         rank = own_rank(self.group)
         count = int(self.sample_rate * size)
-        return sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
+        drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
+        return ascending(*drawn)
 
     def _compare(
         self,
