@@ -14,7 +14,7 @@ import torch
 from ranks import RankError, run_ranks
 from torch import Tensor
 
-from unitsface_kernels import PartialFC
+from unitsface_kernels import PartialFC, SampledAdamW, SampledSGD
 from unitsface_kernels.collectives import own_rank, world_size
 from unitsface_kernels.partial_fc import (
     checkpoint,
@@ -37,15 +37,22 @@ EXTRA = {"backbone": {"w": torch.arange(6.0).view(2, 3)[:, 1:]}, "list": [1, (2.
 
 
 def _head(
-    loss: str, classes: int, seed: int = 1, adam: bool = False
+    loss: str, classes: int, seed: int = 1, kind: str = "sgd"
 ) -> tuple[PartialFC, torch.optim.Optimizer]:
-    head = PartialFC(loss, D, classes, seed=seed, **LOSSES[loss])
+    rate = 0.5 if kind in ("sampled", "fused") else 1.0
+    head = PartialFC(loss, D, classes, rate, seed=seed, **LOSSES[loss])
     # What ranks share beside the head is the optimiser's business, too.
     backbone = torch.nn.Parameter(torch.zeros(3))
     parameters = [{"params": [backbone]}, {"params": list(head.parameters())}]
-    if adam:
+    if kind == "adamw":
         return head, torch.optim.AdamW(parameters, lr=0.1)
-    return head, torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    if kind == "sgd":
+        return head, torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    if kind == "sampled":
+        return head, SampledAdamW(parameters, lr=0.1)
+    optimizer = SampledSGD(parameters, lr=0.1, momentum=0.9)
+    head.fuse(optimizer, "step")
+    return head, optimizer
 
 
 def _train(head: PartialFC, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -91,21 +98,27 @@ def _assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(b[name])), name
 
 
-def _cases() -> list[tuple[str, int, bool]]:
-    return [*((loss, 7, False) for loss in LOSSES), ("class_bce", 2, True)]
+def _cases() -> list[tuple[str, int, str]]:
+    return [
+        *((loss, 7, "sgd") for loss in LOSSES),
+        ("class_bce", 2, "adamw"),
+        ("class_bce", 27, "sampled"),
+        ("cosface", 27, "fused"),
+        ("cosface", 3, "fused"),
+    ]
 
 
 def _save_all(rank: int, folder: str) -> list[dict[str, Any]]:
     """Saves every case; the run then goes on as one that was loaded."""
     storage.BLOCK_BYTES = 32  # two rows
     states = []
-    for loss, classes, adam in _cases():
+    for loss, classes, kind in _cases():
         path = Path(folder) / f"{loss}{classes}"
-        head, optimizer = _head(loss, classes, adam=adam)
+        head, optimizer = _head(loss, classes, kind=kind)
         _train(head, optimizer, 3)
         save_checkpoint(path, head, optimizer, EXTRA if rank == 0 else None)
         states.append(_state(head, optimizer))
-        again, other = _head(loss, classes, adam=adam)
+        again, other = _head(loss, classes, kind=kind)
         load_checkpoint(path, again, other)
         for run in ((head, optimizer), (again, other)):
             _train(*run, 2)
@@ -120,8 +133,8 @@ def _save_all(rank: int, folder: str) -> list[dict[str, Any]]:
 
 def _load_all(rank: int, folder: str) -> list[dict[str, Any]]:
     states = []
-    for loss, classes, adam in _cases():
-        head, optimizer = _head(loss, classes, adam=adam)
+    for loss, classes, kind in _cases():
+        head, optimizer = _head(loss, classes, kind=kind)
         _train(head, optimizer, 1)  # state that is to be replaced
         memory = head.weight.data_ptr()
         extra = load_checkpoint(Path(folder) / f"{loss}{classes}", head, optimizer)

@@ -1,4 +1,7 @@
-"""Checkpoints: written whole or not at all, read without unpickling code."""
+"""Checkpoints: written whole or not at all, read without unpickling code.
+
+A run with whole class weights has a file, one with shards a folder of all processes' parts.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+import unitsface_kernels as uk
 from train.config import Config
 from train.errors import UserError
 
 LAST = Path("checkpoints") / "last.pt"
+LAST_SHARDED = Path("checkpoints") / "last"
 FORMAT = 1
 
 
@@ -40,9 +45,43 @@ def read(path: Path) -> Any:
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
 
 
+def save_sharded(
+    values: dict[str, Any], path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer
+) -> None:
+    """The same for a folder; every process calls."""
+    try:
+        uk.partial_fc.save_checkpoint(path, head, optimizer, values)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        uk.partial_fc.load_checkpoint(path, head, optimizer)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def last(run_dir: Path) -> Path:
+    """Where a run's last checkpoint is, or would be."""
+    sharded = run_dir / LAST_SHARDED
+    return sharded if is_sharded(sharded) else run_dir / LAST
+
+
+def is_sharded(path: Path) -> bool:
+    # Where there is no folder, one that was about to be replaced may be beside it.
+    return path.is_dir() or path.with_name(f".{path.name}.old").is_dir()
+
+
 def read_run(path: Path) -> dict[str, Any]:
-    """A checkpoint of this harness, for resuming."""
-    values = read(path)
+    """A checkpoint of this harness, for resuming; without what is in shards."""
+    if is_sharded(path):
+        try:
+            values = uk.partial_fc.read_extra(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    else:
+        values = read(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or "trainer" not in values:
         raise UserError(f"{path} is not a training checkpoint of this harness")
     return values

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.backbones import STAGES
 from train.errors import UserError
-from train.losses import NO_LOSS, class_loss_names, pair_loss_names
+from train.losses import NO_LOSS, class_loss_names, pair_loss_names, shardable_names
 from train.schedule import SCHEDULES
 
 
@@ -48,6 +48,11 @@ class ModelConfig:
     name: str = _key("iresnet18", "backbone", choices=tuple(STAGES))
     input_size: int = _key(112, "side of the square input image in pixels", low=16)
     dropout: float = _key(0.0, "dropout before the last linear layer", low=0.0, high=0.99)
+    freeze_bn: bool = _key(
+        False,
+        "batch normalisation by the stored statistics, which stay as they are: to go on from"
+        " trained weights, and for runs that must not depend on the number of processes",
+    )
     channels_last: bool = _key(True, "channels-last memory format (faster convolutions)")
     weights: str = _key("", "backbone state dict to start from, e.g. a published .pth file")
 
@@ -62,7 +67,7 @@ class LossConfig:
     )
     pair_name: str = _key(
         "uss",
-        "sample-to-sample loss; pairs are those within one process's part of the batch",
+        "sample-to-sample loss",
         name="pair",
         choices=lambda: _loss_choices(pair_loss_names()),
     )
@@ -80,11 +85,35 @@ class LossConfig:
             "constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"
         ),
     )
+    pair_across_ranks: bool = _key(
+        True,
+        "pairs of the pair loss are those of all processes' batches; false: of one process's",
+    )
     backend: str = _key("auto", "kernel backend of both losses")
     memory: bool = _key(
         False,
         "compare the batch with the newest feature of every identity instead of with itself in the"
         " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
+    )
+
+
+@dataclass
+class PartialFCConfig:
+    enabled: str = _key(
+        "auto",
+        "class weights in shards, one per process; auto: with more than one process, sample_rate"
+        " below 1 or a fused optimizer; never: every process holds all of them",
+        choices=("auto", "always", "never"),
+    )
+    sample_rate: float = _key(
+        1.0, "share of the classes that a step compares with", low=0.0, high=1.0
+    )
+    fused_optimizer: str = _key(
+        "none",
+        "steps of the class weights without memory for their gradient: within the backward pass,"
+        " or in the optimizer's step for four products instead of two, as train.amp=fp16 and"
+        " train.clip_classes need",
+        choices=("none", "backward", "step"),
     )
 
 
@@ -129,6 +158,7 @@ class TrainConfig:
     weight_decay: float = _key(5e-4, "SGD weight decay (none on thresholds)", low=0.0)
     threshold_lr: float = _key(1.0, "learning rate of thresholds, as a multiple of lr", low=0.0)
     clip_norm: float = _key(5.0, "largest gradient norm of the backbone; 0: no limit", low=0.0)
+    clip_classes: bool = _key(False, "clip_norm is of the backbone and the losses together")
     schedule: str = _key("polynomial", "learning-rate schedule", choices=SCHEDULES)
     warmup_epochs: float = _key(0.0, "linear warm-up", low=0.0)
     power: float = _key(2.0, "exponent of the polynomial schedule", low=0.0)
@@ -138,6 +168,9 @@ class TrainConfig:
     )
     gamma: float = _key(0.1, "factor of the step schedule", low=0.0)
     amp: str = _key("none", "autocast dtype", choices=("none", "bf16", "fp16"))
+    timeout_s: float = _key(
+        1800.0, "seconds a process waits for the others before it gives up", low=1.0
+    )
     device: str = _key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
 
 
@@ -157,6 +190,7 @@ class RunConfig:
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    partial_fc: PartialFCConfig = field(default_factory=PartialFCConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -273,10 +307,40 @@ def check(config: Config) -> None:
         raise UserError(
             "loss.memory=true needs loss.pair, and loss.class to train while the memory fills"
         )
+    _check_partial_fc(config)
     if config.train.schedule == "step" and not config.train.milestones:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
     if config.data.holdout == 1:
         raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
+
+
+def _check_partial_fc(config: Config) -> None:
+    partial, train, name = config.partial_fc, config.train, config.loss.class_name
+    fused = partial.fused_optimizer
+    if partial.sample_rate == 0.0:
+        raise UserError("partial_fc.sample_rate: expected a number above 0 and at most 1, got 0")
+    asked = [
+        f"partial_fc.{key}={value}"
+        for key, value, default in (
+            ("enabled", partial.enabled, "always"),
+            ("sample_rate", partial.sample_rate, 1.0),
+            ("fused_optimizer", fused, "none"),
+        )
+        if (value == default) == (key == "enabled")
+    ]
+    if asked and name not in shardable_names():
+        raise UserError(
+            f"{asked[0]}: loss.class={name} is not among {', '.join(shardable_names())}"
+        )
+    if asked and partial.enabled == "never":
+        raise UserError(f"{asked[0]} needs shards of classes, not partial_fc.enabled=never")
+    clips = train.clip_classes and train.clip_norm > 0
+    if fused == "backward" and (train.amp == "fp16" or clips):
+        reason = "train.clip_classes=true" if clips else "train.amp=fp16"
+        raise UserError(
+            f"partial_fc.fused_optimizer=backward moves the class weights before {reason} can "
+            "scale their gradient; use partial_fc.fused_optimizer=step"
+        )
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.errors import UserError
+from train.errors import LostProcessError, UserError
+
+# What gloo and NCCL say when another process has gone or takes too long.
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "socket closed",
+    "timed out",
+    "timeout",
+    "connection refused",
+    "closed connection",
+    "remote process",
+)
 
 T = TypeVar("T")
 
@@ -26,6 +41,24 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def group(self) -> Any:
+        """The process group, None for one process."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def check_same(self, what: str, value: object) -> None:
+        """An error on all processes unless ``value`` is the same on all of them."""
+        if self.size == 1:
+            return
+        own = torch.tensor([zlib.crc32(repr(value).encode())], device=self.device)
+        sums = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(sums, own)
+        others = [rank for rank, s in enumerate(sums) if int(s) != int(sums[0])]
+        if others:
+            raise UserError(
+                f"{what} is another on process {', '.join(map(str, others))} than on process 0"
+            )
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over processes; the same on all of them."""
@@ -68,19 +101,40 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def lost_process(error: Exception) -> bool:
+    """Whether a collective failed for want of another process."""
+    if not isinstance(error, RuntimeError) or not dist.is_available():
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(words in text for words in _LOST)
+
+
 @contextmanager
-def open_world(device: str) -> Iterator[World]:
-    """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: NCCL on GPUs, else gloo."""
+def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
+    """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: NCCL on GPUs, else gloo.
+
+    Raises:
+        LostProcessError: within the time limit, if another process is gone.
+    """
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     started = size > 1 and not dist.is_initialized()
-    if started:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield World(rank, size, chosen)
-    finally:
         if started:
-            dist.destroy_process_group()
+            dist.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
+            )
+        yield World(rank, size, chosen)
+    except RuntimeError as error:
+        if size > 1 and lost_process(error):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason"
+            raise LostProcessError(
+                f"lost another process of the run ({reason}); continue with --resume"
+            ) from error
+        raise
+    # Not after an error: it may wait for processes that are gone, and this one is about to end.
+    if started:
+        dist.destroy_process_group()

@@ -27,7 +27,18 @@ from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
 from train.distributed import World
 from train.errors import DivergedError, UserError
-from train.losses import FaceLoss, build_loss, try_loss
+from train.losses import (
+    NO_LOSS,
+    FaceLoss,
+    build_head,
+    build_loss,
+    first_threshold,
+    set_epoch,
+    shards_classes,
+    try_head,
+    try_loss,
+)
+from train.optimizer import build_optimizer, build_scaler, clip
 from train.run_folder import MetricsLog
 from train.schedule import lr_factor
 
@@ -35,7 +46,10 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep(nn.Module):
-    """Backbone and losses as one module, so that one data-parallel wrapper averages all of it."""
+    """Backbone and losses as one module, so that one data-parallel wrapper averages all of it.
+
+    Of what is in shards there is nothing to average: it takes the features outside.
+    """
 
     def __init__(self, backbone: IResNet, loss: FaceLoss) -> None:
         super().__init__()
@@ -49,32 +63,14 @@ class TrainStep(nn.Module):
         memory: tuple[Tensor, Tensor] | None = None,
         pairs: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The terms of :class:`FaceLoss`, and the detached features."""
+        """The terms of :class:`FaceLoss`, and the features."""
         features = self.backbone(images)
-        return (*self.loss(features, labels, memory, pairs), features.detach())
+        return (*self.loss(features, labels, memory, pairs), features)
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
     dtype = AMP_DTYPES.get(config.train.amp)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-def build_optimizer(config: Config, backbone: nn.Module, loss: nn.Module) -> torch.optim.SGD:
-    """SGD. Thresholds (parameters of the losses without a feature axis: one, or one per identity,
-    whatever its name) have no weight decay: they are positions on the cosine axis, and nothing
-    says they should be near zero.
-    """
-    train = config.train
-    learned = [p for p in loss.parameters() if p.requires_grad]
-    weights = [p for p in backbone.parameters() if p.requires_grad]
-    weights += [p for p in learned if p.dim() >= 2]
-    thresholds = [p for p in learned if p.dim() < 2]
-    groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
-    if thresholds:
-        groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
-    return torch.optim.SGD(
-        groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
-    )
 
 
 class Trainer:
@@ -95,8 +91,9 @@ class Trainer:
         self.backbone = build_backbone(
             config.model.name, config.model.input_size, config.model.dropout
         )
+        sharded = shards_classes(config.loss, config.partial_fc, world.size)
         self.loss = build_loss(
-            class_name=config.loss.class_name,
+            class_name=NO_LOSS if sharded else config.loss.class_name,
             pair_name=config.loss.pair_name,
             num_classes=len(source.images.identities),
             embedding_size=EMBEDDING_SIZE,
@@ -105,7 +102,20 @@ class Trainer:
             class_weight=config.loss.class_weight,
             pair_weight=config.loss.pair_weight,
             backend=config.loss.backend,
+            group=world.group if config.loss.pair_across_ranks else None,
         )
+        self.head: uk.PartialFC | None = None
+        if sharded:
+            self.head = build_head(
+                config.loss.class_name,
+                len(source.images.identities),
+                EMBEDDING_SIZE,
+                sample_rate=config.partial_fc.sample_rate,
+                seed=config.run.seed,
+                device=world.device,
+                options=config.loss.class_options,
+                backend=config.loss.backend,
+            )
         if config.model.weights and load_weights:
             path = Path(config.model.weights)
             state = checkpoint.read(path)
@@ -118,10 +128,12 @@ class Trainer:
             identities = len(source.images.identities)
             self.memory = uk.FeatureMemory(identities, EMBEDDING_SIZE).to(world.device)
         try_loss(self.loss, EMBEDDING_SIZE, world.device)
+        if self.head is not None:
+            try_head(self.head, EMBEDDING_SIZE, world.device)
         if config.model.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(config, self.backbone, self.loss)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=train.amp == "fp16")
+        self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
+        self.scaler = build_scaler(config, world)
         data = config.data
         self.augment = Augment(
             flip=data.flip,
@@ -138,17 +150,26 @@ class Trainer:
     # -- state ------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {
+        """All there is, but for what is in shards and its optimiser."""
+        values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
             "identities": list(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "loss": self.loss.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "trainer": {"step": self.step},
         }
+        return values if self.head else {**values, "optimizer": self.optimizer.state_dict()}
+
+    def save(self, folder: Path) -> None:
+        """The last checkpoint of a run folder; every process calls."""
+        if self.head is not None:
+            path = folder / checkpoint.LAST_SHARDED
+            checkpoint.save_sharded(self.state(), path, self.head, self.optimizer)
+        elif self.world.is_main:
+            checkpoint.save_atomically(self.state(), folder / checkpoint.LAST)
 
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         checkpoint.load_backbone(self.backbone, values, path=path, config=self.config)
@@ -157,12 +178,18 @@ class Trainer:
                 f"{path} was trained on other identities ({len(values['identities'])}) than "
                 f"those of data.path ({len(self.source.images.identities)})"
             )
+        if checkpoint.is_sharded(path) != (self.head is not None):
+            held = "shards of classes" if self.head is None else "no shards of classes"
+            raise UserError(f"{path} holds {held}; leave partial_fc.enabled as it was")
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:
             if values.get("memory") is None:
                 raise UserError(f"{path} was trained without loss.memory and holds none")
             checkpoint.load_module(self.memory, values["memory"], what="memory", path=path)
-        self.optimizer.load_state_dict(values["optimizer"])
+        if self.head is not None:
+            checkpoint.load_sharded(path, self.head, self.optimizer)
+        else:
+            self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
         self.step = int(values["trainer"]["step"])
 
@@ -190,9 +217,13 @@ class Trainer:
         )
         meter = _Meter(self.world)
         parallel.train()
+        if self.config.model.freeze_bn:
+            freeze_bn(self.backbone)
         try:
             while self.step < self.total_steps:
-                self.loss.set_epoch(self.step // self.steps_per_epoch)
+                for losses in (self.loss, self.head):
+                    if losses is not None:
+                        set_epoch(losses, self.step // self.steps_per_epoch)
                 for images, labels in self._epoch_batches():
                     terms = self._train_step(parallel, images, labels)
                     self.step += 1
@@ -205,8 +236,8 @@ class Trainer:
                         self._log(meter, log, bar)
                     epochs_done = self.step // self.steps_per_epoch
                     saving = stopping or (epoch_end and epochs_done % run.save_every == 0)
-                    if saving and self.world.is_main:
-                        checkpoint.save_atomically(self.state(), folder / checkpoint.LAST)
+                    if saving:
+                        self.save(folder)
                     if stopping:
                         return at_end
         finally:
@@ -268,21 +299,28 @@ class Trainer:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.config, device):
-            *terms, features = parallel(
+            total, class_term, pair_term, features = parallel(
                 images,
                 labels,
                 None if self.memory is None else (self.memory.features, self.memory.labels),
                 self._has_pairs(self.step),
             )
-        self.scaler.scale(terms[0]).backward()
+            if self.head is not None:
+                class_term = self.head(features, labels)
+                total = total + self.config.loss.class_weight * class_term
+        self.scaler.scale(total).backward()
         if self.config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.train.clip_norm)
+            clip(self.config, self.backbone, self.loss, self.head)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.memory is not None:  # after backward, which may still read what is replaced
-            self.memory.update(features, labels)
-        return torch.stack([t.detach().float() for t in terms])
+            self.memory.update(features.detach(), labels)
+        return torch.stack([t.detach().float() for t in (total, class_term, pair_term)])
+
+    def threshold(self) -> float | None:
+        """The unified cosine threshold, the pair loss's if it has one; None without any."""
+        return first_threshold(self.loss.pair_loss, self.loss.class_loss, self.head)
 
     def _log(self, meter: _Meter, log: MetricsLog | None, bar: Any) -> None:
         total, class_term, pair_term, images_per_s = meter.take()
@@ -291,7 +329,7 @@ class Trainer:
                 f"the loss is {total} at step {self.step}; try a smaller train.lr"
                 + (" or train.amp=none" if self.config.train.amp != "none" else "")
             )
-        threshold = self.loss.threshold()
+        threshold = self.threshold()
         shown = "-" if threshold is None else f"{threshold:.3f}"
         bar.set_postfix_str(f"loss {total:.3f}, b/s {shown}, {images_per_s:.0f} images/s")
         if log is not None:
@@ -300,13 +338,20 @@ class Trainer:
                     "step": self.step,
                     "epoch": self.step / self.steps_per_epoch,
                     "loss": total,
-                    "class_loss": None if self.loss.class_loss is None else class_term,
+                    "class_loss": None if self.config.loss.class_name == NO_LOSS else class_term,
                     "pair_loss": pair_term if self._has_pairs(self.step - 1) else None,
                     "threshold": threshold,
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "images_per_s": round(images_per_s, 2),
                 }
             )
+
+
+def freeze_bn(backbone: nn.Module) -> None:
+    """Batch normalisation by the stored statistics; weight and bias still learn."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 class _Meter:

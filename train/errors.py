@@ -9,11 +9,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR = 2
+LOST_PROCESS = 3
 INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Shown as a single ``error: ...`` line with exit code 2, never as a traceback."""
+    """Shown as a single ``error: ...`` line with its exit code, never as a traceback."""
+
+    code = USER_ERROR
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
@@ -21,6 +24,12 @@ class UserError(Exception):
 
 class DivergedError(UserError):
     """The loss of a run is no longer a number."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run has ended or does not answer; what it said itself says why."""
+
+    code = LOST_PROCESS
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +46,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
-        return USER_ERROR
+        return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unitsface_kernels as uk
+from train.distributed import lost_process
 from train.errors import UserError
 
 NO_LOSS = "none"
@@ -21,6 +22,11 @@ def class_loss_names() -> list[str]:
 
 def pair_loss_names() -> list[str]:
     return sorted(uk.PAIR_LOSSES)
+
+
+def shardable_names() -> list[str]:
+    """Class losses whose classes can be spread over processes."""
+    return sorted(uk.partial_fc.SHARDABLE)
 
 
 def _parameters(cls: type) -> list[str]:
@@ -41,21 +47,25 @@ def _construct(
 ) -> nn.Module:
     """``cls(**given, **options)``, passing of ``given`` only what its constructor takes."""
     parameters = _parameters(cls)
-    # `reduction` is the harness's business: it needs one number per step.
-    accepted = [p for p in parameters if p not in given and p != "reduction"]
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f"loss.{key}_options.{option}: {name} takes {', '.join(accepted) or 'no options'}"
-            )
+    _check_options(key, name, [p for p in parameters if p not in given], options)
     try:
         return cls(**{k: v for k, v in given.items() if k in parameters}, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"loss.{key}={name}: {error}") from error
 
 
+def _check_options(key: str, name: str, known: list[str], options: dict[str, Any]) -> None:
+    # `reduction` is the harness's business: it needs one number per step.
+    accepted = [p for p in known if p not in ("reduction", "group", "exchange")]
+    for option in options:
+        if option not in accepted:
+            raise UserError(
+                f"loss.{key}_options.{option}: {name} takes {', '.join(accepted) or 'no options'}"
+            )
+
+
 class FaceLoss(nn.Module):
-    """Weighted sum of a class loss and a pair loss; either may be absent, not both.
+    """Weighted sum of a class loss and a pair loss; either may be absent.
 
     With CosFace and USS at weights 1 this is ``UniTSFaceLoss``; the two terms are returned apart
     because they are logged apart.
@@ -100,21 +110,27 @@ class FaceLoss(nn.Module):
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the losses that change with the epoch, from 0, that it begins."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "set_epoch"):
-                module.set_epoch(epoch)
-
     def threshold(self) -> float | None:
         """The unified cosine threshold, the pair loss's if it has one; None without any."""
-        for loss in (self.pair_loss, self.class_loss):
-            # A loss built on another one keeps its threshold there.
-            for module in () if loss is None else loss.modules():
-                value = cosine_threshold(module)
-                if value is not None:
-                    return value
-        return None
+        return first_threshold(self.pair_loss, self.class_loss)
+
+
+def set_epoch(losses: nn.Module, epoch: int) -> None:
+    """Tell the losses that change with the epoch, from 0, that it begins."""
+    for module in losses.modules():
+        if hasattr(module, "set_epoch"):
+            module.set_epoch(epoch)
+
+
+def first_threshold(*losses: nn.Module | None) -> float | None:
+    """The unified cosine threshold of the first loss that has one."""
+    for loss in losses:
+        # A loss built on another one keeps its threshold there.
+        for module in () if loss is None else loss.modules():
+            value = cosine_threshold(module)
+            if value is not None:
+                return value
+    return None
 
 
 def cosine_threshold(loss: nn.Module) -> float | None:
@@ -143,13 +159,18 @@ def build_loss(
     class_weight: float = 1.0,
     pair_weight: float = 1.0,
     backend: str = "auto",
+    group: Any = None,
 ) -> FaceLoss:
-    """The losses of a configuration; class weights are (num_classes, embedding_size)."""
+    """The losses of a configuration; class weights are (num_classes, embedding_size).
+
+    Pairs are those of the batches of all processes of ``group``.
+    """
     given = {
         "embedding_size": embedding_size,
         "num_classes": num_classes,
         "num_identities": num_classes,
         "backend": backend,
+        "group": group,
     }
     class_loss = pair_loss = None
     if class_name != NO_LOSS:
@@ -159,6 +180,60 @@ def build_loss(
         cls = uk.PAIR_LOSSES[pair_name]
         pair_loss = _construct("pair", pair_name, cls, given, pair_options or {})
     return FaceLoss(class_loss, pair_loss, class_weight, pair_weight)
+
+
+def shards_classes(loss: Any, partial_fc: Any, processes: int) -> bool:
+    """Whether a configuration's class loss has its classes in shards, :func:`build_head`."""
+    if loss.class_name not in shardable_names() or partial_fc.enabled == "never":
+        return False
+    asked = partial_fc.sample_rate < 1.0 or partial_fc.fused_optimizer != "none"
+    return partial_fc.enabled == "always" or asked or processes > 1
+
+
+def build_head(
+    name: str,
+    num_classes: int,
+    embedding_size: int,
+    *,
+    sample_rate: float,
+    seed: int,
+    device: torch.device,
+    options: dict[str, Any],
+    backend: str,
+) -> uk.PartialFC:
+    """The class loss with its classes spread over all processes."""
+    own = ("embedding_size", "num_classes", "backend")
+    known = [p for p in _parameters(uk.CLASS_LOSSES[name]) if p not in own]
+    _check_options("class", name, known, options)
+    try:
+        return uk.PartialFC(
+            name,
+            embedding_size,
+            num_classes,
+            sample_rate,
+            seed=seed,
+            device=device,
+            backend=backend,
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss.class={name}: {error}") from error
+
+
+@torch.no_grad()
+def try_head(head: uk.PartialFC, embedding_size: int, device: torch.device) -> None:
+    """:func:`try_loss` for sharded classes, of which there is no memory for a copy: without
+    training there is nothing that a call changes.
+    """
+    head.eval()
+    try:
+        head(torch.ones(2, embedding_size, device=device), torch.tensor([0, 0], device=device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        if lost_process(error):
+            raise
+        raise UserError(f"loss: {error}") from error
+    finally:
+        head.train()
 
 
 @torch.no_grad()
@@ -173,4 +248,6 @@ def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
     try:
         loss(torch.ones(2, embedding_size, device=device), torch.tensor([0, 1], device=device))
     except (TypeError, ValueError, RuntimeError) as error:
+        if lost_process(error):
+            raise
         raise UserError(f"loss: {error}") from error

@@ -72,9 +72,12 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
         return make_config(*layers), None, None
     named = [v["run"]["dir"] for _, v in layers if "dir" in (v.get("run") or {})]
     run_dir = named[-1] if named else Config().run.dir
-    path = Path(arguments.resume or Path(str(run_dir)) / checkpoint.LAST)
+    path = Path(arguments.resume or checkpoint.last(Path(str(run_dir))))
     values = checkpoint.read_run(path)
     base = values["config"]
+    # What "auto" would choose for this number of processes may not be what the checkpoint holds.
+    sharded = "always" if checkpoint.is_sharded(path) else "never"
+    base.setdefault("partial_fc", {})["enabled"] = sharded
     if path.parent.name == checkpoint.LAST.parent.name:
         base["run"]["dir"] = str(path.parent.parent)  # the run may have been moved
     return make_config((str(path), base), *layers), path, values
@@ -111,19 +114,20 @@ def run(argv: list[str]) -> int:
     from train.run_folder import check_run_folder, prepare
 
     folder = Path(config.run.dir)
-    with open_world(config.train.device) as world:
+    with open_world(config.train.device, config.train.timeout_s) as world:
         overwrite = config.run.overwrite
         world.from_main(
             lambda: check_run_folder(folder, resume=values is not None, overwrite=overwrite)
         )
         data = open_dataset(config, world.size)
+        images = data.train.images
+        world.check_same("the list of images in data.path", (images.labels, len(images.paths)))
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         if values is not None and resume_path is not None:
             trainer.load_state(values, resume_path)
         step = None if values is None else trainer.step
         world.from_main(lambda: prepare(folder, config, resume_step=step))
         if world.is_main:
-            images = data.train.images
             print(
                 f"{len(images)} images of {len(images.identities)} identities, "
                 f"{config.model.name} at {config.model.input_size}, "
@@ -166,7 +170,7 @@ def evaluate(trainer: Any, images: Any, folder: Path) -> None:
         print("no evaluation: the people held out give no positive or no negative pairs")
         return
     result = evaluate_features(
-        features, labels, threshold=trainer.loss.threshold(), device=trainer.world.device
+        features, labels, threshold=trainer.threshold(), device=trainer.world.device
     )
     write_json(folder / "evaluation.json", result.to_dict())
     print(f"{len(images.identities)} identities held out, {pairs} pairs: {result}")

@@ -482,6 +482,7 @@ def plain(name: str, value: object, fine: bool) -> None:
         raise TypeError(
             f"{name} must consist of dicts, lists, tuples, tensors, numbers and strings, got "
             f"{type(value).__name__}"
+        )
 
 
 # --- row optimisers ----------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """Partial FC: class weights sharded over ranks, of which a step takes a sample."""
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, read_extra, save_checkpoint
 from .clipping import clip_grad_norm_
-from .module import PartialFC
+from .module import SHARDABLE, PartialFC
 
 __all__ = [
+    "SHARDABLE",
     "PartialFC",
     "clip_grad_norm_",
     "export_class_weights",
     "load_checkpoint",
+    "read_extra",
     "save_checkpoint",
 ]
 

@@ -134,6 +134,15 @@ def load_checkpoint(
     return stored.shared["extra"]
 
 
+def read_extra(path: str | os.PathLike[str]) -> Any:
+    """``extra`` of a checkpoint, tensors on the CPU; without a head, and without communication.
+
+    Raises:
+        ValueError: no checkpoint, or a damaged one.
+    """
+    return open_checkpoint(find_checkpoint(path), path).shared["extra"]
+
+
 def find_checkpoint(path: str | os.PathLike[str]) -> Path | None:
     """The folder to read: ``path``, or the old one of a process that died replacing it."""
     folder = Path(path)

@@ -18,6 +18,7 @@ from .fused import Fusion
 from .sampling import ascending, sample_classes
 from .shard import Shard
 
+#: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
 
 

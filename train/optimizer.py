@@ -1,0 +1,60 @@
+"""Optimiser, gradient scaler and clipping, with or without classes in shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+import unitsface_kernels as uk
+from train.config import Config
+from train.distributed import World
+from train.errors import UserError
+
+
+def build_optimizer(
+    config: Config, backbone: nn.Module, loss: nn.Module, head: uk.PartialFC | None = None
+) -> torch.optim.SGD:
+    """SGD. Thresholds (parameters of the losses without a feature axis: one, or one per identity,
+    whatever its name) have no weight decay: they are positions on the cosine axis, and nothing
+    says they should be near zero.
+    """
+    train = config.train
+    learned = [p for p in loss.parameters() if p.requires_grad]
+    learned += [] if head is None else list(head.parameters())
+    weights = [p for p in backbone.parameters() if p.requires_grad]
+    weights += [p for p in learned if p.dim() >= 2]
+    thresholds = [p for p in learned if p.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
+    kind = torch.optim.SGD if head is None else uk.SampledSGD
+    optimizer = kind(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    fused = config.partial_fc.fused_optimizer
+    if head is not None and fused != "none":
+        try:
+            head.fuse(optimizer, fused)
+        except ValueError as error:
+            raise UserError(f"partial_fc.fused_optimizer={fused}: {error}") from error
+    return optimizer
+
+
+def build_scaler(config: Config, world: World) -> torch.amp.GradScaler:
+    """With several processes one that skips a step on all of them, or on none."""
+    enabled, kind = config.train.amp == "fp16", world.device.type
+    if world.size == 1:
+        return torch.amp.GradScaler(kind, enabled=enabled)
+    return ShardedGradScaler(kind, enabled=enabled, process_group=world.group)
+
+
+def clip(config: Config, backbone: nn.Module, loss: nn.Module, head: uk.PartialFC | None) -> None:
+    """Scales gradients, which are no longer scaled for float16, to ``train.clip_norm``."""
+    limit = config.train.clip_norm
+    if not config.train.clip_classes:
+        # The same on every process, whatever is in shards.
+        nn.utils.clip_grad_norm_(backbone.parameters(), limit)
+        return
+    parameters = [*backbone.parameters(), *loss.parameters()]
+    uk.clip_grad_norm_(parameters, limit, [] if head is None else [head])
