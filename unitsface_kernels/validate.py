@@ -374,3 +374,32 @@ def mask(name: str, value: object, count: int) -> Tensor:
     if tuple(value.shape) != (count,):
         raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
     return value
+
+
+# --- ranks ---------------------------------------------------------------------------------------
+
+
+def no_rank_failed(mistakes: dict[int, str]) -> None:
+    if mistakes:
+        raise ValueError("; ".join(f"rank {k}: {text}" for k, text in mistakes.items()))
+
+
+def same_on_ranks(arguments: list[dict[str, str]]) -> None:
+    """Arguments by name, of every rank, that have to be the same."""
+    for name in arguments[0]:
+        values = [of_rank.get(name, "nothing") for of_rank in arguments]
+        if len(set(values)) > 1:
+            found = ", ".join(f"{value} on rank {k}" for k, value in enumerate(values))
+            raise ValueError(f"{name} must be the same on every rank of the group, got {found}")
+
+
+def process_group(name: str, value: object) -> None:
+    """A group that this process is a member of, or None."""
+    distributed = torch.distributed
+    if value is None:
+        return
+    if not isinstance(value, distributed.ProcessGroup):
+        raise TypeError(
+            f"{name} must be a torch.distributed.ProcessGroup of which this process is a member, "
+            f"or None, got {type(value).__name__}"
+        )

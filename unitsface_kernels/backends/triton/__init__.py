@@ -93,6 +93,8 @@ def forward(call: Call, gradients: bool) -> Result:
     with _context(call):
         # Losses alone are another kernel than the one that is searched for.
         search = known or call.spec.reduction != "sum"
+        # Across ranks a run is a collective, and each rank would search for itself.
+        search = search and call.ranks is None
         return run(autotune.config(call, "forward", run, search))
 
 
@@ -105,4 +107,4 @@ def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
         return streaming.backward(call, TritonEngine(call, config=config), state, weights)
 
     with _context(call):
-        return run(autotune.config(call, "backward", run))
+        return run(autotune.config(call, "backward", run, search=call.ranks is None))
