@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from helpers import run_python
 from row_optimisers_support import (
     CLASSES,
     OPTIONS,
@@ -22,6 +25,7 @@ from tolerances import SAME_LOSS, check_same
 from torch import Tensor, nn
 
 from unitsface_kernels import SampledAdamW, SampledSGD
+from unitsface_kernels.backends.native import loader
 from unitsface_kernels.backends.native import rows as native
 
 STEPS = 20
@@ -139,6 +143,39 @@ def test_kernel_and_torch_agree(name, monkeypatch) -> None:
             patch.setattr(native, "usable", lambda device: False)
             optimizers[1].begin_row_update(q)(rows, gradient.clone(), index, scale)
     check_same("weight", p.detach(), q.detach(), SAME_LOSS)
+
+
+# Run by a fresh process per instruction set: steps of every rule, and the draw of their rows.
+_EVALUATE = """
+import json, sys, torch
+sys.path.insert(0, "python_tests")
+from row_optimisers_support import OPTIONS, SAMPLED, parameter
+from unitsface_kernels.partial_fc.sampling import sample_classes
+
+torch.manual_seed(0)
+found = {}
+for name, (base, options) in OPTIONS.items():
+    p = parameter(50, 37)
+    optimizer = SAMPLED[base]([p], **options)
+    for step in range(5):
+        index = sample_classes(torch.tensor([3, 4]), 50, 20, seed=0, rank=0, step=step)[0]
+        optimizer.begin_row_update(p)(slice(0, 20), torch.randn(20, 37), index, None)
+    found[name] = p.tolist()
+print(json.dumps([index.tolist(), found]))
+"""
+
+
+def test_instruction_sets_agree() -> None:
+    results = []
+    for isa in loader.extension().cpu.usable_isas():
+        done = run_python("-c", _EVALUATE, UNITSFACE_CPU_ISA=isa)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    wanted_rows, wanted = results.pop()
+    for rows, found in results:
+        assert rows == wanted_rows
+        for name, values in found.items():
+            check_same(name, torch.tensor(values), torch.tensor(wanted[name]), SAME_LOSS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
