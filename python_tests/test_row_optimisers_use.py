@@ -302,21 +302,28 @@ def test_options_that_rows_cannot_have(cls, option) -> None:
     optimizer.step()
     before = p.detach().clone()
     p.grad = sparse(some_rows(), torch.ones(9, 4), p)
-    for call in (optimizer.step, partial(optimizer.begin_row_update, p)):
+    for call in (
+        optimizer.step,
+        partial(optimizer.begin_row_update, p),
+        partial(optimizer.fuse, p),
+    ):
         with pytest.raises(ValueError, match=f"{name} must be"):
             call()
     assert torch.equal(p, before)
 
 
 def test_gradients_that_a_fused_parameter_cannot_have() -> None:
-    p = parameter(CLASSES, 4)
-    optimizer = SampledSGD([p])
+    """Said before anything else is stepped."""
+    q, p = parameter(3), parameter(CLASSES, 4)
+    before = q.detach().clone()
+    optimizer = SampledSGD([q, p])
     optimizer.fuse(p, lambda factor: None)
     twice = torch.sparse_coo_tensor([[0, 0], [0, 0]], torch.ones(2), p.shape)
     for gradient in (torch.ones_like(p), twice, sparse(some_rows(), torch.ones(9, 4), p)):
-        p.grad = gradient
+        q.grad, p.grad = torch.ones(3), gradient
         with pytest.raises(ValueError, match="fused parameter"):
             optimizer.step()
+    assert torch.equal(q, before)
 
 
 def test_exported() -> None:
