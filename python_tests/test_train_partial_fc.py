@@ -132,11 +132,13 @@ def argv_of(faces: Path, run: Path, /, **sections: dict[str, Any]) -> list[str]:
     """What does not depend on the number of processes: 4 epochs of 2 steps."""
     values: dict[str, dict[str, Any]] = {
         "model": {"freeze_bn": True},
-        "loss": {"class": "class_bce", "pair": "none"},
+        "loss": {"class": "class_bce"},
         "partial_fc": {"enabled": "always"},
         "data": {"flip": 0.0},
         "train": {"epochs": 4, "batch_size": 12, "schedule": "constant", "timeout_s": 20.0},
     }
+    # Larger steps would make of the rounding of sums in another order something else.
+    values["train"]["lr"] = 0.002
     for section, entries in sections.items():
         values.setdefault(section, {}).update(entries)
     return arguments(tiny(faces, run, **values))
@@ -184,7 +186,7 @@ def test_sampled_classes_with_float16_and_a_fused_optimizer(faces: Path, tmp_pat
         "model": {"freeze_bn": False, "dropout": 0.1},
         "data": {"flip": 0.5, "shift": 0.1},
         "partial_fc": {"enabled": "auto", "sample_rate": 0.5, "fused_optimizer": "step"},
-        "loss": {"class": "cosface"},
+        "loss": {"class": "cosface", "memory": True},
         "train": {"amp": "fp16", "clip_norm": 1.0, "clip_classes": True},
     }
     succeed(tmp_path, 2, argv_of(faces, tmp_path / "whole", **sections))

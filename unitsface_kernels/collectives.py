@@ -138,3 +138,55 @@ def _all_gather(parts: Tensor, own: Tensor, group: Group) -> dist.Work:
     # Newer releases have another name for it.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     return gather(parts, own, group=group, async_op=True)
+
+
+def start_pass_on(sent: Tensor, received: Tensor, group: Group = None) -> Callable[[], None]:
+    """Begins to send ``sent`` to the next rank of a ring and to receive from the previous one.
+
+    Nothing travels in place of an empty tensor; both sides have to know. Neither tensor may be
+    written to, nor ``received`` be read, before the result has been called.
+    """
+    size, own = world_size(group), own_rank(group)
+    operations = []
+    for operation, tensor, peer in (
+        (dist.isend, sent, (own + 1) % size),
+        (dist.irecv, received, (own - 1) % size),
+    ):
+        if tensor.numel():
+            place = peer if group is None else dist.get_global_rank(group, peer)
+            operations.append(dist.P2POp(operation, tensor, place, group))
+    pending = dist.batch_isend_irecv(operations) if operations else []
+
+    def finish() -> None:
+        for work in pending:
+            work.wait()
+
+    return finish
+
+
+def ordered_sum(value: Tensor, group: Group = None) -> Tensor:
+    """The sum of every rank's () ``value``, in rank order and in float64; not differentiable."""
+    if world_size(group) == 1:
+        return value
+    parts = start_gather_rows(value.reshape(1), [1] * world_size(group), group)()
+    return parts.sum(dtype=torch.float64).to(value.dtype)
+
+
+def host_device(group: Group = None) -> torch.device:
+    """Where numbers that the host knows are exchanged: without a GPU, if the group can."""
+    if world_size(group) == 1 or "cpu:" in dist.get_backend_config(group):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+TEXT_WORDS = 256
+
+
+def gather_texts(text: str, group: Group = None) -> list[str]:
+    """Every rank's text, cut off at some two thousand bytes."""
+    data = text.encode()[: 8 * TEXT_WORDS]
+    data = data.ljust(8 * TEXT_WORDS, b"\0")
+    words = [int.from_bytes(data[k : k + 8], "little", signed=True) for k in range(0, len(data), 8)]
+    gathered = gather_numbers(words, host_device(group), group).tolist()
+    raw = (b"".join(w.to_bytes(8, "little", signed=True) for w in row) for row in gathered)
+    return [row.rstrip(b"\0").decode(errors="replace") for row in raw]

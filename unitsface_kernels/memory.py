@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import validate
-from .collectives import gather_rows
+from .agreement import agree
+from .collectives import Group, start_gather_rows, world_size
 
 
 def newest_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -54,37 +55,55 @@ class FeatureMemory(nn.Module):
         self.register_buffer("labels", torch.full((num_identities,), -1, dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, feats: Tensor, labels: Tensor) -> None:
+    def update(self, feats: Tensor, labels: Tensor, group: Group = None) -> None:
         """Stores the features of a batch; of an identity that occurs twice the last one.
 
         In an initialised process group every rank calls it and stores the batches of all ranks
         in rank order, so that the memories of all ranks stay identical; batches may differ in
-        size and be empty.
+        size and be empty. A mistake on one rank is an error on all, and nothing is stored.
 
         Args:
             feats: (N, D) features.
             labels: (N,) integer identities in [0, K); -1 is not stored.
+            group: the ranks whose batches are stored; None: all.
 
         Raises:
             TypeError: a wrong type or dtype.
             ValueError: a wrong shape, device or range.
         """
-        validate.features("feats", feats)
-        validate.labels("labels", labels, feats.shape[0], feats)
-        validate.width("feats", feats, self.features.shape[1])
-        validate.same_device("feats", feats, "the memory", self.features)
-        count = self.labels.shape[0]
-        if not torch.compiler.is_compiling():
-            validate.in_range("labels", labels, -1, count)
-        feats, labels = gather_rows(feats.to(self.features.dtype), labels.to(torch.int64))
+        if world_size(group) == 1:
+            feats, labels = self._checked(feats, labels)
+        else:
+            feats, labels = self._of_all_ranks(feats, labels, group)
         if labels.numel() == 0:
             return
-        slots, newest = newest_rows(labels, count)
+        slots, newest = newest_rows(labels, self.labels.shape[0])
         known = newest >= 0
         kept, kept_labels = self.features[slots], self.labels[slots]
         newer = torch.where(known[:, None], feats[newest.clamp(min=0)], kept)
         self.features.index_copy_(0, slots, newer)
         self.labels.index_copy_(0, slots, torch.where(known, slots, kept_labels))
+
+    def _checked(self, feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch as it is stored."""
+        validate.features("feats", feats)
+        validate.labels("labels", labels, feats.shape[0], feats)
+        validate.width("feats", feats, self.features.shape[1])
+        validate.same_device("feats", feats, "the memory", self.features)
+        if not torch.compiler.is_compiling():
+            validate.in_range("labels", labels, -1, self.labels.shape[0])
+        return feats.to(self.features.dtype), labels.to(torch.int64)
+
+    @torch.compiler.disable
+    def _of_all_ranks(self, feats: Tensor, labels: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        def check():
+            batch = self._checked(feats, labels)
+            shape = tuple(self.features.shape)
+            return batch, feats.shape[0], {"the memory": f"{self.features.dtype} of shape {shape}"}
+
+        batch, counts = agree(check, group)
+        pending = [start_gather_rows(tensor, counts, group) for tensor in batch]
+        return pending[0](), pending[1]()
 
     def reset(self) -> None:
         """Forgets everything."""

@@ -377,21 +377,36 @@ def mask(name: str, value: object, count: int) -> Tensor:
     return value
 
 
-# --- several ranks -----------------------------------------------------------------------------
+# --- ranks ---------------------------------------------------------------------------------------
 
 
-def ranks_are_well(well: list[int]) -> None:
-    """Every rank's verdict on its own arguments."""
-    if not all(well):
-        ill = ", ".join(str(rank) for rank, fine in enumerate(well) if not fine)
-        raise ValueError(f"rank {ill} was given wrong arguments and raised an error of its own")
+def no_rank_failed(mistakes: dict[int, str]) -> None:
+    if mistakes:
+        raise ValueError("; ".join(f"rank {k}: {text}" for k, text in mistakes.items()))
 
 
-def ranks_agree(name: str, values: list[int]) -> None:
-    """Every rank's value of what must be the same on all of them."""
-    if len(set(values)) > 1:
-        given = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
-        raise ValueError(f"{name} must be the same on all ranks, got {given}")
+def same_on_ranks(arguments: list[dict[str, str]]) -> None:
+    """Arguments by name, of every rank, that have to be the same."""
+    for name in arguments[0]:
+        values = [of_rank.get(name, "nothing") for of_rank in arguments]
+        if len(set(values)) > 1:
+            found = ", ".join(f"{value} on rank {k}" for k, value in enumerate(values))
+            raise ValueError(f"{name} must be the same on every rank of the group, got {found}")
+
+
+def process_group(name: str, value: object) -> None:
+    """A group that this process is a member of, or None."""
+    distributed = torch.distributed
+    if value is None:
+        return
+    if not isinstance(value, distributed.ProcessGroup):
+        raise TypeError(
+            f"{name} must be a torch.distributed.ProcessGroup of which this process is a member, "
+            f"or None, got {type(value).__name__}"
+        )
+
+
+# --- sharded classes ---------------------------------------------------------------------------
 
 
 def shardable(name: str, usable: bool, given: str, known: list[str]) -> None:
@@ -426,10 +441,7 @@ def no_pending_step(pending: bool) -> None:
         )
 
 
-def ranks_succeeded(what: str, well: list[int]) -> None:
-    if not all(well):
-        ill = ", ".join(str(rank) for rank, fine in enumerate(well) if not fine)
-        raise ValueError(f"{what} failed on rank {ill}, whose own error says why")
+# --- checkpoints ---------------------------------------------------------------------------------
 
 
 def checkpoint_exists(path: object, exists: bool) -> None:

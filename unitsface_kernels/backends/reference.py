@@ -77,6 +77,25 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
 _REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
 
 
+def pair_masks(
+    row_labels: Tensor, column_labels: Tensor, self_offset: int | None
+) -> tuple[Tensor, Tensor]:
+    """(N, M) which pairs are positive, and which negative; labels are int64."""
+    valid = (row_labels != -1)[:, None] & (column_labels >= 0)[None, :]
+    same = row_labels[:, None] == column_labels[None, :]
+    if self_offset is not None:
+        place = torch.arange(same.shape[0], device=same.device)[:, None] + self_offset
+        valid = valid & (place != torch.arange(same.shape[1], device=same.device)[None, :])
+    return valid & same, valid & ~same
+
+
+def counted_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """(N,) rows that have a loss."""
+    if spec.counted == "labelled":
+        return row_labels != -1
+    return (positive if spec.counted == "with_positives" else negative).any(dim=1)
+
+
 def similarity_loss(
     spec: LossSpec,
     params: tuple[float, ...],
@@ -105,18 +124,11 @@ def similarity_loss(
             column_labels = row_labels
         assert column_labels is not None
         column_labels = column_labels.to(torch.int64)
-        valid = (row_labels != -1)[:, None] & (column_labels >= 0)[None, :]
-        same = row_labels[:, None] == column_labels[None, :]
-        if self_offset is not None:
-            place = torch.arange(rows.shape[0], device=rows.device)[:, None] + self_offset
-            valid = valid & (place != torch.arange(other.shape[0], device=rows.device)[None, :])
+        positive, negative = pair_masks(row_labels, column_labels, self_offset)
         if threshold is not None:
             threshold = threshold.to(dtype)
-        positive, negative = valid & same, valid & ~same
         per_row = _REDUCTIONS[spec.reduction](spec, params, cosine, positive, negative, threshold)
-        counted = row_labels != -1
-        if spec.counted != "labelled":
-            counted = (positive if spec.counted == "with_positives" else negative).any(dim=1)
+        counted = counted_rows(spec, row_labels, positive, negative)
         per_row = torch.where(counted, per_row, 0.0)
         if reduction == "none":
             return per_row

@@ -24,17 +24,7 @@ def pair_loss(
     backend: str,
     skip_tolerance: float = 0.0,
 ) -> Tensor:
-    validate.features("feats", feats)
-    validate.labels("labels", labels, feats.shape[0], feats)
-    validate.memory_pair(memory, memory_labels, batch_offset)
-    if memory is not None and memory_labels is not None:
-        validate.features("memory", memory, like=feats)
-        validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
-    identities = None
-    if spec.threshold == "per_column":
-        validate.threshold("b", b, feats, per="identity")
-        if isinstance(b, Tensor):
-            identities = b.shape[0]
+    identities = check_pairs(spec, feats, labels, b, memory, memory_labels, batch_offset)
     columns = (memory, memory_labels, None, batch_offset if memory is not None else 0)
     return _similarity_loss(
         spec,
@@ -48,6 +38,28 @@ def pair_loss(
         backend,
         skip_tolerance,
     )
+
+
+def check_pairs(
+    spec: LossSpec,
+    feats: Tensor,
+    labels: Tensor,
+    b: float | Tensor | None,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    batch_offset: int | None,
+) -> int | None:
+    """How many identities have a threshold of their own; None: their number does not matter."""
+    validate.features("feats", feats)
+    validate.labels("labels", labels, feats.shape[0], feats)
+    validate.memory_pair(memory, memory_labels, batch_offset)
+    if memory is not None and memory_labels is not None:
+        validate.features("memory", memory, like=feats)
+        validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
+    if spec.threshold != "per_column":
+        return None
+    validate.threshold("b", b, feats, per="identity")
+    return b.shape[0] if isinstance(b, Tensor) else None
 
 
 def class_loss(
@@ -79,17 +91,11 @@ def _similarity_loss(
     spec, values, feats, labels, column_arguments, b, identities, reduction, backend, skip_tolerance
 ) -> Tensor:
     columns, column_labels, column_index, self_offset = column_arguments
-    validate.parameters(spec, values)
-    validate.choice("reduction", reduction, validate.REDUCTIONS)
-    validate.number("skip_tolerance", skip_tolerance, at_least=0.0)
-    if spec.threshold == "scalar":
-        validate.threshold("b", b, feats)
-    backend = dispatch.resolve(backend, feats.device.type, feats.dtype)
-    params = spec.pack(values)
+    backend, params = check_settings(spec, values, feats, b, reduction, backend, skip_tolerance)
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
         validate.call_labels(spec, labels, columns, column_labels, column_index, identities)
-    threshold = _threshold(spec, b, feats, labels, columns, column_labels, column_index)
+    threshold = threshold_of_columns(spec, b, feats, labels, columns, column_labels, column_index)
     if backend == "reference":
         return reference.similarity_loss(
             spec,
@@ -103,11 +109,7 @@ def _similarity_loss(
             threshold,
             reduction,
         )
-    _refuse_transforms(feats, columns, threshold)
-    device_type = feats.device.type
-    compute_dtype = feats.dtype
-    if torch.is_autocast_enabled(device_type):
-        compute_dtype = torch.get_autocast_dtype(device_type)
+    refuse_transforms(feats, columns, threshold)
     differentiable = torch.is_grad_enabled()
 
     def needed(tensor: Tensor | None) -> bool:
@@ -125,7 +127,7 @@ def _similarity_loss(
         list(params),
         reduction,
         backend,
-        compute_dtype,
+        product_dtype(feats),
         float(skip_tolerance),
         needed(feats),
         needed(columns),
@@ -136,7 +138,33 @@ def _similarity_loss(
     return ops.similarity_loss(*arguments)[0]
 
 
-def _threshold(
+def check_settings(
+    spec: LossSpec,
+    values: dict[str, float | str],
+    feats: Tensor,
+    b: float | Tensor | None,
+    reduction: str,
+    backend: str,
+    skip_tolerance: float,
+) -> tuple[str, tuple[float, ...]]:
+    """The backend that runs a call, and the parameters as kernels receive them."""
+    validate.parameters(spec, values)
+    validate.choice("reduction", reduction, validate.REDUCTIONS)
+    validate.number("skip_tolerance", skip_tolerance, at_least=0.0)
+    if spec.threshold == "scalar":
+        validate.threshold("b", b, feats)
+    return dispatch.resolve(backend, feats.device.type, feats.dtype), spec.pack(values)
+
+
+def product_dtype(feats: Tensor) -> torch.dtype:
+    """Of the operands of matrix products."""
+    device_type = feats.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return feats.dtype
+
+
+def threshold_of_columns(
     spec: LossSpec,
     b: float | Tensor | None,
     feats: Tensor,
@@ -152,8 +180,10 @@ def _threshold(
         if isinstance(b, Tensor):
             return b
         return torch.full((), float(b), dtype=torch.float32, device=feats.device)
-    count = (feats if columns is None else columns).shape[0]
     if not isinstance(b, Tensor):
+        # Without columns these are the batch, whose labels may be those of all ranks.
+        identity = labels if column_labels is None else column_labels
+        count = (identity if columns is None else columns).shape[0]
         if column_index is not None:
             count = column_index.shape[0]
         return torch.full((count,), float(b), dtype=torch.float32, device=feats.device)
@@ -166,7 +196,7 @@ def _threshold(
     return wide[identity.to(torch.int64).clamp(min=0)]
 
 
-def _refuse_transforms(*tensors: Tensor | None) -> None:
+def refuse_transforms(*tensors: Tensor | None) -> None:
     """torch.func and forward-mode tangents would be dropped silently by the operator."""
     if torch.compiler.is_compiling():
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..collectives import Group
 from ..losses import REGISTRY
-from .call import pair_loss
+from .ranks import pair_loss
 
 
 def fused_uss_loss(
@@ -22,6 +23,8 @@ def fused_uss_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    group: Group = None,
+    exchange: str = "auto",
 ) -> Tensor:
     r"""Unified threshold integrated sample-to-sample loss (USS; with a margin USS-m).
 
@@ -56,6 +59,20 @@ def fused_uss_loss(
             largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
             is left out. Loss and gradient of b are exact in any case. The reference backend
             ignores it; on CUDA the host waits for the device.
+        group: compare with the batches of all its ranks (``torch.distributed.group.WORLD`` for
+            every rank), which may differ in size and be empty. Every rank makes the same call,
+            and the same backward pass. Rows are the rank's own; columns are the rows of all
+            ranks, or ``memory``, which has to be the same on every rank. The loss is that of one
+            process with all batches, the same on every rank ("none": of the own rows).
+            Gradients are those of the mean over ranks of what each makes of its loss, once data
+            parallelism has averaged them: the gradient of ``feats`` is W times the one that
+            single process has, for W ranks; those of ``b`` and ``memory`` are complete on every
+            rank, averaged again or not. ``skip_tolerance`` leaves out tiles of the own batch
+            only. A mistake on one rank is an error on all. ``torch.compile`` breaks the graph
+            here. None, or a group of one: the own batch.
+        exchange: how features of other ranks come here. "gather": all at once; "ring": half a
+            batch at a time, so that no more than the largest batch is ever held; "auto": "gather"
+            up to 64 MB. Either is deterministic; they add up in different orders.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -76,6 +93,8 @@ def fused_uss_loss(
         reduction,
         backend,
         skip_tolerance,
+        group=group,
+        exchange=exchange,
     )
 
 
@@ -92,6 +111,8 @@ def fused_pair_bce_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    group: Group = None,
+    exchange: str = "auto",
 ) -> Tensor:
     r"""Binary cross-entropy over pairs with a threshold per identity (BCE; with a margin BCE-m).
 
@@ -115,7 +136,8 @@ def fused_pair_bce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_uss_loss`.
+        skip_tolerance, group, exchange: as for :func:`fused_uss_loss`. Every rank knows the
+            thresholds of all identities.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -136,6 +158,8 @@ def fused_pair_bce_loss(
         reduction,
         backend,
         skip_tolerance,
+        group=group,
+        exchange=exchange,
     )
 
 
@@ -150,6 +174,8 @@ def fused_pair_softmax_loss(
     margin: float = 0.1,
     reduction: str = "mean",
     backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
 ) -> Tensor:
     r"""Softmax of each positive of a row against all negatives of the row.
 
@@ -163,7 +189,8 @@ def fused_pair_softmax_loss(
     with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6.
 
     Args:
-        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
         scale: s > 0.
         margin: m, subtracted from the cosines of positive pairs.
         reduction: "mean" over the rows that have a positive, "sum", or "none" for (N,) with 0
@@ -187,6 +214,8 @@ def fused_pair_softmax_loss(
         batch_offset,
         reduction,
         backend,
+        group=group,
+        exchange=exchange,
     )
 
 
@@ -202,13 +231,16 @@ def fused_pair_logsumexp(
     upper: float = 2.0,
     reduction: str = "mean",
     backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
 ) -> Tensor:
     r"""Log-sum-exp of every row's negatives, :math:`\log \sum_{j \in N(i)} e^{s c_{ij}}`.
 
     The soft maximum, at scale s, of the cosines between a row and other identities.
 
     Args:
-        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
         scale: s > 0.
         lower, upper: negatives whose cosine lies outside are left out. A row that has negatives,
             none of which lies inside, has the value -inf and no gradient.
@@ -233,6 +265,8 @@ def fused_pair_logsumexp(
         batch_offset,
         reduction,
         backend,
+        group=group,
+        exchange=exchange,
     )
 
 
@@ -246,6 +280,8 @@ def uss_threshold_init(
     batch_offset: int | None = None,
     scale: float = 64.0,
     backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
 ) -> Tensor:
     r"""First value of the USS threshold, as UniTSFace's published code takes it from a batch.
 
@@ -254,7 +290,8 @@ def uss_threshold_init(
     The mean is over the rows that have a negative.
 
     Args:
-        feats, labels, memory, memory_labels, batch_offset, backend: as of :func:`fused_uss_loss`.
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
         scale: s > 0, the one of the loss.
 
     Returns:
@@ -272,4 +309,6 @@ def uss_threshold_init(
         batch_offset=batch_offset,
         scale=scale,
         backend=backend,
+        group=group,
+        exchange=exchange,
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import collectives, functional, validate
+from ..collectives import Group
 
 
 class _ThresholdLoss(nn.Module):
@@ -27,6 +28,8 @@ class _ThresholdLoss(nn.Module):
         reduction: str,
         backend: str,
         skip_tolerance: float,
+        group: Group,
+        exchange: str,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -35,6 +38,8 @@ class _ThresholdLoss(nn.Module):
         self.reduction = reduction
         self.backend = backend
         self.skip_tolerance = skip_tolerance
+        self.group = group
+        self.exchange = exchange
         self.threshold = nn.Parameter(torch.empty(shape))
         self.register_buffer("initialized", torch.tensor(False))
         self.reset_parameters()
@@ -49,11 +54,20 @@ class _ThresholdLoss(nn.Module):
     @torch.compiler.disable
     @torch.no_grad()
     def _initialise(self, **batch: Any) -> None:
-        first = functional.uss_threshold_init(**batch, scale=self.scale, backend=self.backend)
+        first = functional.uss_threshold_init(
+            **batch,
+            scale=self.scale,
+            backend=self.backend,
+            group=self.group,
+            exchange=self.exchange,
+        )
         # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
-        # gradients, not parameters: ranks have to agree from the start.
+        # gradients, not parameters: ranks have to agree from the start. A group's already do.
         some = (first != 0).to(first.dtype)
-        value, ranks = collectives.mean_over_ranks(torch.stack([first * some, some])).tolist()
+        found = torch.stack([first * some, some])
+        if self.group is None:
+            found = collectives.mean_over_ranks(found)
+        value, ranks = found.tolist()
         if ranks > 0:
             self.threshold.fill_(value / ranks)
             self.initialized.fill_(True)
@@ -91,6 +105,8 @@ class _ThresholdLoss(nn.Module):
             reduction=self.reduction,
             backend=self.backend,
             skip_tolerance=self.skip_tolerance,
+            group=self.group,
+            exchange=self.exchange,
         )
 
     def extra_repr(self) -> str:
@@ -104,10 +120,11 @@ class USSLoss(_ThresholdLoss):
     """USS with its learnable threshold; see :func:`fused_uss_loss`.
 
     Args:
-        scale, margin, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
-            first batch in training mode that has negatives, averaged over ranks;
-            ``torch.compile(fullgraph=True)`` needs a value or such a batch before.
+            first batch in training mode that has negatives, averaged over ranks, or of the
+            batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or such
+            a batch before.
 
     Attributes:
         threshold: () parameter b; the unified cosine threshold is ``threshold / scale``.
@@ -128,8 +145,13 @@ class USSLoss(_ThresholdLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        group: Group = None,
+        exchange: str = "auto",
     ) -> None:
-        super().__init__((), scale, margin, init_threshold, reduction, backend, skip_tolerance)
+        super().__init__(
+            *((), scale, margin, init_threshold, reduction, backend, skip_tolerance),
+            *(group, exchange),
+        )
 
 
 class PairBCELoss(_ThresholdLoss):
@@ -137,11 +159,11 @@ class PairBCELoss(_ThresholdLoss):
 
     Args:
         num_identities: K.
-        scale, margin, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of every threshold, in logit units. None:
             :func:`uss_threshold_init` of the first batch in training mode that has negatives,
-            averaged over ranks; ``torch.compile(fullgraph=True)`` needs a value or such a batch
-            before.
+            averaged over ranks, or of the batches of ``group`` together;
+            ``torch.compile(fullgraph=True)`` needs a value or such a batch before.
 
     Attributes:
         threshold: (K,) parameter b.
@@ -163,10 +185,13 @@ class PairBCELoss(_ThresholdLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        group: Group = None,
+        exchange: str = "auto",
     ) -> None:
         validate.positive_int("num_identities", num_identities)
         super().__init__(
-            (num_identities,), scale, margin, init_threshold, reduction, backend, skip_tolerance
+            *((num_identities,), scale, margin, init_threshold, reduction, backend, skip_tolerance),
+            *(group, exchange),
         )
 
     def extra_repr(self) -> str:
@@ -177,7 +202,7 @@ class PairSoftmaxLoss(nn.Module):
     """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
 
     Args:
-        scale, margin, reduction, backend: as the function's.
+        scale, margin, reduction, backend, group, exchange: as the function's.
 
     Shape:
         feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
@@ -192,12 +217,16 @@ class PairSoftmaxLoss(nn.Module):
         margin: float = 0.1,
         reduction: str = "mean",
         backend: str = "auto",
+        group: Group = None,
+        exchange: str = "auto",
     ) -> None:
         super().__init__()
         self.scale = scale
         self.margin = margin
         self.reduction = reduction
         self.backend = backend
+        self.group = group
+        self.exchange = exchange
 
     def forward(
         self,
@@ -215,6 +244,8 @@ class PairSoftmaxLoss(nn.Module):
             margin=self.margin,
             reduction=self.reduction,
             backend=self.backend,
+            group=self.group,
+            exchange=self.exchange,
         )
 
     def extra_repr(self) -> str:

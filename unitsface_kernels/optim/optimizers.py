@@ -55,9 +55,10 @@ class RowOptimizer(torch.optim.Optimizer):
                 sparse dimensions and at most one value.
 
         Raises:
-            ValueError: not one of the optimiser's parameters.
+            ValueError: not one of the optimiser's parameters, or an option that a step on rows
+                cannot have.
         """
-        self._group_of(parameter)
+        validate.row_options(self._group_of(parameter), self._refused)
         self.fused.add(parameter)
         self._at_step.pop(parameter, None)
         if at_step is not None:
@@ -93,6 +94,8 @@ class RowOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         own = {p: p.grad for p in self._parameters() if p in self.fused or _has_rows(p.grad)}
+        for parameter, gradient in own.items():
+            self._check(parameter, gradient)
         try:
             for parameter in own:
                 parameter.grad = None
@@ -122,14 +125,17 @@ class RowOptimizer(torch.optim.Optimizer):
         else:
             cast(Callable[[], Any], step)()
 
-    def _run_hook(self, parameter: Tensor, gradient: Tensor | None) -> None:
-        hook = self._at_step.get(parameter)
-        if hook is None:
-            return
-        if gradient is not None:
+    def _check(self, parameter: Tensor, gradient: Tensor | None) -> None:
+        if parameter not in self.fused:
+            validate.row_options(self._group_of(parameter), self._refused)
+        elif parameter in self._at_step and gradient is not None:
             validate.fused_marker(gradient)
-        values = None if gradient is None else gradient._values()
-        hook(values.reshape(()) if values is not None and values.numel() else None)
+
+    def _run_hook(self, parameter: Tensor, gradient: Tensor | None) -> None:
+        if parameter in self._at_step:
+            values = None if gradient is None else gradient._values()
+            factor = values.reshape(()) if values is not None and values.numel() else None
+            self._at_step[parameter](factor)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

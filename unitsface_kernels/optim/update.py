@@ -94,7 +94,9 @@ class Update:
     def __call__(
         self, rows: slice, gradient: Tensor, index: Tensor | None, scale: Tensor | None
     ) -> None:
+        assert gradient.shape == (rows.stop - rows.start, *self.weight.shape[1:])
         if index is not None:
+            assert index.dtype == torch.int64
             index = index[rows].contiguous()
         tensors = (self.weight, *self.states)
         if native.usable(self.weight.device) and all(

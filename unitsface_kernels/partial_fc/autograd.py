@@ -58,7 +58,7 @@ class Step:
         positions: (N,) targets among the columns that take part, -1 ignored, -2 elsewhere.
         index: (K,) rows of the shard that take part, ascending; None: all.
         counts: every rank's rows.
-        need_rows: whether a rank wants the gradient of its rows; the same on all ranks.
+        need_rows: whether the rows want a gradient; the same on all ranks.
     """
 
     tasks: tuple[Task, ...]
@@ -135,7 +135,9 @@ class _ShardedLoss(Function):
             ctx.known.append(result.gradients if known else None)
             ctx.kept.append(kept)
         ctx.step, ctx.dtype = step, feats.dtype
-        ctx.save_for_backward(*parameters, *states)
+        # Of one rank, the rows are the features themselves; whoever writes on them is found out.
+        guard = feats if world_size(step.group) == 1 else None
+        ctx.save_for_backward(*parameters, *states, guard)
         ctx.set_materialize_grads(False)
         assert total is not None
         ctx.finite = torch.isfinite(total).all()
@@ -147,7 +149,7 @@ class _ShardedLoss(Function):
         count = 2 * len(step.tasks)
         if grad_loss is None:
             return (None,) * (2 + count)
-        parameters, states = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        parameters, states = ctx.saved_tensors[:count], ctx.saved_tensors[count:-1]
         with torch.no_grad():
             if step.reduction == "none":
                 # The objective is the mean over ranks of what each makes of its rows' losses.
@@ -174,12 +176,11 @@ class _ShardedLoss(Function):
                 for g, p in zip(_shared(step, found), parameters, strict=True)
             ]
             own = None
-            if finish is not None and ctx.needs_input_grad[1]:
+            if finish is not None:
                 own = (finish() * world_size(step.group)).to(ctx.dtype)
-            elif finish is not None:
-                finish()
         if torch.is_grad_enabled():
-            return (None, *_Final.apply(own, *found))
+            inputs = (grad_loss, *parameters)
+            return (None, *_Final.apply(*inputs, own, *found)[len(inputs) :])
         return None, own, *found
 
 

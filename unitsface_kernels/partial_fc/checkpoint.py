@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import validate
+from ..agreement import agree
 from ..collectives import own_rank
-from .agreement import together
 from .module import PartialFC
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ def save_checkpoint(
             _clear_way(folder)
         return parts, shared
 
-    parts, shared = _each("saving a checkpoint", prepare, head)
+    parts, shared = _each(prepare, head)
     try:
         storage.write(new, parts, shared, head.group)
-        _each("saving a checkpoint", lambda: _replace(folder) if first else None, head)
+        _each(lambda: _replace(folder) if first else None, head)
     except Exception:
         if first:
             shutil.rmtree(new, ignore_errors=True)
@@ -99,7 +99,7 @@ def load_checkpoint(
             if a file's contents do not agree with their checksum has the head changed by then.
     """
     folder = find_checkpoint(path)
-    stored = _each("loading a checkpoint", lambda: open_checkpoint(folder, path), head)
+    stored = _each(lambda: open_checkpoint(folder, path), head)
     state = head.state_dict()
     wanted: dict[str, Rows] = {}
 
@@ -118,8 +118,8 @@ def load_checkpoint(
             validate.same_optimizer(path, groups, [len(g["params"]) for g in _groups(optimizer)])
             wanted.update(_optimizer_rows(stored, head, optimizer))
 
-    _each("loading a checkpoint", check, head)
-    _each("loading a checkpoint", lambda: _guarded(path, lambda: stored.read(wanted)), head)
+    _each(check, head)
+    _each(lambda: _guarded(path, lambda: stored.read(wanted)), head)
     state.update(stored.shared["tensors"])
     state["_extra_state"] = {**head.get_extra_state(), "step": stored.shared["step"]}
     head.load_state_dict(state)
@@ -170,8 +170,10 @@ def _guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
         validate.readable_checkpoint(path, error)
 
 
-def _each(what: str, work: Callable[[], T], head: PartialFC) -> T:
-    return together(what, work, head.weight.device, head.group)
+def _each(work: Callable[[], T], head: PartialFC) -> T:
+    """What ``work`` returns, which may fail on any rank: then it fails on all of them."""
+    (result,), _ = agree(lambda: ((work(),), 0, {}), head.group)
+    return result
 
 
 # -- what is in a checkpoint ----------------------------------------------------------------------

@@ -75,7 +75,14 @@ class Fusion:
             gradient scaler that looks for overflows finds them there. None if m is 0.
         """
         validate.no_pending_step(self._pending is not None and self.parameter.grad is not None)
-        columns_only = replace(call, need_rows=False, need_columns=True, need_threshold=False)
+        columns_only = replace(
+            call,
+            # It may have its own step before this one.
+            threshold=None if call.threshold is None else call.threshold.clone(),
+            need_rows=False,
+            need_columns=True,
+            need_threshold=False,
+        )
         self._pending = _Pending(columns_only, backend, state, weights)
         if self.parameter.numel() == 0:
             return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import dispatch, validate
+from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from ..modules import CLASS_LOSSES
 from ..modules.class_loss import ClassLoss, Comparison, ShardableLoss
-from .agreement import agree
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
 from .sampling import ascending, sample_classes
@@ -20,6 +19,8 @@ from .shard import Shard
 
 #: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
+# The others compare with what they make of their class weights, whose gradient is dense.
+SAMPLEABLE = sorted(set(SHARDABLE) - {"vpl"})
 
 
 class PartialFC(nn.Module):
@@ -49,7 +50,8 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...). "unpg", whose pairs cross the shards, is not among them.
+            "npt", "epl", ...). "unpg", whose pairs cross the shards, is not among them, and
+            "vpl", which mixes its class weights anew for every step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: in (0, 1].
@@ -96,6 +98,8 @@ class PartialFC(nn.Module):
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
+        if sample_rate < 1.0:
+            validate.shardable("loss of sampled classes", loss in SAMPLEABLE, loss, SAMPLEABLE)
         validate.is_int("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
         self.embedding_size, self.num_classes = embedding_size, num_classes
@@ -111,7 +115,7 @@ class PartialFC(nn.Module):
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
         self.name = loss
-        self._options = zlib.crc32(repr((loss, sorted(options.items()))).encode())
+        self._options = sorted(options.items())
         self.loss = module
         self.per_class = frozenset(
             name for name, tensor in self.state_dict().items() if self._per_class(tensor)
@@ -186,8 +190,8 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        others = sorted(set(SHARDABLE) - {"vpl"})
-        validate.shardable("loss of a fused optimiser", self.name != "vpl", self.name, others)
+        known = self.name in SAMPLEABLE
+        validate.shardable("loss of a fused optimiser", known, self.name, SAMPLEABLE)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
@@ -197,17 +201,14 @@ class PartialFC(nn.Module):
 
     @torch.compiler.disable
     def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
-        differentiable = torch.is_grad_enabled()
-        agreed = agree(
-            lambda: self._check(feats, labels),
-            lambda: differentiable and feats.requires_grad,
-            self._configuration(feats),
-            self.weight.device,
-            self.group,
-        )
+        if world_size(self.group) == 1:
+            wanted, count, _ = self._checked(feats, labels)
+            counts = [count]
+        else:
+            wanted, counts = agree(lambda: self._checked(feats, labels), self.group)
         # On their way while the labels arrive and classes are drawn.
-        arriving = start_gather_rows(feats, agreed.counts, self.group)
-        every_label = start_gather_rows(labels.to(torch.int64), agreed.counts, self.group)()
+        arriving = start_gather_rows(feats, counts, self.group)
+        every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
         try:
             validate.in_range("labels", every_label, -1, self.num_classes)
             local = self.shard.local(every_label)
@@ -216,13 +217,14 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
-        loss = self._compare(feats, rows, index, positions, agreed.counts, any(agreed.wanted))
+        loss = self._compare(feats, rows, index, positions, counts, wanted)
         if self.training:
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
 
-    def _check(self, feats: Tensor, labels: Tensor) -> int:
+    def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
+        """Whether rows want a gradient, their number, and what must be the same on all ranks."""
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
@@ -230,25 +232,20 @@ class PartialFC(nn.Module):
         dispatch.resolve(self.loss.backend, feats.device.type, feats.dtype)
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
-        return feats.shape[0]
-
-    def _configuration(self, feats: Tensor) -> dict[str, int]:
-        return {
+        wanted = torch.is_grad_enabled() and feats.requires_grad
+        same = {
+            "loss": self.name,
+            "options": self._options,
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
+            "sample_rate": self.sample_rate,
             "seed": self.seed,
             "step": self.step,
-            "sample_rate in 1e-9": round(self.sample_rate * 1e9),
-            "the checksum of loss and options": self._options,
-            "training mode": int(self.training),
-            "the dtype of feats": self._dtype_code(feats),
+            "training": self.training,
+            "dtype of feats": feats.dtype,
+            "gradient of feats": wanted,
         }
-
-    @staticmethod
-    def _dtype_code(feats: Tensor) -> int:
-        dtype = getattr(feats, "dtype", None)
-        known = validate.FEATURE_DTYPES
-        return known.index(dtype) if dtype in known else len(known)
+        return wanted, feats.shape[0], same
 
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)

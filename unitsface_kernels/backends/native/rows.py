@@ -42,7 +42,9 @@ def permuted(key: int, size: int, count: int, device: torch.device) -> Tensor:
 
 def places(key: int, size: int, classes: Tensor) -> Tensor:
     """(N,) int64: the place of each class in that permutation, ``size`` outside [0, size)."""
+    assert classes.dtype == torch.int64
     if not classes.numel():
+        # An empty tensor's address is null, which asks for the classes at places.
         return torch.empty_like(classes)
     classes = classes.contiguous()
     out = torch.empty_like(classes)

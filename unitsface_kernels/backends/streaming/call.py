@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...losses import REGISTRY, LossSpec
+from .ranks import Ranks
 from .shards import Shards
 
 
@@ -61,6 +62,9 @@ class Call:
         shards: the columns are this rank's part of the classes; None: they are all there are.
         sink: takes the gradient of the columns, a (m, D) float32 tile at a time that it may
             overwrite, in place of one gradient of them all.
+        ranks: the batches of other ranks; None: there are none. Without ``columns``, columns are
+            then the rows of all ranks: ``column_labels`` and thresholds are theirs, and
+            ``self_offset`` is the place of the own rows among them.
     """
 
     spec: LossSpec
@@ -81,11 +85,14 @@ class Call:
     kept: Kept | None = None
     shards: Shards | None = None
     sink: ColumnSink | None = None
+    ranks: Ranks | None = None
 
     @property
     def num_columns(self) -> int:
         if self.column_index is not None:
             return self.column_index.shape[0]
+        if self.columns is None and self.column_labels is not None:
+            return self.column_labels.shape[0]
         return (self.rows if self.columns is None else self.columns).shape[0]
 
     @property
@@ -130,7 +137,9 @@ class Call:
         return (positives if self.spec.counted == "with_positives" else negatives) > 0
 
     def counted(self) -> Tensor:
-        """Number of rows that have a loss, at least 1; () float32, no host sync."""
+        """Number of rows, of all ranks, that have a loss, at least 1; () float32, no host sync."""
+        if self.ranks is not None:
+            return self.ranks.counted
         return self.counted_rows.sum().clamp(min=1).to(torch.float32)
 
 
@@ -190,9 +199,12 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     Gradient tiles in float16 would overflow under loss scaling; the scale is applied in float32
     when the rows' gradients are finished.
     """
-    if call.compute_dtype != torch.float16 or weights.numel() == 0:
+    everyone = weights
+    if call.ranks is not None and call.ranks.weights is not None:
+        everyone = call.ranks.weights
+    if call.compute_dtype != torch.float16 or everyone.numel() == 0:
         return weights, None
-    scale = weights.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = everyone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return weights / scale, scale
 
 

@@ -5,7 +5,8 @@ positives p of softplus(N_i - z_ip), or N_i itself if positives take no part in 
 streams all tiles: negatives for N, positives for the loss and for Q_i = mean_p sigmoid(N_i - z_ip),
 and the gradient. In-batch each tile on or above the diagonal serves both directions of its pairs:
 0.5 products of N x N x D for each pass and 1 for what consumes the gradient. Where reading a label
-does not stall a device, the positives' pass visits only pairs that may be positive.
+does not stall a device, the positives' pass visits only pairs that may be positive. Against the
+batches of other ranks a tile serves its rows, which get the gradient of both directions.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
+from .ranks import Blocks, remote_blocks, remote_tiles
 
 
 @dataclass
 class _Operands:
-    """Rows and their labels, and those of the columns unless they are the rows.
+    """Rows and their labels, and those of the columns, which may be the rows.
 
     Attributes:
         unit: unit rows.
@@ -78,7 +80,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         d_rows = call.rows.new_zeros(call.rows.shape, dtype=torch.float32)
     d_columns = None
     if call.columns is None:
-        _gradients_in_batch(engine, operands, factors, d_rows)
+        _gradients_in_batch(call, engine, operands, factors, d_rows)
     else:
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
@@ -89,7 +91,8 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
 def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
     unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
     if call.columns is None:
-        labels = engine.prepare_labels(call.row_labels, call.row_labels)
+        everyone = call.row_labels if call.column_labels is None else call.column_labels
+        labels = engine.prepare_labels(call.row_labels, everyone)
     else:
         # Not counted is as good as ignored, but for a row that is a column to others.
         counted = torch.where(call.counted_rows, call.row_labels, -1)
@@ -106,8 +109,11 @@ def _log_negatives(call: Call, engine: Engine, operands: _Operands) -> Tensor:
         maximum=call.rows.new_full((count,), -torch.inf, dtype=torch.float32),
         total=call.rows.new_zeros(count, dtype=torch.float32),
     )
+    blocks = remote_blocks(call)
     for tile, rows, columns in _tiles(call, engine, operands):
         engine.pair_negatives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+    for tile, rows, _ in _remote_tiles(engine, operands, blocks):
+        engine.pair_negatives_tile(tile, sums.part(rows), None)
     # -inf, not NaN, for a row without negatives.
     return torch.where(sums.total == 0, -torch.inf, sums.maximum + torch.log(sums.total))
 
@@ -116,21 +122,24 @@ def _positives(
     call: Call, engine: Engine, operands: _Operands, log_negatives: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(N,) means over the positives of softplus(N - z) and of sigmoid(N - z)."""
-    chosen = None
+    blocks = remote_blocks(call)
+    own, chosen = operands, None
     if not call.rows.is_cuda:
-        operands, chosen = _possible_positives(call, engine, operands)
+        own, chosen = _possible_positives(call, engine, operands)
     some = log_negatives if chosen is None else log_negatives[chosen]
     sums = PositiveSums(some, torch.zeros_like(some), torch.zeros_like(some))
-    for tile, rows, columns in _tiles(call, engine, operands):
+    for tile, rows, columns in _tiles(call, engine, own):
         engine.pair_positives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+    if chosen is not None:
+        totals = (torch.zeros_like(log_negatives).index_copy(0, chosen, t) for t in sums[1:])
+        sums = PositiveSums(log_negatives, *totals)
+    possible = None
+    if call.ranks is not None and call.columns is None and not call.rows.is_cuda:
+        possible = torch.isin(operands.column_labels, operands.labels)
+    for tile, rows, _ in _remote_tiles(engine, operands, blocks, possible):
+        engine.pair_positives_tile(tile, sums.part(rows), None)
     count = call.pair_counts[0].clamp(min=1)
-    means = []
-    for total in (sums.loss, sums.share):
-        whole = total
-        if chosen is not None:
-            whole = torch.zeros_like(log_negatives).index_copy(0, chosen, total)
-        means.append(whole / count)
-    return means[0], means[1]
+    return sums.loss / count, sums.share / count
 
 
 def _possible_positives(
@@ -225,19 +234,44 @@ def _memory_tiles(
             yield tile, rows, columns, norms
 
 
+def _remote_tiles(
+    engine: Engine, operands: _Operands, blocks: Blocks, possible: Tensor | None = None
+) -> Iterator[tuple[PairTile, slice, slice]]:
+    """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
+    labels = operands.column_labels if possible is None else operands.column_labels[possible]
+    for rows, columns, unit_columns in remote_tiles(engine, operands.unit, blocks, possible):
+        tile = PairTile(
+            a=operands.unit[rows],
+            b=unit_columns,
+            a_labels=operands.labels[rows],
+            b_labels=labels[columns],
+            skip=None,
+            diagonal=False,
+        )
+        yield tile, rows, columns
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 
 def _gradients_in_batch(
-    engine: Engine, operands: _Operands, factors: PairWeights, d_rows: Tensor | None
+    call: Call, engine: Engine, operands: _Operands, factors: PairWeights, d_rows: Tensor | None
 ) -> None:
     if d_rows is None:
         return
+    everyone = factors
+    if call.ranks is not None:
+        gathered = call.ranks.gather(torch.stack(factors, dim=1))
+        everyone = PairWeights(*gathered.T.contiguous())
+    blocks = remote_blocks(call)
     for tile, rows, columns in _batch_tiles(engine, operands):
         gradient = engine.pair_gradient_tile(tile, factors.part(rows), factors.part(columns))
         engine.accumulate(d_rows[rows], gradient, tile.b)
         if not tile.diagonal:
             engine.accumulate(d_rows[columns], gradient.T, tile.a)
+    for tile, rows, columns in _remote_tiles(engine, operands, blocks):
+        gradient = engine.pair_gradient_tile(tile, factors.part(rows), everyone.part(columns))
+        engine.accumulate(d_rows[rows], gradient, tile.b)
 
 
 def _gradients_against_columns(

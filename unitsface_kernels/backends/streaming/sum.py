@@ -16,6 +16,7 @@ from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
 from .columns import finish_columns
 from .engine import Engine, SumTile
+from .ranks import Blocks, remote_blocks, remote_tiles
 from .scattered import add_pairs
 from .skipping import Budget, Positives
 
@@ -59,7 +60,9 @@ def _stream(
     """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(rows, 0, rows.shape[0])
-    column_labels = call.row_labels if call.columns is None else call.column_labels
+    column_labels = call.column_labels
+    if call.columns is None and column_labels is None:
+        column_labels = call.row_labels
     a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
     assert call.threshold is not None
     thresholds = call.num_columns if call.spec.threshold == "per_column" else 1
@@ -77,9 +80,12 @@ def _stream(
         ),
     )
     d_columns = None
-    budget = Budget(call, engine, weights) if call.skips else None
+    budget = Budget(call, engine, weights) if call.skips and len(rows) else None
     if call.columns is None:
+        # Their first rows travel while the own block is computed.
+        blocks = remote_blocks(call)
         _in_batch(call, engine, unit, a_labels, weights, totals, budget)
+        _against_ranks(call, engine, unit, a_labels, b_labels, weights, scale, totals, blocks)
     else:
         d_columns = _against_columns(
             call,
@@ -114,11 +120,11 @@ def _in_batch(
     totals: _Totals,
     budget: Budget | None,
 ) -> None:
-    threshold = call.threshold
-    assert threshold is not None
-    count = unit.shape[0]
+    assert call.threshold is not None
+    count, own = unit.shape[0], call.self_offset or 0
     block = engine.sum_block[0]
     per_column = call.spec.threshold == "per_column"
+    threshold = call.threshold[own : own + count] if per_column else call.threshold
     for start in range(0, count, block):
         stop = min(start + block, count)
         for other in range(start, count, block):
@@ -137,8 +143,8 @@ def _in_batch(
                     a_loss=totals.loss[start:stop],
                     b_loss=None if diagonal else totals.loss[other:end],
                     d_threshold=totals.d_threshold,
-                    a_start=start,
-                    b_start=other,
+                    a_start=own + start,
+                    b_start=own + other,
                     skip=start - other,
                     mirrored=True,
                     gradient=totals.d_rows is not None,
@@ -151,6 +157,58 @@ def _in_batch(
             engine.accumulate(totals.d_rows[start:stop], tile, unit[other:end])
             if not diagonal:
                 engine.accumulate(totals.d_rows[other:end], tile.T, unit[start:stop])
+
+
+def _against_ranks(
+    call: Call,
+    engine: Engine,
+    unit: Tensor,
+    a_labels: Tensor,
+    b_labels: Tensor,
+    weights: Tensor | None,
+    scale: Tensor | None,
+    totals: _Totals,
+    blocks: Blocks,
+) -> None:
+    """Own rows against those of other ranks, which take the same pairs in the other direction.
+
+    A cosine's derivative in both directions needs the remote row's label, threshold and weight
+    alone: a tile yields the own rows' whole gradient, and none travels back.
+    """
+    assert call.threshold is not None
+    own = call.self_offset or 0
+    per_column = call.spec.threshold == "per_column"
+    a_threshold = b_threshold = call.threshold
+    if per_column:
+        a_threshold = call.threshold[own : own + unit.shape[0]]
+    everyone = None
+    if weights is not None and call.ranks is not None:
+        everyone = call.ranks.weights
+        assert everyone is not None
+        everyone = everyone if scale is None else everyone / scale
+    for rows, columns, unit_columns in remote_tiles(engine, unit, blocks):
+        tile = engine.sum_tile(
+            SumTile(
+                a=unit[rows],
+                b=unit_columns,
+                a_labels=a_labels[rows],
+                b_labels=b_labels[columns],
+                a_threshold=a_threshold[rows] if per_column else a_threshold,
+                b_threshold=b_threshold[columns] if per_column else b_threshold,
+                a_weights=None if weights is None else weights[rows],
+                b_weights=None if everyone is None else everyone[columns],
+                a_loss=totals.loss[rows],
+                b_loss=None,
+                d_threshold=totals.d_threshold,
+                a_start=own + rows.start,
+                b_start=columns.start,
+                skip=None,
+                mirrored=True,
+                gradient=totals.d_rows is not None,
+            )
+        )
+        if tile is not None and totals.d_rows is not None:
+            engine.accumulate(totals.d_rows[rows], tile, unit_columns)
 
 
 def _against_columns(

@@ -109,5 +109,5 @@ def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
 
 
 def _repeatable(call: Call) -> bool:
-    """Whether a search may run it several times: without a word to others, or a step."""
-    return call.shards is None and call.sink is None
+    """Whether a search may run it several times: without a word to other ranks, or a step."""
+    return call.ranks is None and call.shards is None and call.sink is None
