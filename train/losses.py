@@ -244,7 +244,9 @@ def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
     A copy is called: thresholds and prototypes that start from the first batch must not start from
     this one. It is gone before gradients and momentum need more than its memory.
     """
-    loss = copy.deepcopy(loss)
+    # A process group is no part of the copy, and cannot be copied.
+    groups = [module.group for module in loss.modules() if hasattr(module, "group")]
+    loss = copy.deepcopy(loss, {id(group): group for group in groups})
     try:
         loss(torch.ones(2, embedding_size, device=device), torch.tensor([0, 1], device=device))
     except (TypeError, ValueError, RuntimeError) as error:
