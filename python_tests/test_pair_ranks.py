@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import patched_blocks
-from ranks import run_ranks
+from ranks import IDENTITIES, identities, normal, own_rows, run_ranks
 from tolerances import (
     EXACT,
     FLOORS,
     SAME_GRADIENT,
     SAME_LOSS,
-    TRAINED,
-    TRAINED_LOSS,
     check_same,
-    relative_norm,
 )
 from torch import Tensor
 from torch import distributed as dist
@@ -30,7 +27,7 @@ from unitsface_kernels import dispatch
 from unitsface_kernels.pair_ranks import exchange as exchanges
 from unitsface_kernels.pair_ranks import takes_ring
 
-D, IDENTITIES = 11, 5
+D = 11
 LOSSES = {
     "uss": uk.fused_uss_loss,
     "pair_bce": uk.fused_pair_bce_loss,
@@ -38,29 +35,14 @@ LOSSES = {
     "pair_logsumexp": uk.fused_pair_logsumexp,
 }
 # Tiles of 7 x 7 in the own batch and of 7 x 4 elsewhere: several of each.
-BATCHES = [(6,), (19, 4), (5, 0, 23), (17, 3, 0, 9)]
-DRAWN = torch.Generator
-
-
-def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def _labels(count: int, seed: int, identities: int = IDENTITIES) -> Tensor:
-    """Some of them ignored."""
-    return torch.randint(-1, identities, (count,), generator=DRAWN().manual_seed(seed))
-
-
-def _own(counts: Sequence[int], rank: int) -> slice:
-    start = sum(counts[:rank])
-    return slice(start, start + counts[rank])
+BATCHES = [(6,), (0, 0), (19, 4), (5, 0, 23), (17, 3, 0, 9)]
 
 
 def _threshold(loss: str, dtype: torch.dtype) -> dict[str, Tensor]:
     shapes = {"uss": (), "pair_bce": (IDENTITIES,)}
     if loss not in shapes:
         return {}
-    return {"b": (3.0 + _normal(*shapes[loss], seed=5)).to(dtype).requires_grad_()}
+    return {"b": (3.0 + normal(*shapes[loss], seed=5)).to(dtype).requires_grad_()}
 
 
 def _columns(kind: str, feats: Tensor, labels: Tensor, start: int) -> dict[str, Any]:
@@ -73,8 +55,8 @@ def _columns(kind: str, feats: Tensor, labels: Tensor, start: int) -> dict[str, 
             "memory_labels": labels,
             "batch_offset": start,
         }
-    memory = _normal(13, D, seed=3, dtype=feats.dtype).requires_grad_()
-    return {"memory": memory, "memory_labels": _labels(13, seed=4)}
+    memory = normal(13, D, seed=3, dtype=feats.dtype).requires_grad_()
+    return {"memory": memory, "memory_labels": identities(13, seed=4)}
 
 
 def _evaluate(
@@ -99,12 +81,12 @@ def _compare(
 ) -> Tensor:
     """Asserts what every rank gets; returns the loss."""
     loss, reduction = case["loss"], case["reduction"]
-    size, own = len(counts), _own(counts, rank)
-    feats = _normal(sum(counts), D, seed=1, dtype=dtype)
-    labels = _labels(sum(counts), seed=2)
+    size, own = len(counts), own_rows(counts, rank)
+    feats = normal(sum(counts), D, seed=1, dtype=dtype)
+    labels = identities(sum(counts), seed=2)
     accuracy = torch.promote_types(dtype, torch.float32)
     if reduction == "none":
-        upstream = _normal(sum(counts), seed=6, dtype=accuracy)
+        upstream = normal(sum(counts), seed=6, dtype=accuracy)
         of_rank, of_all, share = upstream[own], upstream, 1 / size
     else:
         # Not the same on every rank: the objective is the mean of what ranks make of the loss.
@@ -192,11 +174,11 @@ def test_triton_in_its_interpreter() -> None:
 
 def _half_precision(rank: int, counts: Sequence[int]) -> None:
     """Upstream gradients that float16 would not hold: one scale for the weights of all ranks."""
-    own = _own(counts, rank)
+    own = own_rows(counts, rank)
     for dtype, loss in itertools.product((torch.bfloat16, torch.float16), LOSSES):
-        feats = _normal(sum(counts), D, seed=1, dtype=dtype)
-        labels = _labels(sum(counts), seed=2)
-        upstream = 2.0**10 * _normal(sum(counts), seed=6)
+        feats = normal(sum(counts), D, seed=1, dtype=dtype)
+        labels = identities(sum(counts), seed=2)
+        upstream = 2.0**10 * normal(sum(counts), seed=6)
         upstream[own if rank == 0 else slice(0, counts[0])] *= 2.0**-9
         want = _evaluate(loss, feats, labels, upstream, {}, reduction="none")
         for exchange in ("gather", "ring"):
@@ -210,9 +192,9 @@ def _half_precision(rank: int, counts: Sequence[int]) -> None:
 
 def _skipping(rank: int, counts: Sequence[int]) -> None:
     """Identities far apart: what is negligible is left out of the own batch, within the bound."""
-    own, scale, tolerance = _own(counts, rank), 16.0, 5e-2
+    own, scale, tolerance = own_rows(counts, rank), 16.0, 5e-2
     labels = torch.arange(sum(counts)) % IDENTITIES
-    feats = 2.0 * torch.eye(D)[labels] + 0.1 * _normal(sum(counts), D, seed=1)
+    feats = 2.0 * torch.eye(D)[labels] + 0.1 * normal(sum(counts), D, seed=1)
     found = []
     for skip in (0.0, tolerance):
         part = feats[own].clone().requires_grad_()
@@ -232,8 +214,8 @@ def _skipping(rank: int, counts: Sequence[int]) -> None:
 
 def _once_and_again(rank: int, counts: Sequence[int]) -> None:
     """A retained graph, no graph, a second derivative, a group of some ranks."""
-    own = _own(counts, rank)
-    feats, labels = _normal(sum(counts), D, seed=1), _labels(sum(counts), seed=2)
+    own = own_rows(counts, rank)
+    feats, labels = normal(sum(counts), D, seed=1), identities(sum(counts), seed=2)
     for loss in LOSSES:
         part = feats[own].clone().requires_grad_()
         arguments = {**_threshold(loss, torch.float32), "group": dist.group.WORLD}
@@ -248,7 +230,7 @@ def _once_and_again(rank: int, counts: Sequence[int]) -> None:
     outer = dist.new_group([0, 2])
     alone = dist.new_group([1])
     singles = [dist.new_group([k]) for k in range(len(counts))][rank]
-    members = [own] if rank == 1 else [_own(counts, 0), _own(counts, 2)]
+    members = [own] if rank == 1 else [own_rows(counts, 0), own_rows(counts, 2)]
     batch = (torch.cat([t[m] for m in members]) for t in (feats, labels))
     got = uk.fused_uss_loss(feats[own], labels[own], 3.0, group=alone if rank == 1 else outer)
     check_same("a group of some ranks", got, uk.fused_uss_loss(*batch, 3.0), SAME_LOSS)
@@ -263,8 +245,8 @@ def _once_and_again(rank: int, counts: Sequence[int]) -> None:
 
 def _starts(rank: int, counts: Sequence[int]) -> None:
     """The first threshold is that of all batches, also on ranks without a pair of their own."""
-    own = _own(counts, rank)
-    feats = _normal(sum(counts), D, seed=1)
+    own = own_rows(counts, rank)
+    feats = normal(sum(counts), D, seed=1)
     labels = torch.arange(sum(counts)) % IDENTITIES
     want = uk.uss_threshold_init(feats, labels)
     for module in (uk.USSLoss, uk.PairBCELoss):
@@ -294,8 +276,8 @@ def test_precision_skipping_graphs_groups_and_first_thresholds() -> None:
 
 
 def _compiled(rank: int, counts: Sequence[int]) -> None:
-    own = _own(counts, rank)
-    feats, labels = _normal(sum(counts), D, seed=1), _labels(sum(counts), seed=2)
+    own = own_rows(counts, rank)
+    feats, labels = normal(sum(counts), D, seed=1), identities(sum(counts), seed=2)
     module = uk.USSLoss(init_threshold=3.0, group=dist.group.WORLD)
     compiled = torch.compile(module, backend="eager")
     assert torch.equal(compiled(feats[own], labels[own]), module(feats[own], labels[own]))
@@ -328,8 +310,8 @@ def _held(rank: int, counts: Sequence[int], exchange: str) -> int:
     patch = pytest.MonkeyPatch()
     patch.setattr(exchanges, "slot", watched(exchanges.slot))
     patch.setattr(exchanges, "start_gather_rows", watched(exchanges.start_gather_rows))
-    own = _own(counts, rank)
-    feats, labels = _normal(sum(counts), D, seed=1), _labels(sum(counts), seed=2)
+    own = own_rows(counts, rank)
+    feats, labels = normal(sum(counts), D, seed=1), identities(sum(counts), seed=2)
     for loss in LOSSES:
         _evaluate(
             *(loss, feats[own], labels[own], torch.tensor(1.0), {}),
@@ -353,138 +335,3 @@ def test_auto_gathers_what_is_small() -> None:
     assert not takes_ring("auto", [*counts, 1], feats.half())
     assert takes_ring("ring", counts, feats)
     assert not takes_ring("gather", [*counts, 1], feats)
-
-
-# --- mistakes -------------------------------------------------------------------------------------
-
-
-def _message(error: type, call, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(error) as raised:
-        call(*arguments, **options)
-    assert raised.type is error
-    return str(raised.value)
-
-
-def _mistakes(rank: int) -> None:
-    world = dist.group.WORLD
-    right = {"feats": torch.ones(4, D), "labels": torch.arange(4), "b": torch.zeros(4)}
-
-    def call(**changes: Any) -> Tensor:
-        return uk.fused_pair_bce_loss(**{**right, "group": world, **changes})
-
-    want = call()
-    of_one = [
-        ({"labels": torch.tensor([0, 1, 2, 4])}, ValueError, "labels must be in [-1, 4)"),
-        ({"feats": torch.ones(D)}, ValueError, "feats must have shape"),
-        ({"feats": None}, TypeError, "feats must be a torch.Tensor"),
-        ({"labels": torch.zeros(4)}, TypeError, "labels must have an integer dtype"),
-        ({"b": torch.zeros(2, 2)}, ValueError, "b must have shape (K,)"),
-        ({"scale": -1.0}, ValueError, "scale must be > 0"),
-        ({"reduction": "max"}, ValueError, "reduction must be one of"),
-        ({"exchange": "mail"}, ValueError, "exchange must be one of auto, gather, ring"),
-        ({"memory": torch.ones(2, D)}, ValueError, "memory_labels must be given"),
-    ]
-    for changes, error, text in of_one:
-        if rank == 1:
-            message = _message(error, call, **changes)
-            assert message.startswith(text), message
-        else:
-            assert _message(ValueError, call).startswith(f"rank 1: {text}")
-    differing = [
-        ("D", {"feats": torch.ones(4, D + rank)}, f"{D} on rank 0, {D + 1} on rank 1"),
-        ("margin", {"margin": 0.5 * rank}, "0.0 on rank 0, 0.5 on rank 1, 1.0 on rank 2"),
-        ("b", {"b": torch.zeros(4 + rank)}, "(4,) on rank 0, torch.float32 of shape (5,) on"),
-        ("the dtype of feats", {"feats": torch.ones(4, D).to(_DTYPES[rank])}, "bfloat16 on rank"),
-        ("whether feats, memory and b need a gradient", _NEEDING[rank], "on rank 0, (True, False"),
-    ]
-    for name, changes, text in differing:
-        message = _message(ValueError, call, **changes)
-        assert message.startswith(f"{name} must be the same on every rank"), message
-        assert text in message, message
-    if rank != 1:
-        with pytest.raises(ValueError, match=r"rank 1: feats must have D = 3 columns"):
-            uk.FeatureMemory(4, 3).update(torch.ones(2, 3), torch.arange(2))
-    else:
-        memory = uk.FeatureMemory(4, 3)
-        with pytest.raises(ValueError, match=r"^feats must have D = 3 columns"):
-            memory.update(torch.ones(2, 4), torch.arange(2))
-    # Nobody is a message ahead.
-    assert torch.equal(call(), want)
-
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float32)
-_NEEDING = ({}, {"feats": torch.ones(4, D, requires_grad=True)}, {})
-
-
-def test_mistakes_of_one_rank_are_errors_on_all() -> None:
-    run_ranks(3, _mistakes)
-
-
-def test_exchange_is_checked_without_a_group() -> None:
-    with pytest.raises(ValueError, match="exchange must be one of"):
-        uk.fused_uss_loss(torch.ones(2, 3), torch.arange(2), 0.0, exchange="mail")
-
-
-# --- training -------------------------------------------------------------------------------------
-
-STEPS, WIDTH = 20, 8
-
-
-class _Model(torch.nn.Module):
-    """A layer and its loss in one module, as data parallelism wants them."""
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(D, WIDTH)
-        self.loss = uk.USSLoss(scale=16.0, group=group)
-
-    def forward(self, x: Tensor, labels: Tensor, *memory: Tensor) -> tuple[Tensor, Tensor]:
-        feats = self.layer(x)
-        return self.loss(feats, labels, *memory), feats
-
-
-def _counts_of_step(step: int, size: int) -> list[int]:
-    return [(3 * step + 5 * rank) % 9 for rank in range(size)]
-
-
-def _trained(rank: int, size: int, remembers: bool) -> dict[str, Any]:
-    """Twenty steps on the share of ``rank``; size 0: alone, on the batches of ``rank`` ranks."""
-    torch.manual_seed(0)
-    single = size == 0
-    model = _Model(None if single else dist.group.WORLD)
-    wrapped = model if single else torch.nn.parallel.DistributedDataParallel(model)
-    memory = uk.FeatureMemory(IDENTITIES, WIDTH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-3)
-    losses = []
-    for step in range(STEPS):
-        counts = _counts_of_step(step, rank if single else size)
-        own = slice(None) if single else _own(counts, rank)
-        x, labels = _normal(sum(counts), D, seed=step), _labels(sum(counts), seed=100 + step)
-        # Copies: the backward pass follows the update.
-        columns = (memory.features.clone(), memory.labels.clone()) if remembers else ()
-        optimizer.zero_grad()
-        loss, feats = wrapped(x[own], labels[own], *columns)
-        memory.update(feats, labels[own])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    state = {**model.state_dict(), "remembered": memory.features, "seen": memory.labels}
-    momenta = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
-    return {"losses": torch.stack(losses), "state": state, "momenta": momenta}
-
-
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("remembers", [False, True], ids=["batch", "memory"])
-def test_training_is_that_of_one_process(size: int, remembers: bool) -> None:
-    """Batches of unequal sizes, some of them empty."""
-    found = run_ranks(size, _trained, size, remembers)
-    want = _trained(size, 0, remembers)
-    torch.manual_seed(0)
-    assert relative_norm(_Model(None).layer.weight.detach(), want["state"]["layer.weight"]) > 0.1
-    for of_rank in found:
-        check_same("losses", of_rank["losses"], want["losses"], TRAINED_LOSS)
-        for name, tensor in want["state"].items():
-            check_same(name, of_rank["state"][name].float(), tensor.float(), TRAINED)
-            assert torch.equal(of_rank["state"][name], found[0]["state"][name]), name
-        for k, (got, tensor) in enumerate(zip(of_rank["momenta"], want["momenta"], strict=True)):
-            check_same(f"momentum {k}", got, tensor, TRAINED)
