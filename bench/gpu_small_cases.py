@@ -153,6 +153,26 @@ def check_histogram(backend: str, device: str) -> str | None:
     return None if same else "counts differ"
 
 
+def check_rows(device: str) -> str | None:
+    """The optimisers' kernel, over all rows in another order: what Torch does without rows."""
+    for name in ("SGD", "AdamW"):
+        options = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if name == "SGD" else {})
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(ROWS, SIZE, generator=generator).to(device)
+        rows, dense = (torch.nn.Parameter(weight.clone()) for _ in range(2))
+        sampled = getattr(unitsface_kernels, f"Sampled{name}")([rows], **options)
+        wanted = getattr(torch.optim, name)([dense], **options)
+        for _ in range(3):
+            order = torch.randperm(ROWS, generator=generator).to(device)
+            dense.grad = torch.randn(ROWS, SIZE, generator=generator).to(device)
+            sampled.begin_row_update(rows)(slice(0, ROWS), dense.grad[order], order, None)
+            wanted.step()
+        error = _error(rows.detach(), dense.detach().double())
+        if not error < LIMITS[torch.float32][0]:
+            return f"{name} {error:.1e}"
+    return None
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_small_cases", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -177,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
     if "native" in options.backends:
         checks["native, pair_histogram"] = lambda: check_histogram("native", options.device)
+        checks["native, rows"] = lambda: check_rows(options.device)
     failed = 0
     ran = 0
     for name, run in checks.items():

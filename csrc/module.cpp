@@ -161,6 +161,17 @@ void bind_arguments(py::module_& m) {
       "source_dtype", &B::source_dtype)("index", &B::index)("start", &B::start)("n", &B::n)(
       "d", &B::d)("inverse_norms", &B::inverse_norms)("out", &B::out)("out_dtype", &B::out_dtype)(
       "scale", &B::scale);
+  using R = UpdateRowsArgs;
+  Fields<R>(m, "UpdateRows")("weight", &R::weight)("gradient", &R::gradient)("index", &R::index)(
+      "start", &R::start)("n", &R::n)("d", &R::d)("gradient_scale", &R::gradient_scale)(
+      "rule", &R::rule)("step_size", &R::step_size)("weight_decay", &R::weight_decay)(
+      "momentum", &R::momentum)("nesterov", &R::nesterov)("kept", &R::kept)(
+      "one_minus_beta1", &R::one_minus_beta1)("beta2", &R::beta2)(
+      "one_minus_beta2", &R::one_minus_beta2)("second_correction", &R::second_correction)(
+      "eps", &R::eps)("first", &R::first)("second", &R::second);
+  using T = PermutedArgs;
+  Fields<T>(m, "Permuted")("key", &T::key)("size", &T::size)("classes", &T::classes)("n", &T::n)(
+      "out", &T::out);
 }
 
 template <class Args>
@@ -236,6 +247,14 @@ void bind_cpu(py::module_ m) {
         require_nearest(args);
         cpu::kernels().nearest_tile(args, threads);
       },
+      Unlock());
+  m.def(
+      "permuted",
+      [](const PermutedArgs& args, int threads) { cpu::kernels().permuted(args, threads); },
+      Unlock());
+  m.def(
+      "update_rows",
+      [](const UpdateRowsArgs& args, int threads) { cpu::kernels().update_rows(args, threads); },
       Unlock());
   m.def("has_product",
         [](int dtype) { return cpu::product(static_cast<DType>(dtype)) != nullptr; });
@@ -347,6 +366,16 @@ void bind_cuda(py::module_ m) {
       [](const NearestTileArgs& args, std::uintptr_t stream) {
         require_nearest(args);
         cuda::nearest_tile(args, handle(stream));
+      },
+      Unlock());
+  m.def(
+      "permuted",
+      [](const PermutedArgs& args, std::uintptr_t stream) { cuda::permuted(args, handle(stream)); },
+      Unlock());
+  m.def(
+      "update_rows",
+      [](const UpdateRowsArgs& args, std::uintptr_t stream) {
+        cuda::update_rows(args, handle(stream));
       },
       Unlock());
 }

@@ -35,7 +35,9 @@ OTHER_KERNELS = (
     "merge_partials_kernel",
     "fold_partials_kernel",
     "nearest_tile_kernel",
+    "permuted_kernel",
 )
+UPDATE_RULES = ("Sgd", "MomentumSgd", "AdamW")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
 
@@ -115,6 +117,11 @@ def expected_kernels() -> list[tuple[str, str]]:
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
     expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
+    expected += [
+        ("update_rows_kernel", f"{len(rule)}{rule}ELi{group}E")
+        for rule in UPDATE_RULES
+        for group in (1, 4)
+    ]
     expected += [
         (name, f"{len(policy)}{policy}E")
         for policy in policies("UF_PAIR_LOGSUMEXP_LOSS")
@@ -210,6 +217,8 @@ def cuda_headers() -> Path | None:
         ("nearest_tile", []),
         ("unit_rows", []),
         ("histogram_tile", []),
+        ("permuted", []),
+        ("update_rows", []),
         pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),
     ],
 )

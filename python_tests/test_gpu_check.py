@@ -156,6 +156,7 @@ def test_small_cases_pass_on_a_backend_that_is_right(capsys: pytest.CaptureFixtu
     try:
         assert gpu_small_cases.main([*options, "--match", "mean"]) == 0
         assert gpu_small_cases.main([*options, "--match", "histogram"]) == 0
+        assert gpu_small_cases.main([*options, "--match", "rows"]) == 0
         # Nothing to run is no success.
         assert gpu_small_cases.main([*options, "--match", "no such case"]) == 1
     finally:

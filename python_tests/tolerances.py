@@ -156,3 +156,20 @@ SKIP_ROUNDING = 2e-6
 # Twenty steps of training by several ranks against one process: losses; weights and momenta.
 TRAINED_LOSS = 1e-5
 TRAINED = 1e-4
+
+# Draws: how many standard deviations a sum of chance may be off, once in a million.
+IMPROBABLE = 4.9
+
+
+def check_uniform(counts: Tensor, expected: float, spread: float = 1.0) -> None:
+    """Pearson's statistic of counts that should all be ``expected``, over ``spread``.
+
+    Of independent draws ``spread`` is 1; if each draw counts in k of C cells it is the counts'
+    variance over their expectation, (C - k) / (C - 1) for k distinct ones drawn uniformly.
+    """
+    freedom = counts.numel() - 1
+    statistic = float(((counts.double() - expected) ** 2).sum() / (expected * spread))
+    # Wilson and Hilferty: the cube root of chi-square over its mean is nearly normal.
+    width = 2.0 / (9.0 * freedom)
+    limit = freedom * (1.0 - width + IMPROBABLE * width**0.5) ** 3
+    assert statistic <= limit, f"chi-square {statistic:.1f} of {freedom}, allowed {limit:.1f}"

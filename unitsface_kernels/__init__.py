@@ -36,6 +36,8 @@ from .modules import (
     USSLoss,
     VPLLoss,
 )
+from .optim import SampledAdamW, SampledSGD
+from .partial_fc import PartialFC, clip_grad_norm_
 
 __all__ = [
     "CLASS_LOSSES",
@@ -50,6 +52,9 @@ __all__ = [
     "NormFaceLoss",
     "PairBCELoss",
     "PairSoftmaxLoss",
+    "PartialFC",
+    "SampledAdamW",
+    "SampledSGD",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
@@ -59,6 +64,7 @@ __all__ = [
     "VPLLoss",
     "__version__",
     "adapters",
+    "clip_grad_norm_",
     "fused_margin_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",

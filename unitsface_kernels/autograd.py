@@ -63,7 +63,7 @@ class _SimilarityLoss(Function):
             if known is None:
                 gradients = _computed(ctx, tensors, threshold, state, grad_loss)
             else:
-                gradients = _scaled(known, grad_loss)
+                gradients = scaled(known, grad_loss)
             finished = [
                 None if g is None or t is None else g.to(t.dtype)
                 for g, t in zip(gradients, inputs, strict=True)
@@ -82,14 +82,17 @@ def _computed(ctx, tensors, threshold, state, grad_loss) -> Sequence[Tensor | No
         return ops.computed_gradients(call, backend, state, grad_loss)
     # A retained graph, whose gradients the first backward pass has given away.
     known = dispatch.load(backend).forward(call, gradients=True).gradients
-    return _scaled(known, grad_loss)
+    return scaled(known, grad_loss)
 
 
-def _scaled(gradients: Gradients, grad_loss: Tensor) -> Sequence[Tensor | None]:
+def scaled(gradients: Gradients, grad_loss: Tensor) -> Gradients:
     """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing."""
     if not grad_loss.is_cuda and grad_loss.item() == 1.0:
         return gradients
-    return [None if g is None else g.mul_(grad_loss) for g in gradients]
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(grad_loss)
+    return gradients
 
 
 class Final(Function):

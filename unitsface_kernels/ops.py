@@ -27,10 +27,15 @@ def forward_has_gradients(loss: str, reduction: str) -> bool:
 
 def computed_gradients(call: Call, backend: str, state: Tensor, grad_loss: Tensor) -> Gradients:
     """Gradients that the forward pass did not know, for the upstream gradient of the loss."""
+    return dispatch.load(backend).backward(call, state, row_weights(call, grad_loss))
+
+
+def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
+    """(N,) float32 upstream gradients of the rows' losses, from that of the loss."""
     weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
     if call.reduction == "mean":
         weights = weights / call.counted()
-    return dispatch.load(backend).backward(call, state, weights.contiguous())
+    return weights.contiguous()
 
 
 @torch.library.custom_op("unitsface::similarity_loss", mutates_args=())

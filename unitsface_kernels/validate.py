@@ -349,7 +349,7 @@ def unsupported(name: str, value: object, instead: str) -> None:
         raise ValueError(f"{name} must be None, got {type(value).__name__}: {instead}")
 
 
-def instance(name: str, value: object, kind: type, expected: str) -> None:
+def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
     if not isinstance(value, kind):
         got = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(f"{name} must be {expected}, got {got}")
@@ -402,4 +402,67 @@ def process_group(name: str, value: object) -> None:
         raise TypeError(
             f"{name} must be a torch.distributed.ProcessGroup of which this process is a member, "
             f"or None, got {type(value).__name__}"
+        )
+
+
+# --- sharded classes ---------------------------------------------------------------------------
+
+
+def shardable(name: str, usable: bool, given: str, known: list[str]) -> None:
+    if not usable:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+
+
+def fused_backend(backend: str) -> None:
+    if backend == "reference":
+        raise ValueError(
+            "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
+            "knows no shards"
+        )
+
+
+def same_shard(saved: dict[str, object], own: dict[str, object]) -> None:
+    """A saved shard against the one that is to take it."""
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"the saved shard has {name} = {saved.get(name)}, this one has {value}; "
+                "unitsface_kernels.partial_fc.load_checkpoint loads checkpoints on another "
+                "number of ranks"
+            )
+
+
+def no_pending_step(pending: bool) -> None:
+    if pending:
+        raise RuntimeError(
+            "a fused optimiser takes one backward pass per step: call optimizer.step() and "
+            "zero_grad() between them, or train without PartialFC.fuse to accumulate gradients"
+        )
+
+
+# --- row optimisers ----------------------------------------------------------------------------
+
+
+def owned(group: dict[str, object] | None) -> dict[str, object]:
+    if group is None:
+        raise ValueError("parameter must be one of the optimizer's parameters, got another")
+    return group
+
+
+def row_options(group: dict[str, object], refused: tuple[str, ...]) -> None:
+    """Options of a parameter group that steps on single rows cannot have."""
+    for name in refused:
+        if group.get(name):
+            raise ValueError(
+                f"{name} must be {'0' if name == 'dampening' else 'False'} for a parameter that "
+                f"is updated by rows, got {group[name]}"
+            )
+
+
+def fused_marker(gradient: Tensor) -> None:
+    if not gradient.is_sparse or gradient.sparse_dim() != 2 or gradient._values().numel() > 1:
+        raise ValueError(
+            "the gradient of a fused parameter must come from one backward pass of its loss "
+            f"alone, got one of shape {tuple(gradient.shape)} and layout {gradient.layout}"
+            " from elsewhere or added up"
         )

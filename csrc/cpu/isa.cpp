@@ -6,8 +6,10 @@
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/nearest_tile.h"
+#include "cpu/permuted.h"
 #include "cpu/sum_tile.h"
 #include "cpu/unit_rows.h"
+#include "cpu/update_rows.h"
 
 #define UF_TEXT2(x) #x
 #define UF_TEXT(x) UF_TEXT2(x)
@@ -113,6 +115,8 @@ extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     run_pair_gradient_tile,
     histogram_tile,
     nearest_tile,
+    permuted,
+    update_rows,
     nullptr,
     nullptr,
 };

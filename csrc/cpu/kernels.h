@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "unitsface/permutation.h"
+#include "unitsface/row_update.h"
 #include "unitsface/tile_args.h"
 
 namespace unitsface::cpu {
@@ -35,6 +37,8 @@ struct Kernels {
                              int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
   void (*nearest_tile)(const NearestTileArgs&, int threads);
+  void (*permuted)(const PermutedArgs&, int threads);
+  void (*update_rows)(const UpdateRowsArgs&, int threads);
   // Null where the set has no products of that type.
   void (*product_f32)(const ProductArgs&, int threads);
   void (*product_bf16)(const ProductArgs&, int threads);

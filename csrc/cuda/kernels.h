@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "unitsface/permutation.h"
+#include "unitsface/row_update.h"
 #include "unitsface/tile_args.h"
 
 namespace unitsface::cuda {
@@ -41,6 +43,8 @@ void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
 // The one kernel with atomics, on integers: in any order the same counts.
 void histogram_tile(const HistogramTile& args, void* stream);
 void nearest_tile(const NearestTileArgs& args, void* stream);
+void permuted(const PermutedArgs& args, void* stream);
+void update_rows(const UpdateRowsArgs& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, validate
+from ..losses import REGISTRY
+from .class_loss import ClassLoss, Comparison
 
 
-class UCELoss(nn.Module):
+class UCELoss(ClassLoss):
     """Class weights and unified cross-entropy with one threshold; see :func:`fused_uce_loss`.
 
     Args:
@@ -42,24 +44,30 @@ class UCELoss(nn.Module):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
         validate.positive_int("embedding_size", embedding_size)
-        validate.positive_int("num_classes", num_classes)
+        std = embedding_size**-0.5
+        super().__init__(embedding_size, num_classes, reduction, backend, std, skip_tolerance)
         self.scale = scale
         self.margin = margin
         self.negative_weight = negative_weight
-        self.reduction = reduction
-        self.backend = backend
-        self.skip_tolerance = skip_tolerance
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         thresholds = (num_classes,) if self._threshold_per_class else ()
         self.threshold = nn.Parameter(torch.empty(thresholds))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        classes, size = self.weight.shape
-        nn.init.normal_(self.weight, std=size**-0.5)
-        nn.init.constant_(self.threshold, math.log(10 * classes))
+    def reset_thresholds(self) -> None:
+        nn.init.constant_(self.threshold, math.log(10 * self.num_classes))
+
+    def values(self) -> dict[str, float | str]:
+        return {
+            "scale": self.scale,
+            "margin": self.margin,
+            "negative_weight": self.negative_weight,
+            "adaptive_margin": 0.0,
+        }
+
+    def comparisons(self) -> list[Comparison]:
+        spec = REGISTRY[self.loss]
+        return [Comparison(spec, self.values(), self.weight, self.threshold)]
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return functional.fused_uce_loss(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .bce import UCELoss
+from .class_loss import ShardableLoss
 from .margin_softmax import MarginSoftmaxLoss
 
 
-class ComposedLoss(nn.Module):
+class ComposedLoss(ShardableLoss):
     """A module over a class loss ``head``, whose scale and class weights are its own too."""
 
     head: MarginSoftmaxLoss | UCELoss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from ..backends.reference import unit_rows
 from ..collectives import gather_rows
 from ..memory import newest_rows
 from .bce import UCELoss
+from .class_loss import Comparison
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss
 
@@ -61,6 +64,7 @@ class EPLLoss(ComposedLoss):
 
     #: Name in the registry of losses; the head says which one it is.
     loss = "epl"
+    random_rows = ("prototypes",)
     prototypes: Tensor
     epoch: Tensor
 
@@ -96,6 +100,8 @@ class EPLLoss(ComposedLoss):
             reduction=reduction,
             backend=backend,
         )
+        self.num_classes = num_classes
+        self.reduction, self.backend = reduction, backend
         self.register_buffer("prototypes", torch.empty(num_classes, embedding_size))
         self.register_buffer("epoch", torch.tensor(0))
         # The buffer is for state dicts; looking at it would wait for the device at every step.
@@ -123,8 +129,10 @@ class EPLLoss(ComposedLoss):
     @torch.no_grad()
     def update(self, feats: Tensor, labels: Tensor) -> None:
         """Moves the prototypes of a batch; in a process group of every rank's batch."""
-        feats, labels = gather_rows(feats.detach().float(), labels.to(torch.int64))
-        if labels.numel() == 0:
+        self._move(*gather_rows(feats.detach().float(), labels.to(torch.int64)))
+
+    def _move(self, feats: Tensor, labels: Tensor) -> None:
+        if labels.numel() == 0 or self.prototypes.shape[0] == 0:
             return
         unit = unit_rows(feats)
         slots, newest = newest_rows(labels, self.prototypes.shape[0])
@@ -145,6 +153,23 @@ class EPLLoss(ComposedLoss):
         if self._epoch < self.start_epoch:
             return loss
         return (loss + self._prototype_loss(feats, labels)) / 2.0
+
+    @torch.no_grad()
+    def begin_step(self, feats: Tensor, labels: Tensor) -> None:
+        self._move(feats.float(), labels)
+
+    def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
+        return unit_rows(normal)
+
+    def comparisons(self) -> list[Comparison]:
+        (on_weights,) = self.head.comparisons()
+        if self._epoch < self.start_epoch:
+            return [on_weights]
+        values = on_weights.values | {"adaptive_margin": self.k}
+        if self.base == "cosface":
+            values["m3"] = 0.0
+        on_prototypes = replace(on_weights, values=values, columns=self.prototypes)
+        return [replace(block, share=0.5) for block in (on_weights, on_prototypes)]
 
     def _prototype_loss(self, feats: Tensor, labels: Tensor) -> Tensor:
         # A copy: the next batch moves the prototypes, and this one may not be differentiated yet.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import functional, validate
+from .. import functional
+from ..losses import REGISTRY
+from .class_loss import ClassLoss, Comparison
 
 
-class MarginSoftmaxLoss(nn.Module):
+class MarginSoftmaxLoss(ClassLoss):
     """Class weights and margin softmax; see :func:`fused_margin_softmax_loss`.
 
     Args:
@@ -39,20 +40,25 @@ class MarginSoftmaxLoss(nn.Module):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
-        validate.positive_int("embedding_size", embedding_size)
-        validate.positive_int("num_classes", num_classes)
+        # The deviation is insightface's.
+        super().__init__(embedding_size, num_classes, reduction, backend, 0.01, skip_tolerance)
         self.scale = scale
         self.m1, self.m2, self.m3 = m1, m2, m3
         self.margin_gradient = margin_gradient
-        self.reduction = reduction
-        self.backend = backend
-        self.skip_tolerance = skip_tolerance
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.01)
+    def values(self) -> dict[str, float | str]:
+        return {
+            "scale": self.scale,
+            "m1": self.m1,
+            "m2": self.m2,
+            "m3": self.m3,
+            "margin_gradient": self.margin_gradient,
+            "adaptive_margin": 0.0,
+        }
+
+    def comparisons(self) -> list[Comparison]:
+        return [Comparison(REGISTRY[self.loss], self.values(), self.weight, None)]
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return functional.fused_margin_softmax_loss(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import functional, validate
+from .. import functional
+from ..losses import REGISTRY
+from .class_loss import ClassLoss, Comparison
 
 
-class NPTLoss(nn.Module):
+class NPTLoss(ClassLoss):
     """Class weights and the nearest proxies triplet; see :func:`fused_npt_loss`.
-
-    A row needs its own target's cosine: sharded over processes, a row counts only in the shard
-    that holds its class, against the wrong classes of that shard.
 
     Args:
         embedding_size: D.
@@ -38,18 +36,14 @@ class NPTLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        validate.positive_int("embedding_size", embedding_size)
-        validate.positive_int("num_classes", num_classes)
+        super().__init__(embedding_size, num_classes, reduction, backend, 0.01)
         self.margin = margin
         self.k = k
-        self.reduction = reduction
-        self.backend = backend
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.01)
+    def comparisons(self) -> list[Comparison]:
+        values: dict[str, float | str] = {"margin": self.margin, "k": self.k}
+        return [Comparison(REGISTRY[self.loss], values, self.weight, None)]
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return functional.fused_npt_loss(

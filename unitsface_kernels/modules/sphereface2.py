@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .. import functional, validate
 from ..losses import REGISTRY
+from .class_loss import ClassLoss, Comparison
 
 
-class SphereFace2Loss(nn.Module):
+class SphereFace2Loss(ClassLoss):
     """Class weights, bias and SphereFace2; see :func:`fused_sphereface2_loss`.
 
     Args:
@@ -48,9 +49,10 @@ class SphereFace2Loss(nn.Module):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
+        std = math.sqrt(2.0 / (embedding_size + num_classes))
+        super().__init__(embedding_size, num_classes, reduction, backend, std, skip_tolerance)
         self.options: dict[str, float | str] = {
             "scale": scale,
             "margin": margin,
@@ -61,16 +63,14 @@ class SphereFace2Loss(nn.Module):
             "margin_gradient": margin_gradient,
         }
         validate.parameters(REGISTRY[self.loss], self.options)
-        self.reduction = reduction
-        self.backend = backend
-        self.skip_tolerance = skip_tolerance
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         self.bias = nn.Parameter(torch.empty(()))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.xavier_normal_(self.weight)
+    def reset_thresholds(self) -> None:
         nn.init.constant_(self.bias, self._initial_bias())
+
+    def comparisons(self) -> list[Comparison]:
+        return [Comparison(REGISTRY[self.loss], self.options, self.weight, self.bias)]
 
     def _initial_bias(self) -> float:
         """The root of alpha sigma(-(a_y + b)) = (1 - alpha) (C - 1) sigma(a_j + b).
@@ -80,7 +80,7 @@ class SphereFace2Loss(nn.Module):
         """
         names = ("scale", "margin", "t", "alpha")
         scale, margin, t, alpha = (float(self.options[name]) for name in names)
-        others = (1.0 - alpha) * (self.weight.shape[0] - 1)
+        others = (1.0 - alpha) * (self.num_classes - 1)
         if others == 0.0:
             return 0.0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from .. import functional, validate
 from ..backends.reference import unit_rows
 from ..collectives import gather_rows
 from ..memory import newest_rows
+from .class_loss import Comparison
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
@@ -56,6 +59,7 @@ class VPLLoss(ComposedLoss):
 
     #: Names the module where a registry of losses names functions: it composes them.
     loss = "vpl"
+    random_rows = ("features",)
     head: MarginSoftmaxLoss
     features: Tensor
     stamps: Tensor
@@ -93,6 +97,8 @@ class VPLLoss(ComposedLoss):
             reduction=reduction,
             backend=backend,
         )
+        self.num_classes = num_classes
+        self.reduction, self.backend = reduction, backend
         self.register_buffer("features", torch.empty(num_classes, embedding_size))
         self.register_buffer("stamps", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("iteration", torch.tensor(0))
@@ -118,8 +124,7 @@ class VPLLoss(ComposedLoss):
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         if self.training:
-            self._iteration += 1
-            self.iteration.fill_(self._iteration)
+            self._advance()
         head = self.head
         loss = functional.fused_margin_softmax_loss(
             feats,
@@ -136,6 +141,24 @@ class VPLLoss(ComposedLoss):
         if self.training:
             self.update(feats, labels)
         return loss
+
+    def _advance(self) -> None:
+        self._iteration += 1
+        self.iteration.fill_(self._iteration)
+
+    def begin_step(self, feats: Tensor, labels: Tensor) -> None:
+        self._advance()
+
+    @torch.no_grad()
+    def end_step(self, feats: Tensor, labels: Tensor) -> None:
+        self._store(feats.float(), labels)
+
+    def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
+        return unit_rows(normal)
+
+    def comparisons(self) -> list[Comparison]:
+        (block,) = self.head.comparisons()
+        return [replace(block, columns=self._mixed_weight())]
 
     @torch.compiler.disable
     def _mixed_weight(self) -> Tensor:
@@ -154,8 +177,10 @@ class VPLLoss(ComposedLoss):
     @torch.no_grad()
     def update(self, feats: Tensor, labels: Tensor) -> None:
         """Stores the unit features of a batch; in a process group of every rank's batch."""
-        feats, labels = gather_rows(feats.detach().float(), labels.to(torch.int64))
-        if labels.numel() == 0:
+        self._store(*gather_rows(feats.detach().float(), labels.to(torch.int64)))
+
+    def _store(self, feats: Tensor, labels: Tensor) -> None:
+        if labels.numel() == 0 or self.stamps.shape[0] == 0:
             return
         slots, newest = newest_rows(labels, self.stamps.shape[0])
         known = newest >= 0

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from . import logsumexp, logsumexp_pairs, nearest, sum
-from .call import Call, Gradients, Kept, Result, make_call
+from .call import Call, ColumnSink, Gradients, Kept, Result, make_call
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from .shards import Shards
 
 _DRIVERS = {
     ("sum", "pair"): sum,
@@ -39,6 +40,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
 
 __all__ = [
     "Call",
+    "ColumnSink",
     "Engine",
     "Gradients",
     "Kept",
@@ -47,6 +49,7 @@ __all__ = [
     "PairWeights",
     "PositiveSums",
     "Result",
+    "Shards",
     "SumTile",
     "backward",
     "forward",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...losses import REGISTRY, LossSpec
 from .ranks import Ranks
+from .shards import Shards
 
 
 @dataclass
@@ -58,6 +59,9 @@ class Call:
         compute_dtype: operands of the matrix products; they accumulate in float32.
         skip_tolerance: bound of what ``skipping.py`` may leave out of the gradients; 0: nothing.
         kept: for more than the state to pass from forward to backward; None: nothing can.
+        shards: the columns are this rank's part of the classes; None: they are all there are.
+        sink: takes the gradient of the columns, a (m, D) float32 tile at a time that it may
+            overwrite, in place of one gradient of them all.
         ranks: the batches of other ranks; None: there are none. Without ``columns``, columns are
             then the rows of all ranks: ``column_labels`` and thresholds are theirs, and
             ``self_offset`` is the place of the own rows among them.
@@ -79,6 +83,8 @@ class Call:
     need_columns: bool
     need_threshold: bool
     kept: Kept | None = None
+    shards: Shards | None = None
+    sink: ColumnSink | None = None
     ranks: Ranks | None = None
 
     @property
@@ -91,7 +97,8 @@ class Call:
 
     @property
     def skips(self) -> bool:
-        return self.skip_tolerance > 0.0
+        # What is left out is added pair by pair to a whole gradient in the end.
+        return self.skip_tolerance > 0.0 and self.sink is None
 
     @property
     def need_any(self) -> bool:
@@ -153,6 +160,8 @@ def make_call(
     need_columns: bool,
     need_threshold: bool,
     kept: Kept | None = None,
+    shards: Shards | None = None,
+    sink: ColumnSink | None = None,
 ) -> Call:
     """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph."""
 
@@ -179,6 +188,8 @@ def make_call(
         need_columns,
         need_threshold,
         kept,
+        shards,
+        sink,
     )
 
 
@@ -213,4 +224,5 @@ class Result:
     gradients: Gradients
 
 
+ColumnSink = Callable[[slice, Tensor], None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
+from .columns import finish_columns
 from .engine import Engine
 from .scattered import add_pairs
 from .skipping import heavy_rows, negligible, worth_taking
@@ -30,6 +31,8 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (3, N) state."""
     log_negatives, target_cosine = _statistics(call, engine)
+    if call.shards is not None:
+        log_negatives, target_cosine = call.shards.log_of_sums(log_negatives, target_cosine)
     per_row, share, slope = _finish_rows(call, engine, log_negatives, target_cosine)
     loss = per_row
     if call.reduction != "none":
@@ -128,7 +131,8 @@ def _finish_rows(
     q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
     """
     logits, slope = engine.positive_rows(target_cosine)
-    has_target = call.row_labels >= 0
+    # Of shards together every row that takes part has its target.
+    has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     gap = log_negatives - logits
     per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
     share = torch.where(has_target, torch.sigmoid(gap), 1.0)
@@ -167,7 +171,7 @@ def _gradients(
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.kept is None else call.kept.take_cosines()
     d_columns = cosines
-    if call.need_columns and d_columns is None:
+    if call.need_columns and d_columns is None and call.sink is None:
         # Every tile writes its columns; zeroing all C x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size))
     if masses is None:
@@ -224,8 +228,7 @@ def _stream(
     for number, tile in enumerate(tiles):
         wanted = [block for block, skip in zip(blocks, skipped, strict=True) if not skip[number]]
         if not wanted:
-            if d_columns is not None:
-                d_columns[tile].zero_()
+            finish_columns(call, engine, tile, None, None, d_columns, scale)
             continue
         unit_columns, column_norms = engine.unit_rows(
             call.columns, tile.start, tile.stop, call.column_index, reuse=True
@@ -245,21 +248,12 @@ def _stream(
             )
             if d_rows is not None:
                 engine.accumulate(d_rows[block], gradient, unit_columns)
-            if d_columns is not None:
+            if call.need_columns:
                 if d_unit is None:
                     d_unit = engine.overwrite(gradient.T, part.unit)
                 else:
                     engine.accumulate(d_unit, gradient.T, part.unit)
-        if d_columns is not None and d_unit is not None:
-            engine.unit_rows_backward(
-                d_unit,
-                call.columns,
-                tile.start,
-                column_norms,
-                d_columns[tile],
-                scale,
-                call.column_index,
-            )
+        finish_columns(call, engine, tile, d_unit, column_norms, d_columns, scale)
 
 
 def _taken(

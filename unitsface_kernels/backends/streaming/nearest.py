@@ -13,7 +13,8 @@ from torch import Tensor
 from ...losses import LossSpec, Triplet
 from .call import Call, Gradients, Result
 from .engine import Engine
-from .scattered import add_pairs
+from .scattered import add_pairs, stream_pairs
+from .shards import NONE
 
 
 def _triplet(spec: LossSpec) -> Triplet:
@@ -29,6 +30,9 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
     best, position, target_cosine = search(call, engine, _triplet(call.spec).count(call.params))
+    if call.shards is not None:
+        best, position = call.shards.nearest(best, position)
+        target_cosine = call.shards.sum(target_cosine)
     loss = _per_row(call, best, position, target_cosine)
     if call.reduction != "none":
         loss = loss.sum()
@@ -44,11 +48,11 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     best, position, target_cosine = state.split([count, count, 1])
     position = position.view(torch.int32)
     of_nearest, of_target = _slopes(call, best.T, position.T, target_cosine[0])
-    # Places beyond the number of columns are never filled.
-    filled = min(count, call.num_columns)
+    # Without shards, places beyond the number of columns are never filled.
+    filled = count if call.shards is not None else min(count, call.num_columns)
     places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
     slopes = torch.cat([of_nearest.T[:filled], of_target[None]]) * weights
-    return _gradients(call, engine, places, torch.where(weights == 0.0, 0.0, slopes))
+    return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
 
 
 def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,10 +90,11 @@ def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tens
 def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
     """(N, k) bool: places that have a term; (N, 1): how many columns were found, at least 1.
 
-    A row whose target is in another shard has no term: nothing to compare with.
+    A row without a target, which may be in a shard of which nothing is known, has no term.
     """
-    found = position >= 0
-    return found & (call.row_labels >= 0)[:, None], found.sum(dim=1, keepdim=True).clamp(min=1)
+    found = position != NONE
+    has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
+    return found & has_target[:, None], found.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _per_row(call: Call, best: Tensor, position: Tensor, target_cosine: Tensor) -> Tensor:
@@ -121,13 +126,15 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     unit, inverse_norms = engine.unit_rows(rows, 0, size)
     d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
     d_columns = None
-    if call.need_columns:
+    if call.need_columns and call.sink is None:
         d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
     if call.num_columns == 0:
         # There is no column that could stand in for a place that is none.
         places, slopes = places[:0], slopes[:0]
     for place, slope in zip(places, slopes, strict=True):
         add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
+    if call.sink is not None:
+        stream_pairs(call, engine, unit, places, slopes)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
     return d_rows, d_columns, None

@@ -43,6 +43,38 @@ def add_pairs(
         _add_rows(d_columns, place, d_unit)
 
 
+def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor) -> None:
+    """The columns' side of :func:`add_pairs` for a call with a sink, tile by tile.
+
+    A tile without pairs has a gradient of zero. Waits for the device.
+
+    Args:
+        places, slopes: (k, N) as of :func:`add_pairs`.
+    """
+    assert call.columns is not None
+    assert call.sink is not None
+    count, size = unit.shape
+    block = engine.class_block[1]
+    ordered, order = places.to(torch.int64).flatten().sort(stable=True)
+    slopes = slopes.flatten()[order]
+    starts = torch.arange(0, call.num_columns + block, block, device=unit.device)
+    bounds = torch.searchsorted(ordered, starts).tolist()
+    gradient = unit.new_empty((block, size), dtype=torch.float32)
+    for number, start in enumerate(range(0, call.num_columns, block)):
+        tile = slice(start, min(start + block, call.num_columns))
+        out = gradient[: tile.stop - start].zero_()
+        pairs = slice(bounds[number], bounds[number + 1])
+        if pairs.start < pairs.stop:
+            place, row = ordered[pairs], order[pairs] % count
+            index = place if call.column_index is None else call.column_index[place]
+            _, norms = engine.unit_rows(call.columns, 0, len(place), index, reuse=True)
+            slope = slopes[pairs, None]
+            d_unit = torch.where(slope != 0.0, slope * unit[row], 0.0)
+            engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
+            _add_rows(out, place - start, d_unit)
+        call.sink(tile, out)
+
+
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """``total[index] += rows`` in a fixed order: each of the two is deterministic on its device.
 

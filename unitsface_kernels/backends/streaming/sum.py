@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, split_weights
+from .columns import finish_columns
 from .engine import Engine, SumTile
 from .ranks import Blocks, remote_blocks, remote_tiles
 from .scattered import add_pairs
@@ -36,11 +37,11 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
     scale = 1.0 / call.counted() if call.reduction == "mean" else None
     per_row, found = _stream(call, engine, None, scale, gradients and call.need_any)
-    loss = per_row
-    if call.reduction != "none":
-        loss = per_row.sum()
-        if scale is not None:
-            loss = loss * scale
+    loss = per_row if call.reduction == "none" else per_row.sum()
+    if call.shards is not None:
+        loss = call.shards.sum(loss)
+    if scale is not None:
+        loss = loss * scale
     return Result(loss.to(torch.float32), None, found)
 
 
@@ -230,7 +231,7 @@ def _against_columns(
     per_column = call.spec.threshold == "per_column"
     positives = None if budget is None else Positives(call)
     d_columns = None
-    if need_columns:
+    if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size), dtype=torch.float32)
     for start in range(0, call.num_columns, column_block):
@@ -278,19 +279,13 @@ def _against_columns(
                     part = totals.d_rows[rows][wanted]
                     engine.accumulate(part, tile, unit_columns)
                     totals.d_rows[rows][wanted] = part
-            if d_columns is not None:
+            if need_columns:
                 if d_unit is None:
                     d_unit = engine.overwrite(tile.T, unit_rows)
                 else:
                     engine.accumulate(d_unit, tile.T, unit_rows)
-        if d_columns is None:
-            continue
-        if d_unit is None:
-            d_columns[start:stop].zero_()
-            continue
-        engine.unit_rows_backward(
-            d_unit, columns, start, column_norms, d_columns[start:stop], scale, call.column_index
-        )
+        if need_columns:
+            finish_columns(call, engine, slice(start, stop), d_unit, column_norms, d_columns, scale)
     if positives is not None:
         for place, slope in zip(positives.places, positives.slopes, strict=True):
             add_pairs(call, engine, unit, place, slope, totals.d_rows, d_columns, scale)

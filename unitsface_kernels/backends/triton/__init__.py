@@ -92,9 +92,7 @@ def forward(call: Call, gradients: bool) -> Result:
 
     with _context(call):
         # Losses alone are another kernel than the one that is searched for.
-        search = known or call.spec.reduction != "sum"
-        # Across ranks a run is a collective, and each rank would search for itself.
-        search = search and call.ranks is None
+        search = (known or call.spec.reduction != "sum") and _repeatable(call)
         return run(autotune.config(call, "forward", run, search))
 
 
@@ -107,4 +105,9 @@ def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
         return streaming.backward(call, TritonEngine(call, config=config), state, weights)
 
     with _context(call):
-        return run(autotune.config(call, "backward", run, search=call.ranks is None))
+        return run(autotune.config(call, "backward", run, _repeatable(call)))
+
+
+def _repeatable(call: Call) -> bool:
+    """Whether a search may run it several times: without a word to other ranks, or a step."""
+    return call.ranks is None and call.shards is None and call.sink is None

@@ -1,0 +1,103 @@
+// A permutation of [0, size) that is computed element by element, in both directions: drawing
+// classes without a list of them. unitsface_kernels/partial_fc/permutation.py says the same in
+// Torch; both must give the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "unitsface/macros.h"
+
+namespace unitsface {
+
+struct PermutedArgs {
+  uint64_t key, size;
+  const int64_t* classes;  // [n] in [0, size), anything else is outside; null: places 0 ... n - 1
+  int64_t n;
+  int64_t* out;  // [n] the class at each place; with classes, the place of each or size if outside
+};
+
+inline namespace UF_ISA {
+
+// Both mixes are bijections whose every output bit depends on every input bit; multipliers and
+// shifts are those of SplitMix64 and of MurmurHash3's finaliser.
+UF_HOST_DEVICE uint64_t mix_bits(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+UF_HOST_DEVICE uint32_t mix_bits(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x85ebca6bu;
+  x = (x ^ (x >> 13)) * 0xc2b2ae35u;
+  return x ^ (x >> 16);
+}
+
+// A Feistel network on the next power of two: rounds change either part by a keyed function of the
+// other. Where it leaves [0, size) it is applied again; the cycle comes back, half of the values
+// never leave. Small domains mix slowly, in one-bit parts hardly at all: below 2^6 the domain is
+// 2^6, and the values of few classes walk longer.
+class Permutation {
+ public:
+  static constexpr int kRounds = 12;
+  static constexpr int kFewestBits = 6;
+
+  // 1 <= size <= 2^62.
+  UF_HOST_DEVICE Permutation(uint64_t size, uint64_t key) : size_(size) {
+    int bits = kFewestBits;
+    while (bits < 62 && (size - 1) >> bits != 0) ++bits;
+    low_bits_ = bits - bits / 2;
+    high_mask_ = (1u << (bits / 2)) - 1;
+    low_mask_ = (1u << low_bits_) - 1;
+    for (int round = 0; round < kRounds; ++round) {
+      key += 0x9e3779b97f4a7c15u;
+      keys_[round] = static_cast<uint32_t>(mix_bits(key) >> 32);
+    }
+  }
+
+  // The class at a place in [0, size): from outside, a cycle might never get in.
+  UF_HOST_DEVICE uint64_t at(uint64_t place) const {
+    do {
+      uint32_t high = static_cast<uint32_t>(place >> low_bits_), low = low_part(place);
+      for (int round = 0; round < kRounds; round += 2) {
+        high ^= mix_bits(low ^ keys_[round]) & high_mask_;
+        low ^= mix_bits(high ^ keys_[round + 1]) & low_mask_;
+      }
+      place = static_cast<uint64_t>(high) << low_bits_ | low;
+    } while (place >= size_);
+    return place;
+  }
+
+  // The place of a class: the inverse of at().
+  UF_HOST_DEVICE uint64_t place_of(uint64_t c) const {
+    do {
+      uint32_t high = static_cast<uint32_t>(c >> low_bits_), low = low_part(c);
+      for (int round = kRounds - 2; round >= 0; round -= 2) {
+        low ^= mix_bits(high ^ keys_[round + 1]) & low_mask_;
+        high ^= mix_bits(low ^ keys_[round]) & high_mask_;
+      }
+      c = static_cast<uint64_t>(high) << low_bits_ | low;
+    } while (c >= size_);
+    return c;
+  }
+
+  // What PermutedArgs asks for at i.
+  UF_HOST_DEVICE int64_t permuted(const PermutedArgs& t, int64_t i) const {
+    if (t.classes == nullptr) return static_cast<int64_t>(at(static_cast<uint64_t>(i)));
+    // Negative ones are beyond size, too.
+    const uint64_t c = static_cast<uint64_t>(t.classes[i]);
+    return static_cast<int64_t>(c < size_ ? place_of(c) : size_);
+  }
+
+ private:
+  UF_HOST_DEVICE uint32_t low_part(uint64_t x) const {
+    return static_cast<uint32_t>(x) & low_mask_;
+  }
+
+  uint64_t size_;
+  int low_bits_;
+  uint32_t high_mask_, low_mask_;
+  uint32_t keys_[kRounds];
+};
+
+}  // namespace UF_ISA
+}  // namespace unitsface

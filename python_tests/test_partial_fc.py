@@ -1,0 +1,445 @@
+"""PartialFC: the sharded run equals the single one."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from partial_fc_support import (
+    COUNTS,
+    SIZE,
+    Run,
+    batch,
+    compare,
+    joined,
+    own_part,
+    sharded,
+    single,
+)
+from ranks import run_ranks
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+import unitsface_kernels as uk
+from unitsface_kernels.collectives import world_size
+from unitsface_kernels.partial_fc import module as module_file
+from unitsface_kernels.partial_fc.sampling import ascending, sample_classes
+from unitsface_kernels.partial_fc.shard import Shard
+
+LOSSES = [
+    ("cosface", {}),
+    ("arcface", {}),
+    ("uce", {}),
+    ("class_bce", {}),
+    ("sphereface2", {}),
+    ("npt", {"k": 3}),
+    ("epl", {}),
+    ("epl", {"base": "uce"}),
+    ("vpl", {"start_iteration": 2, "max_age": 4}),
+]
+RUNS = [
+    *(
+        Run(loss, options, rate)
+        for loss, options in LOSSES
+        for rate in (1.0, 0.4)
+        if (loss, rate) != ("vpl", 0.4)
+    ),
+    *(
+        Run(loss, options, rate, optimizer, fuse)
+        for loss, options in LOSSES[:8]
+        for rate, optimizer, fuse in (
+            (1.0, "sgd", "backward"),
+            (0.4, "sgd", "step"),
+            (0.4, "adamw", "backward"),
+        )
+    ),
+    Run("arcface", {}, 0.4, "adamw"),
+    Run("uce", {"reduction": "sum"}, 0.4),
+    # Fewer classes than ranks, and fewer drawn than there are positives.
+    Run("cosface", {}, 1.0, classes=3),
+    Run("class_bce", {}, 0.05, classes=3, fuse="backward"),
+    Run("npt", {"k": 2}, 0.4, classes=3, fuse="step"),
+    *(
+        Run("cosface", {}, rate, fuse=fuse, max_norm=0.2)
+        for rate, fuse in ((1.0, None), (0.4, None), (0.4, "step"))
+    ),
+]
+
+
+def _all_runs(rank: int) -> list[dict]:
+    return [sharded(rank, run) for run in RUNS]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_sharded_training_is_that_of_one_process(ranks):
+    found = run_ranks(ranks, _all_runs)
+    for number, run in enumerate(RUNS):
+        together = joined([parts[number] for parts in found], run.classes)
+        compare(together, single(run, ranks), run.name())
+
+
+def test_what_is_not_sampled_stays_bit_for_bit():
+    classes, rate = 400, 0.1
+    head = uk.PartialFC("class_bce", SIZE, classes, rate, seed=5)
+    optimizer = uk.SampledSGD(head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    moved = torch.zeros(classes, dtype=torch.bool)
+    for step in range(100):
+        feats, labels = batch(step, classes)
+        index, _ = sample_classes(labels, classes, 40, seed=5, rank=0, step=step)
+        others = torch.ones(classes, dtype=torch.bool)
+        others[index] = False
+        before = [t.clone() for p in head.parameters() for t in (p.data, *_momentum(optimizer, p))]
+        optimizer.zero_grad()
+        head(feats, labels).backward()
+        optimizer.step()
+        after = [t for p in head.parameters() for t in (p.data, *_momentum(optimizer, p))]
+        if step:
+            assert len(before) == len(after) == 4
+            for old, new in zip(before, after, strict=True):
+                assert torch.equal(old[others], new[others])
+                assert not torch.equal(old[index], new[index])
+        moved |= ~others
+    assert moved.all()
+
+
+def _momentum(optimizer, parameter) -> list[torch.Tensor]:
+    state = optimizer.state.get(parameter, {})
+    return [state["momentum_buffer"]] if "momentum_buffer" in state else []
+
+
+def test_initial_rows_do_not_depend_on_the_number_of_ranks():
+    # More than one block of them, and a last one that is not full.
+    classes = 5000
+    whole = dict(_blocks(Shard(classes, 0, classes)))
+    for ranks in (1, 3, 7):
+        shards = [Shard.of_rank(classes, rank, ranks) for rank in range(ranks)]
+        assert [len(s) for s in shards] == [
+            classes // ranks + (r < classes % ranks) for r in range(ranks)
+        ]
+        for shard in shards:
+            for place, row in _blocks(shard):
+                assert torch.equal(row, whole[place])
+    values = torch.stack(list(whole.values()))
+    assert values.std() == pytest.approx(1.0, abs=0.02)
+    assert len(torch.unique(values[:, 0])) > 4990
+
+
+def _blocks(shard: Shard):
+    for places, rows in shard.normal_rows(4, "weight", seed=1):
+        for place, row in zip(range(places.start, places.stop), rows, strict=True):
+            yield place + shard.start, row
+
+
+# --- gradients ---------------------------------------------------------------------------------
+
+
+def _gradients(rank: int) -> dict[str, torch.Tensor]:
+    """Per-row losses with weights of their own, retained graphs, refused second derivatives."""
+    counts = COUNTS[world_size()]
+    found = {}
+    for loss in ("cosface", "uce", "npt", "epl"):
+        head = uk.PartialFC(loss, SIZE, 23, seed=3, reduction="none")
+        if loss == "epl":
+            head.loss.set_epoch(5)
+        images, labels = batch(0, 23)
+        feats = own_part(images, rank, counts).requires_grad_()
+        weights = own_part(torch.arange(1.0, 13.0), rank, counts)
+        losses = head(feats, own_part(labels, rank, counts))
+        assert losses.shape == (counts[rank],)
+        objective = (weights * losses).sum() * world_size()
+        inputs = [feats, head.weight]
+        first = torch.autograd.grad(objective, inputs, retain_graph=True)
+        again = torch.autograd.grad(objective, inputs, create_graph=True)
+        for a, b in zip(first, again, strict=True):
+            assert torch.equal(a, b)
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(again[1].sum(), head.weight)
+        found[loss] = losses.detach()
+        # Averaging over ranks divides by their number.
+        found[f"{loss} feats"] = first[0] / world_size()
+        found[f"loss.{loss} weight"] = first[1]
+    return found
+
+
+def test_losses_of_rows_and_their_gradients():
+    (expected,) = run_ranks(1, _gradients)
+    for ranks in (2, 3):
+        found = run_ranks(ranks, _gradients)
+        for key, value in expected.items():
+            together = torch.cat([part[key] for part in found])
+            torch.testing.assert_close(together, value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_one_process_computes_what_the_function_does():
+    feats, labels = batch(0, 23)
+    head = uk.PartialFC("cosface", SIZE, 23, scale=32.0, margin=0.2)
+    ours, theirs = (feats.clone().requires_grad_() for _ in range(2))
+    weight = head.weight.detach().clone().requires_grad_()
+    loss = head(ours, labels)
+    expected = uk.fused_margin_softmax_loss(theirs, weight, labels, scale=32.0, m3=0.2)
+    loss.backward()
+    expected.backward()
+    assert torch.equal(loss, expected)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(head.weight.grad, weight.grad)
+
+
+def test_evaluation_takes_all_classes_and_changes_nothing():
+    feats, labels = batch(0, 23)
+    head = uk.PartialFC("epl", SIZE, 23, sample_rate=0.2).eval()
+    before = copy.deepcopy(head.state_dict())
+    with torch.no_grad():
+        loss = head(feats, labels)
+    full = uk.PartialFC("epl", SIZE, 23).eval()
+    assert torch.equal(loss, full(feats, labels))
+    assert head.step == 0
+    for key, value in head.state_dict().items():
+        assert value == before[key] if isinstance(value, dict) else torch.equal(value, before[key])
+
+
+def test_autocast_multiplies_in_its_dtype():
+    feats, labels = batch(0, 23)
+    head = uk.PartialFC("cosface", SIZE, 23)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = head(feats, labels)
+    full = head(feats, labels)
+    assert half.dtype == torch.float32
+    assert half != full
+    assert torch.isclose(half, full, rtol=0.05)
+
+
+def test_nothing_of_the_size_of_logits_or_sampled_rows_is_stored():
+    classes, rows, size = 60_000, 64, 32
+    head = uk.PartialFC("cosface", size, classes, 0.5)
+    optimizer = uk.SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
+    head.fuse(optimizer)
+    feats = torch.randn(rows, size, requires_grad=True)
+    labels = torch.randint(classes, (rows,))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            sizes = [t.nbytes for t in (result,) if isinstance(t, torch.Tensor)]
+            if function.overloadpacket not in (torch.ops.aten.detach, torch.ops.aten.view):
+                largest = max([largest, *sizes])
+            return result
+
+    head(feats, labels).backward()
+    optimizer.step()
+    with Watch():
+        head(feats, labels).backward()
+    sampled = 30_000 * size * 4
+    logits = rows * 30_000 * 4
+    assert largest < min(sampled, logits) / 2
+
+
+# --- mixed precision ---------------------------------------------------------------------------
+
+
+def _overflow(rank: int, fuse: str | None) -> list[tuple]:
+    counts = COUNTS[world_size()]
+    head = uk.PartialFC("cosface", SIZE, 23, 0.4, seed=3)
+    optimizer = uk.SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
+    if fuse:
+        head.fuse(optimizer, when=fuse)
+    scaler = ShardedGradScaler("cpu", init_scale=1024.0, growth_interval=100)
+    seen = []
+    for step in range(4):
+        images, labels = (own_part(t, rank, counts) for t in batch(step, 23))
+        feats = images.requires_grad_()
+        before = head.weight.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale(head(feats, labels)).backward()
+        if step == 1 and rank == 1:
+            # Of one rank alone: an overflow in its shard's gradient.
+            gradient = head.weight.grad
+            (gradient._values() if gradient.is_sparse else gradient).view(-1)[0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append((torch.equal(before, head.weight), scaler.get_scale()))
+    return [*seen, head.weight.detach()]
+
+
+@pytest.mark.parametrize("fuse", [None, "step"])
+def test_an_overflow_on_one_rank_is_no_step_on_any(fuse):
+    for found in run_ranks(2, partial(_overflow, fuse=fuse)):
+        assert [same for same, _ in found[:4]] == [False, True, False, False]
+        assert [scale for _, scale in found[:4]] == [1024.0, 512.0, 512.0, 512.0]
+
+
+def test_a_scaled_fused_step_is_an_unscaled_one():
+    weights = []
+    for scale in (1.0, 4096.0):
+        head = uk.PartialFC("uce", SIZE, 23, seed=3)
+        optimizer = uk.SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
+        head.fuse(optimizer, when="step")
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=100)
+        for step in range(3):
+            feats, labels = batch(step, 23)
+            optimizer.zero_grad()
+            scaler.scale(head(feats, labels)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(head.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-7)
+
+
+def test_nan_features_step_nothing_that_a_scaler_guards():
+    head = uk.PartialFC("cosface", SIZE, 23)
+    optimizer = uk.SampledSGD(head.parameters(), lr=0.1)
+    head.fuse(optimizer, when="step")
+    scaler = torch.amp.GradScaler("cpu")
+    feats, labels = batch(0, 23)
+    feats[3, 3] = torch.nan
+    before = head.weight.detach().clone()
+    scaler.scale(head(feats, labels)).backward()
+    scaler.step(optimizer)
+    assert torch.equal(head.weight, before)
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+def _raised(action) -> str:
+    try:
+        action()
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _mistakes(rank: int) -> list[str]:
+    head = uk.PartialFC("cosface", SIZE, 23)
+    feats, labels = batch(0, 23)
+    wrong = labels.clone()
+    if rank == 1:
+        wrong[2] = 23
+    calls = [
+        lambda: head(feats, wrong),
+        lambda: head(feats if rank else feats[:, :5], labels),
+        lambda: head(feats, labels if rank else labels.float()),
+        lambda: head(feats if rank else feats.half(), labels),
+        lambda: uk.PartialFC("cosface", SIZE, 23 + rank)(feats, labels),
+        lambda: uk.PartialFC("cosface", SIZE, 23, seed=rank)(feats, labels),
+        lambda: uk.PartialFC("cosface", SIZE, 23, scale=60.0 + rank)(feats, labels),
+        lambda: uk.PartialFC("cosface", SIZE, 23, 0.5 + rank / 4)(feats, labels),
+        lambda: (head if rank else head.eval())(feats, labels),
+    ]
+    found = [_raised(call) for call in calls]
+    head.train()
+    # After all of that the ranks still understand each other.
+    return [*found, _raised(lambda: head(feats, labels))]
+
+
+def test_mistakes_are_errors_on_every_rank():
+    first, second = run_ranks(2, _mistakes)
+    pairs = list(zip(first, second, strict=True))
+    label = "labels must be in [-1, 23) (-1: ignored), got 23"
+    assert pairs[0] == (f"ValueError: rank 1: {label}", f"ValueError: {label}")
+    assert pairs[1][0].startswith("ValueError: feats must have D = 16 columns")
+    assert pairs[1][1].startswith("ValueError: rank 0: feats must have D = 16 columns")
+    assert pairs[2][0].startswith("TypeError: labels must have an integer dtype")
+    assert pairs[2][1].startswith("ValueError: rank 0: labels must have an integer dtype")
+    differing = {
+        "dtype of feats": "torch.float16 on rank 0, torch.float32 on rank 1",
+        "num_classes": "23 on rank 0, 24 on rank 1",
+        "seed": "0 on rank 0, 1 on rank 1",
+        "options": "[('scale', 60.0)] on rank 0, [('scale', 61.0)] on rank 1",
+        "sample_rate": "0.5 on rank 0, 0.75 on rank 1",
+        "training": "False on rank 0, True on rank 1",
+    }
+    for pair, (name, values) in zip(pairs[3:9], differing.items(), strict=True):
+        message = f"ValueError: {name} must be the same on every rank of the group, got {values}"
+        assert pair == (message, message)
+    assert pairs[9] == ("nothing", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("softmax", 8, 8), {}, "loss must be one of arcface, .*, got 'softmax'"),
+        (("unpg", 8, 8), {}, "loss must be one of"),
+        (("vpl", 8, 8, 0.5), {}, "loss of sampled classes must be one of"),
+        (("cosface", 0, 8), {}, "embedding_size must be >= 1"),
+        (("cosface", 8, 0), {}, "num_classes must be >= 1"),
+        (("cosface", 8, 8, 0.0), {}, "sample_rate must be > 0"),
+        (("cosface", 8, 8, 1.5), {}, "sample_rate must be <= 1"),
+        (("cosface", 8, 8, float("nan")), {}, "sample_rate must be finite"),
+        (("cosface", 8, 8), {"seed": -1}, "seed must be >= 0"),
+        (("cosface", 8, 8), {"scale": -1.0}, "scale must be > 0"),
+        (("cosface", 8, 8), {"backend": "reference"}, "backend must be 'native' or 'triton'"),
+    ],
+)
+def test_wrong_arguments(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        uk.PartialFC(*arguments, **options)
+
+
+def test_a_saved_shard_is_loaded_by_its_like_alone():
+    saved = uk.PartialFC("cosface", 8, 10, seed=1)
+    saved(torch.randn(4, 8), torch.arange(4))
+    same = uk.PartialFC("cosface", 8, 10, seed=1)
+    same.load_state_dict(saved.state_dict())
+    assert same.step == 1
+    assert torch.equal(same.weight, saved.weight)
+    for other, what in (
+        (uk.PartialFC("cosface", 8, 11, seed=1), "num_classes = 10, this one has 11"),
+        (uk.PartialFC("cosface", 9, 10, seed=1), "embedding_size = 8, this one has 9"),
+        (uk.PartialFC("arcface", 8, 10, seed=1), "loss = cosface, this one has arcface"),
+        (uk.PartialFC("cosface", 8, 10, seed=2), "seed = 1, this one has 2"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            other.load_state_dict(saved.state_dict())
+
+
+def test_fused_optimisers_refuse_what_they_cannot_do():
+    head = uk.PartialFC("cosface", SIZE, 23)
+    with pytest.raises(TypeError, match="SampledSGD or SampledAdamW"):
+        head.fuse(torch.optim.SGD(head.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="when must be"):
+        head.fuse(uk.SampledSGD(head.parameters(), lr=0.1), when="later")
+    stranger = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="optimi"):
+        head.fuse(uk.SampledSGD([stranger], lr=0.1))
+    mixed = uk.PartialFC("vpl", SIZE, 23)
+    with pytest.raises(ValueError, match="vpl"):
+        mixed.fuse(uk.SampledSGD(mixed.parameters(), lr=0.1))
+    head.fuse(uk.SampledSGD(head.parameters(), lr=0.1), when="step")
+    feats, labels = batch(0, 23)
+    head(feats, labels).backward()
+    with pytest.raises(RuntimeError, match="one backward pass per step"):
+        head(feats, labels).backward()
+
+
+def test_gradients_of_two_batches_add_up():
+    head = uk.PartialFC("cosface", SIZE, 23, 0.4)
+    dense = torch.zeros(23, SIZE)
+    for step in range(2):
+        feats, labels = batch(step, 23)
+        index, positions = ascending(*sample_classes(labels, 23, 9, seed=0, rank=0, step=step))
+        weight = head.weight.detach().clone().requires_grad_()
+        uk.fused_margin_softmax_loss(feats, weight, positions, class_index=index).backward()
+        dense += weight.grad
+        head(feats, labels).backward()
+    torch.testing.assert_close(head.weight.grad.to_dense(), dense)
+
+
+def test_torch_compile_breaks_the_graph_and_goes_on():
+    head = uk.PartialFC("cosface", SIZE, 23)
+    body = torch.nn.Linear(SIZE, SIZE)
+
+    def loss(images, labels):
+        return head(F.relu(body(images)), labels)
+
+    images, labels = batch(0, 23)
+    expected = loss(images, labels)
+    compiled = torch.compile(loss, backend="eager")(images, labels)
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_unpg_is_the_only_class_loss_left_out():
+    assert set(uk.CLASS_LOSSES) - set(module_file.SHARDABLE) == {"unpg"}

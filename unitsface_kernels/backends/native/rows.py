@@ -1,0 +1,85 @@
+"""The extension's kernels on rows by index: draws of classes, and steps of an optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import loader
+from .engine import address
+
+SGD, ADAMW = 0, 1  # RowRule of csrc/include/unitsface/row_update.h
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the extension has kernels for tensors on ``device``."""
+    if device.type == "cuda":
+        return loader.cuda_failure() is None
+    return device.type == "cpu" and loader.failure() is None
+
+
+def _run(name: str, arguments: Any, device: torch.device) -> None:
+    native = loader.extension()
+    if device.type == "cpu":
+        getattr(native.cpu, name)(arguments, torch.get_num_threads())
+        return
+    with torch.cuda.device(device):
+        getattr(native.cuda, name)(arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def permuted(key: int, size: int, count: int, device: torch.device) -> Tensor:
+    """(count,) int64: the classes at the first places of a permutation of [0, size)."""
+    out = torch.empty(count, dtype=torch.int64, device=device)
+    _run(
+        "permuted",
+        loader.extension().Permuted(key=key, size=size, n=count, out=out.data_ptr()),
+        device,
+    )
+    return out
+
+
+def places(key: int, size: int, classes: Tensor) -> Tensor:
+    """(N,) int64: the place of each class in that permutation, ``size`` outside [0, size)."""
+    assert classes.dtype == torch.int64
+    if not classes.numel():
+        # An empty tensor's address is null, which asks for the classes at places.
+        return torch.empty_like(classes)
+    classes = classes.contiguous()
+    out = torch.empty_like(classes)
+    arguments = loader.extension().Permuted(
+        key=key, size=size, classes=classes.data_ptr(), n=classes.numel(), out=out.data_ptr()
+    )
+    _run("permuted", arguments, classes.device)
+    return out
+
+
+def update_rows(
+    rule: int,
+    weight: Tensor,
+    gradient: Tensor,
+    index: Tensor | None,
+    start: int,
+    scale: Tensor | None,
+    states: tuple[Tensor, ...],
+    scalars: dict[str, float],
+) -> None:
+    """A step on rows of ``weight``; all tensors contiguous, of float32 but for ``index``."""
+    count = gradient.shape[0]
+    if not gradient.numel():
+        return
+    pointers = dict(zip(("first", "second"), (t.data_ptr() for t in states), strict=False))
+    arguments = loader.extension().UpdateRows(
+        rule=rule,
+        weight=weight.data_ptr(),
+        gradient=gradient.data_ptr(),
+        index=address(index),
+        start=start,
+        n=count,
+        d=gradient.numel() // count,
+        gradient_scale=address(scale),
+        **pointers,
+        **scalars,
+    )
+    _run("update_rows", arguments, weight.device)

@@ -1,0 +1,47 @@
+"""Where the gradient of a tile of columns goes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .call import Call
+from .engine import Engine
+
+
+def finish_columns(
+    call: Call,
+    engine: Engine,
+    tile: slice,
+    d_unit: Tensor | None,
+    norms: Tensor | None,
+    d_columns: Tensor | None,
+    scale: Tensor | None,
+) -> None:
+    """Takes the gradient of a tile's unit columns to the columns themselves, and to its place.
+
+    Args:
+        d_unit: (m, D) float32, overwritten; None: zero.
+        norms: (m,) of :meth:`Engine.unit_rows`, with ``d_unit``.
+        d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
+        scale: () factor, or None.
+    """
+    if not call.need_columns:
+        return
+    assert call.columns is not None
+    if call.sink is None:
+        assert d_columns is not None
+        out = d_columns[tile]
+    else:
+        # Without any, a step with zero still decays the weights.
+        shape = (tile.stop - tile.start, call.rows.shape[1])
+        out = call.rows.new_empty(shape, dtype=torch.float32) if d_unit is None else d_unit
+    if d_unit is None:
+        out.zero_()
+    else:
+        assert norms is not None
+        engine.unit_rows_backward(
+            d_unit, call.columns, tile.start, norms, out, scale, call.column_index
+        )
+    if call.sink is not None:
+        call.sink(tile, out)

@@ -1,0 +1,6 @@
+"""Torch's SGD and AdamW, which besides take steps on single rows of a parameter."""
+
+from .optimizers import RowOptimizer, SampledAdamW, SampledSGD
+from .update import RowUpdate
+
+__all__ = ["RowOptimizer", "RowUpdate", "SampledAdamW", "SampledSGD"]
