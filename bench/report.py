@@ -252,7 +252,7 @@ def load(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _updated(text: str, marker: str, section: str) -> str:
+def updated(text: str, marker: str, section: str) -> str:
     begin, end = BEGIN.format(marker), END.format(marker)
     before, rest = text.split(begin)
     _, after = rest.split(end)
@@ -267,7 +267,7 @@ def outdated(write: bool) -> list[str]:
         (RESULTS / "README.md", "targets", targets_section()),
     ):
         text = path.read_text()
-        updated = _updated(text, marker, section)
+        updated = updated(text, marker, section)
         if updated != text:
             found.append(path.relative_to(ROOT).as_posix())
             if write:

@@ -8,6 +8,7 @@ import multiprocessing
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 
 import torch
 
@@ -122,13 +123,13 @@ class Session:
             torch.cuda.empty_cache()
 
 
-def _serve(pipe, *arguments) -> None:
+def _serve(pipe, make, *arguments) -> None:
     """The other end of :class:`Remote`."""
     session = None
     while (method := pipe.recv()) != "close":
         try:
             if session is None:
-                session = Session(*arguments)
+                session = make(*arguments)
             pipe.send((getattr(session, method)(), None))
         except BaseException as error:  # whatever it is, the parent has to hear of it
             detail = "".join(traceback.format_exception_only(error)).strip()
@@ -143,14 +144,16 @@ def processes() -> multiprocessing.context.BaseContext:
 
 
 class Remote:
-    """A session in a process of its own: its memory is its own, its death is nobody else's."""
+    """A session in a process of its own: its memory is its own, its death is nobody else's.
 
-    def __init__(self, workload: Workload, name: str, device: str) -> None:
+    Args:
+        make: of a module's top level; called there with the arguments when first needed.
+    """
+
+    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
         context = processes()
         self._pipe, end = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(end, workload, name, device), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(end, make, *arguments), daemon=True)
         self._process.start()
         end.close()
 
@@ -209,4 +212,6 @@ class Local:
 
 
 def start(workload: Workload, name: str, device: str) -> Remote | Local:
-    return (Local if device == "cuda" else Remote)(workload, name, device)
+    if device == "cuda":
+        return Local(workload, name, device)
+    return Remote(Session, workload, name, device)

@@ -8,18 +8,37 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 # A server that has imported what ranks need forks them, in milliseconds instead of seconds.
 PRELOADED = ["torch", "torch.distributed", "unitsface_kernels", "torch.nn.parallel"]
 # What the other ranks have left to report, too, once one has failed: they may be waiting for it.
 GRACE = 2.0
+
+
+IDENTITIES = 5
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def identities(count: int, seed: int) -> Tensor:
+    """Some of them ignored."""
+    return torch.randint(-1, IDENTITIES, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def own_rows(counts: Sequence[int], rank: int) -> slice:
+    """Where the batch of a rank lies among those of all."""
+    start = sum(counts[:rank])
+    return slice(start, start + counts[rank])
 
 
 class RankError(AssertionError):

@@ -165,7 +165,7 @@ def test_a_run_records_times_memory_errors_and_failures(
 
 
 def test_a_session_that_fails_or_dies_says_so() -> None:
-    session = Remote(replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
+    session = Remote(Session, replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
     try:
         with pytest.raises(ContestantFailedError, match="skip_tolerance"):
             session.call("check")
@@ -218,7 +218,7 @@ def test_memory_of_eager_code_is_seen_and_of_fused_is_not() -> None:
     matrix = 4 * workload.rows**2 / 2**20
     found = {}
     for name in ("native", "published"):
-        session = Remote(workload, name, "cpu")
+        session = Remote(Session, workload, name, "cpu")
         session.call("warm_up")
         found[name] = session.call("first")["above_gradients_mb"]
         session.close()

@@ -71,7 +71,11 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 @dataclasses.dataclass
 class PairProblem:
-    """n rows against m columns of a batch (``diagonal``: its own, ``both``) or a ``memory``."""
+    """n rows against m columns of a batch (``diagonal``: its own, ``both``) or a ``memory``.
+
+    ``remote``: columns of another rank, which has the pairs in the other direction; only the
+    gradient of the rows has both.
+    """
 
     a: Tensor
     b: Tensor
@@ -133,7 +137,7 @@ def pair_problem(kind: str, n: int, m: int, dtype: torch.dtype, weighted: bool) 
         b, b_labels, b_threshold, b_weights = a, a_labels, a_threshold, a_weights
     else:
         b, b_labels, b_threshold = normal(m, 50).to(dtype), labels(m), normal(m)
-        b_weights = normal(m).abs() / 4 if weighted and kind == "both" else None
+        b_weights = normal(m).abs() / 4 if weighted and kind != "memory" else None
     return PairProblem(
         a, b, a_labels, b_labels, a_threshold, b_threshold, a_weights, b_weights, kind
     )
@@ -143,7 +147,8 @@ def pair_problem(kind: str, n: int, m: int, dtype: torch.dtype, weighted: bool) 
 @pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weights"])
 @pytest.mark.parametrize("per_column", [False, True], ids=["scalar", "per_column"])
 @pytest.mark.parametrize(
-    ("kind", "n", "m"), [("diagonal", 70, 70), ("both", 70, 33), ("memory", 45, 101)]
+    ("kind", "n", "m"),
+    [("diagonal", 70, 70), ("both", 70, 33), ("memory", 45, 101), ("remote", 40, 40)],
 )
 def test_sum_tile(
     kind: str, n: int, m: int, per_column: bool, weighted: bool, dtype: torch.dtype
@@ -158,7 +163,7 @@ def test_sum_tile(
     b = a if kind == "diagonal" else engine.unit_rows(problem.b, 0, m, reuse=True)[0]
     a_labels, b_labels = engine.prepare_labels(problem.a_labels, problem.b_labels)
     # The position in the whole matrix: of thresholds, and of the diagonal.
-    start = m if kind == "both" else 0
+    start = m if kind in ("both", "remote") else 0
     a_loss = torch.ones(n, device=DEVICE)
     b_loss = torch.ones(m, device=DEVICE) if kind == "both" else None
     d_threshold = torch.ones(start + max(n, m) if per_column else 1, device=DEVICE)
@@ -169,7 +174,7 @@ def test_sum_tile(
         *(a_loss, b_loss, d_threshold),
         a_start=start,
         b_start=0,
-        skip=None if kind == "memory" else start,
+        skip=None if kind in ("memory", "remote") else start,
         mirrored=kind != "memory",
         gradient=True,
     )

@@ -153,6 +153,10 @@ def check_drawn_gradient(name: str, got: Tensor, want: Tensor, logits: float, si
 # Rounding of two gradients whose difference is judged against a bound, relative to the larger.
 SKIP_ROUNDING = 2e-6
 
+# Twenty steps of training by several ranks against one process: losses; weights and momenta.
+TRAINED_LOSS = 1e-5
+TRAINED = 1e-4
+
 # Draws: how many standard deviations a sum of chance may be off, once in a million.
 IMPROBABLE = 4.9
 

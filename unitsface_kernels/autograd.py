@@ -70,7 +70,7 @@ class _SimilarityLoss(Function):
             ]
             found = ops.of_inputs(*finished, tensors[2], tensors[4], threshold)
         if torch.is_grad_enabled():
-            return _Final.apply(grad_loss, *inputs, *found)[4:]
+            return Final.apply(grad_loss, *inputs, *found)[4:]
         return found
 
 
@@ -95,7 +95,7 @@ def scaled(gradients: Gradients, grad_loss: Tensor) -> Gradients:
     return gradients
 
 
-class _Final(Function):
+class Final(Function):
     """Gradients that depend on the inputs in a way that nothing differentiates."""
 
     @staticmethod

@@ -69,7 +69,9 @@ def fused_uss_loss(
             single process has, for W ranks; those of ``b`` and ``memory`` are complete on every
             rank, averaged again or not. ``skip_tolerance`` leaves out tiles of the own batch
             only. A mistake on one rank is an error on all. ``torch.compile`` breaks the graph
-            here. None, or a group of one: the own batch.
+            here. Ranks first tell each other their sizes: the host waits for that and, if the
+            group is one of NCCL alone (not "cpu:gloo,cuda:nccl"), for the device. None, or a
+            group of one: the own batch.
         exchange: how features of other ranks come here. "gather": all at once; "ring": half a
             batch at a time, so that no more than the largest batch is ever held; "auto": "gather"
             up to 64 MB. Either is deterministic; they add up in different orders.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,21 @@ from .. import collectives, functional, validate
 from ..collectives import Group
 
 
-class _ThresholdLoss(nn.Module):
+class _PairLoss(nn.Module):
+    """A loss over the pairs of the own batch or of all ranks of a group."""
+
+    group: Group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """Copies, as of averaged weights, stay in the same group, which cannot be copied."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self.group)] = self.group
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+
+class _ThresholdLoss(_PairLoss):
     """A loss of pairs on either side of learnable thresholds, in logit units."""
 
     #: The public function.
@@ -198,7 +213,7 @@ class PairBCELoss(_ThresholdLoss):
         return f"num_identities={self.threshold.numel()}, {super().extra_repr()}"
 
 
-class PairSoftmaxLoss(nn.Module):
+class PairSoftmaxLoss(_PairLoss):
     """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
 
     Args:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .. import dispatch, ops
-from ..backends.streaming import Call, make_call
+from ..autograd import Final
+from ..backends.streaming import Call, Gradients, make_call
 from ..collectives import Group, mean_over_ranks, ordered_sum, own_rank, sum_over_ranks
 from ..losses import LossSpec
 from .exchange import Exchange
@@ -113,24 +113,23 @@ class _PairLoss(Function):
         return ordered_sum(result.loss, setting.group)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor):
-        setting = ctx.setting
         *tensors, counted, gathered, state, d_rows, d_columns, d_threshold = ctx.saved_tensors
-        if ops.forward_has_gradients(setting.spec.name, setting.reduction):
-            gradients = _scaled(setting, upstream, d_rows, d_columns, d_threshold)
-        else:
-            call = setting.call(tensors, gathered)
-            gradients = _computed(setting, call, upstream, counted, state)
         rows, _, columns, _, threshold = tensors
-        finished = [
-            None if g is None or t is None else g.to(t.dtype).reshape(t.shape)
-            for g, t in zip(gradients, (rows, columns, threshold), strict=True)
-        ]
-        return None, finished[0], None, finished[1], None, finished[2]
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+        inputs = (rows, columns, threshold)
+        with torch.no_grad():
+            if ops.forward_has_gradients(ctx.setting.spec.name, ctx.setting.reduction):
+                gradients = _scaled(ctx.setting, upstream, d_rows, d_columns, d_threshold)
+            else:
+                call = ctx.setting.call(tensors, gathered)
+                gradients = _computed(ctx.setting, call, upstream, counted, state)
+            found = [
+                None if g is None or t is None else g.to(t.dtype).reshape(t.shape)
+                for g, t in zip(gradients, inputs, strict=True)
+            ]
+        if torch.is_grad_enabled():
+            found = Final.apply(upstream, *inputs, *found)[4:]
+        return None, found[0], None, found[1], None, found[2]
 
 
 def _scaled(

@@ -35,7 +35,9 @@ class SumTile:
             threshold: (1,), or (M,) per column; None if not needed.
         a_start, b_start: position of the tile in the whole matrix.
         skip: the pair (i, i + skip) of the tile is left out; None: no pair is.
-        mirrored: gradients count both directions of each pair (in-batch symmetry).
+        mirrored: gradients count both directions of each pair (in-batch symmetry). Without
+            ``b_loss``, losses and the threshold's gradient are still those of the rows alone: on
+            the diagonal, and against rows of another rank, somebody else has the other direction.
         gradient: whether d loss / d cosine is wanted.
     """
 

@@ -1,0 +1,238 @@
+"""``python -m bench.heads``: a training step of one rank's class weights, optimiser included.
+
+Forward, backward and SGD with momentum and weight decay on the classes that one rank holds.
+Every contestant has a process of its own; its memory is the peak above what the process held
+before it had class weights. Rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shlex
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import unitsface_kernels as uk
+
+from . import harness, machine, report
+from .baselines.partial_fc import EagerPartialFC
+from .session import ContestantFailedError, Remote
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SCALE, MARGIN = 64.0, 0.4
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+WARM_UP = 2
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one rank does in a step.
+
+    Attributes:
+        rows: N, of all ranks together.
+        classes: of this rank.
+        ranks: how many share the classes; targets are spread over all of them.
+    """
+
+    name: str
+    rows: int
+    classes: int
+    sample_rate: float = 1.0
+    ranks: int = 1
+    size: int = 512
+
+    def needed_bytes(self, contestant: str) -> int:
+        """Weights, momentum and, unless it is fused, the gradient of the classes that take part."""
+        row = 4 * self.size
+        gradient = 0 if contestant.startswith("fused") else int(self.sample_rate * self.classes)
+        return row * (2 * self.classes + gradient)
+
+
+HEADS = {
+    head.name: head
+    for head in (
+        Head("head-400k", 512, 400_000),
+        Head("head-400k-sampled", 512, 400_000, 0.1),
+        # Ten million identities on 64 ranks, 64 images each.
+        Head("shard-10m", 64 * 64, 10_000_000 // 64, ranks=64),
+        Head("shard-10m-sampled", 64 * 64, 10_000_000 // 64, 0.1, ranks=64),
+    )
+}
+CONTESTANTS = ("fused", "fused-step", "separate", "eager")
+
+
+class HeadSession:
+    """One contestant's weights and steps."""
+
+    def __init__(self, head: Head, name: str) -> None:
+        self.head, self.name = head, name
+        generator = torch.Generator().manual_seed(0)
+        self.feats = torch.randn(head.rows, head.size, generator=generator)
+        everyone = head.classes * head.ranks
+        labels = torch.randint(everyone, (head.rows,), generator=generator)
+        self.labels = labels % 32
+        self._make(32)
+        self._step()
+        self._drop()
+        machine.reset_peak()
+        self.before = machine.status_kb("VmRSS")
+        self.labels = labels
+        if name == "eager":
+            self.labels = torch.where(labels < head.classes, labels, -1)
+        self._make(head.classes)
+
+    def _make(self, classes: int) -> None:
+        head = self.head
+        self.module = uk.PartialFC(
+            "cosface", head.size, classes, head.sample_rate, scale=SCALE, margin=MARGIN
+        )
+        if self.name == "eager":
+            weight = self.module.weight.detach()
+            self.module = EagerPartialFC(weight, head.sample_rate, SCALE, MARGIN)
+            return
+        # As one of several ranks, whose other classes are the targets of most rows.
+        self.module.num_classes = classes * head.ranks
+        self.module.shard = replace(self.module.shard, num_classes=classes * head.ranks)
+        self.optimizer = uk.SampledSGD(self.module.parameters(), **SGD)
+        if self.name.startswith("fused"):
+            self.module.fuse(self.optimizer, "step" if self.name == "fused-step" else "backward")
+
+    def _drop(self) -> None:
+        self.module = self.optimizer = None
+        gc.collect()
+
+    def _step(self) -> float:
+        feats = self.feats.detach().requires_grad_()
+        if self.name == "eager":
+            return self.module.step(feats, self.labels, **SGD)
+        loss = self.module(feats, self.labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def first(self) -> dict[str, float]:
+        losses = [self._step() for _ in range(WARM_UP)]
+        peak = machine.status_kb("VmHWM") - self.before
+        return {"loss": losses[0], "peak_mb": peak / 1024}
+
+    def step(self) -> float:
+        start = time.perf_counter()
+        self._step()
+        return time.perf_counter() - start
+
+    def rates(self) -> tuple[float, float]:
+        return machine.gemm_rate(self.head.size), machine.copy_rate()
+
+
+def measure(head: Head, names: list[str], rounds: int) -> dict[str, object]:
+    rows: dict[str, dict[str, object]] = {}
+    samples: dict[str, list[float]] = {}
+    sessions, rates = {}, []
+    for name in names:
+        harness.say(f"{head.name}: {name}: first steps")
+        session = Remote(HeadSession, head, name)
+        try:
+            rows[name] = session.call("first")
+            sessions[name], samples[name] = session, []
+            rows[name]["needed_mb"] = head.needed_bytes(name) / 2**20
+        except ContestantFailedError as error:
+            rows[name] = {"failed": str(error)}
+            session.close()
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            samples[name].append(session.call("step"))
+        rates.append(next(iter(sessions.values())).call("rates"))
+    for session in sessions.values():
+        session.close()
+    for name, times in samples.items():
+        low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+        rows[name] |= {"median_s": statistics.median(times), "quartiles_s": [low, high]}
+        if "fused" in samples and name != "fused":
+            ratios = [a / b for a, b in zip(times, samples["fused"], strict=True)]
+            rows[name]["times_fused"] = statistics.median(ratios)
+    return {
+        "rows": head.rows,
+        "classes": head.classes,
+        "ranks": head.ranks,
+        "size": head.size,
+        "sample_rate": head.sample_rate,
+        "gemm_gflops": max(g for g, _ in rates) / 1e9,
+        "copy_gb_s": max(c for _, c in rates) / 1e9,
+        "contestants": rows,
+    }
+
+
+def page(results: dict) -> str:
+    lines = [
+        "# A training step of one rank's class weights",
+        "",
+        "CosFace, D = 512, float32: forward, backward and SGD with momentum and weight decay.",
+        "`fused`: the optimiser's step within the backward pass; `fused-step`: within",
+        "`optimizer.step()`, which computes the gradient again; `separate`: with a gradient;",
+        "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Memory is the peak",
+        "beyond what has to be there: weights, momentum and, where nothing is fused, the gradient of",
+        "the classes that take part. Ratios are medians of interleaved rounds, with quartiles of the",
+        "times. The loss is that of the first step; `eager` draws a sample of its own.",
+        "",
+        f"`{results['command']}`; " + ", ".join(f"{k} {v}" for k, v in results["machine"].items()),
+        "",
+        "| head | contestant | step | of `fused` | memory | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, result in results["heads"].items():
+        shape = (
+            f"`{name}`: N = {result['rows']}, {result['classes']} classes"
+            + (f" of one rank of {result['ranks']}" if result["ranks"] > 1 else "")
+            + (f", rate {result['sample_rate']}" if result["sample_rate"] < 1 else "")
+        )
+        for contestant, row in result["contestants"].items():
+            if "failed" in row:
+                lines.append(f"| {shape} | {contestant} | failed: {row['failed']} | | | |")
+                continue
+            low, high = row["quartiles_s"]
+            ratio = f"{row['times_fused']:.2f} {report.TIMES}" if "times_fused" in row else ""
+            above = row["peak_mb"] - row["needed_mb"]
+            lines.append(
+                f"| {shape} | {contestant} | {report.seconds(row['median_s'])} "
+                f"({low:.2f}-{high:.2f}) | {ratio} | "
+                f"{row['needed_mb']:.0f} {above:+.0f} MB | {row['loss']:.4f} |"
+            )
+            shape = ""
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m bench.heads", description=__doc__)
+    parser.add_argument("heads", nargs="*", help=f"of {', '.join(HEADS)}")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
+    parser.add_argument("--out", type=Path, default=RESULTS / "heads", help="without suffix")
+    arguments = parser.parse_args(argv)
+    if unknown := [name for name in arguments.heads if name not in HEADS]:
+        parser.error(f"unknown head {', '.join(unknown)}; known: {', '.join(HEADS)}")
+    command = shlex.join(["python", "-m", "bench.heads", *argv])
+    results = {"command": command, "machine": machine.machine(), "heads": {}}
+    for name in arguments.heads or HEADS:
+        head = HEADS[name]
+        if arguments.quick:
+            head = Head(name, 64, 2000, head.sample_rate, head.ranks, 32)
+        results["heads"][name] = measure(head, arguments.contestants, arguments.rounds)
+        out = arguments.out
+        out.with_name(out.name + ".json").write_text(json.dumps(results, indent=1) + "\n")
+        out.with_name(out.name + ".md").write_text(page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()

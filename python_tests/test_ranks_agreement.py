@@ -1,0 +1,82 @@
+"""What ranks do not agree on, or one of them gets wrong, is an error on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import Tensor
+from torch import distributed as dist
+
+import unitsface_kernels as uk
+
+D = 11
+
+
+def _message(error: type, call, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(error) as raised:
+        call(*arguments, **options)
+    assert raised.type is error
+    return str(raised.value)
+
+
+def _mistakes(rank: int) -> None:
+    world = dist.group.WORLD
+    right = {"feats": torch.ones(4, D), "labels": torch.arange(4), "b": torch.zeros(4)}
+
+    def call(**changes: Any) -> Tensor:
+        return uk.fused_pair_bce_loss(**{**right, "group": world, **changes})
+
+    want = call()
+    of_one = [
+        ({"labels": torch.tensor([0, 1, 2, 4])}, ValueError, "labels must be in [-1, 4)"),
+        ({"feats": torch.ones(D)}, ValueError, "feats must have shape"),
+        ({"feats": None}, TypeError, "feats must be a torch.Tensor"),
+        ({"labels": torch.zeros(4)}, TypeError, "labels must have an integer dtype"),
+        ({"b": torch.zeros(2, 2)}, ValueError, "b must have shape (K,)"),
+        ({"scale": -1.0}, ValueError, "scale must be > 0"),
+        ({"reduction": "max"}, ValueError, "reduction must be one of"),
+        ({"exchange": "mail"}, ValueError, "exchange must be one of auto, gather, ring"),
+        ({"memory": torch.ones(2, D)}, ValueError, "memory_labels must be given"),
+    ]
+    for changes, error, text in of_one:
+        if rank == 1:
+            message = _message(error, call, **changes)
+            assert message.startswith(text), message
+        else:
+            assert _message(ValueError, call).startswith(f"rank 1: {text}")
+    differing = [
+        ("D", {"feats": torch.ones(4, D + rank)}, f"{D} on rank 0, {D + 1} on rank 1"),
+        ("margin", {"margin": 0.5 * rank}, "0.0 on rank 0, 0.5 on rank 1, 1.0 on rank 2"),
+        ("b", {"b": torch.zeros(4 + rank)}, "(4,) on rank 0, torch.float32 of shape (5,) on"),
+        ("the dtype of feats", {"feats": torch.ones(4, D).to(_DTYPES[rank])}, "bfloat16 on rank"),
+        ("whether feats, memory and b need a gradient", _NEEDING[rank], "on rank 0, (True, False"),
+    ]
+    for name, changes, text in differing:
+        message = _message(ValueError, call, **changes)
+        assert message.startswith(f"{name} must be the same on every rank"), message
+        assert text in message, message
+    if rank != 1:
+        with pytest.raises(ValueError, match=r"rank 1: feats must have D = 3 columns"):
+            uk.FeatureMemory(4, 3).update(torch.ones(2, 3), torch.arange(2))
+    else:
+        memory = uk.FeatureMemory(4, 3)
+        with pytest.raises(ValueError, match=r"^feats must have D = 3 columns"):
+            memory.update(torch.ones(2, 4), torch.arange(2))
+    # Nobody is a message ahead.
+    assert torch.equal(call(), want)
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float32)
+_NEEDING = ({}, {"feats": torch.ones(4, D, requires_grad=True)}, {})
+
+
+def test_mistakes_of_one_rank_are_errors_on_all() -> None:
+    run_ranks(3, _mistakes)
+
+
+def test_exchange_is_checked_without_a_group() -> None:
+    with pytest.raises(ValueError, match="exchange must be one of"):
+        uk.fused_uss_loss(torch.ones(2, 3), torch.arange(2), 0.0, exchange="mail")
