@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from train_support import ROOT, arguments, tiny, write_faces
 
+from train import checkpoint
 from train.distributed import choose_device
 from train.errors import INTERRUPTED, UserError
 from train.main import stop_on_signal
@@ -64,7 +65,7 @@ def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool)
     # The class loss is there from the first step on.
     losses = [line["class_loss"] for line in lines]
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert checkpoint.is_sharded(checkpoint.last(tmp_path / "run"))
     assert (tmp_path / "run" / "evaluation.json").exists()
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import validate
+from .. import validate_checkpoint as validate
 from ..agreement import agree
 from ..collectives import own_rank
 from .module import PartialFC
@@ -104,7 +104,7 @@ def load_checkpoint(
     wanted: dict[str, Rows] = {}
 
     def check() -> None:
-        validate.same_checkpoint(path, stored.shared["identity"], head.identity())
+        validate.same_identity(path, stored.shared["identity"], head.identity())
         sizes: dict[str, object] = {
             name: tuple(value.shape) for name, value in _tensors(state).items()
         }
@@ -156,10 +156,10 @@ def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored
     """What ``find_checkpoint(path)`` found."""
     from . import storage
 
-    validate.checkpoint_exists(path, folder is not None)
+    validate.exists(path, folder is not None)
     assert folder is not None
     stored = _guarded(path, lambda: storage.Stored(folder))
-    validate.same_checkpoint(path, stored.shared, {"format": FORMAT})
+    validate.same_identity(path, stored.shared, {"format": FORMAT})
     return stored
 
 
@@ -167,7 +167,7 @@ def _guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
     try:
         return read()
     except Exception as error:  # files damaged in whatever way
-        validate.readable_checkpoint(path, error)
+        validate.unreadable(path, error)
 
 
 def _each(work: Callable[[], T], head: PartialFC) -> T:
@@ -282,7 +282,7 @@ def _clear_way(folder: Path) -> None:
     replaceable = not folder.exists() or (
         folder.is_dir() and ((folder / METADATA).is_file() or not any(folder.iterdir()))
     )
-    validate.replaceable_checkpoint(folder, replaceable)
+    validate.replaceable(folder, replaceable)
     for leftover in (old, _sibling(folder, "new")):
         if leftover.exists():
             shutil.rmtree(leftover)
