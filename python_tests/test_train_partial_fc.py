@@ -55,9 +55,16 @@ def _process(
 
 
 def start(
-    folder: Path, size: int, *argv: list[str], change: Change | None = None
+    folder: Path,
+    size: int,
+    *argv: list[str],
+    change: Change | None = None,
+    patience: float = 10.0,
 ) -> list[tuple[int | None, str]]:
-    """Exit codes and outputs of ``size`` processes; arguments for all or one list for each."""
+    """Exit codes and outputs of ``size`` processes; arguments for all or one list for each.
+
+    ``patience`` is how many seconds after the first one the others may still run.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "train.engine", "train.main"])
     port = free_port()
@@ -72,8 +79,9 @@ def start(
     for process in processes:
         process.start()
     try:
-        for process in processes:
-            process.join(timeout=90)
+        processes[0].join(timeout=90)
+        for process in processes[1:]:
+            process.join(timeout=patience)
     finally:
         for process in processes:
             process.kill()
@@ -85,16 +93,20 @@ def succeed(folder: Path, size: int, *argv: list[str]) -> None:
         assert code == 0, output
 
 
-def die_in_step(rank: int, step: int = 5) -> None:
+def die_in_step(rank: int, number: signal.Signals = signal.SIGKILL) -> None:
     """The second process is killed in the middle of a step: the others wait for its features."""
     forward = PartialFC._forward
 
     def die(self: PartialFC, *arguments: Any) -> Any:
-        if rank == 1 and self.training and self.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 1 and self.training and self.step == 5:
+            os.kill(os.getpid(), number)
         return forward(self, *arguments)
 
     PartialFC._forward = die  # type: ignore[method-assign]
+
+
+def stop_in_step(rank: int) -> None:
+    die_in_step(rank, signal.SIGSTOP)
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -159,6 +171,14 @@ def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) 
     assert losses(whole)[-1] < losses(whole)[0]
     assert_close_state(state(whole), state(tmp_path / "one"))
 
+    # Whole class weights on every process, averaged like the backbone.
+    for size in (1, 2):
+        run = tmp_path / f"replicas{size}"
+        succeed(tmp_path, size, argv_of(faces, run, partial_fc={"enabled": "never"}))
+        assert (run / checkpoint.LAST).is_file()
+    ours, theirs = (losses(tmp_path / f"replicas{size}") for size in (2, 1))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     faces: Path, whole: Path, tmp_path: Path
@@ -178,6 +198,13 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     succeed(tmp_path, 2, ["--resume", f"run.dir={run}"])
     assert losses(run) == losses(whole)
     assert_same_state(state(run), state(whole))
+
+
+def test_a_process_that_does_not_answer_is_given_up(faces: Path, tmp_path: Path) -> None:
+    argv = argv_of(faces, tmp_path / "run", train={"timeout_s": 3.0})
+    (code, output), _ = start(tmp_path, 2, argv, change=stop_in_step, patience=0.1)
+    assert code == LOST_PROCESS, output
+    assert output.splitlines()[-1].startswith("error: lost another process of the run (")
 
 
 def test_sampled_classes_with_float16_and_a_fused_optimizer(faces: Path, tmp_path: Path) -> None:
