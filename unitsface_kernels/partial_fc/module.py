@@ -218,7 +218,7 @@ class PartialFC(nn.Module):
         return loss
 
     def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
-        """Whether the rows want a gradient, their number, and what has to be the same on all ranks."""
+        """Whether rows want a gradient, their number, and what must be the same on all ranks."""
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
