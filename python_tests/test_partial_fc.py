@@ -480,6 +480,18 @@ def _trained(device: str, run: Run) -> dict[str, torch.Tensor]:
     return {"feats": torch.stack(gradients).cpu(), "weight": head.weight.detach().cpu()}
 
 
+@pytest.mark.parametrize("fuse", [None, "backward", "step"])
+@pytest.mark.parametrize("loss", ["cosface", "class_bce", "npt"])
+def test_backends_train_alike(loss, fuse):
+    native, triton = (
+        _trained("cpu", Run(loss, {"backend": name}, 0.2, fuse=fuse, steps=2))
+        for name in ("native", "triton")
+    )
+    for key, value in native.items():
+        error = torch.linalg.vector_norm(triton[key] - value)
+        assert error <= 1e-4 * torch.linalg.vector_norm(value), key
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("backend", ["native", "triton"])
 @pytest.mark.parametrize("fuse", [None, "backward", "step"])
