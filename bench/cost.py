@@ -1,4 +1,4 @@
-"""What a partial-FC step costs one rank: bytes exchanged, operations, bytes held. See docs/scaling.md.
+"""What a partial-FC step costs one rank: bytes exchanged, operations, bytes held (docs/scaling.md).
 
 Formulas alone, of :class:`Step` and of a :class:`Machine` whose rates are measured or assumed.
 """

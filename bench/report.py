@@ -267,11 +267,11 @@ def outdated(write: bool) -> list[str]:
         (RESULTS / "README.md", "targets", targets_section()),
     ):
         text = path.read_text()
-        updated = updated(text, marker, section)
-        if updated != text:
+        now = updated(text, marker, section)
+        if now != text:
             found.append(path.relative_to(ROOT).as_posix())
             if write:
-                path.write_text(updated)
+                path.write_text(now)
     return found
 
 

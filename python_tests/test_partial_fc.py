@@ -451,3 +451,54 @@ def test_torch_compile_breaks_the_graph_and_goes_on():
 
 def test_unpg_is_the_only_class_loss_left_out():
     assert set(uk.CLASS_LOSSES) - set(module_file.SHARDABLE) == {"unpg"}
+
+
+# --- devices -----------------------------------------------------------------------------------
+
+
+def _trained(device: str, run: Run) -> dict[str, torch.Tensor]:
+    head = uk.PartialFC(run.loss, SIZE, 200, run.sample_rate, device=device, **run.options)
+    optimizer = uk.SampledSGD(head.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-2)
+    if run.fuse:
+        head.fuse(optimizer, when=run.fuse)
+    feats = [t.to(device) for step in range(run.steps) for t in batch(step, 200)]
+    gradients = []
+    # The second step on: by then whatever is made once is there.
+    for step in range(run.steps):
+        images, labels = feats[2 * step].requires_grad_(), feats[2 * step + 1]
+        mode = "error" if device == "cuda" and step > 1 else "default"
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+        try:
+            optimizer.zero_grad()
+            head(images, labels).backward()
+            optimizer.step()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        gradients.append(images.grad)
+    return {"feats": torch.stack(gradients).cpu(), "weight": head.weight.detach().cpu()}
+
+
+@pytest.mark.parametrize("fuse", [None, "backward", "step"])
+@pytest.mark.parametrize("loss", ["cosface", "class_bce", "npt"])
+def test_backends_train_alike(loss, fuse):
+    native, triton = (
+        _trained("cpu", Run(loss, {"backend": name}, 0.2, fuse=fuse, steps=2))
+        for name in ("native", "triton")
+    )
+    for key, value in native.items():
+        error = torch.linalg.vector_norm(triton[key] - value)
+        assert error <= 1e-4 * torch.linalg.vector_norm(value), key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("fuse", [None, "backward", "step"])
+@pytest.mark.parametrize("loss", ["cosface", "uce", "class_bce", "epl"])
+def test_on_cuda_nothing_waits_and_the_result_is_the_same(loss, fuse, backend):
+    runs = [Run(loss, {"backend": name}, 0.4, fuse=fuse, steps=4) for name in ("native", backend)]
+    expected, found = _trained("cpu", runs[0]), _trained("cuda", runs[1])
+    for key, value in expected.items():
+        error = torch.linalg.vector_norm(found[key] - value)
+        assert error <= 1e-3 * torch.linalg.vector_norm(value), key
