@@ -14,17 +14,13 @@ from torch import distributed as dist
 Group = dist.ProcessGroup | None
 
 
-def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def world_size(group: Group = None) -> int:
-    return dist.get_world_size(group) if is_distributed() else 1
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def own_rank(group: Group = None) -> int:
     """Rank within ``group``; 0 without one."""
-    return dist.get_rank(group) if is_distributed() else 0
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def gather_numbers(numbers: Sequence[int], device: torch.device, group: Group = None) -> Tensor:
