@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import validate_checkpoint as validate
 from ..agreement import agree
 from ..collectives import own_rank
+from ..validate import checkpoint as validate
 from .module import PartialFC
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Checks of checkpoints: what :mod:`validate` is to arguments."""
+"""Checkpoints; a module of its own for its callers, too."""
 
 from __future__ import annotations
 

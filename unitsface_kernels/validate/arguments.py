@@ -1,0 +1,193 @@
+"""Tensors, numbers and words that functions and modules take."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..losses import LossSpec
+
+FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
+    """A floating (rows, D) matrix, with the width and on the device of ``like``."""
+    is_tensor(name, value)
+    if value.dim() != 2:
+        raise ValueError(f"{name} must have shape (rows, D), got {tuple(value.shape)}")
+    if value.dtype not in FEATURE_DTYPES:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in FEATURE_DTYPES)
+        raise TypeError(f"{name} must have dtype {expected}, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.shape[1] == 0:
+        raise ValueError(f"{name} must have D >= 1 columns, got shape {tuple(value.shape)}")
+    if like is not None:
+        if value.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"{name} must have D = {like.shape[1]} columns like feats, "
+                f"got shape {tuple(value.shape)}"
+            )
+        same_device("feats", like, name, value)
+        if (value.dtype == torch.float64) != (like.dtype == torch.float64):
+            raise TypeError(
+                f"{name} and feats must both be float64 or neither, "
+                f"got {value.dtype} and {like.dtype}"
+            )
+
+
+def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    if a.device != b.device:
+        raise ValueError(f"{second} must be on the device of {first} ({a.device}), got {b.device}")
+
+
+def labels(name: str, value: Tensor, count: int, like: Tensor, counted: str = "feats") -> None:
+    """An integer vector with one entry per row of ``counted``."""
+    is_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != count:
+        raise ValueError(
+            f"{name} must have shape ({count},), one label per row of {counted}, "
+            f"got {tuple(value.shape)}"
+        )
+    same_device("feats", like, name, value)
+
+
+def class_index(name: str, value: Tensor, weight: Tensor) -> None:
+    """An integer vector of rows of ``weight``; its range is checked with the labels'."""
+    is_tensor(name, value)
+    if value.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must have shape (K,), got {tuple(value.shape)}")
+    same_device("weight", weight, name, value)
+
+
+def threshold(
+    name: str, value: object, like: Tensor, per: str | None = None, size: int | None = None
+) -> None:
+    """A float or a one-element tensor; with ``per`` a float or a vector, of ``size`` if given."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} must be a float or a torch.Tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
+        shape = tuple(value.shape)
+        if per is None and value.numel() != 1:
+            raise ValueError(f"{name} must have one element, got shape {shape}")
+        if per is not None and (value.dim() != 1 or (size is not None and shape != (size,))):
+            expected = "K" if size is None else size
+            raise ValueError(f"{name} must have shape ({expected},), one per {per}, got {shape}")
+        same_device("feats", like, name, value)
+    elif not abs(value) < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
+    """Scalar hyper-parameters: finite numbers within their bounds, known words."""
+    for parameter in spec.parameters:
+        value = values[parameter.name]
+        if parameter.choices:
+            choice(parameter.name, value, parameter.choices)
+            continue
+        if parameter.integer:
+            is_int(parameter.name, value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{parameter.name} must be a float, got {type(value).__name__}")
+        if not abs(value) < math.inf:
+            raise ValueError(f"{parameter.name} must be finite, got {value}")
+        if parameter.minimum is not None and value <= parameter.minimum:
+            raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")
+        if parameter.at_least is not None and value < parameter.at_least:
+            raise ValueError(f"{parameter.name} must be >= {parameter.at_least:g}, got {value}")
+        if parameter.maximum is not None and value > parameter.maximum:
+            raise ValueError(f"{parameter.name} must be <= {parameter.maximum:g}, got {value}")
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def memory_pair(
+    memory: Tensor | None, memory_labels: Tensor | None, batch_offset: int | None
+) -> None:
+    if batch_offset is not None:
+        is_int("batch_offset", batch_offset)
+        if memory is None:
+            raise ValueError("batch_offset must be given together with memory, got memory=None")
+    both_or_none("memory", memory, "memory_labels", memory_labels)
+
+
+def is_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def positive_int(name: str, value: object) -> None:
+    is_int(name, value)
+    assert isinstance(value, int)
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+def at_most(name: str, value: int, largest: int) -> None:
+    if value > largest:
+        raise ValueError(f"{name} must be <= {largest}, got {value}")
+
+
+def number(
+    name: str,
+    value: object,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """A finite float, larger than ``above``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not abs(value) < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be > {above:g}, got {value}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
+
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kind):
+        got = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{name} must be {expected}, got {got}")
+
+
+def both_or_none(first: str, a: object, second: str, b: object) -> None:
+    if (a is None) != (b is None):
+        given, missing = (first, second) if b is None else (second, first)
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+
+
+def width(name: str, value: Tensor, size: int) -> None:
+    if value.shape[1] != size:
+        raise ValueError(f"{name} must have D = {size} columns, got shape {tuple(value.shape)}")
+
+
+def mask(name: str, value: object, count: int) -> Tensor:
+    is_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
+    if tuple(value.shape) != (count,):
+        raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
+    return value

@@ -1,0 +1,82 @@
+"""Ranges of labels.
+
+On a CUDA tensor reading the labels would stall the stream. The range is checked on the device,
+its verdict copied to pinned memory, and reported by the first call that finds it arrived.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from ..losses import LossSpec
+
+_pending: list[tuple[torch.cuda.Event, Tensor, str]] = []
+
+
+def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
+    """Integers in [low, high), or [low, inf) without ``high``.
+
+    On CUDA the error of a call is raised by a later call, or at once if the environment has
+    ``UNITSFACE_CHECK=1``.
+    """
+    if value.numel() == 0:
+        return
+    message = f"{name} must be in [{low}, {'inf' if high is None else high})"
+    if low < 0:
+        message += " (-1: ignored)"
+    if not value.is_cuda:
+        smallest, largest = (int(t) for t in torch.aminmax(value))
+        if smallest < low or (high is not None and largest >= high):
+            raise ValueError(f"{message}, got {smallest if smallest < low else largest}")
+        return
+    if torch.cuda.is_current_stream_capturing():
+        return
+    bad = value < low if high is None else (value < low) | (value >= high)
+    if os.environ.get("UNITSFACE_CHECK") == "1":
+        if bool(bad.any()):
+            raise ValueError(f"{message}, got others")
+        return
+    report_pending()
+    verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+    verdict.copy_(bad.any(), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _pending.append((event, verdict, message))
+
+
+def report_pending() -> None:
+    """Raise for labels of an earlier CUDA call that were found out of range."""
+    while _pending and _pending[0][0].query():
+        _, verdict, message = _pending.pop(0)
+        if bool(verdict):
+            _pending.clear()
+            raise ValueError(f"{message}, got others in an earlier call")
+
+
+def call_labels(
+    spec: LossSpec,
+    row_labels: Tensor,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    column_index: Tensor | None,
+    identities: int | None = None,
+    lowest: int = -1,
+) -> None:
+    """Ranges of every label and index of a call; ``identities``: how many have a threshold.
+
+    Sharded class losses pass ``lowest=-2``: the target of such a row is in another shard.
+    """
+    if spec.topology == "pair":
+        in_range("labels", row_labels, -1, identities)
+        if column_labels is not None:
+            in_range("memory_labels", column_labels, -1, identities)
+        return
+    assert columns is not None
+    count = columns.shape[0]
+    if column_index is not None:
+        in_range("class_index", column_index, 0, count)
+        count = column_index.shape[0]
+    in_range("labels", row_labels, lowest, count)
