@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import RankError, run_ranks
@@ -33,7 +34,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "epl": {"base": "uce", "start_epoch": 0},
     "vpl": {"start_iteration": 0},
 }
-EXTRA = {"backbone": {"w": torch.arange(6.0).view(2, 3)[:, 1:]}, "list": [1, (2.5, None), "x"]}
+EXTRA: dict[str, Any] = {
+    "backbone": {"w": torch.arange(6.0).view(2, 3)[:, 1:]},
+    "list": [1, (np.float64(2.5), None), "x"],
+}
 
 
 def _head(
@@ -139,7 +143,7 @@ def _load_all(rank: int, folder: str) -> list[dict[str, Any]]:
         memory = head.weight.data_ptr()
         extra = load_checkpoint(Path(folder) / f"{loss}{classes}", head, optimizer)
         assert head.weight.data_ptr() == memory
-        assert torch.equal(extra["backbone"]["w"], EXTRA["backbone"]["w"])  # type: ignore[index]
+        assert torch.equal(extra["backbone"]["w"], EXTRA["backbone"]["w"])
         assert extra["list"] == EXTRA["list"]
         states.append(_state(head, optimizer))
     return states
@@ -206,6 +210,8 @@ def _mistakes(rank: int, folder: str) -> dict[str, tuple[str, str]]:
         if rank == 1:
             patch.setattr(torch, "save", _full_disk)
         said["disk"] = _said(lambda: save_checkpoint(path / "good", head, optimizer))
+    # As on two nodes without a common file system.
+    said["elsewhere"] = _said(lambda: save_checkpoint(path / f"node{rank}" / "good", head))
     before = _state(head, optimizer)
     load_checkpoint(path / "good", head, optimizer)  # the one of before the mistakes
     _assert_equal(before["parts"], _state(head, optimizer)["parts"])
@@ -233,11 +239,14 @@ def test_mistakes_are_errors_on_every_rank(tmp_path: Path) -> None:
         "extra must consist of dicts, lists, tuples, tensors, numbers and strings, got object",
     )
     assert "will not be replaced" in ranks[0]["folder"][1]
-    for mistake in ("extra", "folder"):
+    assert f"{tmp_path / 'node0' / 'good'} must be a folder that all" in ranks[0]["elsewhere"][1]
+    assert not (tmp_path / "node0" / "good").exists()
+    for mistake in ("extra", "folder", "elsewhere"):
         assert ranks[1][mistake][0] == "ValueError"
         assert ranks[1][mistake][1].endswith(f"rank 0: {ranks[0][mistake][1]}")
     assert (tmp_path / "folder" / "precious").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "folder", "good"]
+    left = {p.name for p in tmp_path.iterdir()} - {"node0", "node1"}
+    assert left == {"bare", "folder", "good"}
 
 
 def test_options_of_the_loss_that_change_its_state_are_named(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def save_checkpoint(
     Raises:
         TypeError: something else in ``extra``, on all ranks (ValueError on the others).
         ValueError: ``path`` is something else than a checkpoint.
-        OSError: it could not be written; what was at ``path`` still is.
+        OSError: it could not be written; what was at ``path`` is what is loaded. A ValueError on
+            the other ranks, if the first one could not replace the folder.
     """
     from . import storage
 
@@ -263,7 +264,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         items = [_plain(name, v) for v in value]
         return items if isinstance(value, list) else tuple(items)
-    validate.plain(name, value, type(value) in (int, float, str, bool, type(None)))
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):  # of which NumPy has subclasses
+            return kind(value)
+    validate.plain(name, value, value is None)
     return value
 
 
@@ -290,7 +294,13 @@ def _clear_way(folder: Path) -> None:
 
 
 def _replace(folder: Path) -> None:
+    from . import storage
+
     new, old = _sibling(folder, "new"), _sibling(folder, "old")
+    try:
+        storage.complete_metadata(new)
+    except OSError as error:
+        raise OSError(f"{folder} must be a folder that all ranks see: {error}") from error
     _flush_folder(new)
     if folder.exists():
         os.rename(folder, old)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
@@ -113,6 +114,21 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def complete_metadata(folder: Path) -> Metadata:
+    """What is in a checkpoint, if all its files are there.
+
+    Raises:
+        OSError: a file is missing or too short.
+        Exception: of any kind, if the metadata are damaged.
+    """
+    with open(folder / METADATA, "rb") as file:
+        metadata = _Unpickler(file).load()
+    for place in metadata.storage_data.values():
+        if place.offset + place.length > (folder / place.relative_path).stat().st_size:
+            raise OSError(f"{place.relative_path} is cut off")
+    return metadata
+
+
 class Stored:
     """A checkpoint's folder, for reading. Nothing in here communicates.
 
@@ -126,12 +142,8 @@ class Stored:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with open(folder / METADATA, "rb") as file:
-            metadata = _Unpickler(file).load()
+        metadata = complete_metadata(folder)
         self._places = metadata.storage_data
-        for place in self._places.values():
-            if place.offset + place.length > (folder / place.relative_path).stat().st_size:
-                raise EOFError(f"{place.relative_path} is cut off")
         self.tensors: dict[str, TensorStorageMetadata] = {
             name: saved
             for name, saved in metadata.state_dict_metadata.items()
