@@ -76,13 +76,33 @@ def test_the_memory_snippet_runs() -> None:
     assert torch.equal(names["memory"].labels, torch.arange(5))
 
 
+def test_the_partial_fc_snippet_runs() -> None:
+    names = {
+        "backbone": torch.nn.Linear(7, 512),
+        "images": torch.randn(6, 7),
+        "labels": torch.arange(6),
+        # Of one process without a group.
+        "DistributedDataParallel": lambda module: module,
+    }
+    code = snippets()[4]
+    assert "num_classes=10_000_000" in code
+    exec(code.replace("10_000_000", "1000"), names)
+    before = names["head"].weight.detach().clone()
+    names["loss"].backward()
+    assert names["head"].weight.grad is None
+    moved = (names["head"].weight != before).any(dim=1)
+    # Without momentum or decay, of those drawn the ones with a gradient: at least the batch's.
+    assert moved[:6].all()
+    assert moved.sum() <= 100
+
+
 def test_the_metrics_snippet_runs(capsys: pytest.CaptureFixture) -> None:
     names = {
         "feats": torch.randn(40, 16),
         "labels": torch.arange(40) % 8,
         "b": torch.tensor(20.0),
     }
-    exec(snippets()[4], names)
+    exec(snippets()[5], names)
     assert names["rates"].tar.shape == (3,)
     assert "nan" not in capsys.readouterr().out
 
