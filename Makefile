@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Pinned for a reproducible CPU environment; on a CUDA machine use your own Torch, see the README.
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 # What editing requires a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
@@ -31,8 +32,9 @@ demo-quick: env
 losses: env
 	$(BIN)/python train/compare_losses.py $(ARGS)
 
+# Most tests keep one core busy.
 test: env
-	$(BIN)/python -m pytest python_tests
+	$(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadgroup
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow

@@ -173,7 +173,12 @@ stage_sanitize() {
 }
 
 stage_profile() {
-  run 90 bench.log "$python" -m bench.gpu_profile --out "$out/profile.json"
+  local status=0
+  run 90 bench.log "$python" -m bench.gpu_profile --out "$out/profile.json" || status=$?
+  # The table is in the log; files that come back are few.
+  run 60 bench.log "$python" -m bench.heads --device=cuda --rounds 5 --out "${TMPDIR:-/tmp}/heads" \
+    head-400k head-400k-sampled || status=$?
+  return $status
 }
 
 stage_bench() {
@@ -213,7 +218,7 @@ echo "== results in $out"
 [[ -f $out/tests.log ]] && grep -E '[0-9]+ (passed|failed|error)' "$out/tests.log" | tail -n 1
 [[ -f $out/sanitize.log ]] &&
   grep -E '^(FAILED|========= (ERROR|RACECHECK) SUMMARY)|small cases' "$out/sanitize.log" | head -n 20
-[[ -f $out/bench.log ]] && awk '/^[$] /{on = /gpu_profile/; next} on' "$out/bench.log" | cut -c1-120
+[[ -f $out/bench.log ]] && awk '/^[$] /{on = /gpu_profile|bench.heads/; next} on' "$out/bench.log" | cut -c1-120
 [[ ,$only, == *,bench,* && -f $out/cuda.md ]] && grep '^|' "$out/cuda.md" | cut -c1-160 | head -n 80
 printf '%s\n' "${summary[@]}"
 exit "$failed"

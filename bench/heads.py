@@ -72,18 +72,17 @@ CONTESTANTS = ("fused", "fused-step", "separate", "eager")
 class HeadSession:
     """One contestant's weights and steps."""
 
-    def __init__(self, head: Head, name: str) -> None:
-        self.head, self.name = head, name
+    def __init__(self, head: Head, name: str, device: str) -> None:
+        self.head, self.name, self.device = head, name, device
         generator = torch.Generator().manual_seed(0)
-        self.feats = torch.randn(head.rows, head.size, generator=generator)
+        self.feats = torch.randn(head.rows, head.size, generator=generator).to(device)
         everyone = head.classes * head.ranks
-        labels = torch.randint(everyone, (head.rows,), generator=generator)
+        labels = torch.randint(everyone, (head.rows,), generator=generator).to(device)
         self.labels = labels % 32
         self._make(32)
         self._step()
         self._drop()
-        machine.reset_peak()
-        self.before = machine.status_kb("VmRSS")
+        self.before = machine.held_mb(device, reset=True)
         self.labels = labels
         if name == "eager":
             self.labels = torch.where(labels < head.classes, labels, -1)
@@ -91,9 +90,8 @@ class HeadSession:
 
     def _make(self, classes: int) -> None:
         head = self.head
-        self.module = uk.PartialFC(
-            "cosface", head.size, classes, head.sample_rate, scale=SCALE, margin=MARGIN
-        )
+        options = {"scale": SCALE, "margin": MARGIN, "device": self.device}
+        self.module = uk.PartialFC("cosface", head.size, classes, head.sample_rate, **options)
         if self.name == "eager":
             weight = self.module.weight.detach()
             self.module = EagerPartialFC(weight, head.sample_rate, SCALE, MARGIN)
@@ -121,8 +119,7 @@ class HeadSession:
 
     def first(self) -> dict[str, float]:
         losses = [self._step() for _ in range(WARM_UP)]
-        peak = machine.status_kb("VmHWM") - self.before
-        return {"loss": losses[0], "peak_mb": peak / 1024}
+        return {"loss": losses[0], "peak_mb": machine.held_mb(self.device) - self.before}
 
     def step(self) -> float:
         start = time.perf_counter()
@@ -130,16 +127,16 @@ class HeadSession:
         return time.perf_counter() - start
 
     def rates(self) -> tuple[float, float]:
-        return machine.gemm_rate(self.head.size), machine.copy_rate()
+        return machine.gemm_rate(self.head.size, self.device), machine.copy_rate(self.device)
 
 
-def measure(head: Head, names: list[str], rounds: int) -> dict[str, object]:
+def measure(head: Head, names: list[str], rounds: int, device: str) -> dict[str, object]:
     rows: dict[str, dict[str, object]] = {}
     samples: dict[str, list[float]] = {}
     sessions, rates = {}, []
     for name in names:
         harness.say(f"{head.name}: {name}: first steps")
-        session = Remote(HeadSession, head, name)
+        session = Remote(HeadSession, head, name, device)
         try:
             rows[name] = session.call("first")
             sessions[name], samples[name] = session, []
@@ -216,20 +213,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.heads", description=__doc__)
     parser.add_argument("heads", nargs="*", help=f"of {', '.join(HEADS)}")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
-    parser.add_argument("--out", type=Path, default=RESULTS / "heads", help="without suffix")
+    parser.add_argument("--out", type=Path, help="without suffix; bench/results/heads[-cuda]")
     arguments = parser.parse_args(argv)
     if unknown := [name for name in arguments.heads if name not in HEADS]:
         parser.error(f"unknown head {', '.join(unknown)}; known: {', '.join(HEADS)}")
     command = shlex.join(["python", "-m", "bench.heads", *argv])
-    results = {"command": command, "machine": machine.machine(), "heads": {}}
+    device = arguments.device
+    out = arguments.out or RESULTS / ("heads" if device == "cpu" else f"heads-{device}")
+    results = {"command": command, "machine": machine.machine(device), "heads": {}}
     for name in arguments.heads or HEADS:
         head = HEADS[name]
         if arguments.quick:
             head = Head(name, 64, 2000, head.sample_rate, head.ranks, 32)
-        results["heads"][name] = measure(head, arguments.contestants, arguments.rounds)
-        out = arguments.out
+        results["heads"][name] = measure(head, arguments.contestants, arguments.rounds, device)
         out.with_name(out.name + ".json").write_text(json.dumps(results, indent=1) + "\n")
         out.with_name(out.name + ".md").write_text(page(results))
     print(page(results))

@@ -76,6 +76,19 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def held_mb(device: str, reset: bool = False) -> float:
+    """MB held now, if the high-water mark is to be reset, or at the mark."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated() / 2**20
+    if reset:
+        reset_peak()
+    return status_kb("VmRSS" if reset else "VmHWM") / 1024
+
+
 def available_bytes(device: str) -> float:
     if device == "cuda":
         # What Torch keeps for itself is free to it.

@@ -49,9 +49,9 @@ class Session:
             self._step()
         self._drop_gradients()
         gc.collect()
-        before = self._held(reset=True)
+        before = machine.held_mb(self.device, reset=True)
         seconds = self._step()
-        peak = self._held() - before
+        peak = machine.held_mb(self.device) - before
         grads = [t.grad for t in self.inputs.values() if t.grad is not None]
         gradients = sum(grad.nbytes for grad in grads) / 2**20
         del grads
@@ -62,18 +62,6 @@ class Session:
             "peak_mb": peak,
             "above_gradients_mb": peak - gradients,
         }
-
-    def _held(self, reset: bool = False) -> float:
-        """MB held now, if the high-water mark is to be reset, or at the mark."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            if reset:
-                torch.cuda.reset_peak_memory_stats()
-                return torch.cuda.memory_allocated() / 2**20
-            return torch.cuda.max_memory_allocated() / 2**20
-        if reset:
-            machine.reset_peak()
-        return machine.status_kb("VmRSS" if reset else "VmHWM") / 1024
 
     def step(self) -> float:
         """Seconds of a step: of several if they are short, the first of which wakes the threads."""

@@ -1,8 +1,12 @@
-"""Set-up that has to precede every import of Triton, and one seed per test."""
+"""Set-up that has to precede every import of Torch and Triton, and one seed per test."""
 
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: threads that wait must not keep them from one another.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

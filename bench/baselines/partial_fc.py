@@ -72,7 +72,7 @@ class EagerPartialFC:
 
     def _sample(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         count = self.weight.shape[0]
-        chances = torch.rand(count)
+        chances = torch.rand(count, device=labels.device)
         positives = labels[labels >= 0].unique()
         chances[positives] = 2.0
         size = max(int(self.sample_rate * count), len(positives))
