@@ -32,9 +32,9 @@ demo-quick: env
 losses: env
 	$(BIN)/python train/compare_losses.py $(ARGS)
 
-# Most tests keep one core busy.
+# Most tests keep one core busy. A file's tests share what takes long to make.
 test: env
-	$(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow

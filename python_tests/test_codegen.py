@@ -25,9 +25,6 @@ from pathlib import Path
 
 import pytest
 
-# What they share is made once.
-pytestmark = pytest.mark.xdist_group("codegen")
-
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}

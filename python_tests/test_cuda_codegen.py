@@ -16,9 +16,6 @@ from pathlib import Path
 
 import pytest
 
-# What they share is made once.
-pytestmark = pytest.mark.xdist_group("cuda_codegen")
-
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 LARGEST_REGISTERS = 255
 

@@ -25,9 +25,6 @@ from train.errors import LOST_PROCESS, USER_ERROR, UserError
 from train.main import main
 from unitsface_kernels import PartialFC
 
-# What they share is made once.
-pytestmark = pytest.mark.xdist_group("train_partial_fc")
-
 Change = Callable[[int], None]
 
 
