@@ -24,6 +24,7 @@ from row_optimisers_support import (
 from tolerances import SAME_LOSS, check_same
 from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unitsface_kernels
 from unitsface_kernels import SampledAdamW, SampledSGD
@@ -330,3 +331,46 @@ def test_exported() -> None:
     assert unitsface_kernels.SampledSGD is SampledSGD
     assert issubclass(SampledSGD, torch.optim.SGD)
     assert issubclass(SampledAdamW, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (SampledSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (SampledAdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ],
+)
+def test_large_matrices_are_stepped_without_a_copy_of_their_gradient(ours, theirs, options):
+    start = torch.randn(4200, 1000)
+    found = []
+    for kind in (ours, theirs):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = kind([parameter], lr=0.1, **options)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            parameter.grad = torch.randn(start.shape, generator=generator)
+            kept = parameter.grad.clone()
+            with _LargestResult() as largest:
+                optimizer.step()
+            assert torch.equal(parameter.grad, kept)
+        # The states are there from the first step on.
+        assert (largest.nbytes < start.nbytes) == (kind is ours)
+        found.append((parameter.detach(), *states_of(optimizer, parameter).values()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class _LargestResult(TorchDispatchMode):
+    """Bytes of the largest tensor that an operator made anew."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        new = isinstance(result, torch.Tensor) and not any(result is a for a in args)
+        if new and function.overloadpacket not in _VIEWS:
+            self.nbytes = max(self.nbytes, result.nbytes)
+        return result
+
+
+_VIEWS = (torch.ops.aten.detach, torch.ops.aten.view, torch.ops.aten.slice)

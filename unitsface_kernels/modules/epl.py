@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import functional, validate
+from .. import validate
 from ..backends.reference import unit_rows
 from ..collectives import gather_rows
+from ..functional.call import class_loss
 from ..memory import newest_rows
 from .bce import UCELoss
 from .class_loss import Comparison
@@ -172,34 +173,18 @@ class EPLLoss(ComposedLoss):
         return [replace(block, share=0.5) for block in (on_weights, on_prototypes)]
 
     def _prototype_loss(self, feats: Tensor, labels: Tensor) -> Tensor:
-        # A copy: the next batch moves the prototypes, and this one may not be differentiated yet.
-        prototypes = self.prototypes.clone()
-        head = self.head
-        if isinstance(head, UCELoss):
-            return functional.fused_uce_loss(
-                feats,
-                prototypes,
-                labels,
-                head.threshold,
-                scale=head.scale,
-                margin=head.margin,
-                negative_weight=head.negative_weight,
-                adaptive_margin=self.k,
-                reduction=head.reduction,
-                backend=head.backend,
-            )
-        return functional.fused_margin_softmax_loss(
+        _, block = self.comparisons()
+        return class_loss(
+            block.spec,
+            block.values,
             feats,
-            prototypes,
+            # A copy: the next batch moves them, and this one may not be differentiated yet.
+            block.columns.clone(),
             labels,
-            scale=head.scale,
-            m1=head.m1,
-            m2=head.m2,
-            m3=0.0 if self.base == "cosface" else head.m3,
-            margin_gradient=head.margin_gradient,
-            adaptive_margin=self.k,
-            reduction=head.reduction,
-            backend=head.backend,
+            block.threshold,
+            None,
+            self.head.reduction,
+            self.head.backend,
         )
 
     def extra_repr(self) -> str:

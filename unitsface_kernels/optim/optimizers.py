@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from .. import validate
+from ..backends.native import rows as native
 from .update import AdamWRule, RowUpdate, Rule, SGDRule, Update
 
 AtStep = Callable[[Tensor | None], None]
+
+# Elements of a matrix beyond which the base class's step, which copies a gradient with weight
+# decay, is the memory that counts.
+LARGE = 1 << 22
 
 
 class RowOptimizer(torch.optim.Optimizer):
     """What :class:`SampledSGD` and :class:`SampledAdamW` add to their base classes.
 
-    Parameters with a dense gradient are the base class's. A sparse gradient with one sparse
+    Parameters with a dense gradient are the base class's, but for large float32 matrices, whose
+    step is the same without a copy of the gradient. A sparse gradient with one sparse
     dimension, (1, K) indices and (K, ...) values, is a step on K rows: no other row changes,
     neither by momentum nor by weight decay, nor do its states decay.
 
@@ -93,7 +99,11 @@ class RowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        own = {p: p.grad for p in self._parameters() if p in self.fused or _has_rows(p.grad)}
+        own = {
+            p: p.grad
+            for p in self._parameters()
+            if p in self.fused or _has_rows(p.grad) or self._is_large(p)
+        }
         for parameter, gradient in own.items():
             self._check(parameter, gradient)
         try:
@@ -106,12 +116,27 @@ class RowOptimizer(torch.optim.Optimizer):
         for parameter, gradient in own.items():
             if parameter in self.fused:
                 self._run_hook(parameter, gradient)
+            elif gradient is not None and not gradient.is_sparse:
+                self.begin_row_update(parameter)(slice(0, len(gradient)), gradient, None, None)
             elif gradient is not None:
                 gradient = gradient.coalesce()
                 rows = slice(0, gradient._values().shape[0])
                 update = self.begin_row_update(parameter)
                 update(rows, gradient._values(), gradient._indices()[0], None)
         return loss
+
+    def _is_large(self, parameter: Tensor) -> bool:
+        gradient = parameter.grad
+        return (
+            gradient is not None
+            and not gradient.is_sparse
+            and parameter.dim() == 2
+            and parameter.numel() >= LARGE
+            and parameter.dtype == gradient.dtype == torch.float32
+            and parameter.is_contiguous()
+            and native.usable(parameter.device)
+            and not any(self._group_of(parameter).get(name) for name in self._refused)
+        )
 
     def _begin(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Rule, tuple[Tensor, ...]]:
         """Counts the step; its rule and the states, allocated if need be."""

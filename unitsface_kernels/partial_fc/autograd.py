@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import dispatch, ops
-from ..autograd import scaled
+from ..autograd import Final, scaled
 from ..backends.streaming import Call, Gradients, Kept, Result, Shards, make_call
 from ..collectives import (
     Group,
@@ -180,7 +180,7 @@ class _ShardedLoss(Function):
                 own = (finish() * world_size(step.group)).to(ctx.dtype)
         if torch.is_grad_enabled():
             inputs = (grad_loss, *parameters)
-            return (None, *_Final.apply(*inputs, own, *found)[len(inputs) :])
+            return (None, *Final.apply(*inputs, own, *found)[len(inputs) :])
         return None, own, *found
 
 
@@ -276,13 +276,3 @@ def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:
         if gradient is not None and not task.per_class:
             result[2 * number + 1] = sum_over_ranks(gradient, step.group)
     return result
-
-
-class _Final(Function):
-    """Gradients that depend on the inputs in a way that nothing differentiates."""
-
-    @staticmethod
-    def forward(ctx, *tensors):
-        return tuple(None if t is None else t.view_as(t) for t in tensors)
-
-    backward = staticmethod(ops.no_second_derivative)
