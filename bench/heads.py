@@ -181,7 +181,9 @@ def page(results: dict) -> str:
         "rounds, times have quartiles. The loss is that of the first step; `eager` draws a sample",
         "of its own.",
         "",
-        f"`{results['command']}`; " + ", ".join(f"{k} {v}" for k, v in results["machine"].items()),
+        "; ".join(f"`{c}`" for c in dict.fromkeys(h["command"] for h in results["heads"].values()))
+        + ". "
+        + ", ".join(f"{key} {value}" for key, value in results["machine"].items()),
         "",
         "| head | contestant | step | of `fused` | memory | loss |",
         "|---|---|---|---|---|---|",
@@ -216,6 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
+    parser.add_argument("--update", action="store_true", help="keep the file's other heads")
     parser.add_argument("--out", type=Path, help="without suffix; bench/results/heads[-cuda]")
     arguments = parser.parse_args(argv)
     if unknown := [name for name in arguments.heads if name not in HEADS]:
@@ -223,13 +226,20 @@ def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["python", "-m", "bench.heads", *argv])
     device = arguments.device
     out = arguments.out or RESULTS / ("heads" if device == "cpu" else f"heads-{device}")
-    results = {"command": command, "machine": machine.machine(device), "heads": {}}
+    path = out.with_name(out.name + ".json")
+    results: dict = {"machine": machine.machine(device), "heads": {}}
+    if arguments.update and path.exists():
+        stored = json.loads(path.read_text())
+        if stored["machine"] != results["machine"]:
+            parser.error(f"--update: {path} is from another machine or other versions")
+        results = stored
     for name in arguments.heads or HEADS:
         head = HEADS[name]
         if arguments.quick:
             head = Head(name, 64, 2000, head.sample_rate, head.ranks, 32)
-        results["heads"][name] = measure(head, arguments.contestants, arguments.rounds, device)
-        out.with_name(out.name + ".json").write_text(json.dumps(results, indent=1) + "\n")
+        found = measure(head, arguments.contestants, arguments.rounds, device)
+        results["heads"][name] = {"command": command, **found}
+        path.write_text(json.dumps(results, indent=1) + "\n")
         out.with_name(out.name + ".md").write_text(page(results))
     print(page(results))
 

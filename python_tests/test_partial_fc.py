@@ -319,6 +319,8 @@ def test_gradients_of_two_batches_add_up():
         uk.fused_margin_softmax_loss(feats, weight, positions, class_index=index).backward()
         dense += weight.grad
         head(feats, labels).backward()
+        # Known to ascend, or it would be sorted and copied.
+        assert head.weight.grad.is_coalesced()
     torch.testing.assert_close(head.weight.grad.to_dense(), dense)
 
 

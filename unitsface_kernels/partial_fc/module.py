@@ -107,6 +107,7 @@ class PartialFC(nn.Module):
         self.shard = Shard.of_rank(num_classes, own_rank(group), world_size(group))
         self.step = 0
         self.fusion: Fusion | None = None
+        self._drawn = 0
         # All C classes, without memory for them.
         with torch.device("meta"):
             module = SHARDABLE[loss](embedding_size, num_classes, **options)
@@ -133,9 +134,28 @@ class PartialFC(nn.Module):
                     shape[0] = len(self.shard)
                 empty = torch.zeros(shape, dtype=tensor.dtype, device=device)
                 if name in module._parameters:
-                    module._parameters[name] = nn.Parameter(empty)
+                    parameter = nn.Parameter(empty)
+                    parameter.register_post_accumulate_grad_hook(self._mark_coalesced)
+                    module._parameters[name] = parameter
                 else:
                     module._buffers[name] = empty
+
+    def _mark_coalesced(self, parameter: Tensor) -> None:
+        """A sparse gradient that is accumulated forgets that its indices ascend.
+
+        Whoever needs that would sort and copy it. The sum of two has more entries than a draw.
+        """
+        gradient = parameter.grad
+        if gradient is None or not gradient.is_sparse or gradient.sparse_dim() != 1:
+            return
+        if gradient._nnz() == self._drawn:
+            parameter.grad = torch.sparse_coo_tensor(
+                gradient._indices(),
+                gradient._values(),
+                gradient.shape,
+                is_coalesced=True,
+                check_invariants=False,
+            )
 
     def _per_class(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == self.num_classes
@@ -254,7 +274,9 @@ class PartialFC(nn.Module):
         rank = own_rank(self.group)
         count = int(self.sample_rate * size)
         drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
-        return ascending(*drawn)
+        index, positions = ascending(*drawn)
+        self._drawn = len(index)
+        return index, positions
 
     def _compare(
         self,
