@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -91,7 +92,7 @@ def test_heads_run_and_agree_on_the_loss(tmp_path):
     command = ["-m", "bench.heads", "head-400k", "shard-10m-sampled", "--quick"]
     command += ["--rounds", "2", "--out", str(tmp_path / "heads")]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
-    results = heads.json.loads((tmp_path / "heads.json").read_text())["heads"]
+    results = json.loads((tmp_path / "heads.json").read_text())["heads"]
     for name, head in results.items():
         rows = head["contestants"]
         assert set(rows) == set(heads.CONTESTANTS)
@@ -102,3 +103,8 @@ def test_heads_run_and_agree_on_the_loss(tmp_path):
         close = 1e-5 if name == "head-400k" else 0.3
         assert losses["eager"] == pytest.approx(losses["fused"], rel=close)
     assert "fused-step" in (tmp_path / "heads.md").read_text()
+
+
+def test_the_stored_page_is_that_of_the_stored_results():
+    results = json.loads(predict.HEADS.read_text())
+    assert predict.HEADS.with_suffix(".md").read_text() == heads.page(results)
