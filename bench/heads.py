@@ -179,9 +179,9 @@ def page(results: dict) -> str:
         "`optimizer.step()`, which computes the gradient again; `separate`: with a gradient;",
         "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Memory is the peak,",
         "as what has to be there (weights, momentum and, where nothing is fused, the gradient of",
-        f"the classes that take part) and what is beyond it, of ours at most {MOST_BEYOND_MB} MB by",
-        "aim. Ratios are medians of interleaved rounds, times have quartiles. The loss is that of",
-        "the first step; `eager` draws a sample of its own.",
+        "the classes that take part) and what is beyond it; the aim for ours is at most",
+        f"{MOST_BEYOND_MB} MB. Ratios are medians of interleaved rounds, times have quartiles. The",
+        "loss is that of the first step; `eager` draws a sample of its own.",
         "",
         "; ".join(f"`{c}`" for c in dict.fromkeys(h["command"] for h in results["heads"].values()))
         + ". "
