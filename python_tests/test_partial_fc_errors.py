@@ -85,6 +85,15 @@ def test_wrong_arguments(arguments, options, message):
         uk.PartialFC(*arguments, **options)
 
 
+def test_the_reference_backend_is_refused_however_it_is_chosen(monkeypatch):
+    head = uk.PartialFC("cosface", 8, 10)
+    with pytest.raises(ValueError, match="'native' or 'triton'"):
+        head(torch.randn(4, 8, dtype=torch.float64), torch.arange(4))
+    monkeypatch.setenv("UNITSFACE_BACKEND", "reference")
+    with pytest.raises(ValueError, match="'native' or 'triton'"):
+        head(torch.randn(4, 8), torch.arange(4))
+
+
 def test_a_saved_shard_is_loaded_by_its_like_alone():
     saved = uk.PartialFC("cosface", 8, 10, seed=1)
     saved(torch.randn(4, 8), torch.arange(4))

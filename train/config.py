@@ -111,7 +111,7 @@ class PartialFCConfig:
     fused_optimizer: str = _key(
         "none",
         "steps of the class weights without memory for their gradient: within the backward pass,"
-        " or in the optimizer's step, at the cost of two more products, as train.amp=fp16 and"
+        " or in the optimizer's step, at the cost of one more product, as train.amp=fp16 and"
         " train.clip_classes need",
         choices=("none", "backward", "step"),
     )

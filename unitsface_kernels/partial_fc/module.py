@@ -41,8 +41,9 @@ class PartialFC(nn.Module):
     Do not wrap this module in ``DistributedDataParallel``: it would take the shards for copies of
     each other. Gradients of thresholds that all ranks share are complete without it.
 
-    Every rank must call it, with gradients enabled or disabled alike. Without an initialised
-    process group it holds all classes, and ``sample_rate`` and :meth:`fuse` work as described.
+    Every rank must call it, with gradients enabled or disabled alike, and give a "mean" or "sum"
+    the same upstream gradient. Without an initialised process group it holds all classes, and
+    ``sample_rate`` and :meth:`fuse` work as described.
 
     Source: An et al., "Partial FC: Training 10 Million Identities on a Single Machine", ICCVW
     2021; "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
@@ -195,7 +196,7 @@ class PartialFC(nn.Module):
                 Learning rate, decay and state are its own, schedulers and state dicts work as
                 ever.
             when: "backward": the backward pass moves the weights, ``optimizer.step()`` does not.
-                "step": ``optimizer.step()`` moves them, at the cost of two more products, for
+                "step": ``optimizer.step()`` moves them, at the cost of one more product, for
                 gradient scalers that skip steps and for :func:`clip_grad_norm_`. Either takes one
                 backward pass per step.
 
@@ -249,7 +250,8 @@ class PartialFC(nn.Module):
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
-        dispatch.resolve(self.loss.backend, feats.device.type, feats.dtype)
+        # "auto" may stand for it, by its variable or for want of another.
+        validate.fused_backend(dispatch.resolve(self.loss.backend, feats.device.type, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         wanted = torch.is_grad_enabled() and feats.requires_grad
