@@ -13,7 +13,7 @@ from train_support import ROOT  # noqa: F401
 import unitsface_kernels as uk
 from train import compare_losses, report
 from train.errors import DivergedError, UserError, exit_code
-from train.evaluate.verification import Verification
+from train.evaluation.verification import Verification
 from train.run_folder import read_metrics
 
 RESULT = Verification(

@@ -10,7 +10,7 @@ from train_support import ROOT  # noqa: F401
 
 from train import demo, report
 from train.errors import exit_code
-from train.evaluate.verification import Verification
+from train.evaluation.verification import Verification
 
 
 def result(auc: float, accuracy: float, threshold: float | None = None) -> Verification:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import train_support  # noqa: F401
 
-from train.evaluate import verification
-from train.evaluate.baselines import grey_vectors, pca, raw_pixels
-from train.evaluate.verification import (
+from train.evaluation import verification
+from train.evaluation.baselines import grey_vectors, pca, raw_pixels
+from train.evaluation.verification import (
     all_pairs,
     balanced_accuracy,
     best_threshold,

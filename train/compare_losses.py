@@ -22,7 +22,7 @@ from train.errors import DivergedError, Parser, UserError, exit_code
 prepare_environment()
 
 if TYPE_CHECKING:
-    from train.evaluate.verification import Verification
+    from train.evaluation.verification import Verification
 
 # Registered names; "a+b" is the sum of a class loss and a pair loss. Without VPL: the steps here
 # end before its mixing begins.
@@ -87,8 +87,8 @@ def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verificatio
     from train.checkpoint import LAST
     from train.data.dataset import open_dataset, open_source
     from train.demo import train_one
-    from train.evaluate.embed import embed
-    from train.evaluate.verification import evaluate_features
+    from train.evaluation.embed import embed
+    from train.evaluation.verification import evaluate_features
 
     trained = train_one(entry, [*loss_arguments(entry), *arguments], folder)
     trainer = trained.trainer
@@ -159,7 +159,7 @@ def _figure(values: Sequence[float | None]) -> str:
 
 
 def table(rows: dict[str, Row]) -> str:
-    from train.evaluate.verification import FARS
+    from train.evaluation.verification import FARS
     from train.report import layout
 
     fars = [f"{far:g}" for far in FARS]
@@ -193,7 +193,7 @@ def caption(setup: dict[str, Any]) -> str:
 
 def markdown(rows: dict[str, Row], setup: dict[str, Any]) -> str:
     from train.data.orl import CREDIT
-    from train.evaluate.verification import FOLDS
+    from train.evaluation.verification import FOLDS
 
     diverged = "".join(
         f"- {entry}, seed {seed}: {message}\n"

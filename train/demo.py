@@ -85,9 +85,9 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
 
     from train import report
     from train.data.dataset import open_dataset, open_source
-    from train.evaluate import baselines, plots
-    from train.evaluate.embed import embed
-    from train.evaluate.verification import all_pairs, evaluate_pairs
+    from train.evaluation import baselines, plots
+    from train.evaluation.embed import embed
+    from train.evaluation.verification import all_pairs, evaluate_pairs
     from train.run_folder import read_metrics
 
     trainer = next(iter(trained.values())).trainer

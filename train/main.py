@@ -159,8 +159,8 @@ def report_skipped(skipped: dict[str, str]) -> None:
 def evaluate(trainer: Any, images: Any, folder: Path) -> None:
     """Score all pairs of the people held out; write and print what comes out."""
     from train.data.dataset import open_source
-    from train.evaluate.embed import embed
-    from train.evaluate.verification import count_pairs, evaluate_features
+    from train.evaluation.embed import embed
+    from train.evaluation.verification import count_pairs, evaluate_features
     from train.run_folder import write_json
 
     source = open_source(trainer.config, images)

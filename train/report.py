@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.orl import CREDIT
-from train.evaluate.verification import FOLDS, Verification
+from train.evaluation.verification import FOLDS, Verification
 from train.run_folder import write_json, write_text
 
 # What a comparison of losses leaves for this report: its table, with a caption.

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from train.evaluate.verification import FARS, Bools, Floats
+from train.evaluation.verification import FARS, Bools, Floats
 
 POSITIVE, NEGATIVE = "#1b7837", "#762a83"
 LINES = ("#7f7f7f", "#bf9000", "#1f77b4", "#d62728", "#2ca02c", "#9467bd")

@@ -1,0 +1,28 @@
+"""The configuration: one dataclass per section, one field per key, help and bounds with the field.
+
+Layers, later ones win: defaults, the checkpoint's own configuration when resuming, ``--config``
+YAML, ``key=value`` arguments. Keys and value types are checked against the dataclasses.
+"""
+
+from train.config.layers import (
+    describe_keys,
+    make_config,
+    parse_overrides,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
+from train.config.rules import check
+from train.config.sections import Config, iter_keys
+
+__all__ = [
+    "Config",
+    "check",
+    "describe_keys",
+    "iter_keys",
+    "make_config",
+    "parse_overrides",
+    "read_yaml",
+    "to_dict",
+    "to_yaml",
+]

@@ -1,0 +1,34 @@
+"""What a configuration key says of itself: its default, help text, choices and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Any
+
+
+def about(
+    help: str,
+    *,
+    name: str | None = None,
+    choices: Any = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> dict[str, Any]:
+    """What a field says of itself. ``choices`` is a sequence, or a function giving one."""
+    return {"help": help, "name": name, "choices": choices, "low": low, "high": high}
+
+
+def key(default: Any, help: str, **bounds: Any) -> Any:
+    """A field with this default."""
+    return field(default=default, metadata=about(help, **bounds))
+
+
+def key_name(f: dataclasses.Field[Any]) -> str:
+    """The user's name of a field: ``loss.class`` cannot be an attribute in Python."""
+    return str(f.metadata.get("name") or f.name)
+
+
+def choices_of(f: dataclasses.Field[Any]) -> tuple[str, ...]:
+    choices = f.metadata["choices"]
+    return tuple(choices() if callable(choices) else choices or ())

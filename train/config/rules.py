@@ -1,0 +1,62 @@
+"""What a configuration must keep to: bounds of single keys, and rules between keys."""
+
+from __future__ import annotations
+
+from train.config.keys import choices_of
+from train.config.sections import Config, iter_keys
+from train.errors import UserError
+from train.losses import NO_LOSS, shardable_names
+
+
+def check(config: Config) -> None:
+    """Choices and bounds of single keys, then the rules between keys."""
+    for key, f in iter_keys():
+        value = getattr(getattr(config, key.split(".")[0]), f.name)
+        choices, low, high = choices_of(f), f.metadata["low"], f.metadata["high"]
+        if choices and value not in choices:
+            raise UserError(f"{key}: expected one of {', '.join(choices)}; got '{value}'")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not (low is None or value >= low) or not (high is None or value <= high):  # also NaN
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"{key}: expected a number {bounds}, got {value}")
+    if NO_LOSS == config.loss.class_name == config.loss.pair_name:
+        raise UserError("loss.class and loss.pair are both 'none': nothing to train")
+    if config.loss.memory and NO_LOSS in (config.loss.class_name, config.loss.pair_name):
+        raise UserError(
+            "loss.memory=true needs loss.pair, and loss.class to train while the memory fills"
+        )
+    _check_partial_fc(config)
+    if config.train.schedule == "step" and not config.train.milestones:
+        raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
+    if config.data.holdout == 1:
+        raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
+
+
+def _check_partial_fc(config: Config) -> None:
+    partial, train, name = config.partial_fc, config.train, config.loss.class_name
+    fused = partial.fused_optimizer
+    if partial.sample_rate == 0.0:
+        raise UserError("partial_fc.sample_rate: expected a number above 0 and at most 1, got 0")
+    asked = [
+        f"partial_fc.{key}={value}"
+        for key, value, default in (
+            ("enabled", partial.enabled, "always"),
+            ("sample_rate", partial.sample_rate, 1.0),
+            ("fused_optimizer", fused, "none"),
+        )
+        if (value == default) == (key == "enabled")
+    ]
+    if asked and name not in shardable_names():
+        raise UserError(
+            f"{asked[0]}: loss.class={name} is not among {', '.join(shardable_names())}"
+        )
+    if asked and partial.enabled == "never":
+        raise UserError(f"{asked[0]} needs shards of classes, not partial_fc.enabled=never")
+    clips = train.clip_classes and train.clip_norm > 0
+    if fused == "backward" and (train.amp == "fp16" or clips):
+        reason = "train.clip_classes=true" if clips else "train.amp=fp16"
+        raise UserError(
+            f"partial_fc.fused_optimizer=backward moves the class weights before {reason} can "
+            "scale their gradient; use partial_fc.fused_optimizer=step"
+        )

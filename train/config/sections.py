@@ -1,0 +1,177 @@
+"""The sections of a configuration: one dataclass each, one field per key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from train.backbones import STAGES
+from train.config.keys import about, key, key_name
+from train.losses import NO_LOSS, class_loss_names, pair_loss_names
+from train.schedule import SCHEDULES
+
+
+def _loss_choices(names: list[str]) -> list[str]:
+    return [NO_LOSS, *names]
+
+
+@dataclass
+class ModelConfig:
+    name: str = key("iresnet18", "backbone", choices=tuple(STAGES))
+    input_size: int = key(112, "side of the square input image in pixels", low=16)
+    dropout: float = key(0.0, "dropout before the last linear layer", low=0.0, high=0.99)
+    freeze_bn: bool = key(
+        False,
+        "batch normalisation by the stored statistics, which stay as they are: to go on from"
+        " trained weights, and for runs that must not depend on the number of processes",
+    )
+    channels_last: bool = key(True, "channels-last memory format (faster convolutions)")
+    weights: str = key("", "backbone state dict to start from, e.g. a published .pth file")
+
+
+@dataclass
+class LossConfig:
+    class_name: str = key(
+        "cosface",
+        "sample-to-class loss",
+        name="class",
+        choices=lambda: _loss_choices(class_loss_names()),
+    )
+    pair_name: str = key(
+        "uss",
+        "sample-to-sample loss",
+        name="pair",
+        choices=lambda: _loss_choices(pair_loss_names()),
+    )
+    class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)
+    pair_weight: float = key(1.0, "factor of the pair loss in the sum", low=0.0)
+    class_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=about(
+            "constructor arguments of the class loss, e.g. loss.class_options.margin=0.4"
+        ),
+    )
+    pair_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=about("constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"),
+    )
+    pair_across_ranks: bool = key(
+        True,
+        "pairs of the pair loss are those of all processes' batches; false: of one process's",
+    )
+    backend: str = key("auto", "kernel backend of both losses")
+    memory: bool = key(
+        False,
+        "compare the batch with the newest feature of every identity instead of with itself in the"
+        " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
+    )
+
+
+@dataclass
+class PartialFCConfig:
+    enabled: str = key(
+        "auto",
+        "class weights in shards, one per process; auto: with more than one process, sample_rate"
+        " below 1 or a fused optimizer; never: every process holds all of them",
+        choices=("auto", "always", "never"),
+    )
+    sample_rate: float = key(
+        1.0, "share of the classes that a step compares with", low=0.0, high=1.0
+    )
+    fused_optimizer: str = key(
+        "none",
+        "steps of the class weights without memory for their gradient: within the backward pass,"
+        " or in the optimizer's step, at the cost of one more product, as train.amp=fp16 and"
+        " train.clip_classes need",
+        choices=("none", "backward", "step"),
+    )
+
+
+@dataclass
+class DataConfig:
+    path: str = key("orl", "folder with one sub-folder of images per identity, or 'orl'")
+    holdout: int | None = key(
+        None,
+        "identities kept out of training for the final test, the last in natural order of names;"
+        " null: 10 for orl, else 0",
+        low=0,
+    )
+    on_error: str = key(
+        "fail", "unreadable image: stop, or skip and count it", choices=("fail", "skip")
+    )
+    cache: str = key(
+        "auto",
+        "keep decoded images in memory; auto: when they fit in 512 MB",
+        choices=("auto", "always", "never"),
+    )
+    workers: int = key(2, "decoding processes per training process when not cached", low=0)
+    images_per_identity: int = key(
+        0, "group this many images of an identity in a batch; 0: plain shuffle", low=0
+    )
+    flip: float = key(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    shift: float = key(0.0, "largest shift, as a fraction of the side", low=0.0, high=0.5)
+    zoom: float = key(0.0, "largest relative change of size", low=0.0, high=0.5)
+    rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
+    brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
+    contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = key(20, "passes over the data", low=1)
+    max_steps: int = key(0, "stop (and end the schedule) after this many steps; 0: no limit", low=0)
+    batch_size: int = key(64, "images per step, summed over all processes", low=2)
+    lr: float = key(0.1, "peak learning rate", low=0.0)
+    momentum: float = key(0.9, "SGD momentum", low=0.0, high=1.0)
+    weight_decay: float = key(5e-4, "SGD weight decay (none on thresholds)", low=0.0)
+    threshold_lr: float = key(1.0, "learning rate of thresholds, as a multiple of lr", low=0.0)
+    clip_norm: float = key(5.0, "largest gradient norm of the backbone; 0: no limit", low=0.0)
+    clip_classes: bool = key(False, "clip_norm is of the backbone and the losses together")
+    schedule: str = key("polynomial", "learning-rate schedule", choices=SCHEDULES)
+    warmup_epochs: float = key(0.0, "linear warm-up", low=0.0)
+    power: float = key(2.0, "exponent of the polynomial schedule", low=0.0)
+    milestones: list[float] = field(
+        default_factory=list,
+        metadata=about("epochs at which the step schedule multiplies lr by gamma"),
+    )
+    gamma: float = key(0.1, "factor of the step schedule", low=0.0)
+    amp: str = key("none", "autocast dtype", choices=("none", "bf16", "fp16"))
+    timeout_s: float = key(
+        1800.0, "seconds a process waits for the others before it gives up", low=1.0
+    )
+    device: str = key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass
+class RunConfig:
+    dir: str = key("runs/train", "run folder: config, metrics, TensorBoard events, checkpoints")
+    seed: int = key(0, "seed of initialisation, order and augmentation", low=0)
+    log_every: int = key(10, "steps between lines of metrics.jsonl", low=1)
+    save_every: int = key(1, "epochs between checkpoints", low=1)
+    overwrite: bool = key(False, "allow a run folder that already holds a run; it is replaced")
+    deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
+    tensorboard: bool = key(True, "write TensorBoard events")
+    progress: bool = key(True, "progress bar")
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    partial_fc: PartialFCConfig = field(default_factory=PartialFCConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def section_types() -> dict[str, Any]:
+    return {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
+
+
+def iter_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every ``section.key`` with its field."""
+    for section, cls in section_types().items():
+        for f in dataclasses.fields(cls):
+            yield f"{section}.{key_name(f)}", f
