@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_support import ROOT  # noqa: F401
+from train_support import write_faces
 
 import unitsface_kernels as uk
 from train import compare_losses, report
@@ -30,6 +30,7 @@ RESULT = Verification(
 ABOUT = {
     "model": "iresnet18 at 16 x 16",
     "epochs": 3,
+    "data": "orl",
     "train_identities": 30,
     "train_images": 300,
     "test_identities": 10,
@@ -84,6 +85,15 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
     assert "](../losses/report.md)" in section
 
 
+def test_any_folder_of_images_can_be_compared_on(tmp_path: Path) -> None:
+    out, data = tmp_path / "losses", write_faces(tmp_path / "my faces", identities=6, images=4)
+    given = ["--data", str(data), "--holdout", "2", "--quick", "--only", "uss"]
+    assert compare_losses.run([*given, "--out", str(out)]) == 0
+    values = json.loads((out / "report.json").read_text())
+    assert (values["train_identities"], values["test_images"]) == (4, 8)
+    assert "AT&T" not in (out / "report.md").read_text()
+
+
 def test_table_has_mean_and_spread_over_seeds_and_keeps_what_did_not_diverge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +142,7 @@ def test_comparison_in_which_everything_diverged_is_an_error(
         (["--only", "bigface"], "--only: expected a class loss .*cosface.*uss.*got 'bigface'"),
         (["--only", "uss+uce"], "got 'uss\\+uce'"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--data", "faces"], "--data needs --holdout"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )

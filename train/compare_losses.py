@@ -5,6 +5,7 @@ python train/compare_losses.py [--out runs/losses] [--seeds 1] [--only LOSS ...]
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -103,6 +104,7 @@ def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verificatio
     return result, {
         "model": f"{model.name} at {model.input_size} x {model.input_size}",
         "epochs": trainer.config.train.epochs,
+        "data": trainer.config.data.path,
         "train_identities": len(data.train.images.identities),
         "train_images": len(data.train.images),
         "test_identities": len(data.test.identities),
@@ -110,11 +112,26 @@ def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verificatio
     }
 
 
+def data_arguments(given: Any) -> list[str]:
+    """The configuration keys of ``--data``, ``--holdout`` and ``--epochs``."""
+    if given.data is not None and given.holdout is None:
+        raise UserError("--data needs --holdout: how many of its identities are scored")
+    keys = {
+        "data.path": None if given.data is None else json.dumps(given.data),
+        "data.holdout": given.holdout,
+        "train.epochs": given.epochs,
+    }
+    return [f"{key}={value}" for key, value in keys.items() if value is not None]
+
+
 def run(argv: list[str]) -> int:
     parser = Parser(prog="train/compare_losses.py", description=__doc__)
     parser.add_argument("--out", default="runs/losses", type=Path, help="folder of the report")
     parser.add_argument("--seeds", default=1, type=int, help="runs of each loss: seeds 0, 1, ...")
     parser.add_argument("--only", nargs="+", metavar="LOSS", help="cosface, uss, cosface+uss, ...")
+    parser.add_argument("--data", metavar="FOLDER", help="a folder per identity; default: orl")
+    parser.add_argument("--holdout", type=int, metavar="N", help="its last N identities are scored")
+    parser.add_argument("--epochs", type=int, help="passes over the data; default: the demo's")
     parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
     given = parser.parse_args(argv)
     if given.seeds < 1:
@@ -124,7 +141,8 @@ def run(argv: list[str]) -> int:
     rows: dict[str, Row] = {}
     setup: dict[str, Any] = {"smoke": given.quick, "seeds": given.seeds}
     start = time.perf_counter()
-    common = ["run.tensorboard=false", "run.save_every=1000000", *(QUICK if given.quick else [])]
+    common = ["run.tensorboard=false", "run.save_every=1000000", *data_arguments(given)]
+    common += QUICK if given.quick else []
     for entry in entries:
         row = Row()
         for seed in range(given.seeds):
@@ -185,9 +203,9 @@ def caption(setup: dict[str, Any]) -> str:
     seeds = setup["seeds"]
     runs = f"mean ± standard deviation over seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
     return (
-        f"{smoke}{setup['model']}, {setup['epochs']} epochs, {setup['train_identities']} people "
-        f"({setup['train_images']} photographs) to train on, all pairs of "
-        f"{setup['test_identities']} others ({setup['test_images']} photographs) scored; {runs}."
+        f"{smoke}{setup['model']}, {setup['epochs']} epochs, {setup['train_identities']} "
+        f"identities ({setup['train_images']} images) to train on, all pairs of "
+        f"{setup['test_identities']} others ({setup['test_images']} images) scored; {runs}."
     )
 
 
@@ -223,7 +241,7 @@ One of them again, seed 0:
 
 All runs took {setup["seconds"]} s.
 
-{CREDIT}
+{CREDIT if setup["data"] == "orl" else ""}
 """
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +121,7 @@ def run(argv: list[str]) -> int:
         )
         data = open_dataset(config, world.size)
         images = data.train.images
-        world.check_same("the list of images in data.path", array("q", images.labels).tobytes())
+        world.check_same("the list of images in data.path", images.labels.tobytes())
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         if values is not None and resume_path is not None:
             trainer.load_state(values, resume_path)

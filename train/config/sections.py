@@ -145,6 +145,18 @@ class TrainConfig:
 
 
 @dataclass
+class EvalConfig:
+    every: int = key(0, "steps between evaluations; 0: after the last step only", low=0)
+    sets: list[str] = field(
+        default_factory=list,
+        metadata=about("verification sets (.bin files) besides the identities held out"),
+    )
+    best: str = key(
+        "accuracy", "figure, averaged over the sets that have it, by which the best is kept"
+    )
+
+
+@dataclass
 class RunConfig:
     dir: str = key("runs/train", "run folder: config, metrics, TensorBoard events, checkpoints")
     seed: int = key(0, "seed of initialisation, order and augmentation", low=0)
@@ -163,6 +175,7 @@ class Config:
     partial_fc: PartialFCConfig = field(default_factory=PartialFCConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

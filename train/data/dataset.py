@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from train.config import Config
-from train.data.folder import ImageList, scan_folder, split_identities
+from train.data.folder import scan_folder
+from train.data.image_list import ImageList, split_identities
 from train.data.loader import ImageSource, open_images
 from train.data.orl import HOLDOUT, scan_orl
 from train.errors import UserError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from train.data.image_list import ImageList, whole
+from train.data.records import Files
 from train.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,28 +32,6 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which s2 comes before s10."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(parts)]
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """Image files and their identities: ``labels[i]`` indexes ``identities``."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    identities: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def keep(self, rows: list[int]) -> ImageList:
-        """These images only, with labels counted from 0 again over the identities that remain."""
-        used = sorted({self.labels[i] for i in rows})
-        new_label = {label: k for k, label in enumerate(used)}
-        return ImageList(
-            paths=tuple(self.paths[i] for i in rows),
-            labels=tuple(new_label[self.labels[i]] for i in rows),
-            identities=tuple(self.identities[label] for label in used),
-        )
 
 
 def scan_folder(path: str | Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> ImageList:
@@ -80,23 +59,9 @@ def scan_folder(path: str | Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> 
         raise UserError(f"data.path: cannot read {error.filename}: {error.strerror}") from error
     if not paths:
         raise UserError(f"data.path: no images in sub-folders of {root}; need one per identity")
-    return ImageList(tuple(paths), tuple(labels), tuple(identities))
+    return whole(Files(paths), labels, identities)
 
 
 def _entries(folder: Path, *, folders: bool) -> list[str]:
     with os.scandir(folder) as entries:
         return [e.name for e in entries if e.is_dir() == folders and not e.name.startswith(".")]
-
-
-def split_identities(images: ImageList, holdout: int) -> tuple[ImageList, ImageList]:
-    """Training and test images: the last ``holdout`` identities are the test, in natural order."""
-    count = len(images.identities)
-    if count - holdout < 2:
-        held = f" besides the {holdout} held out" if holdout else ""
-        raise UserError(f"data.path: need at least 2 identities to train on{held}, found {count}")
-    first_test = count - holdout
-    rows = range(len(images))
-    return (
-        images.keep([i for i in rows if images.labels[i] < first_test]),
-        images.keep([i for i in rows if images.labels[i] >= first_test]),
-    )

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from train.data.decode import UnreadableImageError, decode
-from train.data.folder import ImageList
+from train.data.image_list import ImageList
+from train.data.records import RecordError
 from train.errors import UserError
 
 CACHE_LIMIT_BYTES = 512 * 2**20
 
+# Indices of each batch: lists, or the rows of an array.
+Batches = Sequence[Sequence[int]] | NDArray[np.int64]
+
 
 @dataclass
 class ImageSource:
-    """Images of an :class:`ImageList` by index; ``skipped`` collects one message per bad file."""
+    """Images of an :class:`ImageList` by index; ``skipped`` collects one message per bad image."""
 
     images: ImageList
     size: int
@@ -28,16 +33,17 @@ class ImageSource:
     pixels: Tensor | None = None  # (len(images), 3, size, size) uint8 when cached
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def batches(self, indices: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """(n, 3, S, S) uint8 images and (n,) int64 labels for each list of indices."""
         if self.pixels is not None:
-            labels = torch.tensor(self.images.labels)
+            labels = torch.from_numpy(self.images.labels)
             for rows in indices:
-                yield self.pixels[rows], labels[rows]
+                chosen = torch.as_tensor(np.ascontiguousarray(rows))
+                yield self.pixels[chosen], labels[chosen]
             return
         loader: DataLoader[_Sample] = DataLoader(
             _Files(self.images, self.size, self.skip_unreadable),
-            batch_sampler=indices,
+            batch_sampler=indices,  # type: ignore[arg-type]  # of an array, its rows
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -70,14 +76,14 @@ def open_images(
     arrays: list[np.ndarray] = []
     good: list[int] = []
     skipped: dict[str, str] = {}
-    for i, path in enumerate(images.paths):
+    for i in range(len(images)):
         try:
-            arrays.append(decode(path, size))
+            arrays.append(decode(images.read(i), size, images.name(i)))
             good.append(i)
-        except UnreadableImageError as error:
+        except (RecordError, UnreadableImageError) as error:
             if not skip:
                 raise UserError(f"{error} (data.on_error=skip leaves such images out)") from error
-            skipped[path] = str(error)
+            skipped[images.name(i)] = str(error)
     if not arrays:
         raise UserError(f"none of the {len(images)} images can be read: {next(iter(skipped))}, ...")
     kept = images if len(good) == len(images) else images.keep(good)
@@ -100,11 +106,12 @@ class _Files(Dataset[_Sample]):
         errors: dict[str, str] = {}
         for offset in range(len(self.images) if self.skip else 1):
             i = (index + offset) % len(self.images)
-            path = self.images.paths[i]
+            name = self.images.name(i)
             try:
-                return decode(path, self.size), self.images.labels[i], errors
-            except UnreadableImageError as error:
-                errors[path] = str(error)
+                pixels = decode(self.images.read(i), self.size, name)
+                return pixels, int(self.images.labels[i]), errors
+            except (RecordError, UnreadableImageError) as error:
+                errors[name] = str(error)
         return np.zeros((3, self.size, self.size), np.uint8), -1, errors
 
     def __len__(self) -> int:

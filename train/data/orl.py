@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from train.data.folder import ImageList, scan_folder
+from train.data.folder import scan_folder
+from train.data.image_list import ImageList
 from train.errors import UserError
 
 CREDIT = (

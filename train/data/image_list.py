@@ -1,0 +1,61 @@
+"""A set of labelled images, whatever they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.records import Records
+from train.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images ``rows`` of ``records``; ``labels[i]`` indexes ``identities``.
+
+    Arrays, not lists: 42 million images take 16 bytes each here, and worker processes share them.
+    """
+
+    records: Records
+    rows: NDArray[np.int64]  # (N,)
+    labels: NDArray[np.int64]  # (N,)
+    identities: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> bytes:
+        return self.records.read(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.records.name(int(self.rows[index]))
+
+    def keep(self, chosen: NDArray[np.integer] | Sequence[int]) -> ImageList:
+        """These images only, with labels counted from 0 again over the identities that remain."""
+        chosen = np.asarray(chosen, dtype=np.int64)
+        used, labels = np.unique(self.labels[chosen], return_inverse=True)
+        return ImageList(
+            records=self.records,
+            rows=self.rows[chosen],
+            labels=labels.astype(np.int64),
+            identities=[self.identities[label] for label in used],
+        )
+
+
+def whole(records: Records, labels: Sequence[int], identities: Sequence[str]) -> ImageList:
+    """All images of ``records``."""
+    rows = np.arange(len(records), dtype=np.int64)
+    return ImageList(records, rows, np.asarray(labels, dtype=np.int64), identities)
+
+
+def split_identities(images: ImageList, holdout: int) -> tuple[ImageList, ImageList]:
+    """Training and test images: the last ``holdout`` identities are the test."""
+    count = len(images.identities)
+    if count - holdout < 2:
+        held = f" besides the {holdout} held out" if holdout else ""
+        raise UserError(f"data.path: need at least 2 identities to train on{held}, found {count}")
+    train = images.labels < count - holdout
+    return images.keep(np.flatnonzero(train)), images.keep(np.flatnonzero(~train))
