@@ -159,7 +159,7 @@ class Trainer:
             "loss": self.loss.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "trainer": {"step": self.step},
+            "trainer": {"step": self.step, "threshold": self.threshold()},
         }
         return values if self.head else {**values, "optimizer": self.optimizer.state_dict()}
 

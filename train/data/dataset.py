@@ -22,8 +22,7 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
     data = config.data
     is_orl = data.path == "orl"
     holdout = data.holdout if data.holdout is not None else (HOLDOUT if is_orl else 0)
-    images = scan_orl() if is_orl else scan_folder(data.path)
-    train, test = split_identities(images, holdout)
+    train, test = split_identities(scan(data.path), holdout)
     source = open_source(config, train)
     left = len(source.images.identities)
     if left < 2:
@@ -34,6 +33,11 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
             f"a batch of {batch} images over {world_size} processes: BatchNorm needs 2 in each"
         )
     return Dataset(source, test)
+
+
+def scan(path: str) -> ImageList:
+    """The images under ``data.path``; nothing is decoded."""
+    return scan_orl() if path == "orl" else scan_folder(path)
 
 
 def open_source(config: Config, images: ImageList) -> ImageSource:

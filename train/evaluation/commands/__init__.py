@@ -1,0 +1,1 @@
+"""What train/evaluate.py can do: one module per command."""

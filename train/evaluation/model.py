@@ -1,0 +1,66 @@
+"""A trained model out of a checkpoint, for the commands that judge or export it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train import checkpoint
+from train.backbones import build_backbone
+from train.config import Config, make_config
+from train.data.image_list import ImageList
+from train.data.loader import ImageSource, open_images
+from train.distributed import choose_device
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: nn.Module  # in evaluation mode: (N, 3, S, S) in [-1, 1] to (N, D)
+    config: Config
+    threshold: float | None  # learned unified threshold b / s, a cosine
+    device: torch.device
+    path: Path
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, help="checkpoint file or folder, or a run folder: its last one"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=64, help="images embedded at a time")
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes")
+    parser.add_argument(
+        "--on-error",
+        default="fail",
+        choices=("fail", "skip"),
+        help="what to do of an unreadable image",
+    )
+    parser.add_argument("--out", type=Path, help="folder for figures (JSON) and plots")
+
+
+def load_model(arguments: Namespace) -> Model:
+    """The backbone as it was trained, with the architecture of its checkpoint."""
+    path = Path(arguments.checkpoint)
+    if path.is_dir() and (path / checkpoint.LAST.parent).is_dir():
+        path = checkpoint.last(path)
+    values = checkpoint.read_run(path)
+    config = make_config((str(path), values["config"]))
+    backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
+    checkpoint.load_backbone(backbone, values, path=path, config=config)
+    device = choose_device(arguments.device, 0)
+    threshold = values["trainer"].get("threshold")
+    return Model(backbone.to(device).eval(), config, threshold, device, path)
+
+
+def open_images_of(model: Model, images: ImageList, arguments: Namespace) -> ImageSource:
+    """Images at the model's size."""
+    return open_images(
+        images,
+        model.config.model.input_size,
+        on_error=arguments.on_error,
+        workers=arguments.workers,
+    )
