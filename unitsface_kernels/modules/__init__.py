@@ -21,6 +21,7 @@ from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
 CLASS_LOSSES: dict[str, type[nn.Module]] = {
+    "margin_softmax": MarginSoftmaxLoss,
     "normface": NormFaceLoss,
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
