@@ -1,0 +1,118 @@
+"""Time and memory that the recipes of train/configs should take: the table of docs/training.md.
+
+Operations and tensors are counted on fake tensors, rates are assumed (see :mod:`bench.predict`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.backbones import build_backbone
+from train.config import Config, make_config, read_yaml
+from train.losses import NO_LOSS
+
+from .cost import Machine, Step
+
+DATASETS = Path(__file__).resolve().parent.parent / "train" / "configs" / "datasets"
+LOSS = DATASETS.parent / "losses" / "unitsface.yaml"
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Backbone:
+    operations: float  # of a forward pass of one image
+    parameters: int
+    saved: float  # bytes that the backward pass of one image needs, under bfloat16 autocast
+
+
+def count(config: Config) -> Backbone:
+    """The slope between batches of 2 and 4: what does not grow with the batch drops out."""
+    measured = []
+    with FakeTensorMode():
+        backbone = build_backbone(config.model.name, config.model.input_size)
+        for batch in (2, 4):
+            images = torch.empty(batch, 3, config.model.input_size, config.model.input_size)
+            saved: dict[int, torch.Tensor] = {}
+
+            def keep(tensor: torch.Tensor, saved: dict[int, torch.Tensor] = saved) -> torch.Tensor:
+                saved[tensor.untyped_storage()._cdata] = tensor
+                return tensor
+
+            with (
+                FlopCounterMode(display=False) as counter,
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                torch.autocast("cpu", torch.bfloat16),
+            ):
+                backbone(images)
+            held = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+            measured.append((counter.get_total_flops(), held))
+        parameters = sum(p.numel() for p in backbone.parameters())
+    (first, first_held), (second, second_held) = measured
+    return Backbone((second - first) / 2, parameters, (second_held - first_held) / 2)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    step_seconds: float
+    hours: float  # of all epochs
+    images_per_s: float
+    gigabytes: float  # of a process
+
+
+def predict(
+    config: Config, ranks: int, machine: Machine, convolutions: float, backbone: Backbone
+) -> Prediction:
+    """One process of ``ranks``; ``convolutions`` are operations per second of the backbone."""
+    images = config.train.batch_size // ranks
+    pairs = config.loss.pair_name != NO_LOSS
+    classes = config.data.num_identities
+    sharded = ranks > 1 or config.partial_fc.sample_rate < 1.0
+    mode = "separate" if config.partial_fc.fused_optimizer == "none" else "fused"
+    rate = config.partial_fc.sample_rate if sharded else 1.0
+    head = Step(ranks, images, classes, sample_rate=rate, mode=mode)
+    seconds = 3 * backbone.operations * images / convolutions
+    if ranks > 1:  # averaged while the backward pass goes on, unless that takes longer
+        averaging = 2 * (ranks - 1) / ranks * backbone.parameters * FLOAT / machine.link
+        seconds = max(seconds, averaging)
+    seconds += machine.compute_seconds(head) + machine.exchange_seconds(head)
+    held = 3 * FLOAT * backbone.parameters + images * backbone.saved + head.held()
+    if pairs and config.loss.memory:
+        # Every rank compares its own rows with the memory, which has no gradient: two products.
+        seconds += 2 * 2.0 * images * classes * head.size / machine.products
+        held += FLOAT * head.size * classes
+    steps = config.train.epochs * (config.data.num_images // config.train.batch_size)
+    speed = config.train.batch_size / seconds
+    return Prediction(seconds, steps * seconds / 3600, speed, held / 1e9)
+
+
+def rows(machine_of, convolutions: float, capacity: float) -> list[list[str]]:  # type: ignore[no-untyped-def]
+    """A row per data set and number of GPUs, with UniTSFace's losses."""
+    out = []
+    for path in sorted(DATASETS.glob("*.yaml")):
+        config = make_config((str(path), read_yaml(path)), (str(LOSS), read_yaml(LOSS)))
+        backbone = count(config)
+        for ranks in (1, 8, 64):
+            if config.train.batch_size // ranks < 16:
+                continue
+            found = predict(config, ranks, machine_of(ranks), convolutions, backbone)
+            fits = found.gigabytes * 1e9 < 0.9 * capacity
+            out.append(
+                [
+                    f"`{path.stem}`",
+                    str(ranks),
+                    str(config.train.batch_size // ranks),
+                    f"{1e3 * found.step_seconds:.0f} ms",
+                    f"{found.images_per_s:,.0f}",
+                    f"{found.hours:,.1f} h",
+                    f"{found.gigabytes:.0f} GB" + ("" if fits else " (too much)"),
+                ]
+            )
+    return out
+
+
+HEADER = ["set", "GPUs", "images of a GPU", "step", "images/s", "all epochs", "memory of a GPU"]
