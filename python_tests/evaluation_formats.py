@@ -131,7 +131,7 @@ def write_megaface(
     devkit = folder / "facescrub_features_list.json"
     ids = [name.split("/")[0] for name in files["facescrub"]]
     devkit.write_text(json.dumps({"id": ids, "path": files["facescrub"]}))
-    (folder / "megaface_features_list.json_270_1").write_text(
+    (folder / "megaface_features_list.json_300_1").write_text(
         json.dumps({"path": files["megaface"]})
     )
     return {
@@ -140,5 +140,5 @@ def write_megaface(
         "probe_list": write_lines(folder / "facescrub_lst", files["facescrub"]),
         "gallery_list": write_lines(folder / "megaface_lst", files["megaface"]),
         "probe_json": devkit,
-        "gallery_json": folder / "megaface_features_list.json_270_1",
+        "gallery_json": folder / "megaface_features_list.json_300_1",
     }

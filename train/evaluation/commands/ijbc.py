@@ -25,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    from train.errors import UserError
     from train.evaluation.ijb import meta, search, templates
     from train.evaluation.ijb.align import AlignedFaces
     from train.evaluation.model import load_model
@@ -34,11 +35,13 @@ def run(arguments: Namespace) -> int:
     folder, prefix = arguments.meta, arguments.set
     # Every list is read before the images are, which takes long.
     faces = meta.read_faces(folder, prefix)
-    verification = arguments.protocol != "1N" and meta.read_pairs(folder, prefix)
-    identification = arguments.protocol != "11" and (
-        *meta.read_galleries(folder, prefix),
-        meta.read_probes(folder, prefix),
-    )
+    pairs = subjects = None
+    if arguments.protocol != "1N":
+        pairs = meta.read_pairs(folder, prefix, faces)
+    if arguments.protocol != "11":
+        subjects = meta.read_search(folder, prefix, faces)
+    if not arguments.images.is_dir():
+        raise UserError(f"no such folder: {arguments.images}")
     model = load_model(arguments)
     paths = [str(arguments.images / name) for name in faces.names]
     features, read = embed_readable(model, AlignedFaces(paths, faces.landmarks), arguments)
@@ -51,11 +54,11 @@ def run(arguments: Namespace) -> int:
     )
     figures: dict[str, Any] = {"images": len(read), "skipped_images": int((~read).sum())}
     print(f"{len(read)} images ({figures['skipped_images']} skipped), {len(pooled.ids)} templates")
-    if verification:
-        figures["1:1"] = templates.verify(pooled, *verification)
+    if pairs is not None:
+        figures["1:1"] = templates.verify(pooled, *pairs)
         print("1:1        " + _line(figures["1:1"]))
-    if identification:
-        figures["1:N"] = search.both_galleries(pooled, *identification)
+    if subjects is not None:
+        figures["1:N"] = search.both_galleries(pooled, *subjects)
         for name, values in figures["1:N"].items():
             print(f"{name:<11}" + _line(values))
     if arguments.out is not None:

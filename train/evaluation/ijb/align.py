@@ -51,9 +51,15 @@ def align(image: Image.Image, landmarks: NDArray[np.float64]) -> Image.Image:
     # Landmarks are in pixels whose centres are whole numbers; PIL puts them at halves.
     shift = back[:, 2] + 0.5 - back[:, :2] @ np.array([0.5, 0.5])
     coefficients = np.column_stack([back[:, :2], shift]).ravel().tolist()
-    return image.transform(
-        (SIDE, SIDE), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
+    # In floats: PIL cuts the decimals of bytes off, which darkens by half a grey level.
+    bands = [
+        band.convert("F").transform(
+            (SIDE, SIDE), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+        )
+        for band in image.convert("RGB").split()
+    ]
+    pixels = np.stack([np.asarray(band) for band in bands], axis=2)
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class AlignedFaces:
     def read(self, index: int) -> bytes:
         try:
             with Image.open(self.paths[index]) as image:
-                aligned = align(image.convert("RGB"), self.landmarks[index])
+                aligned = align(image, self.landmarks[index])
         except PIXEL_ERRORS as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise RecordError(f"cannot read image {self.paths[index]}: {reason}") from error

@@ -86,7 +86,7 @@ def _landmarks_and_score(where: str, words: list[str]) -> list[float]:
     return values
 
 
-def read_pairs(folder: Path, prefix: str) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+def read_pairs(folder: Path, prefix: str, faces: Faces) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """Templates of each pair, and whether they show the same person."""
     path = folder / f"{prefix}_template_pair_label.txt"
     table = integers(path, "template template label")
@@ -98,16 +98,24 @@ def read_pairs(folder: Path, prefix: str) -> tuple[Ints, Ints, NDArray[np.bool_]
         )
     if len(np.unique(label)) < 2:
         raise UserError(f"{path}: expected pairs of the same person and of different ones")
+    _check_listed(path, table[:, :2], faces)
     return first, second, label == 1
 
 
-def read_galleries(folder: Path, prefix: str) -> tuple[Subjects, Subjects]:
-    first, second = (folder / f"{prefix}_1N_gallery_{name}.csv" for name in GALLERIES[prefix])
-    return read_subjects(first), read_subjects(second)
+def read_search(folder: Path, prefix: str, faces: Faces) -> tuple[Subjects, Subjects, Subjects]:
+    """Both galleries and the probes."""
+    names = [f"gallery_{gallery}" for gallery in GALLERIES[prefix]] + ["probe_mixed"]
+    paths = [folder / f"{prefix}_1N_{name}.csv" for name in names]
+    first, second, probes = (read_subjects(path) for path in paths)
+    for path, listed in zip(paths, (first, second, probes), strict=True):
+        _check_listed(path, listed.templates, faces)
+    return first, second, probes
 
 
-def read_probes(folder: Path, prefix: str) -> Subjects:
-    return read_subjects(folder / f"{prefix}_1N_probe_mixed.csv")
+def _check_listed(path: Path, templates: Ints, faces: Faces) -> None:
+    missing = np.setdiff1d(templates, faces.templates)
+    if missing.size:
+        raise UserError(f"{path}: template {missing[0]} has no images in face_tid_mid.txt")
 
 
 def read_subjects(path: Path) -> Subjects:

@@ -28,16 +28,19 @@ def search(
     templates: Templates, gallery: Subjects, probes: Subjects
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Ints, int]:
     """Per probe: its subject's score (-inf when not in the gallery), the best of other subjects,
-    and its rank, 0 without one. Last, how many probes and gallery templates had no image.
+    and its rank, 0 without one. Last, how many probes were left out: those without an image, and
+    those whose subject is enrolled in templates without one.
     """
     rows, columns = templates.find(probes.templates), templates.find(gallery.templates)
-    lost = int((rows < 0).sum() + (columns < 0).sum())
-    order = np.argsort(gallery.subjects[columns >= 0], kind="stable")
-    subjects, first = np.unique(gallery.subjects[columns >= 0][order], return_index=True)
+    enrolled_as = gallery.subjects[columns >= 0]
+    gone = np.setdiff1d(gallery.subjects, enrolled_as)
+    kept = (rows >= 0) & ~np.isin(probes.subjects, gone)
+    order = np.argsort(enrolled_as, kind="stable")
+    subjects, first = np.unique(enrolled_as[order], return_index=True)
     enrolled = templates.features[columns[columns >= 0][order]]
-    if not len(enrolled) or not (rows >= 0).any():
+    if not len(enrolled) or not kept.any():
         raise UserError("no template of the gallery, or none of the probes, has an image")
-    rows, wanted = rows[rows >= 0], probes.subjects[rows >= 0]
+    rows, wanted = rows[kept], probes.subjects[kept]
     place = np.searchsorted(subjects, wanted)
     place[place == len(subjects)] = 0
     mated = subjects[place] == wanted
@@ -55,7 +58,7 @@ def search(
         mate[start + with_mate] = own
         rank[start + with_mate] = 1 + (best[with_mate] >= own[:, None]).sum(1)
         other[part] = best.max(1)
-    return mate, other, rank, lost
+    return mate, other, rank, int((~kept).sum())
 
 
 def identify(
@@ -79,7 +82,7 @@ def identify(
             found = (rank[mated] == 1) & (mate[mated] > threshold)
             figures[f"tpir@fpir={fpir:g}"] = float(found.mean())
     figures |= {"mated": int(mated.sum()), "non_mated": int((~mated).sum())}
-    return figures | ({"skipped_templates": lost} if lost else {})
+    return figures | ({"skipped_probes": lost} if lost else {})
 
 
 def merge(first: Subjects, second: Subjects) -> Subjects:
