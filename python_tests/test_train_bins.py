@@ -122,6 +122,7 @@ def _attacks(sentinel: Path) -> dict[str, bytes]:
         "call of a result": system + b"(tR.",
         "scalar of an object": b"cnumpy.core.multiarray\nscalar\n(cos\nsystem\nS'x'\ntR.",
         "out-of-band buffer": framed(b"\x97"),
+        "dtype of two orders": b"cnumpy\ndtype\n(S'u1'\ntR(I3\nS'<>'\ntb.",
         "dict": b"(dS'__setstate__'\ncos\nsystem\ns.",
     }
 

@@ -260,13 +260,25 @@ def test_the_command_from_meta_files_to_figures(
     (crops / "5.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read image .*1\.jpg: No such file"):
         evaluate.run(line)
-    assert evaluate.run([*line, "--on-error", "skip"]) == 0
+    kept = tmp_path / "features.npy"
+    assert evaluate.run([*line, "--on-error", "skip", "--write-features", str(kept)]) == 0
     figures = json.loads((tmp_path / "out" / "ijbc.json").read_text())
     assert figures["skipped_images"] == 3
     assert (figures["1:1"]["pairs"], figures["1:1"]["skipped_pairs"]) == (136, 17)
     # Probes of the person whose gallery template has gone are left out of all figures.
     assert figures["1:N"]["merged"]["skipped_probes"] == 2
     assert figures["1:N"]["merged"]["non_mated"] == 0
+    # The same out of the features that were kept, without a model or images.
+    given_features = ["ijbc", "none", "--meta", str(meta_folder), "--out", str(tmp_path / "again")]
+    assert evaluate.run([*given_features, "--read-features", str(kept)]) == 0
+    assert json.loads((tmp_path / "again" / "ijbc.json").read_text()) == figures
+    for wrong, message in (
+        (np.zeros((3, 4), np.float32), r"expected 36 rows of floats, got \(3, 4\)"),
+        (np.array([[None] * 4] * 36), "cannot read .*npy: Object arrays cannot be loaded"),
+    ):
+        np.save(kept, wrong, allow_pickle=True)
+        with pytest.raises(UserError, match=message):
+            evaluate.run([*given_features, "--read-features", str(kept)])
     # Aligned, a face is what it was before it was put into its crop.
     source = AlignedFaces(
         [str(crops / "7.jpg")], meta.read_faces(meta_folder, "ijbc").landmarks[6:]

@@ -76,7 +76,7 @@ class DType:
     order: str = "<"
 
     def set(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or _text(state[1]) not in "<>|=":
+        if not isinstance(state, tuple) or len(state) < 2 or _text(state[1]) not in tuple("<>|="):
             raise pickle.UnpicklingError("a dtype with an unknown state")
         self.order = _text(state[1])
 

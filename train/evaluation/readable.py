@@ -1,8 +1,9 @@
-"""Features of images of which some cannot be read."""
+"""Features of images of which some cannot be read, and features kept in a file."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from train.data.image_list import whole
 from train.data.loader import open_images
 from train.data.records import Records
+from train.errors import UserError
 from train.evaluation.embed import embed
 from train.evaluation.model import Model
 
@@ -32,3 +34,16 @@ def embed_readable(
     skipped = source.skipped
     read = [not skipped or records.name(i) not in skipped for i in range(len(records))]
     return features, np.array(read)
+
+
+def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
+    """A .npy file of (rows, D) floats; objects, which would be unpickled, are refused."""
+    try:
+        with open(path, "rb") as file:
+            matrix = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    shape = getattr(matrix, "shape", ())
+    if len(shape) != 2 or shape[0] != rows or not np.issubdtype(matrix.dtype, np.floating):
+        raise UserError(f"{path}: expected {rows} rows of floats, got {shape}")
+    return np.asarray(matrix, dtype=np.float32)

@@ -46,6 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     from tqdm import tqdm
 
+    from train.distributed import choose_device
     from train.errors import UserError
     from train.evaluation.megaface.identification import Identification
     from train.evaluation.megaface.lists import read_list, read_noises, without_noises
@@ -61,11 +62,13 @@ def run(arguments: Namespace) -> int:
     gallery = without_noises(gallery, read_noises(arguments.gallery_noises), 3)
     if not probes.names or not gallery.names:
         raise UserError("nothing is left without the images listed as noise")
-    model = load_model(arguments)
+    model = None if arguments.read_features is not None else load_model(arguments)
 
     features, read = _features(model, "facescrub", probes.names, arguments)
     people = [person for person, good in zip(probes.people, read, strict=True) if good]
-    identification = Identification(features[read], people, len(gallery.names), device=model.device)
+    identification = Identification(
+        features[read], people, len(gallery.names), device=choose_device(arguments.device, 0)
+    )
     for start in tqdm(range(0, len(gallery.names), BLOCK), "distractors", disable=None):
         names = gallery.names[start : start + BLOCK]
         features, read = _features(model, "megaface", names, arguments)
@@ -86,9 +89,9 @@ def run(arguments: Namespace) -> int:
 
 
 def _features(
-    model: Model, kind: str, names: list[str], arguments: Namespace
+    model: Model | None, kind: str, names: list[str], arguments: Namespace
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features of images by the model, or out of files; and which of them could be read."""
+    """Features of images by the model, without one out of files; and which could be read."""
     import numpy as np
 
     from train.data.records import Files
@@ -98,7 +101,7 @@ def _features(
     def path(root: Path, name: str) -> Path:
         return feature_path(root, name, arguments.algorithm, kind=kind, parts=PARTS[kind])
 
-    if arguments.read_features is not None:
+    if model is None:
         skip = arguments.on_error == "skip"
         return read_features([path(arguments.read_features, name) for name in names], skip=skip)
     folder = arguments.probes if kind == "facescrub" else arguments.gallery
