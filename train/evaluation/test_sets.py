@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from train.config import Config
 from train.data.image_list import ImageList
 from train.data.loader import ImageSource
 from train.errors import UserError
+from train.evaluation.bins import open_bin_set
 from train.evaluation.verification import count_pairs, evaluate_features
 
 
@@ -71,6 +71,17 @@ def open_test_sets(config: Config, held_out: ImageList) -> Sequence[TestSet]:
     pairs, positives = count_pairs(held_out.labels)
     if positives not in (0, pairs):
         sets.append(HeldOut(open_source(config, held_out)))
+    size, data = config.model.input_size, config.data
     for path in config.eval.sets:
-        raise UserError(f"eval.sets: {path}: expected a verification set, {Path(path).suffix}")
-    return sets
+        sets.append(open_bin_set(path, size, on_error=data.on_error, workers=data.workers))
+    return distinct(sets)
+
+
+def distinct(sets: Iterable[TestSet]) -> list[TestSet]:
+    """Figures are filed under the names of the sets."""
+    listed = list(sets)
+    names = [test_set.name for test_set in listed]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two test sets are called '{name}'; rename one of the files")
+    return listed

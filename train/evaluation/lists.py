@@ -1,0 +1,60 @@
+"""Text files of test protocols: lines with their numbers, and names that stay in their folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import UserError
+
+
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """``("<path>, line <n>", line)`` of every line that is not blank, stripped."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if stripped := line.strip():
+                    yield f"{path}, line {number}", stripped
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file: {error.reason}") from error
+
+
+def inside(name: str, where: str) -> str:
+    """``name`` if it is a relative path that stays below the folder it is meant for."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or not parts[-1] or "\\" in name or "\0" in name:
+        raise UserError(f"{where}: expected a path within the folder, got {name[:80]!r}")
+    return name
+
+
+def integers(path: Path, columns: str) -> NDArray[np.int64]:
+    """Lines of integers, (lines, columns): numpy's reader, as there may be many millions.
+
+    ``columns`` are the names of the columns, for messages.
+    """
+    width = len(columns.split())
+    try:
+        table = np.loadtxt(path, dtype=np.int64, comments=None, ndmin=2)
+        if table.size and table.shape[1] == width:
+            return table
+    except (OSError, ValueError):
+        pass  # said by the slow way
+    for where, line in lines(path):
+        whole_numbers(where, line.split(), columns)
+    raise UserError(f"{path}: no lines of {columns}")
+
+
+def whole_numbers(where: str, words: list[str], columns: str) -> list[int]:
+    """The words of a line as integers of 64 bits."""
+    try:
+        values = [int(np.int64(word)) for word in words]
+    except (ValueError, OverflowError):
+        values = []
+    if len(values) != len(columns.split()):
+        raise UserError(f"{where}: expected integers {columns}, got {' '.join(words)[:80]!r}")
+    return values

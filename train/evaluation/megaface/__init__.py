@@ -1,0 +1,1 @@
+"""MegaFace: probes among a million distractors."""

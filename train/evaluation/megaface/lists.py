@@ -1,0 +1,99 @@
+"""Which images MegaFace consists of.
+
+Lists are insightface's (``facescrub_lst``, ``megaface_lst``: a path per line) or the devkit's
+(``facescrub_features_list.json``, ``megaface_features_list.json_1000000_1``: a JSON object with
+``path``, and for FaceScrub ``id``, the person). Without a list, all images of the folder in order.
+
+Images that insightface found to show somebody else (``facescrub_noises.txt``: file names,
+``megaface_noises.txt``: the last three parts of paths, possibly after a tab) are left out.
+insightface puts the mean of the person's other features in the place of such a probe, which makes a
+probe that is easy; a distractor it moves out of reach, which comes to the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.data.folder import IMAGE_SUFFIXES
+from train.errors import UserError
+from train.evaluation.lists import inside, lines
+
+
+@dataclass(frozen=True)
+class Listed:
+    names: list[str]  # relative to the folder of the images
+    people: list[str]  # of probes; of distractors nobody asks
+
+
+def read_list(path: Path | None, folder: Path, *, people: bool) -> Listed:
+    """Names of images and, with ``people``, whom they show: by the list, else by their folder."""
+    if path is None:
+        names, ids = _scan(folder), None
+    elif _is_json(path):
+        names, ids = _read_json(path)
+    else:
+        names, ids = [inside(line, where) for where, line in lines(path)], None
+    if not names:
+        raise UserError(f"{path or folder}: no images")
+    if not people:
+        return Listed(names, [])
+    if ids is None:
+        for name in names:
+            if "/" not in name:
+                raise UserError(f"{path or folder}: expected person/file, got {name[:80]!r}")
+        ids = [name.split("/")[-2] for name in names]
+    return Listed(names, ids)
+
+
+def _scan(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    found = [
+        Path(parent, file).relative_to(folder).as_posix()
+        for parent, _, files in os.walk(folder)
+        for file in files
+        if Path(file).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return sorted(found)
+
+
+def _is_json(path: Path) -> bool:
+    first = next(lines(path), ("", ""))[1]
+    return first.startswith(("{", "["))
+
+
+def _read_json(path: Path) -> tuple[list[str], list[str] | None]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    names = values.get("path") if isinstance(values, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: expected an object with 'path', a list of file names")
+    checked = [inside(name, f"{path}, path {i}") for i, name in enumerate(names)]
+    ids = values.get("id")
+    if ids is None:
+        return checked, None
+    if not isinstance(ids, list) or len(ids) != len(names):
+        raise UserError(f"{path}: expected 'id' to be a list as long as 'path'")
+    return checked, [str(person) for person in ids]
+
+
+def read_noises(path: Path | None) -> frozenset[str]:
+    if path is None:
+        return frozenset()
+    return frozenset(
+        line.split("\t")[-1].strip() for _, line in lines(path) if not line.startswith("#")
+    )
+
+
+def without_noises(listed: Listed, noises: frozenset[str], parts: int) -> Listed:
+    """The images whose last ``parts`` of the path are not among the noises."""
+    good = [
+        i for i, name in enumerate(listed.names) if "/".join(name.split("/")[-parts:]) not in noises
+    ]
+    people = [listed.people[i] for i in good] if listed.people else []
+    return Listed([listed.names[i] for i in good], people)

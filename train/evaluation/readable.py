@@ -1,0 +1,49 @@
+"""Features of images of which some cannot be read, and features kept in a file."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.image_list import whole
+from train.data.loader import open_images
+from train.data.records import Records
+from train.errors import UserError
+from train.evaluation.embed import embed
+from train.evaluation.model import Model
+
+
+def embed_readable(
+    model: Model, records: Records, arguments: Namespace
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(N, D) flip-summed features, and which of them are of their own image.
+
+    With ``--on-error skip`` the others are some other image's; without it they are an error.
+    """
+    source = open_images(
+        whole(records, [0] * len(records), [""]),
+        model.config.model.input_size,
+        on_error=arguments.on_error,
+        cache="never",
+        workers=arguments.workers,
+    )
+    features, _ = embed(model.backbone, source, model.device, batch_size=arguments.batch_size)
+    skipped = source.skipped
+    read = [not skipped or records.name(i) not in skipped for i in range(len(records))]
+    return features, np.array(read)
+
+
+def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
+    """A .npy file of (rows, D) floats; objects, which would be unpickled, are refused."""
+    try:
+        with open(path, "rb") as file:
+            matrix = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    shape = getattr(matrix, "shape", ())
+    if len(shape) != 2 or shape[0] != rows or not np.issubdtype(matrix.dtype, np.floating):
+        raise UserError(f"{path}: expected {rows} rows of floats, got {shape}")
+    return np.asarray(matrix, dtype=np.float32)
