@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from train.evaluation.roc import FARS, Roc
 from train.evaluation.thresholds import Spread
 from train.evaluation.verification import Bools, Floats
+from unitsface_kernels import metrics
 
 POSITIVE, NEGATIVE = "#1b7837", "#762a83"
 LINES = ("#7f7f7f", "#bf9000", "#1f77b4", "#d62728", "#2ca02c", "#9467bd")
@@ -80,6 +82,27 @@ def count(scores: Floats, same: Bools, bins: int = 60) -> Counts:
     edges = np.linspace(scores.min(), scores.max(), bins + 1)
     positives, negatives = (np.histogram(scores[kind], edges)[0] for kind in (same, ~same))
     return Counts(edges, positives, negatives)
+
+
+def count_all(
+    features: Floats,
+    labels: NDArray[np.integer[Any]],
+    device: torch.device | str = "cpu",
+    bins: int = 200,
+) -> Counts:
+    """Of all unordered pairs of (N, D) features, without a list of them."""
+    feats = torch.as_tensor(features, dtype=torch.float32, device=device)
+    identities = torch.as_tensor(labels, dtype=torch.int64, device=device)
+    histogram = metrics.pair_histogram(feats, identities, bins=bins)
+    inside = []
+    for kind in (histogram.positives.numpy(), histogram.negatives.numpy()):
+        kind[1] += kind[0]  # rounding may carry a cosine beyond 1
+        kind[-2] += kind[-1]
+        inside.append(kind[1:-1])
+    used = np.flatnonzero(inside[0] + inside[1])
+    first, last = used[0], used[-1] + 1
+    edges = histogram.edges.double().numpy()[first : last + 1]
+    return Counts(edges, inside[0][first:last], inside[1][first:last])
 
 
 def histograms(
@@ -166,7 +189,9 @@ def loss_curves(
         left.plot(epochs, _floats(lines, "loss"), marker=dots, color=colour, label=shown)
         for term, style in (("class_loss", "--"), ("pair_loss", ":")):
             # The pair loss may begin later than the class loss.
-            if all(any(line[t] is not None for line in lines) for t in ("class_loss", "pair_loss")):
+            if all(
+                any(line.get(t) is not None for line in lines) for t in ("class_loss", "pair_loss")
+            ):
                 left.plot(
                     epochs,
                     _floats(lines, term),
@@ -175,7 +200,7 @@ def loss_curves(
                     linewidth=0.9,
                     label=f"{shown}: its {term.replace('_', ' ')}",
                 )
-        if any(line["threshold"] is not None for line in lines):
+        if any(line.get("threshold") is not None for line in lines):
             values = _floats(lines, "threshold")
             right.plot(epochs, values, marker=dots, color=colour, label=shown)
     for i, (name, (epochs, values)) in enumerate((best or {}).items()):
@@ -224,7 +249,7 @@ def evaluations(
 
 def _floats(lines: list[dict[str, Any]], key: str) -> list[float]:
     """Values with gaps where there are none."""
-    return [np.nan if line[key] is None else line[key] for line in lines]
+    return [np.nan if line.get(key) is None else line[key] for line in lines]
 
 
 def _finish(*grid: Axes) -> None:
