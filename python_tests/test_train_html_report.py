@@ -19,7 +19,7 @@ from train.data.loader import open_images
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
 from train.evaluation import plots
-from train.evaluation.thresholds import unified_of_features
+from train.evaluation.thresholds import unify
 from train.evaluation.verification import all_pairs, evaluate_features
 
 SECTIONS = [
@@ -154,7 +154,7 @@ def test_page_is_complete_self_contained_and_shows_what_the_files_say(run_folder
     assert "Too few negative pairs for FAR 1e-06, 1e-05, 0.0001." in page.text
     assert page.row("held_out") == ["held_out", "30", "0.9500", "0.9000", "0.4000"]
     with np.load(run_folder / "features.npz") as arrays:
-        unified = unified_of_features(arrays["features"], arrays["labels"], 0.5)
+        unified = unify(arrays["features"], arrays["labels"], 0.5)
     assert page.row("learned b / s")[1:] == ["0.5000", f"{unified.accuracy_at_learned:.4f}"]
     assert page.row("learned - best")[1] == f"{unified.gap:.4f}"
     assert page.row("identities")[1] == "10"

@@ -105,6 +105,7 @@ def test_pairs_command_writes_curve_and_figures(
         (["--roc"], "name a folder with --out"),
         (["--last", "5"], "--last: expected 0 to 4"),
         (["--last", "1"], "form no negative pair"),
+        (["--out", str(out / "roc.csv")], "--out: cannot make the folder"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.run([*given, *wrong])

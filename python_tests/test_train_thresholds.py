@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from train_support import tiny, train, write_faces
 
 from train import evaluate
-from train.data.loader import open_images
+from train.config import Config
+from train.data.dataset import scan
+from train.data.image_list import ImageList
+from train.data.loader import ImageSource, open_images
 from train.data.orl import scan_orl
 from train.evaluation import plots, thresholds
 from train.evaluation.commands.thresholds import table, unique_names
@@ -40,19 +44,17 @@ def test_unified_threshold_of_features_is_that_of_their_pairs(
 ) -> None:
     features, labels = orl
     scores, same = all_pairs(features, labels)
-    streamed = thresholds.unified_of_features(features, labels, LEARNED)
-    listed = thresholds.unified_of_pairs(scores, same, LEARNED)
-    assert (streamed.pairs, streamed.positives) == (listed.pairs, listed.positives) == (79800, 1800)
-    assert streamed.best == pytest.approx(best_of_list(scores, same), abs=1e-6)
-    assert listed.best == best_of_list(scores, same)
-    best = balanced_accuracy(scores, same, listed.best)
-    assert listed.accuracy_at_best == best
-    assert streamed.accuracy_at_best == pytest.approx(best, abs=1e-9)
-    assert listed.accuracy_at_learned == balanced_accuracy(scores, same, LEARNED) < best
-    assert streamed.accuracy_at_learned == pytest.approx(listed.accuracy_at_learned, abs=1e-9)
-    assert streamed.gap == pytest.approx(LEARNED - listed.best, abs=1e-6)
-    none = thresholds.unified_of_features(features, labels)
-    assert (none.best, none.learned, none.gap) == (streamed.best, None, None)
+    found = thresholds.unify(features, labels, LEARNED)
+    assert (found.pairs, found.positives) == (79800, 1800)
+    wanted = best_of_list(scores, same)
+    assert found.best == pytest.approx(wanted, abs=1e-6)
+    best, learned = (balanced_accuracy(scores, same, t) for t in (wanted, LEARNED))
+    assert found.accuracy_at_best == pytest.approx(best, abs=1e-9)
+    assert found.accuracy_at_learned == pytest.approx(learned, abs=1e-9)
+    assert learned < best
+    assert found.gap == pytest.approx(LEARNED - wanted, abs=1e-6)
+    none = thresholds.unify(features, labels)
+    assert (none.best, none.learned, none.gap) == (found.best, None, None)
 
 
 def test_identification_by_counting(
@@ -167,6 +169,51 @@ def test_command_prints_a_row_per_set_and_writes_files(
     cells = [c.strip() for c in text.splitlines()[2].split("|")[1:-1]]
     assert cells[:2] == ["faces", "66"]
     assert cells[4] == f"{learned:.3f}"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A verification set: of every two images in order, whether they show one person."""
+
+    source: ImageSource
+    name: str = "pairs"
+
+    def score(
+        self, features: np.ndarray, *, threshold: float | None = None, device: object = "cpu"
+    ) -> dict[str, float]:
+        figures = {"accuracy": 0.75, "best_threshold": 0.25, "pairs": len(features) // 2}
+        return figures if threshold is None else {**figures, "accuracy_at_threshold": 0.625}
+
+
+def test_verification_sets_are_judged_by_the_unified_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_faces(tmp_path / "data", identities=3, images=4)
+    trainer = train(tiny(data, tmp_path / "run", train={"epochs": 1}))
+    asked = []
+
+    def opened(config: Config, held_out: ImageList) -> list[Pairs]:
+        asked.append((config.eval.sets, config.data.on_error, len(held_out)))
+        return [Pairs(open_images(scan(str(data)), 16, on_error="fail"))]
+
+    monkeypatch.setattr("train.evaluation.test_sets.open_test_sets", opened)
+    out = tmp_path / "out"
+    given = ["thresholds", str(tmp_path / "run"), "--on-error", "skip", "--out", str(out)]
+    assert evaluate.run([*given, "--data", "x/lfw.bin"]) == 0
+    assert asked == [(["x/lfw.bin"], "skip", 0)]
+    learned = trainer.threshold()
+    report = json.loads((out / "thresholds.json").read_text())["lfw.bin"]
+    assert report["unified"] == {
+        "pairs": 6,
+        "best": 0.25,
+        "accuracy": 0.75,
+        "learned": learned,
+        "accuracy_at_learned": 0.625,
+        "gap": learned - 0.25,
+    }
+    cells = [c.strip() for c in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+    assert cells[:4] == ["lfw.bin", "6", "0.250", "0.750"]
+    assert cells[5:] == ["0.625", f"{learned - 0.25:+.3f}", "-", "-", "-", "-"]
 
 
 def test_a_model_without_a_threshold_gets_dashes() -> None:

@@ -165,7 +165,7 @@ def _scores(found: tuple[Any, Any, list[str]] | None, learned: float | None) -> 
         return dict.fromkeys(titles, missing("Its images form no positive or no negative pair."))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     curve = roc_curve(features, labels, device)
-    unified = thresholds.unified_of_features(features, labels, learned, device)
+    unified = thresholds.unify(features, labels, learned, device)
     rates = [(f"{p.far:g}", p.tar, p.threshold, p.achieved_far) for p in curve.at]
     unresolved = ", ".join(f"{far:g}" for far in curve.unresolved)
     parts = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.evaluation.verification import Bools, Floats, balanced_accuracy, best_threshold
+from train.evaluation.verification import Floats
 from unitsface_kernels import metrics
 
 Labels = NDArray[np.integer[Any]]
@@ -49,7 +49,7 @@ def _on(features: Floats, labels: Labels, device: torch.device | str) -> tuple[T
     )
 
 
-def unified_of_features(
+def unify(
     features: Floats,
     labels: Labels,
     learned: float | None = None,
@@ -65,19 +65,6 @@ def unified_of_features(
     gap = metrics.threshold_gap(feats, identities, learned, scale=1.0)
     best = gap.best
     return Unified(pairs, positives, best.threshold, best.accuracy, learned, gap.accuracy)
-
-
-def unified_of_pairs(scores: Floats, same: Bools, learned: float | None = None) -> Unified:
-    """Over listed pairs, (P,) scores: sets that name pairs instead of identities."""
-    best = best_threshold(scores, same)
-    return Unified(
-        pairs=len(same),
-        positives=int(same.sum()),
-        best=best,
-        accuracy_at_best=balanced_accuracy(scores, same, best),
-        learned=learned,
-        accuracy_at_learned=(None if learned is None else balanced_accuracy(scores, same, learned)),
-    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
 HELP = "all pairs of a folder of images: accuracy, AUC, TAR at FAR, ROC"
@@ -34,7 +35,6 @@ def open_folder(path: str, last: int) -> Any:
 
     from train.data.dataset import scan
     from train.errors import UserError
-    from train.evaluation.verification import count_pairs
 
     images = scan(path)
     count = len(images.identities)
@@ -42,11 +42,28 @@ def open_folder(path: str, last: int) -> Any:
         raise UserError(f"--last: expected 0 to {count}, the identities of {path}, got {last}")
     if last:
         images = images.keep(np.flatnonzero(images.labels >= count - last))
-    pairs, positives = count_pairs(images.labels)
+    check_pairs(images.labels, path)
+    return images
+
+
+def check_pairs(labels: Any, path: str) -> None:
+    from train.errors import UserError
+    from train.evaluation.verification import count_pairs
+
+    pairs, positives = count_pairs(labels)
     if positives in (0, pairs):
         kind = "positive" if positives == 0 else "negative"
         raise UserError(f"{path}: its images form no {kind} pair")
-    return images
+
+
+def make_folder(path: Path | None) -> None:
+    from train.errors import UserError
+
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make the folder {path}: {error.strerror}") from error
 
 
 def run(arguments: Namespace) -> int:
@@ -60,13 +77,14 @@ def run(arguments: Namespace) -> int:
         raise UserError("--roc writes files: name a folder with --out")
     model = load_model(arguments)
     images = open_folder(arguments.data, arguments.last)
+    make_folder(arguments.out)
     source = open_images_of(model, images, arguments)
+    check_pairs(source.images.labels, arguments.data)  # those that can be read
     features, labels = embed(model.backbone, source, model.device)
     result = evaluate_features(features, labels, threshold=model.threshold, device=model.device)
     print(f"{len(source.images.identities)} identities, {result.pairs} pairs: {result}")
     if arguments.out is None:
         return 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
     figures = result.to_dict()
     if arguments.roc:
         from train.evaluation import plots
