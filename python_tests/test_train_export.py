@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from train_support import tiny, train, write_faces
 
 from train import export
@@ -21,6 +20,9 @@ from train.data.augment import normalise, to_unit
 from train.data.decode import decode
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +123,22 @@ def test_a_model_that_deviates_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_an_operator_set_lacks_is_one_line() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x).flatten(1)
+
+    assert export.to_onnx(Attention(), 16, 14, {}).opset_import[0].version == 14
+    with pytest.raises(UserError, match=r"opset 11 cannot express this backbone: .* opset version"):
+        export.to_onnx(Attention(), 16, 11, {})
+
+
 def graph(
     *,
     shape: tuple[str | int, ...] = ("batch", 3, 112, 112),
     features: int = 512,
     half: bool = False,
-) -> onnx.ModelProto:
+) -> Any:
     """A graph of the right form, or wrong in what is asked for."""
     kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     values = np.zeros(1, np.float16 if half else np.float32)

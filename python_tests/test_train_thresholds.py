@@ -130,9 +130,9 @@ def test_figures_of_a_spread() -> None:
     unified = thresholds.Unified(100, 10, 0.4, 0.9, 0.3, 0.8)
     figures = spread.to_dict(unified)
     assert figures["identities"] == 3
-    assert (figures["smallest"], figures["largest"]) == (0.2, 0.6)
-    assert figures["mean"] == pytest.approx(0.4)
-    assert figures["std"] == pytest.approx(np.sqrt(0.08 / 3))
+    assert (figures["smallest_threshold"], figures["largest_threshold"]) == (0.2, 0.6)
+    assert figures["mean_threshold"] == pytest.approx(0.4)
+    assert figures["std_of_thresholds"] == pytest.approx(np.sqrt(0.08 / 3))
     assert figures["separated_by_best"] == pytest.approx(1 / 3)
     # Accepted at the threshold itself, whether positive or negative.
     assert figures["separated_by_learned"] == pytest.approx(1 / 3)
@@ -218,7 +218,7 @@ def test_verification_sets_are_judged_by_the_unified_threshold(
 
 def test_a_model_without_a_threshold_gets_dashes() -> None:
     unified = thresholds.Unified(10, 4, 0.4, 0.9, None, None)
-    spread = {"mean": 0.4, "std": 0.1}
+    spread = {"mean_threshold": 0.4, "std_of_thresholds": 0.1}
     report = {"unified": unified.to_dict(), "per_identity": spread, "identification": None}
     cells = [c.strip() for c in table({"x": report}).splitlines()[2].split("|")[1:-1]]
     assert cells == ["x", "10", "0.400", "0.900", "-", "-", "-", "0.400 ± 0.100", "-", "-", "-"]

@@ -132,8 +132,8 @@ def to_onnx(network: Any, size: int, opset: int, properties: dict[str, str]) -> 
                 opset_version=opset,
                 dynamo=False,
             )
-        except torch.onnx.errors.UnsupportedOperatorError as error:
-            raise UserError(f"--opset {opset} cannot express this backbone: {error}") from error
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise UserError(f"opset {opset} cannot express this backbone: {error}") from error
     model = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)

@@ -143,10 +143,10 @@ class Spread:
         figures: dict[str, Any] = {"identities": len(values)}
         if len(values):
             figures |= {
-                "mean": float(values.mean()),
-                "std": float(values.std()),
-                "smallest": float(values.min()),
-                "largest": float(values.max()),
+                "mean_threshold": float(values.mean()),
+                "std_of_thresholds": float(values.std()),
+                "smallest_threshold": float(values.min()),
+                "largest_threshold": float(values.max()),
                 "mean_accuracy": float(self.accuracies.mean()),
                 "separated_by_best": self.separated_by(unified.best),
             }

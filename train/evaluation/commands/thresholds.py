@@ -115,7 +115,8 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
         row = [name, show(unified["pairs"], "d"), show(unified["best"]), show(accuracy)]
         row += [show(unified["learned"]), show(unified["accuracy_at_learned"])]
         row.append(show(unified["gap"], "+.3f"))
-        row.append(f"{spread['mean']:.3f} ± {spread['std']:.3f}" if spread else "-")
+        mean, std = (spread.get(key) for key in ("mean_threshold", "std_of_thresholds"))
+        row.append("-" if mean is None else f"{mean:.3f} ± {std:.3f}")
         row += [show(many.get(k)) for k in ("sample_wise", "uniform", "uniform_at_learned")]
         rows.append(row)
     return layout(header, rows)
