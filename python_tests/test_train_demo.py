@@ -89,6 +89,8 @@ def test_demo_writes_report_and_plots(
         assert f"]({plot})" in text
         assert (out / plot).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert (out / plot).stat().st_size > 10_000
+    for run in ("cosface", "unitsface"):  # a page for each run, its features among it
+        assert "has no features" not in (out / run / "report.html").read_text()
     assert "Smoke run" in capsys.readouterr().out
 
 

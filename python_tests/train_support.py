@@ -45,7 +45,13 @@ def tiny(data: Path, run: Path, /, **sections: dict[str, Any]) -> Config:
         "model": {"name": "iresnet18", "input_size": 16},
         "data": {"path": str(data), "workers": 0},
         "train": {"epochs": 2, "batch_size": 8, "lr": 0.05, "device": "cpu"},
-        "run": {"dir": str(run), "log_every": 1, "progress": False, "tensorboard": False},
+        "run": {
+            "dir": str(run),
+            "log_every": 1,
+            "progress": False,
+            "tensorboard": False,
+            "report": False,
+        },
     }
     for section, entries in sections.items():
         values.setdefault(section, {}).update(entries)

@@ -83,12 +83,13 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     """Score the same pairs with every method; write the report and print its table."""
     import numpy as np
 
-    from train import report
+    from train import html_report, report
     from train.data.dataset import open_dataset, open_source
     from train.evaluation import baselines, plots
     from train.evaluation.embed import embed
+    from train.evaluation.roc import roc_curve
     from train.evaluation.verification import all_pairs, evaluate_pairs
-    from train.run_folder import read_metrics
+    from train.run_folder import read_metrics, write_json
 
     trainer = next(iter(trained.values())).trainer
     config = trainer.config
@@ -126,14 +127,21 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     )
     losses = out.parent / "losses" / report.LOSSES_TABLE
     report.write_report(out, results, list(trained), setup, losses=losses)
-    plots.roc(scores, same, out / "roc.png")
+    curves = {name: roc_curve(values, labels) for name, values in features.items()}
+    plots.save(plots.roc(curves), out / "roc.png")
     lines = {name: (thresholds[name], results[name].best_threshold) for name in scores}
-    plots.histograms(scores, same, lines, out / "histograms.png")
-    plots.loss_curves({n: read_metrics(t.folder) for n, t in trained.items()}, out / "loss.png")
+    counts = {name: plots.count(values, same) for name, values in scores.items()}
+    plots.save(plots.histograms(counts, lines), out / "histograms.png")
+    logs = {name: read_metrics(t.folder) for name, t in trained.items()}
+    plots.save(plots.loss_curves(logs), out / "loss.png")
+    for name, t in trained.items():
+        write_json(t.folder / "evaluation.json", results[name].to_dict())
+        html_report.save_features(t.folder, features[name], labels, test.images.identities)
+        html_report.write(t.folder)
     if smoke:
         print("\nSmoke run: the trained models' figures mean nothing.")
     print(f"\n{report.table(results)}\n\n{report.verdict(results, list(trained))}")
-    print(f"\nreport: {out / 'report.md'}")
+    print(f"\nreport: {out / 'report.md'}; of each run: {html_report.REPORT} in its folder")
 
 
 def command(trained: Trained) -> str:

@@ -18,7 +18,7 @@ from train.errors import Parser, exit_code
 prepare_environment()
 
 # Modules of train.evaluation.commands: HELP, add_arguments(parser) and run(arguments).
-COMMANDS = ("pairs", "verification", "ijbc", "megaface")
+COMMANDS = ("pairs", "thresholds", "verification", "ijbc", "megaface")
 
 
 def run(argv: list[str]) -> int:

@@ -144,6 +144,8 @@ def run(argv: list[str]) -> int:
             return INTERRUPTED
         if world.is_main and len(data.test):
             evaluate(trainer, data.test, folder)
+        if world.is_main and config.run.report:
+            write_report(folder)
         world.barrier()
     return 0
 
@@ -153,6 +155,12 @@ def report_skipped(skipped: dict[str, str]) -> None:
         print(f"skipped {len(skipped)} unreadable image(s):", file=sys.stderr)
         for message in skipped.values():
             print(f"  {message}", file=sys.stderr)
+
+
+def write_report(folder: Path) -> None:
+    from train.html_report import write
+
+    print(f"report: {write(folder)}")
 
 
 def evaluate(trainer: Any, images: Any, folder: Path) -> None:

@@ -166,6 +166,7 @@ class RunConfig:
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
     progress: bool = key(True, "progress bar")
+    report: bool = key(True, "write report.html at the end")
 
 
 @dataclass

@@ -3,27 +3,97 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
 
-HELP = "all pairs of a folder of images: accuracy, AUC, TAR at FAR"
+HELP = "all pairs of a folder of images: accuracy, AUC, TAR at FAR, ROC"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", help="folder with one sub-folder of images per identity, or 'orl'")
+    add_last(parser)
+    parser.add_argument(
+        "--roc",
+        action="store_true",
+        help="also TAR at FAR from 1e-6 to 0.1, and roc.csv and roc.png in --out",
+    )
+
+
+def add_last(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--last",
+        type=int,
+        default=0,
+        metavar="N",
+        help="only the last N identities, those that data.holdout=N keeps out of training; 0: all",
+    )
+
+
+def open_folder(path: str, last: int) -> Any:
+    """The list of images of a folder, of its last identities only where ``last`` is not 0."""
+    import numpy as np
+
+    from train.data.dataset import scan
+    from train.errors import UserError
+
+    images = scan(path)
+    count = len(images.identities)
+    if not 0 <= last <= count:
+        raise UserError(f"--last: expected 0 to {count}, the identities of {path}, got {last}")
+    if last:
+        images = images.keep(np.flatnonzero(images.labels >= count - last))
+    check_pairs(images.labels, path)
+    return images
+
+
+def check_pairs(labels: Any, path: str) -> None:
+    from train.errors import UserError
+    from train.evaluation.verification import count_pairs
+
+    pairs, positives = count_pairs(labels)
+    if positives in (0, pairs):
+        kind = "positive" if positives == 0 else "negative"
+        raise UserError(f"{path}: its images form no {kind} pair")
+
+
+def make_folder(path: Path | None) -> None:
+    from train.errors import UserError
+
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make the folder {path}: {error.strerror}") from error
 
 
 def run(arguments: Namespace) -> int:
-    from train.data.dataset import scan
+    from train.errors import UserError
     from train.evaluation.embed import embed
     from train.evaluation.model import load_model, open_images_of
     from train.evaluation.verification import evaluate_features
     from train.run_folder import write_json
 
+    if arguments.roc and arguments.out is None:
+        raise UserError("--roc writes files: name a folder with --out")
     model = load_model(arguments)
-    source = open_images_of(model, scan(arguments.data), arguments)
+    images = open_folder(arguments.data, arguments.last)
+    make_folder(arguments.out)
+    source = open_images_of(model, images, arguments)
+    check_pairs(source.images.labels, arguments.data)  # those that can be read
     features, labels = embed(model.backbone, source, model.device)
     result = evaluate_features(features, labels, threshold=model.threshold, device=model.device)
     print(f"{len(source.images.identities)} identities, {result.pairs} pairs: {result}")
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out / "pairs.json", result.to_dict())
+    if arguments.out is None:
+        return 0
+    figures = result.to_dict()
+    if arguments.roc:
+        from train.evaluation import plots
+        from train.evaluation.roc import roc_curve, write_csv
+
+        curve = roc_curve(features, labels, model.device)
+        print(curve)
+        figures["roc"] = curve.to_dict()
+        write_csv(curve, arguments.out / "roc.csv")
+        plots.save(plots.roc({arguments.data: curve}, "All pairs"), arguments.out / "roc.png")
+    write_json(arguments.out / "pairs.json", figures)
     return 0
