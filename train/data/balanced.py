@@ -2,8 +2,8 @@
 
 Batches take identities from one endless sequence of rounds, each all identities in an order of its
 own; an epoch is as many steps as with a plain shuffle. So identities are seen equally often,
-whatever their number of images. Of one identity's images, a block of visits goes round and round one
-permutation and ends where every image was seen equally often; the next block has another
+whatever their number of images. Of one identity's images, a block of visits goes round and round
+one permutation and ends where every image was seen equally often; the next block has another
 permutation. Everything follows from the number of the visit: no epoch depends on another.
 """
 

@@ -39,12 +39,12 @@ def report_duplicates(
     names = _shared_names(train, tests)
     pictures = _shared_images(train, tests) if images else []
     parts = [
-        f"{len(shared)} {what} ({', '.join(shared[:_EXAMPLES])}"
+        f"{what}: {len(shared)} ({', '.join(shared[:_EXAMPLES])}"
         f"{', ...' if len(shared) > _EXAMPLES else ''})"
         for what, shared in (("identities by name", names), ("identical images", pictures))
         if shared
     ]
-    return f"both in training and in a test set: {' and '.join(parts)}" if parts else None
+    return f"both in training and in a test set: {'; '.join(parts)}" if parts else None
 
 
 def _shared_names(train: ImageList, tests: Sequence[ImageList]) -> list[str]:

@@ -10,6 +10,7 @@ Sources: insightface, src/data/face2rec2.py (``read_list``) and recognition/arcf
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,9 @@ def _read_property(path: Path) -> int | None:
 def _read_index(path: Path) -> tuple[Numbers, Numbers]:
     """Keys in ascending order, and their byte offsets."""
     try:
-        table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, an error below
+            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
     except (ValueError, OverflowError, OSError) as error:
         raise UserError(f"{path}: expected lines of a number, a tab, a byte: {error}") from error
     if table.shape[1:] != (2,) or not len(table):
@@ -173,7 +176,11 @@ class _Index:
 
     def _check_offsets(self) -> None:
         """No two records at one byte, and all in the file."""
-        order = np.argsort(self.offsets, kind="stable")
+        # Records were written in order of their keys: of two at one byte, it is whose neighbours'
+        # bytes are before and after.
+        steps = np.diff(self.offsets) > 0
+        ordered = np.append(True, steps) & np.append(steps, True)
+        order = np.lexsort((~ordered, self.offsets))
         same = np.flatnonzero(np.diff(self.offsets[order]) == 0)
         for i in same.tolist():
             one, other = self.keys[order[i]], self.keys[order[i + 1]]

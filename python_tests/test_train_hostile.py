@@ -1,0 +1,465 @@
+"""Damaged and hostile data: an error in one line that names file and record, or skipped."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import tarfile
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pack_support import (
+    add_member,
+    contents,
+    pack,
+    people,
+    write_recordio,
+    write_records,
+    write_shards,
+)
+from PIL import Image
+from train_support import arguments, tiny
+
+from train.data import recordio_format, shards
+from train.data import records as records_module
+from train.data.dataset import open_dataset, scan
+from train.data.decode import PixelError, to_pixels
+from train.data.loader import open_images
+from train.errors import UserError
+from train.main import main
+
+
+def offsets(folder: Path) -> dict[int, int]:
+    lines = (folder / "train.idx").read_text().splitlines()
+    return {int(key): int(byte) for key, byte in (line.split("\t") for line in lines)}
+
+
+def reindex(folder: Path, change: dict[int, int | None]) -> None:
+    """Other offsets for some records; None leaves a record out of the index."""
+    table = {**offsets(folder), **change}
+    lines = [f"{key}\t{byte}\n" for key, byte in table.items() if byte is not None]
+    (folder / "train.idx").write_text("".join(lines))
+
+
+def patch(folder: Path, key: int, at: int, fmt: str, *values: float) -> None:
+    rec = bytearray((folder / "train.rec").read_bytes())
+    struct.pack_into(fmt, rec, offsets(folder)[key] + at, *values)
+    (folder / "train.rec").write_bytes(rec)
+
+
+def cut(folder: Path, key: int, at: int) -> None:
+    rec = (folder / "train.rec").read_bytes()
+    (folder / "train.rec").write_bytes(rec[: offsets(folder)[key] + at])
+
+
+def read_all(path: Path, on_error: str) -> tuple[int, dict[str, str]]:
+    """Images read through the workers' code, and what was skipped."""
+    config = tiny(path, path, data={"on_error": on_error, "cache": "always"})
+    source = open_dataset(config).train
+    for pixels, labels in source.batches([range(len(source.images))]):
+        assert len(pixels) == len(labels) == len(source.images)
+    return len(source.images), source.skipped
+
+
+# -- RecordIO -----------------------------------------------------------------------------------
+
+# Of 20 images in records 1 to 20 and 5 identities in records 21 to 25, record 0 last but those.
+# Each: the damage, the record that the error names, the reason, images left when skipping.
+DAMAGE: dict[str, tuple[Callable[[Path], None], int, str, int]] = {
+    "offset beyond the end": (
+        lambda f: reindex(f, {7: 10**12}),
+        7,
+        "byte 1000000000000 .* beyond the file's end",
+        19,
+    ),
+    "negative offset": (lambda f: reindex(f, {7: -8}), 7, "byte -8", 19),
+    "offset between records": (
+        lambda f: reindex(f, {7: offsets(f)[7] + 4}),
+        7,
+        "no record begins at byte",
+        19,
+    ),
+    "offset of another record": (
+        lambda f: reindex(f, {7: offsets(f)[12]}),
+        7,
+        "the .idx file puts it where record 12 is",
+        19,
+    ),
+    "offset of another identity's, which is missing": (
+        lambda f: reindex(f, {7: offsets(f)[14], 14: None}),
+        14,
+        "not in the .idx file",
+        18,
+    ),
+    "record not in the index": (lambda f: reindex(f, {7: None}), 7, "not in the .idx file", 19),
+    "another magic number": (lambda f: patch(f, 7, 0, "<I", 1), 7, "no record begins", 19),
+    "length beyond the end": (
+        lambda f: patch(f, 20, 4, "<I", (1 << 29) - 1),
+        20,
+        "more than|cut short",
+        19,
+    ),
+    "a part that continues nothing": (
+        lambda f: patch(f, 7, 4, "<I", 3 << 29 | 8),
+        7,
+        "no record begins",
+        19,
+    ),
+    "an unknown kind of part": (lambda f: patch(f, 7, 4, "<I", 5 << 29), 7, "no record begins", 19),
+    "no room for the header": (lambda f: patch(f, 7, 4, "<I", 8), 7, "header is cut short", 19),
+    "more labels than bytes": (
+        lambda f: patch(f, 7, 8, "<I", 2**32 - 1),
+        7,
+        "should have 4294967295 labels",
+        19,
+    ),
+    "another label": (lambda f: patch(f, 7, 32, "<f", 3), 7, "label is 3, 1 according", 19),
+    "label that is no number": (
+        lambda f: patch(f, 5, 32, "<f", float("nan")),
+        5,
+        "not a number|identity have labels",
+        19,
+    ),
+    "label beyond the classes": (
+        lambda f: patch(f, 5, 32, "<f", 9),
+        22,
+        "records 5 and 8 .* labels 9 and 1",
+        19,
+    ),
+    "range beyond the images": (
+        lambda f: patch(f, 22, 32, "<ff", 5, 99),
+        22,
+        "range of an identity's records",
+        20,
+    ),
+    "range that is no number": (
+        lambda f: patch(f, 22, 32, "<ff", float("nan"), 9),
+        22,
+        "range of an identity",
+        20,
+    ),
+    "identity not in the index": (lambda f: reindex(f, {22: None}), 22, "not in the .idx", 20),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_records_are_named_or_skipped_and_counted(tmp_path: Path, damage: str) -> None:
+    change, key, reason, left = DAMAGE[damage]
+    write_recordio(tmp_path, people())
+    change(tmp_path)
+    with pytest.raises(
+        UserError,
+        match=rf"train\.rec, record {key}: .*({reason})|"
+        rf"train\.rec, record {key}.*{reason}",
+    ) as caught:
+        read_all(tmp_path, "fail")
+    assert "data.on_error=skip" in str(caught.value)
+    count, skipped = read_all(tmp_path, "skip")
+    assert count == left
+    assert any(name.endswith(f"record {key}") for name in skipped)
+
+
+@pytest.mark.parametrize("at", [0, 6, 20, 300])
+def test_a_truncated_file_loses_what_is_cut_off_and_no_more(tmp_path: Path, at: int) -> None:
+    write_recordio(tmp_path, people(), layout="plain", label_count=1)
+    cut(tmp_path, 15, at)
+    with pytest.raises(UserError, match=r"record 1[56].*(cut short|beyond the file's end)"):
+        scan(str(tmp_path))
+    images = scan(str(tmp_path), skip=True)
+    assert len(images) == 15
+    assert len(images.left_out) == 5
+    assert contents(images)["2"] == list(people()[2])
+
+
+def test_labels_beyond_the_classes_of_property(tmp_path: Path) -> None:
+    write_recordio(tmp_path, people())
+    (tmp_path / "property").write_text("4,112,112\n")
+    reason = r"record 17: its label is 4, expected a whole number from 0 to 3 \(property: 4 classes"
+    with pytest.raises(UserError, match=reason):
+        scan(str(tmp_path))
+    images = scan(str(tmp_path), skip=True)
+    assert images.identities == ["0", "1", "2", "3"]
+    assert len(images.left_out) == 4
+    for label in (-1.0, 0.5, float("inf"), float("nan")):
+        write_records(tmp_path, [(0, pack([0], b"a", 0)), (1, pack([label], b"b", 1))])
+        with pytest.raises(UserError, match=r"record 1: its label is"):
+            scan(str(tmp_path))
+        assert len(scan(str(tmp_path), skip=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.idx", "", r"train\.idx: expected lines"),
+        ("train.idx", "0\t0\n1\n", r"train\.idx: expected lines"),
+        ("train.idx", "0\tzero\n", r"train\.idx: expected lines of a number.*zero"),
+        ("train.idx", f"0\t{10**30}\n", r"train\.idx: expected lines"),
+        ("train.idx", "0\t0\n1\t8\n0\t16\n", r"train\.idx: record 0 is listed twice"),
+        ("train.idx", None, r"no such file: .*train\.idx"),
+        ("property", "many,112,112", r"property: expected 'classes,height,width', got 'many"),
+        ("property", "\0\xff", "property: expected 'classes"),
+        ("train.rec", "", r"train\.rec, record 0.*beyond the file's end, 0 bytes"),
+    ],
+)
+def test_unusable_files_are_named(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    write_recordio(tmp_path, people())
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content, encoding="latin-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match=message):
+            scan(str(tmp_path))
+
+
+def test_any_damage_to_the_bytes_is_a_message_or_an_image(tmp_path: Path) -> None:
+    write_recordio(tmp_path, people())
+    original = (tmp_path / "train.rec").read_bytes()
+    rng = np.random.default_rng(0)
+    messages: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(original)
+        starts = rng.choice(list(offsets(tmp_path).values()), 3)
+        for start in starts:
+            damaged[start + rng.integers(40)] ^= 1 << rng.integers(8)
+        (tmp_path / "train.rec").write_bytes(damaged[: rng.integers(1, 2 * len(damaged))])
+        try:
+            images = scan(str(tmp_path), skip=True)
+            open_images(images, 16, on_error="skip")
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("train.rec" in m or "can be read" in m for m in messages)
+
+
+def test_one_record_never_takes_more_memory_than_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sparse files claim gigabytes; nothing of that size is read."""
+    for module in (records_module, recordio_format, shards):
+        monkeypatch.setattr(module, "MAX_BYTES", 4000)
+    write_records(tmp_path / "rec", [(i, pack([i], bytes(5000), i)) for i in range(2)])
+    write_shards(tmp_path / "tar", [[b"a"], [bytes(5000)]])
+    for who in ("a", "b"):
+        (tmp_path / "folder" / who).mkdir(parents=True)
+        (tmp_path / "folder" / who / "1.png").write_bytes(bytes(5000))
+    for kind, message in (
+        ("rec", "record 0.* more than 4000"),
+        ("tar", "sample 00000001: it has 5000 bytes, more than 4000"),
+        ("folder", r"a.1\.png: it has 5000 bytes, more than 4000"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_images(scan(str(tmp_path / kind)), 16, on_error="fail")
+
+
+# -- shards -------------------------------------------------------------------------------------
+
+
+def link(name: str, kind: bytes, target: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+BAD_MEMBERS: dict[str, tuple[list[tuple[str, bytes] | tarfile.TarInfo], str]] = {
+    "absolute name": (
+        [("/etc/x.jpg", b"x"), ("/etc/x.cls", b"0")],
+        "member /etc/x.jpg: refused: its name",
+    ),
+    "climbing name": (
+        [("a/../../x.jpg", b"x")],
+        r"member a/\.\./\.\./x\.jpg: refused: its name leads",
+    ),
+    "link": (
+        [link("x.jpg", tarfile.SYMTYPE, "/etc/passwd"), ("x.cls", b"0")],
+        "x.jpg: refused: links",
+    ),
+    "hard link": ([link("x.jpg", tarfile.LNKTYPE, "00000000.jpg")], "x.jpg: refused: links"),
+    "device": ([link("x.jpg", tarfile.CHRTYPE, "")], "x.jpg: refused: links, devices"),
+    "no label": ([("x.jpg", b"x")], r"sample x: no label: expected a \.cls or \.json"),
+    "no image": ([("x.cls", b"0")], r"sample x: expected one image"),
+    "two images": ([("x.jpg", b"x"), ("x.png", b"x"), ("x.cls", b"0")], "sample x: .*; found 2"),
+    "the same twice": ([("x.jpg", b"x"), ("x.jpg", b"x"), ("x.cls", b"0")], "x.jpg: duplicate"),
+    "label is text": ([("x.jpg", b"x"), ("x.cls", b"zero")], r"its \.cls is not a number: b'zero'"),
+    "label below 0": ([("x.jpg", b"x"), ("x.cls", b"-1")], "its label is -1, expected a whole"),
+    "huge label": ([("x.jpg", b"x"), ("x.cls", b"9" * 60)], "its label is 9+, expected a whole"),
+    "long label": ([("x.jpg", b"x"), ("x.cls", b"9" * 600)], r"its \.cls has 600 bytes"),
+    "label is a fraction": ([("x.jpg", b"x"), ("x.json", b'{"label": 0.5}')], "its label is 0.5"),
+    "label is true": ([("x.jpg", b"x"), ("x.json", b'{"label": true}')], "its label is True"),
+    "json without label": ([("x.jpg", b"x"), ("x.json", b"{}")], r'is not JSON with "label"'),
+    "json is a list": ([("x.jpg", b"x"), ("x.json", b"[1]")], r'is not JSON with "label"'),
+    "deep json": ([("x.jpg", b"x"), ("x.json", b"[" * 60000)], r'is not JSON with "label"'),
+    "terminal codes": ([("\x1b[2J.jpg", b"x")], r"sample \\x1b\[2J: no label"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MEMBERS)
+def test_bad_members_are_named_or_skipped_and_counted(tmp_path: Path, case: str) -> None:
+    members, message = BAD_MEMBERS[case]
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, image in enumerate(people()[0]):
+            add_member(tar, f"{i:08d}.jpg", image)
+            add_member(tar, f"{i:08d}.cls", b"0")
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                add_member(tar, *member)
+    with pytest.raises(UserError, match=rf"a\.tar.*{message}"):
+        scan(str(path))
+    images = scan(str(path), skip=True)
+    assert re.search(message, "\n".join(images.left_out.values()))
+    assert contents(images)["0"][:4] == list(people()[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar"]  # nothing is extracted
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (5700, "cut short"),
+        (5120, "cut short after byte"),
+        (5400, "cut short after"),
+        (300, "not an"),
+    ],
+)
+def test_truncated_shards(tmp_path: Path, keep: int, message: str) -> None:
+    """Cut within an image, between members, within a header, and within the first one."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(4):
+            add_member(tar, f"{i}.jpg", bytes([1]) * 600)  # a header and two blocks
+            add_member(tar, f"{i}.cls", b"0")  # a header and a block
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=rf"a\.tar.*{message}"):
+        scan(str(path))
+    if keep > 512:
+        assert len(scan(str(path), skip=True)) == 2
+    else:
+        with pytest.raises(UserError, match="no images in the 1 shard"):
+            scan(str(path), skip=True)
+
+
+def test_what_tarfile_would_take_for_the_end_is_damage(tmp_path: Path) -> None:
+    for name in "ab":
+        write_shards(tmp_path / name, people()[:1])
+    one, other = (next((tmp_path / name).glob("*.tar")).read_bytes() for name in "ab")
+    damaged = bytearray(one)
+    damaged[damaged.index(b"00000002.jpg") + 3] ^= 1  # its check sum no longer fits
+    for content in (one + other, bytes(damaged)):
+        (tmp_path / "c.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"c\.tar: damaged or cut short after byte"):
+            scan(str(tmp_path / "c.tar"))
+    (tmp_path / "c.tar").write_bytes(zlib.compress(one))
+    with pytest.raises(UserError, match=r"c\.tar: not an uncompressed tar file"):
+        scan(str(tmp_path / "c.tar"))
+
+
+def test_any_damage_to_a_shard_is_a_message_or_an_image(tmp_path: Path) -> None:
+    write_shards(tmp_path, people()[:1])
+    path = tmp_path / "faces-000000.tar"
+    original = path.read_bytes()
+    headers = [i for i in range(0, len(original), 512) if original[i + 257 : i + 262] == b"ustar"]
+    rng = np.random.default_rng(0)
+    messages: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(original)
+        start = int(rng.choice(headers))
+        for _ in range(3):
+            damaged[start + rng.integers(512)] = rng.integers(256)
+        checksum = sum(damaged[start : start + 512]) - sum(damaged[start + 148 : start + 156])
+        damaged[start + 148 : start + 156] = b"%06o\0 " % (checksum + 8 * 32)
+        path.write_bytes(damaged)
+        try:
+            images = scan(str(path), skip=True)
+            open_images(images, 16, on_error="skip")
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("shard(s)" in m or "can be read" in m for m in messages)
+
+
+# -- images -------------------------------------------------------------------------------------
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of side x side black pixels, which compresses a thousandfold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as train.data.decode
+def test_bombs_are_refused_by_their_header() -> None:
+    jpeg = bytearray(people()[0][0])
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+    for encoded in (bomb(5000), bomb(10_000), bomb(60_000), bytes(jpeg)):
+        with pytest.raises(PixelError, match=r"more than data\.max_pixels=16000000|exceeds limit"):
+            to_pixels(encoded, 16)
+    with pytest.raises(PixelError, match=r"it has 24 x 24 pixels, more than data\.max_pixels=575"):
+        to_pixels(people()[0][0], 16, 575)
+    assert to_pixels(people()[0][0], 16, 576).shape == (3, 16, 16)
+
+
+def test_formats_that_start_programs_are_none_here() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    assert Image.open(io.BytesIO(postscript)).format == "EPS"
+    with pytest.raises(PixelError, match="no known image format"):
+        to_pixels(postscript, 16)
+
+
+def test_any_damage_to_a_jpeg_is_a_reason_or_pixels() -> None:
+    original = people()[0][0]
+    rng = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(300):
+        damaged = bytearray(original)
+        for at in rng.integers(0, len(damaged), 4):
+            damaged[at] = rng.integers(256)
+        try:
+            pixels = to_pixels(bytes(damaged[: rng.integers(2, 2 * len(damaged))]), 16)
+            assert pixels.shape == (3, 16, 16)
+        except PixelError as error:
+            reasons.add(str(error))
+    assert len(reasons) > 1
+    assert "" not in reasons
+
+
+def test_a_run_skips_what_it_cannot_read_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = [list(images) for images in people()]
+    faces[0][1] = b""
+    faces[1][2] = faces[1][2][:100]
+    faces[2][3] = bomb(8000)
+    write_recordio(tmp_path / "data", faces)
+    reindex(tmp_path / "data", {18: None})
+    config = tiny(
+        tmp_path / "data",
+        tmp_path / "run",
+        data={"on_error": "skip", "cache": "never"},
+        train={"epochs": 1, "batch_size": 19},
+    )
+    assert main(arguments(config)) == 0
+    said = capsys.readouterr().err
+    assert "skipped 4 unreadable image(s)" in said
+    for key, reason in ((2, "it is empty"), (7, ""), (12, "8000 x 8000 pixels"), (18, "not in")):
+        assert re.search(rf"record {key}: .*{reason}", said)
+    assert main([*arguments(config), "data.on_error=fail", "run.overwrite=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "record 18: it is not in the .idx file (data.on_error=skip" in said
