@@ -49,17 +49,23 @@ def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArra
                     f"data.max_pixels={max_pixels}"
                 )
             image.load()
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16-bit grey: PIL would clip instead of scaling
-            wide = np.asarray(upright, dtype=np.float32)
-            upright = Image.fromarray((wide / 257.0).clip(0, 255).round().astype(np.uint8))
-        rgb = upright.convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
         if rgb.size != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
     except PixelError:
         raise
     except UnidentifiedImageError as error:  # its own text is the address of the buffer
         raise PixelError("no known image format") from error
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise PixelError(str(error) or type(error).__name__) from error
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: PIL would clip instead of scaling
+        wide = np.asarray(image, dtype=np.float32)
+        image = Image.fromarray((wide / 257.0).clip(0, 255).round().astype(np.uint8))
+    return image.convert("RGB")
