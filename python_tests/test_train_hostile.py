@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
 import struct
 import warnings
 import zlib
@@ -27,6 +29,7 @@ from train.data import recordio_format, shards
 from train.data import records as records_module
 from train.data.dataset import open_dataset, scan
 from train.data.decode import PixelError, to_pixels
+from train.data.image_list import whole
 from train.data.loader import open_images
 from train.errors import UserError
 from train.main import main
@@ -171,6 +174,21 @@ def test_a_truncated_file_loses_what_is_cut_off_and_no_more(tmp_path: Path, at: 
     images = scan(str(tmp_path), skip=True)
     assert len(images) == 15
     assert len(images.left_out) == 5
+    assert contents(images)["2"] == list(people()[2])
+
+
+@pytest.mark.parametrize("kept", ["the images", "everything else"])
+def test_without_record_0_what_else_can_be_read_is_kept(tmp_path: Path, kept: str) -> None:
+    write_recordio(tmp_path, people())
+    if kept == "the images":
+        cut(tmp_path, 15, 4)  # with record 0 and the identities, which lie behind
+    else:
+        patch(tmp_path, 0, 0, "<I", 0)
+    with pytest.raises(UserError, match=r"train\.rec, record (0|16): .*(beyond|no record begins)"):
+        scan(str(tmp_path))
+    images = scan(str(tmp_path), skip=True)
+    assert len(images) == (14 if kept == "the images" else 20)
+    assert len(images.left_out) == (12 if kept == "the images" else 6)
     assert contents(images)["2"] == list(people()[2])
 
 
@@ -334,3 +352,25 @@ def test_a_run_skips_what_it_cannot_read_and_says_so(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "record 18: it is not in the .idx file (data.on_error=skip" in said
+
+
+class Deadly:
+    """Records of which one kills the process that reads it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def read(self, index: int) -> bytes:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return people()[0][index]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_decoding_process_that_dies_is_an_error_in_one_line() -> None:
+    images = whole(Deadly(), [0, 0, 1, 1], ["a", "b"])
+    source = open_images(images, 16, on_error="skip", cache="never", workers=1)
+    with pytest.raises(UserError, match=r"a decoding process has died.*data\.workers=0"):
+        list(source.batches([[0, 1], [2, 3]]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from train.data.decode import MAX_PIXELS, PixelError, to_pixels
 from train.data.image_list import ImageList
 from train.data.records import RecordError
 from train.errors import UserError
+
+T = TypeVar("T")
 
 CACHE_LIMIT_BYTES = 512 * 2**20
 
@@ -52,7 +55,7 @@ class ImageSource:
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
         )
-        for pixels, labels, errors in loader:
+        for pixels, labels, errors in _living(loader):
             self.skipped.update(errors)
             if errors and not self.skip_unreadable:
                 message = next(iter(errors.values()))
@@ -108,6 +111,19 @@ def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArra
         return to_pixels(encoded, size, max_pixels)
     except PixelError as error:
         raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
+
+
+def _living(loader: Iterable[T]) -> Iterator[T]:
+    """What a loader gives, as long as its processes live."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a decoding process has died, of an image or for want of memory; data.workers=0 "
+            "decodes in the training process"
+        ) from error
 
 
 _Sample = tuple[np.ndarray, int, dict[str, str]]

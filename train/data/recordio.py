@@ -137,19 +137,24 @@ class _Index:
     def images(self) -> tuple[Numbers, NDArray[np.float64]]:
         """Rows of the images in order of keys, and labels; NaN where there is a problem."""
         self._check_offsets()
-        first = self._rows(np.array([0]))[0]
-        if first < 0:
-            layout = None
-        else:
-            labels, _ = self._split(int(first))
-            layout = labels[:2].astype(np.float64) if len(labels) > 1 else None
-        if layout is None:
+        layout: list[float] = []
+        first = int(self._rows(np.array([0]))[0])
+        if first >= 0:
+            try:
+                record = read_record(self.files, int(self.offsets[first]))
+                layout = split_record(record)[0][:2].tolist()
+            except RecordError as error:
+                self.problems.add(_name(self.files, 0), str(error))
+                # What it said is lost: records of identities are known by having no image.
+                rows = np.delete(np.arange(len(self.keys)), first)
+                return rows, self._own_labels(rows, with_image=True)
+        if len(layout) < 2:
             rows = np.arange(len(self.keys))
             return rows, self._own_labels(rows)
         n1, n2 = (int(n) if n == np.floor(n) else -1 for n in layout)
         if not 1 <= n1 <= n2:
             name = _name(self.files, 0)
-            raise RecordError(f"{name}: expected two ascending numbers, got {layout.tolist()}")
+            raise RecordError(f"{name}: expected two ascending numbers, got {layout}")
         exact = n2 < EXACT
         wanted = np.arange(1, n1 if exact else self._first_identity(n1), dtype=np.int64)
         rows = self._rows(wanted)
@@ -167,12 +172,6 @@ class _Index:
         """-1 where there is no such key."""
         rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         return np.where(self.keys[rows] == keys, rows, -1)
-
-    def _split(self, row: int) -> tuple[NDArray[np.float32], bytes]:
-        try:
-            return split_record(read_record(self.files, int(self.offsets[row])))
-        except RecordError as error:
-            raise RecordError(f"{_name(self.files, int(self.keys[row]))}: {error}") from error
 
     def _check_offsets(self) -> None:
         """No two records at one byte, and all in the file."""
@@ -201,11 +200,13 @@ class _Index:
         if len(rows):
             self.keys, self.offsets = np.delete(self.keys, rows), np.delete(self.offsets, rows)
 
-    def _own_labels(self, rows: Numbers) -> NDArray[np.float64]:
+    def _own_labels(self, rows: Numbers, with_image: bool = False) -> NDArray[np.float64]:
         heads, errors = read_heads(self.files, self.offsets[rows])
         labels = heads["label"].astype(np.float64)
         for i in np.flatnonzero(np.isnan(labels)).tolist():
             errors.setdefault(i, "its label is not a number")
+        for i in np.flatnonzero(heads["image_bytes"] == 0).tolist() if with_image else ():
+            errors.setdefault(i, "it holds no image")
         for i, reason in errors.items():
             self.problems.add(_name(self.files, int(self.keys[rows[i]])), reason)
             labels[i] = np.nan
