@@ -192,6 +192,43 @@ def test_without_record_0_what_else_can_be_read_is_kept(tmp_path: Path, kept: st
     assert contents(images)["2"] == list(people()[2])
 
 
+@pytest.mark.parametrize(
+    ("layout", "message", "left"),
+    [
+        ((21, 1e6), "record 26 to 999999: not in the", 20),
+        ((1e6, 1e6 + 5), "record 26 to 999999: not in the", 25),
+        ((1e30, 2e30), "record 26 to 10.*: not in the", 25),
+        ((float("inf"), 1), r"record 0: expected two ascending numbers, got \[inf", None),
+        ((float("nan"), 1), r"record 0: expected two ascending numbers, got \[nan", None),
+        ((9, 3), r"record 0: expected two ascending numbers, got \[9", None),
+        ((0.5, 3), r"record 0: expected two ascending numbers, got \[0\.5", None),
+    ],
+)
+def test_record_0_promises_what_is_not_there(
+    tmp_path: Path, layout: tuple[float, float], message: str, left: int | None
+) -> None:
+    """Nothing is allocated by its numbers. Records of identities may then pass for images."""
+    write_recordio(tmp_path, people())
+    patch(tmp_path, 0, 32, "<ff", *layout)
+    (tmp_path / "property").unlink()
+    with pytest.raises(UserError, match=message):
+        scan(str(tmp_path))
+    if left is None:
+        with pytest.raises(UserError, match=message):
+            scan(str(tmp_path), skip=True)
+    else:
+        assert len(scan(str(tmp_path), skip=True)) == left
+
+
+def test_keys_far_apart_take_no_memory(tmp_path: Path) -> None:
+    write_recordio(tmp_path, people())
+    reindex(tmp_path, {10**15: 0, 1: None})
+    patch(tmp_path, 0, 32, "<ff", 1e15, 1e15)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=r"record 0: it speaks of .* lists 26"):
+            scan(str(tmp_path), skip=skip)
+
+
 def test_labels_beyond_the_classes_of_property(tmp_path: Path) -> None:
     write_recordio(tmp_path, people())
     (tmp_path / "property").write_text("4,112,112\n")

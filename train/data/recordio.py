@@ -151,22 +151,37 @@ class _Index:
         if len(layout) < 2:
             rows = np.arange(len(self.keys))
             return rows, self._own_labels(rows)
-        n1, n2 = (int(n) if n == np.floor(n) else -1 for n in layout)
+        n1, n2 = (int(n) if np.isfinite(n) and n == np.floor(n) else -1 for n in layout)
         if not 1 <= n1 <= n2:
             name = _name(self.files, 0)
             raise RecordError(f"{name}: expected two ascending numbers, got {layout}")
         exact = n2 < EXACT
-        wanted = np.arange(1, n1 if exact else self._first_identity(n1), dtype=np.int64)
+        wanted = self._listed(1, n1 if exact else self._first_identity(n1))
         rows = self._rows(wanted)
-        for key in wanted[rows < 0].tolist():
-            self.problems.add(_name(self.files, key), "it is not in the .idx file")
         labels = np.full(len(wanted), np.nan)
         if exact:
-            self._label_ranges(np.arange(n1, n2, dtype=np.int64), labels)
+            self._label_ranges(self._listed(n1, n2), labels)
         labels, rows = labels[rows >= 0], rows[rows >= 0]
         rest = np.isnan(labels)
         labels[rest] = self._own_labels(rows[rest])
         return rows, labels
+
+    def _listed(self, first: int, end: int) -> Numbers:
+        """Keys from ``first`` to ``end`` - 1, as far as the .idx file goes; gaps are problems."""
+        last = int(self.keys[-1])
+        if end > last + 1:
+            name = f"{_name(self.files, max(first, last + 1))} to {end - 1}"
+            self.problems.add(name, "not in the .idx file")
+        stop = min(end, last + 1)
+        if stop - first > 2 * len(self.keys):  # mostly gaps: not what record 0 speaks of
+            raise RecordError(
+                f"{_name(self.files, 0)}: it speaks of records {first} to {end - 1}; "
+                f"the .idx file lists {len(self.keys)}"
+            )
+        keys = np.arange(first, stop, dtype=np.int64)
+        for key in keys[self._rows(keys) < 0].tolist():
+            self.problems.add(_name(self.files, key), "it is not in the .idx file")
+        return keys
 
     def _rows(self, keys: Numbers) -> Numbers:
         """-1 where there is no such key."""
@@ -213,47 +228,49 @@ class _Index:
         return labels
 
     def _label_ranges(self, identities: Numbers, labels: NDArray[np.float64]) -> None:
-        """Sets ``labels[key - 1]`` of every identity's images to the label of its first."""
+        """Sets ``labels[key - 1]`` of every identity's images to the label of its first.
+
+        Those of an identity whose record is wrong, or whose first and last image differ, stay.
+        """
+        identities, first, end = self._ranges(identities, len(labels))
+        ends = [self._rows(first), self._rows(end - 1)]
+        present = (ends[0] >= 0) & (ends[1] >= 0)
+        identities, first, end = identities[present], first[present], end[present]
+        start, last = (read_heads(self.files, self.offsets[e[present]])[0] for e in ends)
+        readable = (start["image_bytes"] >= 0) & (last["image_bytes"] >= 0)
+        agree = start["label"] == last["label"]
+        for i in np.flatnonzero(readable & ~agree).tolist():
+            self.problems.add(
+                _name(self.files, int(identities[i])),
+                f"records {first[i]} and {end[i] - 1} of this identity have labels "
+                f"{start['label'][i]:g} and {last['label'][i]:g}",
+            )
+        agree &= readable
+        counts = (end - first)[agree]
+        if counts.sum() > len(labels):
+            raise RecordError(f"{self.files.paths[0]}: identities share images")
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = start["label"][agree].astype(np.float64)
+        labels[np.repeat(first[agree], counts) + within - 1] = np.repeat(numbers, counts)
+
+    def _ranges(self, identities: Numbers, images: int) -> tuple[Numbers, Numbers, Numbers]:
+        """Identities with images, the first record of each and the one after the last."""
         rows = self._rows(identities)
-        for key in identities[rows < 0].tolist():
-            self.problems.add(_name(self.files, key), "it is not in the .idx file")
         identities, rows = identities[rows >= 0], rows[rows >= 0]
         heads, errors = read_heads(self.files, self.offsets[rows])
         with np.errstate(invalid="ignore"):  # what is not a number compares unequal below
             first, end = (heads[f].astype(np.int64) for f in ("label", "second"))
         ok = (heads["label"] == first) & (heads["second"] == end)
-        ok &= (first >= 1) & (first <= end) & (end <= len(labels) + 1)
+        ok &= (first >= 1) & (first <= end) & (end <= images + 1)
         for i in np.flatnonzero(~ok).tolist():
             reason = f"expected the range of an identity's records, got {heads[i].tolist()[:2]}"
             self.problems.add(_name(self.files, int(identities[i])), errors.get(i, reason))
         ok &= first < end
-        identities, first, end = identities[ok], first[ok], end[ok]
-        # An identity whose ends disagree is read image by image.
-        ends = [self._rows(first), self._rows(end - 1)]
-        present = (ends[0] >= 0) & (ends[1] >= 0)
-        identities, first, end = identities[present], first[present], end[present]
-        start, last = (read_heads(self.files, self.offsets[e[present]])[0] for e in ends)
-        agree = (start["label"] == last["label"]) & (start["image_bytes"] >= 0)
-        agree &= last["image_bytes"] >= 0
-        for i in np.flatnonzero(start["label"] != last["label"]).tolist():
-            if start["image_bytes"][i] >= 0 and last["image_bytes"][i] >= 0:
-                self.problems.add(
-                    _name(self.files, int(identities[i])),
-                    f"records {first[i]} and {end[i] - 1} of this identity have labels "
-                    f"{start['label'][i]:g} and {last['label'][i]:g}",
-                )
-        counts = (end - first)[agree]
-        if counts.sum() > len(labels):
-            raise RecordError(f"{self.files.paths[0]}: identities share images")
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        labels[np.repeat(first[agree], counts) + within - 1] = np.repeat(
-            start["label"][agree].astype(np.float64), counts
-        )
+        return identities[ok], first[ok], end[ok]
 
     def _first_identity(self, rounded: int) -> int:
         """n1 of a file with too many records for float32: images have bytes, identities none."""
-        keys = np.arange(max(1, rounded - ROUNDING), rounded + ROUNDING + 1, dtype=np.int64)
-        rows = self._rows(keys)
-        heads, _ = read_heads(self.files, self.offsets[rows[rows >= 0]])
-        empty = keys[rows >= 0][heads["image_bytes"] == 0]
-        return int(empty[0]) if len(empty) else int(keys[-1]) + 1
+        near = np.flatnonzero(np.abs(self.keys - float(rounded)) <= ROUNDING)
+        heads, _ = read_heads(self.files, self.offsets[near])
+        empty = self.keys[near][heads["image_bytes"] == 0]
+        return int(empty[0]) if len(empty) else rounded
