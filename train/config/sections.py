@@ -124,7 +124,7 @@ class DataConfig:
     sampler: str = key(
         "shuffle",
         "shuffle: every image once an epoch; balanced: batches of batch_size / images_per_identity"
-        " identities with images_per_identity images of each",
+        " identities with images_per_identity images of each, as many steps an epoch",
         choices=("shuffle", "balanced"),
     )
     max_pixels: int = key(
