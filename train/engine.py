@@ -254,6 +254,8 @@ class Trainer:
             seed=self.config.run.seed,
             epoch=epoch,
             images_per_identity=self.config.data.images_per_identity,
+            sampler=self.config.data.sampler,
+            batch_size=self.config.train.batch_size,
         )
         batches = rank_batches(
             order,

@@ -109,6 +109,7 @@ def stop_on_signal(enabled: bool) -> Iterator[list[int]]:
 def run(argv: list[str]) -> int:
     config, resume_path, values = load_config(argv)
     from train.data.dataset import open_dataset
+    from train.data.duplicates import check_duplicates
     from train.distributed import open_world
     from train.engine import Trainer
     from train.run_folder import check_run_folder, prepare
@@ -122,6 +123,11 @@ def run(argv: list[str]) -> int:
         data = open_dataset(config, world.size)
         images = data.train.images
         world.check_same("the list of images in data.path", images.labels.tobytes())
+        warning = world.from_main(
+            lambda: check_duplicates(config.data.duplicates, images, [data.test])
+        )
+        if warning and world.is_main:
+            print(f"warning: {warning}", file=sys.stderr)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         if values is not None and resume_path is not None:
             trainer.load_state(values, resume_path)

@@ -31,6 +31,8 @@ def check(config: Config) -> None:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
     if config.data.holdout == 1:
         raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
+    if config.data.sampler == "balanced" and config.data.images_per_identity < 2:
+        raise UserError("data.sampler=balanced needs data.images_per_identity of at least 2")
 
 
 def _check_partial_fc(config: Config) -> None:

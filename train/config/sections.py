@@ -91,10 +91,15 @@ class PartialFCConfig:
 
 @dataclass
 class DataConfig:
-    path: str = key("orl", "folder with one sub-folder of images per identity, or 'orl'")
+    path: str = key(
+        "orl",
+        "folder with one sub-folder of images per identity, with train.rec or with *.tar shards; a"
+        " .rec file; a .tar file or a pattern of them such as faces-{000..099}.tar; or 'orl'",
+    )
     holdout: int | None = key(
         None,
-        "identities kept out of training for the final test, the last in natural order of names;"
+        "identities kept out of training for the final test, the last in natural order of names"
+        " or numbers;"
         " null: 10 for orl, else 0",
         low=0,
     )
@@ -116,6 +121,21 @@ class DataConfig:
     rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
     brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
     contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
+    sampler: str = key(
+        "shuffle",
+        "shuffle: every image once an epoch; balanced: batches of batch_size / images_per_identity"
+        " identities with images_per_identity images of each, as many steps an epoch",
+        choices=("shuffle", "balanced"),
+    )
+    max_pixels: int = key(
+        16_000_000, "largest image that is decoded, its width times its height", low=1
+    )
+    duplicates: str = key(
+        "report",
+        "people and images both in training and in a test set; report: of images only where at most"
+        " 50000 are trained on; fail: of all, as an error",
+        choices=("report", "fail", "ignore"),
+    )
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Images of faces, one identity per folder."""
+"""Images of faces: folders, RecordIO, shards; batches of them."""

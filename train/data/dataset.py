@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from train.config import Config
-from train.data.folder import scan_folder
+from train.data.balanced import check_balanced
+from train.data.folder import has_images, scan_folder
 from train.data.image_list import ImageList, split_identities
 from train.data.loader import ImageSource, open_images
 from train.data.orl import HOLDOUT, scan_orl
+from train.data.recordio import scan_recordio
+from train.data.shards import is_pattern, is_remote, scan_shards
 from train.errors import UserError
 
 
@@ -22,8 +26,10 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
     data = config.data
     is_orl = data.path == "orl"
     holdout = data.holdout if data.holdout is not None else (HOLDOUT if is_orl else 0)
-    train, test = split_identities(scan(data.path), holdout)
+    everything = scan(data.path, skip=data.on_error == "skip")
+    train, test = split_identities(everything, holdout)
     source = open_source(config, train)
+    source.skipped.update(everything.left_out)
     left = len(source.images.identities)
     if left < 2:
         raise UserError(f"data.path: {left} identity left after skipping unreadable images, need 2")
@@ -32,12 +38,52 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
         raise UserError(
             f"a batch of {batch} images over {world_size} processes: BatchNorm needs 2 in each"
         )
+    if data.sampler == "balanced":
+        check_balanced(
+            left,
+            batch_size=config.train.batch_size,
+            images_per_identity=data.images_per_identity,
+            world_size=world_size,
+        )
     return Dataset(source, test)
 
 
-def scan(path: str) -> ImageList:
-    """The images under ``data.path``; nothing is decoded."""
-    return scan_orl() if path == "orl" else scan_folder(path)
+def scan(path: str, *, skip: bool = False) -> ImageList:
+    """The images of ``data.path``, whatever they are stored in; nothing is decoded.
+
+    ``skip`` leaves out records that are not what they should be, with the reason, where a format
+    has any to check.
+    """
+    if path == "orl":
+        return scan_orl()
+    if path.endswith(".rec"):
+        return scan_recordio(path, skip=skip)
+    if path.endswith(".tar") or is_pattern(path) or is_remote(path):
+        return scan_shards(path, skip=skip)
+    kinds = _kinds(Path(path))
+    if len(kinds) > 1:
+        raise UserError(
+            f"data.path: {path} holds {' and '.join(kinds)}; name the .rec file, a pattern of "
+            ".tar files or a folder of its own for the images"
+        )
+    if "train.rec" in kinds:
+        return scan_recordio(path, skip=skip)
+    if "*.tar" in kinds:
+        return scan_shards(path, skip=skip)
+    return scan_folder(path)
+
+
+def _kinds(folder: Path) -> list[str]:
+    """What a folder holds that could be meant, none if it is not a folder."""
+    if not folder.is_dir():
+        return []
+    found = ["train.rec"] if (folder / "train.rec").exists() else []
+    if any(folder.glob("*.tar")):
+        found.append("*.tar")
+    # Sub-folders matter only beside the others: there may be millions.
+    if found and has_images(folder):
+        found.append("sub-folders of images")
+    return found
 
 
 def open_source(config: Config, images: ImageList) -> ImageSource:
@@ -48,4 +94,5 @@ def open_source(config: Config, images: ImageList) -> ImageSource:
         on_error=config.data.on_error,
         cache=config.data.cache,
         workers=config.data.workers,
+        max_pixels=config.data.max_pixels,
     )

@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PIXEL_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Decoders inside Pillow only: some of its other formats start programs.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+MAX_PIXELS = 16_000_000  # where the configuration says nothing
+
+# Pillow warns from 89 million pixels on, below the limit that a user may set and above ours.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImageError(Exception):
     """The message names the image."""
 
 
-def decode(encoded: bytes, size: int, name: str) -> NDArray[np.uint8]:
-    """Any image to (3, size, size): grey is repeated, other shapes are stretched to a square.
+class PixelError(Exception):
+    """The reason why an image cannot be read."""
 
-    Downscaling is antialiased (PIL's filters widen their support with the reduction).
-    """
+
+def decode(encoded: bytes, size: int, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """:func:`to_pixels`, with an error that names the image."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except PIXEL_ERRORS as error:
-        raise UnreadableImageError(
-            f"cannot read image {name}: {_reason(error, encoded)}"
-        ) from error
-    if upright.mode.startswith("I"):  # 16-bit grey: PIL would clip instead of scaling
-        wide = np.asarray(upright, dtype=np.float32)
-        upright = Image.fromarray((wide / 257.0).clip(0, 255).round().astype(np.uint8))
-    rgb = upright.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+        return to_pixels(encoded, size, max_pixels)
+    except PixelError as error:
+        raise UnreadableImageError(f"cannot read image {name}: {error}") from error
 
 
-def _reason(error: BaseException, encoded: bytes) -> str:
+def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Any image to (3, size, size) RGB: grey is repeated, other shapes are stretched to a square.
+
+    Downscaling is antialiased (PIL's filters widen their support with the reduction). The size in
+    the image's header is checked before anything is decoded.
+    """
     if not encoded:
-        return "it is empty"
-    if isinstance(error, UnidentifiedImageError):  # its own text is the address of the buffer
-        return "no known image format"
-    return str(error) or type(error).__name__
+        raise PixelError("it is empty")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise PixelError(
+                    f"it has {image.width} x {image.height} pixels, more than "
+                    f"data.max_pixels={max_pixels}"
+                )
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
+        if rgb.size != (size, size):
+            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    except PixelError:
+        raise
+    except UnidentifiedImageError as error:  # its own text is the address of the buffer
+        raise PixelError("no known image format") from error
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise PixelError(str(error) or type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: PIL would clip instead of scaling
+        wide = np.asarray(image, dtype=np.float32)
+        image = Image.fromarray((wide / 257.0).clip(0, 255).round().astype(np.uint8))
+    return image.convert("RGB")

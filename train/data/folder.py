@@ -62,6 +62,15 @@ def scan_folder(path: str | Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> 
     return whole(Files(paths), labels, identities)
 
 
+def has_images(root: Path) -> bool:
+    """Whether any sub-folder holds an image."""
+    return any(
+        Path(f).suffix.lower() in IMAGE_SUFFIXES
+        for name in _entries(root, folders=True)
+        for f in _entries(root / name, folders=False)
+    )
+
+
 def _entries(folder: Path, *, folders: bool) -> list[str]:
     with os.scandir(folder) as entries:
         return [e.name for e in entries if e.is_dir() == folders and not e.name.startswith(".")]

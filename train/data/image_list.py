@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ class ImageList:
     rows: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64]  # (N,)
     identities: Sequence[str]
+    # What a scan that may skip has left out: why, by name.
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    # Whether identities have names; false: numbers that mean nothing outside of these records.
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,6 +46,7 @@ class ImageList:
             rows=self.rows[chosen],
             labels=labels.astype(np.int64),
             identities=[self.identities[label] for label in used],
+            named=self.named,
         )
 
 
@@ -59,3 +64,32 @@ def split_identities(images: ImageList, holdout: int) -> tuple[ImageList, ImageL
         raise UserError(f"data.path: need at least 2 identities to train on{held}, found {count}")
     train = images.labels < count - holdout
     return images.keep(np.flatnonzero(train)), images.keep(np.flatnonzero(~train))
+
+
+class Problems:
+    """Mistakes in the data: the first stops the scan, or all are collected where it may skip."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.messages: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        message = f"{name}: {reason}"
+        if not self.skip:
+            raise UserError(f"{message} (data.on_error=skip leaves such images out)")
+        self.messages.setdefault(name, message)
+
+
+def numbered(
+    records: Records, rows: NDArray[np.int64], numbers: NDArray[np.int64], problems: Problems
+) -> ImageList:
+    """Images whose identities are numbers, possibly with gaps."""
+    found, labels = np.unique(numbers, return_inverse=True)
+    return ImageList(
+        records=records,
+        rows=rows,
+        labels=labels.astype(np.int64),
+        identities=[str(number) for number in found.tolist()],
+        left_out=problems.messages,
+        named=False,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train.data.decode import UnreadableImageError, decode
+from train.data.decode import MAX_PIXELS, PixelError, to_pixels
 from train.data.image_list import ImageList
 from train.data.records import RecordError
 from train.errors import UserError
+
+T = TypeVar("T")
 
 CACHE_LIMIT_BYTES = 512 * 2**20
 
@@ -32,6 +36,7 @@ class ImageSource:
     workers: int = 0
     pixels: Tensor | None = None  # (len(images), 3, size, size) uint8 when cached
     skipped: dict[str, str] = field(default_factory=dict)
+    max_pixels: int = MAX_PIXELS
 
     def batches(self, indices: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """(n, 3, S, S) uint8 images and (n,) int64 labels for each list of indices."""
@@ -42,13 +47,15 @@ class ImageSource:
                 yield self.pixels[chosen], labels[chosen]
             return
         loader: DataLoader[_Sample] = DataLoader(
-            _Files(self.images, self.size, self.skip_unreadable),
+            _Decoded(self.images, self.size, self.skip_unreadable, self.max_pixels),
             batch_sampler=indices,  # type: ignore[arg-type]  # of an array, its rows
             num_workers=self.workers,
+            # Forked workers share the arrays of the image list; others would each get a copy.
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
         )
-        for pixels, labels, errors in loader:
+        for pixels, labels, errors in _living(loader):
             self.skipped.update(errors)
             if errors and not self.skip_unreadable:
                 message = next(iter(errors.values()))
@@ -66,52 +73,80 @@ class ImageSource:
 
 
 def open_images(
-    images: ImageList, size: int, *, on_error: str, cache: str = "auto", workers: int = 0
+    images: ImageList,
+    size: int,
+    *,
+    on_error: str,
+    cache: str = "auto",
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageSource:
     """Decode a small set at once, dropping bad files from it; leave a large one to its workers."""
     skip = on_error == "skip"
     fits = len(images) * 3 * size * size <= CACHE_LIMIT_BYTES
     if cache == "never" or (cache == "auto" and not fits):
-        return ImageSource(images, size, skip, workers)
+        return ImageSource(images, size, skip, workers, max_pixels=max_pixels)
     arrays: list[np.ndarray] = []
     good: list[int] = []
     skipped: dict[str, str] = {}
     for i in range(len(images)):
         try:
-            arrays.append(decode(images.read(i), size, images.name(i)))
+            arrays.append(_pixels(images, i, size, max_pixels))
             good.append(i)
-        except (RecordError, UnreadableImageError) as error:
+        except RecordError as error:
             if not skip:
                 raise UserError(f"{error} (data.on_error=skip leaves such images out)") from error
             skipped[images.name(i)] = str(error)
     if not arrays:
         raise UserError(f"none of the {len(images)} images can be read: {next(iter(skipped))}, ...")
     kept = images if len(good) == len(images) else images.keep(good)
-    return ImageSource(kept, size, skip, 0, torch.from_numpy(np.stack(arrays)), skipped)
+    pixels = torch.from_numpy(np.stack(arrays))
+    return ImageSource(kept, size, skip, 0, pixels, skipped, max_pixels)
+
+
+def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArray[np.uint8]:
+    """(3, size, size); the image is named only in errors, for which some storages must look."""
+    encoded = images.read(index)
+    try:
+        return to_pixels(encoded, size, max_pixels)
+    except PixelError as error:
+        raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
+
+
+def _living(loader: Iterable[T]) -> Iterator[T]:
+    """What a loader gives, as long as its processes live."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a decoding process has died, of an image or for want of memory; data.workers=0 "
+            "decodes in the training process"
+        ) from error
 
 
 _Sample = tuple[np.ndarray, int, dict[str, str]]
 
 
-class _Files(Dataset[_Sample]):
+class _Decoded(Dataset[_Sample]):
     """An unreadable image comes back as a message, not an exception: those lose their type on
     the way out of a worker. When skipping, the next readable image takes its place, so that
     batches keep their size on every process.
     """
 
-    def __init__(self, images: ImageList, size: int, skip: bool) -> None:
-        self.images, self.size, self.skip = images, size, skip
+    def __init__(self, images: ImageList, size: int, skip: bool, max_pixels: int) -> None:
+        self.images, self.size, self.skip, self.max_pixels = images, size, skip, max_pixels
 
     def __getitem__(self, index: int) -> _Sample:
         errors: dict[str, str] = {}
         for offset in range(len(self.images) if self.skip else 1):
             i = (index + offset) % len(self.images)
-            name = self.images.name(i)
             try:
-                pixels = decode(self.images.read(i), self.size, name)
+                pixels = _pixels(self.images, i, self.size, self.max_pixels)
                 return pixels, int(self.images.labels[i]), errors
-            except (RecordError, UnreadableImageError) as error:
-                errors[name] = str(error)
+            except RecordError as error:
+                errors[self.images.name(i)] = str(error)
         return np.zeros((3, self.size, self.size), np.uint8), -1, errors
 
     def __len__(self) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+# No photograph of a face is larger; nothing larger is read into memory.
+MAX_BYTES = 64 * 2**20
 
 
 class RecordError(Exception):
@@ -41,6 +45,12 @@ class Files:
     def read(self, index: int) -> bytes:
         try:
             with open(self.paths[index], "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise RecordError(
+                        f"cannot read image {self.paths[index]}: it has {size} bytes, "
+                        f"more than {MAX_BYTES}"
+                    )
                 return file.read()
         except OSError as error:
             reason = error.strerror or str(error)

@@ -1,0 +1,216 @@
+"""Shards as WebDataset writes them: ``*.tar`` of images and labels that share a name.
+
+``a/17.jpg`` (or .jpeg, .png) with ``a/17.cls``, a number as text, or ``a/17.json`` with "label".
+Names are grouped, patterns expanded and labels decoded by the library itself. Its streams are not
+used: they shuffle within a buffer and deal out whole shards, so that neither an exact continuation
+within an epoch nor disjoint processes nor batches of chosen identities come out of them. Here the
+tar files are indexed once and then read at any place, like all other data.
+
+Nothing is extracted, and only local files are opened: the library would also run "pipe:" commands.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tarfile import BLOCKSIZE, TarError, TarInfo
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.folder import natural_key
+from train.data.image_list import ImageList, Problems, numbered
+from train.data.open_files import OpenFiles
+from train.data.records import MAX_BYTES, RecordError
+from train.data.tar_index import Member, read_members, shown
+from train.errors import UserError
+
+IMAGES = ("jpg", "jpeg", "png")
+LABELS = {"cls": 64, "json": 1 << 16}  # with the most bytes that are read
+MOST_SHARDS = 1_000_000
+# Fewer are indexed by this process alone.
+_SHARDS_PER_PROCESS = 4
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Images within tar files."""
+
+    files: OpenFiles
+    shard: NDArray[np.int32]  # (N,) index of its file
+    offset: NDArray[np.int64]  # (N,) of its first byte
+    size: NDArray[np.int32]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def read(self, index: int) -> bytes:
+        size = int(self.size[index])
+        encoded = self.files.read(int(self.shard[index]), int(self.offset[index]), size)
+        if len(encoded) < size:
+            raise RecordError(f"cannot read image {self.name(index)}: the file has become shorter")
+        return encoded
+
+    def name(self, index: int) -> str:
+        """Looked up in the file: millions of names would take more memory than all else."""
+        shard = int(self.shard[index])
+        header = self.files.read(shard, int(self.offset[index]) - BLOCKSIZE, BLOCKSIZE)
+        try:
+            member = TarInfo.frombuf(header, "utf-8", "replace").name
+        except TarError:
+            member = f"at byte {self.offset[index]}"
+        return f"{self.files.paths[shard]}, member {shown(member)}"
+
+
+def is_remote(path: str) -> bool:
+    """An address or a command instead of a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path) is not None and not Path(path).exists()
+
+
+def is_pattern(path: str) -> bool:
+    return path.endswith(".tar") and any(c in path for c in "{*?[") and not Path(path).exists()
+
+
+def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
+    """The images of a folder of .tar files, of one, or of a pattern. None is read.
+
+    ``skip`` leaves out what is wrong with its reason.
+    """
+    try:
+        import webdataset  # noqa: F401  # here, so that the processes below need not
+    except ImportError as error:
+        raise UserError("shards are read with webdataset: pip install webdataset") from error
+    paths = list_shards(str(path))
+    problems = Problems(skip)
+    shard, offset, size, label = [], [], [], []
+    for i, (found, messages) in enumerate(_index_all(paths)):
+        for name, reason in messages:
+            problems.add(name, reason)
+        shard.append(np.full(len(found), i, np.int32))
+        offset.append(found[:, 0])
+        size.append(found[:, 1].astype(np.int32))
+        label.append(found[:, 2])
+    records = Shards(
+        OpenFiles(paths), np.concatenate(shard), np.concatenate(offset), np.concatenate(size)
+    )
+    if not len(records):
+        raise UserError(f"data.path: no images in the {len(paths)} shard(s) of {path}")
+    rows = np.arange(len(records), dtype=np.int64)
+    return numbered(records, rows, np.concatenate(label), problems)
+
+
+def list_shards(path: str) -> list[str]:
+    """The files that ``data.path`` means, in natural order."""
+    if is_remote(path):
+        raise UserError(f"data.path: shards must be local files, got {path}")
+    if Path(path).is_dir():
+        found = [str(p) for p in Path(path).glob("*.tar")]
+    elif is_pattern(path):
+        found = _expand(path)
+    else:
+        found = [path]
+    missing = next((p for p in found if not Path(p).is_file()), None)
+    if missing is not None:
+        raise UserError(f"data.path: no such file: {missing}")
+    if not found:
+        raise UserError(f"data.path: no .tar files: {path}")
+    return sorted(found, key=natural_key)
+
+
+def _expand(pattern: str) -> list[str]:
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    folder = os.path.dirname(re.split(r"[{*?\[]", pattern, maxsplit=1)[0])
+    if ".." in Path(pattern[len(folder) :]).parts or "/.." in pattern[len(folder) :]:
+        raise UserError(f"data.path: {pattern} leads outside of {folder or 'its folder'}")
+    ranges = re.findall(r"\{(-?[0-9]{1,9})\.\.(-?[0-9]{1,9})", pattern)
+    if math.prod(abs(int(a) - int(b)) + 1 for a, b in ranges) > MOST_SHARDS:
+        raise UserError(f"data.path: {pattern} means more than {MOST_SHARDS} shards")
+    try:
+        names = list(braceexpand(pattern))
+    except UnbalancedBracesError as error:
+        raise UserError(f"data.path: {pattern}: braces do not match") from error
+    found: list[str] = []
+    for name in names:
+        if any(part == ".." for part in Path(name[len(folder) :]).parts):
+            raise UserError(f"data.path: {pattern} leads outside of {folder or 'its folder'}")
+        found += glob.glob(name) if any(c in name for c in "*?[") else [name]
+    return list(dict.fromkeys(found))
+
+
+Found = tuple[NDArray[np.int64], list[tuple[str, str]]]
+
+
+def _index_all(paths: Sequence[str]) -> Iterator[Found]:
+    """Offset, size and label of the images in each, (N, 3), and what is wrong in it."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = min(len(paths) // _SHARDS_PER_PROCESS, (os.cpu_count() or 1) // ranks)
+    if processes < 2:
+        yield from map(_index, paths)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        yield from pool.map(_index, paths)
+
+
+def _index(path: str) -> Found:
+    from webdataset.tariterators import group_by_keys
+
+    wrong: list[tuple[str, str]] = []
+
+    def members() -> Iterator[dict[str, Any]]:
+        for member in read_members(path, wrong):
+            yield {"fname": member.name, "data": member, "__url__": path}
+
+    def note(error: Exception) -> bool:
+        name, _, reason = str(error.args[0]).partition(": ")
+        wrong.append((f"{path}, member {shown(name)}", reason.split(" dict_keys")[0]))
+        return True
+
+    files = OpenFiles([path])
+    found: list[tuple[int, int, int]] = []
+    for sample in group_by_keys(members(), handler=note):
+        try:
+            image, label = _read_sample(files, sample)
+            found.append((image.offset, image.size, label))
+        except RecordError as error:
+            wrong.append((f"{path}, sample {shown(sample['__key__'])}", str(error)))
+    return np.array(found, np.int64).reshape(-1, 3), wrong
+
+
+def _read_sample(files: OpenFiles, sample: dict[str, Any]) -> tuple[Member, int]:
+    """Where the image is, and the label."""
+    images = [sample[e] for e in IMAGES if e in sample]
+    if len(images) != 1:
+        raise RecordError(f"expected one image, .{', .'.join(IMAGES)}; found {len(images)}")
+    if images[0].size > MAX_BYTES:
+        raise RecordError(f"it has {images[0].size} bytes, more than {MAX_BYTES}")
+    extension = next((e for e in LABELS if e in sample), None)
+    if extension is None:
+        raise RecordError("no label: expected a .cls or .json")
+    member = sample[extension]
+    if member.size > LABELS[extension]:
+        raise RecordError(f"its .{extension} has {member.size} bytes, a label needs fewer")
+    return images[0], _read_label(files.read(0, member.offset, member.size), extension)
+
+
+def _read_label(content: bytes, extension: str) -> int:
+    from webdataset.autodecode import basichandlers
+
+    try:
+        value = basichandlers(f".{extension}", content)
+        if extension == "json":
+            value = value["label"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        what = 'JSON with "label"' if extension == "json" else "a number"
+        raise RecordError(f"its .{extension} is not {what}: {content[:20]!r}") from error
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise RecordError(f"its label is {str(value)[:20]}, expected a whole number from 0 on")
+    return value
