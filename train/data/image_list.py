@@ -50,10 +50,13 @@ class ImageList:
         )
 
 
-def whole(records: Records, labels: Sequence[int], identities: Sequence[str]) -> ImageList:
+def whole(
+    records: Records, labels: Sequence[int], identities: Sequence[str], *, named: bool = True
+) -> ImageList:
     """All images of ``records``."""
     rows = np.arange(len(records), dtype=np.int64)
-    return ImageList(records, rows, np.asarray(labels, dtype=np.int64), identities)
+    labels = np.asarray(labels, dtype=np.int64)
+    return ImageList(records, rows, labels, identities, named=named)
 
 
 def split_identities(images: ImageList, holdout: int) -> tuple[ImageList, ImageList]:

@@ -85,7 +85,8 @@ def open_bin_set(path: str | Path, size: int, *, on_error: str, workers: int) ->
     images, same = _read(path)
     labels = np.repeat(np.arange(len(same)), 2)
     records = Encoded(images, str(path))
-    pairs = whole(records, labels.tolist(), [f"pair {p}" for p in range(len(same))])
+    numbers = [f"pair {p}" for p in range(len(same))]
+    pairs = whole(records, labels.tolist(), numbers, named=False)
     source = open_images(pairs, size, on_error=on_error, cache="never", workers=workers)
     return BinSet(path.stem, source, same)
 

@@ -63,4 +63,5 @@ def open_images_of(model: Model, images: ImageList, arguments: Namespace) -> Ima
         model.config.model.input_size,
         on_error=arguments.on_error,
         workers=arguments.workers,
+        max_pixels=model.config.data.max_pixels,
     )
