@@ -40,7 +40,7 @@ from train.losses import (
 )
 from train.optimizer import build_optimizer, build_scaler, clip
 from train.run_folder import MetricsLog
-from train.schedule import lr_factor
+from train.schedule import learning_rate
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -268,16 +268,7 @@ class Trainer:
 
     def lr(self) -> float:
         """Learning rate of the next step."""
-        train = self.config.train
-        return train.lr * lr_factor(
-            self.step,
-            self.total_steps,
-            schedule=train.schedule,
-            warmup_steps=math.ceil(train.warmup_epochs * self.steps_per_epoch),
-            power=train.power,
-            milestones=[math.ceil(m * self.steps_per_epoch) for m in train.milestones],
-            gamma=train.gamma,
-        )
+        return learning_rate(self.config.train, self.step, self.total_steps, self.steps_per_epoch)
 
     def _has_pairs(self, step: int) -> bool:
         """Whether the pair loss takes part in this step, counted from 0."""
