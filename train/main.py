@@ -18,7 +18,7 @@ if not __package__:  # started as a script: sys.path[0] is train/, the package i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.environment import prepare_environment
-from train.errors import INTERRUPTED, Parser, exit_code
+from train.errors import INTERRUPTED, Parser, UserError, exit_code
 
 prepare_environment()
 
@@ -62,6 +62,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
     )
     arguments = parser.parse_intermixed_args(argv)
     resume = arguments.resume is not None
+    if resume and arguments.dry_run:
+        raise UserError("--dry-run and --resume: a dry run takes its step from the start")
     # `--resume run.dir=x` means the default checkpoint and an override.
     if resume and "=" in arguments.resume and not Path(arguments.resume).exists():
         arguments.overrides.append(arguments.resume)
