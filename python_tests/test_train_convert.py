@@ -122,6 +122,28 @@ def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(
     assert torch.equal(state["fc.weight"], trained["fc.weight"])
 
 
+def test_shards_of_classes_are_no_hindrance(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", identities=2, images=4)
+    sections: dict[str, dict[str, Any]] = {
+        "train": {"epochs": 1},
+        "partial_fc": {"enabled": "always"},
+    }
+    trained = train(tiny(faces, tmp_path / "run", **sections)).backbone.state_dict()
+    assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
+    assert convert.run([str(tmp_path / "run"), str(tmp_path / "out.pt")]) == 0
+    plain = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert all(torch.equal(plain[key], trained[key]) for key in trained)
+
+
+def test_losses_within_the_network_are_left_out() -> None:
+    names = ("sample_to_class_loss.weight", "sample_to_sample_loss.bias")  # UniTSFace
+    names += ("loss.weight", "loss.bias", "loss.weight_mom")  # UniFace
+    state = {name: torch.zeros(1) for name in (*names, "conv1.weight")}
+    found = find_state({"state_dict": {f"module.{key}": v for key, v in state.items()}})
+    assert found is not None
+    assert list(found) == ["conv1.weight"]
+
+
 def test_mistakes_name_the_tensors(tmp_path: Path) -> None:
     # Shapes are enough: tensors without memory of their own make small files.
     state, other = (

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,7 +166,7 @@ def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
     trainer.module.train()
     start = time.perf_counter()
     # Reduced precision is emulated on many CPUs, which would take minutes.
-    with autocast(trainer.config, device) if device.type == "cuda" else torch.enable_grad():
+    with autocast(trainer.config, device) if device.type == "cuda" else nullcontext():
         kept = Kept([*trainer.backbone.parameters(), *trainer.backbone.buffers()])
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             features = trainer.backbone(images)
