@@ -1,4 +1,4 @@
-"""IResNet: names, shapes and outputs of the published backbones."""
+"""IResNet and LResNet: names, shapes and outputs of the published backbones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import pytest
 import torch
 import train_support  # noqa: F401  (puts the repository root on the path)
 
-from train.backbones import STAGES, build_backbone
+from train.backbones import STAGES, backbone_names, build_backbone
 
 DATA = Path(__file__).parent / "data"
 SHAPES = json.loads((DATA / "backbone_state_dicts.json").read_text())
 OUTPUTS = dict(np.load(DATA / "backbone_outputs.npz"))
+
+
+def published_input() -> torch.Tensor:
+    flat = torch.arange(2 * 3 * 112 * 112, dtype=torch.float64)
+    return torch.sin(0.011 * flat).view(2, 3, 112, 112).float()
 
 
 def fill(state: dict[str, torch.Tensor]) -> None:
@@ -46,13 +51,42 @@ def test_state_dict_has_the_published_keys_and_shapes(name: str) -> None:
 def test_outputs_match_the_published_model(name: str) -> None:
     model = build_backbone(name).eval()
     fill(model.state_dict())
-    flat = torch.arange(2 * 3 * 112 * 112, dtype=torch.float64)
-    images = torch.sin(0.011 * flat).view(2, 3, 112, 112).float()
     with torch.no_grad():
-        output = model(images)
+        output = model(published_input())
     expected = torch.from_numpy(OUTPUTS[name])
     assert (output - expected).norm() <= 1e-4 * expected.norm()
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lresnet_has_the_published_tensors_without_the_losses() -> None:
+    with torch.device("meta"):
+        state = build_backbone("lresnet50e_ir").state_dict()
+    published = SHAPES["unitsface_lresnet50eir"]
+    losses = [key for key in published if key.startswith("sample_to_")]
+    assert len(losses) == 3
+    expected = {key: shape for key, shape in published.items() if key not in losses}
+    assert {key: list(value.shape) for key, value in state.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "lresnet50e_ir"])
+@pytest.mark.parametrize(("size", "embedding_size"), [(31, 64), (48, 100)])
+def test_features_of_any_number_from_images_of_any_size(
+    name: str, size: int, embedding_size: int
+) -> None:
+    model = build_backbone(name, size, 0.0, embedding_size)
+    assert model(torch.zeros(2, 3, size, size)).shape == (2, embedding_size)
+
+
+def test_every_name_builds() -> None:
+    sizes = {}
+    for name in backbone_names():
+        with torch.device("meta"):
+            model = build_backbone(name)
+        sizes[name] = sum(p.numel() for p in model.parameters())
+    assert len(sizes) == 8
+    for family in ("iresnet{}", "lresnet{}e_ir"):
+        parameters = [sizes[family.format(depth)] for depth in (50, 100, 200)]
+        assert parameters == sorted(parameters)
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import unitsface_kernels as uk
+from train.backbones.weights import differences, find_state, recognise
 from train.config import Config
 from train.errors import UserError
 
@@ -91,35 +92,28 @@ def architecture(config: Config) -> str:
     return f"{config.model.name} at {config.model.input_size} x {config.model.input_size}"
 
 
-def _guess_architecture(state: dict[str, Any]) -> str:
-    """Name the backbone that a bare state dict belongs to, from its keys alone."""
-    from train.backbones import STAGES
+def load_backbone(
+    backbone: nn.Module, values: Any, *, path: Path, config: Config, averaged: bool = False
+) -> None:
+    """Load backbone weights, or say which architecture the file holds and which was asked for.
 
-    blocks = tuple(
-        len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
-        for stage in (1, 2, 3, 4)
-    )
-    names = [name for name, stages in STAGES.items() if stages == blocks]
-    return names[0] if names else f"another architecture ({len(state)} tensors)"
-
-
-def load_backbone(backbone: nn.Module, state: Any, *, path: Path, config: Config) -> None:
-    """Load backbone weights, or say which architecture the file holds and which was asked for."""
-    if isinstance(state, dict) and isinstance(state.get("backbone"), dict):
-        state = state["backbone"]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    Args:
+        values: what the file holds, see :mod:`train.backbones.weights`.
+        averaged: take averaged weights where there are any.
+    """
+    state = find_state(values, averaged=averaged)
+    if state is None:
         raise UserError(f"{path} holds no backbone state dict")
-    expected = backbone.state_dict()
-    other = _guess_architecture(state)
-    if other != config.model.name or state.keys() != expected.keys():
-        raise UserError(f"{path} holds {other}, not {architecture(config)}")
-    wrong = [k for k in expected if expected[k].shape != state[k].shape]
-    if wrong:
-        given, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
-        raise UserError(
-            f"{path} holds {other} of another input size, not {architecture(config)}: "
-            f"{wrong[0]} is {given}, expected {wanted}"
-        )
+    found = differences(state, backbone.state_dict())
+    held = recognise(state) or f"another architecture ({len(state)} tensors)"
+    if found and held == config.model.name:
+        if found[0].startswith(("missing", "unexpected")):
+            held = f"{held} with other tensors"
+        else:
+            features = any(f.startswith(("features.", "bn5.")) for f in found)
+            held = f"{held} of another {'embedding' if features else 'input'} size"
+    if found:
+        raise UserError(f"{path} holds {held}, not {architecture(config)}: {'; '.join(found)}")
     backbone.load_state_dict(state)
 
 

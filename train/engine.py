@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import unitsface_kernels as uk
 from train import checkpoint
-from train.backbones import EMBEDDING_SIZE, IResNet, build_backbone
+from train.backbones import build_backbone
 from train.config import Config, to_dict
 from train.data.augment import Augment, normalise, to_unit
 from train.data.loader import ImageSource
@@ -40,7 +40,7 @@ from train.losses import (
 )
 from train.optimizer import build_optimizer, build_scaler, clip
 from train.run_folder import MetricsLog
-from train.schedule import lr_factor
+from train.schedule import learning_rate
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,7 +51,7 @@ class TrainStep(nn.Module):
     Of what is in shards there is nothing to average: it takes the features outside.
     """
 
-    def __init__(self, backbone: IResNet, loss: FaceLoss) -> None:
+    def __init__(self, backbone: nn.Module, loss: FaceLoss) -> None:
         super().__init__()
         self.backbone = backbone
         self.loss = loss
@@ -88,28 +88,30 @@ class Trainer:
         self.step = 0
 
         torch.manual_seed(config.run.seed)  # the same initial weights on every process
+        model = config.model
         self.backbone = build_backbone(
-            config.model.name, config.model.input_size, config.model.dropout
+            model.name, model.input_size, model.dropout, model.embedding_size, model.options
         )
         sharded = shards_classes(config.loss, config.partial_fc, world.size)
         self.loss = build_loss(
             class_name=NO_LOSS if sharded else config.loss.class_name,
             pair_name=config.loss.pair_name,
             num_classes=len(source.images.identities),
-            embedding_size=EMBEDDING_SIZE,
+            embedding_size=model.embedding_size,
             class_options=config.loss.class_options,
             pair_options=config.loss.pair_options,
             class_weight=config.loss.class_weight,
             pair_weight=config.loss.pair_weight,
             backend=config.loss.backend,
             group=world.group if config.loss.pair_across_ranks else None,
+            class_until_pairs=config.loss.class_until_filled,
         )
         self.head: uk.PartialFC | None = None
         if sharded:
             self.head = build_head(
                 config.loss.class_name,
                 len(source.images.identities),
-                EMBEDDING_SIZE,
+                model.embedding_size,
                 sample_rate=config.partial_fc.sample_rate,
                 seed=config.run.seed,
                 device=world.device,
@@ -119,17 +121,17 @@ class Trainer:
         if config.model.weights and load_weights:
             path = Path(config.model.weights)
             state = checkpoint.read(path)
-            checkpoint.load_backbone(self.backbone, state, path=path, config=config)
+            checkpoint.load_backbone(self.backbone, state, path=path, config=config, averaged=True)
         self.module = TrainStep(self.backbone, self.loss).to(world.device)
         # Not part of the module: data-parallel training would broadcast it at every step, and it
         # is the same on every process anyway.
         self.memory: nn.Module | None = None
         if config.loss.memory:
             identities = len(source.images.identities)
-            self.memory = uk.FeatureMemory(identities, EMBEDDING_SIZE).to(world.device)
-        try_loss(self.loss, EMBEDDING_SIZE, world.device)
+            self.memory = uk.FeatureMemory(identities, model.embedding_size).to(world.device)
+        try_loss(self.loss, model.embedding_size, world.device)
         if self.head is not None:
-            try_head(self.head, EMBEDDING_SIZE, world.device)
+            try_head(self.head, model.embedding_size, world.device)
         if config.model.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
@@ -268,16 +270,7 @@ class Trainer:
 
     def lr(self) -> float:
         """Learning rate of the next step."""
-        train = self.config.train
-        return train.lr * lr_factor(
-            self.step,
-            self.total_steps,
-            schedule=train.schedule,
-            warmup_steps=math.ceil(train.warmup_epochs * self.steps_per_epoch),
-            power=train.power,
-            milestones=[math.ceil(m * self.steps_per_epoch) for m in train.milestones],
-            gamma=train.gamma,
-        )
+        return learning_rate(self.config.train, self.step, self.total_steps, self.steps_per_epoch)
 
     def _has_pairs(self, step: int) -> bool:
         """Whether the pair loss takes part in this step, counted from 0."""

@@ -77,8 +77,10 @@ class FaceLoss(nn.Module):
         pair_loss: nn.Module | None,
         class_weight: float = 1.0,
         pair_weight: float = 1.0,
+        class_until_pairs: bool = False,
     ) -> None:
         super().__init__()
+        self.class_until_pairs = class_until_pairs
         self.class_loss = class_loss
         self.pair_loss = pair_loss
         self.class_weight = class_weight
@@ -94,25 +96,33 @@ class FaceLoss(nn.Module):
         """(N, D) features and (N,) labels to three scalars: total, class term, pair term.
 
         ``memory``, (M, D) features and (M,) labels, takes the batch's place as the columns of the
-        pair loss; without ``pairs`` its term is left out.
+        pair loss; without ``pairs`` its term is left out. With ``class_until_pairs`` the class
+        term is left out where the pair term is there.
         """
         class_term = pair_term = torch.zeros((), device=features.device)
-        if self.class_loss is not None:
+        if self.class_loss is not None and not (pairs and self.class_until_pairs):
             class_term = self.class_loss(features, labels)
+        elif self.class_loss is not None:
+            class_term = class_term + _nothing(self.class_loss)
         if self.pair_loss is not None and pairs:
             columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
             pair_term = self.pair_loss(features, labels, **columns)
         elif self.pair_loss is not None:
-            # Data-parallel training waits for every parameter's gradient: one of zero, from an
-            # empty sum.
-            for p in self.pair_loss.parameters():
-                pair_term = pair_term + p.flatten()[:0].sum()
+            pair_term = pair_term + _nothing(self.pair_loss)
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
     def threshold(self) -> float | None:
         """The unified cosine threshold, the pair loss's if it has one; None without any."""
         return first_threshold(self.pair_loss, self.class_loss)
+
+
+def _nothing(loss: nn.Module) -> Tensor:
+    """0 with gradients of zero for all parameters, from empty sums: data-parallel training waits
+    for the gradient of every one.
+    """
+    empty = (p.flatten()[:0].sum() for p in loss.parameters())
+    return sum(empty, torch.zeros(()))
 
 
 def set_epoch(losses: nn.Module, epoch: int) -> None:
@@ -160,6 +170,7 @@ def build_loss(
     pair_weight: float = 1.0,
     backend: str = "auto",
     group: Any = None,
+    class_until_pairs: bool = False,
 ) -> FaceLoss:
     """The losses of a configuration; class weights are (num_classes, embedding_size).
 
@@ -179,12 +190,14 @@ def build_loss(
     if pair_name != NO_LOSS:
         cls = uk.PAIR_LOSSES[pair_name]
         pair_loss = _construct("pair", pair_name, cls, given, pair_options or {})
-    return FaceLoss(class_loss, pair_loss, class_weight, pair_weight)
+    return FaceLoss(class_loss, pair_loss, class_weight, pair_weight, class_until_pairs)
 
 
 def shards_classes(loss: Any, partial_fc: Any, processes: int) -> bool:
     """Whether a configuration's class loss has its classes in shards, :func:`build_head`."""
     if loss.class_name not in shardable_names() or partial_fc.enabled == "never":
+        return False
+    if loss.class_until_filled:
         return False
     asked = partial_fc.sample_rate < 1.0 or partial_fc.fused_optimizer != "none"
     return partial_fc.enabled == "always" or asked or processes > 1
@@ -248,7 +261,9 @@ def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
     groups = [module.group for module in loss.modules() if hasattr(module, "group")]
     loss = copy.deepcopy(loss, {id(group): group for group in groups})
     try:
-        loss(torch.ones(2, embedding_size, device=device), torch.tensor([0, 1], device=device))
+        for pairs in (True, False) if loss.class_until_pairs else (True,):
+            features = torch.ones(2, embedding_size, device=device)
+            loss(features, torch.tensor([0, 1], device=device), pairs=pairs)
     except (TypeError, ValueError, RuntimeError) as error:
         if lost_process(error):
             raise

@@ -1,6 +1,6 @@
 """Train a face-recognition backbone.
 
-python train/main.py key=value ... [--config file.yaml] [--resume [checkpoint]]
+python train/main.py key=value ... [--config file.yaml ...] [--resume [checkpoint]] [--dry-run]
 torchrun --nproc_per_node=2 train/main.py key=value ...
 """
 
@@ -18,7 +18,7 @@ if not __package__:  # started as a script: sys.path[0] is train/, the package i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.environment import prepare_environment
-from train.errors import INTERRUPTED, Parser, exit_code
+from train.errors import INTERRUPTED, Parser, UserError, exit_code
 
 prepare_environment()
 
@@ -37,7 +37,22 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
         description="Train a face-recognition backbone on a folder of images per identity.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="see the keys below")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of keys, under the arguments")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="YAML file of keys, under the arguments; of several the later ones win",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, take one step on made-up images, say what the run would take",
+    )
+    parser.add_argument("--dry-run-batch", type=int, default=4, metavar="N", help="images of it")
+    parser.add_argument(
+        "--dry-run-processes", type=int, default=1, metavar="N", help="processes of the run"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -47,6 +62,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
     )
     arguments = parser.parse_intermixed_args(argv)
     resume = arguments.resume is not None
+    if resume and arguments.dry_run:
+        raise UserError("--dry-run and --resume: a dry run takes its step from the start")
     # `--resume run.dir=x` means the default checkpoint and an override.
     if resume and "=" in arguments.resume and not Path(arguments.resume).exists():
         arguments.overrides.append(arguments.resume)
@@ -65,8 +82,8 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
 
     arguments, resume = parse_arguments(argv)
     layers = []
-    if arguments.config:
-        layers.append((arguments.config, read_yaml(arguments.config)))
+    for path in arguments.config:
+        layers.append((path, read_yaml(path)))
     layers.append(("command line", parse_overrides(arguments.overrides)))
     if not resume:
         return make_config(*layers), None, None
@@ -108,6 +125,12 @@ def stop_on_signal(enabled: bool) -> Iterator[list[int]]:
 
 def run(argv: list[str]) -> int:
     config, resume_path, values = load_config(argv)
+    arguments, _ = parse_arguments(argv)
+    if arguments.dry_run:
+        from train.dry_run import dry_run
+
+        batch, processes = arguments.dry_run_batch, arguments.dry_run_processes
+        return dry_run(config, batch=batch, processes=processes)
     from train.data.dataset import open_dataset
     from train.data.duplicates import check_duplicates
     from train.distributed import open_world

@@ -16,10 +16,13 @@ from train.errors import UserError
 
 def build_optimizer(
     config: Config, backbone: nn.Module, loss: nn.Module, head: uk.PartialFC | None = None
-) -> torch.optim.SGD:
-    """SGD. Thresholds (parameters of the losses without a feature axis: one, or one per identity,
-    whatever its name) have no weight decay: they are positions on the cosine axis, and nothing
-    says they should be near zero.
+) -> torch.optim.Optimizer:
+    """SGD or AdamW.
+
+    Thresholds (parameters of the losses without a feature axis: one, or one per identity, whatever
+    its name) have no weight decay: they are positions on the cosine axis, and nothing says they
+    should be near zero. All else decays, norms and biases of a ViT's too, as it does where
+    insightface trains ViTs.
     """
     train = config.train
     learned = [p for p in loss.parameters() if p.requires_grad]
@@ -30,8 +33,16 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
     if thresholds:
         groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
-    kind = torch.optim.SGD if head is None else uk.SampledSGD
-    optimizer = kind(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    optimizer: torch.optim.Optimizer
+    if train.optimizer == "adamw":
+        adamw = torch.optim.AdamW if head is None else uk.SampledAdamW
+        betas = (train.momentum, 0.999)
+        optimizer = adamw(groups, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
+    else:
+        sgd = torch.optim.SGD if head is None else uk.SampledSGD
+        optimizer = sgd(
+            groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+        )
     fused = config.partial_fc.fused_optimizer
     if head is not None and fused != "none":
         try:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.config.sections import TrainConfig
 
 SCHEDULES = ("constant", "polynomial", "cosine", "step")
 
@@ -36,3 +40,16 @@ def lr_factor(
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+
+
+def learning_rate(train: TrainConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """Of ``step``, from 0, with what a configuration gives in epochs."""
+    return train.lr * lr_factor(
+        step,
+        total_steps,
+        schedule=train.schedule,
+        warmup_steps=math.ceil(train.warmup_epochs * steps_per_epoch),
+        power=train.power,
+        milestones=[math.ceil(m * steps_per_epoch) for m in train.milestones],
+        gamma=train.gamma,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.backbones import check_backbone
 from train.config.keys import choices_of
 from train.config.sections import Config, iter_keys
 from train.errors import UserError
@@ -20,12 +21,15 @@ def check(config: Config) -> None:
         if not (low is None or value >= low) or not (high is None or value <= high):  # also NaN
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"{key}: expected a number {bounds}, got {value}")
+    check_backbone(config.model.name, config.model.options)
     if NO_LOSS == config.loss.class_name == config.loss.pair_name:
         raise UserError("loss.class and loss.pair are both 'none': nothing to train")
     if config.loss.memory and NO_LOSS in (config.loss.class_name, config.loss.pair_name):
         raise UserError(
             "loss.memory=true needs loss.pair, and loss.class to train while the memory fills"
         )
+    if config.loss.class_until_filled and not config.loss.memory:
+        raise UserError("loss.class_until_filled=true needs loss.memory=true")
     _check_partial_fc(config)
     if config.train.schedule == "step" and not config.train.milestones:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
@@ -53,6 +57,8 @@ def _check_partial_fc(config: Config) -> None:
         raise UserError(
             f"{asked[0]}: loss.class={name} is not among {', '.join(shardable_names())}"
         )
+    if asked and config.loss.class_until_filled:
+        raise UserError(f"{asked[0]}: loss.class_until_filled=true needs whole class weights")
     if asked and partial.enabled == "never":
         raise UserError(f"{asked[0]} needs shards of classes, not partial_fc.enabled=never")
     clips = train.clip_classes and train.clip_norm > 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.backbones import STAGES
+from train.backbones import backbone_names
 from train.config.keys import about, key, key_name
 from train.losses import NO_LOSS, class_loss_names, pair_loss_names
 from train.schedule import SCHEDULES
@@ -19,7 +19,9 @@ def _loss_choices(names: list[str]) -> list[str]:
 
 @dataclass
 class ModelConfig:
-    name: str = key("iresnet18", "backbone", choices=tuple(STAGES))
+    name: str = key(
+        "iresnet18", f"backbone ({', '.join(backbone_names())}, or timm:MODEL with any of timm's)"
+    )
     input_size: int = key(112, "side of the square input image in pixels", low=16)
     dropout: float = key(0.0, "dropout before the last linear layer", low=0.0, high=0.99)
     freeze_bn: bool = key(
@@ -29,6 +31,14 @@ class ModelConfig:
     )
     channels_last: bool = key(True, "channels-last memory format (faster convolutions)")
     weights: str = key("", "backbone state dict to start from, e.g. a published .pth file")
+    embedding_size: int = key(512, "numbers in a feature", low=1)
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=about(
+            "keywords of timm.create_model for timm:MODEL, e.g."
+            " model.options={img_size: 112, patch_size: 8, global_pool: ''}"
+        ),
+    )
 
 
 @dataclass
@@ -66,6 +76,10 @@ class LossConfig:
         False,
         "compare the batch with the newest feature of every identity instead of with itself in the"
         " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
+    )
+    class_until_filled: bool = key(
+        False,
+        "the class loss only trains while the memory fills; then the pair loss goes on alone",
     )
 
 
@@ -136,6 +150,12 @@ class DataConfig:
         " 50000 are trained on; fail: of all, as an error",
         choices=("report", "fail", "ignore"),
     )
+    num_identities: int = key(
+        0, "identities that the published set has, for --dry-run without the data", low=0
+    )
+    num_images: int = key(
+        0, "images that the published set has, for --dry-run without the data", low=0
+    )
 
 
 @dataclass
@@ -144,8 +164,8 @@ class TrainConfig:
     max_steps: int = key(0, "stop (and end the schedule) after this many steps; 0: no limit", low=0)
     batch_size: int = key(64, "images per step, summed over all processes", low=2)
     lr: float = key(0.1, "peak learning rate", low=0.0)
-    momentum: float = key(0.9, "SGD momentum", low=0.0, high=1.0)
-    weight_decay: float = key(5e-4, "SGD weight decay (none on thresholds)", low=0.0)
+    momentum: float = key(0.9, "momentum of SGD, first beta of AdamW", low=0.0, high=1.0)
+    weight_decay: float = key(5e-4, "weight decay (none on thresholds)", low=0.0)
     threshold_lr: float = key(1.0, "learning rate of thresholds, as a multiple of lr", low=0.0)
     clip_norm: float = key(5.0, "largest gradient norm of the backbone; 0: no limit", low=0.0)
     clip_classes: bool = key(False, "clip_norm is of the backbone and the losses together")
@@ -162,6 +182,11 @@ class TrainConfig:
         1800.0, "seconds a process waits for the others before it gives up", low=1.0
     )
     device: str = key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
+    optimizer: str = key(
+        "sgd",
+        "optimiser; adamw's weight decay, of which 0.1 is usual, is not scaled with the gradient",
+        choices=("sgd", "adamw"),
+    )
 
 
 @dataclass

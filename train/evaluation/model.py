@@ -49,7 +49,10 @@ def load_model(arguments: Namespace) -> Model:
         path = checkpoint.last(path)
     values = checkpoint.read_run(path)
     config = make_config((str(path), values["config"]))
-    backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
+    model = config.model
+    backbone = build_backbone(
+        model.name, model.input_size, model.dropout, model.embedding_size, model.options
+    )
     checkpoint.load_backbone(backbone, values, path=path, config=config)
     device = choose_device(arguments.device, 0)
     threshold = values["trainer"].get("threshold")

@@ -2,6 +2,9 @@
 
 A published checkpoint therefore loads unchanged. At ``input_size`` other than 112 only the
 columns of ``fc.weight`` differ.
+
+Source: Duta et al., "Improved Residual Networks for Image and Video Recognition", ICPR 2020, as in
+deepinsight/insightface, recognition/arcface_torch.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 BN_EPS = 1e-5
-EMBEDDING_SIZE = 512
 
 # Blocks in each of the four stages, by name.
 STAGES: dict[str, tuple[int, int, int, int]] = {
@@ -51,10 +53,14 @@ class ImprovedBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(N, 3, S, S) normalised images to (N, 512) float32 features, S = ``input_size``."""
+    """(N, 3, S, S) normalised images to (N, D) float32 features, S = ``input_size``."""
 
     def __init__(
-        self, stages: tuple[int, int, int, int], input_size: int = 112, dropout: float = 0.0
+        self,
+        stages: tuple[int, int, int, int],
+        input_size: int = 112,
+        dropout: float = 0.0,
+        embedding_size: int = 512,
     ) -> None:
         super().__init__()
         self.input_size = input_size
@@ -70,8 +76,8 @@ class IResNet(nn.Module):
         side = input_size
         for _ in range(4):  # each stage's stride-2, padding-1 convolution rounds up
             side = (side + 1) // 2
-        self.fc = nn.Linear(512 * side * side, EMBEDDING_SIZE)
-        self.features = nn.BatchNorm1d(EMBEDDING_SIZE, eps=BN_EPS)
+        self.fc = nn.Linear(512 * side * side, embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size, eps=BN_EPS)
         # The scale of every coordinate stays 1: the losses see cosines only, and a learned
         # per-coordinate scale would undo the whitening that this last BatchNorm is there for.
         self.features.weight.requires_grad_(False)
@@ -89,15 +95,10 @@ class IResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, 3, S, S) -> (N, 512)
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, S, S) -> (N, D)
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         # Features stay float32 under autocast: rounding them would move every cosine.
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
-
-
-def build_backbone(name: str, input_size: int = 112, dropout: float = 0.0) -> IResNet:
-    """A randomly initialised backbone; ``name`` is a key of :data:`STAGES`."""
-    return IResNet(STAGES[name], input_size=input_size, dropout=dropout)

@@ -1,0 +1,58 @@
+"""Backbones by name: (N, 3, S, S) images in [-1, 1] to (N, D) float32 features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from train.backbones import iresnet, lresnet
+from train.backbones.iresnet import STAGES, IResNet
+from train.backbones.lresnet import LResNet
+from train.backbones.timm_models import PREFIX, TimmBackbone
+from train.errors import UserError
+
+__all__ = [
+    "STAGES",
+    "IResNet",
+    "LResNet",
+    "TimmBackbone",
+    "backbone_names",
+    "build_backbone",
+    "check_backbone",
+]
+
+
+def backbone_names() -> list[str]:
+    """All but timm's."""
+    return [*iresnet.STAGES, *lresnet.STAGES]
+
+
+def check_backbone(name: str, options: dict[str, Any]) -> None:
+    """What can be said of ``model.name`` and ``model.options`` without building anything."""
+    if name.startswith(PREFIX) and name != PREFIX:
+        return
+    if name not in backbone_names():
+        names = ", ".join(backbone_names())
+        raise UserError(f"model.name: expected one of {names}, {PREFIX}MODEL; got '{name}'")
+    if options:
+        raise UserError(f"model.options: {name} takes none, only {PREFIX}MODEL does")
+
+
+def build_backbone(
+    name: str,
+    input_size: int = 112,
+    dropout: float = 0.0,
+    embedding_size: int = 512,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A randomly initialised backbone; ``name`` and ``options`` as :func:`check_backbone` has it.
+
+    Raises:
+        UserError: a model of timm that cannot be built or does not take such images.
+    """
+    if name.startswith(PREFIX):
+        return TimmBackbone(name, input_size, dropout, embedding_size, options)
+    if name in lresnet.STAGES:
+        return LResNet(lresnet.STAGES[name], input_size, dropout, embedding_size)
+    return IResNet(STAGES[name], input_size, dropout, embedding_size)

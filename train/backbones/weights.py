@@ -1,0 +1,94 @@
+"""Backbone weights out of files of several origins: which tensors they are, and of which backbone.
+
+Origins: a bare state dict (insightface's ``backbone.pth``), a training checkpoint of arcface_torch
+(``state_dict_backbone``), of UniTSFace or UniFace (``state_dict``, with the losses' tensors among
+the backbone's), or of this harness (``backbone``, and ``ema`` for averaged weights).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from train.backbones import iresnet, lresnet
+
+# The entries under which checkpoints keep a backbone.
+ENTRIES = ("backbone", "state_dict_backbone", "state_dict")
+AVERAGED = "ema"
+# What DataParallel, DistributedDataParallel and torch.compile put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
+# Losses that UniTSFace and UniFace keep as parts of the network.
+LOSSES = ("sample_to_class_loss.", "sample_to_sample_loss.", "loss.")
+
+State = dict[str, Tensor]
+
+
+def find_state(values: Any, *, averaged: bool = False) -> State | None:
+    """The backbone's tensors in what a file holds, under the names of our modules.
+
+    Args:
+        averaged: take averaged weights where there are any.
+    """
+    if isinstance(values, dict):
+        for entry in ((AVERAGED,) if averaged else ()) + ENTRIES:
+            if isinstance(values.get(entry), dict):
+                values = values[entry]
+                break
+    if not isinstance(values, dict):
+        return None
+    if not values or not all(isinstance(v, Tensor) for v in values.values()):
+        return None
+    state = {_unwrapped(str(key)): value for key, value in values.items()}
+    # The number of averaged steps, which AveragedModel counts beside its copy.
+    state.pop("n_averaged", None)
+    return {key: value for key, value in state.items() if not key.startswith(LOSSES)}
+
+
+def _unwrapped(key: str) -> str:
+    for prefix in WRAPPERS:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def recognise(state: State) -> str | None:
+    """The backbone that a state dict belongs to, from its keys alone."""
+    blocks = tuple(
+        len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    family = lresnet.STAGES if "layer1.0.bn0.weight" in state else iresnet.STAGES
+    return next((name for name, stages in family.items() if stages == blocks), None)
+
+
+def sizes(state: State) -> tuple[int, int] | None:
+    """Input size and embedding size of the backbone of a recognised state dict.
+
+    16 input sizes give the same tensors, 97 to 112 those of an IResNet for 112 and 112 to 127
+    those of an LResNet; the multiple of 16 stands for them.
+    """
+    last = state.get("fc5.weight", state.get("fc.weight"))
+    if last is None or last.dim() not in (2, 4):
+        return None
+    side = last.shape[-1] if last.dim() == 4 else math.isqrt(last.shape[1] // 512)
+    return 16 * side, last.shape[0]
+
+
+def differences(state: State, expected: State) -> list[str]:
+    """How a state dict departs from another's names and shapes, in words."""
+    found = []
+    for what, names in (
+        ("missing", [k for k in expected if k not in state]),
+        ("unexpected", [k for k in state if k not in expected]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            found.append(f"{what}: {', '.join(names[:3])}{more}")
+    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
+    for key in wrong[:3]:
+        given, wanted = tuple(state[key].shape), tuple(expected[key].shape)
+        found.append(f"{key} is {given}, expected {wanted}")
+    if len(wrong) > 3:
+        found.append(f"{len(wrong) - 3} more of another shape")
+    return found

@@ -1,0 +1,263 @@
+"""``--dry-run``: build everything a configuration asks for, take one step on made-up images, and
+say what the run would take. Nothing is written, and the data need not be there.
+
+What grows with the classes is built for at most :data:`CLASSES_BUILT` of them, and the memory of a
+batch is measured on a few images; both are scaled to the real numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.data.dataset import scan
+from train.data.image_list import ImageList, split_identities
+from train.data.loader import ImageSource
+from train.data.orl import HOLDOUT
+from train.data.records import Encoded
+from train.data.sampler import steps_per_epoch
+from train.distributed import World, choose_device
+from train.engine import Trainer, autocast
+from train.errors import DivergedError, UserError
+from train.losses import NO_LOSS, set_epoch, shards_classes
+from train.schedule import learning_rate
+
+CLASSES_BUILT = 65_536
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run on the real data would be."""
+
+    images: int
+    identities: int
+    source: str  # where these numbers are from
+    steps_per_epoch: int
+    total_steps: int
+    processes: int
+    images_per_process: int
+    sharded: bool
+
+    @property
+    def classes_per_process(self) -> int:
+        return math.ceil(self.identities / self.processes) if self.sharded else self.identities
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def dry_run(config: Config, *, batch: int, processes: int) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--dry-run is for one process; --dry-run-processes says for how many")
+    if batch < 2 or processes < 1:
+        raise UserError(
+            f"--dry-run-batch and --dry-run-processes: expected at least 2 and 1, "
+            f"got {batch} and {processes}"
+        )
+    plan = make_plan(config, processes)
+    built = min(plan.classes_per_process, CLASSES_BUILT)
+    trainer = build_trainer(config, plan, built, batch)
+    loss, seconds, activations = synthetic_step(trainer)
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss of a synthetic step is {loss}")
+    memory = measure(trainer, plan, built, activations // batch)
+    describe(trainer, config, plan, memory)
+    print(
+        f"one step: {batch} images of {built} classes in {seconds:.1f} s "
+        f"on {trainer.world.device.type}, loss {loss:.3f}"
+    )
+    return 0
+
+
+def make_plan(config: Config, processes: int) -> Plan:
+    """Sizes of the data, and what follows; the configuration's own where there is no data."""
+    data, train = config.data, config.train
+    try:
+        holdout = HOLDOUT if data.path == "orl" else 0
+        found = scan(data.path)
+        found, _ = split_identities(found, holdout if data.holdout is None else data.holdout)
+        images, identities, source = len(found), len(found.identities), f"in {data.path}"
+    except UserError as error:
+        if not (data.num_images and data.num_identities):
+            raise UserError(
+                f"{error} (--dry-run does without the data where data.num_images and "
+                "data.num_identities say how much there is)"
+            ) from error
+        images, identities = data.num_images, data.num_identities
+        source = f"as data.num_images and data.num_identities have it ({error})"
+    batch = min(train.batch_size, images)
+    if batch // processes < 2:
+        raise UserError(
+            f"a batch of {batch} images over {processes} processes: BatchNorm needs 2 in each"
+        )
+    per_epoch = steps_per_epoch(images, train.batch_size)
+    total = train.epochs * per_epoch
+    return Plan(
+        images=images,
+        identities=identities,
+        source=source,
+        steps_per_epoch=per_epoch,
+        total_steps=min(total, train.max_steps) if train.max_steps else total,
+        processes=processes,
+        images_per_process=math.ceil(batch / processes),
+        sharded=shards_classes(config.loss, config.partial_fc, processes),
+    )
+
+
+def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer:
+    """The run's trainer, for ``built`` classes and with ``batch`` made-up images as its data."""
+    enabled = "always" if plan.sharded else "never"
+    # Every identity twice, so that there are positives and negatives.
+    labels = np.arange(batch, dtype=np.int64) // 2 % built
+    images = ImageList(
+        records=Encoded([], "made-up images"),
+        rows=np.arange(batch, dtype=np.int64),
+        labels=labels,
+        identities=[str(label) for label in range(built)],
+    )
+    size = config.model.input_size
+    generator = torch.Generator().manual_seed(config.run.seed)
+    shape = (batch, 3, size, size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    changed = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, batch_size=batch),
+        partial_fc=dataclasses.replace(config.partial_fc, enabled=enabled),
+    )
+    world = World(0, 1, choose_device(config.train.device, 0))
+    return Trainer(changed, world, ImageSource(images, size, False, pixels=pixels))
+
+
+def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
+    """One step with all terms of the loss; the loss, seconds, and bytes kept for the backward
+    pass of the backbone.
+    """
+    device = trainer.world.device
+    # The last epoch's losses: some have terms that start late.
+    for losses in (trainer.loss, trainer.head):
+        if losses is not None:
+            set_epoch(losses, trainer.config.train.epochs - 1)
+    pixels, labels = next(trainer.source.batches([range(len(trainer.source.images))]))
+    labels = labels.to(device)
+    images = pixels.to(device).float() / 127.5 - 1.0
+    if trainer.config.model.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    trainer.module.train()
+    start = time.perf_counter()
+    # Reduced precision is emulated on many CPUs, which would take minutes.
+    with autocast(trainer.config, device) if device.type == "cuda" else nullcontext():
+        kept = Kept([*trainer.backbone.parameters(), *trainer.backbone.buffers()])
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+            features = trainer.backbone(images)
+        memory = None
+        if trainer.memory is not None:
+            trainer.memory.update(features.detach(), labels)
+            memory = (trainer.memory.features, trainer.memory.labels)
+        total = trainer.loss(features, labels, memory)[0]
+        if trainer.head is not None:
+            total = total + trainer.config.loss.class_weight * trainer.head(features, labels)
+    total.backward()
+    trainer.optimizer.step()
+    loss = float(total.detach())
+    return loss, time.perf_counter() - start, kept.bytes
+
+
+class Kept:
+    """Adds up the storages that autograd keeps, but for those of ``known`` tensors."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        self.seen = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def measure(trainer: Trainer, plan: Plan, built: int, bytes_per_image: int) -> Memory:
+    """Memory after a step, scaled from the classes and images there are to the run's."""
+    weights = gradients = optimizer = 0
+
+    def scaled(tensor: Tensor, classes: int) -> int:
+        # A drawn share of the classes has a sparse gradient, which grows with them, too.
+        grows = tensor.is_sparse or (tensor.dim() > 0 and tensor.shape[0] == built)
+        return size_of(tensor) * classes // built if grows else size_of(tensor)
+
+    # Of the classes in shards a process has its part, of all else it has all.
+    parts: list[tuple[nn.Module | None, int]] = [
+        (trainer.backbone, built),
+        (trainer.loss, plan.identities),
+        (trainer.memory, plan.identities),
+        (trainer.head, plan.classes_per_process),
+    ]
+    for module, classes in parts:
+        if module is None:
+            continue
+        weights += sum(scaled(t, classes) for t in [*module.parameters(), *module.buffers()])
+        for p in module.parameters():
+            gradients += 0 if p.grad is None else scaled(p.grad, classes)
+            states = trainer.optimizer.state.get(p, {}).values()
+            optimizer += sum(scaled(t, classes) for t in states if isinstance(t, Tensor))
+    return Memory(weights, gradients, optimizer, bytes_per_image * plan.images_per_process)
+
+
+def size_of(tensor: Tensor) -> int:
+    if tensor.is_sparse:
+        return tensor._values().nbytes + tensor._indices().nbytes
+    return tensor.nbytes
+
+
+def describe(trainer: Trainer, config: Config, plan: Plan, memory: Memory) -> None:
+    model, train = config.model, config.train
+    backbone = sum(p.numel() for p in trainer.backbone.parameters())
+    classes = 0 if config.loss.class_name == NO_LOSS else plan.classes_per_process
+    rates = [
+        learning_rate(train, step, plan.total_steps, plan.steps_per_epoch)
+        for step in range(plan.total_steps)
+    ]
+    precision = "" if train.amp == "none" or trainer.world.device.type == "cuda" else ", in float32"
+    print(
+        f"model: {model.name} at {model.input_size} x {model.input_size}, "
+        f"{model.embedding_size} features\n"
+        f"data: {plan.images} images of {plan.identities} identities, {plan.source}\n"
+        f"steps: {plan.steps_per_epoch} an epoch of {train.batch_size} images, "
+        f"{plan.total_steps} in all\n"
+        f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} at its peak, {rates[-1]:.3g} last\n"
+        f"processes: {plan.processes}, with {plan.images_per_process} images each\n"
+        f"parameters: {backbone} of the backbone, {classes * model.embedding_size} class weights "
+        f"of {classes} classes in each process\n"
+        f"memory of a process, predicted: {gigabytes(memory.total)}\n"
+        f"  weights and buffers {gigabytes(memory.weights)}\n"
+        f"  gradients {gigabytes(memory.gradients)}\n"
+        f"  optimizer {gigabytes(memory.optimizer)}\n"
+        f"  activations of {plan.images_per_process} images "
+        f"{gigabytes(memory.activations)}{precision}"
+    )
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3f} GB"
