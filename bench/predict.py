@@ -1,6 +1,8 @@
-"""``python -m bench.predict``: the tables of docs/scaling.md, from formulas and stored results.
+"""``python -m bench.predict``: the tables of docs/scaling.md and docs/training.md.
 
-``--check`` fails if the page's tables are others.
+They come from formulas and stored results.
+
+``--check`` fails if the pages' tables are others.
 """
 
 from __future__ import annotations
@@ -8,10 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from . import report
+from . import predict_training, report
 from .cost import Machine, Step
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEADS = Path(__file__).resolve().parent / "results" / "heads.json"
 
 # Assumed: data sheets for capacity, memory and links; half of the dense bfloat16 peak for our
@@ -148,29 +150,42 @@ def simulated() -> str:
     return table(header, rows)
 
 
+def training() -> str:
+    name = "141 GB"
+    found = predict_training.rows(
+        lambda ranks: gpu(name, ranks), BACKBONE_SHARE * PEAK, GPUS[name][0]
+    )
+    return table(predict_training.HEADER, found)
+
+
 TABLES = {
-    "largest": largest,
-    "steps": steps,
-    "published": published,
-    "simulated": simulated,
+    "scaling.md": {
+        "largest": largest,
+        "steps": steps,
+        "published": published,
+        "simulated": simulated,
+    },
+    "training.md": {"training": training},
 }
 
 
-def page(text: str) -> str:
+def page(name: str, text: str) -> str:
     """The page with its tables as they are now."""
-    for name, make in TABLES.items():
-        text = report.updated(text, name, make())
+    for marker, make in TABLES[name].items():
+        text = report.updated(text, marker, make())
     return text
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    text = PAGE.read_text()
-    if page(text) == text:
-        return
-    if "--check" in argv:
-        raise SystemExit(f"{PAGE.name}: run python -m bench.predict")
-    PAGE.write_text(page(text))
+    for name in TABLES:
+        path = DOCS / name
+        text = path.read_text()
+        if page(name, text) == text:
+            continue
+        if "--check" in argv:
+            raise SystemExit(f"{name}: run python -m bench.predict")
+        path.write_text(page(name, text))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,15 @@ Operations and tensors are counted on fake tensors, rates are assumed (see :mod:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.backbones import build_backbone
@@ -18,8 +22,10 @@ from train.losses import NO_LOSS
 
 from .cost import Machine, Step
 
-DATASETS = Path(__file__).resolve().parent.parent / "train" / "configs" / "datasets"
-LOSS = DATASETS.parent / "losses" / "unitsface.yaml"
+SETS = Path(__file__).resolve().parent.parent / "train" / "configs" / "data"
+LOSS = SETS.parent / "loss" / "unitsface.yaml"
+# Not timm's, which not everybody can import.
+RECIPES = ("casia_r50", "webface4m_r50", "glint360k_r100", "webface42m_r200")
 FLOAT = 4
 
 
@@ -28,13 +34,14 @@ class Backbone:
     operations: float  # of a forward pass of one image
     parameters: int
     saved: float  # bytes that the backward pass of one image needs, under bfloat16 autocast
+    moved: float  # bytes that the operators of its forward pass read and write
 
 
 def count(config: Config) -> Backbone:
     """The slope between batches of 2 and 4: what does not grow with the batch drops out."""
     measured = []
     with FakeTensorMode():
-        backbone = build_backbone(config.model.name, config.model.input_size)
+        backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
         for batch in (2, 4):
             images = torch.empty(batch, 3, config.model.input_size, config.model.input_size)
             saved: dict[int, torch.Tensor] = {}
@@ -45,15 +52,31 @@ def count(config: Config) -> Backbone:
 
             with (
                 FlopCounterMode(display=False) as counter,
+                _Traffic() as traffic,
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16),
             ):
                 backbone(images)
             held = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-            measured.append((counter.get_total_flops(), held))
+            measured.append((counter.get_total_flops(), held, traffic.bytes))
         parameters = sum(p.numel() for p in backbone.parameters())
-    (first, first_held), (second, second_held) = measured
-    return Backbone((second - first) / 2, parameters, (second_held - first_held) / 2)
+    operations, held, moved = ((b - a) / 2 for a, b in zip(*measured, strict=True))
+    return Backbone(operations, parameters, held, moved)
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the tensors that operators read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,8 @@ def predict(
     mode = "separate" if config.partial_fc.fused_optimizer == "none" else "fused"
     rate = config.partial_fc.sample_rate if sharded else 1.0
     head = Step(ranks, images, classes, sample_rate=rate, mode=mode)
-    seconds = 3 * backbone.operations * images / convolutions
+    # Backward reads and writes about twice what forward does.
+    seconds = 3 * images * (backbone.operations / convolutions + backbone.moved / machine.memory)
     if ranks > 1:  # averaged while the backward pass goes on, unless that takes longer
         averaging = 2 * (ranks - 1) / ranks * backbone.parameters * FLOAT / machine.link
         seconds = max(seconds, averaging)
@@ -90,10 +114,13 @@ def predict(
     return Prediction(seconds, steps * seconds / 3600, speed, held / 1e9)
 
 
-def rows(machine_of, convolutions: float, capacity: float) -> list[list[str]]:  # type: ignore[no-untyped-def]
+def rows(
+    machine_of: Callable[[int], Machine], convolutions: float, capacity: float
+) -> list[list[str]]:
     """A row per data set and number of GPUs, with UniTSFace's losses."""
     out = []
-    for path in sorted(DATASETS.glob("*.yaml")):
+    for name in RECIPES:
+        path = SETS / f"{name}.yaml"
         config = make_config((str(path), read_yaml(path)), (str(LOSS), read_yaml(LOSS)))
         backbone = count(config)
         for ranks in (1, 8, 64):
@@ -103,7 +130,7 @@ def rows(machine_of, convolutions: float, capacity: float) -> list[list[str]]:  
             fits = found.gigabytes * 1e9 < 0.9 * capacity
             out.append(
                 [
-                    f"`{path.stem}`",
+                    f"`{name}`",
                     str(ranks),
                     str(config.train.batch_size // ranks),
                     f"{1e3 * found.step_seconds:.0f} ms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,37 @@ from ranks import run_ranks
 from torch import distributed as dist
 
 import unitsface_kernels as uk
-from bench import heads, predict
+from bench import heads, predict, predict_training
 from bench.cost import Machine, Step
+from train.backbones import build_backbone
+from train.config import make_config
 from unitsface_kernels.collectives import world_size
 
 
 def test_the_tables_are_those_of_the_formulas_and_results():
-    text = predict.PAGE.read_text()
-    assert predict.page(text) == text
+    for name in predict.TABLES:
+        text = (predict.DOCS / name).read_text()
+        assert predict.page(name, text) == text
+
+
+def test_what_a_backbone_costs_is_counted():
+    config = make_config(("test", {"model": {"name": "iresnet18", "input_size": 32}}))
+    found = predict_training.count(config)
+    model = build_backbone("iresnet18", 32)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    products = 0
+
+    def add(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal products
+        products += output.numel() // len(output) * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(add)
+    model(torch.zeros(2, 3, 32, 32))
+    assert found.operations == 2 * products
+    # The first activations alone, of 2 bytes, are kept and moved more than once.
+    assert found.moved > found.saved > 2 * 64 * 32 * 32 * 2
 
 
 class _Counted:
