@@ -142,6 +142,20 @@ class TrainConfig:
         1800.0, "seconds a process waits for the others before it gives up", low=1.0
     )
     device: str = key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
+    accumulate: int = key(
+        1,
+        "parts of a batch that go through the network one after another, for less memory; batch"
+        " normalisation and pairs are those of a part",
+        low=1,
+    )
+    ema: float = key(
+        0.0,
+        "decay per step of a running average of the backbone's weights, which is then what is"
+        " evaluated and exported; 0: none",
+        low=0.0,
+        high=0.999999,
+    )
+    compile: bool = key(False, "torch.compile the backbone")
 
 
 @dataclass
@@ -166,6 +180,10 @@ class RunConfig:
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
     progress: bool = key(True, "progress bar")
+    save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
+    keep: int = key(
+        1, "how many of the last checkpoints are kept; from 2 on, each by its step's name", low=1
+    )
 
 
 @dataclass

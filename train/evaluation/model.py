@@ -50,7 +50,8 @@ def load_model(arguments: Namespace) -> Model:
     values = checkpoint.read_run(path)
     config = make_config((str(path), values["config"]))
     backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
-    checkpoint.load_backbone(backbone, values, path=path, config=config)
+    weights = values.get("ema") or values  # what was evaluated in training
+    checkpoint.load_backbone(backbone, weights, path=path, config=config)
     device = choose_device(arguments.device, 0)
     threshold = values["trainer"].get("threshold")
     return Model(backbone.to(device).eval(), config, threshold, device, path)
