@@ -57,18 +57,17 @@ def names(run: Path) -> set[str]:
 def test_the_last_checkpoints_are_kept_without_a_copy_and_can_be_gone_on_from(
     faces: Path, tmp_path: Path
 ) -> None:
-    keep = {"save_steps": 1, "keep": 2}
+    keep = {"save_steps": 1, "keep": 3}
     train(tiny(faces, tmp_path, train={"max_steps": 4}, run=keep))
-    assert names(tmp_path) == {"last.pt", "step-000003.pt", "step-000004.pt"}
+    assert names(tmp_path) == {"last.pt", *(f"step-00000{n}.pt" for n in (2, 3, 4))}
     folder = tmp_path / "checkpoints"
     assert os.path.samefile(folder / "last.pt", folder / "step-000004.pt")
     assert checkpoint.read_run(folder / "step-000003.pt")["trainer"]["step"] == 3
     for leftover in (".last.pt.1.tmp", ".step-000001.pt.1.tmp"):
         (folder / leftover).write_bytes(b"half")
-    # From an earlier one: what lies after it is another course now.
-    (folder / "step-000003.pt").rename(folder / "step-000002.pt")
+    # From an earlier one: what lies after it is of another course now.
     assert main(["--resume", str(folder / "step-000002.pt"), "train.max_steps=3"]) == 0
-    assert names(tmp_path) == {"last.pt", "step-000002.pt"}
+    assert names(tmp_path) == {"last.pt", "step-000002.pt", "step-000003.pt"}
     assert main(["--resume", f"run.dir={tmp_path}", "train.max_steps=5", "run.keep=1"]) == 0
     assert names(tmp_path) == {"last.pt"}
     assert len(losses(tmp_path)) == 5
@@ -190,7 +189,7 @@ def test_the_first_bad_step_is_named_and_the_last_good_checkpoint_kept(
     assert "the loss is nan at step 3; try a smaller train.lr or train.amp=none" in said
     assert "first on process 0: class loss nan, pair loss nan, largest feature norm inf" in said
     assert "scale 64 (CosFaceLoss), 64 (USSLoss), lr 0.0" in said
-    assert "gradients scaled by 65536" in said
+    assert "gradients scaled by " in said  # less from step to step: an overflow is no divergence
     assert said.endswith("the last checkpoint, of step 2, is kept")
     assert checkpoint.read_run(tmp_path / checkpoint.LAST)["trainer"]["step"] == 2
 
@@ -281,11 +280,11 @@ def test_every_process_embeds_its_share_and_gets_all(faces: Path) -> None:
 
 
 def test_figures_go_to_all_files(tmp_path: Path) -> None:
-    class Writer:
-        written: list[tuple[str, float, int]] = []
+    written: list[tuple[str, float, int]] = []
 
+    class Writer:
         def add_scalar(self, name: str, value: float, step: int) -> None:
-            self.written.append((name, value, step))
+            written.append((name, value, step))
 
         def close(self) -> None: ...
 
@@ -297,7 +296,7 @@ def test_figures_go_to_all_files(tmp_path: Path) -> None:
     log.close()
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,pair_loss\n1,0.5,\n2,0.5,\n"
     assert len(read_metrics(tmp_path)) == 2
-    assert Writer.written == [
+    assert written == [
         ("train/loss", 0.5, 1),
         ("train/loss", 0.5, 2),
         ("eval/lfw/accuracy", 0.75, 2),
@@ -340,9 +339,13 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
         gradients.append((row, [g.to_dense() for g in found if g is not None]))
     (whole_row, whole), (row, summed) = gradients
     if "sample_rate" in partial_fc:
-        # Every part draws classes of its own; the norm must still be that of their sum.
-        norm = torch.cat([g.flatten() for g in summed]).norm()
-        assert float(norm) == pytest.approx(1.0, rel=1e-4)
+        # Every part draws classes of its own; whoever takes the norm meets each of them once.
+        assert trainer.head is not None
+        gradient = trainer.head.weight.grad
+        assert gradient is not None
+        drawn = gradient._indices()[0]
+        assert len(drawn) > 3
+        assert len(drawn) == len(drawn.unique())
         return
     torch.testing.assert_close(row, whole_row, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(summed, whole, strict=True):
@@ -350,10 +353,10 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
 
 
 def test_parts_that_cannot_be_are_refused(faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train.accumulate=5 parts of a process's 8 images"):
+    with pytest.raises(UserError, match=r"train\.accumulate=5 parts of a process's 8 images"):
         trainer_of(tiny(faces, tmp_path, train={"accumulate": 5}))
     fused = {"partial_fc": {"fused_optimizer": "step"}, "train": {"accumulate": 2}}
-    with pytest.raises(UserError, match="train.accumulate=2: partial_fc.fused_optimizer=step"):
+    with pytest.raises(UserError, match=r"train\.accumulate=2: partial_fc.fused_optimizer=step"):
         make_config(("test", fused))
 
 

@@ -211,7 +211,13 @@ class Trainer:
         parallel: nn.Module = self.module
         if self.world.size > 1:
             gpus = [self.world.device.index] if self.world.device.type == "cuda" else None
-            parallel = DistributedDataParallel(self.module, device_ids=gpus)
+            parallel = DistributedDataParallel(
+                self.module,
+                device_ids=gpus,
+                # Else gradients are packed anew after a process's first step, and of three or more
+                # processes the sums are rounded in another order: not as in a resumed run.
+                find_unused_parameters=self.config.run.deterministic,
+            )
         parallel.train()
         if self.config.model.freeze_bn:
             freeze_bn(self.backbone)

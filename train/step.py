@@ -133,7 +133,8 @@ class Update:
             sums = of_part if sums is None else sums + of_part
             features.append(found.detach())
         if len(parts) > 1 and self.head is not None:
-            # Parts draw classes of their own: whoever takes a norm wants every class once.
+            # Parts draw classes of their own, and on CUDA a sum of sparse gradients lists those of
+            # both twice. Whoever takes a norm wants every class once.
             for parameter in self.head.parameters():
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.coalesce()
