@@ -39,7 +39,7 @@ from train.losses import (
 from train.meter import all_finite, scale_of
 from train.optimizer import build_optimizer, build_scaler
 from train.schedule import lr_factor
-from train.step import TrainStep, Update, freeze_bn
+from train.step import TrainStep, Update, fix_gradient_order, freeze_bn
 
 
 class Trainer:
@@ -211,13 +211,8 @@ class Trainer:
         parallel: nn.Module = self.module
         if self.world.size > 1:
             gpus = [self.world.device.index] if self.world.device.type == "cuda" else None
-            parallel = DistributedDataParallel(
-                self.module,
-                device_ids=gpus,
-                # Else gradients are packed anew after a process's first step, and of three or more
-                # processes the sums are rounded in another order: not as in a resumed run.
-                find_unused_parameters=self.config.run.deterministic,
-            )
+            parallel = DistributedDataParallel(self.module, device_ids=gpus)
+            fix_gradient_order(parallel)
         parallel.train()
         if self.config.model.freeze_bn:
             freeze_bn(self.backbone)

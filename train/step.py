@@ -33,12 +33,16 @@ class TrainStep(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Tensor | None,
+        labels: Tensor | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         pairs: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The terms of :class:`FaceLoss`, and the features."""
+    ) -> tuple[Tensor, ...]:
+        """The terms of :class:`FaceLoss`, and the features; without images, some function of all
+        parameters.
+        """
+        if images is None or labels is None:
+            return (sum((p.sum() for p in self.parameters() if p.requires_grad), 0.0),)
         features = self.backbone(images)
         return (*self.loss(features, labels, memory, pairs), features)
 
@@ -46,6 +50,18 @@ class TrainStep(nn.Module):
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
     dtype = AMP_DTYPES.get(config.train.amp)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def fix_gradient_order(parallel: DistributedDataParallel) -> None:
+    """Have gradients packed now as they will be in every step.
+
+    Data-parallel training packs them anew after a process's first backward pass, in the order in
+    which they came, and the order in which the sums of three or more processes are rounded depends
+    on it: the first step of a resumed run would not be that of one that was never cut off.
+    """
+    (total,) = parallel(None)
+    (total * 0.0).backward()
+    parallel.zero_grad(set_to_none=True)
 
 
 def freeze_bn(backbone: nn.Module) -> None:
