@@ -73,8 +73,9 @@ class _Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        # What asks for a device or a size gives no tensor.
+        if func.namespace == "aten" and not func.is_view:
             self.bytes += sum(t.numel() * t.element_size() for t in tensors)
         return out
 

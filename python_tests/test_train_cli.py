@@ -71,7 +71,7 @@ def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool)
 
 def test_first_signal_asks_to_stop_and_the_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signal(True) as received:
+    with stop_on_signal() as received:
         os.kill(os.getpid(), signal.SIGTERM)
         assert received == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is before  # a second one is not caught

@@ -8,6 +8,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from train.errors import UserError, exit_code
 from train.evaluation import plots
 from train.evaluation.thresholds import unify
 from train.evaluation.verification import all_pairs, evaluate_features
+from train.run_folder import FEATURES, write_arrays
 
 SECTIONS = [
     "Results",
@@ -32,6 +34,11 @@ SECTIONS = [
     "Versions",
 ]
 HOSTILE = '<script>alert("1")</script> & "$x_{$"'
+
+
+def save_features(folder: Path, features: Any, labels: Any, identities: list[str]) -> None:
+    arrays = {"features": features, "labels": labels, "identities": np.array(identities)}
+    write_arrays(folder / FEATURES, **arrays)
 
 
 class Page(HTMLParser):
@@ -128,7 +135,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = evaluate_features(features, images.labels, threshold=0.5)
     (folder / "evaluation.json").write_text(json.dumps(result.to_dict()))
     names = [HOSTILE, *list(images.identities)[1:9], "名前"]
-    html_report.save_features(folder, features, images.labels, names)
+    save_features(folder, features, images.labels, names)
     assert html_report.write(folder) == folder / "report.html"
     return folder
 
@@ -185,7 +192,7 @@ def test_what_a_run_has_not_written_is_said_to_be_missing(run_folder: Path, tmp_
     assert "This run has no config.yaml." in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 2
 
-    html_report.save_features(tmp_path, np.eye(3), np.zeros(3, np.int64), ["only one"])
+    save_features(tmp_path, np.eye(3), np.zeros(3, np.int64), ["only one"])
     (tmp_path / "metrics.jsonl").write_text("")
     page = Page(html_report.write(tmp_path))
     assert "This run has not logged a step." in page.text
@@ -210,7 +217,7 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
             html_report.write(folder)
         shutil.rmtree(folder)
     shutil.copytree(run_folder, folder)
-    html_report.save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
+    save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(UserError, match="labels beyond its 2 identities"):
         html_report.write(folder)
 

@@ -131,6 +131,8 @@ def assert_close_state(a: Any, b: Any, where: str = "") -> None:
     elif isinstance(a, list):
         for number, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_close_state(x, y, f"{where}[{number}]")
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4), where
     else:
         assert a == b, where
 

@@ -171,6 +171,6 @@ def test_the_trainer_takes_the_sampler_of_the_configuration(tmp_path: Path) -> N
     write_recordio(tmp_path / "data", people())
     data = {**BALANCED, "images_per_identity": 4}
     trainer = trainer_of(tiny(tmp_path / "data", tmp_path / "run", data=data))
-    for _, labels in trainer._epoch_batches():
+    for _, labels in trainer.epoch_batches():
         assert labels.tolist() == [labels[0]] * 4 + [labels[4]] * 4
         assert labels[0] != labels[4]

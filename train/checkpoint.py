@@ -29,11 +29,23 @@ def save_atomically(values: dict[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(values, temporary)
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"cannot write checkpoint {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """What was written to a file, or the names in a folder, is on the disk."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path: Path) -> Any:
@@ -67,6 +79,10 @@ def last(run_dir: Path) -> Path:
     """Where a run's last checkpoint is, or would be."""
     sharded = run_dir / LAST_SHARDED
     return sharded if is_sharded(sharded) else run_dir / LAST
+
+
+def exists(path: Path) -> bool:
+    return path.is_file() or is_sharded(path)
 
 
 def is_sharded(path: Path) -> bool:

@@ -89,7 +89,7 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     from train.evaluation.embed import embed
     from train.evaluation.roc import roc_curve
     from train.evaluation.verification import all_pairs, evaluate_pairs
-    from train.run_folder import read_metrics, write_json
+    from train.run_folder import EVALUATION, FEATURES, read_metrics, write_arrays, write_json
 
     trainer = next(iter(trained.values())).trainer
     config = trainer.config
@@ -135,8 +135,10 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     logs = {name: read_metrics(t.folder) for name, t in trained.items()}
     plots.save(plots.loss_curves(logs), out / "loss.png")
     for name, t in trained.items():
-        write_json(t.folder / "evaluation.json", results[name].to_dict())
-        html_report.save_features(t.folder, features[name], labels, test.images.identities)
+        write_json(t.folder / EVALUATION, results[name].to_dict())
+        names = np.array(test.images.identities)
+        arrays = {"features": features[name], "labels": labels, "identities": names}
+        write_arrays(t.folder / FEATURES, **arrays)
         html_report.write(t.folder)
     if smoke:
         print("\nSmoke run: the trained models' figures mean nothing.")

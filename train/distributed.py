@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.errors import LostProcessError, UserError
 
@@ -68,6 +68,28 @@ class World:
             values /= self.size
         return values
 
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Every process's tensor, all of one shape, in order."""
+        if self.size == 1:
+            return [values]
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values.contiguous())
+        return found
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every process's small value, in order."""
+        found: list[Any] = [None] * self.size
+        if self.size == 1:
+            return [value]
+        dist.all_gather_object(found, value)
+        return found
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """The first process's statistics, which are those of a checkpoint, on all of them."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -86,6 +108,37 @@ class World:
         if box[1] is not None:
             raise UserError(str(box[1]))
         return box[0]  # type: ignore[return-value]
+
+
+class Vote:
+    """The largest number that any process gives, so that all of them act on it at the same step.
+
+    With several processes the answer is that of the call before: it has arrived by then, and
+    neither a process nor its device waits for another. The numbers travel in a group of their own,
+    between processors.
+    """
+
+    def __init__(self, world: World, timeout_s: float) -> None:
+        self._group = self._work = self._sent = None
+        if world.size > 1:
+            timeout = timedelta(seconds=timeout_s)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def __call__(self, number: int) -> int:
+        if self._group is None:
+            return number
+        known = self.finish()
+        self._sent = torch.tensor([number])
+        self._work = dist.all_reduce(self._sent, dist.ReduceOp.MAX, self._group, async_op=True)
+        return known
+
+    def finish(self) -> int:
+        """The answer to the last call."""
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._sent)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

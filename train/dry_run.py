@@ -27,10 +27,11 @@ from train.data.orl import HOLDOUT
 from train.data.records import Encoded
 from train.data.sampler import steps_per_epoch
 from train.distributed import World, choose_device
-from train.engine import Trainer, autocast
+from train.engine import Trainer
 from train.errors import DivergedError, UserError
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
+from train.step import autocast
 
 CLASSES_BUILT = 65_536
 

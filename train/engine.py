@@ -1,4 +1,4 @@
-"""The training loop.
+"""A training run: what it is made of, and its state.
 
 Every random number is a function of (seed, step, rank) and the learning rate one of the step, so
 the state of a run is its step and its tensors: a resumed run repeats the uninterrupted one.
@@ -6,71 +6,39 @@ the state of a run is its step and its tensors: a resumed run repeats the uninte
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
+from train.checkpoints import keep_best, keep_last
 from train.config import Config, to_dict
-from train.data.augment import Augment, normalise, to_unit
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
 from train.distributed import World
 from train.errors import DivergedError, UserError
+from train.evaluation.during import Judge
+from train.loop import Loop
 from train.losses import (
     NO_LOSS,
-    FaceLoss,
     build_head,
     build_loss,
     first_threshold,
-    set_epoch,
     shards_classes,
     try_head,
     try_loss,
 )
-from train.optimizer import build_optimizer, build_scaler, clip
-from train.run_folder import MetricsLog
+from train.meter import all_finite, scale_of
+from train.optimizer import build_optimizer, build_scaler
 from train.schedule import learning_rate
-
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainStep(nn.Module):
-    """Backbone and losses as one module, so that one data-parallel wrapper averages all of it.
-
-    Of what is in shards there is nothing to average: it takes the features outside.
-    """
-
-    def __init__(self, backbone: nn.Module, loss: FaceLoss) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.loss = loss
-
-    def forward(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        memory: tuple[Tensor, Tensor] | None = None,
-        pairs: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The terms of :class:`FaceLoss`, and the features."""
-        features = self.backbone(images)
-        return (*self.loss(features, labels, memory, pairs), features)
-
-
-def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    dtype = AMP_DTYPES.get(config.train.amp)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+from train.step import TrainStep, Update, fix_gradient_order, freeze_bn
 
 
 class Trainer:
@@ -86,6 +54,12 @@ class Trainer:
         if train.max_steps:
             self.total_steps = min(self.total_steps, train.max_steps)
         self.step = 0
+        images = min(train.batch_size, len(source.images)) // world.size
+        if images // train.accumulate < 2:
+            raise UserError(
+                f"train.accumulate={train.accumulate} parts of a process's {images} images: "
+                "BatchNorm needs 2 in each"
+            )
 
         torch.manual_seed(config.run.seed)  # the same initial weights on every process
         model = config.model
@@ -136,15 +110,15 @@ class Trainer:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
-        data = config.data
-        self.augment = Augment(
-            flip=data.flip,
-            shift=data.shift,
-            zoom=data.zoom,
-            rotation=data.rotation,
-            brightness=data.brightness,
-            contrast=data.contrast,
-        )
+        self.ema: AveragedModel | None = None
+        if train.ema:
+            average = get_ema_multi_avg_fn(train.ema)
+            self.ema = AveragedModel(self.backbone, multi_avg_fn=average, use_buffers=True)
+        if train.compile:
+            self.backbone.compile()  # in place: names in the state dict stay as they are
+        self.best: dict[str, Any] | None = None  # figure, value, step
+        self.saved_step: int | None = None
+        self.stopped_by = 0
         if world.device.type == "cuda":
             torch.backends.cudnn.deterministic = config.run.deterministic
             torch.backends.cudnn.benchmark = not config.run.deterministic
@@ -158,20 +132,29 @@ class Trainer:
             "config": to_dict(self.config),
             "identities": list(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "trainer": {"step": self.step, "threshold": self.threshold()},
+            "trainer": {"step": self.step, "threshold": self.threshold(), "best": self.best},
         }
         return values if self.head else {**values, "optimizer": self.optimizer.state_dict()}
 
-    def save(self, folder: Path) -> None:
-        """The last checkpoint of a run folder; every process calls."""
+    def save(self, folder: Path, *, best: bool = False) -> None:
+        """The last checkpoint of a run folder, and the best if it is; every process calls."""
+        if not all_finite((self.module, self.head), self.world):
+            raise DivergedError(self.diagnosis(f"weights are not finite after step {self.step}"))
+        sharded = self.head is not None
+        path = folder / (checkpoint.LAST_SHARDED if sharded else checkpoint.LAST)
         if self.head is not None:
-            path = folder / checkpoint.LAST_SHARDED
             checkpoint.save_sharded(self.state(), path, self.head, self.optimizer)
         elif self.world.is_main:
-            checkpoint.save_atomically(self.state(), folder / checkpoint.LAST)
+            checkpoint.save_atomically(self.state(), path)
+        self.saved_step = self.step
+        if self.world.is_main:
+            keep_last(path, self.step, self.config.run.keep)
+            if best:
+                keep_best(path)
 
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         checkpoint.load_backbone(self.backbone, values, path=path, config=self.config)
@@ -193,62 +176,60 @@ class Trainer:
         else:
             self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
-        self.step = int(values["trainer"]["step"])
+        self.step = self.saved_step = int(values["trainer"]["step"])
+        self.best = values["trainer"].get("best")
+        if self.ema is not None and values.get("ema") is not None:
+            checkpoint.load_backbone(self.ema.module, values["ema"], path=path, config=self.config)
+            self.ema.n_averaged.fill_(self.step)  # not the first one, which would start it anew
 
     # -- loop -------------------------------------------------------------------------------
 
-    def fit(self, folder: Path, stop: Callable[[int], bool] = lambda step: False) -> bool:
-        """Train to the end, or until ``stop(step)`` after a step. True at the end.
+    def fit(
+        self,
+        folder: Path,
+        stop: Callable[[int], int] = lambda step: 0,
+        judge: Judge | None = None,
+    ) -> bool:
+        """Train to the end, or until ``stop(step)`` of a process is not 0. True at the end.
 
-        Either way the last checkpoint is that of the last step done.
+        Either way the last checkpoint is that of the last step done. What ``stop`` said, on
+        whichever process, is ``stopped_by``.
         """
+        with Loop(self, folder, stop, judge) as loop:
+            self.stopped_by = loop.run()
+        return self.at_end
+
+    @property
+    def at_end(self) -> bool:
+        return self.step >= self.total_steps
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone that is evaluated: the average over steps, if there is one."""
+        return self.backbone if self.ema is None else self.ema.module
+
+    def update(self) -> Update:
         parallel: nn.Module = self.module
         if self.world.size > 1:
             gpus = [self.world.device.index] if self.world.device.type == "cuda" else None
             parallel = DistributedDataParallel(self.module, device_ids=gpus)
-        run = self.config.run
-        log = None
-        if self.world.is_main:
-            log = MetricsLog(folder, tensorboard=run.tensorboard, first_step=self.step + 1)
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="step",
-            disable=not (run.progress and self.world.is_main),
-            dynamic_ncols=True,
-        )
-        meter = _Meter(self.world)
+            fix_gradient_order(parallel)
         parallel.train()
         if self.config.model.freeze_bn:
             freeze_bn(self.backbone)
-        try:
-            while self.step < self.total_steps:
-                for losses in (self.loss, self.head):
-                    if losses is not None:
-                        set_epoch(losses, self.step // self.steps_per_epoch)
-                for images, labels in self._epoch_batches():
-                    terms = self._train_step(parallel, images, labels)
-                    self.step += 1
-                    bar.update()
-                    meter.add(terms, len(labels))
-                    at_end = self.step == self.total_steps
-                    stopping = stop(self.step) or at_end
-                    epoch_end = self.step % self.steps_per_epoch == 0
-                    if self.step % run.log_every == 0 or epoch_end or stopping:
-                        self._log(meter, log, bar)
-                    epochs_done = self.step // self.steps_per_epoch
-                    saving = stopping or (epoch_end and epochs_done % run.save_every == 0)
-                    if saving:
-                        self.save(folder)
-                    if stopping:
-                        return at_end
-        finally:
-            bar.close()
-            if log is not None:
-                log.close()
-        return True
+        return Update(
+            config=self.config,
+            device=self.world.device,
+            rank=self.world.rank,
+            module=self.module,
+            parallel=parallel,
+            head=self.head,
+            memory=self.memory,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+        )
 
-    def _epoch_batches(self) -> Any:
+    def epoch_batches(self) -> Any:
         """The batches of the current epoch that are still to come."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         order = epoch_order(
@@ -272,104 +253,24 @@ class Trainer:
         """Learning rate of the next step."""
         return learning_rate(self.config.train, self.step, self.total_steps, self.steps_per_epoch)
 
-    def _has_pairs(self, step: int) -> bool:
+    def has_pairs(self, step: int) -> bool:
         """Whether the pair loss takes part in this step, counted from 0."""
         filling = self.memory is not None and step < self.steps_per_epoch
         return self.loss.pair_loss is not None and not filling
-
-    def _train_step(self, parallel: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """One update; returns the detached [total, class, pair] losses of this process, (3,)."""
-        device = self.world.device
-        # Dropout draws from the global generator, augmentation from its own.
-        seed = (self.config.run.seed * 1_000_003 + self.step) * 4096 + self.world.rank
-        torch.manual_seed(seed % 2**63)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        images = to_unit(images.to(device, non_blocking=True))
-        images = normalise(self.augment(images, generator))
-        if self.config.model.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        labels = labels.to(device, non_blocking=True)
-        lr = self.lr()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.config, device):
-            total, class_term, pair_term, features = parallel(
-                images,
-                labels,
-                None if self.memory is None else (self.memory.features, self.memory.labels),
-                self._has_pairs(self.step),
-            )
-            if self.head is not None:
-                class_term = self.head(features, labels)
-                total = total + self.config.loss.class_weight * class_term
-        self.scaler.scale(total).backward()
-        if self.config.train.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            clip(self.config, self.backbone, self.loss, self.head)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.memory is not None:  # after backward, which may still read what is replaced
-            self.memory.update(features.detach(), labels)
-        return torch.stack([t.detach().float() for t in (total, class_term, pair_term)])
 
     def threshold(self) -> float | None:
         """The unified cosine threshold, the pair loss's if it has one; None without any."""
         return first_threshold(self.loss.pair_loss, self.loss.class_loss, self.head)
 
-    def _log(self, meter: _Meter, log: MetricsLog | None, bar: Any) -> None:
-        total, class_term, pair_term, images_per_s = meter.take()
-        if not math.isfinite(total):
-            raise DivergedError(
-                f"the loss is {total} at step {self.step}; try a smaller train.lr"
-                + (" or train.amp=none" if self.config.train.amp != "none" else "")
-            )
-        threshold = self.threshold()
-        shown = "-" if threshold is None else f"{threshold:.3f}"
-        bar.set_postfix_str(f"loss {total:.3f}, b/s {shown}, {images_per_s:.0f} images/s")
-        if log is not None:
-            log.write(
-                {
-                    "step": self.step,
-                    "epoch": self.step / self.steps_per_epoch,
-                    "loss": total,
-                    "class_loss": None if self.config.loss.class_name == NO_LOSS else class_term,
-                    "pair_loss": pair_term if self._has_pairs(self.step - 1) else None,
-                    "threshold": threshold,
-                    "lr": self.optimizer.param_groups[0]["lr"],
-                    "images_per_s": round(images_per_s, 2),
-                }
-            )
-
-
-def freeze_bn(backbone: nn.Module) -> None:
-    """Batch normalisation by the stored statistics; weight and bias still learn."""
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-class _Meter:
-    """Losses averaged since the last log line, kept on the device until asked for."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self._restart()
-
-    def _restart(self) -> None:
-        self.sum: Tensor | None = None
-        self.steps = self.images = 0
-        self.start = time.perf_counter()
-
-    def add(self, terms: Tensor, images: int) -> None:
-        self.sum = terms if self.sum is None else self.sum + terms
-        self.steps += 1
-        self.images += images
-
-    def take(self) -> tuple[float, float, float, float]:
-        """Total, class and pair loss averaged over steps and processes; images/s of all."""
-        assert self.sum is not None
-        total, class_term, pair_term = self.world.mean(self.sum / self.steps).tolist()
-        speed = self.images * self.world.size / (time.perf_counter() - self.start)
-        self._restart()
-        return total, class_term, pair_term, speed
+    def diagnosis(self, what: str, where: str = "") -> str:
+        """One line on a run that is no longer worth going on with."""
+        amp = self.config.train.amp
+        advice = "try a smaller train.lr" + (" or train.amp=none" if amp != "none" else "")
+        scales = scale_of(self.loss.class_loss, self.head, self.loss.pair_loss)
+        parts = [f"{what}; {advice}", *([where] if where else [])]
+        parts.append(f"scale {scales}, lr {self.optimizer.param_groups[0]['lr']:g}")
+        if self.scaler.is_enabled():
+            parts[-1] += f", gradients scaled by {self.scaler.get_scale():g}"
+        if self.saved_step is not None:
+            parts.append(f"the last checkpoint, of step {self.saved_step}, is kept")
+        return "; ".join(parts)

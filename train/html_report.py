@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from train.html_page import figure, missing, page, preformatted, table
 
 prepare_environment()
 
+from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS, write_text  # noqa: E402
+
 REPORT = "report.html"
-EVALUATION, EVALUATIONS, FEATURES = "evaluation.json", "evaluations.jsonl", "features.npz"
 # Of the identities whose own threshold is farthest from the unified one.
 LISTED_IDENTITIES = 10
 
@@ -81,14 +81,6 @@ def _features(path: Path) -> tuple[Any, Any, list[str]] | None:
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UserError(f"{path}: labels beyond its {len(names)} identities")
     return features, labels, names
-
-
-def save_features(folder: Path, features: Any, labels: Any, identities: Sequence[str]) -> None:
-    """The features of the identities held out, for ROC, histograms and thresholds."""
-    import numpy as np
-
-    names = np.array([str(name) for name in identities], dtype=np.str_)
-    np.savez(folder / FEATURES, features=features, labels=labels, identities=names)
 
 
 # -- sections -------------------------------------------------------------------------------
@@ -237,7 +229,6 @@ def _versions() -> str:
 
 def write(run_folder: Path) -> Path:
     """``report.html`` of a run folder, out of what is in there."""
-    from train.run_folder import CONFIG, METRICS, write_text
 
     folder = Path(run_folder)
     if not (folder / METRICS).is_file():

@@ -1,6 +1,7 @@
 """Train a face-recognition backbone.
 
-python train/main.py key=value ... [--config file.yaml ...] [--resume [checkpoint]] [--dry-run]
+python train/main.py key=value ... [--config file.yaml ...] [--resume [auto | checkpoint]]
+python train/main.py key=value ... [--config file.yaml ...] --dry-run
 torchrun --nproc_per_node=2 train/main.py key=value ...
 """
 
@@ -9,8 +10,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ if not __package__:  # started as a script: sys.path[0] is train/, the package i
 
 from train.environment import prepare_environment
 from train.errors import INTERRUPTED, Parser, UserError, exit_code
+from train.stopping import SAME_SIGNAL_S, stop_on_signal
 
 prepare_environment()
 
@@ -58,7 +58,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="continue from a checkpoint; default: the last one in run.dir",
+        help="continue from a checkpoint; default: the last one in run.dir; auto: from that, or"
+        " from the beginning as long as there is none",
     )
     arguments = parser.parse_intermixed_args(argv)
     resume = arguments.resume is not None
@@ -89,7 +90,13 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
         return make_config(*layers), None, None
     named = [v["run"]["dir"] for _, v in layers if "dir" in (v.get("run") or {})]
     run_dir = named[-1] if named else Config().run.dir
-    path = Path(arguments.resume or checkpoint.last(Path(str(run_dir))))
+    auto = arguments.resume == "auto"
+    path = Path("" if auto else arguments.resume)
+    if auto or not arguments.resume:
+        path = checkpoint.last(Path(str(run_dir)))
+    if auto and not checkpoint.exists(path):
+        # What such a run has left so far is nothing to go on from.
+        return make_config(*layers, ("--resume auto", {"run": {"overwrite": True}})), None, None
     values = checkpoint.read_run(path)
     base = values["config"]
     # What "auto" would choose for this number of processes may not be what the checkpoint holds.
@@ -98,29 +105,6 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     if path.parent.name == checkpoint.LAST.parent.name:
         base["run"]["dir"] = str(path.parent.parent)  # the run may have been moved
     return make_config((str(path), base), *layers), path, values
-
-
-@contextmanager
-def stop_on_signal(enabled: bool) -> Iterator[list[int]]:
-    """Collects a first SIGINT or SIGTERM instead of dying of it; a second one is not caught."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def receive(number: int, frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    def restore() -> None:
-        for n, handler in previous.items():
-            signal.signal(n, handler)
-
-    if enabled:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[int(number)] = signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 def run(argv: list[str]) -> int:
@@ -135,6 +119,7 @@ def run(argv: list[str]) -> int:
     from train.data.duplicates import check_duplicates
     from train.distributed import open_world
     from train.engine import Trainer
+    from train.evaluation.during import Judge
     from train.run_folder import check_run_folder, prepare
 
     folder = Path(config.run.dir)
@@ -146,15 +131,16 @@ def run(argv: list[str]) -> int:
         data = open_dataset(config, world.size)
         images = data.train.images
         world.check_same("the list of images in data.path", images.labels.tobytes())
-        warning = world.from_main(
-            lambda: check_duplicates(config.data.duplicates, images, [data.test])
-        )
+        judge = Judge(config, world, data.test)
+        tests = [data.test, *(test.source.images for test in judge.sets)]
+        warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))
         if warning and world.is_main:
             print(f"warning: {warning}", file=sys.stderr)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         if values is not None and resume_path is not None:
             trainer.load_state(values, resume_path)
         step = None if values is None else trainer.step
+        world.check_same("the step of the checkpoint", str(step).encode())
         world.from_main(lambda: prepare(folder, config, resume_step=step))
         if world.is_main:
             print(
@@ -163,16 +149,19 @@ def run(argv: list[str]) -> int:
                 f"{world.size} process(es) on {world.device.type}, "
                 f"{trainer.total_steps} steps; run folder {folder}"
             )
-        # With several processes torchrun's own signals end them all together.
-        with stop_on_signal(world.size == 1) as received:
-            finished = trainer.fit(folder, stop=lambda step: bool(received))
+        with stop_on_signal(SAME_SIGNAL_S if world.size > 1 else 0.0) as received:
+            stop = lambda step: received[0] if received else 0  # noqa: E731
+            finished = trainer.fit(folder, stop, judge)
         if world.is_main:
             report_skipped(data.train.skipped)
         if not finished:
-            print(f"stopped at step {trainer.step}; continue with --resume", file=sys.stderr)
-            return INTERRUPTED
-        if world.is_main and len(data.test):
-            evaluate(trainer, data.test, folder)
+            if world.is_main:
+                where = f"step {trainer.step} of {trainer.total_steps}"
+                print(f"stopped at {where}; continue with --resume", file=sys.stderr)
+            # Whoever preempts a job is to see that it went as it should.
+            return 0 if trainer.stopped_by == signal.SIGTERM else INTERRUPTED
+        if len(data.test):
+            evaluate(trainer, judge, data.test, folder)
         if world.is_main and config.run.report:
             write_report(folder)
         world.barrier()
@@ -192,25 +181,18 @@ def write_report(folder: Path) -> None:
     print(f"report: {write(folder)}")
 
 
-def evaluate(trainer: Any, images: Any, folder: Path) -> None:
+def evaluate(trainer: Any, judge: Any, images: Any, folder: Path) -> None:
     """Score all pairs of the people held out; write and print what comes out."""
-    from train.data.dataset import open_source
-    from train.evaluation.embed import embed
-    from train.evaluation.verification import count_pairs, evaluate_features
-    from train.run_folder import write_json
-
-    source = open_source(trainer.config, images)
-    report_skipped(source.skipped)
-    features, labels = embed(trainer.backbone, source, trainer.world.device)
-    pairs, positives = count_pairs(labels)
-    if positives in (0, pairs):
+    threshold = trainer.threshold()
+    result = judge.report_held_out(folder, trainer.evaluated, threshold, trainer.step)
+    if not trainer.world.is_main:
+        return
+    for test in judge.sets:
+        report_skipped(test.source.skipped)
+    if result is None:
         print("no evaluation: the people held out give no positive or no negative pairs")
         return
-    result = evaluate_features(
-        features, labels, threshold=trainer.threshold(), device=trainer.world.device
-    )
-    write_json(folder / "evaluation.json", result.to_dict())
-    print(f"{len(images.identities)} identities held out, {pairs} pairs: {result}")
+    print(f"{len(images.identities)} identities held out, {result.pairs} pairs: {result}")
 
 
 def main(argv: list[str] | None = None) -> int:

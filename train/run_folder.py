@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from train.checkpoint import LAST
+from train.checkpoints import remove, remove_leftovers
 from train.config import Config, to_yaml
 from train.errors import UserError
 
 METRICS = "metrics.jsonl"
+TABLE = "metrics.csv"  # the same in columns
+EVALUATIONS = "evaluations.jsonl"
+EVALUATION = "evaluation.json"
+FEATURES = "features.npz"
 CONFIG = "config.yaml"
-_OURS = (METRICS, CONFIG, "evaluation.json", "checkpoints", "tensorboard")
+# Checkpoints first: a process that dies on the way must not leave them for a run to go on from.
+_OURS = (
+    "checkpoints",
+    METRICS,
+    TABLE,
+    EVALUATIONS,
+    EVALUATION,
+    FEATURES,
+    CONFIG,
+    "report.html",
+    "tensorboard",
+)
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -41,26 +62,42 @@ def prepare(folder: Path, config: Config, *, resume_step: int | None) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = ""
         if resume_step is None:
             for name in _OURS:
-                _remove(folder / name)
-        elif (folder / METRICS).exists():
-            lines = (folder / METRICS).read_text().splitlines()
-            kept = "".join(f"{x}\n" for x in lines if json.loads(x)["step"] <= resume_step)
-        write_text(folder / METRICS, kept)
+                remove(folder / name)
+        remove_leftovers(folder)
+        lines = _until(folder / METRICS, resume_step)
+        write_text(folder / METRICS, _json_lines(lines))
+        write_text(folder / TABLE, _table(lines))
+        write_text(folder / EVALUATIONS, _json_lines(_until(folder / EVALUATIONS, resume_step)))
         write_text(folder / CONFIG, to_yaml(config))
     except OSError as error:
         raise UserError(f"run.dir: cannot write in {folder}: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{folder / METRICS} is damaged: {error}") from error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _until(path: Path, step: int | None) -> list[dict[str, Any]]:
+    """Lines of the steps up to this one. A last line without an end is that of a dying process."""
+    if step is None or not path.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return [values for values in lines if values["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _json_lines(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(values) + "\n" for values in lines)
+
+
+def _table(lines: list[dict[str, Any]]) -> str:
+    """CSV, with the names of the columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if lines:
+        writer.writerow(lines[0])
+    writer.writerows(values.values() for values in lines)
+    return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,31 +113,70 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """An .npz file."""
+    temporary = path.with_name(f".{path.stem}.tmp.npz")
+    try:
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
+def evaluated_steps(folder: Path) -> set[int]:
+    """Steps of which ``evaluations.jsonl`` has figures."""
+    path = folder / EVALUATIONS
+    if not path.exists():
+        return set()
+    return {json.loads(line)["step"] for line in path.read_text().splitlines()}
+
+
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and, when asked to, to TensorBoard events."""
+    """Appends to the files of figures and, when asked to, to TensorBoard events."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, first_step: int) -> None:
-        self._file: TextIO = open(folder / METRICS, "a")  # noqa: SIM115
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._files: dict[str, TextIO] = {
+            name: open(folder / name, "a")  # noqa: SIM115
+            for name in (METRICS, TABLE, EVALUATIONS)
+        }
 
     def write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._append(METRICS, json.dumps(values) + "\n")
+        header, row = _table([values]).splitlines(keepends=True)
+        self._append(TABLE, row if self._files[TABLE].tell() else header + row)
+        self._plot("train", values, values["step"])
+
+    def write_evaluation(
+        self, step: int, epoch: float, figures: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Figures of every test set, by its name."""
+        for name, values in figures.items():
+            self._plot(f"eval/{name}", values, step)
+        line = {"step": step, "epoch": epoch, "eval": figures}
+        self._append(EVALUATIONS, json.dumps(line) + "\n")
+
+    def _append(self, name: str, text: str) -> None:
+        self._files[name].write(text)
+        self._files[name].flush()
+
+    def _plot(self, group: str, values: Mapping[str, float | None], step: int) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 if name != "step" and value is not None:
-                    self._writer.add_scalar(f"train/{name}", value, values["step"])
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         if self._writer is not None:
             self._writer.close()
 

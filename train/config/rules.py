@@ -68,3 +68,8 @@ def _check_partial_fc(config: Config) -> None:
             f"partial_fc.fused_optimizer=backward moves the class weights before {reason} can "
             "scale their gradient; use partial_fc.fused_optimizer=step"
         )
+    if fused != "none" and train.accumulate > 1:
+        raise UserError(
+            f"train.accumulate={train.accumulate}: partial_fc.fused_optimizer={fused} steps once "
+            "per backward pass and keeps no gradient; use partial_fc.fused_optimizer=none"
+        )

@@ -187,6 +187,20 @@ class TrainConfig:
         "optimiser; adamw's weight decay, of which 0.1 is usual, is not scaled with the gradient",
         choices=("sgd", "adamw"),
     )
+    accumulate: int = key(
+        1,
+        "parts of a batch that go through the network one after another, for less memory; batch"
+        " normalisation and pairs are those of a part",
+        low=1,
+    )
+    ema: float = key(
+        0.0,
+        "decay per step of a running average of the backbone's weights, which is then what is"
+        " evaluated and exported; 0: none",
+        low=0.0,
+        high=0.999999,
+    )
+    compile: bool = key(False, "torch.compile the backbone")
 
 
 @dataclass
@@ -212,6 +226,10 @@ class RunConfig:
     tensorboard: bool = key(True, "write TensorBoard events")
     progress: bool = key(True, "progress bar")
     report: bool = key(True, "write report.html at the end")
+    save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
+    keep: int = key(
+        1, "how many of the last checkpoints are kept; from 2 on, each by its step's name", low=1
+    )
 
 
 @dataclass

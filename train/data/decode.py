@@ -36,9 +36,16 @@ def decode(encoded: bytes, size: int, name: str, max_pixels: int = MAX_PIXELS) -
 def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Any image to (3, size, size) RGB: grey is repeated, other shapes are stretched to a square.
 
-    Downscaling is antialiased (PIL's filters widen their support with the reduction). The size in
-    the image's header is checked before anything is decoded.
+    Downscaling is antialiased (PIL's filters widen their support with the reduction).
     """
+    rgb = to_image(encoded, max_pixels)
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def to_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Any image as RGB and upright. The size in its header is checked before it is decoded."""
     if not encoded:
         raise PixelError("it is empty")
     try:
@@ -50,10 +57,7 @@ def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArra
                 )
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
-        if rgb.size != (size, size):
-            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+            return _to_rgb(image)
     except PixelError:
         raise
     except UnidentifiedImageError as error:  # its own text is the address of the buffer

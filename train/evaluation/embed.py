@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train.data.augment import normalise, to_unit
 from train.data.loader import ImageSource
+from train.distributed import World
 
 
 def _flip_sum(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -18,12 +19,21 @@ def _flip_sum(backbone: nn.Module, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embed(
-    backbone: nn.Module, source: ImageSource, device: torch.device, batch_size: int = 50
+    backbone: nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    batch_size: int = 50,
+    world: World | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Flip-summed float32 features (N, D) and labels (N,) of all images, in order."""
-    training = backbone.training
+    """Flip-summed float32 features (N, D) and labels (N,) of all images, in order.
+
+    Every process of ``world`` calls, embeds its share of the images, and gets those of all.
+    """
+    world = world or World(0, 1, device)
+    # Module by module: some may be in evaluation mode while the rest is trained.
+    training = [module for module in backbone.modules() if module.training]
     backbone.eval()
-    rows = list(range(len(source.images)))
+    rows = np.array_split(np.arange(len(source.images)), world.size)[world.rank].tolist()
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     features: list[Tensor] = []
     labels: list[Tensor] = []
@@ -31,5 +41,21 @@ def embed(
         images = normalise(to_unit(pixels.to(device)))
         features.append(_flip_sum(backbone, images).float().cpu())
         labels.append(label)
-    backbone.train(training)
-    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+    for module in training:
+        module.training = True
+    if world.size == 1:
+        return torch.cat(features).numpy(), torch.cat(labels).numpy()
+    return _gather_rows(features, world).numpy(), _gather_rows(labels, world).numpy()
+
+
+def _gather_rows(parts: list[Tensor], world: World) -> Tensor:
+    """The rows of all processes in order; a process without any need not know their shape."""
+    own = torch.cat(parts) if parts else torch.empty(0)
+    shape = [len(own), *own.shape[1:]] if parts else [0]
+    shapes = world.gather_objects((shape, own.dtype))
+    longest, dtype = max(shapes, key=lambda given: given[0][0])
+    padded = torch.zeros(longest, dtype=dtype)
+    if parts:
+        padded[: len(own)] = own
+    found = world.gather(padded.to(world.device))
+    return torch.cat([rows[: given[0][0]].cpu() for rows, given in zip(found, shapes, strict=True)])

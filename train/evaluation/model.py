@@ -53,7 +53,8 @@ def load_model(arguments: Namespace) -> Model:
     backbone = build_backbone(
         model.name, model.input_size, model.dropout, model.embedding_size, model.options
     )
-    checkpoint.load_backbone(backbone, values, path=path, config=config)
+    # What was evaluated in training: the average over steps, if there is one.
+    checkpoint.load_backbone(backbone, values, path=path, config=config, averaged=True)
     device = choose_device(arguments.device, 0)
     threshold = values["trainer"].get("threshold")
     return Model(backbone.to(device).eval(), config, threshold, device, path)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.decode import PIXEL_ERRORS
-from train.data.records import RecordError
+from train.data.decode import PixelError, to_image
+from train.data.records import Files, RecordError
 
 SIDE = 112
 # x, y of landmarks in the aligned image; the centre of the first pixel is (0, 0).
@@ -46,7 +46,7 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def align(image: Image.Image, landmarks: NDArray[np.float64]) -> Image.Image:
-    """(5, 2) landmarks at their places, in SIDE x SIDE pixels; black beyond the image."""
+    """(5, 2) landmarks of an RGB image at their places, in SIDE x SIDE pixels; black beyond it."""
     back = similarity(PLACES, landmarks)
     # Landmarks are in pixels whose centres are whole numbers; PIL puts them at halves.
     shift = back[:, 2] + 0.5 - back[:, :2] @ np.array([0.5, 0.5])
@@ -56,7 +56,7 @@ def align(image: Image.Image, landmarks: NDArray[np.float64]) -> Image.Image:
         band.convert("F").transform(
             (SIDE, SIDE), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
         )
-        for band in image.convert("RGB").split()
+        for band in image.split()
     ]
     pixels = np.stack([np.asarray(band) for band in bands], axis=2)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
@@ -74,13 +74,11 @@ class AlignedFaces:
 
     def read(self, index: int) -> bytes:
         try:
-            with Image.open(self.paths[index]) as image:
-                aligned = align(image, self.landmarks[index])
-        except PIXEL_ERRORS as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise RecordError(f"cannot read image {self.paths[index]}: {reason}") from error
+            image = to_image(Files(self.paths).read(index))
+        except PixelError as error:
+            raise RecordError(f"cannot read image {self.paths[index]}: {error}") from error
         encoded = io.BytesIO()
-        aligned.save(encoded, "PPM")
+        align(image, self.landmarks[index]).save(encoded, "PPM")
         return encoded.getvalue()
 
     def name(self, index: int) -> str:

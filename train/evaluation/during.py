@@ -1,0 +1,89 @@
+"""Evaluation in the course of a run, by all its processes: each embeds its share of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from train.config import Config
+from train.data.image_list import ImageList
+from train.distributed import World
+from train.errors import UserError
+from train.evaluation.embed import embed
+from train.evaluation.test_sets import HeldOut, open_test_sets
+from train.evaluation.verification import Verification, evaluate_features
+from train.run_folder import EVALUATION, FEATURES, write_arrays, write_json
+
+# Features of the people held out stay beside their figures up to this size.
+STORED_BYTES = 64 * 2**20
+
+Figures = Mapping[str, Mapping[str, float]]
+
+
+class Judge:
+    """The test sets of a run. Nothing it does changes what is trained."""
+
+    def __init__(self, config: Config, world: World, held_out: ImageList) -> None:
+        self.every, self.figure, self.world = config.eval.every, config.eval.best, world
+        self.sets = open_test_sets(config, held_out)
+        # The last features of the people held out, and their step.
+        self._features: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        self._step: int | None = None
+
+    def due(self, step: int, at_end: bool) -> bool:
+        return bool(self.sets) and (at_end or (self.every > 0 and step % self.every == 0))
+
+    def figures(self, backbone: nn.Module, threshold: float | None, step: int) -> Figures:
+        """Of every set, by its name; every process calls, the first one's answer is everybody's."""
+        found = {}
+        for test in self.sets:
+            features, labels = self._embed(backbone, test.source)
+            if isinstance(test, HeldOut):
+                self._features, self._step = (features, labels), step
+
+            def score(test: Any = test, features: Any = features) -> dict[str, float]:
+                return dict(test.score(features, threshold=threshold, device=self.world.device))
+
+            found[test.name] = self.world.from_main(score)
+        return found
+
+    def value(self, figures: Figures) -> float | None:
+        """What the best is kept by, larger is better; None without evaluations on the way."""
+        if not self.every or not figures:
+            return None
+        values = [of_set[self.figure] for of_set in figures.values() if self.figure in of_set]
+        if not values:
+            known = ", ".join(sorted({name for of_set in figures.values() for name in of_set}))
+            raise UserError(f"eval.best: expected one of {known}; got '{self.figure}'")
+        return float(np.mean(values))
+
+    def report_held_out(
+        self, folder: Path, backbone: nn.Module, threshold: float | None, step: int
+    ) -> Verification | None:
+        """Write figures and features of the people held out, if there are any to score.
+
+        Every process calls; the first one gets the figures.
+        """
+        test = next((test for test in self.sets if isinstance(test, HeldOut)), None)
+        if test is None:
+            return None
+        if self._features is None or self._step != step:
+            self._features = self._embed(backbone, test.source)
+        if not self.world.is_main:
+            return None
+        features, labels = self._features
+        result = evaluate_features(features, labels, threshold=threshold, device=self.world.device)
+        write_json(folder / EVALUATION, result.to_dict())
+        if features.nbytes <= STORED_BYTES:
+            identities = np.array(list(test.source.images.identities))
+            write_arrays(folder / FEATURES, features=features, labels=labels, identities=identities)
+        return result
+
+    def _embed(self, backbone: nn.Module, source: Any) -> Any:
+        self.world.share_buffers(backbone)
+        return embed(backbone, source, self.world.device, world=self.world)

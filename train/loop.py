@@ -1,0 +1,149 @@
+"""The steps of a run, and what follows each: log, save, evaluate, stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from train.distributed import Vote
+from train.errors import DivergedError
+from train.evaluation.during import Judge
+from train.losses import NO_LOSS, set_epoch
+from train.meter import Averages, Meter
+from train.run_folder import MetricsLog, evaluated_steps
+
+if TYPE_CHECKING:
+    from train.engine import Trainer
+
+
+class Loop:
+    """A context manager around the files of figures, for :meth:`run` once."""
+
+    def __init__(
+        self, trainer: Trainer, folder: Path, stop: Callable[[int], int], judge: Judge | None
+    ) -> None:
+        self.trainer, self.folder, self.stop, self.judge = trainer, folder, stop, judge
+        self.run_config, world = trainer.config.run, trainer.world
+        self.vote = Vote(world, trainer.config.train.timeout_s)
+        self.meter = Meter(world)
+        self.log: MetricsLog | None = None
+        if world.is_main:
+            self.log = MetricsLog(
+                folder, tensorboard=self.run_config.tensorboard, first_step=trainer.step + 1
+            )
+        self.bar = tqdm(
+            total=trainer.total_steps,
+            initial=trainer.step,
+            unit="step",
+            disable=not (self.run_config.progress and world.is_main),
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+    def run(self) -> int:
+        """To the end, or until the stop that it returns."""
+        trainer = self.trainer
+        update = trainer.update()
+        self._catch_up()
+        while not trainer.at_end:
+            for losses in (trainer.loss, trainer.head):
+                if losses is not None:
+                    set_epoch(losses, trainer.step // trainer.steps_per_epoch)
+            for images, labels in trainer.epoch_batches():
+                pairs = trainer.has_pairs(trainer.step)
+                row = update(images, labels, step=trainer.step, lr=trainer.lr(), pairs=pairs)
+                if trainer.ema is not None:
+                    trainer.ema.update_parameters(trainer.backbone)
+                trainer.step += 1
+                self.bar.update()
+                self.meter.add(row, len(labels))
+                stopped = self.vote(int(self.stop(trainer.step)))
+                self._end_step(stopped)
+                if stopped:
+                    self.vote.finish()
+                    return stopped
+        self.vote.finish()
+        return 0
+
+    def _catch_up(self) -> None:
+        """The evaluation that a run which was cut off did not come to the end of."""
+        trainer, judge = self.trainer, self.judge
+        if judge is None or not trainer.step or not judge.due(trainer.step, trainer.at_end):
+            return
+        if not trainer.world.from_main(lambda: trainer.step in evaluated_steps(self.folder)):
+            self._evaluate(judge)
+
+    def _end_step(self, stopped: int) -> None:
+        trainer, run = self.trainer, self.run_config
+        epochs, within = divmod(trainer.step, trainer.steps_per_epoch)
+        saving = bool(stopped) or trainer.at_end or (within == 0 and epochs % run.save_every == 0)
+        saving = saving or (run.save_steps > 0 and trainer.step % run.save_steps == 0)
+        # Whoever has asked for a stop may not wait for long: the next run evaluates instead.
+        judge = self.judge if trainer.at_end or not stopped else None
+        judging = judge is not None and judge.due(trainer.step, trainer.at_end)
+        if trainer.step % run.log_every == 0 or within == 0 or saving or judging:
+            self._write(self.meter.take())
+        if saving:
+            trainer.save(self.folder)
+        if judge is not None and judging:
+            self._evaluate(judge)
+
+    def _evaluate(self, judge: Judge) -> None:
+        """Every process calls. What is written last says that all of it is done."""
+        trainer = self.trainer
+        figures = judge.figures(trainer.evaluated, trainer.threshold(), trainer.step)
+        value, name = judge.value(figures), trainer.config.eval.best
+        if value is not None:
+            best = trainer.best if trainer.best and trainer.best["figure"] == name else None
+            # The same step: a process died before it had kept its checkpoint.
+            if best is None or value > best["value"] or trainer.step == best["step"]:
+                trainer.best = {"figure": name, "value": value, "step": trainer.step}
+                trainer.save(self.folder, best=True)
+        if self.log is not None:
+            epoch = trainer.step / trainer.steps_per_epoch
+            self.log.write_evaluation(trainer.step, epoch, figures)
+
+    def _write(self, averages: Averages) -> None:
+        trainer, bad = self.trainer, averages.bad
+        if not math.isfinite(averages.total):
+            step = trainer.step - (bad.steps_ago if bad else 0)
+            loss = bad.losses[0] if bad else averages.total
+            raise DivergedError(
+                trainer.diagnosis(f"the loss is {loss} at step {step}", str(bad) if bad else "")
+            )
+        threshold, speed = trainer.threshold(), averages.images_per_s
+        shown = "-" if threshold is None else f"{threshold:.3f}"
+        self.bar.set_postfix_str(f"loss {averages.total:.3f}, b/s {shown}, {speed:.0f} images/s")
+        if self.log is not None:
+            has_pairs, loss = trainer.has_pairs(trainer.step - 1), trainer.config.loss
+            has_classes = loss.class_name != NO_LOSS
+            has_classes = has_classes and not (loss.class_until_filled and has_pairs)
+            self.log.write(
+                {
+                    "step": trainer.step,
+                    "epoch": trainer.step / trainer.steps_per_epoch,
+                    "loss": averages.total,
+                    "class_loss": averages.class_term if has_classes else None,
+                    "pair_loss": averages.pair_term if has_pairs else None,
+                    "threshold": threshold,
+                    "lr": trainer.optimizer.param_groups[0]["lr"],
+                    "images_per_s": round(speed, 2),
+                }
+            )

@@ -1,0 +1,109 @@
+"""What the steps since the last log line came to, and whether they still come to anything."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train.distributed import World
+
+TERMS = ("loss", "class loss", "pair loss")
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """The first step whose losses were not finite."""
+
+    steps_ago: int
+    rank: int  # the first of the processes that saw it
+    losses: tuple[float, ...]  # total, class, pair
+    norm: float  # largest of a feature there
+    norm_before: float | None  # one step earlier, if that is known
+
+    def __str__(self) -> str:
+        text = ", ".join(
+            f"{name} {value:g}" for name, value in zip(TERMS[1:], self.losses[1:], strict=True)
+        )
+        before = "" if self.norm_before is None else f" ({self.norm_before:g} one step before)"
+        return f"first on process {self.rank}: {text}, largest feature norm {self.norm:g}{before}"
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Over the steps and processes."""
+
+    total: float
+    class_term: float
+    pair_term: float
+    images_per_s: float  # of all processes
+    bad: BadStep | None
+
+
+class Meter:
+    """Losses since the last log line, kept on the device until asked for."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._restart()
+
+    def _restart(self) -> None:
+        self.rows: list[Tensor] = []
+        self.sum: Tensor | None = None
+        self.images = 0
+        self.start = time.perf_counter()
+
+    def add(self, row: Tensor, images: int) -> None:
+        """[total, class, pair, largest feature norm] of a step of this process."""
+        self.rows.append(row)
+        self.sum = row[:3] if self.sum is None else self.sum + row[:3]
+        self.images += images
+
+    def take(self) -> Averages:
+        """Every process calls."""
+        assert self.sum is not None
+        means = self.world.mean(self.sum / len(self.rows)).tolist()
+        speed = self.images * self.world.size / (time.perf_counter() - self.start)
+        # The sum over processes is finite on all of them, or on none.
+        bad = None if math.isfinite(means[0]) else self._first_bad()
+        self._restart()
+        return Averages(*means, speed, bad)
+
+    def _first_bad(self) -> BadStep | None:
+        every = torch.stack(self.world.gather(torch.stack(self.rows))).tolist()
+        for k in range(len(self.rows)):
+            for rank, rows in enumerate(every):
+                if not math.isfinite(rows[k][0]):
+                    before = rows[k - 1][3] if k else None
+                    ago = len(self.rows) - 1 - k
+                    return BadStep(ago, rank, tuple(rows[k][:3]), rows[k][3], before)
+        return None  # finite losses whose sum is not
+
+
+def all_finite(modules: Iterable[nn.Module | None], world: World) -> bool:
+    """Whether weights and statistics are finite on all processes; every one calls."""
+    flags = [
+        torch.stack(torch.aminmax(tensor.detach())).isfinite().all()  # without a copy's memory
+        for module in modules
+        if module is not None
+        for tensor in [*module.parameters(), *module.buffers()]
+        if tensor.is_floating_point() and tensor.numel()
+    ]
+    bad = torch.stack(flags).logical_not().any().float()
+    return float(world.mean(bad)) == 0.0
+
+
+def scale_of(*losses: nn.Module | None) -> str:
+    """Scales of the losses' logits, for messages."""
+    found = [
+        f"{float(module.scale):g} ({type(module).__name__})"
+        for loss in losses
+        if loss is not None
+        for module in loss.modules()
+        if isinstance(getattr(module, "scale", None), int | float | Tensor)
+    ]
+    return ", ".join(dict.fromkeys(found)) or "none"
