@@ -15,6 +15,7 @@ from train.data.decode import UnreadableImageError, decode
 from train.data.image_list import ImageList
 from train.data.records import RecordError
 from train.errors import UserError
+from train.stopping import leave_signals
 
 CACHE_LIMIT_BYTES = 512 * 2**20
 
@@ -47,6 +48,7 @@ class ImageSource:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
         )
         for pixels, labels, errors in loader:
             self.skipped.update(errors)
