@@ -140,9 +140,11 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_script_goes_on_by_the_same_command(faces: Path, tmp_path: Path) -> None:
-    """The true thing, once: SIGTERM to a script, whose run another one takes to its end."""
+    """The true thing, once: SIGTERM to a script and the process that decodes for it, as schedulers
+    send it; another takes its run to the end.
+    """
     sections: dict[str, dict[str, Any]] = {
-        "data": {"holdout": 4},
+        "data": {"holdout": 4, "cache": "never", "workers": 1},
         "train": {"epochs": 8},
         "eval": {"every": 5},
     }
@@ -154,11 +156,12 @@ def test_a_killed_script_goes_on_by_the_same_command(faces: Path, tmp_path: Path
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while steps_logged(run) < 3 and script.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    script.send_signal(signal.SIGTERM)
+    os.killpg(script.pid, signal.SIGTERM)
     _, errors = script.communicate(timeout=60)
     assert script.returncode == 0, errors
     stopped = step_saved(run)

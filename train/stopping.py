@@ -44,3 +44,11 @@ def stop_on_signal(patience_s: float = 0.0) -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+def leave_signals(worker: int) -> None:
+    """For processes that decode images: a scheduler may signal every process of a job, and a run
+    needs them until it has stopped. They end when it does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from train.data.decode import MAX_PIXELS, PixelError, to_pixels
 from train.data.image_list import ImageList
 from train.data.records import RecordError
 from train.errors import UserError
+from train.stopping import leave_signals
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class ImageSource:
             multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals,
         )
         for pixels, labels, errors in _living(loader):
             self.skipped.update(errors)
