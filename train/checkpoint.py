@@ -90,6 +90,10 @@ def is_sharded(path: Path) -> bool:
     return path.is_dir() or path.with_name(f".{path.name}.old").is_dir()
 
 
+def is_run(values: Any) -> bool:
+    return isinstance(values, dict) and values.get("format") == FORMAT and "trainer" in values
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint of this harness, for resuming; without what is in shards."""
     if is_sharded(path):
@@ -99,7 +103,7 @@ def read_run(path: Path) -> dict[str, Any]:
             raise UserError(str(error)) from error
     else:
         values = read(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT or "trainer" not in values:
+    if not is_run(values):
         raise UserError(f"{path} is not a training checkpoint of this harness")
     return values
 

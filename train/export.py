@@ -46,7 +46,9 @@ CHALLENGE_MEMBER = "model.onnx"
 def _parse(argv: list[str]) -> Namespace:
     parser = Parser(prog="train/export.py", description="Export a trained backbone as ONNX.")
     parser.add_argument(
-        "checkpoint", type=Path, help="checkpoint file or folder, or a run folder: its last one"
+        "checkpoint",
+        type=Path,
+        help="checkpoint file or folder, a run folder (its last one), or published weights",
     )
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="where to write the model")
     parser.add_argument(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from train import checkpoint
 from train.backbones import build_backbone
+from train.backbones.weights import find_state, recognise, sizes
 from train.config import Config, make_config
 from train.data.image_list import ImageList
 from train.data.loader import ImageSource, open_images
 from train.distributed import choose_device
+from train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Model:
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, help="checkpoint file or folder, or a run folder: its last one"
+        "checkpoint",
+        type=Path,
+        help="checkpoint file or folder, a run folder (its last one), or published weights",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch-size", type=int, default=64, help="images embedded at a time")
@@ -43,12 +48,22 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 
 def load_model(arguments: Namespace) -> Model:
-    """The backbone as it was trained, with the architecture of its checkpoint."""
+    """The backbone as it was trained, with the architecture of its checkpoint.
+
+    What is no checkpoint of this harness may be published weights, of an architecture that their
+    names and shapes tell.
+    """
     path = Path(arguments.checkpoint)
     if path.is_dir() and (path / checkpoint.LAST.parent).is_dir():
         path = checkpoint.last(path)
-    values = checkpoint.read_run(path)
-    config = make_config((str(path), values["config"]))
+    threshold = None
+    values = None if checkpoint.is_sharded(path) else checkpoint.read(path)
+    if values is None or checkpoint.is_run(values):
+        values = checkpoint.read_run(path)
+        config = make_config((str(path), values["config"]))
+        threshold = values["trainer"].get("threshold")
+    else:
+        config = _published(values, path)
     model = config.model
     backbone = build_backbone(
         model.name, model.input_size, model.dropout, model.embedding_size, model.options
@@ -56,8 +71,17 @@ def load_model(arguments: Namespace) -> Model:
     # What was evaluated in training: the average over steps, if there is one.
     checkpoint.load_backbone(backbone, values, path=path, config=config, averaged=True)
     device = choose_device(arguments.device, 0)
-    threshold = values["trainer"].get("threshold")
     return Model(backbone.to(device).eval(), config, threshold, device, path)
+
+
+def _published(values: Any, path: Path) -> Config:
+    """Of insightface, UniTSFace or UniFace, or what train/convert.py has written."""
+    state = find_state(values, averaged=True) or {}
+    name, found = recognise(state), sizes(state)
+    if name is None or found is None:
+        raise UserError(f"{path} is no checkpoint, and no weights of a backbone known here")
+    model = {"name": name, "input_size": found[0], "embedding_size": found[1]}
+    return make_config((str(path), {"model": model}))
 
 
 def open_images_of(model: Model, images: ImageList, arguments: Namespace) -> ImageSource:
