@@ -178,6 +178,9 @@ stage_profile() {
   # The table is in the log; files that come back are few.
   run 60 bench.log "$python" -m bench.heads --device=cuda --rounds 5 --out "${TMPDIR:-/tmp}/heads" \
     head-400k head-400k-sampled || status=$?
+  run 40 bench.log "$python" train/main.py --config train/configs/data/casia_r50.yaml \
+    --config train/configs/loss/unitsface.yaml --dry-run --dry-run-batch 128 train.device=cuda ||
+    status=$?
   return $status
 }
 
