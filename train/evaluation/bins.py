@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from train.data.decode import MAX_PIXELS
 from train.data.image_list import whole
 from train.data.loader import ImageSource, open_images
 from train.data.records import Encoded
@@ -72,12 +73,12 @@ class BinSet:
         return figures
 
     def _read_pairs(self) -> NDArray[np.bool_]:
-        images = self.source.images
-        bad = [images.name(i) in self.source.skipped for i in range(len(images))]
-        return ~np.asarray(bad).reshape(-1, 2).any(1)
+        return self.source.readable().reshape(-1, 2).all(1)
 
 
-def open_bin_set(path: str | Path, size: int, *, on_error: str, workers: int) -> BinSet:
+def open_bin_set(
+    path: str | Path, size: int, *, on_error: str, workers: int, max_pixels: int = MAX_PIXELS
+) -> BinSet:
     """Encoded images stay in memory, some 5 kB each, and are decoded whenever they are asked for:
     decoded, a set of 7000 pairs would take half a gigabyte in each process.
     """
@@ -87,7 +88,9 @@ def open_bin_set(path: str | Path, size: int, *, on_error: str, workers: int) ->
     records = Encoded(images, str(path))
     numbers = [f"pair {p}" for p in range(len(same))]
     pairs = whole(records, labels.tolist(), numbers, named=False)
-    source = open_images(pairs, size, on_error=on_error, cache="never", workers=workers)
+    source = open_images(
+        pairs, size, on_error=on_error, cache="never", workers=workers, max_pixels=max_pixels
+    )
     return BinSet(path.stem, source, same)
 
 

@@ -76,7 +76,8 @@ class Judge:
             self._features = self._embed(backbone, test.source)
         if not self.world.is_main:
             return None
-        features, labels = self._features
+        read = test.source.readable()
+        features, labels = (rows[read] for rows in self._features)
         result = evaluate_features(features, labels, threshold=threshold, device=self.world.device)
         write_json(folder / EVALUATION, result.to_dict())
         if features.nbytes <= STORED_BYTES:
