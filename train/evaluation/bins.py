@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ class BinSet:
     name: str
     source: ImageSource
     same: NDArray[np.bool_]  # (P,)
+    figures: ClassVar[Sequence[str]] = (
+        "accuracy",
+        "auc",
+        f"val@far={FAR:g}",
+        "accuracy_at_threshold",
+    )
 
     def score(
         self,
@@ -124,8 +130,16 @@ def _flags(values: Any, path: Path) -> NDArray[np.bool_]:
         raise UserError(f"{path}: expected a list of flags, got {type(values).__name__}")
     for i, flag in enumerate(flags):
         if not isinstance(flag, int) or flag not in (0, 1):
-            raise UserError(f"{path}, pair {i}: expected a flag, got {str(flag)[:40]!r}")
+            raise UserError(f"{path}, pair {i}: expected a flag, got {_shown(flag)}")
     return np.asarray(flags, dtype=bool)
+
+
+def _shown(value: Any) -> str:
+    """Short whatever it is: of nested lists or long numbers the text may have no end."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:40])
+    short = isinstance(value, int) and abs(value) < 2**64
+    return repr(str(value)) if short else type(value).__name__
 
 
 def _image(value: Any, index: int, path: Path) -> bytes:
