@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from train.data.image_list import ImageList
 from train.data.loader import ImageSource
 from train.errors import UserError
 from train.evaluation.bins import open_bin_set
-from train.evaluation.verification import evaluate_features, has_both_kinds
+from train.evaluation.verification import FARS, evaluate_features, has_both_kinds
 
 
 class TestSet(Protocol):
     name: str
     source: ImageSource
+    figures: ClassVar[Sequence[str]]  # that a best may be chosen by
 
     def score(
         self,
@@ -42,6 +43,12 @@ class HeldOut:
 
     source: ImageSource
     name: str = "held_out"
+    figures: ClassVar[Sequence[str]] = (
+        "accuracy",
+        "auc",
+        *(f"tar@far={far:g}" for far in FARS),
+        "accuracy_at_threshold",
+    )
 
     def score(
         self,

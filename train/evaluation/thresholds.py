@@ -225,7 +225,8 @@ def _clear_diagonal(tile: Tensor, offset: int) -> None:
 
 def write_csv(spread: Spread, names: Sequence[str], path: Path) -> None:
     """A line per identity."""
-    with open(path, "w", newline="") as file:
+    # Names of folders may be no text.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         header = ["identity", "threshold", "accuracy", "lowest_positive", "highest_negative"]
         writer.writerow(header)
