@@ -171,6 +171,24 @@ def test_what_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
             _open(path)
 
 
+def test_values_whose_text_has_no_end_are_refused(tmp_path: Path) -> None:
+    """Lists of 16 times the same list, 30 deep; lists 100000 deep; a number of 6000 digits."""
+    many = b"]q\0"
+    for k in range(30):
+        many += b"](" + (b"h" + bytes([k])) * 16 + b"eq" + bytes([k + 1])
+    deep = b"(" * 100_000 + b"l" * 100_000
+    number = b"\x8b" + struct.pack("<i", 3000) + b"\x01" * 3000
+    path = tmp_path / "evil.bin"
+    for value in (many, deep, number):
+        dtype = b"cnumpy\ndtype\n(" + value + b"tR."
+        flags = b"(](" + b"U\1x" * 2 + b"e](" + value + b"et."
+        for written in (dtype, flags):
+            path.write_bytes(b"\x80\x02" + written)
+            with pytest.raises(UserError, match=r"evil\.bin") as error:
+                _open(path)
+            assert len(str(error.value)) < 1000
+
+
 def test_a_set_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     images, same = orl_pairs()
     path = tmp_path / "short.bin"

@@ -31,6 +31,7 @@ from train.data.dataset import open_dataset, scan
 from train.data.decode import PixelError, to_pixels
 from train.data.image_list import whole
 from train.data.loader import open_images
+from train.data.records import Files, RecordError
 from train.errors import UserError
 from train.main import main
 
@@ -411,3 +412,13 @@ def test_a_decoding_process_that_dies_is_an_error_in_one_line() -> None:
     source = open_images(images, 16, on_error="skip", cache="never", workers=1)
     with pytest.raises(UserError, match=r"a decoding process has died.*data\.workers=0"):
         list(source.batches([[0, 1], [2, 3]]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on POSIX")
+def test_only_regular_files_are_images(tmp_path: Path) -> None:
+    """A pipe that nobody writes into, and a file without an end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(RecordError, match=f"{name}: it is not a regular file"):
+            Files([str(tmp_path / name)]).read(0)

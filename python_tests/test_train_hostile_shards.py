@@ -116,6 +116,16 @@ def test_what_tarfile_would_take_for_the_end_is_damage(tmp_path: Path) -> None:
         scan(str(tmp_path / "c.tar"))
 
 
+def test_a_name_for_a_name_for_a_name_is_damage(tmp_path: Path) -> None:
+    """Headers of long names, each of the next header: tarfile calls itself for every one."""
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2
+    path = tmp_path / "a.tar"
+    path.write_bytes((name.tobuf() + b"x".ljust(512, b"\0")) * 3000 + bytes(1024))
+    with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar file, or damaged"):
+        scan(str(path))
+
+
 def test_any_damage_to_a_shard_is_a_message_or_an_image(tmp_path: Path) -> None:
     write_shards(tmp_path, people()[:1])
     path = tmp_path / "faces-000000.tar"

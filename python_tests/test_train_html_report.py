@@ -205,7 +205,7 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         html_report.write(tmp_path)
     folder = tmp_path / "copy"
     for name, content, message in (
-        ("metrics.jsonl", b'{"epoch": 1}\n{"epo', "line 2: not JSON"),
+        ("metrics.jsonl", b'{"epoch": 1}\n{"epo\n', "line 2: not JSON"),
         ("metrics.jsonl", b"[1]\n", "line 1: expected an object with an epoch"),
         ("evaluation.json", b"{", "not JSON"),
         ("evaluation.json", b"[]", "expected the figures"),
@@ -220,6 +220,12 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
     save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(UserError, match="labels beyond its 2 identities"):
         html_report.write(folder)
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 9, "epoch": 0.5}\n{"step": 10, "epo')
+    assert html_report._lines(path) == [{"step": 9, "epoch": 0.5}]
 
 
 def test_a_finished_run_leaves_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

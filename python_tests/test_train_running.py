@@ -152,10 +152,12 @@ def test_a_signal_saves_the_step_and_decides_the_exit_code(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Loop, "_end_step", signalled)
-    assert main(arguments(tiny(faces, tmp_path, eval={"every": 2}))) == code
-    assert capsys.readouterr().err == "stopped at step 2 of 6; continue with --resume\n"
+    config = tiny(faces, tmp_path, eval={"every": 2}, data={"holdout": 2})
+    assert main(arguments(config)) == code
+    assert capsys.readouterr().err == "stopped at step 2 of 4; continue with --resume\n"
     assert checkpoint.read_run(tmp_path / checkpoint.LAST)["trainer"]["step"] == 2
     assert not (tmp_path / "evaluation.json").exists()
+    assert (tmp_path / "evaluations.jsonl").read_text() == ""  # left to the next run
 
 
 def _votes(rank: int) -> list[int]:

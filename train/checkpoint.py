@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ from train.errors import UserError
 LAST = Path("checkpoints") / "last.pt"
 LAST_SHARDED = Path("checkpoints") / "last"
 FORMAT = 1
+# What torch.load raises for damaged files.
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+)
 
 
 def save_atomically(values: dict[str, Any], path: Path) -> None:
@@ -53,7 +67,7 @@ def read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except _DAMAGED as error:
         reason = str(error).split(". ")[0].splitlines()[0] if str(error) else "empty file"
         raise UserError(f"cannot read checkpoint {path}: {reason}") from error
 
@@ -106,6 +120,24 @@ def read_run(path: Path) -> dict[str, Any]:
     if not is_run(values):
         raise UserError(f"{path} is not a training checkpoint of this harness")
     return values
+
+
+def pack_names(names: Sequence[str]) -> str:
+    """Names of folders hold no zeros. Two million strings would take 10 s to load, one none."""
+    return "\0".join(names)
+
+
+def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
+    """An error unless the identities are those a checkpoint holds; earlier ones hold a list."""
+    held = held.split("\0") if isinstance(held, str) else held
+    wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
+    if wrong is None:
+        return
+    shown = [repr(given[wrong]) if wrong < len(given) else "none" for given in (held, names)]
+    raise UserError(
+        f"{path} was trained on other identities ({len(held)}) than those of data.path "
+        f"({len(names)}); of number {wrong} the names are {shown[0]} and {shown[1]}"
+    )
 
 
 def architecture(config: Config) -> str:

@@ -68,6 +68,7 @@ def _name(last: Path, name: str) -> None:
     remove(temporary)
     if last.is_dir():
         shutil.copytree(last, temporary, copy_function=_link)
+        flush(temporary)
         # A folder cannot be renamed over another; readers know this place, too.
         old = last.with_name(f".{name}.old")
         if target.exists():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.errors import LostProcessError, UserError
@@ -47,7 +48,7 @@ class World:
         """The process group, None for one process."""
         return dist.group.WORLD if self.size > 1 else None
 
-    def check_same(self, what: str, value: bytes) -> None:
+    def check_same(self, what: str, value: bytes | NDArray[Any]) -> None:
         """An error on all processes unless ``value`` is the same on all of them."""
         if self.size == 1:
             return

@@ -130,7 +130,7 @@ class Trainer:
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
-            "identities": list(self.source.images.identities),
+            "identities": checkpoint.pack_names(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
@@ -158,10 +158,12 @@ class Trainer:
 
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         checkpoint.load_backbone(self.backbone, values, path=path, config=self.config)
-        if values["identities"] != list(self.source.images.identities):
+        checkpoint.check_names(values["identities"], self.source.images.identities, path)
+        held = values["config"]["train"].get("optimizer", "sgd")
+        if held != self.config.train.optimizer:
             raise UserError(
-                f"{path} was trained on other identities ({len(values['identities'])}) than "
-                f"those of data.path ({len(self.source.images.identities)})"
+                f"{path} holds the state of {held}; leave train.optimizer as it was, or begin a "
+                "run with its weights as model.weights"
             )
         if checkpoint.is_sharded(path) != (self.head is not None):
             held = "shards of classes" if self.head is None else "no shards of classes"
@@ -171,14 +173,24 @@ class Trainer:
             if values.get("memory") is None:
                 raise UserError(f"{path} was trained without loss.memory and holds none")
             checkpoint.load_module(self.memory, values["memory"], what="memory", path=path)
+        options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         if self.head is not None:
             checkpoint.load_sharded(path, self.head, self.optimizer)
         else:
             self.optimizer.load_state_dict(values["optimizer"])
-        self.scaler.load_state_dict(values["scaler"])
+        # The state is the checkpoint's; weight decay and the like are what is asked for now.
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if values["scaler"]:  # empty where the run was not in float16
+            self.scaler.load_state_dict(values["scaler"])
         self.step = self.saved_step = int(values["trainer"]["step"])
         self.best = values["trainer"].get("best")
-        if self.ema is not None and values.get("ema") is not None:
+        if self.ema is not None and values.get("ema") is None:
+            self.ema.module.load_state_dict(self.backbone.state_dict())  # it begins with them
+        elif self.ema is not None:
             checkpoint.load_backbone(self.ema.module, values["ema"], path=path, config=self.config)
             self.ema.n_averaged.fill_(self.step)  # not the first one, which would start it anew
 

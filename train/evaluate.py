@@ -13,10 +13,16 @@ if not __package__:  # started as a script: sys.path[0] is train/, the package i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train.environment import prepare_environment
-from train.errors import Parser, exit_code
+from train.errors import Parser, UserError, exit_code
 
 prepare_environment()
 
+# What messages say in terms of training, in terms of these commands.
+FLAGS = {
+    "data.on_error=skip": "--on-error skip",
+    "data.workers=0": "--workers 0",
+    "train.device=cuda": "--device cuda",
+}
 # Modules of train.evaluation.commands: HELP, add_arguments(parser) and run(arguments).
 COMMANDS = ("pairs", "thresholds", "verification", "ijbc", "megaface")
 
@@ -34,7 +40,13 @@ def run(argv: list[str]) -> int:
         add_model_arguments(sub)
         module.add_arguments(sub)
     arguments = parser.parse_args(argv)
-    return int(modules[arguments.command].run(arguments))
+    try:
+        return int(modules[arguments.command].run(arguments))
+    except UserError as error:
+        message = str(error).removeprefix("data.path: ")
+        for key, flag in FLAGS.items():
+            message = message.replace(key, flag)
+        raise UserError(message) from error
 
 
 if __name__ == "__main__":

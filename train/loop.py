@@ -62,6 +62,7 @@ class Loop:
         trainer = self.trainer
         update = trainer.update()
         self._catch_up()
+        self.meter.restart_clock()
         while not trainer.at_end:
             for losses in (trainer.loss, trainer.head):
                 if losses is not None:
@@ -104,6 +105,8 @@ class Loop:
             trainer.save(self.folder)
         if judge is not None and judging:
             self._evaluate(judge)
+        if saving or judging:
+            self.meter.restart_clock()
 
     def _evaluate(self, judge: Judge) -> None:
         """Every process calls. What is written last says that all of it is done."""

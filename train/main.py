@@ -88,7 +88,8 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     layers.append(("command line", parse_overrides(arguments.overrides)))
     if not resume:
         return make_config(*layers), None, None
-    named = [v["run"]["dir"] for _, v in layers if "dir" in (v.get("run") or {})]
+    sections = [values.get("run") for _, values in layers]
+    named = [run["dir"] for run in sections if isinstance(run, dict) and "dir" in run]
     run_dir = named[-1] if named else Config().run.dir
     auto = arguments.resume == "auto"
     path = Path("" if auto else arguments.resume)
@@ -130,7 +131,7 @@ def run(argv: list[str]) -> int:
         )
         data = open_dataset(config, world.size)
         images = data.train.images
-        world.check_same("the list of images in data.path", images.labels.tobytes())
+        world.check_same("the list of images in data.path", images.labels)
         judge = Judge(config, world, data.test)
         tests = [data.test, *(test.source.images for test in judge.sets)]
         warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))

@@ -63,6 +63,10 @@ class Meter:
         self.sum = row[:3] if self.sum is None else self.sum + row[:3]
         self.images += images
 
+    def restart_clock(self) -> None:
+        """What came since :meth:`take` was no training: a checkpoint, an evaluation."""
+        self.start = time.perf_counter()
+
     def take(self) -> Averages:
         """Every process calls."""
         assert self.sum is not None

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from train.checkpoint import LAST
+from train.checkpoint import LAST, flush
 from train.checkpoints import remove, remove_leftovers
 from train.config import Config, to_yaml
 from train.errors import UserError
@@ -24,18 +24,9 @@ EVALUATIONS = "evaluations.jsonl"
 EVALUATION = "evaluation.json"
 FEATURES = "features.npz"
 CONFIG = "config.yaml"
+_AT_THE_END = (EVALUATION, FEATURES, "report.html")
 # Checkpoints first: a process that dies on the way must not leave them for a run to go on from.
-_OURS = (
-    "checkpoints",
-    METRICS,
-    TABLE,
-    EVALUATIONS,
-    EVALUATION,
-    FEATURES,
-    CONFIG,
-    "report.html",
-    "tensorboard",
-)
+_OURS = ("checkpoints", METRICS, TABLE, EVALUATIONS, *_AT_THE_END, CONFIG, "tensorboard")
 
 
 def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -62,9 +53,9 @@ def prepare(folder: Path, config: Config, *, resume_step: int | None) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if resume_step is None:
-            for name in _OURS:
-                remove(folder / name)
+        # Of a resumed run only what describes its end, which it has yet to come to.
+        for name in _OURS if resume_step is None else _AT_THE_END:
+            remove(folder / name)
         remove_leftovers(folder)
         lines = _until(folder / METRICS, resume_step)
         write_text(folder / METRICS, _json_lines(lines))
@@ -104,6 +95,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -218,7 +218,7 @@ class EvalConfig:
 @dataclass
 class RunConfig:
     dir: str = key("runs/train", "run folder: config, metrics, TensorBoard events, checkpoints")
-    seed: int = key(0, "seed of initialisation, order and augmentation", low=0)
+    seed: int = key(0, "seed of initialisation, order and augmentation", low=0, high=2**63 - 1)
     log_every: int = key(10, "steps between lines of metrics.jsonl", low=1)
     save_every: int = key(1, "epochs between checkpoints", low=1)
     overwrite: bool = key(False, "allow a run folder that already holds a run; it is replaced")

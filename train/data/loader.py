@@ -66,6 +66,12 @@ class ImageSource:
                 raise UserError(f"none of the {len(self.images)} images can be read")
             yield pixels, labels
 
+    def readable(self) -> NDArray[np.bool_]:
+        """(len(images),): false for those skipped, in whose place ``batches`` gave another."""
+        if not self.skipped or self.pixels is not None:
+            return np.ones(len(self.images), dtype=bool)
+        return np.array([self.images.name(i) not in self.skipped for i in range(len(self.images))])
+
     def stacked(self) -> Tensor:
         """All images in order, (len(images), 3, size, size) uint8: for small sets."""
         if self.pixels is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,6 +34,11 @@ class Records(Protocol):
         ...
 
 
+def _open(path: str, flags: int) -> int:
+    """Without waiting for whoever would write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @dataclass(frozen=True)
 class Files:
     """One image per file."""
@@ -44,13 +50,15 @@ class Files:
 
     def read(self, index: int) -> bytes:
         try:
-            with open(self.paths[index], "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise RecordError(
-                        f"cannot read image {self.paths[index]}: it has {size} bytes, "
-                        f"more than {MAX_BYTES}"
-                    )
+            with open(self.paths[index], "rb", opener=_open) as file:
+                status = os.fstat(file.fileno())
+                reason = None
+                if not stat.S_ISREG(status.st_mode):
+                    reason = "it is not a regular file"
+                elif status.st_size > MAX_BYTES:
+                    reason = f"it has {status.st_size} bytes, more than {MAX_BYTES}"
+                if reason is not None:
+                    raise RecordError(f"cannot read image {self.paths[index]}: {reason}")
                 return file.read()
         except OSError as error:
             reason = error.strerror or str(error)

@@ -7,8 +7,17 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# What tarfile raises for damaged headers, besides its own errors.
-_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError)
+# What tarfile raises for damaged headers, besides its own errors. One long name after another makes
+# it call itself.
+_DAMAGE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 _CHUNK = 1 << 20
 
 

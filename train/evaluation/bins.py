@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from train.data.decode import MAX_PIXELS
 from train.data.image_list import whole
 from train.data.loader import ImageSource, open_images
 from train.data.records import Encoded
@@ -33,6 +34,12 @@ class BinSet:
     name: str
     source: ImageSource
     same: NDArray[np.bool_]  # (P,)
+    figures: ClassVar[Sequence[str]] = (
+        "accuracy",
+        "auc",
+        f"val@far={FAR:g}",
+        "accuracy_at_threshold",
+    )
 
     def score(
         self,
@@ -72,12 +79,12 @@ class BinSet:
         return figures
 
     def _read_pairs(self) -> NDArray[np.bool_]:
-        images = self.source.images
-        bad = [images.name(i) in self.source.skipped for i in range(len(images))]
-        return ~np.asarray(bad).reshape(-1, 2).any(1)
+        return self.source.readable().reshape(-1, 2).all(1)
 
 
-def open_bin_set(path: str | Path, size: int, *, on_error: str, workers: int) -> BinSet:
+def open_bin_set(
+    path: str | Path, size: int, *, on_error: str, workers: int, max_pixels: int = MAX_PIXELS
+) -> BinSet:
     """Encoded images stay in memory, some 5 kB each, and are decoded whenever they are asked for:
     decoded, a set of 7000 pairs would take half a gigabyte in each process.
     """
@@ -87,7 +94,9 @@ def open_bin_set(path: str | Path, size: int, *, on_error: str, workers: int) ->
     records = Encoded(images, str(path))
     numbers = [f"pair {p}" for p in range(len(same))]
     pairs = whole(records, labels.tolist(), numbers, named=False)
-    source = open_images(pairs, size, on_error=on_error, cache="never", workers=workers)
+    source = open_images(
+        pairs, size, on_error=on_error, cache="never", workers=workers, max_pixels=max_pixels
+    )
     return BinSet(path.stem, source, same)
 
 
@@ -121,8 +130,16 @@ def _flags(values: Any, path: Path) -> NDArray[np.bool_]:
         raise UserError(f"{path}: expected a list of flags, got {type(values).__name__}")
     for i, flag in enumerate(flags):
         if not isinstance(flag, int) or flag not in (0, 1):
-            raise UserError(f"{path}, pair {i}: expected a flag, got {str(flag)[:40]!r}")
+            raise UserError(f"{path}, pair {i}: expected a flag, got {_shown(flag)}")
     return np.asarray(flags, dtype=bool)
+
+
+def _shown(value: Any) -> str:
+    """Short whatever it is: of nested lists or long numbers the text may have no end."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:40])
+    short = isinstance(value, int) and abs(value) < 2**64
+    return repr(str(value)) if short else type(value).__name__
 
 
 def _image(value: Any, index: int, path: Path) -> bytes:

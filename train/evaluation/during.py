@@ -31,9 +31,26 @@ class Judge:
     def __init__(self, config: Config, world: World, held_out: ImageList) -> None:
         self.every, self.figure, self.world = config.eval.every, config.eval.best, world
         self.sets = open_test_sets(config, held_out)
+        self._check()
         # The last features of the people held out, and their step.
         self._features: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
         self._step: int | None = None
+
+    def _check(self) -> None:
+        """What would end the run at its first evaluation, or never be done, ends it now."""
+        if not self.every:
+            return
+        if not self.sets:
+            raise UserError(
+                f"eval.every={self.every}: nothing to evaluate; name sets in eval.sets, or keep "
+                "identities with several images out of training by data.holdout"
+            )
+        self._known({name for test in self.sets for name in test.figures})
+
+    def _known(self, names: set[str]) -> None:
+        if self.figure not in names:
+            known = ", ".join(sorted(names))
+            raise UserError(f"eval.best: expected one of {known}; got '{self.figure}'")
 
     def due(self, step: int, at_end: bool) -> bool:
         return bool(self.sets) and (at_end or (self.every > 0 and step % self.every == 0))
@@ -57,10 +74,10 @@ class Judge:
         if not self.every or not figures:
             return None
         values = [of_set[self.figure] for of_set in figures.values() if self.figure in of_set]
-        if not values:
-            known = ", ".join(sorted({name for of_set in figures.values() for name in of_set}))
-            raise UserError(f"eval.best: expected one of {known}; got '{self.figure}'")
-        return float(np.mean(values))
+        if not values:  # a figure of the learned threshold, and there is none
+            self._known({name for of_set in figures.values() for name in of_set})
+        mean = float(np.mean(values))
+        return mean if np.isfinite(mean) else None  # nothing is better than what is no number
 
     def report_held_out(
         self, folder: Path, backbone: nn.Module, threshold: float | None, step: int
@@ -76,7 +93,8 @@ class Judge:
             self._features = self._embed(backbone, test.source)
         if not self.world.is_main:
             return None
-        features, labels = self._features
+        read = test.source.readable()
+        features, labels = (rows[read] for rows in self._features)
         result = evaluate_features(features, labels, threshold=threshold, device=self.world.device)
         write_json(folder / EVALUATION, result.to_dict())
         if features.nbytes <= STORED_BYTES:

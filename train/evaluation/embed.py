@@ -11,6 +11,9 @@ from train.data.augment import normalise, to_unit
 from train.data.loader import ImageSource
 from train.distributed import World
 
+# The rounding of features depends on it, so training and the commands have the same one.
+BATCH_SIZE = 50
+
 
 def _flip_sum(backbone: nn.Module, images: Tensor) -> Tensor:
     """(N, 3, S, S) to (N, D): features of the image plus those of its mirror image."""
@@ -22,12 +25,13 @@ def embed(
     backbone: nn.Module,
     source: ImageSource,
     device: torch.device,
-    batch_size: int = 50,
+    batch_size: int = BATCH_SIZE,
     world: World | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Flip-summed float32 features (N, D) and labels (N,) of all images, in order.
 
-    Every process of ``world`` calls, embeds its share of the images, and gets those of all.
+    Every process of ``world`` calls, embeds its share of the images, and gets those of all, and
+    what others have skipped.
     """
     world = world or World(0, 1, device)
     # Module by module: some may be in evaluation mode while the rest is trained.
@@ -43,6 +47,8 @@ def embed(
         labels.append(label)
     for module in training:
         module.training = True
+    for skipped in world.gather_objects(source.skipped):
+        source.skipped.update(skipped)
     if world.size == 1:
         return torch.cat(features).numpy(), torch.cat(labels).numpy()
     return _gather_rows(features, world).numpy(), _gather_rows(labels, world).numpy()

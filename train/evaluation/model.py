@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from train.data.image_list import ImageList
 from train.data.loader import ImageSource, open_images
 from train.distributed import choose_device
 from train.errors import UserError
+from train.evaluation.embed import BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class Model:
     path: Path
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low`` on."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < low:
+            raise ArgumentTypeError(f"expected a whole number of at least {low}, got '{text}'")
+        return int(text)
+
+    return parse
+
+
 def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
@@ -36,8 +49,15 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         help="checkpoint file or folder, a run folder (its last one), or published weights",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--batch-size", type=int, default=64, help="images embedded at a time")
-    parser.add_argument("--workers", type=int, default=2, help="decoding processes")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=BATCH_SIZE, help="images embedded at a time"
+    )
+    parser.add_argument(
+        "--workers",
+        type=at_least(0),
+        default=2,
+        help="decoding processes, where images are not kept in memory",
+    )
     parser.add_argument(
         "--on-error",
         default="fail",
@@ -71,6 +91,8 @@ def load_model(arguments: Namespace) -> Model:
     # What was evaluated in training: the average over steps, if there is one.
     checkpoint.load_backbone(backbone, values, path=path, config=config, averaged=True)
     device = choose_device(arguments.device, 0)
+    if model.channels_last:  # as in training: the same kernels, so the same figures
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(backbone.to(device).eval(), config, threshold, device, path)
 
 

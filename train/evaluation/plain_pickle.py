@@ -110,7 +110,11 @@ class Array:
 
 def _text(value: Any) -> str:
     """A string of Python 3, or of Python 2, which arrives as bytes."""
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    if not isinstance(value, str):  # of nested lists the text may have no end
+        raise pickle.UnpicklingError(f"text expected, {type(value).__name__} found")
+    return value
 
 
 class _Unpickler(pickle._Unpickler):

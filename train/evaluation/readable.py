@@ -29,11 +29,10 @@ def embed_readable(
         on_error=arguments.on_error,
         cache="never",
         workers=arguments.workers,
+        max_pixels=model.config.data.max_pixels,
     )
     features, _ = embed(model.backbone, source, model.device, batch_size=arguments.batch_size)
-    skipped = source.skipped
-    read = [not skipped or records.name(i) not in skipped for i in range(len(records))]
-    return features, np.array(read)
+    return features, source.readable()
 
 
 def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from train.data.image_list import ImageList
 from train.data.loader import ImageSource
 from train.errors import UserError
 from train.evaluation.bins import open_bin_set
-from train.evaluation.verification import count_pairs, evaluate_features
+from train.evaluation.verification import FARS, evaluate_features, has_both_kinds
 
 
 class TestSet(Protocol):
     name: str
     source: ImageSource
+    figures: ClassVar[Sequence[str]]  # that a best may be chosen by
 
     def score(
         self,
@@ -42,6 +43,12 @@ class HeldOut:
 
     source: ImageSource
     name: str = "held_out"
+    figures: ClassVar[Sequence[str]] = (
+        "accuracy",
+        "auc",
+        *(f"tar@far={far:g}" for far in FARS),
+        "accuracy_at_threshold",
+    )
 
     def score(
         self,
@@ -50,8 +57,9 @@ class HeldOut:
         threshold: float | None = None,
         device: torch.device | str = "cpu",
     ) -> dict[str, float]:
-        labels = self.source.images.labels
-        result = evaluate_features(features, labels, threshold=threshold, device=device)
+        read = self.source.readable()
+        labels = self.source.images.labels[read]
+        result = evaluate_features(features[read], labels, threshold=threshold, device=device)
         figures = {
             "accuracy": result.accuracy,
             "auc": result.auc,
@@ -68,12 +76,21 @@ def open_test_sets(config: Config, held_out: ImageList) -> Sequence[TestSet]:
     from train.data.dataset import open_source
 
     sets: list[TestSet] = []
-    pairs, positives = count_pairs(held_out.labels)
-    if positives not in (0, pairs):
-        sets.append(HeldOut(open_source(config, held_out)))
-    size, data = config.model.input_size, config.data
+    if has_both_kinds(held_out.labels):
+        source = open_source(config, held_out)
+        if has_both_kinds(source.images.labels):  # of those that can be read
+            sets.append(HeldOut(source))
+    data = config.data
     for path in config.eval.sets:
-        sets.append(open_bin_set(path, size, on_error=data.on_error, workers=data.workers))
+        sets.append(
+            open_bin_set(
+                path,
+                config.model.input_size,
+                on_error=data.on_error,
+                workers=data.workers,
+                max_pixels=data.max_pixels,
+            )
+        )
     return distinct(sets)
 
 

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.evaluation.verification import Floats
+from train.evaluation.verification import (
+    LISTED_PAIRS,
+    Floats,
+    all_pairs,
+    balanced_accuracy,
+    best_threshold,
+    count_pairs,
+)
 from unitsface_kernels import metrics
 
 Labels = NDArray[np.integer[Any]]
@@ -56,9 +63,15 @@ def unify(
     device: torch.device | str = "cpu",
 ) -> Unified:
     """Over all unordered pairs of (N, D) features, in memory that does not grow with them."""
+    pairs, positives = count_pairs(labels)
+    if pairs <= LISTED_PAIRS:
+        # Of thresholds that are equally good the one that evaluate_features takes.
+        scores, same = all_pairs(features, labels)
+        threshold = best_threshold(scores, same)
+        accuracy = balanced_accuracy(scores, same, threshold)
+        at_learned = None if learned is None else balanced_accuracy(scores, same, learned)
+        return Unified(pairs, positives, threshold, accuracy, learned, at_learned)
     feats, identities = _on(features, labels, device)
-    _, sizes = torch.unique(identities, return_counts=True)
-    pairs, positives = len(feats) * (len(feats) - 1) // 2, int((sizes * (sizes - 1) // 2).sum())
     if learned is None:
         best = metrics.best_threshold(feats, identities)
         return Unified(pairs, positives, best.threshold, best.accuracy, None, None)
@@ -212,7 +225,8 @@ def _clear_diagonal(tile: Tensor, offset: int) -> None:
 
 def write_csv(spread: Spread, names: Sequence[str], path: Path) -> None:
     """A line per identity."""
-    with open(path, "w", newline="") as file:
+    # Names of folders may be no text.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         header = ["identity", "threshold", "accuracy", "lowest_positive", "highest_negative"]
         writer.writerow(header)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedKFold
 
+from train.errors import UserError
 from unitsface_kernels import metrics
 
 Floats = NDArray[np.floating[Any]]
@@ -132,6 +133,12 @@ def count_pairs(labels: NDArray[np.integer[Any]]) -> tuple[int, int]:
     return len(labels) * (len(labels) - 1) // 2, int((sizes * (sizes - 1) // 2).sum())
 
 
+def has_both_kinds(labels: NDArray[np.integer[Any]]) -> bool:
+    """Whether (N,) labels form positive and negative pairs."""
+    pairs, positives = count_pairs(labels)
+    return 0 < positives < pairs
+
+
 def evaluate_features(
     features: Floats,
     labels: NDArray[np.integer[Any]],
@@ -144,6 +151,10 @@ def evaluate_features(
     Up to :data:`LISTED_PAIRS` those of :func:`evaluate_pairs`; beyond, in memory that does not
     grow with the pairs, on ``device``.
     """
+    if not np.isfinite(features).all():
+        raise UserError("the model's features are not finite")
+    if not has_both_kinds(labels):
+        raise UserError(f"{len(labels)} images form no positive or no negative pair")
     pairs, positives = count_pairs(labels)
     if pairs <= LISTED_PAIRS:
         return evaluate_pairs(*all_pairs(features, labels), threshold=threshold)

@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    from train.evaluation.commands.pairs import make_folder
     from train.evaluation.ijb import meta, search, templates
     from train.run_folder import write_json
 
@@ -46,6 +47,7 @@ def run(arguments: Namespace) -> int:
         pairs = meta.read_pairs(folder, prefix, faces)
     if arguments.protocol != "11":
         subjects = meta.read_search(folder, prefix, faces)
+    make_folder(arguments.out)
     features, read = _features(faces, arguments)
     pooled = templates.pool(
         features[read],
@@ -64,7 +66,6 @@ def run(arguments: Namespace) -> int:
         for name, values in figures["1:N"].items():
             print(f"{name:<11}" + _line(values))
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / f"{prefix}.json", figures)
     return 0
 

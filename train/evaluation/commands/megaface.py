@@ -48,6 +48,7 @@ def run(arguments: Namespace) -> int:
 
     from train.distributed import choose_device
     from train.errors import UserError
+    from train.evaluation.commands.pairs import make_folder
     from train.evaluation.megaface.identification import Identification
     from train.evaluation.megaface.lists import read_list, read_noises, without_noises
     from train.evaluation.model import load_model
@@ -62,6 +63,7 @@ def run(arguments: Namespace) -> int:
     gallery = without_noises(gallery, read_noises(arguments.gallery_noises), 3)
     if not probes.names or not gallery.names:
         raise UserError("nothing is left without the images listed as noise")
+    make_folder(arguments.out)
     model = None if arguments.read_features is not None else load_model(arguments)
 
     features, read = _features(model, "facescrub", probes.names, arguments)
@@ -83,7 +85,6 @@ def run(arguments: Namespace) -> int:
     for name, value in figures.items():
         print(f"{name:<20} {value}" if isinstance(value, int) else f"{name:<20} {value:.4f}")
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / "megaface.json", figures)
     return 0
 

@@ -29,21 +29,40 @@ def add_last(parser: ArgumentParser) -> None:
     )
 
 
-def open_folder(path: str, last: int) -> Any:
+def open_folder(path: str, last: int, on_error: str) -> Any:
     """The list of images of a folder, of its last identities only where ``last`` is not 0."""
+    from dataclasses import replace
+
     import numpy as np
 
     from train.data.dataset import scan
     from train.errors import UserError
 
-    images = scan(path)
+    images = scan(path, skip=on_error == "skip")
+    left_out = images.left_out
     count = len(images.identities)
     if not 0 <= last <= count:
         raise UserError(f"--last: expected 0 to {count}, the identities of {path}, got {last}")
     if last:
         images = images.keep(np.flatnonzero(images.labels >= count - last))
     check_pairs(images.labels, path)
-    return images
+    return replace(images, left_out=left_out)
+
+
+def embed_folder(images: Any, path: str, model: Any, arguments: Namespace) -> Any:
+    """Source, features and labels of the images that can be read; says which ones cannot."""
+    from train.evaluation.embed import embed
+    from train.evaluation.model import open_images_of
+
+    source = open_images_of(model, images, arguments)
+    features, labels = embed(model.backbone, source, model.device, batch_size=arguments.batch_size)
+    read = source.readable()
+    features, labels = features[read], labels[read]
+    check_pairs(labels, path)
+    skipped = {**images.left_out, **source.skipped}
+    if skipped:
+        print(f"{path}: {len(skipped)} images skipped, such as {next(iter(skipped.values()))}")
+    return source, features, labels
 
 
 def check_pairs(labels: Any, path: str) -> None:
@@ -68,19 +87,16 @@ def make_folder(path: Path | None) -> None:
 
 def run(arguments: Namespace) -> int:
     from train.errors import UserError
-    from train.evaluation.embed import embed
-    from train.evaluation.model import load_model, open_images_of
+    from train.evaluation.model import load_model
     from train.evaluation.verification import evaluate_features
     from train.run_folder import write_json
 
     if arguments.roc and arguments.out is None:
         raise UserError("--roc writes files: name a folder with --out")
     model = load_model(arguments)
-    images = open_folder(arguments.data, arguments.last)
+    images = open_folder(arguments.data, arguments.last, arguments.on_error)
     make_folder(arguments.out)
-    source = open_images_of(model, images, arguments)
-    check_pairs(source.images.labels, arguments.data)  # those that can be read
-    features, labels = embed(model.backbone, source, model.device)
+    source, features, labels = embed_folder(images, arguments.data, model, arguments)
     result = evaluate_features(features, labels, threshold=model.threshold, device=model.device)
     print(f"{len(source.images.identities)} identities, {result.pairs} pairs: {result}")
     if arguments.out is None:

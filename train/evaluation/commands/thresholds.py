@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.evaluation.commands.pairs import add_last, check_pairs, make_folder, open_folder
+from train.evaluation.commands.pairs import add_last, embed_folder, make_folder, open_folder
 
 HELP = "the learned threshold against the best ones: of each set, of each identity"
 
@@ -53,11 +53,11 @@ def open_pairs(path: str, model: Any, arguments: Namespace) -> Any:
     return test_set
 
 
-def judge_pairs(test_set: Any, model: Any) -> dict[str, Any]:
+def judge_pairs(test_set: Any, model: Any, batch_size: int) -> dict[str, Any]:
     """Its accuracy is that of its own protocol: at thresholds that are best on other pairs."""
     from train.evaluation.embed import embed
 
-    features, _ = embed(model.backbone, test_set.source, model.device)
+    features, _ = embed(model.backbone, test_set.source, model.device, batch_size=batch_size)
     figures = test_set.score(features, threshold=model.threshold, device=model.device)
     best, learned = figures["best_threshold"], model.threshold
     unified = {
@@ -71,15 +71,13 @@ def judge_pairs(test_set: Any, model: Any) -> dict[str, Any]:
     return {"unified": unified, "per_identity": None, "identification": None}
 
 
-def judge_folder(images: Any, model: Any, arguments: Namespace, name: str) -> dict[str, Any]:
+def judge_folder(
+    images: Any, path: str, model: Any, arguments: Namespace, name: str
+) -> dict[str, Any]:
     """Of all pairs, of each identity, and of one against many; with files in ``--out``."""
     from train.evaluation import thresholds
-    from train.evaluation.embed import embed
-    from train.evaluation.model import open_images_of
 
-    source = open_images_of(model, images, arguments)
-    check_pairs(source.images.labels, name)  # those that can be read
-    features, labels = embed(model.backbone, source, model.device)
+    source, features, labels = embed_folder(images, path, model, arguments)
     given = (features, labels, model.threshold, model.device)
     unified, many = thresholds.unify(*given), thresholds.identify(*given)
     spread = thresholds.per_identity(features, labels, model.device)
@@ -131,16 +129,17 @@ def run(arguments: Namespace) -> int:
     sets = [
         open_pairs(path, model, arguments)
         if path.endswith(".bin")
-        else open_folder(path, arguments.last)
+        else open_folder(path, arguments.last, arguments.on_error)
         for path in arguments.data
     ]
     make_folder(arguments.out)
     reports: dict[str, dict[str, Any]] = {}
-    for name, opened in zip(unique_names(arguments.data), sets, strict=True):
+    names = unique_names(arguments.data)
+    for name, path, opened in zip(names, arguments.data, sets, strict=True):
         if hasattr(opened, "score"):
-            reports[name] = judge_pairs(opened, model)
+            reports[name] = judge_pairs(opened, model, arguments.batch_size)
         else:
-            reports[name] = judge_folder(opened, model, arguments, name)
+            reports[name] = judge_folder(opened, path, model, arguments, name)
     print(table(reports))
     if model.threshold is None:
         print("this model's losses learn no unified threshold")

@@ -13,6 +13,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     from train.evaluation.bins import open_bin_set
+    from train.evaluation.commands.pairs import make_folder
     from train.evaluation.embed import embed
     from train.evaluation.model import load_model
     from train.evaluation.test_sets import distinct
@@ -21,9 +22,16 @@ def run(arguments: Namespace) -> int:
     model = load_model(arguments)
     size = model.config.model.input_size
     sets = distinct(
-        open_bin_set(path, size, on_error=arguments.on_error, workers=arguments.workers)
+        open_bin_set(
+            path,
+            size,
+            on_error=arguments.on_error,
+            workers=arguments.workers,
+            max_pixels=model.config.data.max_pixels,
+        )
         for path in arguments.sets
     )
+    make_folder(arguments.out)
     figures = {}
     print(f"{'set':<16}{'accuracy':>18}{'AUC':>9}{'val@FAR=1e-3':>14}{'at b/s':>9}{'best':>8}")
     for test_set in sets:
@@ -40,6 +48,5 @@ def run(arguments: Namespace) -> int:
             + (f"  ({row['skipped_pairs']} pairs skipped)" if "skipped_pairs" in row else "")
         )
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / "verification.json", figures)
     return 0
