@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from train.data.decode import MAX_PIXELS
 from train.data.image_list import whole
@@ -52,6 +51,8 @@ class BinSet:
 
         Pairs of which an image could not be read are left out, and counted.
         """
+        from sklearn.metrics import roc_auc_score  # slow to import
+
         if len(features) != 2 * len(self.same) or not np.isfinite(features).all():
             raise UserError(f"{self.name}: expected {2 * len(self.same)} finite features")
         unit = features.astype(np.float64)

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
-from sklearn.model_selection import StratifiedKFold
 
 from train.errors import UserError
 from unitsface_kernels import metrics
@@ -49,6 +47,8 @@ def balanced_accuracy(scores: Floats, same: Bools, threshold: float) -> float:
 
 def best_threshold(scores: Floats, same: Bools) -> float:
     """The threshold with the largest balanced accuracy: midway between two neighbouring scores."""
+    from sklearn.metrics import roc_curve  # slow to import
+
     far, tar, thresholds = roc_curve(same, scores)
     best = int(np.argmax(tar - far))
     above = thresholds[best]  # the smallest accepted score; inf when none is accepted
@@ -64,6 +64,8 @@ def kfold_accuracy(scores: Floats, same: Bools, folds: int = FOLDS) -> tuple[flo
 
     Folds have equal shares of positives and are drawn with a fixed seed.
     """
+    from sklearn.model_selection import StratifiedKFold  # slow to import
+
     folds = min(folds, int(same.sum()), int((~same).sum()))
     if folds < 2:
         threshold = best_threshold(scores, same)
@@ -80,6 +82,8 @@ def tar_at_far(scores: Floats, same: Bools, far: float) -> float:
     """Largest share of positives accepted by a threshold that accepts at most ``far`` of the
     negatives. No interpolation: the threshold exists.
     """
+    from sklearn.metrics import roc_curve  # slow to import
+
     fars, tars, _ = roc_curve(same, scores, drop_intermediate=False)
     return float(tars[fars <= far].max())
 
@@ -111,6 +115,8 @@ class Verification:
 
 def evaluate_pairs(scores: Floats, same: Bools, *, threshold: float | None = None) -> Verification:
     """Every figure of a verification test; (P,) scores, higher meaning more alike."""
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     accuracy, std = kfold_accuracy(scores, same)
     return Verification(
         pairs=len(same),
