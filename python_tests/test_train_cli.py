@@ -79,6 +79,26 @@ def test_first_signal_asks_to_stop_and_the_handler_is_restored() -> None:
     assert INTERRUPTED == 130
 
 
+def test_nobody_reads_on() -> None:
+    """As ``command | head`` does not, before the end and before the last of it is written."""
+    for count in (10**6, 10):
+        code = f"from train.errors import exit_code; exit(exit_code(lambda: print('x' * {count})))"
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                stdout=write,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            os.close(write)
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_asking_for_a_missing_gpu_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert choose_device("auto", 0).type == "cpu"

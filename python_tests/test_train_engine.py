@@ -22,6 +22,7 @@ from train_support import (
 import unitsface_kernels
 from train import checkpoint
 from train.config import read_yaml, to_dict
+from train.distributed import World
 from train.engine import build_optimizer
 from train.errors import UserError
 from train.main import main
@@ -297,6 +298,15 @@ def test_mistakes_in_the_data_leave_no_run_folder(
     assert main(arguments(tiny(tmp_path / "empty", run))) == 2
     assert "no images" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_what_other_processes_skipped_is_reported_too(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"x.png": "cannot read image x.png: it is empty"}
+    monkeypatch.setattr(World, "gather_objects", lambda self, value: [value, other])
+    assert main(arguments(tiny(faces, tmp_path, train={"max_steps": 1}))) == 0
+    assert capsys.readouterr().err.endswith(f"skipped 1 unreadable image(s):\n  {other['x.png']}\n")
 
 
 def test_skipped_images_are_counted_and_the_held_out_people_scored(

@@ -45,11 +45,16 @@ class Parser(argparse.ArgumentParser):
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command; its exit code, with user errors reported in one line."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, where what it raises is one line
+        return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:  # whoever read what is printed has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in _DISK:
             raise

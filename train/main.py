@@ -153,6 +153,8 @@ def run(argv: list[str]) -> int:
         with stop_on_signal(SAME_SIGNAL_S if world.size > 1 else 0.0) as received:
             stop = lambda step: received[0] if received else 0  # noqa: E731
             finished = trainer.fit(folder, stop, judge)
+        for skipped in world.gather_objects(data.train.skipped):  # each decodes its own images
+            data.train.skipped.update(skipped)
         if world.is_main:
             report_skipped(data.train.skipped)
         if not finished:
