@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,24 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-# A server that has imported what ranks need forks them, in milliseconds instead of seconds.
-PRELOADED = ["torch", "torch.distributed", "unitsface_kernels", "torch.nn.parallel"]
+# A server that has imported what ranks need forks them, in milliseconds instead of seconds. All
+# tests of a process share the first one that starts: it has to know what any of them needs. It
+# finds this in the folder that the tests are started from.
+PRELOADED = [
+    "torch",
+    "torch.distributed.run",
+    "torch.nn.parallel",
+    "unitsface_kernels",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "train.checkpoint",
+    "train.config",
+    "train.data.dataset",
+    "train.data.duplicates",
+    "train.engine",
+    "train.run_folder",
+    "bench.contestants",
+]
 # What the other ranks have left to report, too, once one has failed: they may be waiting for it.
 GRACE = 2.0
 
@@ -43,6 +60,15 @@ def own_rows(counts: Sequence[int], rank: int) -> slice:
 
 class RankError(AssertionError):
     """What ranks raised, with their tracebacks."""
+
+
+def forkserver() -> Any:
+    """The context of processes that are forked with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    # Code under test that asks for one, too, is to find this one.
+    ensure_running()
+    return context
 
 
 def _rank(
@@ -88,8 +114,7 @@ def run_ranks(
     Raises:
         RankError: one raised, died or did not finish.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forkserver()
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe() for _ in range(world_size)]
         workers = [

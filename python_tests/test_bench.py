@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT
+from ranks import forkserver
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
@@ -36,6 +37,12 @@ PAIRS_OF_NAMES = [
     for name in WORKLOADS[workload].contestants()
     if name != "torch.compile"
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """Contestants come from the server of all tests, which would otherwise be theirs alone."""
+    forkserver()
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from partial_fc_support import COUNTS
-from ranks import run_ranks
+from ranks import forkserver, run_ranks
 from torch import distributed as dist
 
 import unitsface_kernels as uk
@@ -113,9 +111,9 @@ def test_time_grows_with_what_is_done():
 
 
 def test_heads_run_and_agree_on_the_loss(tmp_path):
-    command = ["-m", "bench.heads", "head-400k", "shard-10m-sampled", "--quick"]
-    command += ["--rounds", "2", "--out", str(tmp_path / "heads")]
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
+    forkserver()
+    out = ["--rounds", "2", "--out", str(tmp_path / "heads")]
+    heads.main(["head-400k", "shard-10m-sampled", "--quick", *out])
     results = json.loads((tmp_path / "heads.json").read_text())["heads"]
     for name, head in results.items():
         rows = head["contestants"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_train_partial_fc import start as start_ranks
 from train_support import ROOT, arguments, tiny, write_faces
 
 from train import checkpoint
@@ -48,18 +49,24 @@ def test_script_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("memory", [False, True], ids=["the batch's pairs", "memory"])
 def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool) -> None:
-    write_faces(tmp_path / "faces", identities=6, images=8)
+    """One by torchrun, as a user starts it; the other without imports that take seconds."""
     config = tiny(
-        Path("faces"),
-        Path("run"),
+        write_faces(tmp_path / "faces", identities=6, images=8),
+        tmp_path / "run",
         data={"holdout": 2},
         loss={"memory": memory},
         train={"epochs": 6, "batch_size": 16, "lr": 0.02},
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = start([*torchrun, MAIN, *arguments(config)], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 process(es)") == 1  # only the first one talks
+    if memory:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        done = start([sys.executable, *torchrun, MAIN, *arguments(config)], tmp_path)
+        assert done.returncode == 0, done.stderr
+        output = done.stdout
+    else:
+        found = start_ranks(tmp_path, 2, arguments(config))
+        assert [code for code, _ in found] == [0, 0], found
+        output = "".join(text for _, text in found)
+    assert output.count("2 process(es)") == 1  # only the first one talks
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 13))
     # The class loss is there from the first step on.

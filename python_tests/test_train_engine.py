@@ -23,7 +23,7 @@ import unitsface_kernels
 from train import checkpoint
 from train.config import read_yaml, to_dict
 from train.distributed import World
-from train.engine import build_optimizer
+from train.engine import Trainer, build_optimizer
 from train.errors import UserError
 from train.main import main
 from train.run_folder import read_metrics
@@ -38,7 +38,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_loss_falls_and_the_run_folder_is_complete(faces: Path, tmp_path: Path) -> None:
-    config = tiny(faces, tmp_path, train={"epochs": 10}, run={"tensorboard": True})
+    config = tiny(faces, tmp_path, train={"epochs": 10}, run={"tensorboard": True, "save_every": 4})
     train(config)
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 21))
@@ -70,17 +70,24 @@ def test_same_seed_same_run_other_seed_other_run(faces: Path, tmp_path: Path) ->
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
+RANDOM: dict[str, dict[str, Any]] = {
+    "model": {"dropout": 0.2},  # uses the global generator
+    "data": {"shift": 0.1, "brightness": 0.2},
+    "train": {"epochs": 3, "warmup_epochs": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """An uninterrupted run."""
+    return train(tiny(faces, tmp_path_factory.mktemp("whole"), **RANDOM))
+
+
 @pytest.mark.parametrize("stop_after", [2, 3], ids=["between epochs", "within an epoch"])
 def test_resumed_run_ends_bitwise_like_an_uninterrupted_one(
-    faces: Path, tmp_path: Path, stop_after: int
+    faces: Path, whole: Trainer, tmp_path: Path, stop_after: int
 ) -> None:
-    sections: dict[str, dict[str, Any]] = {
-        "model": {"dropout": 0.2},  # uses the global generator
-        "data": {"shift": 0.1, "brightness": 0.2},
-        "train": {"epochs": 3, "warmup_epochs": 0.5},
-    }
-    whole = train(tiny(faces, tmp_path / "whole", **sections))
-    train(tiny(faces, tmp_path / "cut", **sections), stop_after=stop_after)
+    train(tiny(faces, tmp_path / "cut", **RANDOM), stop_after=stop_after)
     assert len(losses(tmp_path / "cut")) == stop_after
     # A line of a step after the checkpoint, as a killed process leaves it.
     with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
@@ -91,7 +98,7 @@ def test_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     assert resumed["trainer"]["step"] == 6
     for part in ("backbone", "loss", "optimizer"):
         assert_same_state(resumed[part], expected[part])
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(Path(whole.config.run.dir))
 
 
 # -- losses and precision -----------------------------------------------------------------------

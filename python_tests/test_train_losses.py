@@ -15,7 +15,7 @@ import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
 from train.config import Config
-from train.engine import build_optimizer
+from train.engine import Trainer, build_optimizer
 from train.errors import UserError
 from train.losses import FaceLoss, build_loss, cosine_threshold, try_loss
 from train.main import main
@@ -190,15 +190,23 @@ def test_pair_loss_sees_the_newest_feature_of_each_identity_from_the_second_epoc
     assert lines[2]["loss"] == pytest.approx(lines[2]["class_loss"] + lines[2]["pair_loss"])
 
 
+@pytest.fixture(scope="module")
+def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run with a memory that was not interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    return train(tiny(faces, run, loss=MEMORY, train={"epochs": 3}))
+
+
 @pytest.mark.parametrize("stop_after", [1, 3], ids=["while it fills", "when it is full"])
-def test_run_with_a_memory_resumes_bitwise(faces: Path, tmp_path: Path, stop_after: int) -> None:
-    whole = train(tiny(faces, tmp_path / "whole", loss=MEMORY, train={"epochs": 3}))
+def test_run_with_a_memory_resumes_bitwise(
+    faces: Path, whole: Trainer, tmp_path: Path, stop_after: int
+) -> None:
     train(tiny(faces, tmp_path / "cut", loss=MEMORY, train={"epochs": 3}), stop_after=stop_after)
     assert main(["--resume", f"run.dir={tmp_path / 'cut'}"]) == 0
     resumed = checkpoint.read_run(tmp_path / "cut" / checkpoint.LAST)
     for part in ("backbone", "loss", "memory"):
         assert_same_state(dict(resumed[part]), dict(whole.state()[part]))
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(Path(whole.config.run.dir))
 
 
 def test_memory_needs_a_checkpoint_that_has_one_and_both_losses(

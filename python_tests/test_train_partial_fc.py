@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import PRELOADED
+from ranks import forkserver
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.run import main as torchrun
 from train_support import ROOT, arguments, assert_same_state, losses, tiny, write_faces
 
 from train import checkpoint
@@ -26,12 +25,21 @@ from train.main import main
 from unitsface_kernels import PartialFC
 
 Change = Callable[[int], None]
+# For runs that are read at their end only: a checkpoint takes as long as some steps.
+SAVED_ONCE = {"save_every": 100}
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
+
+
+def _write_to(output: str) -> None:
+    """From now on, also what processes of this one write."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _process(
@@ -46,9 +54,7 @@ def _process(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    with open(output, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _write_to(output)
     if change is not None:
         change(rank)
     sys.exit(main(argv))
@@ -65,8 +71,7 @@ def start(
 
     ``patience`` is how many seconds after the first one the others may still run.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "train.engine", "train.main"])
+    context = forkserver()
     port = free_port()
     outputs = [folder / f"output{rank}" for rank in range(size)]
     processes = [
@@ -167,7 +172,7 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) -> None:
-    succeed(tmp_path, 1, argv_of(faces, tmp_path / "one"))
+    succeed(tmp_path, 1, argv_of(faces, tmp_path / "one", run=SAVED_ONCE))
     assert len(losses(whole)) == 8
     assert losses(whole) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert losses(whole)[-1] < losses(whole)[0]
@@ -176,7 +181,8 @@ def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) 
     # Whole class weights on every process, averaged like the backbone.
     for size in (1, 2):
         run = tmp_path / f"replicas{size}"
-        succeed(tmp_path, size, argv_of(faces, run, partial_fc={"enabled": "never"}))
+        argv = argv_of(faces, run, run=SAVED_ONCE, partial_fc={"enabled": "never"})
+        succeed(tmp_path, size, argv)
         assert (run / checkpoint.LAST).is_file()
     ours, theirs = (losses(tmp_path / f"replicas{size}") for size in (2, 1))
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -218,7 +224,7 @@ def test_sampled_classes_with_float16_and_a_fused_optimizer(faces: Path, tmp_pat
         "loss": {"class": "cosface", "memory": True},
         "train": {"amp": "fp16", "clip_norm": 1.0, "clip_classes": True},
     }
-    succeed(tmp_path, 2, argv_of(faces, tmp_path / "whole", **sections))
+    succeed(tmp_path, 2, argv_of(faces, tmp_path / "whole", run=SAVED_ONCE, **sections))
     sections["train"]["epochs"] = 2
     succeed(tmp_path, 2, argv_of(faces, tmp_path / "cut", **sections))
     half = state(tmp_path / "cut")
@@ -303,14 +309,19 @@ def test_one_process_samples_and_fuses_and_keeps_its_format(
 # -- torchrun -------------------------------------------------------------------------------------
 
 
-def _torchrun(script: str, argv: list[str], *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def _agent(argv: list[str], output: str) -> None:
+    """What ``torchrun`` is, without the seconds that its imports take. What it starts is new."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _write_to(output)
+    torchrun(argv)
+
+
+def start_agent(output: Path, script: str, argv: list[str], *options: str) -> Any:
+    """A process, and of the processes that it starts, whose output is in a file."""
+    arguments = [*options, script, *argv]
+    process = forkserver().Process(target=_agent, args=(arguments, str(output)), daemon=True)
+    process.start()
+    return process
 
 
 def test_torchrun_ends_with_a_killed_process_and_two_nodes_go_on(
@@ -323,15 +334,18 @@ def test_torchrun_ends_with_a_killed_process_and_two_nodes_go_on(
         "die_in_step(int(os.environ['RANK']))\nsys.exit(main())\n"
     )
     run = tmp_path / "run"
-    dying = _torchrun(str(script), argv_of(faces, run), "--standalone", "--nproc_per_node=2")
-    output, _ = dying.communicate(timeout=90)
-    assert dying.returncode != 0
-    assert "Signal 9 (SIGKILL)" in output
+    output = tmp_path / "output"
+    options = ("--standalone", "--nproc_per_node=2")
+    dying = start_agent(output, str(script), argv_of(faces, run), *options)
+    dying.join(timeout=90)
+    assert dying.exitcode not in (None, 0)
+    assert "Signal 9 (SIGKILL)" in output.read_text()
     assert len(losses(run)) == 5
     endpoint = f"--rdzv_endpoint=localhost:{free_port()}"
     common = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", endpoint)
     nodes = [
-        _torchrun(
+        start_agent(
+            tmp_path / f"output{rank}",
             str(ROOT / "train" / "main.py"),
             ["--resume", f"run.dir={run}"],
             *common,
@@ -339,8 +353,8 @@ def test_torchrun_ends_with_a_killed_process_and_two_nodes_go_on(
         )
         for rank in range(2)
     ]
-    for node in nodes:
-        output, _ = node.communicate(timeout=120)
-        assert node.returncode == 0, output
+    for rank, node in enumerate(nodes):
+        node.join(timeout=120)
+        assert node.exitcode == 0, (tmp_path / f"output{rank}").read_text()
     assert losses(run) == losses(whole)
     assert_same_state(state(run), state(whole))

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from test_train_partial_fc import (
-    _torchrun,
+    SAVED_ONCE,
     argv_of,
     assert_close_state,
     die_in_step,
     start,
+    start_agent,
     state,
     succeed,
 )
@@ -63,7 +64,7 @@ def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
     assert names == {"last", "best", "step-000006", "step-000008"}
 
     # Evaluation by all changes nothing for any.
-    succeed(tmp_path, 3, argv(faces, plain, train={"ema": 0.5}))
+    succeed(tmp_path, 3, argv(faces, plain, run=SAVED_ONCE, train={"ema": 0.5}))
     assert losses(plain) == losses(whole)
     ours, theirs = state(plain), state(whole)
     for values in (ours, theirs):
@@ -129,17 +130,18 @@ def test_torchrun_passes_a_signal_on_and_all_is_saved(faces: Path, tmp_path: Pat
     run = tmp_path / "run"
     given = argv(faces, run, train={"epochs": 500})
     script = str(ROOT / "train" / "main.py")
-    agent = _torchrun(script, given, "--standalone", "--nproc_per_node=2")
+    said = tmp_path / "output"
+    agent = start_agent(said, script, given, "--standalone", "--nproc_per_node=2")
     deadline = time.monotonic() + 90
     path = run / METRICS
     while not path.exists() or path.read_bytes().count(b"\n") < 3:
-        assert agent.poll() is None
+        assert agent.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    agent.send_signal(signal.SIGTERM)
-    output, _ = agent.communicate(timeout=60)
+    agent.terminate()  # by SIGTERM
+    agent.join(timeout=60)
     step = len(losses(run))
-    assert f"stopped at step {step} of 1000; continue with --resume" in output
+    assert f"stopped at step {step} of 1000; continue with --resume" in said.read_text()
     assert step < 1000
     values = checkpoint.read_run(checkpoint.last(run))
     assert values["trainer"]["step"] == step
