@@ -28,9 +28,9 @@ demo: env
 demo-quick: env
 	$(BIN)/python train/demo.py --quick
 
-# More in ARGS: make losses ARGS="--seeds 3 --only cosface uce+uss"
+# More in ARGS: make losses ARGS="--seeds 1 --only cosface uce+uss"
 losses: env
-	$(BIN)/python train/compare_losses.py $(ARGS)
+	$(BIN)/python train/compare_losses.py --seeds 3 $(ARGS)
 
 # Most tests keep one core busy. A file's tests share what takes long to make.
 test: env
