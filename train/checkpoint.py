@@ -104,6 +104,13 @@ def is_sharded(path: Path) -> bool:
     return path.is_dir() or path.with_name(f".{path.name}.old").is_dir()
 
 
+def read_any(path: Path) -> tuple[Path, Any]:
+    """What a file holds, a folder of shards, or the last checkpoint of a run folder; and which."""
+    if (path / LAST.parent).is_dir():
+        path = last(path)
+    return path, read_run(path) if is_sharded(path) else read(path)
+
+
 def is_run(values: Any) -> bool:
     return isinstance(values, dict) and values.get("format") == FORMAT and "trainer" in values
 

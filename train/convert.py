@@ -62,9 +62,7 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
     from train.backbones import build_backbone
     from train.backbones.weights import differences, find_state, recognise, sizes
 
-    if (path / checkpoint.LAST.parent).is_dir():
-        path = checkpoint.last(path)
-    values = checkpoint.read_run(path) if checkpoint.is_sharded(path) else checkpoint.read(path)
+    path, values = checkpoint.read_any(path)
     state = find_state(values, averaged=True)
     if state is None:
         raise UserError(f"{path} holds no backbone state dict")

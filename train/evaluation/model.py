@@ -73,13 +73,9 @@ def load_model(arguments: Namespace) -> Model:
     What is no checkpoint of this harness may be published weights, of an architecture that their
     names and shapes tell.
     """
-    path = Path(arguments.checkpoint)
-    if path.is_dir() and (path / checkpoint.LAST.parent).is_dir():
-        path = checkpoint.last(path)
+    path, values = checkpoint.read_any(Path(arguments.checkpoint))
     threshold = None
-    values = None if checkpoint.is_sharded(path) else checkpoint.read(path)
-    if values is None or checkpoint.is_run(values):
-        values = checkpoint.read_run(path)
+    if checkpoint.is_run(values):
         config = make_config((str(path), values["config"]))
         threshold = values["trainer"].get("threshold")
     else:

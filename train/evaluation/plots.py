@@ -105,6 +105,17 @@ def count_all(
     return Counts(edges, inside[0][first:last], inside[1][first:last])
 
 
+def _two_columns(count: int) -> tuple[Figure, list[Any]]:
+    """A figure with axes for ``count`` plots, in two columns where there are several."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(10 if columns > 1 else 6.4, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
 def histograms(
     counts: Mapping[str, Counts], thresholds: Mapping[str, tuple[float | None, float]]
 ) -> Figure:
@@ -112,13 +123,8 @@ def histograms(
 
     ``thresholds`` gives the learned one, if there is one, and the best one of each method.
     """
-    columns = min(2, len(counts))
-    rows = -(-len(counts) // columns)
-    figure = Figure(figsize=(10 if columns > 1 else 6.4, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(counts) :]:
-        axes.set_visible(False)
-    for axes, (name, values) in zip(grid.flat, counts.items(), strict=False):
+    figure, grid = _two_columns(len(counts))
+    for axes, (name, values) in zip(grid, counts.items(), strict=True):
         for kind, colour, label in (
             (values.negatives, NEGATIVE, "different people"),
             (values.positives, POSITIVE, "same person"),
@@ -233,13 +239,8 @@ def evaluations(
     curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
 ) -> Figure:
     """Figures of test sets in the course of training: epochs and values by figure and set."""
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(10 if columns > 1 else 6.4, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(curves) :]:
-        axes.set_visible(False)
-    for axes, (figure_name, sets) in zip(grid.flat, curves.items(), strict=False):
+    figure, grid = _two_columns(len(curves))
+    for axes, (figure_name, sets) in zip(grid, curves.items(), strict=True):
         for i, (name, (epochs, values)) in enumerate(sets.items()):
             axes.plot(epochs, values, ".-", color=LINES[2:][i % 4], label=_plain(name))
         axes.set(xlabel="epoch", title=_plain(figure_name))
