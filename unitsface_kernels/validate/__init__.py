@@ -40,6 +40,7 @@ from .metrics import (
     rates,
     scored_pairs,
 )
+from .operands import operands
 from .training import (
     fused_backend,
     fused_marker,
@@ -80,6 +81,7 @@ __all__ = [
     "no_pending_step",
     "no_rank_failed",
     "number",
+    "operands",
     "owned",
     "parameters",
     "positive_int",

@@ -7,6 +7,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ...losses import LossSpec
+from ..dense import dense
 from . import logsumexp, logsumexp_pairs, nearest, sum
 from .call import Call, ColumnSink, Gradients, Kept, Result, make_call
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
@@ -35,7 +36,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    return _driver(call.spec).backward(call, engine, state, weights)
+    return _driver(call.spec).backward(call, engine, dense(state), dense(weights))
 
 
 __all__ = [

@@ -128,9 +128,6 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     d_columns = None
     if call.need_columns and call.sink is None:
         d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
-    if call.num_columns == 0:
-        # There is no column that could stand in for a place that is none.
-        places, slopes = places[:0], slopes[:0]
     for place, slope in zip(places, slopes, strict=True):
         add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
     if call.sink is not None:
