@@ -71,6 +71,7 @@ class FeatureMemory(nn.Module):
             TypeError: a wrong type or dtype.
             ValueError: a wrong shape, device or range.
         """
+        validate.process_group("group", group)
         if world_size(group) == 1:
             feats, labels = self._checked(feats, labels)
         else:

@@ -47,6 +47,8 @@ class _ThresholdLoss(_PairLoss):
         exchange: str,
     ) -> None:
         super().__init__()
+        if init_threshold is not None:
+            validate.number("init_threshold", float(init_threshold))
         self.scale = scale
         self.margin = margin
         self.init_threshold = init_threshold

@@ -35,8 +35,9 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     return _driver(call.spec).forward(call, engine, gradients)
 
 
-def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    return _driver(call.spec).backward(call, engine, dense(state), dense(weights))
+def backward(call: Call, engine: Engine, state: Tensor | None, weights: Tensor) -> Gradients:
+    state = None if state is None else dense(state)
+    return _driver(call.spec).backward(call, engine, state, dense(weights))
 
 
 __all__ = [
