@@ -157,7 +157,8 @@ def test_it_reaches_the_gradients(
     patched_blocks(monkeypatch, (8, 8))
     p = build(Conditions("", rows=20, columns=columns), spec, device=target.device)
     for place in ("rows",) if target.interpreted else PLACES:
-        for bad in (math.nan, math.inf):
+        # Terms saturate for an infinite threshold: their derivatives are finite.
+        for bad in (math.nan,) if place == "b" else (math.nan, math.inf):
             found = _broken(p, place, torch.tensor(bad))
             if found is None:
                 continue
