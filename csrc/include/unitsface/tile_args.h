@@ -145,7 +145,8 @@ struct NearestTileArgs {
 
 constexpr int64_t kMostNearest = 64;
 
-// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
+// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5); NaN for a row with an
+// element that is not finite.
 struct UnitRowsArgs {
   const void* source;  // [rows, d]
   DType source_dtype;
@@ -187,5 +188,9 @@ struct ProductArgs {
 
 // Norms below this count as this.
 constexpr float kNormEps = 1e-5f;
+// Rows whose squares overflow are multiplied by this first: 2^-70.
+constexpr float kShrink = 8.470329472543003e-22f;
+// Of rows with smaller inverse norms, products with gradients might overflow.
+constexpr float kSmallInverse = 1e-12f;
 
 }  // namespace unitsface

@@ -213,6 +213,26 @@ def _labels(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else dense(tensor.to(torch.int64))
 
 
+def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
+    """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
+
+    Added to the rows' losses, it is what such a row has where there is no pair to say so: no other
+    sample, no negatives, an empty memory, or an infinite threshold that makes a term 0. Ignored
+    rows have 0.
+
+    Args:
+        inverse_norms: (N,) of :meth:`Engine.unit_rows` of the rows.
+    """
+    doubtful = inverse_norms
+    if call.threshold is not None:
+        thresholds = call.threshold
+        if call.spec.threshold == "per_column" and call.spec.topology == "pair":
+            labels = call.row_labels if call.column_labels is None else call.column_labels
+            thresholds = torch.where(labels >= 0, thresholds, 0.0)
+        doubtful = doubtful + (thresholds * 0.0).sum()
+    return (doubtful * 0.0).masked_fill_(call.row_labels == -1, 0.0)
+
+
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """(N,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
 
