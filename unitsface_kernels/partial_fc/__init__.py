@@ -1,6 +1,6 @@
 """Partial FC: class weights sharded over ranks, of which a step takes a sample."""
 
-from .checkpoint import load_checkpoint, read_extra, save_checkpoint
+from .checkpoint import load_checkpoint, read_extra, read_saved, save_checkpoint
 from .clipping import clip_grad_norm_
 from .module import SHARDABLE, PartialFC
 
@@ -11,6 +11,7 @@ __all__ = [
     "export_class_weights",
     "load_checkpoint",
     "read_extra",
+    "read_saved",
     "save_checkpoint",
 ]
 
