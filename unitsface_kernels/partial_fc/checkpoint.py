@@ -164,12 +164,13 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path | None:
     """
     for folder in (Path(path), Path(path) / "checkpoints" / "last"):
         for candidate in (folder, _sibling(folder, "old")):
-            if _is_checkpoint(candidate):
+            if is_checkpoint(candidate):
                 return candidate
     return None
 
 
-def _is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one, be it damaged."""
     return (folder / INDEX).is_file() or (folder / METADATA).is_file()
 
 
@@ -315,10 +316,10 @@ def _sibling(folder: Path, kind: str) -> Path:
 def _clear_way(folder: Path) -> None:
     """Leaves ``folder`` with the checkpoint to fall back to, if any, and nothing beside it."""
     old = _sibling(folder, "old")
-    if not folder.exists() and _is_checkpoint(old):
+    if not folder.exists() and is_checkpoint(old):
         os.rename(old, folder)
     replaceable = not folder.exists() or (
-        folder.is_dir() and (_is_checkpoint(folder) or not any(folder.iterdir()))
+        folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))
     )
     validate.replaceable(folder, replaceable)
     for leftover in (old, _sibling(folder, "new")):

@@ -248,6 +248,9 @@ class _Instance:
 
 
 class _Unpickler(PlainUnpickler):
+    def key(self, key: Any) -> Any:
+        return key if isinstance(key, _Instance) else super().key(key)
+
     def name(self, name: str) -> Any:
         if name in _FIELDS or name in _FUNCTIONS:
             return name
@@ -285,7 +288,9 @@ def _read_metadata(data: bytes) -> Index:
         if place.get("transform_descriptors"):
             raise DamagedError("metadata of transformed files")
         values = (place["relative_path"], place["offset"], place["length"])
-        places[_text(known["fqn"]), known.get("offset")] = Place(*values)
+        offset = known.get("offset")
+        at = None if offset is None else _naturals(offset)
+        places[_text(known["fqn"]), at] = Place(*values)
     tensors, blocks_left = {}, len(places)
     for name, saved in metadata.fields["state_dict_metadata"].items():
         if saved.cls.endswith(".BytesStorageMetadata"):
@@ -300,8 +305,8 @@ def _read_metadata(data: bytes) -> Index:
             if blocks_left < 0:
                 raise DamagedError("metadata with more chunks than places of them")
             known = _fields(chunk, "ChunkStorageMetadata")
-            at = places[name, known["offsets"]]
-            blocks.append(Block(known["offsets"][0], known["sizes"][0], at))
+            first = _naturals(known["offsets"])
+            blocks.append(Block(first[0], known["sizes"][0], places[name, first]))
         blocks.sort(key=lambda block: block.first)
         tensors[_text(name)] = Saved(dtype, _naturals(fields["size"]), blocks)
     return Index(1, tensors, places[SHARED, None])

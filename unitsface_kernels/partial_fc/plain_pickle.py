@@ -51,8 +51,13 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     def set_state(self, target: Any, state: Any) -> None:
         raise DamagedError(f"it has a state for {type(target).__name__}")
 
-    def inserted(self, value: Any) -> None:
-        """A value becomes that of a key."""
+    def key(self, key: Any) -> Any:
+        """A key of a dict, or what is in a set. Deep tuples would exhaust the stack as hashed."""
+        plain = (str, int, float, bytes, type(None))
+        items = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(item, plain) for item in items):
+            raise DamagedError(f"a key of type {type(key).__name__}")
+        return key
 
     def encode(self, arguments: tuple[Any, ...]) -> bytes:
         """How protocol 2 holds bytes."""
@@ -96,8 +101,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         if not isinstance(target, dict) or len(items) % 2:
             raise DamagedError("items for what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.inserted(value)
-            target[key] = value
+            target[self.key(key)] = value
 
     def _appends(self) -> None:
         self._add(self.pop_mark(), list, list.extend)
@@ -106,7 +110,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         self._add([self.stack.pop()], list, list.extend)
 
     def _additems(self) -> None:
-        self._add(self.pop_mark(), set, set.update)
+        self._add([self.key(key) for key in self.pop_mark()], set, set.update)
 
     def _add(self, items: list[Any], kind: type, add: Any) -> None:
         if not isinstance(self.stack[-1], kind):

@@ -156,7 +156,8 @@ def _check_shared(shared: Any, index_format: int) -> None:
         wanted = f"{INDEX} is missing" if index_format < FORMAT else "files of another format"
         raise DamagedError(f"format {shared.get('format')} of the ranks' part: {wanted}")
     tensors, optimizer, step = shared.get("tensors"), shared.get("optimizer"), shared.get("step")
-    fine = isinstance(shared.get("identity"), dict) and type(step) is int and 0 <= step < 2**62
+    fine = _all(shared.get("identity"), dict, str | int | float | bool | None)
+    fine = fine and type(step) is int and 0 <= step < 2**62
     fine = fine and "extra" in shared and _all(tensors, dict, Tensor)
     if optimizer is not None:
         fine = fine and isinstance(optimizer, dict) and _all(optimizer.get("state"), dict, dict)
@@ -166,7 +167,7 @@ def _check_shared(shared: Any, index_format: int) -> None:
         raise DamagedError("what the ranks share is not that of a checkpoint")
 
 
-def _all(values: Any, kind: type, item: type) -> bool:
+def _all(values: Any, kind: type, item: Any) -> bool:
     if not isinstance(values, kind):
         return False
     items: Any = values.values() if isinstance(values, dict) else values

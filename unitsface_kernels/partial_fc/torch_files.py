@@ -31,8 +31,9 @@ from .plain_pickle import DamagedError, PlainUnpickler
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _CHUNK = 2**24
-# Tied weights are stored once and loaded as often as they are used.
+# Tied weights are stored once, and may be copied as often as they are used.
 _SHARED = 8
+_DEPTH = 64
 _DTYPES = {
     name: value
     for name in dir(torch)
@@ -88,7 +89,6 @@ class _Unpickler(PlainUnpickler):
     def __init__(self, file: io.BytesIO, size: int, storages: Storages) -> None:
         super().__init__(file, size)
         self._storages = storages
-        self._bytes_left = _SHARED * size
 
     def name(self, name: str) -> Any:
         if name in _FUNCTIONS:
@@ -133,12 +133,11 @@ class _Unpickler(PlainUnpickler):
             real, imaginary = arguments
             return complex(float(real), float(imaginary))
         if name == "set":
-            return set(*[list(a) for a in arguments])
+            return {self.key(key) for items in arguments for key in items}
         made = collections.Counter() if name == "Counter" else collections.OrderedDict[Any, Any]()
         for items in arguments:
             for key, value in items.items() if isinstance(items, dict) else items:
-                self.inserted(value)
-                made[key] = value
+                made[self.key(key)] = value
         return made
 
     def set_state(self, target: Any, state: Any) -> None:
@@ -147,12 +146,6 @@ class _Unpickler(PlainUnpickler):
             raise DamagedError(f"a state for {type(target).__name__}")
         if "_metadata" in state:
             target._metadata = state["_metadata"]  # type: ignore[attr-defined]
-
-    def inserted(self, value: Any) -> None:
-        if isinstance(value, Tensor):
-            self._bytes_left -= value.nbytes
-            if self._bytes_left < 0:
-                raise DamagedError("more tensors than the file has room for")
 
     def _tensor(
         self,
@@ -275,7 +268,9 @@ class _Sequence(Storages):
         return torch.zeros(size, dtype=torch.uint8)
 
     def fill(self, file: io.BytesIO, keys: Any) -> None:
-        if not isinstance(keys, list) or set(keys) != self._known.keys():
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise DamagedError("a list of storages that is none")
+        if set(keys) != self._known.keys():
             raise DamagedError("a list of storages that is not that of the tensors")
         for key in keys:
             dtype, data = self._known[key]
@@ -298,14 +293,35 @@ def read(file: BinaryIO, size: int) -> Any:
             file.seek(0)
             archive = _Archive(file, size)
             pickled = archive.record("data.pkl")
-            return _Unpickler(io.BytesIO(pickled), size, archive).load()
-        file.seek(0)
-        return _read_sequence(io.BytesIO(file.read()), size)
+            values = _Unpickler(io.BytesIO(pickled), size, archive).load()
+        else:
+            file.seek(0)
+            values = _read_sequence(io.BytesIO(file.read()), size)
+        _check_extent(values, size)
+        return values
     except (OSError, DamagedError):
         raise
     except Exception as error:  # of whatever kind, from wherever
         reason = "it is cut off" if isinstance(error, EOFError) else _reason(error)
         raise DamagedError(f"not a file of torch.save, or damaged ({reason})") from error
+
+
+def _check_extent(values: Any, size: int) -> None:
+    """For who walks through the values, or copies them: what is used twice counts twice."""
+    left = tensors_left = _SHARED * size
+    open_values = [(values, 0)]
+    while open_values:
+        value, depth = open_values.pop()
+        left -= 1
+        if isinstance(value, Tensor):
+            tensors_left -= value.nbytes
+        elif isinstance(value, dict | list | tuple):
+            items = value.values() if isinstance(value, dict) else value
+            open_values += [(item, depth + 1) for item in items]
+        if left < len(open_values) or tensors_left < 0 or depth > _DEPTH:
+            raise DamagedError(
+                "values that are nested or repeated beyond what the file has room for"
+            )
 
 
 def _reason(error: Exception) -> str:
