@@ -79,6 +79,7 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     is the one the checkpoint lies in.
     """
     from train import checkpoint
+    from train.checkpoints import read_or_earlier
     from train.config import Config, make_config, parse_overrides, read_yaml
 
     arguments, resume = parse_arguments(argv)
@@ -95,10 +96,11 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     path = Path("" if auto else arguments.resume)
     if auto or not arguments.resume:
         path = checkpoint.last(Path(str(run_dir)))
+    path = checkpoint.found(path)
     if auto and not checkpoint.exists(path):
         # What such a run has left so far is nothing to go on from.
         return make_config(*layers, ("--resume auto", {"run": {"overwrite": True}})), None, None
-    values = checkpoint.read_run(path)
+    path, values = read_or_earlier(path, take=auto)
     base = values["config"]
     # What "auto" would choose for this number of processes may not be what the checkpoint holds.
     sharded = "always" if checkpoint.is_sharded(path) else "never"
@@ -116,6 +118,8 @@ def run(argv: list[str]) -> int:
 
         batch, processes = arguments.dry_run_batch, arguments.dry_run_processes
         return dry_run(config, batch=batch, processes=processes)
+    from train.checkpoint import check_backbone
+    from train.checkpoints import load_or_earlier
     from train.data.dataset import open_dataset
     from train.data.duplicates import check_duplicates
     from train.distributed import open_world
@@ -137,9 +141,12 @@ def run(argv: list[str]) -> int:
         warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))
         if warning and world.is_main:
             print(f"warning: {warning}", file=sys.stderr)
+        if values is not None and resume_path is not None:
+            check_backbone(values, path=resume_path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         if values is not None and resume_path is not None:
-            trainer.load_state(values, resume_path)
+            auto = arguments.resume == "auto"
+            load_or_earlier(trainer.load_state, values, resume_path, take=auto)
         step = None if values is None else trainer.step
         world.check_same("the step of the checkpoint", str(step).encode())
         world.from_main(lambda: prepare(folder, config, resume_step=step))

@@ -81,6 +81,7 @@ def load_model(arguments: Namespace) -> Model:
     else:
         config = _published(values, path)
     model = config.model
+    checkpoint.check_backbone(values, path=path, config=config, averaged=True)
     backbone = build_backbone(
         model.name, model.input_size, model.dropout, model.embedding_size, model.options
     )
