@@ -31,6 +31,8 @@ _UPRIGHT = {
 
 # Pillow warns from 89 million pixels on, below the limit that a user may set and above ours.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What a damaged file lacks is in the error, if it is one.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class UnreadableImageError(Exception):

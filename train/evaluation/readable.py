@@ -47,7 +47,8 @@ def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
             here, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
             if here > there:
                 raise UserError(f"{path}: expected {here} bytes of numbers, it has {there}")
-            matrix = np.fromfile(file, dtype, math.prod(shape)).reshape(shape, order="F" if columns_first else "C")
+            numbers = np.fromfile(file, dtype, math.prod(shape))
+            matrix = numbers.reshape(shape, order="F" if columns_first else "C")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except _HeaderError as error:
