@@ -12,6 +12,7 @@ from typing import NoReturn
 USER_ERROR = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130
+LONGEST = 2000  # characters of a message
 # A disk that is full, over its quota, or was made read-only, which any write may come upon.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -22,7 +23,19 @@ class UserError(Exception):
     code = USER_ERROR
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(printable(message))
+
+
+def printable(message: object) -> str:
+    """In one line that a terminal shows, whatever names and contents of files are in it."""
+    text = " ".join(str(message).split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class DivergedError(UserError):
