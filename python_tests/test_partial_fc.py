@@ -390,3 +390,22 @@ def test_on_cuda_nothing_waits_and_the_result_is_the_same(loss, fuse, backend):
     for key, value in expected.items():
         error = torch.linalg.vector_norm(found[key] - value)
         assert error <= 1e-3 * torch.linalg.vector_norm(value), key
+
+
+def _fewer_classes_than_ranks(rank: int) -> list[torch.Tensor]:
+    found = []
+    for loss in ("uce", "sphereface2", "cosface", "class_bce", "npt", "epl"):
+        options = {} if loss in ("npt", "epl") else {"skip_tolerance": 1e-4}
+        head = uk.PartialFC(loss, 8, 1, **options)
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+        value = head(x, torch.zeros(3, dtype=torch.int64))
+        value.backward()
+        found += [value.detach(), x.grad]
+    return found
+
+
+def test_fewer_classes_than_ranks() -> None:
+    first, second = run_ranks(2, _fewer_classes_than_ranks)
+    for a, b in zip(first[::2], second[::2], strict=True):
+        assert torch.equal(a, b)
+    assert all(bool(t.isfinite().all()) for t in first + second)

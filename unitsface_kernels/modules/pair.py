@@ -48,7 +48,8 @@ class _ThresholdLoss(_PairLoss):
     ) -> None:
         super().__init__()
         if init_threshold is not None:
-            validate.number("init_threshold", float(init_threshold))
+            plain = isinstance(init_threshold, (int, float))
+            validate.number("init_threshold", init_threshold if plain else float(init_threshold))
         self.scale = scale
         self.margin = margin
         self.init_threshold = init_threshold
