@@ -1,7 +1,7 @@
 """NaN and infinity reach the loss: by every place, in every dtype, whatever stands between.
 
-The rule, from docs/math.md: the loss of a row is NaN if the row itself, a column that it is compared
-with, or a threshold of the call is not finite. An ignored row or column contributes nothing.
+The rule, from docs/math.md: the loss of a row is NaN if the row itself, a column that it is
+compared with, or a threshold of the call is not finite. An ignored row contributes nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 
 import pytest
 import torch
-from cases import build, calls
 from cases import Case as Conditions
+from cases import build, calls
 from helpers import TARGETS, Target, patched_blocks
 from torch import Tensor
 
-import unitsface_kernels as uk
-from unitsface_kernels.losses import REGISTRY, LossSpec
+from unitsface_kernels.losses import LossSpec
 
 # Quiet and signalling NaN of both signs, with payloads at either end, and infinities. A half
 # precision NaN leaves the low bits of a widened one empty.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 #: Makes the squares of every row's elements finite: 2^-70.
 SHRINK = tl.constexpr(2.0**-70)
 
