@@ -47,8 +47,8 @@ class FeatureMemory(nn.Module):
     """Newest feature of each identity, detached (the sample memory of UniTSFace).
 
     Pass ``memory=memory.features, memory_labels=memory.labels`` to a pair loss, then call
-    :meth:`update`, before or after the backward pass; UniTSFace compares first and updates afterwards, and starts comparing when
-    every identity has been seen once.
+    :meth:`update`, before or after the backward pass; UniTSFace compares first and updates
+    afterwards, and starts comparing when every identity has been seen once.
 
     Args:
         num_identities: K.

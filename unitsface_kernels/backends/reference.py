@@ -138,10 +138,11 @@ def similarity_loss(
     """Loss of every row against every column; see ``ops.similarity_loss`` for the arguments."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
-        rows = rows.to(dtype)
-        other = rows if columns is None else columns.to(dtype)
         # Compared as int64: uint8 has no -1.
         row_labels = row_labels.to(torch.int64)
+        # 0 times the NaN of an ignored row would be NaN in every gradient.
+        rows = torch.where((row_labels == -1)[:, None], 0.0, rows.to(dtype))
+        other = rows if columns is None else columns.to(dtype)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
         cosine = cosines(rows, other)

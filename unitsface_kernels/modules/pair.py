@@ -142,8 +142,8 @@ class USSLoss(_ThresholdLoss):
         scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
             first batch in training mode that has negatives and is finite, averaged over ranks, or
-            of the batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or such
-            a batch before.
+            of the batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or
+            such a batch before.
 
     Attributes:
         threshold: () parameter b; the unified cosine threshold is ``threshold / scale``.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, split_weights
+from .call import Call, Gradients, Result, clear_ignored, split_weights
 from .columns import finish_columns
 from .engine import Engine
 from .scattered import add_pairs
@@ -81,6 +81,7 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     rows = call.rows
     count = rows.shape[0]
     unit, _ = engine.unit_rows(rows, 0, count)
+    clear_ignored(call, unit)
     assert call.columns is not None
     row_block, column_block = engine.class_block
     tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
@@ -172,6 +173,7 @@ def _gradients(
     assert columns is not None
     count, size = call.rows.shape
     unit, inverse_norms = engine.unit_rows(call.rows, 0, count)
+    clear_ignored(call, unit)
     rows = _Rows(unit, call.row_labels, log_negatives, negative_weight, target_gradient)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.kept is None else call.kept.take_cosines()
@@ -208,6 +210,7 @@ def _gradients(
         add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+        clear_ignored(call, d_rows)
     return d_rows, d_columns, None
 
 

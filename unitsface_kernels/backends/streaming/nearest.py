@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec, Triplet
-from .call import Call, Gradients, Result, not_finite
+from .call import Call, Gradients, Result, clear_ignored, not_finite
 from .engine import Engine
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
@@ -137,4 +137,5 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
         stream_pairs(call, engine, unit, places, slopes)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+        clear_ignored(call, d_rows)
     return d_rows, d_columns, None

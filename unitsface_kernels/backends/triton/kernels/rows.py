@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 #: Makes the squares of every row's elements finite: 2^-70.
 SHRINK = tl.constexpr(2.0**-70)
 
@@ -64,7 +63,8 @@ def unit_rows_kernel(
     for k in range(0, out_stride, BLOCK):
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
-        unit = (x * inverse[:, None]).to(out.dtype.element_ty)
+        # Selected: 0 times NaN is not the 0 of the padding.
+        unit = tl.where(mask, x * inverse[:, None], 0.0).to(out.dtype.element_ty)
         inside = in_rows[:, None] & (k + lanes < out_stride)[None, :]
         tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
 
