@@ -14,7 +14,7 @@ from ..losses import LossSpec
 NORM_EPS = 1e-5
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such tensors; None if it can."""
     return None
 
