@@ -63,7 +63,11 @@ def why_reference(device: Device, dtype: torch.dtype) -> str | None:
 
 
 def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
-    """The backend that runs a call.
+    """The backend that runs a call with ``dtype`` tensors on ``device``.
+
+    "auto" is the fastest that can, or what the environment variable ``UNITSFACE_BACKEND`` says.
+    Where that is the reference for want of working kernels, a RuntimeWarning says why, once per
+    process.
 
     Raises:
         ValueError: unknown name, or a named backend that cannot run the call. There is no

@@ -52,7 +52,8 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
 def report_pending() -> None:
     """Raise for labels of an earlier CUDA call that were found out of range."""
     # A busy device does not hold back the verdicts of another.
-    arrived, waiting = [], []
+    arrived: list[tuple[torch.cuda.Event, Tensor, str]] = []
+    waiting: list[tuple[torch.cuda.Event, Tensor, str]] = []
     for check in _pending:
         (arrived if check[0].query() else waiting).append(check)
     _pending[:] = waiting
