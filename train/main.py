@@ -125,10 +125,13 @@ def run(argv: list[str]) -> int:
     from train.distributed import open_world
     from train.engine import Trainer
     from train.evaluation.during import Judge
+    from train.losses import headline
     from train.run_folder import check_run_folder, prepare
 
     folder = Path(config.run.dir)
     with open_world(config.train.device, config.train.timeout_s) as world:
+        if world.is_main:
+            print(headline(config.loss, world.device), flush=True)
         overwrite = config.run.overwrite
         world.from_main(
             lambda: check_run_folder(folder, resume=values is not None, overwrite=overwrite)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from . import validate
 from .agreement import agree
 from .collectives import Group, start_gather_rows, world_size
+from .compiling import never_compiled
 
 
 def all_finite(feats: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class FeatureMemory(nn.Module):
             validate.in_range("labels", labels, -1, self.labels.shape[0])
         return feats.to(self.features.dtype), labels.to(torch.int64)
 
-    @torch.compiler.disable
+    @never_compiled
     def _of_all_ranks(self, feats: Tensor, labels: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         def check():
             batch = self._checked(feats, labels)

@@ -16,7 +16,7 @@ NORM_EPS = 1e-5
 _SHRINK = {torch.float32: 2.0**-64, torch.float64: 2.0**-512}
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such tensors; None if it can."""
     return None
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import pair_ranks, validate
 from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from ..compiling import never_compiled
 from ..losses import LossSpec
 from ..pair_ranks.exchange import EXCHANGES
 from . import call
@@ -38,7 +39,7 @@ def pair_loss(
 
 
 # Collectives, and their sizes, depend on what other ranks have.
-@torch.compiler.disable
+@never_compiled
 def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
     validate.process_group("group", group)
     if world_size(group) == 1:

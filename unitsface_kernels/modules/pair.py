@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import collectives, functional, validate
 from ..collectives import Group
+from ..compiling import never_compiled
 
 
 class _PairLoss(nn.Module):
@@ -69,7 +70,7 @@ class _ThresholdLoss(_PairLoss):
         # The buffer is for state dicts; looking at it would wait for the device at every step.
         self._waiting = self.init_threshold is None
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def _initialise(self, **batch: Any) -> None:
         first = functional.uss_threshold_init(

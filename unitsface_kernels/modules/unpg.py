@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional, validate
 from ..backends.reference import unit_rows
+from ..compiling import never_compiled
 from ..losses import REGISTRY
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
@@ -136,7 +137,7 @@ class UNPGLoss(ComposedLoss):
             return per_row.new_full((), lowest)
         return torch.logsumexp(per_row, dim=0) - math.log(2.0)
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def _bounds(self, feats: Tensor, labels: Tensor) -> tuple[float, float]:
         from ..metrics.order_statistics import ScorePartition

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import functional, validate
 from ..backends.reference import unit_rows
 from ..collectives import gather_rows
+from ..compiling import never_compiled
 from ..memory import newest_rows
 from .class_loss import Comparison
 from .composed import ComposedLoss
@@ -160,7 +161,7 @@ class VPLLoss(ComposedLoss):
         (block,) = self.head.comparisons()
         return [replace(block, columns=self._mixed_weight())]
 
-    @torch.compiler.disable
+    @never_compiled
     def _mixed_weight(self) -> Tensor:
         weight = self.head.weight
         if not self.training or self._iteration <= self.start_iteration or self.mix == 0.0:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import dispatch, validate
 from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from ..compiling import never_compiled
 from ..modules import CLASS_LOSSES
 from ..modules.class_loss import ClassLoss, Comparison, ShardableLoss
 from .autograd import Step, Task, sharded_loss
@@ -221,7 +222,7 @@ class PartialFC(nn.Module):
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return self._forward(feats, labels)
 
-    @torch.compiler.disable
+    @never_compiled
     def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         if world_size(self.group) == 1:
             wanted, count, _ = self._checked(feats, labels)
@@ -252,7 +253,9 @@ class PartialFC(nn.Module):
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
         # "auto" may stand for it, by its variable or for want of another.
-        validate.fused_backend(dispatch.resolve(self.loss.backend, feats.device.type, feats.dtype))
+        backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
+        if backend == "reference":
+            validate.fused_backend(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         wanted = torch.is_grad_enabled() and feats.requires_grad
@@ -300,7 +303,7 @@ class PartialFC(nn.Module):
             counts=counts,
             group=self.group,
             reduction=loss.reduction,
-            backend=dispatch.resolve(loss.backend, device, feats.dtype),
+            backend=dispatch.resolve(loss.backend, feats.device, feats.dtype),
             compute_dtype=(
                 torch.get_autocast_dtype(device)
                 if torch.is_autocast_enabled(device)
