@@ -71,7 +71,8 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
     terms = triplet.value(nearest, target, params)
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
-    return torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
+    total = torch.where(scored, terms, 0.0).sum(dim=1)
+    return total if triplet.adds(params) else total / found.sum(dim=1).clamp(min=1)
 
 
 _REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
