@@ -78,9 +78,7 @@ class UCELoss(ClassLoss):
         spec = REGISTRY[self.loss]
         return [Comparison(spec, self.values(), self.weight, self.threshold)]
 
-    def forward(
-        self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_uce_loss(
             feats,
             self.weight,

@@ -68,9 +68,7 @@ class MarginSoftmaxLoss(ClassLoss):
     def comparisons(self) -> list[Comparison]:
         return [Comparison(REGISTRY[self.loss], self.values(), self.weight, None)]
 
-    def forward(
-        self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_margin_softmax_loss(
             feats,
             self.weight,

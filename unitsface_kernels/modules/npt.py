@@ -48,12 +48,14 @@ class NPTLoss(ClassLoss):
         self.reset_parameters()
 
     def comparisons(self) -> list[Comparison]:
-        values = {"margin": self.margin, "k": self.k, "hinges": self.hinges}
+        values: dict[str, float | str] = {
+            "margin": self.margin,
+            "k": self.k,
+            "hinges": self.hinges,
+        }
         return [Comparison(REGISTRY[self.loss], values, self.weight, None)]
 
-    def forward(
-        self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_npt_loss(
             feats,
             self.weight,

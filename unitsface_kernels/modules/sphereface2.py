@@ -110,9 +110,7 @@ class SphereFace2Loss(ClassLoss):
     def scale(self) -> float:
         return float(self.options["scale"])
 
-    def forward(
-        self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_sphereface2_loss(
             feats,
             self.weight,

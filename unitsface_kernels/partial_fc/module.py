@@ -61,9 +61,10 @@ class PartialFC(nn.Module):
             the same on all ranks.
         group: process group; None: the default group.
         device: of the parameters.
-        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...). "mean"
-            and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the rank's
-            own rows, and the objective is then the mean over ranks of what each makes of them.
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+            "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
+            rank's own rows, and the objective is then the mean over ranks of what each makes of
+            them.
 
     Attributes:
         name: of the loss.

@@ -47,7 +47,7 @@ def match(labels: Tensor, column_labels: Tensor, holds_itself: bool) -> Matching
     return Matching(first.where(same > 0, count), columns, positives, negatives, meaningful)
 
 
-def sums_of_matching(values: Tensor, matching: Matching, plain: bool) -> Tensor:
+def sums_of_matching(values: Tensor, matching: Matching, plain: bool = False) -> Tensor:
     """(M, D) values of the columns -> (N, D): for each row the sum over its identity's columns.
 
     ``plain`` forms the N x M matrix: differentiable any number of times, and by transforms.

@@ -43,16 +43,16 @@ class PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        labels = arguments.batch(embeddings, labels, indices_tuple)
+        given, labels = labels, arguments.batch(embeddings, labels, indices_tuple)
         validate.both_or_none("ref_emb", ref_emb, "ref_labels", ref_labels)
         if ref_emb is None:
             return self.compare(embeddings, labels, None, labels, 0)
         validate.features("ref_emb", ref_emb, like=embeddings)
+        # The original leaves (i, i) out if both are one tensor on the device, and only then.
+        # Compared as given: transforms of torch.func make every conversion another tensor.
+        one = given is not None and ref_labels is given and given.device == embeddings.device
         ref_labels = arguments.labels_of("ref_labels", ref_labels, ref_emb, "ref_emb")
-        # The original leaves (i, i) out if both are one tensor, and only then.
-        return self.compare(
-            embeddings, labels, ref_emb, ref_labels, 0 if ref_labels is labels else None
-        )
+        return self.compare(embeddings, labels, ref_emb, ref_labels, 0 if one else None)
 
     def compare(
         self,
@@ -160,14 +160,13 @@ class SupConLoss(PairLoss):
         """(N,) log-sum-exp of the negatives where ``lone``, elsewhere of all other samples: those
         rows have a label that no column has.
         """
-        count = len(matching.columns)
+        absent = torch.full_like(matching.rows, len(matching.columns))
+        column_labels: Tensor | None = matching.columns
         if columns is None:
             # Here rows are columns too: a label for each.
-            count = count + torch.arange(count, device=embeddings.device)
+            absent = absent + torch.arange(len(absent), device=absent.device)
             column_labels, offset = None, None
-        else:
-            column_labels = matching.columns
-        labels = torch.where(lone, matching.rows, count)
+        labels = torch.where(lone, matching.rows, absent)
         return functional.fused_pair_logsumexp(
             embeddings,
             labels,
