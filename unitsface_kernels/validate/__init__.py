@@ -30,6 +30,7 @@ from .arguments import (
 from .label_ranges import (
     call_labels,
     in_range,
+    report_later,
     report_pending,
 )
 from .metrics import (
@@ -86,6 +87,7 @@ __all__ = [
     "process_group",
     "ranks",
     "rates",
+    "report_later",
     "report_pending",
     "row_options",
     "same_device",
