@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 import unitsface_kernels as uk
-from unitsface_kernels.agreement import checksum
+from unitsface_kernels import validate
+from unitsface_kernels.agreement import checksum, same_on_device
 
 D = 11
 
@@ -93,6 +95,22 @@ _NEEDING = ({}, {"feats": torch.ones(4, D, requires_grad=True)}, {})
 
 def test_mistakes_of_one_rank_are_errors_on_all() -> None:
     run_ranks(3, _mistakes)
+
+
+def _verdicts(rank: int) -> list[tuple[bool, str]]:
+    """As on a CUDA device, where a later call raises."""
+    found = []
+    with mock.patch.object(validate, "report_later", lambda *given: found.append(given)):
+        held = {"memory": torch.ones(3, D) * rank, "b": torch.ones(3)}
+        same_on_device(held, dist.group.WORLD)
+    return [(bool(bad), message) for bad, message in found]
+
+
+def test_memories_on_devices_are_compared_there() -> None:
+    for of_rank in run_ranks(2, _verdicts):
+        (memory, text), (threshold, _) = of_rank
+        assert (memory, threshold) == (True, False)
+        assert text == "memory must be the same on every rank of the group"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
