@@ -81,8 +81,10 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
     terms = triplet.value(nearest, target, params)
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
-    mean = torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
-    return mean + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
+    total = torch.where(scored, terms, 0.0).sum(dim=1)
+    if not triplet.adds(params):
+        total = total / found.sum(dim=1).clamp(min=1)
+    return total + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
 
 
 _REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}

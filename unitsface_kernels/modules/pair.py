@@ -150,7 +150,8 @@ class USSLoss(_ThresholdLoss):
         threshold: () parameter b; the unified cosine threshold is ``threshold / scale``.
 
     Shape:
-        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -190,7 +191,7 @@ class PairBCELoss(_ThresholdLoss):
 
     Shape:
         feats (N, D), labels (N,) in [0, K) or -1, and optionally memory (M, D),
-        memory_labels (M,) -> () float32.
+        memory_labels (M,) and the int batch_offset -> () float32.
     """
 
     loss = "pair_bce"
@@ -225,7 +226,8 @@ class PairSoftmaxLoss(_PairLoss):
         scale, margin, reduction, backend, group, exchange: as the function's.
 
     Shape:
-        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -254,12 +256,14 @@ class PairSoftmaxLoss(_PairLoss):
         labels: Tensor,
         memory: Tensor | None = None,
         memory_labels: Tensor | None = None,
+        batch_offset: int | None = None,
     ) -> Tensor:
         return functional.fused_pair_softmax_loss(
             feats,
             labels,
             memory=memory,
             memory_labels=memory_labels,
+            batch_offset=batch_offset,
             scale=self.scale,
             margin=self.margin,
             reduction=self.reduction,

@@ -43,7 +43,10 @@ class UNPGLoss(ComposedLoss):
         scale: s > 0.
         margin: of the head.
         whisker: w >= 0, as published 1.5; None keeps every negative pair.
-        reduction, backend: as the head's function's. Finding the quartiles waits for the device.
+        reduction, backend, margin_gradient, skip_tolerance: as the head's function's. Finding the
+            quartiles waits for the device.
+        init_std: standard deviation of the initial class weights; None: 0.01. The published code
+            draws them uniformly by Xavier's rule, of deviation (2 / (C + D)) ** 0.5.
 
     Attributes:
         head: the base's module with its (C, D) class weights.
@@ -66,6 +69,9 @@ class UNPGLoss(ComposedLoss):
         whisker: float | None = 1.5,
         reduction: str = "mean",
         backend: str = "auto",
+        margin_gradient: str = "exact",
+        init_std: float | None = None,
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.choice("base", base, tuple(_HEADS))
@@ -82,6 +88,9 @@ class UNPGLoss(ComposedLoss):
             margin=margin,
             reduction="none",
             backend=backend,
+            margin_gradient=margin_gradient,
+            init_std=init_std,
+            skip_tolerance=skip_tolerance,
         )
 
     def reset_parameters(self) -> None:

@@ -56,14 +56,16 @@ class PartialFC(nn.Module):
             "vpl", which mixes its class weights anew for every step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
-        sample_rate: in (0, 1].
+        sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
+            published (CVI-SZU/UniFace).
         seed: of the initial weights, which do not depend on the number of ranks, and of the draws;
             the same on all ranks.
         group: process group; None: the default group.
         device: of the parameters.
-        options: keywords of the loss's module (scale, margin, reduction, backend, ...). "mean"
-            and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the rank's
-            own rows, and the objective is then the mean over ranks of what each makes of them.
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+            "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
+            rank's own rows, and the objective is then the mean over ranks of what each makes of
+            them.
 
     Attributes:
         name: of the loss.
@@ -118,6 +120,9 @@ class PartialFC(nn.Module):
         validate.fused_backend(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
+        for part in module.modules():
+            if isinstance(part, ShardableLoss):
+                part.sample_rate = sample_rate
         self.name = loss
         self._options = sorted(options.items())
         self.loss = module

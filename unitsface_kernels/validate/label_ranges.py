@@ -89,3 +89,21 @@ def call_labels(
         in_range("class_index", column_index, 0, count)
         count = column_index.shape[0]
     in_range("labels", row_labels, lowest, count)
+
+
+def report_later(bad: Tensor, message: str) -> None:
+    """An error of a later call if ``bad``, () bool of a CUDA device, is true; raises nothing now,
+    but with ``UNITSFACE_CHECK=1``.
+    """
+    with torch.cuda.device(bad.device):
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if os.environ.get("UNITSFACE_CHECK") == "1":
+            if bool(bad):
+                raise ValueError(f"{message}, got others")
+            return
+        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+        verdict.copy_(bad, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(bad.device))
+        _pending.append((event, verdict, message))
