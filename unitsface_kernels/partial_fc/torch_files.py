@@ -156,9 +156,9 @@ class _Unpickler(PlainUnpickler):
         requires_grad: Any = False,
         hooks: Any = None,
         dtype: Any = None,
+        metadata: Any = None,
         *,
         with_dtype: bool,
-        **_: Any,
     ) -> Tensor:
         if not isinstance(storage, _Storage) or len(size) != len(stride):
             raise DamagedError("a tensor without storage or strides")
