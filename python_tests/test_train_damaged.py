@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -140,6 +141,17 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "threshold": (lambda values: values["trainer"].update(threshold="1"), "its threshold or"),
     "format": (lambda values: values.update(format=2), "has format 2, of a newer version"),
 }
+
+
+def test_a_checkpoint_is_no_reason_to_reach_for_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name, offline in (("iresnet18", None), ("timm:hf-hub:a/b", "1")):
+        torch.save({**_values(), "config": {"model": {"name": name}}}, tmp_path / "x.pt")
+        checkpoint.read_any(tmp_path / "x.pt")
+        assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 
 @pytest.mark.parametrize("part", PARTS)
