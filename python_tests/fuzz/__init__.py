@@ -1,0 +1,29 @@
+"""Seeded fuzzing: ``python -m python_tests.fuzz --help``.
+
+A module ``target_<name>.py`` here is a target. It has
+
+- ``NAME: str``, by which the command line selects it;
+- ``run_one(seed: int) -> str | None``: one run, the same for the same seed. It returns a line that
+  describes a failure, or None. Raising is a failure, too.
+
+Targets are imported before the runs fork: what they load at import is shared by all runs, which may
+not depend on one another. No parallel Torch operator may run at import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides at import whether its kernels are compiled or interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.pop("UNITSFACE_BACKEND", None)
+
+# The tests import their helpers by name.
+_TESTS = str(Path(__file__).resolve().parents[1])
+if _TESTS not in sys.path:
+    sys.path.insert(0, _TESTS)
