@@ -33,7 +33,7 @@ class Loop:
         self.run_config, world = trainer.config.run, trainer.world
         self.vote = Vote(world, trainer.config.train.timeout_s)
         self.meter = Meter(world)
-        self.cut_off = False  # in the middle of an evaluation
+        self.cut_off = 0  # the signal in the middle of an evaluation
         self.log: MetricsLog | None = None
         if world.is_main:
             self.log = MetricsLog(
@@ -67,8 +67,8 @@ class Loop:
         try:
             self._catch_up()
         except StoppedError as stopped_in:
-            self.cut_off = True
-            return stopped_in.number
+            self.cut_off = stopped_in.number
+            return self.cut_off
         self.meter.restart_clock()
         while not trainer.at_end:
             for losses in (trainer.loss, trainer.head):
@@ -85,7 +85,8 @@ class Loop:
                 self.meter.add(row, len(labels))
                 stopped = self.vote(int(self.stop(trainer.step)))
                 took(time.monotonic() - start)
-                stopped = self._end_step(stopped)
+                self._end_step(stopped)
+                stopped = stopped or self.cut_off
                 start = time.monotonic()
                 if stopped:
                     self.vote.finish()
@@ -101,8 +102,7 @@ class Loop:
         if not trainer.world.from_main(lambda: trainer.step in evaluated_steps(self.folder)):
             self._evaluate(judge)
 
-    def _end_step(self, stopped: int) -> int:
-        """What a run stops for, then or in the meantime; 0: it goes on."""
+    def _end_step(self, stopped: int) -> None:
         trainer, run = self.trainer, self.run_config
         epochs, within = trainer.course.place(trainer.step)
         saving = bool(stopped) or trainer.at_end or (within == 0 and epochs % run.save_every == 0)
@@ -120,12 +120,11 @@ class Loop:
             try:
                 self._evaluate(judge)
             except StoppedError as stopped_in:  # the next run evaluates instead
-                self.cut_off, stopped = True, stopped_in.number
+                self.cut_off = stopped_in.number
                 if not saving:
                     trainer.save(self.folder)
         if saving or judging:
             self.meter.restart_clock()
-        return stopped
 
     def _evaluate(self, judge: Judge) -> None:
         """Every process calls. What is written last says that all of it is done."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.config import Config, to_dict
 from train.course import Course
@@ -155,9 +156,9 @@ def report(
     number = values["trainer"].get("processes", processes)
     if number != processes:
         found.append(Difference("processes", number, processes, "rounding"))
-    counts = values.get("images")
+    counts = _counts(values)
     if counts is not None:
-        before = Identities(identities.names, np.asarray(counts))
+        before = Identities(identities.names, counts)
         text = before.difference(identities)
         if text:
             where = _ORDER if course.done else "from the next step on"
@@ -175,6 +176,11 @@ def report(
     return "\n  ".join(lines)
 
 
+def _counts(values: dict[str, Any]) -> NDArray[np.int64] | None:
+    """Images of each identity; earlier versions did not write them."""
+    return np.asarray(values["images"]) if "images" in values else None
+
+
 def _learning_rate(
     held: dict[str, Any], asked: dict[str, Any], values: dict[str, Any], course: Course
 ) -> list[Difference]:
@@ -182,9 +188,10 @@ def _learning_rate(
     if course.begin >= course.total_steps:
         return []
     train = {**asked["train"], **held.get("train", {})}
+    counts = _counts(values)
     before = Course(
         type(course.train)(**train),
-        int(np.sum(values["images"])) if "images" in values else course.images,
+        course.images if counts is None else int(counts.sum()),
         course.begin,
         course.epoch,
         course.done,

@@ -58,6 +58,8 @@ class Identities:
 
 def check_same(world: World, what: str, images: ImageList) -> None:
     """An error on all processes that names the first difference; every process calls."""
+    if world.size == 1:
+        return
     own = Identities.of(images)
     digests = world.gather_objects(own.digest())
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
