@@ -15,6 +15,7 @@ from train.stopping import end_on_signal
 USER_ERROR = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130
+LONGEST = 1500  # characters of a message, which may quote what was given
 # What any write or any opening of a file may come upon.
 _SYSTEM = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO), "write"),
@@ -30,7 +31,8 @@ class UserError(Exception):
     code = USER_ERROR
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 
 
 class DivergedError(UserError):

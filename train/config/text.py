@@ -103,6 +103,8 @@ def by_type(value: Any, kind: str, what: str) -> Any:
             raise UserError(f"{what}: more than {MAX_VALUES} values are no configuration")
         if isinstance(value, Scalar):
             return value.text if kind in ("str", "list[str]") else value.value
+        if value is None:  # of an empty document
+            return None
         if isinstance(value, dict):
             return {_name(key): plain(item) for key, item in value.items()}
         return [plain(item) for item in value]
