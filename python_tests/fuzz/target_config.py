@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.mutation import mutate, outcome
-
 from train.config import (
     COMMAND_LINE,
     Config,
@@ -28,15 +27,65 @@ _SHIPPED = sorted((Path(__file__).resolve().parents[2] / "train" / "configs").rg
 _FILES = [to_yaml(Config()).encode(), *(path.read_bytes() for path in _SHIPPED)]
 _TOKENS = (
     *(b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"!!binary ", b"!!set ", b"? ", b": "),
-    *(b"${oc.env:HOME}", b"${run.dir}", b"${", b"???", b"- ", b"| ", b"> ", b"#", b"'", b'"', b"\t"),
+    *(
+        b"${oc.env:HOME}",
+        b"${run.dir}",
+        b"${",
+        b"???",
+        b"- ",
+        b"| ",
+        b"> ",
+        b"#",
+        b"'",
+        b'"',
+        b"\t",
+    ),
     *(b"null", b"~", b"yes", b".nan", b".inf", b"1:30", b"2020-01-01", b"0x1F", b"%YAML 9.9\n"),
-    *(b"---\n", b"...\n", b"\xef\xbb\xbf", b"\xff\xfe", "é\u2028\x85".encode(), b"run:\n", b"{", b"}"),
+    *(
+        b"---\n",
+        b"...\n",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        "é\u2028\x85".encode(),
+        b"run:\n",
+        b"{",
+        b"}",
+    ),
 )
 _TEXT_KEYS = [key for key, f in iter_keys() if f.type == "str" and not f.metadata["choices"]]
 _TYPED = (
-    *("#", "a #b", "007", "1e3", "yes", "null", "~", "[a]", "{a: b}", "${x}", "${oc.env:HOME}", " a "),
+    *(
+        "#",
+        "a #b",
+        "007",
+        "1e3",
+        "yes",
+        "null",
+        "~",
+        "[a]",
+        "{a: b}",
+        "${x}",
+        "${oc.env:HOME}",
+        " a ",
+    ),
     *("é", "a=b", "a:b", "a: b", "- a", "*a", "&a", "!a", "%a", "@a", "`a`", "0x10", "2020-01-01"),
-    *("'", '"', "a'b", "\\", "\\n", "\n", "\t", "\x85", "\u2028", "\ud800", "\x07", ".", "-", "|", ">"),
+    *(
+        "'",
+        '"',
+        "a'b",
+        "\\",
+        "\\n",
+        "\n",
+        "\t",
+        "\x85",
+        "\u2028",
+        "\ud800",
+        "\x07",
+        ".",
+        "-",
+        "|",
+        ">",
+    ),
 )
 
 
