@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native.engine import address
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
@@ -214,14 +215,14 @@ def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **g
         **given,
     }
     tile = native.CpuSumTile(
-        product=cosine.data_ptr(),
-        gradient=cosine.data_ptr(),
+        product=address(cosine),
+        gradient=address(cosine),
         n=n,
         m=m,
         stride=m,
         skip=native.NO_SKIP,
         mirrored=True,
-        **{name: tensor.data_ptr() for name, tensor in (held | found).items()},
+        **{name: address(tensor) for name, tensor in (held | found).items()},
     )
     native.cpu.sum_tile(loss, params, tile, threads)
     return {**found, "gradient": cosine}
@@ -237,9 +238,9 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
         "total": torch.zeros(n),
         "target_cosine": torch.zeros(n),
     }
-    shared = {"n": n, "m": m, "stride": m, "targets": targets.data_ptr(), "start": 0}
+    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0}
     tile = native.LogsumexpTile(
-        product=cosine.data_ptr(), **shared, **{k: t.data_ptr() for k, t in found.items()}
+        product=address(cosine), **shared, **{k: address(t) for k, t in found.items()}
     )
     native.cpu.logsumexp_tile(loss, params, tile, threads)
     gradient = product.clone()
@@ -252,10 +253,10 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
         loss,
         params,
         native.LogsumexpGradientTile(
-            product=gradient.data_ptr(),
-            gradient=gradient.data_ptr(),
+            product=address(gradient),
+            gradient=address(gradient),
             **shared,
-            **{k: t.data_ptr() for k, t in rows.items()},
+            **{k: address(t) for k, t in rows.items()},
         ),
         threads,
     )
@@ -276,12 +277,12 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
         }
     labels = [torch.arange(size, dtype=torch.int32) % 7 - 1 for size in (n, m)]
     shared = {"n": n, "m": m, "stride": m, "skip": native.NO_SKIP}
-    shared |= {"a_labels": labels[0].data_ptr(), "b_labels": labels[1].data_ptr()}
+    shared |= {"a_labels": address(labels[0]), "b_labels": address(labels[1])}
 
     def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
         tile = product.clone()
-        given = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        tile_arguments = getattr(native, arguments)(product=tile.data_ptr(), **shared, **given)
+        given = {name: address(tensor) for name, tensor in tensors.items()}
+        tile_arguments = getattr(native, arguments)(product=address(tile), **shared, **given)
         getattr(native.cpu, kernel)(loss, params, tile_arguments, threads)
         return tile
 
@@ -316,9 +317,9 @@ def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int)
         "position": torch.full((n, k), -1, dtype=torch.int32),
         "target_cosine": torch.zeros(n),
     }
-    shared = {"n": n, "m": m, "stride": m, "targets": targets.data_ptr(), "start": 0, "k": k}
-    addresses = {name: tensor.data_ptr() for name, tensor in found.items()}
-    tile = native.NearestTile(product=cosine.data_ptr(), **shared, **addresses)
+    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0, "k": k}
+    addresses = {name: address(tensor) for name, tensor in found.items()}
+    tile = native.NearestTile(product=address(cosine), **shared, **addresses)
     native.cpu.nearest_tile(tile, threads)
     return found
 
@@ -391,15 +392,15 @@ def test_exp() -> None:
         "margin_softmax",
         [1.0, 1.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
-            product=cosine.data_ptr(),
+            product=address(cosine),
             n=len(z),
             m=1,
             stride=1,
-            targets=targets.data_ptr(),
+            targets=address(targets),
             start=0,
-            maximum=maximum.data_ptr(),
-            total=total.data_ptr(),
-            target_cosine=target_cosine.data_ptr(),
+            maximum=address(maximum),
+            total=address(total),
+            target_cosine=address(target_cosine),
         ),
         1,
     )
@@ -418,15 +419,15 @@ def test_large_offsets_of_a_tile() -> None:
         "margin_softmax",
         [1.0, 1.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
-            product=product.data_ptr(),
+            product=address(product),
             n=1,
             m=3,
             stride=3,
-            targets=targets.data_ptr(),
+            targets=address(targets),
             start=far,
-            maximum=found[0].data_ptr(),
-            total=found[1].data_ptr(),
-            target_cosine=found[2].data_ptr(),
+            maximum=address(found[0]),
+            total=address(found[1]),
+            target_cosine=address(found[2]),
         ),
         1,
     )

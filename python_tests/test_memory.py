@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DEVICES
+from helpers import DEVICES, TARGETS, Target
 from torch import Tensor
 
+import unitsface_kernels
 from unitsface_kernels import FeatureMemory, PairSoftmaxLoss
+from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -134,3 +136,114 @@ def test_replicas_stay_identical(tmp_path: Path) -> None:
     for features, labels in found:
         assert torch.equal(torch.tensor(features), together.features)
         assert torch.equal(torch.tensor(labels), together.labels)
+
+
+# --- updates between a loss and its backward pass -------------------------------------------------
+
+
+def _stored(device: str) -> tuple[FeatureMemory, Tensor, Tensor]:
+    """A memory that has seen most identities, and a batch with all kinds of pairs."""
+    generator = torch.Generator().manual_seed(1)
+    memory = FeatureMemory(12, 8).to(device)
+    memory.update(
+        torch.randn(9, 8, generator=generator).to(device), torch.arange(9, device=device)
+    )
+    feats = torch.randn(8, 8, generator=generator).to(device)
+    return memory, feats, torch.tensor([3, 1, 3, -1, 9, 11, 0, 5], device=device)
+
+
+def _gradients(
+    target: Target, spec: LossSpec, order: str, reduction: str, offset: int | None, step
+) -> list[Tensor]:
+    """Of features and threshold; ``order``: what comes before the backward pass."""
+    memory, feats, labels = _stored(target.device)
+    feats.requires_grad_()
+    b = []
+    if spec.threshold != "none":
+        shape = () if spec.threshold == "scalar" else (12,)
+        b = [torch.full(shape, 2.0, device=target.device, requires_grad=True)]
+    loss = step(
+        feats,
+        labels,
+        *b,
+        memory=memory.features,
+        memory_labels=memory.labels,
+        batch_offset=offset,
+        scale=8.0,
+        reduction=reduction,
+        backend=target.backend,
+    )
+    upstream = torch.linspace(0.5, 1.5, 8, device=target.device) if loss.dim() else loss * 0 + 1.5
+    if order == "update":
+        memory.update(feats, labels)
+    first = torch.autograd.grad(loss, [feats, *b], upstream, retain_graph=True)
+    if order == "between":
+        memory.update(feats, labels)
+    second = torch.autograd.grad(loss, [feats, *b], 2.0 * upstream)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(other, 2.0 * one)
+    return [loss.detach(), *first]
+
+
+PAIR_LOSSES = [spec for spec in REGISTRY.values() if spec.topology == "pair"]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("spec", PAIR_LOSSES, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("offset", [None, 2], ids=["apart", "offset"])
+def test_a_memory_may_be_updated_before_the_backward_pass(
+    target: Target, spec: LossSpec, reduction: str, offset: int | None
+) -> None:
+    if target.interpreted and (offset or reduction == "sum"):
+        pytest.skip("the work of a driver: a compiled backend's")
+    step = getattr(unitsface_kernels, spec.function)
+    want = _gradients(target, spec, "backward", reduction, offset, step)
+    for order in ("update", "between"):
+        got = _gradients(target, spec, order, reduction, offset, step)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), order
+
+
+@pytest.mark.parametrize("spec", PAIR_LOSSES, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_memory_may_be_updated_after_a_compiled_loss(spec: LossSpec, reduction: str) -> None:
+    torch.compiler.reset()
+    target = Target("native", "cpu")
+    plain = getattr(unitsface_kernels, spec.function)
+    step = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    want = _gradients(target, spec, "backward", reduction, None, plain)
+    for order in ("update", "between"):
+        for a, b in zip(_gradients(target, spec, order, reduction, None, step), want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("spec", PAIR_LOSSES, ids=lambda spec: spec.name)
+def test_nothing_of_a_memory_is_kept(spec: LossSpec) -> None:
+    """Neither it nor a copy."""
+    memory, feats, labels = _stored("cpu")
+    feats.requires_grad_()
+    b = {} if spec.threshold == "none" else {"b": torch.zeros(12 if spec.name != "uss" else ())}
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        getattr(unitsface_kernels, spec.function)(
+            feats, labels, **b, memory=memory.features, memory_labels=memory.labels
+        )
+    assert saved
+    assert not any(t.shape == memory.features.shape for t in saved)
+    assert not any(t.data_ptr() == memory.labels.data_ptr() for t in saved)
+
+
+def test_a_memory_with_a_gradient_is_watched() -> None:
+    memory, feats, labels = _stored("cpu")
+    features = memory.features.clone().requires_grad_()
+    stored = features * 1.0
+    loss = PairSoftmaxLoss()(feats, labels, memory=stored, memory_labels=memory.labels)
+    with torch.no_grad():
+        stored.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -65,7 +65,15 @@ def _evaluate(
     """The loss, and the gradients of features, threshold and memory."""
     feats = feats.clone().requires_grad_()
     thresholds = _threshold(loss, torch.promote_types(feats.dtype, torch.float32))
+    frozen = {
+        name: t.clone()
+        for name, t in columns.items()
+        if isinstance(t, Tensor) and not columns["memory"].requires_grad
+    }
+    columns = {**columns, **frozen}
     value = LOSSES[loss](feats, labels, **thresholds, scale=8.0, **columns, **options)
+    for t in frozen.values():  # a memory may be updated before the backward pass
+        t.fill_(-1)
     inputs = [feats, *thresholds.values()]
     inputs += [t for t in columns.values() if isinstance(t, Tensor) and t.requires_grad]
     return [value.detach(), *torch.autograd.grad(value, inputs, upstream)]

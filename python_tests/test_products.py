@@ -17,7 +17,7 @@ from tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
 from unitsface_kernels.backends.native import cpu_engine, loader
-from unitsface_kernels.backends.native.engine import DTYPE_CODES
+from unitsface_kernels.backends.native.engine import DTYPE_CODES, address, strided_address
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 
@@ -87,8 +87,8 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
     dtype = DTYPE_CODES[left.dtype]
     scratch = torch.full((native.cpu.product_scratch(dtype, n, m, depth),), torch.nan)
     arguments = native.Product(
-        a=left.data_ptr(),
-        b=right.data_ptr(),
+        a=strided_address(left),
+        b=strided_address(right),
         dtype=dtype,
         n=n,
         m=m,
@@ -97,10 +97,10 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         a_depth=left.stride(1),
         b_row=right.stride(1),
         b_depth=right.stride(0),
-        out=out.data_ptr(),
+        out=strided_address(out),
         stride=out.stride(0),
         add=add,
-        scratch=scratch.data_ptr(),
+        scratch=address(scratch),
     )
     native.cpu.product(arguments, threads)
 
@@ -210,7 +210,7 @@ def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tenso
         ("logsumexp", "class"): ("logsumexp_gradient_tile", "LogsumexpGradientTile"),
         ("logsumexp", "pair"): ("pair_gradient_tile", "CpuPairGradient"),
     }[spec.reduction, spec.topology]
-    addresses = {name: tensor.data_ptr() for name, tensor in held.items()}
+    addresses = {name: address(tensor) for name, tensor in held.items()}
     tile = getattr(native, arguments)(**options, **addresses)
     getattr(native.cpu, kernel)(spec.name, list(spec.pack(spec.defaults())), tile, 2)
     return gradient
@@ -238,12 +238,13 @@ def test_unit_rows_are_rounded_once() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         unit, norms = torch.empty(33, 77, dtype=dtype), torch.empty(33)
         arguments = native.UnitRows(
-            source=rows.data_ptr(),
+            source=address(rows),
             n=33,
+            rows=33,
             d=77,
-            unit=unit.data_ptr(),
+            unit=address(unit),
             unit_dtype=DTYPE_CODES[dtype],
-            inverse_norms=norms.data_ptr(),
+            inverse_norms=address(norms),
         )
         native.cpu.unit_rows(arguments, 2)
         found.append((unit.to(torch.bfloat16), norms))

@@ -79,10 +79,6 @@ def test_the_magic_number_within_an_image_is_put_back(tmp_path: Path, image: byt
 @pytest.mark.parametrize("label_count", [1, 2])
 def test_every_image_under_its_label(tmp_path: Path, layout: str, label_count: int) -> None:
     write_recordio(tmp_path, people(), layout=layout, label_count=label_count)
-    if layout == "plain" and label_count == 2:
-        with pytest.raises(UserError, match=r"record 0: expected two ascending numbers"):
-            scan(str(tmp_path))  # record 0 looks like a header
-        return
     images = scan(str(tmp_path))
     assert contents(images) == expected()
     assert not images.named

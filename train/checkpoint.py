@@ -6,8 +6,7 @@ A run with whole class weights has a file, one with shards a folder of all proce
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 import unitsface_kernels as uk
+from train.backbones import build_backbone
 from train.backbones.weights import differences, find_state, recognise
 from train.config import Config
 from train.errors import UserError
@@ -23,18 +23,13 @@ from train.errors import UserError
 LAST = Path("checkpoints") / "last.pt"
 LAST_SHARDED = Path("checkpoints") / "last"
 FORMAT = 1
-# What torch.load raises for damaged files.
-_DAMAGED = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-)
+# The parts of a run's file; a folder of shards has the optimizer's elsewhere.
+_PARTS = {"config": dict, "trainer": dict, "backbone": dict, "loss": dict, "scaler": dict}
+_BEST = {"figure": str, "value": int | float, "step": int}
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read; an earlier one may be."""
 
 
 def save_atomically(values: dict[str, Any], path: Path) -> None:
@@ -64,12 +59,13 @@ def flush(path: Path) -> None:
 
 def read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return uk.partial_fc.read_saved(path)
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error
-    except _DAMAGED as error:
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else "empty file"
-        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
+    except OSError as error:
+        raise DamagedError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
 
 
 def save_sharded(
@@ -86,13 +82,24 @@ def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimize
     try:
         uk.partial_fc.load_checkpoint(path, head, optimizer)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        # Of one process or of another, which all of them are told.
+        damaged = uk.partial_fc.UNREADABLE in str(error)
+        raise (DamagedError if damaged else UserError)(str(error)) from error
 
 
 def last(run_dir: Path) -> Path:
     """Where a run's last checkpoint is, or would be."""
     sharded = run_dir / LAST_SHARDED
     return sharded if is_sharded(sharded) else run_dir / LAST
+
+
+def found(path: Path) -> Path:
+    """A checkpoint as given, or the last one of a run's folder or its folder of checkpoints."""
+    if not path.is_dir() or (path / LAST.parent).is_dir():
+        return last(path) if path.is_dir() else path
+    if path.name == LAST.parent.name:
+        return last(path.parent)
+    return path if uk.partial_fc.is_checkpoint(path) else last(path)
 
 
 def exists(path: Path) -> bool:
@@ -106,27 +113,57 @@ def is_sharded(path: Path) -> bool:
 
 def read_any(path: Path) -> tuple[Path, Any]:
     """What a file holds, a folder of shards, or the last checkpoint of a run folder; and which."""
-    if (path / LAST.parent).is_dir():
-        path = last(path)
-    return path, read_run(path) if is_sharded(path) else read(path)
+    path = found(path)
+    values = _read_shared(path) if is_sharded(path) else read(path)
+    if is_run(values):
+        _check_run(values, path, ("config", "trainer"))
+    return path, values
+
+
+def _read_shared(path: Path) -> Any:
+    try:
+        return uk.partial_fc.read_extra(path)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
 
 
 def is_run(values: Any) -> bool:
-    return isinstance(values, dict) and values.get("format") == FORMAT and "trainer" in values
+    return isinstance(values, dict) and type(values.get("format")) is int and "trainer" in values
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint of this harness, for resuming; without what is in shards."""
-    if is_sharded(path):
-        try:
-            values = uk.partial_fc.read_extra(path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    else:
-        values = read(path)
+    sharded = is_sharded(path)
+    values = _read_shared(path) if sharded else read(path)
     if not is_run(values):
         raise UserError(f"{path} is not a training checkpoint of this harness")
+    _check_run(values, path, _PARTS)
+    if not isinstance(values.get("identities"), str | list):
+        raise DamagedError(f"{path} is not a whole checkpoint: it has no identities")
+    if not sharded and not isinstance(values.get("optimizer"), dict):
+        raise DamagedError(f"{path} is not a whole checkpoint: it has no optimizer")
     return values
+
+
+def _check_run(values: dict[str, Any], path: Path, parts: Iterable[str]) -> None:
+    if values["format"] > FORMAT:
+        raise UserError(
+            f"{path} has format {values['format']}, of a newer version of this harness; this one "
+            f"reads format {FORMAT}: update it"
+        )
+    for part in parts:
+        if not isinstance(values.get(part), _PARTS[part]):
+            raise DamagedError(f"{path} is not a whole checkpoint: it has no {part}")
+    trainer = values["trainer"]
+    step, threshold, best = (trainer.get(name) for name in ("step", "threshold", "best"))
+    if type(step) is not int or step < 0:
+        raise DamagedError(f"{path} is not a whole checkpoint: its step is none")
+    fine = threshold is None or isinstance(threshold, float)
+    fine = fine and (best is None or (isinstance(best, dict) and {*best} == {*_BEST}))
+    if not fine or (best and not all(isinstance(best[k], t) for k, t in _BEST.items())):
+        raise DamagedError(
+            f"{path} is not a whole checkpoint: its threshold or best figure is none"
+        )
 
 
 def pack_names(names: Sequence[str]) -> str:
@@ -160,10 +197,31 @@ def load_backbone(
         values: what the file holds, see :mod:`train.backbones.weights`.
         averaged: take averaged weights where there are any.
     """
+    held = backbone.state_dict()
+    backbone.load_state_dict(_fitting(held, values, path=path, config=config, averaged=averaged))
+
+
+def check_backbone(values: Any, *, path: Path, config: Config, averaged: bool = False) -> None:
+    """The errors of :func:`load_backbone`, without memory for what the configuration asks for.
+
+    Models of timm cannot be built without it.
+    """
+    model = config.model
+    if not model.name.startswith("timm:"):
+        with torch.device("meta"):
+            backbone = build_backbone(
+                model.name, model.input_size, model.dropout, model.embedding_size, model.options
+            )
+        _fitting(backbone.state_dict(), values, path=path, config=config, averaged=averaged)
+
+
+def _fitting(
+    expected: dict[str, Any], values: Any, *, path: Path, config: Config, averaged: bool
+) -> dict[str, Any]:
     state = find_state(values, averaged=averaged)
     if state is None:
         raise UserError(f"{path} holds no backbone state dict")
-    found = differences(state, backbone.state_dict())
+    found = differences(state, expected)
     held = recognise(state) or f"another architecture ({len(state)} tensors)"
     if found and held == config.model.name:
         if found[0].startswith(("missing", "unexpected")):
@@ -173,13 +231,28 @@ def load_backbone(
             held = f"{held} of another {'embedding' if features else 'input'} size"
     if found:
         raise UserError(f"{path} holds {held}, not {architecture(config)}: {'; '.join(found)}")
-    backbone.load_state_dict(state)
+    return state
 
 
-def load_module(module: nn.Module, state: dict[str, Any], *, what: str, path: Path) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    try:
+        optimizer.load_state_dict(state)
+        fits = all(
+            value.shape == parameter.shape[: value.dim()]
+            for parameter, values in optimizer.state.items()
+            for value in values.values()
+            if isinstance(value, torch.Tensor)
+        )
+    except Exception as error:  # it looks at its parts one by one
+        raise UserError(f"{path} holds the state of another optimizer: {error}") from error
+    if not fits:
+        raise UserError(f"{path} holds the state of other parameters")
+
+
+def load_module(module: Any, state: dict[str, Any], *, what: str, path: Path) -> None:
     """Load the other modules of a run; they differ when the losses or the data differ."""
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
+    except Exception as error:  # a state may hold anything
+        detail = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise UserError(f"{path} holds another {what}: {detail}") from error

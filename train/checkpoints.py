@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from train.checkpoint import LAST, flush
+from train.checkpoint import LAST, DamagedError, flush, is_sharded, read_run
 from train.errors import UserError
 
 _STEP = re.compile(r"step-(\d+)(\.pt)?")
@@ -40,11 +43,7 @@ def keep_last(last: Path, step: int, count: int) -> None:
     try:
         if count > 1:
             _name(last, f"step-{step:06d}{last.suffix}")
-        steps = {
-            path: int(match[1])
-            for path in last.parent.iterdir()
-            if (match := _STEP.fullmatch(path.name)) and path.suffix == last.suffix
-        }
+        steps = _steps(last)
         passed = sorted((n for n in steps.values() if n <= step), reverse=True)
         kept = passed[:count] if count > 1 else []
         for path, number in steps.items():
@@ -52,6 +51,77 @@ def keep_last(last: Path, step: int, count: int) -> None:
                 _discard(path)
     except OSError as error:
         raise UserError(f"cannot keep checkpoint {last}: {error}") from error
+
+
+def read_or_earlier(path: Path, *, take: bool) -> tuple[Path, dict[str, Any]]:
+    """A run's checkpoint for resuming; where it is damaged, the one before it if that may be taken.
+
+    Raises:
+        UserError: it cannot be read. What can be is named.
+    """
+    try:
+        return path, read_run(path)
+    except DamagedError as error:
+        return _earlier(path, error, take)
+
+
+def load_or_earlier(
+    load: Callable[[dict[str, Any], Path], None], values: dict[str, Any], path: Path, *, take: bool
+) -> None:
+    """``load(values, path)``. Every process calls: what is in shards is found damaged here only."""
+    while True:
+        try:
+            return load(values, path)
+        except DamagedError as error:
+            path, values = _earlier(path, error, take)
+
+
+def _earlier(path: Path, error: DamagedError, take: bool) -> tuple[Path, dict[str, Any]]:
+    for other in _others(path):
+        try:
+            values = read_run(other)
+        except UserError:
+            continue
+        if not take:
+            raise DamagedError(f"{error}; --resume {other} goes on from step {_step(values)}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"warning: {error}; going on from {other}", file=sys.stderr)
+        return other, values
+    raise DamagedError(f"{error}; no earlier checkpoint is kept here (run.keep)") from error
+
+
+def _step(values: dict[str, Any]) -> int:
+    return int(values["trainer"]["step"])
+
+
+def _others(path: Path) -> list[Path]:
+    """Checkpoints to try after this one: by step, the last first, then the best.
+
+    A further name of the same checkpoint is left out.
+    """
+    best = path.with_name(f"best{path.suffix}")
+    if path == best:
+        return []
+    steps = _steps(path)
+    own = steps.pop(path, None)
+    tried = sorted((p for p in steps if own is None or steps[p] < own), key=steps.__getitem__)
+    found = [*reversed(tried), best]
+    return [p for p in found if is_sharded(p) == is_sharded(path) and not _same(p, path)]
+
+
+def _steps(last: Path) -> dict[Path, int]:
+    """Checkpoints that are kept by the names of their steps, in the folder of ``last``."""
+    return {
+        path: int(match[1])
+        for path in last.parent.glob("*")
+        if (match := _STEP.fullmatch(path.name)) and path.suffix == last.suffix
+    }
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Of folders it is their indexes that tell."""
+    names = [p / "index.json" if p.is_dir() else p for p in (a, b)]
+    return all(p.exists() for p in names) and os.path.samefile(*names)
 
 
 def keep_best(last: Path) -> None:

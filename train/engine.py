@@ -92,8 +92,7 @@ class Trainer:
                 backend=config.loss.backend,
             )
         if config.model.weights and load_weights:
-            path = Path(config.model.weights)
-            state = checkpoint.read(path)
+            path, state = checkpoint.read_any(Path(config.model.weights))
             checkpoint.load_backbone(self.backbone, state, path=path, config=config, averaged=True)
         self.module = TrainStep(self.backbone, self.loss).to(world.device)
         # Not part of the module: data-parallel training would broadcast it at every step, and it
@@ -190,12 +189,12 @@ class Trainer:
         if self.head is not None:
             checkpoint.load_sharded(path, self.head, self.optimizer)
         else:
-            self.optimizer.load_state_dict(values["optimizer"])
+            checkpoint.load_optimizer(self.optimizer, values["optimizer"], path)
         # The state is the checkpoint's; weight decay and the like are what is asked for now.
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
         if values["scaler"]:  # empty where the run was not in float16
-            self.scaler.load_state_dict(values["scaler"])
+            checkpoint.load_module(self.scaler, values["scaler"], what="gradient scaler", path=path)
         self.course = resumed_course(values, path, self.config, len(self.source.images))
         self.step = self.saved_step = self.course.begin
         self.best = values["trainer"].get("best")

@@ -15,7 +15,7 @@ from train.stopping import end_on_signal
 USER_ERROR = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130
-LONGEST = 1500  # characters of a message, which may quote what was given
+LONGEST = 2000  # characters of a message
 # What any write or any opening of a file may come upon.
 _SYSTEM = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO), "write"),
@@ -31,8 +31,19 @@ class UserError(Exception):
     code = USER_ERROR
 
     def __init__(self, message: str) -> None:
-        text = " ".join(str(message).split())
-        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+        super().__init__(printable(message))
+
+
+def printable(message: object) -> str:
+    """In one line that a terminal shows, whatever names and contents of files are in it."""
+    text = " ".join(str(message).split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class DivergedError(UserError):

@@ -78,7 +78,7 @@ class Loop:
             for images, labels in trainer.epoch_batches():
                 pairs = trainer.has_pairs(trainer.step)
                 row = update(images, labels, step=trainer.step, lr=trainer.lr(), pairs=pairs)
-                if trainer.ema is not None:
+                if trainer.ema is not None and update.stepped:
                     trainer.ema.update_parameters(trainer.backbone)
                 trainer.step += 1
                 self.bar.update()

@@ -79,6 +79,7 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     is the one the checkpoint lies in.
     """
     from train import checkpoint
+    from train.checkpoints import read_or_earlier
     from train.config import (
         COMMAND_LINE,
         Config,
@@ -102,9 +103,10 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     path = Path("" if auto else arguments.resume)
     if auto or not arguments.resume:
         path = checkpoint.last(Path(str(run_dir)))
+    path = checkpoint.found(path)
     if auto and not checkpoint.exists(path):
         return make_config(*layers), None, None
-    values = checkpoint.read_run(path)
+    path, values = read_or_earlier(path, take=auto)
     base = values["config"] = of_a_run(values["config"])
     # What "auto" would choose for this number of processes may not be what the checkpoint holds.
     sharded = "always" if checkpoint.is_sharded(path) else "never"
@@ -122,6 +124,8 @@ def run(argv: list[str]) -> int:
 
         batch, processes = arguments.dry_run_batch, arguments.dry_run_processes
         return dry_run(config, batch=batch, processes=processes)
+    from train.checkpoint import check_backbone
+    from train.checkpoints import load_or_earlier
     from train.data.dataset import open_dataset
     from train.data.duplicates import check_duplicates
     from train.data.identities import Identities, check_same
@@ -149,12 +153,19 @@ def run(argv: list[str]) -> int:
         warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))
         if warning and world.is_main:
             print(f"warning: {warning}", file=sys.stderr)
+        if values is not None and resume_path is not None:
+            check_backbone(values, path=resume_path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         said = ""
         if values is not None and resume_path is not None:
-            trainer.load_state(values, resume_path)
-            people = Identities.of(images)
-            said = report(values, resume_path, config, trainer.course, people, world.size)
+
+            def load(values: dict[str, Any], path: Path) -> None:
+                nonlocal said
+                trainer.load_state(values, path)
+                people = Identities.of(images)
+                said = report(values, path, config, trainer.course, people, world.size)
+
+            load_or_earlier(load, values, resume_path, take=arguments.resume == "auto")
         step = None if values is None else trainer.step
         world.check_same("the step of the checkpoint", str(step).encode())
         moved = world.from_main(lambda: owned.prepare(config, resume_step=step))

@@ -72,7 +72,7 @@ def keys_that_differ(
         for name, value in entries.items():
             key = f"{section}.{name}"
             before = held.get(section, {}).get(name, defaults[section][name])
-            if before != value:
+            if before != value and key != "run.dir":  # it may have been moved
                 effect = next(text for keys, text in _EFFECTS if key.startswith(keys))
                 found.append(Difference(key, before, value, effect))
     return found

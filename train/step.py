@@ -98,6 +98,12 @@ class Update:
 
     def __post_init__(self) -> None:
         self._augment = build_augment(self.config)
+        #: Whether the last step was taken, or skipped by the gradient scaler.
+        self.stepped = False
+        self.optimizer.register_step_post_hook(self._note_step)
+
+    def _note_step(self, *_: object) -> None:
+        self.stepped = True
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, step: int, lr: float, pairs: bool
@@ -122,9 +128,10 @@ class Update:
         if self.config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             clip(self.config, self.module.backbone, self.module.loss, self.head)
+        self.stepped = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.memory is not None:  # after backward, which may still read what is replaced
+        if self.memory is not None and self.stepped:
             self.memory.update(features, labels)
         largest = torch.linalg.vector_norm(features.float(), dim=1).max()
         return torch.cat([terms, largest.reshape(1)])

@@ -41,13 +41,18 @@ class _SimilarityLoss(Function):
         rows, row_labels, columns, column_labels, column_index, _, threshold, *_ = arguments
         ctx.kept = Kept()
         call = make_call(*arguments[:10], *arguments[11:], ctx.kept)
-        known = ops.forward_has_gradients(call.spec.name, call.reduction)
-        result = dispatch.load(arguments[10]).forward(call, gradients=known)
+        result, known = ops.forward(call, arguments[10])
         ctx.in_forward, ctx.known = known, result.gradients if known else None
+        # Of the rows alone they are small: kept, so that nothing else need be.
+        ctx.keeps = known and ops.rows_alone(columns, call.need_columns)
+        columns, column_labels = ops.saved_columns(
+            known, call.spec.name, columns, column_labels, call.need_columns
+        )
+        state = None if known else result.state
         ctx.static = arguments[7:]
         ctx.self_offset = arguments[5]
         ctx.save_for_backward(
-            rows, row_labels, columns, column_labels, column_index, threshold, result.state
+            rows, row_labels, columns, column_labels, column_index, threshold, state
         )
         ctx.set_materialize_grads(False)
         return result.loss
@@ -59,9 +64,13 @@ class _SimilarityLoss(Function):
         *tensors, threshold, state = ctx.saved_tensors
         inputs = (tensors[0], tensors[2], threshold)
         with torch.no_grad():
-            known, ctx.known = ctx.known, None
+            known = ctx.known
+            if not ctx.keeps:
+                ctx.known = None
             if known is None:
                 gradients = _computed(ctx, tensors, threshold, state, grad_loss)
+            elif ctx.keeps:
+                gradients = tuple(None if g is None else ops.times(g, grad_loss) for g in known)
             else:
                 gradients = scaled(known, grad_loss)
             finished = [

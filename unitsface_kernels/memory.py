@@ -10,7 +10,21 @@ from .agreement import agree
 from .collectives import Group, start_gather_rows, world_size
 
 
-def newest_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def all_finite(feats: Tensor) -> Tensor:
+    """() bool, on the device: whether features may enter what outlives their step.
+
+    A batch with NaN or infinity enters nothing, as a whole: a gradient scaler skips its step, and
+    every rank, which has the same gathered batch, decides the same.
+    """
+    return feats.isfinite().all()
+
+
+def nan_unless(finite: Tensor, dtype: torch.dtype) -> Tensor:
+    """() 0, or NaN to be added to what has to show that a batch is not finite."""
+    return torch.zeros_like(finite, dtype=dtype).masked_fill_(~finite, torch.nan)
+
+
+def newest_rows(labels: Tensor, feats: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """For every row the slot it writes to, and the row whose value belongs there, -1: keep.
 
     Of an identity that occurs twice the last row wins. Every row writes the value of the last one,
@@ -19,20 +33,21 @@ def newest_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: (N,) int64 in [0, count), -1 ignored.
+        feats: (N, D) what is written; unless all of it is finite, nothing is.
         count: slots.
     """
     places = torch.arange(labels.numel(), device=labels.device)
     slots = labels.clamp(min=0)
     newest = torch.full((count,), -1, dtype=torch.int64, device=labels.device)
     newest = newest.scatter_reduce(0, slots, torch.where(labels >= 0, places, -1), "amax")
-    return slots, newest[slots]
+    return slots, newest[slots].where(all_finite(feats), -1)
 
 
 class FeatureMemory(nn.Module):
     """Newest feature of each identity, detached (the sample memory of UniTSFace).
 
     Pass ``memory=memory.features, memory_labels=memory.labels`` to a pair loss, then call
-    :meth:`update`; UniTSFace compares first and updates afterwards, and starts comparing when
+    :meth:`update`, before or after the backward pass; UniTSFace compares first and updates afterwards, and starts comparing when
     every identity has been seen once.
 
     Args:
@@ -60,7 +75,8 @@ class FeatureMemory(nn.Module):
 
         In an initialised process group every rank calls it and stores the batches of all ranks
         in rank order, so that the memories of all ranks stay identical; batches may differ in
-        size and be empty. A mistake on one rank is an error on all, and nothing is stored.
+        size and be empty. A mistake on one rank is an error on all, and nothing is stored. Nor is
+        a batch, of all ranks together, that holds NaN or infinity.
 
         Args:
             feats: (N, D) features.
@@ -71,13 +87,14 @@ class FeatureMemory(nn.Module):
             TypeError: a wrong type or dtype.
             ValueError: a wrong shape, device or range.
         """
+        validate.process_group("group", group)
         if world_size(group) == 1:
             feats, labels = self._checked(feats, labels)
         else:
             feats, labels = self._of_all_ranks(feats, labels, group)
         if labels.numel() == 0:
             return
-        slots, newest = newest_rows(labels, self.labels.shape[0])
+        slots, newest = newest_rows(labels, feats, self.labels.shape[0])
         known = newest >= 0
         kept, kept_labels = self.features[slots], self.labels[slots]
         newer = torch.where(known[:, None], feats[newest.clamp(min=0)], kept)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .backends import streaming
-from .backends.streaming import Call, Gradients, make_call
+from .backends.streaming import Call, Gradients, Result, make_call
 from .losses import REGISTRY
 
 
@@ -23,6 +23,62 @@ def forward_has_gradients(loss: str, reduction: str) -> bool:
     With ``reduction="none"`` the rows' weights are known in the backward pass only.
     """
     return REGISTRY[loss].reduction == "sum" and reduction != "none"
+
+
+def rows_alone(columns: Tensor | None, need_columns: bool) -> bool:
+    """Whether the rows are the only features with a gradient: against a memory, most of all.
+
+    A row's gradient is then that of its own loss, which an upstream gradient scales, and the
+    forward pass can compute it. So nothing of the columns is kept for the backward pass, and they
+    may change before it.
+    """
+    return columns is not None and not need_columns
+
+
+def forward_knows(
+    loss: str, reduction: str, columns: Tensor | None, need_columns: bool, need_threshold: bool
+) -> bool:
+    """Whether every gradient is known after the forward pass, but for its scale."""
+    if not rows_alone(columns, need_columns):
+        return forward_has_gradients(loss, reduction)
+    # One threshold for all rows would need every row's share.
+    return reduction != "none" or not need_threshold
+
+
+def forward(call: Call, backend: str) -> tuple[Result, bool]:
+    """A result, and whether it holds the gradients, for an upstream gradient of ones."""
+    known = call.need_any and forward_knows(
+        call.spec.name, call.reduction, call.columns, call.need_columns, call.need_threshold
+    )
+    at_once = known and call.spec.reduction == "sum"
+    result = dispatch.load(backend).forward(call, gradients=at_once)
+    if known and not at_once:
+        assert result.state is not None
+        ones = torch.ones_like(result.loss)
+        result.gradients = computed_gradients(call, backend, result.state, ones)
+    return result, known
+
+
+def saved_columns(
+    known: bool,
+    loss: str,
+    columns: Tensor | None,
+    column_labels: Tensor | None,
+    need_columns: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Columns and their labels as the backward pass gets them, safe from updates of a memory."""
+    if columns is None or need_columns:
+        return columns, column_labels
+    if known:
+        return None, None
+    if REGISTRY[loss].topology == "class":
+        return columns, column_labels
+    return columns.clone(), None if column_labels is None else column_labels.clone()
+
+
+def times(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+    """A gradient of the rows or the threshold for the upstream gradient () or (N,) of the loss."""
+    return gradient * (grad_loss if grad_loss.dim() == 0 else grad_loss[:, None])
 
 
 def computed_gradients(call: Call, backend: str, state: Tensor, grad_loss: Tensor) -> Gradients:
@@ -64,7 +120,7 @@ def similarity_loss(
     validate.call_labels(
         REGISTRY[loss], row_labels, columns, column_labels, column_index, lowest=-2
     )
-    result = dispatch.load(backend).forward(
+    result, _ = forward(
         make_call(
             rows,
             row_labels,
@@ -82,7 +138,7 @@ def similarity_loss(
             need_columns,
             need_threshold,
         ),
-        gradients=forward_has_gradients(loss, reduction),
+        backend,
     )
     return (result.loss, *_tensors(rows, result.state, *result.gradients))
 
@@ -114,7 +170,7 @@ def _(
     def f32(*shape):
         return rows.new_empty(shape, dtype=torch.float32)
 
-    with_gradients = forward_has_gradients(loss, reduction)
+    with_gradients = forward_knows(loss, reduction, columns, need_columns, need_threshold)
     value = f32(rows.shape[0]) if reduction == "none" else f32()
     kept = streaming.state_rows(REGISTRY[loss], tuple(params))
     state = f32(kept, rows.shape[0]) if kept else f32(0)
@@ -165,9 +221,10 @@ def similarity_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, columns and threshold, in the dtype of each, empty where not needed."""
 
-    if forward_has_gradients(loss, reduction):
+    # Gradients that the forward pass did not know are empty vectors.
+    if forward_has_gradients(loss, reduction) or d_rows.dim() == 2:
         gradients: tuple[Tensor | None, ...] = tuple(
-            g * grad_loss if needed else None
+            times(g, grad_loss) if needed else None
             for g, needed in (
                 (d_rows, need_rows),
                 (d_columns, need_columns),
@@ -243,6 +300,9 @@ def _setup_context(ctx, inputs, output):
         inputs
     )
     _, state, d_rows, d_columns, d_threshold = output
+    loss, _, reduction, *_, need_columns, need_threshold = static
+    known = forward_knows(loss, reduction, columns, need_columns, need_threshold)
+    columns, column_labels = saved_columns(known, loss, columns, column_labels, need_columns)
     ctx.save_for_backward(
         state,
         d_rows,

@@ -103,6 +103,7 @@ RowSums per_column_row(const Policy policy, const float* __restrict cosine,
 
 template <bool kGradient, bool kColumns, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
+  if (t.m == 0) return;
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
   Scratch ones(t.b_weights == nullptr ? t.m : 0);
@@ -130,8 +131,9 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       }
       const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
       const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
-      // A memory or a shard has no thresholds for the rows: nobody asks for the other direction.
-      const float own_threshold = t.a_threshold == nullptr ? 0.0f : t.a_threshold[i];
+      // A memory or a shard has no thresholds for the rows: the other direction is not asked for.
+      const float own_threshold =
+          t.per_column && t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
       const RowSums sums =
           t.per_column
               ? per_column_row<kGradient, kColumns>(

@@ -2,6 +2,7 @@
 // bfloat16: the caller converts.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -16,6 +17,16 @@ inline int64_t source_row(const int64_t* index, int64_t start, int64_t i) {
   return index == nullptr ? start + i : index[i];
 }
 
+// 1 / norm of a row whose squares overflow or are NaN; NaN if an element is not finite.
+inline float inverse_of_extreme(const float* x, int64_t d) {
+  float squares = 0.0f;
+  for (int64_t k = 0; k < d; ++k) squares += (x[k] * kShrink) * (x[k] * kShrink);
+  // A difference of infinities or NaN is NaN. Above the denormals, which some processors are told
+  // to take for 0.
+  const float inverse = kShrink / std::sqrt(squares) + (squares - squares);
+  return inverse < FLT_MIN ? FLT_MIN : inverse;
+}
+
 template <class Unit>
 void unit_rows_as(const UnitRowsArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -27,7 +38,8 @@ void unit_rows_as(const UnitRowsArgs& t, int threads) {
 #pragma omp simd reduction(+ : squares)
     for (int64_t k = 0; k < t.d; ++k) squares += x[k] * x[k];
     const float norm = std::sqrt(squares);
-    const float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
+    float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
+    if (!(squares <= FLT_MAX)) inverse = inverse_of_extreme(x, t.d);
     t.inverse_norms[i] = inverse;
 #pragma omp simd
     for (int64_t k = 0; k < t.d; ++k) unit[k] = round_to<Unit>(x[k] * inverse);
@@ -42,6 +54,14 @@ inline void unit_rows(const UnitRowsArgs& t, int threads) {
   }
 }
 
+// As below, for a row so long that g x would overflow.
+inline void extreme_row_backward(const float* g, const float* x, float* out, int64_t d,
+                                 float inverse, float scale) {
+  float along = 0.0f;
+  for (int64_t k = 0; k < d; ++k) along += g[k] * (x[k] * inverse);
+  for (int64_t k = 0; k < d; ++k) out[k] = scale * inverse * (g[k] - along * (x[k] * inverse));
+}
+
 inline void unit_rows_backward(const UnitRowsBackwardArgs& t, int threads) {
   const float scale = t.scale == nullptr ? 1.0f : *t.scale;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -50,6 +70,10 @@ inline void unit_rows_backward(const UnitRowsBackwardArgs& t, int threads) {
     const float* g = t.d_unit + i * t.d;
     float* out = static_cast<float*>(t.out) + i * t.d;  // may be g
     const float inverse = t.inverse_norms[i];
+    if (inverse < kSmallInverse) {
+      extreme_row_backward(g, x, out, t.d, inverse, scale);
+      continue;
+    }
     float along = 0.0f;
 #pragma omp simd reduction(+ : along)
     for (int64_t k = 0; k < t.d; ++k) along += g[k] * x[k];

@@ -1,6 +1,8 @@
 // Rows divided by their norms, and the Jacobian of that. A warp takes a row and keeps the first 16
 // elements per lane in registers: rows of up to 512 elements are read once.
 
+#include <cfloat>
+
 #include "common.cuh"
 #include "kernels.h"
 
@@ -44,6 +46,20 @@ struct Chunk {
   }
 };
 
+// 1 / norm of a row whose squares overflow or are NaN; NaN if an element is not finite.
+template <class Source>
+__device__ float inverse_of_extreme(const Source* source, int64_t d, int lane) {
+  float squares = 0.0f;
+  for (int64_t k = lane; k < d; k += kLanes) {
+    const float x = to_float(source[k]) * kShrink;
+    squares += x * x;
+  }
+  squares = warp_sum(squares);
+  // A difference of infinities or NaN is NaN.
+  const float inverse = kShrink / sqrtf(squares) + (squares - squares);
+  return inverse < FLT_MIN ? FLT_MIN : inverse;
+}
+
 // kGroup: elements per access, of 16 bytes of the source, or 1 for unaligned rows.
 template <class Source, int kGroup>
 __global__ void __launch_bounds__(kThreads, 2) unit_rows_kernel(const UnitRowsArgs args) {
@@ -61,9 +77,12 @@ __global__ void __launch_bounds__(kThreads, 2) unit_rows_kernel(const UnitRowsAr
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) squares += values[k] * values[k];
   }
-  const float norm = sqrtf(warp_sum(squares));
+  squares = warp_sum(squares);
+  const float norm = sqrtf(squares);
   // A comparison, not fmaxf, which would replace NaN.
-  const float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
+  float inverse = 1.0f / (norm < kNormEps ? kNormEps : norm);
+  // The same for the whole warp.
+  if (!(squares <= FLT_MAX)) inverse = inverse_of_extreme(source, args.d, lane);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     if (chunk > 0) Chunk<kGroup>::read(source, chunk, args.d, lane, values);
 #pragma unroll
@@ -97,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int k = 0; k < kHeld; ++k) dot += gradients[k] * (values[k] * inverse);
   }
   dot = warp_sum(dot);
-  const float projection = clamped ? 0.0f : dot * inverse;
+  const float projection = clamped ? 0.0f : dot;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     if (chunk > 0) {
       Chunk<kGroup>::read(d_unit, chunk, args.d, lane, gradients);
@@ -105,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      gradients[k] = factor * (gradients[k] - projection * values[k]);
+      gradients[k] = factor * (gradients[k] - projection * (values[k] * inverse));
     }
     Chunk<kGroup>::write(args.out, args.out_dtype, i * args.d, chunk, args.d, lane, gradients);
   }

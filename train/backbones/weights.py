@@ -69,7 +69,7 @@ def sizes(state: State) -> tuple[int, int] | None:
     those of an LResNet; the multiple of 16 stands for them.
     """
     last = state.get("fc5.weight", state.get("fc.weight"))
-    if last is None or last.dim() not in (2, 4):
+    if last is None or last.dim() not in (2, 4) or not last.numel():
         return None
     side = last.shape[-1] if last.dim() == 4 else math.isqrt(last.shape[1] // 512)
     return 16 * side, last.shape[0]

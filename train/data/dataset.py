@@ -70,7 +70,7 @@ def scan(path: str, *, skip: bool = False) -> ImageList:
         return scan_recordio(path, skip=skip)
     if "*.tar" in kinds:
         return scan_shards(path, skip=skip)
-    return scan_folder(path)
+    return scan_folder(path, skip=skip)
 
 
 def _kinds(folder: Path) -> list[str]:

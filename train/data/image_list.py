@@ -54,12 +54,17 @@ class ImageList:
 
 
 def whole(
-    records: Records, labels: Sequence[int], identities: Sequence[str], *, named: bool = True
+    records: Records,
+    labels: Sequence[int],
+    identities: Sequence[str],
+    *,
+    named: bool = True,
+    left_out: Mapping[str, str] | None = None,
 ) -> ImageList:
     """All images of ``records``."""
     rows = np.arange(len(records), dtype=np.int64)
     labels = np.asarray(labels, dtype=np.int64)
-    return ImageList(records, rows, labels, identities, named=named)
+    return ImageList(records, rows, labels, identities, left_out or {}, named)
 
 
 def split_identities(images: ImageList, holdout: int) -> tuple[ImageList, ImageList]:

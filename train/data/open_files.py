@@ -23,6 +23,7 @@ class OpenFiles:
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = list(paths)
         self._open: OrderedDict[int, int] = OrderedDict()
+        self.bytes_read = 0
 
     def read(self, index: int, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the file.
@@ -31,10 +32,12 @@ class OpenFiles:
             RecordError: if the file cannot be read.
         """
         try:
-            return os.pread(self._descriptor(index), length, offset)
+            data = os.pread(self._descriptor(index), length, offset)
         except OSError as error:
             reason = error.strerror or str(error)
             raise RecordError(f"cannot read {self.paths[index]}: {reason}") from error
+        self.bytes_read += len(data)
+        return data
 
     def size(self, index: int) -> int:
         try:
@@ -60,4 +63,4 @@ class OpenFiles:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "_open": OrderedDict()}
+        return {"paths": self.paths, "_open": OrderedDict(), "bytes_read": 0}

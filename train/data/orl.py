@@ -34,4 +34,4 @@ def orl_folder() -> Path:
 
 def scan_orl() -> ImageList:
     """All 400 photographs; the wheel also holds a stray thumbnail, which is left out."""
-    return scan_folder(orl_folder(), suffixes=frozenset([".pgm"]))
+    return scan_folder(orl_folder(), suffixes=frozenset([".pgm"]), report=False)

@@ -1,8 +1,9 @@
 """Training sets of insightface: ``train.rec``, ``train.idx`` and ``property``.
 
-Record 0 says how the others lie: labels (n1, n2) mean that records 1 to n1 - 1 are images and n1 to
-n2 - 1 identities, each with the first record of its images and the one after the last. A set whose
-record 0 has one plain label, such as a shuffled one, has images only.
+Record 0 says how the others lie: it has no image, and its labels (n1, n2) mean that records 1 to
+n1 - 1 are images and n1 to n2 - 1 identities, each with the first record of its images and the one
+after the last. A set whose record 0 is an image, such as a shuffled one or one whose images have
+several labels (the first is the identity), has images only.
 
 Sources: insightface, src/data/face2rec2.py (``read_list``) and recognition/arcface_torch
 (dataset.py, scripts/shuffle_rec.py).
@@ -142,12 +143,13 @@ class _Index:
         if first >= 0:
             try:
                 record = read_record(self.files, int(self.offsets[first]))
-                layout = split_record(record)[0][:2].tolist()
+                labels, image = split_record(record)
+                layout = [] if image else labels[:2].tolist()
             except RecordError as error:
                 self.problems.add(_name(self.files, 0), str(error))
                 # What it said is lost: records of identities are known by having no image.
                 rows = np.delete(np.arange(len(self.keys)), first)
-                return rows, self._own_labels(rows, with_image=True)
+                return rows, self._own_labels(rows)
         if len(layout) < 2:
             rows = np.arange(len(self.keys))
             return rows, self._own_labels(rows)
@@ -215,12 +217,12 @@ class _Index:
         if len(rows):
             self.keys, self.offsets = np.delete(self.keys, rows), np.delete(self.offsets, rows)
 
-    def _own_labels(self, rows: Numbers, with_image: bool = False) -> NDArray[np.float64]:
+    def _own_labels(self, rows: Numbers) -> NDArray[np.float64]:
         heads, errors = read_heads(self.files, self.offsets[rows])
         labels = heads["label"].astype(np.float64)
         for i in np.flatnonzero(np.isnan(labels)).tolist():
             errors.setdefault(i, "its label is not a number")
-        for i in np.flatnonzero(heads["image_bytes"] == 0).tolist() if with_image else ():
+        for i in np.flatnonzero(heads["image_bytes"] == 0).tolist():
             errors.setdefault(i, "it holds no image")
         for i, reason in errors.items():
             self.problems.add(_name(self.files, int(self.keys[rows[i]])), reason)

@@ -35,7 +35,7 @@ class Records(Protocol):
 
 
 def _open(path: str, flags: int) -> int:
-    """Without waiting for whoever would write into a pipe."""
+    """Without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -60,8 +60,8 @@ class Files:
                 if reason is not None:
                     raise RecordError(f"cannot read image {self.paths[index]}: {reason}")
                 return file.read()
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            reason = getattr(error, "strerror", None) or str(error)
             raise RecordError(f"cannot read image {self.paths[index]}: {reason}") from error
 
     def name(self, index: int) -> str:

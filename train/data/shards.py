@@ -1,10 +1,11 @@
 """Shards as WebDataset writes them: ``*.tar`` of images and labels that share a name.
 
-``a/17.jpg`` (or .jpeg, .png) with ``a/17.cls``, a number as text, or ``a/17.json`` with "label".
-Names are grouped, patterns expanded and labels decoded by the library itself. Its streams are not
-used: they shuffle within a buffer and deal out whole shards, so that neither an exact continuation
-within an epoch nor disjoint processes nor batches of chosen identities come out of them. Here the
-tar files are indexed once and then read at any place, like all other data.
+``a/17.jpg`` (or .png and other endings) with ``a/17.cls``, a number as text, or ``a/17.json`` with
+"label". Members in a row whose names are equal up to the first dot are a sample; hidden files count
+for nothing. Labels are decoded by the library itself. Its streams are not used: they shuffle within
+a buffer and deal out whole shards, so that neither an exact continuation within an epoch nor
+disjoint processes nor batches of chosen identities come out of them. Here the tar files are indexed
+once and then read at any place, like all other data.
 
 Nothing is extracted, and only local files are opened: the library would also run "pipe:" commands.
 """
@@ -21,19 +22,20 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tarfile import BLOCKSIZE, TarError, TarInfo
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.folder import natural_key
+from train.data.folder import IMAGE_SUFFIXES, LeftOut, natural_key
 from train.data.image_list import ImageList, Problems, numbered
 from train.data.open_files import OpenFiles
 from train.data.records import MAX_BYTES, RecordError
 from train.data.tar_index import Member, read_members, shown
 from train.errors import UserError
 
+# A sample with one of the first has it for its image, whatever else it has.
 IMAGES = ("jpg", "jpeg", "png")
+OTHER_IMAGES = sorted(ending[1:] for ending in IMAGE_SUFFIXES if ending[1:] not in IMAGES)
 LABELS = {"cls": 64, "json": 1 << 16}  # with the most bytes that are read
 MOST_SHARDS = 1_000_000
 # Fewer are indexed by this process alone.
@@ -89,11 +91,12 @@ def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
     except ImportError as error:
         raise UserError("shards are read with webdataset: pip install webdataset") from error
     paths = list_shards(str(path))
-    problems = Problems(skip)
+    problems, left_out = Problems(skip), LeftOut()
     shard, offset, size, label = [], [], [], []
-    for i, (found, messages) in enumerate(_index_all(paths)):
+    for i, (found, messages, nameless) in enumerate(_index_all(paths)):
         for name, reason in messages:
             problems.add(name, reason)
+        left_out.add("member(s) whose names have no ending", nameless)
         shard.append(np.full(len(found), i, np.int32))
         offset.append(found[:, 0])
         size.append(found[:, 1].astype(np.int32))
@@ -103,6 +106,7 @@ def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
     )
     if not len(records):
         raise UserError(f"data.path: no images in the {len(paths)} shard(s) of {path}")
+    left_out.report(f"data.path: {path}")
     rows = np.arange(len(records), dtype=np.int64)
     return numbered(records, rows, np.concatenate(label), problems)
 
@@ -146,11 +150,13 @@ def _expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-Found = tuple[NDArray[np.int64], list[tuple[str, str]]]
+Found = tuple[NDArray[np.int64], list[tuple[str, str]], list[str]]
 
 
 def _index_all(paths: Sequence[str]) -> Iterator[Found]:
-    """Offset, size and label of the images in each, (N, 3), and what is wrong in it."""
+    """Offset, size and label of the images in each, (N, 3), what is wrong in it, and members that
+    belong to no sample.
+    """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     processes = min(len(paths) // _SHARDS_PER_PROCESS, (os.cpu_count() or 1) // ranks)
     if processes < 2:
@@ -161,35 +167,48 @@ def _index_all(paths: Sequence[str]) -> Iterator[Found]:
 
 
 def _index(path: str) -> Found:
-    from webdataset.tariterators import group_by_keys
-
     wrong: list[tuple[str, str]] = []
-
-    def members() -> Iterator[dict[str, Any]]:
-        for member in read_members(path, wrong):
-            yield {"fname": member.name, "data": member, "__url__": path}
-
-    def note(error: Exception) -> bool:
-        name, _, reason = str(error.args[0]).partition(": ")
-        wrong.append((f"{path}, member {shown(name)}", reason.split(" dict_keys")[0]))
-        return True
-
+    nameless: list[str] = []
     files = OpenFiles([path])
     found: list[tuple[int, int, int]] = []
-    for sample in group_by_keys(members(), handler=note):
+    for key, sample in _samples(read_members(path, wrong), path, wrong, nameless):
         try:
             image, label = _read_sample(files, sample)
             found.append((image.offset, image.size, label))
         except RecordError as error:
-            wrong.append((f"{path}, sample {shown(sample['__key__'])}", str(error)))
-    return np.array(found, np.int64).reshape(-1, 3), wrong
+            wrong.append((f"{path}, sample {shown(key)}", str(error)))
+    return np.array(found, np.int64).reshape(-1, 3), wrong, nameless
 
 
-def _read_sample(files: OpenFiles, sample: dict[str, Any]) -> tuple[Member, int]:
+def _samples(
+    members: Iterator[Member], path: str, wrong: list[tuple[str, str]], nameless: list[str]
+) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Members of one name in a row, by what follows the first dot of it."""
+    key, sample = "", dict[str, Member]()
+    for member in members:
+        folder, slash, file = member.name.rpartition("/")
+        stem, dot, ending = file.partition(".")
+        if not stem or not dot:
+            nameless.append(f"{path}, member {shown(member.name)}")
+            continue
+        if (name := folder + slash + stem) != key and sample:
+            yield key, sample
+            sample = {}
+        key = name
+        if sample.setdefault(ending.lower(), member) is not member:
+            wrong.append((f"{path}, member {shown(member.name)}", "duplicate file name"))
+    if sample:
+        yield key, sample
+
+
+def _read_sample(files: OpenFiles, sample: dict[str, Member]) -> tuple[Member, int]:
     """Where the image is, and the label."""
     images = [sample[e] for e in IMAGES if e in sample]
+    images = images or [sample[e] for e in OTHER_IMAGES if e in sample]
     if len(images) != 1:
-        raise RecordError(f"expected one image, .{', .'.join(IMAGES)}; found {len(images)}")
+        raise RecordError(
+            f"expected one image, .{', .'.join((*IMAGES, *OTHER_IMAGES))}; found {len(images)}"
+        )
     if images[0].size > MAX_BYTES:
         raise RecordError(f"it has {images[0].size} bytes, more than {MAX_BYTES}")
     extension = next((e for e in LABELS if e in sample), None)

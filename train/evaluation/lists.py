@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from train.errors import UserError
 
+_MOST_NAME = 4096  # characters, as file systems allow
+
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """``("<path>, line <n>", line)`` of every line that is not blank, stripped."""
@@ -27,7 +29,8 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 def inside(name: str, where: str) -> str:
     """``name`` if it is a relative path that stays below the folder it is meant for."""
     parts = name.split("/")
-    if name.startswith("/") or ".." in parts or not parts[-1] or "\\" in name or "\0" in name:
+    good = name.isprintable() and not name.startswith("/") and "\\" not in name
+    if not good or ".." in parts or not parts[-1] or len(name) > _MOST_NAME:
         raise UserError(f"{where}: expected a path within the folder, got {name[:80]!r}")
     return name
 
@@ -51,10 +54,11 @@ def integers(path: Path, columns: str) -> NDArray[np.int64]:
 
 def whole_numbers(where: str, words: list[str], columns: str) -> list[int]:
     """The words of a line as integers of 64 bits."""
+    count = len(columns.split())
     try:
-        values = [int(np.int64(word)) for word in words]
+        values = [int(np.int64(word)) for word in words[: count + 1]]
     except (ValueError, OverflowError):
         values = []
-    if len(values) != len(columns.split()):
-        raise UserError(f"{where}: expected integers {columns}, got {' '.join(words)[:80]!r}")
+    if len(values) != count:
+        raise UserError(f"{where}: expected integers {columns}, got {' '.join(words[:80])[:80]!r}")
     return values

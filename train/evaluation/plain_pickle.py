@@ -48,6 +48,7 @@ _NAMES = {
         )
     },
 }
+_MOST_DIMENSIONS = 64  # numpy's own limit
 _DAMAGED = (
     pickle.UnpicklingError,
     EOFError,
@@ -98,7 +99,9 @@ class Array:
         _, shape, dtype, _, data = state
         if not isinstance(data, bytes) or not isinstance(dtype, DType):
             raise pickle.UnpicklingError("an array of objects")
-        whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        # Bounded, or the product of many long numbers would take hours.
+        whole = isinstance(shape, tuple) and len(shape) <= _MOST_DIMENSIONS
+        whole = whole and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
         if not whole or math.prod(shape) * int(dtype.code[1]) != len(data):
             raise pickle.UnpicklingError("an array whose shape is not that of its data")
         self.data, self.shape, self.dtype = data, shape, dtype
@@ -129,7 +132,8 @@ class _Unpickler(pickle._Unpickler):
         try:
             return Marker(_NAMES[module, name])
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            asked = f"{module[:60]}.{name[:60]}"
+            raise pickle.UnpicklingError(f"it asks for {asked}") from None
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()

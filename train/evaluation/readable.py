@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +41,31 @@ def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
     """A .npy file of (rows, D) floats; objects, which would be unpickled, are refused."""
     try:
         with open(path, "rb") as file:
-            matrix = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    shape = getattr(matrix, "shape", ())
-    if len(shape) != 2 or shape[0] != rows or not np.issubdtype(matrix.dtype, np.floating):
-        raise UserError(f"{path}: expected {rows} rows of floats, got {shape}")
-    return np.asarray(matrix, dtype=np.float32)
+            shape, columns_first, dtype = _npy_header(file)
+            if len(shape) != 2 or shape[0] != rows or not np.issubdtype(dtype, np.floating):
+                raise UserError(f"{path}: expected {rows} rows of floats, got {shape} of {dtype}")
+            here, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+            if here > there:
+                raise UserError(f"{path}: expected {here} bytes of numbers, it has {there}")
+            numbers = np.fromfile(file, dtype, math.prod(shape))
+            matrix = numbers.reshape(shape, order="F" if columns_first else "C")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except _HeaderError as error:
+        raise UserError(f"{path}: not a .npy file, or damaged: {error}") from error
+    with np.errstate(over="ignore"):  # of float64, said where features are not finite
+        return np.ascontiguousarray(matrix, dtype=np.float32)
+
+
+class _HeaderError(Exception):
+    """The reason."""
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        major, _ = np.lib.format.read_magic(file)
+        if major == 1:
+            return np.lib.format.read_array_header_1_0(file)
+        return np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # of Python's parser and tokenizer, and numpy's of data types
+        raise _HeaderError(" ".join(str(error).split())[:200] or type(error).__name__) from error

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..losses import LossSpec
 
 NORM_EPS = 1e-5
+#: Of the largest number, one over the root.
+_SHRINK = {torch.float32: 2.0**-64, torch.float64: 2.0**-512}
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -20,7 +22,14 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """(N, D) rows at unit length, norms clamped from below at 1e-5."""
+    """(N, D) rows at unit length, norms clamped from below at 1e-5.
+
+    Rows whose squares would overflow are shrunk by a power of two first.
+    """
+    if x.numel() and x.dtype in _SHRINK:
+        shrink = _SHRINK[x.dtype]
+        large = x.detach().abs().amax(dim=1, keepdim=True) > 2.0**-10 / shrink
+        x = x * torch.where(large, shrink, 1.0)
     return F.normalize(x, dim=1, eps=NORM_EPS)
 
 
@@ -33,10 +42,11 @@ def _sum(spec, params, cosine, positive, negative, threshold):
     # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
     assert spec.negative is not None
     zero = cosine.new_zeros(())
-    terms = spec.negative(torch.where(negative, cosine, zero), threshold, params) * negative
+    terms = spec.negative(torch.where(negative, cosine, zero), threshold, params)
+    terms = torch.where(negative, terms, zero)
     if spec.positive is not None:
         of_positive = spec.positive(torch.where(positive, cosine, zero), threshold, params)
-        terms = terms + of_positive * positive
+        terms = terms + torch.where(positive, of_positive, zero)
     return terms.sum(dim=1)
 
 
@@ -53,7 +63,7 @@ def _logsumexp(spec, params, cosine, positive, negative, threshold):
     positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
     per_positive = -F.logsigmoid(positive_logits - log_negatives[:, None])
     count = positive.sum(dim=1)
-    mean = (per_positive * positive).sum(dim=1) / count.clamp(min=1)
+    mean = torch.where(positive, per_positive, 0.0).sum(dim=1) / count.clamp(min=1)
     # A class row without a target in this shard still contributes its negatives.
     without = log_negatives if spec.topology == "class" else torch.zeros_like(log_negatives)
     return torch.where(count > 0, mean, without)
@@ -71,7 +81,8 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
     terms = triplet.value(nearest, target, params)
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
-    return torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
+    mean = torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
+    return mean + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
 
 
 _REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
@@ -94,6 +105,22 @@ def counted_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative:
     if spec.counted == "labelled":
         return row_labels != -1
     return (positive if spec.counted == "with_positives" else negative).any(dim=1)
+
+
+def _not_finite(
+    spec: LossSpec,
+    rows: Tensor,
+    row_labels: Tensor,
+    column_labels: Tensor,
+    threshold: Tensor | None,
+) -> Tensor:
+    """As ``streaming.call.not_finite``."""
+    bad = ~rows.isfinite().all(dim=1)
+    if threshold is not None:
+        if spec.threshold == "per_column":
+            threshold = torch.where(column_labels >= 0, threshold, 0.0)
+        bad = bad | ~threshold.isfinite().all()
+    return torch.where(bad & (row_labels != -1), torch.nan, 0.0).to(rows.dtype)
 
 
 def similarity_loss(
@@ -130,6 +157,7 @@ def similarity_loss(
         per_row = _REDUCTIONS[spec.reduction](spec, params, cosine, positive, negative, threshold)
         counted = counted_rows(spec, row_labels, positive, negative)
         per_row = torch.where(counted, per_row, 0.0)
+        per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold)
         if reduction == "none":
             return per_row
         total = per_row.sum()

@@ -178,7 +178,8 @@ def threshold_of_columns(
         return None
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
-            return b
+            # Of any rank: what it is broadcast against must keep its own.
+            return b.reshape(())
         return torch.full((), float(b), dtype=torch.float32, device=feats.device)
     if not isinstance(b, Tensor):
         # Without columns these are the batch, whose labels may be those of all ranks.
@@ -193,7 +194,11 @@ def threshold_of_columns(
     identity = labels if column_labels is None else column_labels
     # The backward pass adds up an identity's samples: not in half precision.
     wide = b.to(torch.promote_types(b.dtype, torch.float32))
-    return wide[identity.to(torch.int64).clamp(min=0)]
+    if wide.shape[0] == 0:
+        # No identity: every label is -1.
+        wide = torch.cat([wide, wide.new_zeros(1)])
+    # Also where the error for a label out of range comes later, see ``validate.in_range``.
+    return wide[identity.to(torch.int64).clamp(0, wide.shape[0] - 1)]
 
 
 def refuse_transforms(*tensors: Tensor | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..backends.dense import dense
 from ..backends.histogram import Binning, HistogramTile, ReferenceScores, ScoreEngine
 from ..backends.native import score_engine
 from ..validate import choice
@@ -72,14 +73,14 @@ class Scores:
         self.engine: ScoreEngine = (
             score_engine(device) if name == "native" else ReferenceScores(device)
         )
-        self.feats = feats.detach().contiguous()
+        self.feats = dense(feats)
         self.in_batch = other is None
-        self.columns = self.feats if other is None else other.detach().contiguous()
+        self.columns = self.feats if other is None else dense(other)
         self.row_index, self.column_index = index, index if other is None else None
-        row_labels = labels.to(torch.int64).contiguous()
+        row_labels = dense(labels.to(torch.int64))
         column_labels = row_labels
         if other_labels is not None:
-            column_labels = other_labels.to(torch.int64).contiguous()
+            column_labels = dense(other_labels.to(torch.int64))
         self.row_labels, self.column_labels = self.engine.prepare_labels(row_labels, column_labels)
 
     def tiles(self, rows: range | None = None, upper: bool = False) -> Iterator[Tile]:

@@ -136,7 +136,7 @@ class EPLLoss(ComposedLoss):
         if labels.numel() == 0 or self.prototypes.shape[0] == 0:
             return
         unit = unit_rows(feats)
-        slots, newest = newest_rows(labels, self.prototypes.shape[0])
+        slots, newest = newest_rows(labels, feats, self.prototypes.shape[0])
         old = self.prototypes[slots]
         new = unit[newest.clamp(min=0)]
         similarity = (old * new).sum(dim=1, keepdim=True)

@@ -47,6 +47,8 @@ class _ThresholdLoss(_PairLoss):
         exchange: str,
     ) -> None:
         super().__init__()
+        if init_threshold is not None:
+            validate.number("init_threshold", float(init_threshold))
         self.scale = scale
         self.margin = margin
         self.init_threshold = init_threshold
@@ -78,12 +80,13 @@ class _ThresholdLoss(_PairLoss):
         )
         # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
         # gradients, not parameters: ranks have to agree from the start. A group's already do.
-        some = (first != 0).to(first.dtype)
-        found = torch.stack([first * some, some])
+        finite = first.isfinite()
+        some = (finite & (first != 0)).to(first.dtype)
+        found = torch.stack([first.where(finite, 0.0), some, (~finite).to(first.dtype)])
         if self.group is None:
             found = collectives.mean_over_ranks(found)
-        value, ranks = found.tolist()
-        if ranks > 0:
+        value, ranks, broken = found.tolist()
+        if ranks > 0 and not broken:
             self.threshold.fill_(value / ranks)
             self.initialized.fill_(True)
             self._waiting = False
@@ -137,8 +140,8 @@ class USSLoss(_ThresholdLoss):
     Args:
         scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
-            first batch in training mode that has negatives, averaged over ranks, or of the
-            batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or such
+            first batch in training mode that has negatives and is finite, averaged over ranks, or
+            of the batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or such
             a batch before.
 
     Attributes:
@@ -176,8 +179,8 @@ class PairBCELoss(_ThresholdLoss):
         num_identities: K.
         scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of every threshold, in logit units. None:
-            :func:`uss_threshold_init` of the first batch in training mode that has negatives,
-            averaged over ranks, or of the batches of ``group`` together;
+            :func:`uss_threshold_init` of the first batch in training mode that has negatives and
+            is finite, averaged over ranks, or of the batches of ``group`` together;
             ``torch.compile(fullgraph=True)`` needs a value or such a batch before.
 
     Attributes:

@@ -182,7 +182,7 @@ class VPLLoss(ComposedLoss):
     def _store(self, feats: Tensor, labels: Tensor) -> None:
         if labels.numel() == 0 or self.stamps.shape[0] == 0:
             return
-        slots, newest = newest_rows(labels, self.stamps.shape[0])
+        slots, newest = newest_rows(labels, feats, self.stamps.shape[0])
         known = newest >= 0
         unit = unit_rows(feats)[newest.clamp(min=0)]
         unit = unit.to(self.features.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import validate
+from ..backends.dense import is_dense
 from ..backends.native import rows as native
 from .update import AdamWRule, RowUpdate, Rule, SGDRule, Update
 
@@ -133,7 +134,7 @@ class RowOptimizer(torch.optim.Optimizer):
             and parameter.dim() == 2
             and parameter.numel() >= LARGE
             and parameter.dtype == gradient.dtype == torch.float32
-            and parameter.is_contiguous()
+            and is_dense(parameter)
             and native.usable(parameter.device)
             and not any(self._group_of(parameter).get(name) for name in self._refused)
         )

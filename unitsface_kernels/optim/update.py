@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..backends.dense import dense, is_dense
 from ..backends.native import rows as native
 
 
@@ -97,18 +98,18 @@ class Update:
         assert gradient.shape == (rows.stop - rows.start, *self.weight.shape[1:])
         if index is not None:
             assert index.dtype == torch.int64
-            index = index[rows].contiguous()
+            index = dense(index[rows])
         tensors = (self.weight, *self.states)
         if native.usable(self.weight.device) and all(
-            t.dtype == torch.float32 and t.is_contiguous() for t in tensors
+            t.dtype == torch.float32 and is_dense(t) for t in tensors
         ):
             native.update_rows(
                 self.rule.code,
                 self.weight,
-                gradient.to(torch.float32).contiguous(),
+                dense(gradient.to(torch.float32)),
                 index,
                 rows.start,
-                None if scale is None else scale.to(torch.float32),
+                None if scale is None else dense(scale.to(torch.float32)),
                 self.states,
                 vars(self.rule),
             )

@@ -103,11 +103,18 @@ class _PairLoss(Function):
         assert isinstance(exchange, Exchange)
         counted = sum_over_ranks(call.counted_rows.sum(), setting.group)
         exchange.counted = counted.clamp(min=1).to(torch.float32)
-        known = ops.forward_has_gradients(setting.spec.name, setting.reduction)
-        result = dispatch.load(setting.backend).forward(call, gradients=known)
-        ctx.setting = setting
+        result, known = ops.forward(call, setting.backend)
+        ctx.setting, ctx.known = setting, known
         kept = exchange.gathered if not known else None
-        ctx.save_for_backward(*tensors, exchange.counted, kept, result.state, *result.gradients)
+        rows, row_labels, columns, column_labels, threshold = tensors
+        columns, column_labels = ops.saved_columns(
+            known, setting.spec.name, columns, column_labels, call.need_columns
+        )
+        ctx.save_for_backward(
+            *(rows, row_labels, columns, column_labels, threshold),
+            *(exchange.counted, kept, None if known else result.state),
+            *result.gradients,
+        )
         if setting.reduction == "none":
             return result.loss
         return ordered_sum(result.loss, setting.group)
@@ -118,7 +125,7 @@ class _PairLoss(Function):
         rows, _, columns, _, threshold = tensors
         inputs = (rows, columns, threshold)
         with torch.no_grad():
-            if ops.forward_has_gradients(ctx.setting.spec.name, ctx.setting.reduction):
+            if ctx.known:
                 gradients = _scaled(ctx.setting, upstream, d_rows, d_columns, d_threshold)
             else:
                 call = ctx.setting.call(tensors, gathered)
@@ -140,6 +147,8 @@ def _scaled(
     d_threshold: Tensor | None,
 ) -> Gradients:
     """Gradients that the forward pass knew, for upstream gradients of one."""
+    if setting.reduction == "none":  # against a memory, of which every rank has its own rows
+        return None if d_rows is None else ops.times(d_rows, upstream), None, None
     # One message for the upstream gradients and for the threshold's.
     parts = [upstream.reshape(1)] + ([] if d_threshold is None else [d_threshold])
     sums = sum_over_ranks(torch.cat(parts), setting.group)

@@ -1,16 +1,26 @@
 """Partial FC: class weights sharded over ranks, of which a step takes a sample."""
 
-from .checkpoint import load_checkpoint, read_extra, save_checkpoint
+from ..validate.checkpoint import UNREADABLE
+from .checkpoint import (
+    is_checkpoint,
+    load_checkpoint,
+    read_extra,
+    read_saved,
+    save_checkpoint,
+)
 from .clipping import clip_grad_norm_
 from .module import SHARDABLE, PartialFC
 
 __all__ = [
     "SHARDABLE",
+    "UNREADABLE",
     "PartialFC",
     "clip_grad_norm_",
     "export_class_weights",
+    "is_checkpoint",
     "load_checkpoint",
     "read_extra",
+    "read_saved",
     "save_checkpoint",
 ]
 

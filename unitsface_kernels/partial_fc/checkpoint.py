@@ -1,8 +1,9 @@
 """Checkpoints of sharded classes and their optimiser, for any number of ranks.
 
-A checkpoint is a folder of ``torch.distributed.checkpoint``. Per-class tensors, the optimiser's
-included, are parts of tensors of all C classes in it, each written by the rank that holds the rows;
-what ranks share is written once.
+A checkpoint is a folder of ``torch.distributed.checkpoint``, with an index beside its metadata
+(:mod:`.index`). Per-class tensors, the optimiser's included, are parts of tensors of all C
+classes, each written by the rank that holds the rows; what ranks share is written once. A file that
+is damaged or of another save is refused.
 
 It is replaced as a whole: written to ``.NAME.new`` beside it, then the old folder is renamed to
 ``.NAME.old``, the new one takes its place, and the old one is removed. Whatever dies at whatever
@@ -25,13 +26,14 @@ from torch.optim import Optimizer
 from ..agreement import agree
 from ..collectives import own_rank
 from ..validate import checkpoint as validate
+from . import torch_files
+from .index import FORMAT, INDEX, METADATA, read_index
 from .module import PartialFC
+from .plain_pickle import DamagedError
 
 if TYPE_CHECKING:
     from .storage import Rows, Stored
 
-FORMAT = 1
-METADATA = ".metadata"
 HEAD, OPTIMIZER = "head.", "optimizer."
 
 T = TypeVar("T")
@@ -88,7 +90,8 @@ def load_checkpoint(
     """Loads a checkpoint in place, bit for bit; every rank calls, however many saved it.
 
     Args:
-        path: folder that :func:`save_checkpoint` was given. Its metadata may name no code.
+        path: folder that :func:`save_checkpoint` was given, or of a run of train/main.py, whose
+            last checkpoint is taken. No code in it is run, and checksums are compared.
         head: sharded classes with the loss, C, D and seed of the saved ones.
         optimizer: with the parameters, in the groups and order, of the saved one.
 
@@ -120,7 +123,19 @@ def load_checkpoint(
             wanted.update(_optimizer_rows(stored, head, optimizer))
 
     _each(check, head)
-    _each(lambda: _guarded(path, lambda: stored.read(wanted)), head)
+    _each(lambda: guarded(path, lambda: stored.read(wanted)), head)
+    _each(lambda: guarded(path, lambda: _take(stored, wanted, state, head, optimizer)), head)
+    return stored.shared["extra"]
+
+
+def _take(
+    stored: Stored,
+    wanted: dict[str, Rows],
+    state: dict[str, Any],
+    head: PartialFC,
+    optimizer: Optimizer | None,
+) -> None:
+    """Everything beside the rows of the head, which are where they belong."""
     state.update(stored.shared["tensors"])
     state["_extra_state"] = {**head.get_extra_state(), "step": stored.shared["step"]}
     head.load_state_dict(state)
@@ -132,7 +147,6 @@ def load_checkpoint(
             if own:
                 saved["state"].setdefault(index, {}).update(own)
         optimizer.load_state_dict(saved)
-    return stored.shared["extra"]
 
 
 def read_extra(path: str | os.PathLike[str]) -> Any:
@@ -145,12 +159,19 @@ def read_extra(path: str | os.PathLike[str]) -> Any:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path | None:
-    """The folder to read: ``path``, or the old one of a process that died replacing it."""
-    folder = Path(path)
-    for candidate in (folder, _sibling(folder, "old")):
-        if (candidate / METADATA).is_file():
-            return candidate
+    """The folder to read: ``path``, or the old one of a process that died replacing it; of a run's
+    folder, its last checkpoint.
+    """
+    for folder in (Path(path), Path(path) / "checkpoints" / "last"):
+        for candidate in (folder, _sibling(folder, "old")):
+            if is_checkpoint(candidate):
+                return candidate
     return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one, be it damaged."""
+    return (folder / INDEX).is_file() or (folder / METADATA).is_file()
 
 
 def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored:
@@ -159,12 +180,26 @@ def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored
 
     validate.exists(path, folder is not None)
     assert folder is not None
-    stored = _guarded(path, lambda: storage.Stored(folder))
-    validate.same_identity(path, stored.shared, {"format": FORMAT})
-    return stored
+    return guarded(path, lambda: storage.Stored(folder))
 
 
-def _guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
+def read_saved(path: str | os.PathLike[str]) -> Any:
+    """What ``torch.save`` wrote to a file: tensors, on the CPU, and plain values.
+
+    As ``torch.load(path, map_location="cpu", weights_only=True)``, but for three things: checksums
+    are compared, memory is bounded by the size of the file, and parameters come as tensors.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or holds something else.
+    """
+    try:
+        return torch_files.read_file(path)
+    except DamagedError as error:
+        validate.unreadable(path, error)
+
+
+def guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
     try:
         return read()
     except Exception as error:  # files damaged in whatever way
@@ -281,10 +316,10 @@ def _sibling(folder: Path, kind: str) -> Path:
 def _clear_way(folder: Path) -> None:
     """Leaves ``folder`` with the checkpoint to fall back to, if any, and nothing beside it."""
     old = _sibling(folder, "old")
-    if not folder.exists() and (old / METADATA).is_file():
+    if not folder.exists() and is_checkpoint(old):
         os.rename(old, folder)
     replaceable = not folder.exists() or (
-        folder.is_dir() and ((folder / METADATA).is_file() or not any(folder.iterdir()))
+        folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))
     )
     validate.replaceable(folder, replaceable)
     for leftover in (old, _sibling(folder, "new")):
@@ -294,12 +329,10 @@ def _clear_way(folder: Path) -> None:
 
 
 def _replace(folder: Path) -> None:
-    from . import storage
-
     new, old = _sibling(folder, "new"), _sibling(folder, "old")
     try:
-        storage.complete_metadata(new)
-    except OSError as error:
+        read_index(new)
+    except (OSError, DamagedError) as error:
         raise OSError(f"{folder} must be a folder that all ranks see: {error}") from error
     _flush_folder(new)
     if folder.exists():

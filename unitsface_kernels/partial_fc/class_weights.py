@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from . import storage
-from .checkpoint import HEAD, find_checkpoint, open_checkpoint
+from .checkpoint import HEAD, find_checkpoint, guarded, open_checkpoint
 from .storage import Rows, Stored
 
 # Names of dtypes in the safetensors format.
@@ -31,7 +32,7 @@ def export_class_weights(path: str | os.PathLike[str], file: str | os.PathLike[s
     file's metadata are loss, num_classes, embedding_size and seed.
 
     Args:
-        path: folder that :func:`save_checkpoint` was given.
+        path: folder that :func:`save_checkpoint` was given, or of a run of train/main.py.
         file: to write; an old one is replaced when the new one is complete.
 
     Raises:
@@ -62,7 +63,7 @@ def export_class_weights(path: str | os.PathLike[str], file: str | os.PathLike[s
                 if name in shared:
                     out.write(_bytes(shared[name]))
                 else:
-                    _write_rows(out, stored, sharded[name])
+                    _write_rows(out, stored, sharded[name], path)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, target)
@@ -92,12 +93,13 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_rows(out: BinaryIO, stored: Stored, name: str) -> None:
+def _write_rows(out: BinaryIO, stored: Stored, name: str, path: str | os.PathLike[str]) -> None:
     size, dtype = stored.size(name), stored.dtype(name)
     step = max(1, storage.BLOCK_BYTES // max(1, math.prod(size[1:]) * dtype.itemsize))
     for first in range(0, size[0], step):
         block = torch.empty(min(step, size[0] - first), *size[1:], dtype=dtype)
-        stored.read({name: Rows(block, first, size[0])})
+        wanted = {name: Rows(block, first, size[0])}
+        guarded(path, partial(stored.read, wanted))
         out.write(_bytes(block))
 
 

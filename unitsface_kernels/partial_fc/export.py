@@ -13,7 +13,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m unitsface_kernels.partial_fc.export",
         description="Write the class matrix of a sharded checkpoint as a safetensors file.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of save_checkpoint")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder of save_checkpoint, or of a run"
+    )
     parser.add_argument("file", metavar="FILE", help="safetensors file to write")
     arguments = parser.parse_args(argv)
     try:

@@ -101,8 +101,9 @@ class PartialFC(nn.Module):
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
         if sample_rate < 1.0:
             validate.shardable("loss of sampled classes", loss in SAMPLEABLE, loss, SAMPLEABLE)
-        validate.is_int("seed", seed)
+        validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
+        validate.process_group("group", group)
         self.embedding_size, self.num_classes = embedding_size, num_classes
         self.sample_rate, self.seed, self.group = sample_rate, seed, group
         self.shard = Shard.of_rank(num_classes, own_rank(group), world_size(group))
@@ -122,7 +123,7 @@ class PartialFC(nn.Module):
         self.per_class = frozenset(
             name for name, tensor in self.state_dict().items() if self._per_class(tensor)
         )
-        self._materialise(torch.device(device or torch.get_default_device()))
+        self._materialise(validate.device("device", device))
         self.reset_parameters()
 
     def _materialise(self, device: torch.device) -> None:

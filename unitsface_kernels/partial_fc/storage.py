@@ -7,11 +7,12 @@ are written in blocks, so that neither a copy to the host nor a read needs memor
 from __future__ import annotations
 
 import io
-import pickle
+import os
+import uuid
 import warnings
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from torch.distributed.checkpoint.planner import (
     WriteItem,
     WriteItemType,
 )
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
 
 from ..collectives import Group
+from . import torch_files
+from .index import FORMAT, INDEX, METADATA, SHARED, Block, Place, Saved, read_index, write_index
+from .plain_pickle import DamagedError
 
-METADATA = ".metadata"
-SHARED = "shared"
 BLOCK_BYTES = 64 * 2**20
 
 
@@ -54,9 +56,6 @@ class Rows:
         for first in range(0, len(self.tensor), step):
             block = self.tensor[first : first + step]
             yield self._chunk(self.start + first, block.shape), block
-
-    def whole(self) -> ChunkStorageMetadata:
-        return self._chunk(self.start, self.tensor.shape)
 
     def _chunk(self, first: int, shape: torch.Size) -> ChunkStorageMetadata:
         return ChunkStorageMetadata(torch.Size([first, *[0] * (len(shape) - 1)]), shape)
@@ -95,40 +94,6 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         return self._blocks[index] if index in self._blocks else self.state_dict[index.fqn]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Metadata is pickled: of all that a pickle may ask for, only what metadata consists of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("pathlib", "pathlib._local") and name.endswith("Path"):
-            # The folder it was once written to; another system may not have such paths.
-            return lambda *parts: "/".join(map(str, parts))
-        known = (module, name) in (
-            ("torch", "Size"),
-            ("torch.serialization", "_get_layout"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-        if module == "torch.distributed.checkpoint.metadata" and "." not in name:
-            known = True
-        if not known:
-            raise pickle.UnpicklingError(f"metadata with {module}.{name}")
-        return super().find_class(module, name)
-
-
-def complete_metadata(folder: Path) -> Metadata:
-    """What is in a checkpoint, if all its files are there.
-
-    Raises:
-        OSError: a file is missing or too short.
-        Exception: of any kind, if the metadata are damaged.
-    """
-    with open(folder / METADATA, "rb") as file:
-        metadata = _Unpickler(file).load()
-    for place in metadata.storage_data.values():
-        if place.offset + place.length > (folder / place.relative_path).stat().st_size:
-            raise OSError(f"{place.relative_path} is cut off")
-    return metadata
-
-
 class Stored:
     """A checkpoint's folder, for reading. Nothing in here communicates.
 
@@ -142,48 +107,129 @@ class Stored:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        metadata = complete_metadata(folder)
-        self._places = metadata.storage_data
-        self.tensors: dict[str, TensorStorageMetadata] = {
-            name: saved
-            for name, saved in metadata.state_dict_metadata.items()
-            if isinstance(saved, TensorStorageMetadata)
-        }
-        self.shared: dict[str, Any] = self._load(MetadataIndex(SHARED))
+        self._index = read_index(folder)
+        self.tensors = self._index.tensors
+        self.shared: dict[str, Any] = self._load(self._index.shared)
+        _check_shared(self.shared, self._index.format)
 
     def size(self, name: str) -> torch.Size:
-        return self.tensors[name].size
+        return torch.Size(self.tensors[name].size)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].properties.dtype
+        return self.tensors[name].dtype
 
     def read(self, wanted: dict[str, Rows]) -> None:
         """Fills the rows, which may be on any device."""
         for name, rows in wanted.items():
-            if not rows.tensor.numel():
-                continue
-            items = create_read_items_for_chunk_list(name, self.tensors[name], [rows.whole()])
-            for item in items:
-                block = self._load(item.storage_index)
-                part = _narrowed(rows.tensor.detach(), item.dest_offsets, item.lengths)
-                part.copy_(_narrowed(block, item.storage_offsets, item.lengths))
+            saved = self.tensors[name]
+            if rows.global_size != saved.size:
+                raise DamagedError(f"{name} is of size {saved.size}, not {tuple(rows.global_size)}")
+            target, end = rows.tensor.detach(), rows.start + len(rows.tensor)
+            for block in saved.blocks:
+                first, last = max(block.first, rows.start), min(block.first + block.rows, end)
+                if first < last:
+                    values = self._block(saved, block)[first - block.first : last - block.first]
+                    target[first - rows.start : last - rows.start].copy_(values)
 
-    def _load(self, index: MetadataIndex) -> Any:
-        place = self._places[index]
-        with open(self._folder / place.relative_path, "rb") as file:
+    def _block(self, saved: Saved, block: Block) -> Tensor:
+        values = self._load(block.place)
+        size = (block.rows, *saved.size[1:])
+        if not isinstance(values, Tensor) or (values.dtype, values.shape) != (saved.dtype, size):
+            raise DamagedError(f"{block.place.file} does not hold the rows that the index says")
+        return values
+
+    def _load(self, place: Place) -> Any:
+        with open(self._folder / place.file, "rb") as file:
             file.seek(place.offset)
-            data = io.BytesIO(file.read(place.length))
-        # torch.save leaves checksums, which torch.load does not look at.
-        if zipfile.ZipFile(data).testzip() is not None:
-            raise zipfile.BadZipFile(f"wrong checksum in {place.relative_path}")
-        data.seek(0)
-        return torch.load(data, map_location="cpu", weights_only=True)
+            data = file.read(place.length)
+        try:
+            return torch_files.read(io.BytesIO(data), len(data))
+        except DamagedError as error:
+            raise DamagedError(f"{place.file}: {error}") from error
 
 
-def _narrowed(tensor: Tensor, offsets: torch.Size, lengths: torch.Size) -> Tensor:
-    for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
-        tensor = tensor.narrow(dim, offset, length)
-    return tensor
+def _check_shared(shared: Any, index_format: int) -> None:
+    """Of the right types all through, for those who read it."""
+    if not isinstance(shared, dict):
+        raise DamagedError("what the ranks share is missing")
+    if shared.get("format") != index_format:
+        wanted = f"{INDEX} is missing" if index_format < FORMAT else "files of another format"
+        raise DamagedError(f"format {shared.get('format')} of the ranks' part: {wanted}")
+    tensors, optimizer, step = shared.get("tensors"), shared.get("optimizer"), shared.get("step")
+    fine = _all(shared.get("identity"), dict, str | int | float | bool | None)
+    fine = fine and type(step) is int and 0 <= step < 2**62
+    fine = fine and "extra" in shared and _all(tensors, dict, Tensor)
+    if optimizer is not None:
+        fine = fine and isinstance(optimizer, dict) and _all(optimizer.get("state"), dict, dict)
+        fine = fine and _all(optimizer.get("param_groups"), list, dict)
+        fine = fine and _all([g.get("params") for g in optimizer["param_groups"]], list, list)
+    if not fine:
+        raise DamagedError("what the ranks share is not that of a checkpoint")
+
+
+def _all(values: Any, kind: type, item: Any) -> bool:
+    if not isinstance(values, kind):
+        return False
+    items: Any = values.values() if isinstance(values, dict) else values
+    return all(isinstance(value, item) for value in items)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a rank's file is called, and the save that it ends with."""
+
+    prefix: str
+    save: str
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Files end with the save's identifier, and the index is written beside the metadata."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, sync_files=False)
+        self._folder = folder
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        self._save = uuid.uuid4().hex
+        return [
+            replace(plan, storage_data=_Part(f"__{rank}_", self._save))
+            for rank, plan in enumerate(plans)
+        ]
+
+    def write_data(
+        self, plan: SavePlan, planner: dcp.SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
+        written = super().write_data(plan, planner)
+        for name in {result.storage_data.relative_path for result in written.wait()}:
+            _append(self._folder / name, bytes.fromhex(plan.storage_data.save))
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        _append(self._folder / METADATA, b"")
+        places = {
+            result.index: Place(info.relative_path, info.offset, info.length)
+            for result in chain(*results)
+            for info in (result.storage_data,)
+        }
+        tensors = {}
+        for name, saved in metadata.state_dict_metadata.items():
+            if isinstance(saved, TensorStorageMetadata):
+                blocks = [
+                    Block(c.offsets[0], c.sizes[0], places[MetadataIndex(name, c.offsets)])
+                    for c in saved.chunks
+                ]
+                blocks.sort(key=lambda block: block.first)
+                tensors[name] = Saved(saved.properties.dtype, tuple(saved.size), blocks)
+        write_index(self._folder, tensors, places[MetadataIndex(SHARED)], self._save)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """And to the disk, not only to its cache."""
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write(folder: Path, parts: dict[str, Rows], shared: dict[str, Any], group: Group) -> None:
@@ -198,7 +244,7 @@ def write(folder: Path, parts: dict[str, Rows], shared: dict[str, Any], group: G
         try:
             dcp.save(
                 {**parts, SHARED: shared},
-                storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+                storage_writer=_Writer(folder),
                 planner=_SavePlanner(),
                 process_group=group,
             )

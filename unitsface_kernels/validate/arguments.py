@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..losses import LossSpec
+from .numbers import integer, number
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -15,8 +15,14 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def is_tensor(name: str, value: object) -> None:
+    """A tensor that has a shape and, behind its strides, memory."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if is_lazy(value):
+        raise TypeError(f"{name} must be initialized, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
 
 
 def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
@@ -27,10 +33,10 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
     if value.dtype not in FEATURE_DTYPES:
         expected = ", ".join(str(d).removeprefix("torch.") for d in FEATURE_DTYPES)
         raise TypeError(f"{name} must have dtype {expected}, got {value.dtype}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     if value.shape[1] == 0:
         raise ValueError(f"{name} must have D >= 1 columns, got shape {tuple(value.shape)}")
+    if like is None and value.is_meta:
+        raise ValueError(f"{name} must be on a device with memory, got meta")
     if like is not None:
         if value.shape[1] != like.shape[1]:
             raise ValueError(
@@ -77,10 +83,9 @@ def threshold(
     name: str, value: object, like: Tensor, per: str | None = None, size: int | None = None
 ) -> None:
     """A float or a one-element tensor; with ``per`` a float or a vector, of ``size`` if given."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise TypeError(f"{name} must be a float or a torch.Tensor, got {type(value).__name__}")
     if isinstance(value, Tensor):
-        if not value.is_floating_point():
+        is_tensor(name, value)
+        if value.dtype not in FEATURE_DTYPES:
             raise TypeError(f"{name} must have a floating dtype, got {value.dtype}")
         shape = tuple(value.shape)
         if per is None and value.numel() != 1:
@@ -89,8 +94,8 @@ def threshold(
             expected = "K" if size is None else size
             raise ValueError(f"{name} must have shape ({expected},), one per {per}, got {shape}")
         same_device("feats", like, name, value)
-    elif not abs(value) < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
+    else:
+        number(name, value, kind="a float or a torch.Tensor")
 
 
 def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
@@ -101,21 +106,13 @@ def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
             choice(parameter.name, value, parameter.choices)
             continue
         if parameter.integer:
-            is_int(parameter.name, value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{parameter.name} must be a float, got {type(value).__name__}")
-        if not abs(value) < math.inf:
-            raise ValueError(f"{parameter.name} must be finite, got {value}")
-        if parameter.minimum is not None and value <= parameter.minimum:
-            raise ValueError(f"{parameter.name} must be > {parameter.minimum:g}, got {value}")
-        if parameter.at_least is not None and value < parameter.at_least:
-            raise ValueError(f"{parameter.name} must be >= {parameter.at_least:g}, got {value}")
-        if parameter.maximum is not None and value > parameter.maximum:
-            raise ValueError(f"{parameter.name} must be <= {parameter.maximum:g}, got {value}")
+            integer(parameter.name, value)
+        bounds = (parameter.minimum, parameter.at_least, parameter.maximum)
+        number(parameter.name, value, *bounds)
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
@@ -123,47 +120,10 @@ def memory_pair(
     memory: Tensor | None, memory_labels: Tensor | None, batch_offset: int | None
 ) -> None:
     if batch_offset is not None:
-        is_int("batch_offset", batch_offset)
+        integer("batch_offset", batch_offset)
         if memory is None:
             raise ValueError("batch_offset must be given together with memory, got memory=None")
     both_or_none("memory", memory, "memory_labels", memory_labels)
-
-
-def is_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-
-
-def positive_int(name: str, value: object) -> None:
-    is_int(name, value)
-    assert isinstance(value, int)
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-
-
-def at_most(name: str, value: int, largest: int) -> None:
-    if value > largest:
-        raise ValueError(f"{name} must be <= {largest}, got {value}")
-
-
-def number(
-    name: str,
-    value: object,
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> None:
-    """A finite float, larger than ``above``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not abs(value) < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
-    if above is not None and value <= above:
-        raise ValueError(f"{name} must be > {above:g}, got {value}")
-    if at_least is not None and value < at_least:
-        raise ValueError(f"{name} must be >= {at_least:g}, got {value}")
-    if at_most is not None and value > at_most:
-        raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
 
 
 def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
@@ -191,3 +151,14 @@ def mask(name: str, value: object, count: int) -> Tensor:
     if tuple(value.shape) != (count,):
         raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
     return value
+
+
+def device(name: str, value: torch.device | str | int | None) -> torch.device:
+    """Where parameters go; None: Torch's default."""
+    if value is None:
+        return torch.get_default_device()
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0': {reason}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+UNREADABLE = "cannot read checkpoint"
+
 
 def exists(path: object, found: bool) -> None:
     if not found:
@@ -17,7 +19,7 @@ def replaceable(path: object, fine: bool) -> None:
 
 def unreadable(path: object, error: Exception) -> NoReturn:
     reason = str(error).split("\n", 1)[0] or type(error).__name__
-    raise ValueError(f"cannot read checkpoint {path}: {reason}") from error
+    raise ValueError(f"{UNREADABLE} {path}: {reason}") from error
 
 
 def same_identity(path: object, saved: dict[str, object], own: dict[str, object]) -> None:

@@ -24,6 +24,8 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
     """
     if value.numel() == 0:
         return
+    if high is not None and high <= low:
+        raise ValueError(f"{name} must be empty, as nothing can be chosen from, got {len(value)}")
     message = f"{name} must be in [{low}, {'inf' if high is None else high})"
     if low < 0:
         message += " (-1: ignored)"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .arguments import features, labels, number, positive_int, threshold
+from .arguments import features, labels, threshold
 from .label_ranges import in_range
+from .numbers import number, positive_int
 
 
 def scored_pairs(

@@ -13,14 +13,14 @@ namespace unitsface {
 enum class RowRule : int { kSgd = 0, kAdamW = 1 };
 
 struct UpdateRowsArgs {
-  float* weight;          // [*, d]
+  float* weight;          // [rows, d]
   const float* gradient;  // [n, d]
   const int64_t* index;   // [n] rows of weight, each once, or null: rows start ... start + n - 1
   int64_t start, n, d;
   const float* gradient_scale;  // [1] or null
   RowRule rule;
   float step_size;  // AdamW: with the correction of the first moment's bias
-  // SGD. first: the momentum buffer, [*, d] like weight; null: no momentum.
+  // SGD. first: the momentum buffer, [rows, d] like weight; null: no momentum.
   float weight_decay, momentum;
   bool nesterov;
   // AdamW. first and second: the moments.
@@ -30,6 +30,7 @@ struct UpdateRowsArgs {
   float second_correction;  // root of the correction of the second moment's bias
   float eps;
   float *first, *second;
+  int64_t rows;  // of weight
 };
 
 inline namespace UF_ISA {

@@ -15,14 +15,15 @@ UF_HOST_DEVICE float clamp_keep_nan(float x, float low, float high) {
 }
 
 // e^x to 2 ulp; arguments are clamped to [-87, 88], where the result neither under- nor overflows.
+// NaN stays NaN, whatever its sign and payload.
 UF_HOST_DEVICE float exp_clamped(float x) {
   x = clamp_keep_nan(x, -87.0f, 88.0f);
 #if defined(__CUDA_ARCH__)
   return expf(x);
 #else
   // x = n ln2 + r, |r| <= ln2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low
-  // bits of the mantissa.
-  const float magic = 12582912.0f;
+  // bits of the mantissa; 127 more make it the exponent field of 2^n.
+  const float magic = 12582912.0f + 127.0f;
   const float shifted = x * 1.44269504089f + magic;
   const float n = shifted - magic;
   float r = x - n * 0.693359375f;
@@ -36,9 +37,8 @@ UF_HOST_DEVICE float exp_clamped(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const unsigned bits = __builtin_bit_cast(unsigned, shifted) << 23;
-  // 2^n has the exponent field n + 127: an addition to p's bits multiplies p by 2^n.
-  return __builtin_bit_cast(float, __builtin_bit_cast(unsigned, p) + bits);
+  // A product, which NaN survives; added to p's bits, those of a NaN could make a number of it.
+  return p * __builtin_bit_cast(float, __builtin_bit_cast(unsigned, shifted) << 23);
 #endif
 }
 

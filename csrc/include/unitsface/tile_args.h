@@ -22,17 +22,17 @@ struct SumTileArgs {
   int64_t n, m, stride;
   const Label* a_labels;     // [n], < 0: ignored
   const Label* b_labels;     // [m]
-  const float* a_threshold;  // [1] or [n]; null if the tile serves its rows only
-  const float* b_threshold;  // [1] or [m]
-  bool per_column;           // thresholds are [n] and [m]
-  const float* a_weights;    // [n] or null: ones
-  const float* b_weights;    // [m] or null: ones
-  Stat* a_loss;              // [n], added to
-  Stat* b_loss;              // [m], added to; null: the tile serves its rows only
-  Stat* a_dthreshold;        // per_column: [n], added to if b_loss; else unused
-  Stat* b_dthreshold;        // per_column: [m], added to; else [1], added to; null: not wanted
-  int64_t skip;              // the pair (i, i + skip) is left out; INT64_MIN: none
-  bool mirrored;             // the gradient counts both directions of a pair
+  const float* a_threshold;  // per_column: [n], null if the tile serves its rows only; else unused
+  const float* b_threshold;  // per_column: [m]; else [1]
+  bool per_column;
+  const float* a_weights;  // [n] or null: ones
+  const float* b_weights;  // [m] or null: ones
+  Stat* a_loss;            // [n], added to
+  Stat* b_loss;            // [m], added to; null: the tile serves its rows only
+  Stat* a_dthreshold;      // per_column: [n], added to if b_loss; else unused
+  Stat* b_dthreshold;      // per_column: [m], added to; else [1], added to; null: not wanted
+  int64_t skip;            // the pair (i, i + skip) is left out; INT64_MIN: none
+  bool mirrored;           // the gradient counts both directions of a pair
 };
 
 struct LogsumexpTileArgs {
@@ -145,15 +145,17 @@ struct NearestTileArgs {
 
 constexpr int64_t kMostNearest = 64;
 
-// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5).
+// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5); NaN for a row with an
+// element that is not finite.
 struct UnitRowsArgs {
-  const void* source;  // [*, d]
+  const void* source;  // [rows, d]
   DType source_dtype;
   const int64_t* index;  // [n] rows of source, or null: rows start ... start + n - 1
   int64_t start, n, d;
   void* unit;  // [n, d]
   DType unit_dtype;
   float* inverse_norms;  // [n]
+  int64_t rows;          // of source
 };
 
 // out = scale r (g - <g, u> u), without the second term where the norm was clamped.
@@ -167,6 +169,7 @@ struct UnitRowsBackwardArgs {
   void* out;  // [n, d]; may be d_unit if both are float32
   DType out_dtype;
   const float* scale;  // [1] or null
+  int64_t rows;        // of source
 };
 
 // out[i, j] = sum over k < depth of a[i, k] b[j, k], summed in float32. Operands are float32 or
@@ -185,5 +188,9 @@ struct ProductArgs {
 
 // Norms below this count as this.
 constexpr float kNormEps = 1e-5f;
+// Rows whose squares overflow are multiplied by this first: 2^-70.
+constexpr float kShrink = 8.470329472543003e-22f;
+// Of rows with smaller inverse norms, products with gradients might overflow.
+constexpr float kSmallInverse = 1e-12f;
 
 }  // namespace unitsface

@@ -132,10 +132,17 @@ def read_subjects(path: Path) -> Subjects:
     return Subjects(templates, subjects)
 
 
+def _cells(where: Path | str, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:  # such as a field of more than 128 kB
+        raise UserError(f"{where}: not a line of a CSV file: {error}") from error
+
+
 def _template_lines(path: Path) -> Iterator[tuple[str, int, int]]:
     rows = lines(path)
     _, header = next(rows, ("", ""))
-    columns = [name.strip().lstrip("\ufeff").upper() for name in next(csv.reader([header]), [])]
+    columns = [name.strip().lstrip("\ufeff").upper() for name in _cells(path, header)]
     try:
         template, subject = columns.index("TEMPLATE_ID"), columns.index("SUBJECT_ID")
     except ValueError:
@@ -143,7 +150,7 @@ def _template_lines(path: Path) -> Iterator[tuple[str, int, int]]:
             f"{path}: expected a header with TEMPLATE_ID and SUBJECT_ID, got {header[:80]!r}"
         ) from None
     for where, line in rows:
-        cells = next(csv.reader([line]))
+        cells = _cells(where, line)
         if len(cells) <= max(template, subject):
             raise UserError(f"{where}: expected {len(columns)} columns, got {len(cells)}")
         ids = whole_numbers(where, [cells[template], cells[subject]], "TEMPLATE_ID SUBJECT_ID")

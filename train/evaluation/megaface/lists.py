@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.data.folder import IMAGE_SUFFIXES
+from train.data.folder import LeftOut, is_image
 from train.errors import UserError
 from train.evaluation.lists import inside, lines
 
@@ -25,7 +25,7 @@ from train.evaluation.lists import inside, lines
 @dataclass(frozen=True)
 class Listed:
     names: list[str]  # relative to the folder of the images
-    people: list[str]  # of probes; of distractors nobody asks
+    people: list[str]  # of probes; empty for distractors
 
 
 def read_list(path: Path | None, folder: Path, *, people: bool) -> Listed:
@@ -51,12 +51,17 @@ def read_list(path: Path | None, folder: Path, *, people: bool) -> Listed:
 def _scan(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
-    found = [
-        Path(parent, file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder)
-        for file in files
-        if Path(file).suffix.lower() in IMAGE_SUFFIXES
-    ]
+    left_out, unreadable = LeftOut(), list[str]()
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda e: unreadable.append(e.filename)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = sorted(name for name in files if not name.startswith("."))
+        paths = {name: Path(parent, name).relative_to(folder).as_posix() for name in names}
+        found += [path for name, path in paths.items() if is_image(name)]
+        others = [path for name, path in paths.items() if not is_image(name)]
+        left_out.add("file(s) without the ending of an image that is read", others)
+    left_out.add("folder(s) that cannot be read", sorted(unreadable))
+    left_out.report(str(folder))
     return sorted(found)
 
 
@@ -68,7 +73,11 @@ def _is_json(path: Path) -> bool:
 def _read_json(path: Path) -> tuple[list[str], list[str] | None]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise UserError(
+            f"{path}: not a list of images: its brackets are nested too deeply"
+        ) from error
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     names = values.get("path") if isinstance(values, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -79,6 +88,8 @@ def _read_json(path: Path) -> tuple[list[str], list[str] | None]:
         return checked, None
     if not isinstance(ids, list) or len(ids) != len(names):
         raise UserError(f"{path}: expected 'id' to be a list as long as 'path'")
+    if not all(isinstance(person, (str, int)) for person in ids):
+        raise UserError(f"{path}: expected 'id' to be a list of names or numbers")
     return checked, [str(person) for person in ids]
 
 

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ... import validate
+from ...memory import all_finite, nan_unless
 from . import arguments
 from .pairs import PairLoss
 
 
 class CrossBatchMemory(nn.Module):
     """A loss between a batch and the newest embeddings, the batch's own included.
+
+    A batch with NaN or infinity is compared, so that its loss is NaN, but not held.
 
     Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020.
 
@@ -79,7 +82,14 @@ class CrossBatchMemory(nn.Module):
             embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
         validate.at_most("the number of queued embeddings", len(queued), self.memory_size)
         start = self.queue_idx
-        self._enqueue(queued.detach(), queued_labels)
+        finite = all_finite(queued)
+        if enqueue_mask is not None:
+            # What did not enter the memory would have reached the loss through it.
+            embeddings = embeddings + nan_unless(finite, embeddings.dtype)
+        # Only while there is nothing that could stay in its place does a batch wait for the device.
+        if not (self.has_been_filled or start or bool(finite)):
+            return self.loss.compare(embeddings, labels, None, labels, 0)
+        self._enqueue(queued.detach(), queued_labels, finite)
         if self.has_been_filled:
             columns, column_labels = self.embedding_memory, self.label_memory
         else:
@@ -93,9 +103,13 @@ class CrossBatchMemory(nn.Module):
             start = 0
         return self.loss.compare(embeddings, labels, columns, column_labels, start)
 
-    def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
+    def _enqueue(self, embeddings: Tensor, labels: Tensor, finite: Tensor) -> None:
+        """A batch that is not finite moves the ring on, over samples that it already holds."""
         end = self.queue_idx + len(labels)
         place = torch.arange(self.queue_idx, end, device=labels.device) % self.memory_size
+        held = place if self.has_been_filled else place % max(self.queue_idx, 1)
+        embeddings = embeddings.where(finite, self.embedding_memory.to(embeddings)[held])
+        labels = labels.where(finite, self.label_memory.to(labels)[held])
         # New tensors: a loss whose backward pass is still to come holds the old ones.
         self.embedding_memory = self.embedding_memory.to(embeddings).index_copy(
             0, place, embeddings

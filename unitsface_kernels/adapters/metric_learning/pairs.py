@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ... import functional, validate
 from ...backends.reference import unit_rows
+from ...memory import all_finite, nan_unless
 from . import arguments
 from .matching import Matching, match, sums_of_matching
 
@@ -66,7 +67,9 @@ class PairLoss(nn.Module):
         The pair of row i and column i + batch_offset, of the same identity, is left out.
         """
         matching = match(labels, column_labels, holds_itself=batch_offset is not None)
-        return self._loss(embeddings, columns, matching, batch_offset)
+        loss = self._loss(embeddings, columns, matching, batch_offset)
+        # Also of a row that has no positive, and so no term.
+        return loss + nan_unless(all_finite(embeddings), loss.dtype)
 
     def _loss(
         self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import Call
-from .engine import DTYPE_CODES, NativeEngine
+from .engine import DTYPE_CODES, NativeEngine, address, strided_address
 
 # Product tiles of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
 # `python -m bench.tile_sizes` compares these lose least to the bare products, by 5 to 10 %.
@@ -75,8 +75,8 @@ class CpuEngine(NativeEngine):
         self._kernel(
             "product",
             self.native.Product(
-                a=left.data_ptr(),
-                b=right.data_ptr(),
+                a=strided_address(left),
+                b=strided_address(right),
                 dtype=dtype,
                 n=n,
                 m=m,
@@ -85,10 +85,10 @@ class CpuEngine(NativeEngine):
                 a_depth=left.stride(1),
                 b_row=right.stride(1),
                 b_depth=right.stride(0),
-                out=out.data_ptr(),
+                out=strided_address(out),
                 stride=out.stride(0),
                 add=add,
-                scratch=scratch.data_ptr(),
+                scratch=address(scratch),
             ),
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import Call
-from .engine import NativeEngine
+from .engine import NativeEngine, address
 
 # Float32 product tiles of 36 and 32 MB: they stay in the 40-60 MB L2 cache of A100, H100 and H200,
 # and are large enough that launches do not dominate. Not measured yet.
@@ -40,10 +40,10 @@ class CudaEngine(NativeEngine):
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         cuda = self.native.cuda
-        extra: tuple[int, ...] = ()
+        extra: tuple[object, ...] = ()
         if scratch is not None:
             floats = getattr(cuda, name + "_scratch")(*scratch)
-            extra = (self._buffer("scratch", floats).data_ptr(),)
+            extra = (address(self._buffer("scratch", floats)),)
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
             getattr(cuda, name)(*arguments, *extra, stream)

@@ -16,8 +16,24 @@ from .loader import extension
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def address(tensor: Tensor | None) -> tuple[int, int] | None:
+    """What the extension takes for a pointer: where a dense tensor lies, and its bytes.
+
+    The extension knows what its kernels read and write, and refuses a shorter one.
+    """
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return tensor.data_ptr(), tensor.nbytes
+
+
+def strided_address(matrix: Tensor) -> tuple[int, int]:
+    """The same of a matrix whose strides the extension is told: of all that it may touch."""
+    if not matrix.numel():
+        return 0, 0
+    (rows, columns), (row, column) = matrix.shape, matrix.stride()
+    elements = (rows - 1) * row + (columns - 1) * column + 1
+    return matrix.data_ptr(), elements * matrix.element_size()
 
 
 class NativeEngine(ABC):
@@ -103,15 +119,16 @@ class NativeEngine(ABC):
         self._kernel(
             "unit_rows",
             self.native.UnitRows(
-                source=source.data_ptr(),
+                source=address(source),
                 source_dtype=DTYPE_CODES[source.dtype],
                 index=address(index),
                 start=start,
                 n=count,
                 d=size,
-                unit=unit.data_ptr(),
+                rows=source.shape[0],
+                unit=address(unit),
                 unit_dtype=DTYPE_CODES[unit.dtype],
-                inverse_norms=inverse_norms.data_ptr(),
+                inverse_norms=address(inverse_norms),
             ),
         )
         return unit, inverse_norms
@@ -132,15 +149,16 @@ class NativeEngine(ABC):
         self._kernel(
             "unit_rows_backward",
             self.native.UnitRowsBackward(
-                d_unit=d_unit.data_ptr(),
-                source=source.data_ptr(),
+                d_unit=address(d_unit),
+                source=address(source),
                 source_dtype=DTYPE_CODES[source.dtype],
                 index=address(index),
                 start=start,
                 n=count,
                 d=size,
-                inverse_norms=inverse_norms.data_ptr(),
-                out=result.data_ptr(),
+                rows=source.shape[0],
+                inverse_norms=address(inverse_norms),
+                out=address(result),
                 out_dtype=DTYPE_CODES[result.dtype],
                 scale=address(scale),
             ),
@@ -168,21 +186,21 @@ class NativeEngine(ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            product=product.data_ptr(),
+            product=address(product),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             n=n,
             m=m,
             stride=m,
-            a_labels=tile.a_labels.data_ptr(),
-            b_labels=tile.b_labels.data_ptr(),
+            a_labels=address(tile.a_labels),
+            b_labels=address(tile.b_labels),
             a_threshold=address(tile.a_threshold),
-            b_threshold=tile.b_threshold.data_ptr(),
+            b_threshold=address(tile.b_threshold),
             per_column=self.per_column,
             a_weights=address(tile.a_weights),
             b_weights=address(tile.b_weights),
-            a_loss=tile.a_loss.data_ptr(),
+            a_loss=address(tile.a_loss),
             b_loss=address(tile.b_loss),
             a_dthreshold=address(d_rows),
             b_dthreshold=address(d_columns),
@@ -206,15 +224,15 @@ class NativeEngine(ABC):
         product = self._product(a, b, cosines)
         n, m = product.shape
         arguments = self.native.LogsumexpTile(
-            product=product.data_ptr(),
+            product=address(product),
             n=n,
             m=m,
             stride=m,
-            targets=targets.data_ptr(),
+            targets=address(targets),
             start=start,
-            maximum=maximum.data_ptr(),
-            total=total.data_ptr(),
-            target_cosine=target_cosine.data_ptr(),
+            maximum=address(maximum),
+            total=address(total),
+            target_cosine=address(target_cosine),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, scratch=(n, m))
 
@@ -231,16 +249,16 @@ class NativeEngine(ABC):
         product = self._product(a, b)
         n, m = product.shape
         arguments = self.native.NearestTile(
-            product=product.data_ptr(),
+            product=address(product),
             n=n,
             m=m,
             stride=m,
-            targets=targets.data_ptr(),
+            targets=address(targets),
             start=start,
             k=best.shape[1],
-            best=best.data_ptr(),
-            position=position.data_ptr(),
-            target_cosine=target_cosine.data_ptr(),
+            best=address(best),
+            position=address(position),
+            target_cosine=address(target_cosine),
         )
         self._kernel("nearest_tile", arguments)
 
@@ -251,10 +269,10 @@ class NativeEngine(ABC):
             "positive_rows",
             self.loss,
             self.params,
-            target_cosine.data_ptr(),
+            address(target_cosine),
             target_cosine.shape[0],
-            logits.data_ptr(),
-            slope.data_ptr(),
+            address(logits),
+            address(slope),
         )
         return logits, slope
 
@@ -273,18 +291,18 @@ class NativeEngine(ABC):
         n, m = product.shape
         gradient = self._gradient_buffer(product)
         arguments = self.native.LogsumexpGradientTile(
-            product=product.data_ptr(),
-            gradient=gradient.data_ptr(),
+            product=address(product),
+            gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             n=n,
             m=m,
             stride=m,
-            targets=targets.data_ptr(),
+            targets=address(targets),
             start=start,
-            log_negatives=log_negatives.data_ptr(),
-            negative_weight=negative_weight.data_ptr(),
-            target_gradient=target_gradient.data_ptr(),
+            log_negatives=address(log_negatives),
+            negative_weight=address(negative_weight),
+            target_gradient=address(target_gradient),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -300,12 +318,12 @@ class NativeEngine(ABC):
         n, m = product.shape
         arguments = self._arguments(
             "HistogramTile",
-            product=product.data_ptr(),
+            product=address(product),
             n=n,
             m=m,
             stride=m,
-            a_labels=tile.a_labels.data_ptr(),
-            b_labels=tile.b_labels.data_ptr(),
+            a_labels=address(tile.a_labels),
+            b_labels=address(tile.b_labels),
             skip=self.native.NO_SKIP if tile.skip is None else tile.skip,
             upper=tile.upper,
             low=tile.binning.low,
@@ -314,7 +332,7 @@ class NativeEngine(ABC):
             range_of_bin=address(tile.range_of_bin),
             ranges=address(tile.ranges),
             slots=tile.counts.shape[-1],
-            counts=tile.counts.data_ptr(),
+            counts=address(tile.counts),
             per_row=tile.counts.dim() == 3,
         )
         self._kernel("histogram_tile", arguments)
@@ -330,8 +348,8 @@ class NativeEngine(ABC):
             self._arguments(
                 "PairNegatives",
                 **self._pairs(tile, product),
-                a_maximum=rows.maximum.data_ptr(),
-                a_total=rows.total.data_ptr(),
+                a_maximum=address(rows.maximum),
+                a_total=address(rows.total),
                 b_maximum=address(columns and columns.maximum),
                 b_total=address(columns and columns.total),
             ),
@@ -349,9 +367,9 @@ class NativeEngine(ABC):
             self._arguments(
                 "PairPositives",
                 **self._pairs(tile, product),
-                a_log_negatives=rows.log_negatives.data_ptr(),
-                a_loss=rows.loss.data_ptr(),
-                a_share=rows.share.data_ptr(),
+                a_log_negatives=address(rows.log_negatives),
+                a_loss=address(rows.loss),
+                a_share=address(rows.share),
                 b_log_negatives=address(columns and columns.log_negatives),
                 b_loss=address(columns and columns.loss),
                 b_share=address(columns and columns.share),
@@ -367,12 +385,12 @@ class NativeEngine(ABC):
         arguments = self._arguments(
             "PairGradient",
             **self._pairs(tile, product),
-            gradient=gradient.data_ptr(),
+            gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
-            a_log_negatives=rows.log_negatives.data_ptr(),
-            a_negative_weight=rows.negative.data_ptr(),
-            a_positive_weight=rows.positive.data_ptr(),
+            a_log_negatives=address(rows.log_negatives),
+            a_negative_weight=address(rows.negative),
+            a_positive_weight=address(rows.positive),
             b_log_negatives=address(columns and columns.log_negatives),
             b_negative_weight=address(columns and columns.negative),
             b_positive_weight=address(columns and columns.positive),
@@ -384,11 +402,11 @@ class NativeEngine(ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = product.shape
         return {
-            "product": product.data_ptr(),
+            "product": address(product),
             "n": n,
             "m": m,
             "stride": m,
-            "a_labels": tile.a_labels.data_ptr(),
-            "b_labels": tile.b_labels.data_ptr(),
+            "a_labels": address(tile.a_labels),
+            "b_labels": address(tile.b_labels),
             "skip": self.native.NO_SKIP if tile.skip is None else tile.skip,
         }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dense import dense
 from . import loader
 from .engine import address
 
@@ -34,7 +35,7 @@ def permuted(key: int, size: int, count: int, device: torch.device) -> Tensor:
     out = torch.empty(count, dtype=torch.int64, device=device)
     _run(
         "permuted",
-        loader.extension().Permuted(key=key, size=size, n=count, out=out.data_ptr()),
+        loader.extension().Permuted(key=key, size=size, n=count, out=address(out)),
         device,
     )
     return out
@@ -46,10 +47,10 @@ def places(key: int, size: int, classes: Tensor) -> Tensor:
     if not classes.numel():
         # An empty tensor's address is null, which asks for the classes at places.
         return torch.empty_like(classes)
-    classes = classes.contiguous()
+    classes = dense(classes)
     out = torch.empty_like(classes)
     arguments = loader.extension().Permuted(
-        key=key, size=size, classes=classes.data_ptr(), n=classes.numel(), out=out.data_ptr()
+        key=key, size=size, classes=address(classes), n=classes.numel(), out=address(out)
     )
     _run("permuted", arguments, classes.device)
     return out
@@ -65,19 +66,20 @@ def update_rows(
     states: tuple[Tensor, ...],
     scalars: dict[str, float],
 ) -> None:
-    """A step on rows of ``weight``; all tensors contiguous, of float32 but for ``index``."""
+    """A step on rows of ``weight``; all tensors dense, of float32 but for ``index``."""
     count = gradient.shape[0]
     if not gradient.numel():
         return
-    pointers = dict(zip(("first", "second"), (t.data_ptr() for t in states), strict=False))
+    pointers = dict(zip(("first", "second"), (address(t) for t in states), strict=False))
     arguments = loader.extension().UpdateRows(
         rule=rule,
-        weight=weight.data_ptr(),
-        gradient=gradient.data_ptr(),
+        weight=address(weight),
+        gradient=address(gradient),
         index=address(index),
         start=start,
         n=count,
         d=gradient.numel() // count,
+        rows=weight.shape[0],
         gradient_scale=address(scale),
         **pointers,
         **scalars,

@@ -7,6 +7,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ...losses import LossSpec
+from ..dense import dense
 from . import logsumexp, logsumexp_pairs, nearest, sum
 from .call import Call, ColumnSink, Gradients, Kept, Result, make_call
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
@@ -34,8 +35,9 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     return _driver(call.spec).forward(call, engine, gradients)
 
 
-def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    return _driver(call.spec).backward(call, engine, state, weights)
+def backward(call: Call, engine: Engine, state: Tensor | None, weights: Tensor) -> Gradients:
+    state = None if state is None else dense(state)
+    return _driver(call.spec).backward(call, engine, state, dense(weights))
 
 
 __all__ = [

@@ -9,7 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ... import validate
 from ...losses import REGISTRY, LossSpec
+from ..dense import dense
 from .ranks import Ranks
 from .shards import Shards
 
@@ -43,7 +45,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Call:
-    """Validated arguments; every tensor is contiguous and on one device.
+    """Validated arguments; tensors are dense, of the shapes below, and on one device.
 
     Attributes:
         rows: (N, D) features.
@@ -119,7 +121,7 @@ class Call:
         first = torch.searchsorted(ordered, labels)
         positives = torch.searchsorted(ordered, labels, right=True) - first
         negatives = (others >= 0).sum() - positives
-        if self.self_offset is not None and labels.numel():
+        if self.self_offset is not None and labels.numel() and others.numel():
             place = torch.arange(labels.numel(), device=labels.device) + self.self_offset
             inside = (place >= 0) & (place < others.numel())
             left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
@@ -163,24 +165,28 @@ def make_call(
     shards: Shards | None = None,
     sink: ColumnSink | None = None,
 ) -> Call:
-    """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph."""
+    """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph.
 
-    def dense(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().contiguous()
-
-    def labels(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(torch.int64).contiguous()
-
-    return Call(
+    Kernels read raw memory: what they may rely on is made true here, for all of them.
+    """
+    column_index = _labels(column_index)
+    if column_index is not None and column_index.is_cuda:
+        assert columns is not None
+        # The error for an index out of range comes later, see ``validate.in_range``.
+        column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
+    if self_offset is not None and columns is not None:
+        # Beyond either end no pair is left out; kernels add 64-bit integers to it.
+        self_offset = max(-rows.shape[0], min(self_offset, columns.shape[0]))
+    call = Call(
         REGISTRY[loss],
         tuple(params),
-        rows.detach().contiguous(),
-        row_labels.to(torch.int64).contiguous(),
-        dense(columns),
-        labels(column_labels),
-        labels(column_index),
+        dense(rows),
+        dense(row_labels.to(torch.int64)),
+        None if columns is None else dense(columns),
+        _labels(column_labels),
+        column_index,
         self_offset,
-        None if threshold is None else threshold.detach().to(torch.float32).reshape(-1),
+        None if threshold is None else dense(threshold.to(torch.float32).reshape(-1)),
         reduction,
         compute_dtype,
         skip_tolerance,
@@ -191,6 +197,40 @@ def make_call(
         shards,
         sink,
     )
+    validate.operands(
+        call.rows,
+        call.row_labels,
+        call.columns,
+        call.column_labels,
+        call.column_index,
+        call.threshold,
+        call.num_columns if call.spec.threshold == "per_column" else 1,
+    )
+    return call
+
+
+def _labels(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else dense(tensor.to(torch.int64))
+
+
+def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
+    """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
+
+    Added to the rows' losses, it is what such a row has where there is no pair to say so: no other
+    sample, no negatives, an empty memory, or an infinite threshold that makes a term 0. Ignored
+    rows have 0.
+
+    Args:
+        inverse_norms: (N,) of :meth:`Engine.unit_rows` of the rows.
+    """
+    doubtful = inverse_norms
+    if call.threshold is not None:
+        thresholds = call.threshold
+        if call.spec.threshold == "per_column" and call.spec.topology == "pair":
+            labels = call.row_labels if call.column_labels is None else call.column_labels
+            thresholds = torch.where(labels >= 0, thresholds, 0.0)
+        doubtful = doubtful + (thresholds * 0.0).sum()
+    return (doubtful * 0.0).masked_fill_(call.row_labels == -1, 0.0)
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:

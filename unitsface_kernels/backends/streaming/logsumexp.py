@@ -150,8 +150,13 @@ class _Rows:
     negative_weight: Tensor
     target_gradient: Tensor
 
-    def part(self, index: slice | Tensor) -> _Rows:
-        return _Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+    def part(self, rows: slice) -> _Rows:
+        return _Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def chosen(self, index: Tensor, unit: Tensor) -> _Rows:
+        """Some rows; ``unit``: theirs, from the engine, which may pad rows in memory."""
+        others = (getattr(self, field.name)[index] for field in fields(self)[1:])
+        return _Rows(unit, *others)
 
 
 def _gradients(
@@ -182,11 +187,14 @@ def _gradients(
         wanted = heavy_rows(masses, call.skip_tolerance)
         if not worth_taking(len(wanted), count):
             wanted = torch.arange(count, device=unit.device)
+            some = unit
+        else:
+            some, _ = engine.unit_rows(call.rows, 0, len(wanted), wanted)
         part = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
         _stream(
             call,
             engine,
-            rows.part(wanted),
+            rows.chosen(wanted, some),
             wanted,
             scale,
             cosines,
@@ -196,9 +204,8 @@ def _gradients(
         )
         if d_rows is not None and part is not None:
             d_rows[wanted] = part
-        if call.num_columns:
-            targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
-            add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
+        targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
+        add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
     return d_rows, d_columns, None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, split_weights
+from .call import Call, Gradients, Result, not_finite, split_weights
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
 from .ranks import Blocks, remote_blocks, remote_tiles
 
@@ -48,13 +48,13 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, N) state: log-sum-exp N of the negatives and share Q."""
-    operands, _ = _operands(call, engine)
+    operands, inverse_norms = _operands(call, engine)
     log_negatives = _log_negatives(call, engine, operands)
     if call.spec.positive is None:
         per_row, share = log_negatives, torch.ones_like(log_negatives)
     else:
         per_row, share = _positives(call, engine, operands, log_negatives)
-    per_row = torch.where(call.counted_rows, per_row, 0.0)
+    per_row = torch.where(call.counted_rows, per_row, not_finite(call, inverse_norms))
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec, Triplet
-from .call import Call, Gradients, Result
+from .call import Call, Gradients, Result, not_finite
 from .engine import Engine
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
@@ -29,11 +29,13 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
-    best, position, target_cosine = search(call, engine, _triplet(call.spec).count(call.params))
+    count = _triplet(call.spec).count(call.params)
+    best, position, target_cosine, inverse_norms = search(call, engine, count)
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
-    loss = _per_row(call, best, position, target_cosine)
+    loss = _per_row(call, best, position, target_cosine) + not_finite(call, inverse_norms)
+    loss = loss + target_cosine * 0.0  # NaN without any wrong column, too
     if call.reduction != "none":
         loss = loss.sum()
         if call.reduction == "mean":
@@ -55,16 +57,17 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
 
 
-def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The ``count`` largest cosines of each row with columns that are not its target.
 
     Returns:
         (N, count) float32 cosines in descending order, -inf where there are fewer; (N, count)
-        int32 positions among the columns, -1 there; and (N,) cosines of the targets, 0 without.
+        int32 positions among the columns, -1 there; (N,) cosines of the targets, 0 without; and
+        (N,) inverse norms of the rows.
     """
     rows = call.rows
     size = rows.shape[0]
-    unit, _ = engine.unit_rows(rows, 0, size)
+    unit, inverse_norms = engine.unit_rows(rows, 0, size)
     best = rows.new_full((size, count), -torch.inf, dtype=torch.float32)
     position = rows.new_full((size, count), -1, dtype=torch.int32)
     target_cosine = rows.new_zeros(size, dtype=torch.float32)
@@ -84,7 +87,7 @@ def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tens
                 position[block],
                 target_cosine[block],
             )
-    return best, position, target_cosine
+    return best, position, target_cosine, inverse_norms
 
 
 def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,9 +131,6 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     d_columns = None
     if call.need_columns and call.sink is None:
         d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
-    if call.num_columns == 0:
-        # There is no column that could stand in for a place that is none.
-        places, slopes = places[:0], slopes[:0]
     for place, slope in zip(places, slopes, strict=True):
         add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
     if call.sink is not None:

@@ -23,14 +23,17 @@ def add_pairs(
 
     Args:
         unit: (N, D) unit rows.
-        place: positions among the columns, of which there is at least one; below 0: none.
+        place: positions among the columns; below 0: none.
         slope: 0 takes a pair out, also where its cosine is NaN or its place is none.
         d_rows: (N, D) gradient of the unit rows, or None.
         d_columns: (M or K, D) gradient of the columns themselves, or None.
         scale: () factor of what is added to ``d_columns``.
     """
     assert call.columns is not None
-    place = place.clamp(min=0).to(torch.int64)
+    if call.num_columns == 0:
+        # There is no column that could stand in for a place that is none.
+        return
+    place = place.to(torch.int64).clamp(0, call.num_columns - 1)
     index = place if call.column_index is None else call.column_index[place]
     unit_columns, norms = engine.unit_rows(call.columns, 0, unit.shape[0], index, reuse=True)
     slope, taken = slope[:, None], (slope != 0.0)[:, None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, split_weights
+from .call import Call, Gradients, Result, not_finite, split_weights
 from .columns import finish_columns
 from .engine import Engine, SumTile
 from .ranks import Blocks, remote_blocks, remote_tiles
@@ -67,7 +67,7 @@ def _stream(
     assert call.threshold is not None
     thresholds = call.num_columns if call.spec.threshold == "per_column" else 1
     totals = _Totals(
-        loss=rows.new_zeros(rows.shape[0], dtype=engine.stat_dtype),
+        loss=not_finite(call, inverse_norms).to(engine.stat_dtype),
         d_rows=(
             rows.new_zeros(rows.shape, dtype=torch.float32)
             if gradients and call.need_rows

@@ -71,7 +71,7 @@ class Store:
             content = json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._warn(f"cannot be read ({error}); ignored")
             return {}
         if not isinstance(content, dict) or not isinstance(content.get("entries"), dict):

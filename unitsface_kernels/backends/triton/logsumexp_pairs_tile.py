@@ -11,7 +11,7 @@ from ..streaming import NegativeSums, PairTile, PairWeights, PositiveSums
 from . import configs, launch
 from .configs import ProductConfig
 from .kernels import logsumexp, logsumexp_pairs
-from .workspace import DEPTH_MULTIPLE, Workspace, padded
+from .workspace import Workspace, operands
 
 
 @dataclass
@@ -59,13 +59,7 @@ def _launch(
         kernel,
         config,
         programs,
-        tile.a,
-        tile.b,
-        tile.a.stride(0),
-        tile.b.stride(0),
-        count,
-        width,
-        padded(tile.a.shape[1], DEPTH_MULTIPLE),
+        *operands(tile.a, tile.b),
         0 if tile.skip is None else tile.skip,
         tile.a_labels,
         tile.b_labels,

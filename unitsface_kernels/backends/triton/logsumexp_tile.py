@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import configs, launch
 from .kernels import logsumexp
-from .workspace import DEPTH_MULTIPLE, Workspace, padded
+from .workspace import Workspace, operands
 
 
 def statistics(
@@ -34,13 +34,7 @@ def statistics(
         logsumexp.statistics_kernel,
         config,
         row_blocks * column_blocks,
-        a,
-        b,
-        a.stride(0),
-        b.stride(0),
-        count,
-        width,
-        padded(a.shape[1], DEPTH_MULTIPLE),
+        *operands(a, b),
         targets,
         start,
         stretch_maximum,
@@ -106,13 +100,7 @@ def gradient(
         logsumexp.gradient_kernel,
         config,
         -(-count // config.block_m) * -(-width // config.block_n),
-        a,
-        b,
-        a.stride(0),
-        b.stride(0),
-        count,
-        width,
-        padded(a.shape[1], DEPTH_MULTIPLE),
+        *operands(a, b),
         targets,
         start,
         log_negatives,

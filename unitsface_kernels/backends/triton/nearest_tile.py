@@ -6,7 +6,7 @@ from torch import Tensor, int32, int64
 
 from . import configs, launch
 from .kernels import nearest
-from .workspace import DEPTH_MULTIPLE, Workspace, padded
+from .workspace import Workspace, operands
 
 #: Candidates of one launch. For a large k they would outgrow the product tile: it then takes
 #: several launches, of which the later ones find few.
@@ -52,13 +52,7 @@ def _search(
         nearest.nearest_kernel,
         config,
         row_blocks * column_blocks,
-        a,
-        b,
-        a.stride(0),
-        b.stride(0),
-        rows,
-        columns,
-        padded(a.shape[1], DEPTH_MULTIPLE),
+        *operands(a, b),
         targets,
         start,
         best,

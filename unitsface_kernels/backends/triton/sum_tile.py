@@ -9,7 +9,7 @@ from ..streaming import SumTile
 from . import launch
 from .kernels import sum
 from .losses import POLICIES, SumPolicy
-from .workspace import DEPTH_MULTIPLE, Workspace, padded
+from .workspace import Workspace, operands
 
 
 def is_heavy(spec: LossSpec, weighted: bool) -> bool:
@@ -66,13 +66,7 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         sum.sum_kernel,
         config,
         programs,
-        tile.a,
-        tile.b,
-        tile.a.stride(0),
-        tile.b.stride(0),
-        count,
-        width,
-        padded(tile.a.shape[1], DEPTH_MULTIPLE),
+        *operands(tile.a, tile.b),
         0 if tile.skip is None else tile.skip,
         tile.a_labels,
         tile.b_labels,

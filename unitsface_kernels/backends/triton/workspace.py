@@ -21,6 +21,21 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, int]:
+    """Unit rows and unit columns as product kernels take them, with strides, sizes and depth.
+
+    Kernels read the padding behind every row: it takes rows as ``Engine.unit_rows`` made them.
+    """
+    depth = padded(a.shape[1], DEPTH_MULTIPLE)
+    for rows in (a, b):
+        end = rows.storage_offset() + (len(rows) - 1) * rows.stride(0) + depth
+        held = rows.untyped_storage().nbytes() // rows.element_size()
+        assert rows.stride(1) == 1
+        assert rows.stride(0) >= depth
+        assert end <= held
+    return a, b, a.stride(0), b.stride(0), len(a), len(b), depth
+
+
 def uses_tf32() -> bool:
     """Whether the user lets float32 products run in TF32."""
     matmul = torch.backends.cuda.matmul

@@ -34,11 +34,14 @@ struct SphereFace2 {
     const bool past = c < -cos_margin;  // theta + m > pi
     const float moved = past ? -1.0f : c * cos_margin - sine * sin_margin;
     const float turn = past ? 0.0f : cos_margin + c * sin_margin / floor;
+    const float base = 0.5f + 0.5f * (positive ? moved : c);
     // Not quite 0, so that half^t / half has a limit.
-    const float half = clamp_keep_nan(0.5f + 0.5f * (positive ? moved : c), 1e-30f, 1.0f);
+    const float half = clamp_keep_nan(base, 1e-30f, 1.0f);
     const float power = pow_unit(half, t);
     const float slope = exact ? t * power / half * (positive ? turn : 1.0f) : 1.0f;
-    const float logit = scale * (2.0f * power - 1.0f + (positive ? -shift : shift)) + threshold;
+    // 1e-30 to a small t is far from 0.
+    const float adjusted = 2.0f * (base <= 0.0f ? 0.0f : power) - 1.0f;
+    const float logit = scale * (adjusted + (positive ? -shift : shift)) + threshold;
     const Softplus loss = softplus(positive ? -logit : logit);
     const float weight = positive ? positive_weight : negative_weight;
     const float d = positive ? -weight * loss.sigmoid : weight * loss.sigmoid;

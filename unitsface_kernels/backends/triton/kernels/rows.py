@@ -6,6 +6,10 @@ import triton
 import triton.language as tl
 
 
+#: Makes the squares of every row's elements finite: 2^-70.
+SHRINK = tl.constexpr(2.0**-70)
+
+
 @triton.jit(do_not_specialize=["start", "count"])
 def unit_rows_kernel(
     source,
@@ -21,7 +25,8 @@ def unit_rows_kernel(
 ):
     """Rows ``start:start + count`` of ``source`` (of ``source[index]``) at unit length.
 
-    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that products need no masks.
+    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that products need no masks. The
+    inverse norm of a row with an element that is not finite is NaN.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < count
@@ -35,10 +40,25 @@ def unit_rows_kernel(
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
         squares += x * x
-    norm = tl.sqrt(tl.sum(squares, axis=1))
+    total = tl.sum(squares, axis=1)
+    norm = tl.sqrt(total)
     # The comparison is false for NaN, which has to survive.
     clamped = norm < 1e-5
     inverse = tl.where(clamped, 1e5, 1.0 / tl.where(clamped, 1.0, norm))
+    extreme = (total <= 3.4028234663852886e38) == 0
+    if tl.max(extreme.to(tl.int32), axis=0) > 0:
+        # Squares overflow, or there is a NaN: again, of elements times 2^-70.
+        squares = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+        for k in range(0, width, BLOCK):
+            mask = in_rows[:, None] & (k + lanes < width)[None, :]
+            x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+            x *= SHRINK
+            squares += x * x
+        total = tl.sum(squares, axis=1)
+        # A difference of infinities or NaN is NaN. Above the denormals.
+        again = tl.where(extreme, SHRINK / tl.sqrt(tl.where(extreme, total, 1.0)), 1.0)
+        again = tl.where(again < 1.1754943508222875e-38, 1.1754943508222875e-38, again)
+        inverse = tl.where(extreme, again + (total - total), inverse)
     tl.store(inverse_norms + i, inverse, mask=in_rows)
     target = i[:, None].to(tl.int64) * out_stride
     for k in range(0, out_stride, BLOCK):
@@ -79,17 +99,17 @@ def unit_rows_backward_kernel(
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
         g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
-        products += g * x
-    # <g, u> u = r^2 <g, x> x; a clamped norm is a constant and has no such term.
-    along = tl.sum(products, axis=1) * inverse * inverse
-    along = tl.where(inverse >= 1e5, 0.0, along)
+        products += g * (x * inverse[:, None])
+    # <g, u> u with u = r x; a clamped norm is a constant and has no such term.
+    along = tl.where(inverse >= 1e5, 0.0, tl.sum(products, axis=1))
+    factor = inverse
     if scale is not None:
-        inverse *= tl.load(scale)
+        factor = inverse * tl.load(scale)
     for k in range(0, width, BLOCK):
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
         g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
-        d = inverse[:, None] * (g - along[:, None] * x)
+        d = factor[:, None] * (g - along[:, None] * (x * inverse[:, None]))
         tl.store(out + target + (k + lanes)[None, :], d.to(out.dtype.element_ty), mask=mask)
 
 

@@ -29,14 +29,16 @@ def evaluate(cosine, threshold, positive, params):
     moved = tl.where(past, -1.0, c * cos_margin - sine * sin_margin)
     turn = cos_margin + c * sin_margin / tl.where(sine < 1e-4, 1e-4, sine)
     turn = tl.where(positive, tl.where(past, 0.0, turn), 1.0)
-    half = 0.5 + 0.5 * tl.where(positive, moved, c)
+    base = 0.5 + 0.5 * tl.where(positive, moved, c)
     # Not quite 0, so that half^t / half has a limit.
-    half = tl.where(half > 1.0, 1.0, tl.where(half < 1e-30, 1e-30, half))
+    half = tl.where(base > 1.0, 1.0, tl.where(base < 1e-30, 1e-30, base))
     # Products for the usual exponents: a logarithm times t loses a bit or two.
     power = tl.where(t == 3.0, half * half * half, tl.exp2(t * tl.log2(half)))
     power = tl.where(t == 1.0, half, tl.where(t == 2.0, half * half, power))
     slope = tl.where(exact != 0.0, t * power / half * turn, 1.0)
-    logit = scale * (2.0 * power - 1.0 + tl.where(positive, -shift, shift)) + threshold
+    # 1e-30 to a small t is far from 0.
+    adjusted = 2.0 * tl.where(base <= 0.0, 0.0, power) - 1.0
+    logit = scale * (adjusted + tl.where(positive, -shift, shift)) + threshold
     # Pairs that are left out come as negatives with a cosine of -inf.
     z = tl.where(positive, -logit, tl.where(cosine == -float("inf"), cosine, logit))
     value, share = softplus_and_sigmoid(z)

@@ -1,0 +1,317 @@
+// The argument structs of the kernels, and how much memory a kernel touches behind each pointer.
+#include "cpu/kernels.h"
+#include "fields.h"
+#if defined(UF_WITH_CUDA)
+#include "cuda/kernels.h"
+#endif
+
+namespace unitsface {
+namespace {
+
+int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// Elements of a matrix whose last row may end with its last column.
+int64_t strided(int64_t rows, int64_t columns, int64_t stride) {
+  return rows == 0 || columns == 0 ? 0 : (rows - 1) * stride + columns;
+}
+
+template <class Args>
+int64_t tile(const Args& t) {
+  return strided(t.n, t.m, t.stride);
+}
+
+template <class Args>
+int64_t gradient_tile(const Args& t) {
+  return tile(t) * size_of(t.gradient_dtype);
+}
+
+template <class Args>
+int64_t rows(const Args& t) {
+  return t.n;
+}
+
+template <class Args>
+int64_t columns(const Args& t) {
+  return t.m;
+}
+
+template <class Args>
+void bind_sum_tile(py::module_& m, const char* name) {
+  Fields<Args>(m, name)
+      .field("product", &Args::product, tile)
+      .optional("gradient", &Args::gradient, gradient_tile)
+      .field("gradient_dtype", &Args::gradient_dtype)
+      .field("gradient_scale", &Args::gradient_scale)
+      .field("n", &Args::n)
+      .field("m", &Args::m)
+      .field("stride", &Args::stride)
+      .field("a_labels", &Args::a_labels, rows)
+      .field("b_labels", &Args::b_labels, columns)
+      .optional("a_threshold", &Args::a_threshold,
+                [](const Args& t) { return t.per_column ? t.n : 0; })
+      .field("b_threshold", &Args::b_threshold,
+             [](const Args& t) { return t.per_column || t.m == 0 ? t.m : 1; })
+      .field("per_column", &Args::per_column)
+      .optional("a_weights", &Args::a_weights, rows)
+      .optional("b_weights", &Args::b_weights, columns)
+      .field("a_loss", &Args::a_loss, rows)
+      .optional("b_loss", &Args::b_loss, columns)
+      .optional("a_dthreshold", &Args::a_dthreshold,
+                [](const Args& t) { return t.per_column && t.b_loss != nullptr ? t.n : 0; })
+      .optional("b_dthreshold", &Args::b_dthreshold,
+                [](const Args& t) { return t.per_column ? t.m : 1; })
+      .field("skip", &Args::skip)
+      .field("mirrored", &Args::mirrored)
+      .check(
+          [](const Args& t) {
+            const bool both = t.per_column && t.n > 0 && (t.mirrored || t.b_loss != nullptr);
+            return !both || t.a_threshold != nullptr;
+          },
+          "a_threshold is missing")
+      .check(
+          [](const Args& t) {
+            const bool both = t.per_column && t.n > 0 && t.b_loss != nullptr;
+            return !both || t.b_dthreshold == nullptr || t.a_dthreshold != nullptr;
+          },
+          "a_dthreshold is missing");
+}
+
+template <class Args>
+void bind_histogram_tile(py::module_& m, const char* name) {
+  Fields<Args>(m, name)
+      .field("product", &Args::product, tile)
+      .field("n", &Args::n)
+      .field("m", &Args::m)
+      .field("stride", &Args::stride)
+      .field("a_labels", &Args::a_labels, rows)
+      .field("b_labels", &Args::b_labels, columns)
+      .field("skip", &Args::skip)
+      .field("upper", &Args::upper)
+      .field("low", &Args::low)
+      .field("scale", &Args::scale)
+      .field("bins", &Args::bins)
+      .optional("range_of_bin", &Args::range_of_bin, [](const Args& t) { return t.bins + 3; })
+      .field("ranges", &Args::ranges)
+      .field("slots", &Args::slots)
+      .field("counts", &Args::counts,
+             [](const Args& t) { return (t.per_row ? t.n : 1) * 2 * t.slots; })
+      .field("per_row", &Args::per_row)
+      .check(
+          [](const Args& t) { return t.range_of_bin != nullptr || t.slots >= t.bins + 3 || !t.m; },
+          "slots are fewer than bins + 3");
+}
+
+template <class Args>
+Fields<Args> pair_fields(py::module_& m, const std::string& name) {
+  Fields<Args> fields(m, name.c_str());
+  fields.field("product", &Args::product, tile)
+      .field("n", &Args::n)
+      .field("m", &Args::m)
+      .field("stride", &Args::stride)
+      .field("a_labels", &Args::a_labels, rows)
+      .field("b_labels", &Args::b_labels, columns)
+      .field("skip", &Args::skip);
+  return fields;
+}
+
+template <class N, class P, class G>
+void bind_pair_tiles(py::module_& m, const std::string& device) {
+  pair_fields<N>(m, device + "PairNegatives")
+      .field("a_maximum", &N::a_maximum, rows)
+      .field("a_total", &N::a_total, rows)
+      .optional("b_maximum", &N::b_maximum, columns)
+      .optional("b_total", &N::b_total, columns)
+      .check([](const N& t) { return (t.b_maximum == nullptr) == (t.b_total == nullptr); },
+             "b_maximum and b_total go together");
+  pair_fields<P>(m, device + "PairPositives")
+      .field("a_log_negatives", &P::a_log_negatives, rows)
+      .field("a_loss", &P::a_loss, rows)
+      .field("a_share", &P::a_share, rows)
+      .optional("b_log_negatives", &P::b_log_negatives, columns)
+      .optional("b_loss", &P::b_loss, columns)
+      .optional("b_share", &P::b_share, columns)
+      .check(
+          [](const P& t) {
+            return t.b_loss == nullptr || (t.b_share != nullptr && t.b_log_negatives != nullptr);
+          },
+          "b_log_negatives, b_loss and b_share go together");
+  pair_fields<G>(m, device + "PairGradient")
+      .field("gradient", &G::gradient, gradient_tile)
+      .field("gradient_dtype", &G::gradient_dtype)
+      .field("gradient_scale", &G::gradient_scale)
+      .field("a_log_negatives", &G::a_log_negatives, rows)
+      .field("a_negative_weight", &G::a_negative_weight, rows)
+      .field("a_positive_weight", &G::a_positive_weight, rows)
+      .optional("b_log_negatives", &G::b_log_negatives, columns)
+      .optional("b_negative_weight", &G::b_negative_weight, columns)
+      .optional("b_positive_weight", &G::b_positive_weight, columns)
+      .check(
+          [](const G& t) {
+            const bool none = t.b_log_negatives == nullptr;
+            return (t.b_negative_weight == nullptr) == none &&
+                   (t.b_positive_weight == nullptr) == none;
+          },
+          "b_log_negatives and weights go together");
+}
+
+// The rows of a matrix that are taken without an index.
+template <class Args>
+bool inside(const Args& t) {
+  return t.n == 0 || t.index != nullptr || (t.start >= 0 && t.start + t.n <= t.rows);
+}
+
+}  // namespace
+
+void bind_arguments(py::module_& m) {
+  bind_histogram_tile<cpu::HistogramTile>(m, "CpuHistogramTile");
+#if defined(UF_WITH_CUDA)
+  bind_histogram_tile<cuda::HistogramTile>(m, "CudaHistogramTile");
+#endif
+  bind_sum_tile<cpu::SumTile>(m, "CpuSumTile");
+  bind_pair_tiles<cpu::PairNegatives, cpu::PairPositives, cpu::PairGradient>(m, "Cpu");
+#if defined(UF_WITH_CUDA)
+  bind_sum_tile<cuda::SumTile>(m, "CudaSumTile");
+  bind_pair_tiles<cuda::PairNegatives, cuda::PairPositives, cuda::PairGradient>(m, "Cuda");
+#endif
+  using L = LogsumexpTileArgs;
+  Fields<L>(m, "LogsumexpTile")
+      .field("product", &L::product, tile)
+      .field("n", &L::n)
+      .field("m", &L::m)
+      .field("stride", &L::stride)
+      .field("targets", &L::targets, rows)
+      .field("start", &L::start)
+      .field("maximum", &L::maximum, rows)
+      .field("total", &L::total, rows)
+      .field("target_cosine", &L::target_cosine, rows);
+  using G = LogsumexpGradientArgs;
+  Fields<G>(m, "LogsumexpGradientTile")
+      .field("product", &G::product, tile)
+      .field("gradient", &G::gradient, gradient_tile)
+      .field("gradient_dtype", &G::gradient_dtype)
+      .field("gradient_scale", &G::gradient_scale)
+      .field("n", &G::n)
+      .field("m", &G::m)
+      .field("stride", &G::stride)
+      .field("targets", &G::targets, rows)
+      .field("start", &G::start)
+      .field("log_negatives", &G::log_negatives, rows)
+      .field("negative_weight", &G::negative_weight, rows)
+      .field("target_gradient", &G::target_gradient, rows);
+  using K = NearestTileArgs;
+  Fields<K>(m, "NearestTile")
+      .field("product", &K::product, tile)
+      .field("n", &K::n)
+      .field("m", &K::m)
+      .field("stride", &K::stride)
+      .field("targets", &K::targets, rows)
+      .field("start", &K::start)
+      .field("k", &K::k)
+      .field("best", &K::best, [](const K& t) { return t.n * t.k; })
+      .field("position", &K::position, [](const K& t) { return t.n * t.k; })
+      .field("target_cosine", &K::target_cosine, rows);
+  using U = UnitRowsArgs;
+  Fields<U>(m, "UnitRows")
+      .field("source", &U::source,
+             [](const U& t) { return t.rows * t.d * size_of(t.source_dtype); })
+      .field("source_dtype", &U::source_dtype)
+      .optional("index", &U::index, rows)
+      .field("start", &U::start)
+      .field("n", &U::n)
+      .field("d", &U::d)
+      .field("unit", &U::unit, [](const U& t) { return t.n * t.d * size_of(t.unit_dtype); })
+      .field("unit_dtype", &U::unit_dtype)
+      .field("inverse_norms", &U::inverse_norms, rows)
+      .field("rows", &U::rows)
+      .check(inside, "rows are outside the source");
+  using P = ProductArgs;
+  Fields<P>(m, "Product")
+      .field("a", &P::a,
+             [](const P& t) {
+               const bool none = t.n == 0 || t.depth == 0;
+               return none ? 0
+                           : ((t.n - 1) * t.a_row + (t.depth - 1) * t.a_depth + 1) *
+                                 size_of(t.dtype);
+             })
+      .field("b", &P::b,
+             [](const P& t) {
+               const bool none = t.m == 0 || t.depth == 0;
+               return none ? 0
+                           : ((t.m - 1) * t.b_row + (t.depth - 1) * t.b_depth + 1) *
+                                 size_of(t.dtype);
+             })
+      .field("dtype", &P::dtype)
+      .field("n", &P::n)
+      .field("m", &P::m)
+      .field("depth", &P::depth)
+      .field("a_row", &P::a_row)
+      .field("a_depth", &P::a_depth)
+      .field("b_row", &P::b_row)
+      .field("b_depth", &P::b_depth)
+      .field("out", &P::out, tile)
+      .field("stride", &P::stride)
+      .field("add", &P::add)
+      .field("scratch", &P::scratch,
+             [](const P& t) { return 4 * cpu::product_scratch(t.dtype, t.n, t.m, t.depth); });
+  using B = UnitRowsBackwardArgs;
+  Fields<B>(m, "UnitRowsBackward")
+      .field("d_unit", &B::d_unit, [](const B& t) { return t.n * t.d; })
+      .field("source", &B::source,
+             [](const B& t) { return t.rows * t.d * size_of(t.source_dtype); })
+      .field("source_dtype", &B::source_dtype)
+      .optional("index", &B::index, rows)
+      .field("start", &B::start)
+      .field("n", &B::n)
+      .field("d", &B::d)
+      .field("inverse_norms", &B::inverse_norms, rows)
+      .field("out", &B::out, [](const B& t) { return t.n * t.d * size_of(t.out_dtype); })
+      .field("out_dtype", &B::out_dtype)
+      .optional("scale", &B::scale, [](const B&) -> int64_t { return 1; })
+      .field("rows", &B::rows)
+      .check(inside, "rows are outside the source");
+  using R = UpdateRowsArgs;
+  const auto matrix = [](const R& t) { return t.rows * t.d; };
+  Fields<R>(m, "UpdateRows")
+      .field("weight", &R::weight, matrix)
+      .field("gradient", &R::gradient, [](const R& t) { return t.n * t.d; })
+      .optional("index", &R::index, rows)
+      .field("start", &R::start)
+      .field("n", &R::n)
+      .field("d", &R::d)
+      .optional("gradient_scale", &R::gradient_scale, [](const R&) -> int64_t { return 1; })
+      .field("rule", &R::rule)
+      .field("step_size", &R::step_size)
+      .field("weight_decay", &R::weight_decay)
+      .field("momentum", &R::momentum)
+      .field("nesterov", &R::nesterov)
+      .field("kept", &R::kept)
+      .field("one_minus_beta1", &R::one_minus_beta1)
+      .field("beta2", &R::beta2)
+      .field("one_minus_beta2", &R::one_minus_beta2)
+      .field("second_correction", &R::second_correction)
+      .field("eps", &R::eps)
+      .optional("first", &R::first, matrix)
+      .optional("second", &R::second, matrix)
+      .field("rows", &R::rows)
+      .check(inside, "rows are outside the weight")
+      .check(
+          [](const R& t) {
+            return t.rule != RowRule::kAdamW || (t.first != nullptr && t.second != nullptr);
+          },
+          "AdamW has two states");
+  using T = PermutedArgs;
+  Fields<T>(m, "Permuted")
+      .field("key", &T::key)
+      .field("size", &T::size)
+      .optional("classes", &T::classes, rows)
+      .field("n", &T::n)
+      .field("out", &T::out, rows)
+      .check(
+          [](const T& t) {
+            const bool places = t.classes == nullptr && static_cast<uint64_t>(t.n) > t.size;
+            return t.n == 0 || (!places && t.size <= uint64_t{1} << 62);
+          },
+          "more places than classes");
+}
+
+}  // namespace unitsface

@@ -1,0 +1,175 @@
+"""NaN and infinity reach the loss: by every place, in every dtype, whatever stands between.
+
+The rule, from docs/math.md: the loss of a row is NaN if the row itself, a column that it is compared
+with, or a threshold of the call is not finite. An ignored row or column contributes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import build, calls
+from cases import Case as Conditions
+from helpers import TARGETS, Target, patched_blocks
+from torch import Tensor
+
+import unitsface_kernels as uk
+from unitsface_kernels.losses import REGISTRY, LossSpec
+
+# Quiet and signalling NaN of both signs, with payloads at either end, and infinities. A half
+# precision NaN leaves the low bits of a widened one empty.
+BITS = {
+    torch.float32: (0x7FC00000, -0x400000, 0x7FC00001, -0x3FFF01, 0x7F800001, 0x7FC02000),
+    torch.bfloat16: (0x7FC0, -0x40, 0x7F81, -1),
+    torch.float16: (0x7E00, -0x200, 0x7C01, -1),
+    torch.float64: (0x7FF8000000000000, -0x8000000000000, 0x7FF0000000000001),
+}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+CONDITIONS = {
+    "batch": Conditions("", rows=9, labels="ignored"),
+    "columns": Conditions("", rows=9, columns=6, labels="ignored"),
+    "one-identity": Conditions("", labels="one"),
+    "one-identity-memory": Conditions("", labels="one", columns=5, topology="pair"),
+    "no-positives": Conditions("", labels="distinct", topology="pair"),
+    "no-positives-memory": Conditions("", labels="distinct", columns=5, topology="pair"),
+    "lone-row": Conditions("", rows=1, topology="pair"),
+    "single-column": Conditions("", columns=1, topology="class"),
+    "ignored-memory": Conditions("", columns=5, labels="columns ignored", topology="pair"),
+    "empty-memory": Conditions("", columns=0, topology="pair"),
+    "clamped": Conditions("", rows=9, columns=8, features="axes"),
+    "filtered": Conditions("", rows=9, columns=6, values={"lower": 0.999, "upper": 0.9999}),
+    "subset": Conditions("", columns=12, subset=True, topology="class"),
+}
+PLACES = ("rows", "columns", "b")
+
+
+def _bad_values(dtype: torch.dtype) -> list[Tensor]:
+    integer = INTEGERS[dtype.itemsize]
+    found = [torch.tensor(bits, dtype=integer).view(dtype) for bits in BITS[dtype]]
+    assert all(bool(t.isnan()) for t in found)
+    return [*found, torch.tensor(math.inf, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)]
+
+
+def _masks(p) -> tuple[Tensor, Tensor]:
+    if p.spec.topology == "pair":
+        return p.pairs()
+    count = len(p.columns if p.index is None else p.index)
+    positive = p.labels[:, None] == torch.arange(count, device=p.labels.device)
+    return positive, (p.labels != -1)[:, None] & ~positive
+
+
+def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+    """The tensor of a place with a bad value in it, and the rows whose loss it has to reach."""
+    positive, negative = _masks(p)
+    labelled = p.labels != -1
+    compared = negative if p.spec.positive is None and not p.spec.triplet else positive | negative
+    if place == "rows":
+        row = int(labelled.nonzero()[0])
+        rows = p.rows.clone()
+        rows[row, 3] = bad
+        reached = torch.arange(len(rows), device=rows.device) == row
+        if p.columns is None:
+            reached |= compared[:, row] & p.counted()
+        return {"rows": rows}, reached
+    if place == "columns" and p.columns is not None and len(p.columns):
+        column = len(p.columns) // 2
+        columns = p.columns.clone()
+        columns[column, 3] = bad
+        places = torch.arange(len(columns), device=columns.device)
+        hit = (places if p.index is None else p.index.long()) == column
+        return {"columns": columns}, (compared & hit).any(dim=1) & p.counted()
+    if place == "b" and isinstance(p.b, Tensor):
+        b = p.b.clone()
+        if p.spec.threshold == "scalar":
+            b.fill_(bad)
+            return {"b": b}, labelled
+        labels = p.column_labels if p.columns is not None else p.labels
+        if p.spec.topology == "class":
+            which = len(b) // 2 if p.index is None else int(p.index[0])
+        elif bool((labels >= 0).any()):
+            which = int(labels[labels >= 0][-1])
+        else:
+            which = 0
+            labelled = torch.zeros_like(labelled)
+        b[which] = bad
+        return {"b": b}, labelled
+    return None
+
+
+def _grid() -> list:
+    return [
+        pytest.param(*call.values, dtype, place, id=f"{call.id}-{dtype}-{place}")
+        for call in calls(TARGETS)
+        for dtype in BITS
+        for place in PLACES
+        if call.values[0].runs(dtype)
+        and not (place == "b" and call.values[1].threshold == "none")
+        and not (call.values[0].interpreted and dtype == torch.bfloat16)
+    ]
+
+
+@pytest.mark.parametrize(("target", "spec", "dtype", "place"), _grid())
+def test_what_is_not_finite_reaches_the_loss(
+    target: Target, spec: LossSpec, dtype: torch.dtype, place: str
+) -> None:
+    cases = {name: case for name, case in CONDITIONS.items() if case.applies(spec)}
+    for number, (name, case) in enumerate(cases.items()):
+        p = build(case, spec, dtype=dtype, device=target.device)
+        kind = p.b.dtype if place == "b" and isinstance(p.b, Tensor) else dtype
+        values = _bad_values(kind)
+        for bad in values[number % 4 :: len(values)] if target.interpreted else values:
+            found = _broken(p, place, bad.to(target.device))
+            if found is None:
+                continue
+            changes, reached = found
+            where = f"{name}, {bad.item()}"
+            rows = p.loss(target.backend, reduction="none", **changes)
+            assert torch.equal(rows.isnan(), reached), where
+            for reduction in () if target.interpreted else ("mean", "sum"):
+                loss = p.loss(target.backend, reduction=reduction, **changes)
+                assert bool(loss.isnan()) == bool(reached.any()), where
+
+
+SKIPPING = {"uss", "pair_bce", "margin_softmax", "uce", "class_bce", "sphereface2"}
+
+
+def _skipping_grid() -> list:
+    return [
+        pytest.param(*call.values, columns, tolerance, id=f"{call.id}-{columns}-{tolerance:g}")
+        for call in calls(TARGETS)
+        for columns in (None, 23)
+        for tolerance in (0.0, 1e9)
+        if tolerance == 0.0 or call.values[1].name in SKIPPING
+    ]
+
+
+@pytest.mark.parametrize(("target", "spec", "columns", "tolerance"), _skipping_grid())
+def test_it_reaches_the_gradients(
+    target: Target,
+    spec: LossSpec,
+    columns: int | None,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a gradient scaler would take the step: from every tile, and where tiles are left out."""
+    patched_blocks(monkeypatch, (8, 8))
+    p = build(Conditions("", rows=20, columns=columns), spec, device=target.device)
+    for place in ("rows",) if target.interpreted else PLACES:
+        # Terms saturate for an infinite threshold: their derivatives are finite.
+        for bad in (math.nan,) if place == "b" else (math.nan, math.inf):
+            found = _broken(p, place, torch.tensor(bad))
+            if found is None:
+                continue
+            changes, reached = found
+            leaves = {name: t.requires_grad_() for name, t in (p.leaves() | changes).items()}
+            extra = {"skip_tolerance": tolerance} if tolerance else {}
+            p.values, values = p.values | extra, p.values
+            loss = p.loss(target.backend, **leaves)
+            p.values = values
+            assert bool(loss.isnan()) or not bool(reached.any())
+            loss.backward()
+            if bool(reached.any()):
+                finite = [bool(t.grad.isfinite().all()) for t in leaves.values()]
+                assert not all(finite), f"{place}, {bad}"
