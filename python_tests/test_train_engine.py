@@ -286,9 +286,12 @@ def test_folder_with_a_run_is_not_overwritten_unless_asked(
     assert main(arguments(config)) == 0
     assert main(arguments(config)) == 2
     assert "already holds a run" in capsys.readouterr().err
-    config.run.overwrite = True
-    assert main(arguments(config)) == 0
+    assert main([*arguments(config), "run.overwrite=true"]) == 0
     assert len(losses(tmp_path / "run")) == 1
+    moved = tmp_path / "run.old-1"
+    assert f"was moved to {moved}" in capsys.readouterr().out
+    assert len(losses(moved)) == 1
+    assert checkpoint.read_run(moved / checkpoint.LAST)["trainer"]["step"] == 1
 
 
 def test_mistakes_in_the_data_leave_no_run_folder(

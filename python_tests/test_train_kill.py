@@ -76,7 +76,6 @@ def assert_same_run(run: Path, whole: Path) -> None:
         )
         for values in (ours, theirs):
             values["config"]["run"]["dir"] = ""
-            values["config"]["run"]["overwrite"] = False
         assert_same_state(ours, theirs)
     assert without_speed(run) == without_speed(whole)
     assert (run / EVALUATIONS).read_text() == (whole / EVALUATIONS).read_text()

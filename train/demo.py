@@ -44,19 +44,19 @@ def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
     from train.data.dataset import open_dataset
     from train.distributed import open_world
     from train.engine import Trainer
-    from train.run_folder import check_run_folder, prepare
+    from train.run_folder import RunFolder
 
     config = make_config(
         (str(CONFIG), read_yaml(CONFIG)),
-        (
-            "demo",
-            parse_overrides([*arguments, f"run.dir={folder.as_posix()}", "run.overwrite=true"]),
-        ),
+        ("demo", parse_overrides([*arguments, f"run.dir={folder.as_posix()}"])),
     )
-    check_run_folder(folder, resume=False, overwrite=True)
-    with open_world(config.train.device) as world:
+    owned = RunFolder(folder, resume=False, overwrite=True, auto=False)
+    with owned, open_world(config.train.device) as world:
+        owned.check()
         trainer = Trainer(config, world, open_dataset(config).train)
-        prepare(folder, config, resume_step=None)
+        moved = owned.prepare(config, resume_step=None)
+        if moved:
+            print(f"what {folder} held was moved to {moved}")
         print(f"\n{name}: {trainer.total_steps} steps on {world.device.type}")
         start = time.perf_counter()
         trainer.fit(folder)

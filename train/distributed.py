@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.errors import LostProcessError, UserError
+from train.launch import place
 
 # What gloo and NCCL say when another process has gone or takes too long.
 _LOST = (
@@ -167,6 +168,17 @@ def lost_process(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or any(words in text for words in _LOST)
 
 
+def _not_joined(error: RuntimeError) -> UserError:
+    """Why a process group did not come about."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    text = " ".join(str(error).split())
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        return UserError(f"{address} is in use by another program; choose another MASTER_PORT")
+    return LostProcessError(
+        f"cannot join the other processes at {address} (MASTER_ADDR, MASTER_PORT): {text[:200]}"
+    )
+
+
 @contextmanager
 def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
     """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: gloo, with NCCL for GPUs.
@@ -174,20 +186,25 @@ def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
     Raises:
         LostProcessError: within the time limit, if another process is gone.
     """
-    rank = int(os.environ.get("RANK", 0))
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    rank, size, local_rank = place()
+    chosen = choose_device(device, local_rank)
+    if size > 1 and chosen.type == "cuda" and "LOCAL_RANK" not in os.environ:
+        raise UserError("LOCAL_RANK is not set: it says which of the GPUs is this process's")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     started = size > 1 and not dist.is_initialized()
+    joined = not started
     try:
         if started:
             # What the host knows travels between hosts: with NCCL alone it waits for the device.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        joined = True
         yield World(rank, size, chosen)
     except RuntimeError as error:
         if size > 1 and lost_process(error):
+            if not joined:
+                raise _not_joined(error) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason"
             raise LostProcessError(
                 f"lost another process of the run ({reason}); continue with --resume"

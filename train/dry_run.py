@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from train.data.sampler import steps_per_epoch
 from train.distributed import World, choose_device
 from train.engine import Trainer
 from train.errors import DivergedError, UserError
+from train.launch import place
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
 from train.step import autocast
@@ -69,7 +69,7 @@ class Memory:
 
 
 def dry_run(config: Config, *, batch: int, processes: int) -> int:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if place().size > 1:
         raise UserError("--dry-run is for one process; --dry-run-processes says for how many")
     if batch < 2 or processes < 1:
         raise UserError(

@@ -20,8 +20,10 @@ from train import checkpoint
 from train.backbones import build_backbone
 from train.checkpoints import keep_best, keep_last
 from train.config import Config, to_dict
+from train.course import Course
+from train.data.identities import Identities
 from train.data.loader import ImageSource
-from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
+from train.data.sampler import epoch_order, rank_batches
 from train.distributed import World
 from train.errors import DivergedError, UserError
 from train.evaluation.during import Judge
@@ -37,7 +39,7 @@ from train.losses import (
 )
 from train.meter import all_finite, scale_of
 from train.optimizer import build_optimizer, build_scaler
-from train.schedule import learning_rate
+from train.resuming import check_losses, check_model, resumed_course
 from train.step import TrainStep, Update, fix_gradient_order, freeze_bn
 
 
@@ -49,10 +51,7 @@ class Trainer:
     ) -> None:
         self.config, self.world, self.source = config, world, source
         train = config.train
-        self.steps_per_epoch = steps_per_epoch(len(source.images), train.batch_size)
-        self.total_steps = train.epochs * self.steps_per_epoch
-        if train.max_steps:
-            self.total_steps = min(self.total_steps, train.max_steps)
+        self.course = Course(train, len(source.images))
         self.step = 0
         images = min(train.batch_size, len(source.images)) // world.size
         if images // train.accumulate < 2:
@@ -126,6 +125,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All there is, but for what is in shards and its optimiser."""
+        epoch, done = self.course.place(self.step)
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
@@ -135,7 +135,15 @@ class Trainer:
             "loss": self.loss.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "trainer": {"step": self.step, "threshold": self.threshold(), "best": self.best},
+            "images": torch.from_numpy(Identities.of(self.source.images).counts),
+            "trainer": {
+                "step": self.step,
+                "epoch": epoch,
+                "images": done,  # of that epoch, before the next step
+                "processes": self.world.size,
+                "threshold": self.threshold(),
+                "best": self.best,
+            },
         }
         return values if self.head else {**values, "optimizer": self.optimizer.state_dict()}
 
@@ -167,6 +175,8 @@ class Trainer:
         if checkpoint.is_sharded(path) != (self.head is not None):
             held = "shards of classes" if self.head is None else "no shards of classes"
             raise UserError(f"{path} holds {held}; leave partial_fc.enabled as it was")
+        check_model(values, path, self.config)
+        check_losses(values, path, self.config, list(self.loss.state_dict()))
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:
             if values.get("memory") is None:
@@ -185,13 +195,8 @@ class Trainer:
             group.update(own)
         if values["scaler"]:  # empty where the run was not in float16
             checkpoint.load_module(self.scaler, values["scaler"], what="gradient scaler", path=path)
-        step = values["trainer"]["step"]
-        if step > self.total_steps:
-            raise UserError(
-                f"{path} is of step {step}, and this run has {self.total_steps} in all; see "
-                "train.epochs and train.max_steps"
-            )
-        self.step = self.saved_step = step
+        self.course = resumed_course(values, path, self.config, len(self.source.images))
+        self.step = self.saved_step = self.course.begin
         self.best = values["trainer"].get("best")
         if self.ema is not None and values.get("ema") is None:
             self.ema.module.load_state_dict(self.backbone.state_dict())  # it begins with them
@@ -214,7 +219,15 @@ class Trainer:
         """
         with Loop(self, folder, stop, judge) as loop:
             self.stopped_by = loop.run()
-        return self.at_end
+        return self.at_end and not loop.cut_off
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.course.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        return self.course.total_steps
 
     @property
     def at_end(self) -> bool:
@@ -248,7 +261,7 @@ class Trainer:
 
     def epoch_batches(self) -> Any:
         """The batches of the current epoch that are still to come."""
-        epoch, done = divmod(self.step, self.steps_per_epoch)
+        epoch, done = self.course.place(self.step)
         order = epoch_order(
             self.source.images.labels,
             seed=self.config.run.seed,
@@ -258,21 +271,20 @@ class Trainer:
             batch_size=self.config.train.batch_size,
         )
         batches = rank_batches(
-            order,
+            order[done:],
             batch_size=self.config.train.batch_size,
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        left = min(len(batches), self.total_steps - epoch * self.steps_per_epoch)
-        return self.source.batches(batches[done:left])
+        return self.source.batches(batches[: self.total_steps - self.step])
 
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(self.config.train, self.step, self.total_steps, self.steps_per_epoch)
+        return self.course.lr(self.step)
 
     def has_pairs(self, step: int) -> bool:
         """Whether the pair loss takes part in this step, counted from 0."""
-        filling = self.memory is not None and step < self.steps_per_epoch
+        filling = self.memory is not None and self.course.place(step)[0] == 0
         return self.loss.pair_loss is not None and not filling
 
     def threshold(self) -> float | None:

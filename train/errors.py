@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from train.stopping import end_on_signal
+
 USER_ERROR = 2
 LOST_PROCESS = 3
 INTERRUPTED = 130
 LONGEST = 2000  # characters of a message
-# A disk that is full, over its quota, or was made read-only, which any write may come upon.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What any write or any opening of a file may come upon.
+_SYSTEM = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO), "write"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENAMETOOLONG), "open"),
+}
+# "not enough memory" is that of Torch's allocator on the CPU.
+_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class UserError(Exception):
@@ -57,23 +65,45 @@ class Parser(argparse.ArgumentParser):
 
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command; its exit code, with user errors reported in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
-        sys.stdout.flush()  # here, where what it raises is one line
+        with end_on_signal():
+            code = command()
+            sys.stdout.flush()  # here, where what it raises is one line
         return code
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
-        return error.code
-    except BrokenPipeError:  # whoever read what is printed has gone, such as `head`
+    except BrokenPipeError:  # what reads the output has gone, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot write{where}: {error.strerror}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        found = explained(error)
+        if found is None:
+            raise
+        rank = os.environ.get("RANK", "0")
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {found}", file=sys.stderr)
+        return found.code
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What the user is told where the cause is the machine's state; None for any other error."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _SYSTEM:
+        where = f" {error.filename}" if error.filename else ""
+        return UserError(f"cannot {_SYSTEM[error.errno]}{where}: {error.strerror}")
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _MEMORY)
+    ):
+        said = text.split(". ")[0] or "no more memory"
+        return UserError(f"out of memory: {said}; try train.accumulate or a smaller batch")
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        # Torch raises it wherever the main thread is when a decoding process ends.
+        from train.data.loader import lost_worker
+
+        return lost_worker(error)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from train.evaluation.during import Judge
 from train.losses import NO_LOSS, set_epoch
 from train.meter import Averages, Meter
 from train.run_folder import MetricsLog, evaluated_steps
+from train.stopping import StoppedError, took
 
 if TYPE_CHECKING:
     from train.engine import Trainer
@@ -31,6 +33,7 @@ class Loop:
         self.run_config, world = trainer.config.run, trainer.world
         self.vote = Vote(world, trainer.config.train.timeout_s)
         self.meter = Meter(world)
+        self.cut_off = 0  # the signal in the middle of an evaluation
         self.log: MetricsLog | None = None
         if world.is_main:
             self.log = MetricsLog(
@@ -61,12 +64,17 @@ class Loop:
         """To the end, or until the stop that it returns."""
         trainer = self.trainer
         update = trainer.update()
-        self._catch_up()
+        try:
+            self._catch_up()
+        except StoppedError as stopped_in:
+            self.cut_off = stopped_in.number
+            return self.cut_off
         self.meter.restart_clock()
         while not trainer.at_end:
             for losses in (trainer.loss, trainer.head):
                 if losses is not None:
-                    set_epoch(losses, trainer.step // trainer.steps_per_epoch)
+                    set_epoch(losses, trainer.course.place(trainer.step)[0])
+            start = time.monotonic()
             for images, labels in trainer.epoch_batches():
                 pairs = trainer.has_pairs(trainer.step)
                 row = update(images, labels, step=trainer.step, lr=trainer.lr(), pairs=pairs)
@@ -76,7 +84,10 @@ class Loop:
                 self.bar.update()
                 self.meter.add(row, len(labels))
                 stopped = self.vote(int(self.stop(trainer.step)))
+                took(time.monotonic() - start)
                 self._end_step(stopped)
+                stopped = stopped or self.cut_off
+                start = time.monotonic()
                 if stopped:
                     self.vote.finish()
                     return stopped
@@ -93,18 +104,25 @@ class Loop:
 
     def _end_step(self, stopped: int) -> None:
         trainer, run = self.trainer, self.run_config
-        epochs, within = divmod(trainer.step, trainer.steps_per_epoch)
+        epochs, within = trainer.course.place(trainer.step)
         saving = bool(stopped) or trainer.at_end or (within == 0 and epochs % run.save_every == 0)
         saving = saving or (run.save_steps > 0 and trainer.step % run.save_steps == 0)
-        # Whoever has asked for a stop may not wait for long: the next run evaluates instead.
+        # A stop may not wait for long: the next run evaluates instead.
         judge = self.judge if trainer.at_end or not stopped else None
         judging = judge is not None and judge.due(trainer.step, trainer.at_end)
         if trainer.step % run.log_every == 0 or within == 0 or saving or judging:
             self._write(self.meter.take())
         if saving:
+            start = time.monotonic()
             trainer.save(self.folder)
+            took(time.monotonic() - start)
         if judge is not None and judging:
-            self._evaluate(judge)
+            try:
+                self._evaluate(judge)
+            except StoppedError as stopped_in:  # the next run evaluates instead
+                self.cut_off = stopped_in.number
+                if not saving:
+                    trainer.save(self.folder)
         if saving or judging:
             self.meter.restart_clock()
 
@@ -120,7 +138,7 @@ class Loop:
                 trainer.best = {"figure": name, "value": value, "step": trainer.step}
                 trainer.save(self.folder, best=True)
         if self.log is not None:
-            epoch = trainer.step / trainer.steps_per_epoch
+            epoch = trainer.course.epochs(trainer.step)
             self.log.write_evaluation(trainer.step, epoch, figures)
 
     def _write(self, averages: Averages) -> None:
@@ -141,7 +159,7 @@ class Loop:
             self.log.write(
                 {
                     "step": trainer.step,
-                    "epoch": trainer.step / trainer.steps_per_epoch,
+                    "epoch": trainer.course.epochs(trainer.step),
                     "loss": averages.total,
                     "class_loss": averages.class_term if has_classes else None,
                     "pair_loss": averages.pair_term if has_pairs else None,

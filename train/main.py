@@ -80,13 +80,20 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     """
     from train import checkpoint
     from train.checkpoints import read_or_earlier
-    from train.config import Config, make_config, parse_overrides, read_yaml
+    from train.config import (
+        COMMAND_LINE,
+        Config,
+        make_config,
+        of_a_run,
+        parse_overrides,
+        read_yaml,
+    )
 
     arguments, resume = parse_arguments(argv)
     layers = []
     for path in arguments.config:
         layers.append((path, read_yaml(path)))
-    layers.append(("command line", parse_overrides(arguments.overrides)))
+    layers.append((COMMAND_LINE, parse_overrides(arguments.overrides)))
     if not resume:
         return make_config(*layers), None, None
     sections = [values.get("run") for _, values in layers]
@@ -98,10 +105,9 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
         path = checkpoint.last(Path(str(run_dir)))
     path = checkpoint.found(path)
     if auto and not checkpoint.exists(path):
-        # What such a run has left so far is nothing to go on from.
-        return make_config(*layers, ("--resume auto", {"run": {"overwrite": True}})), None, None
+        return make_config(*layers), None, None
     path, values = read_or_earlier(path, take=auto)
-    base = values["config"]
+    base = values["config"] = of_a_run(values["config"])
     # What "auto" would choose for this number of processes may not be what the checkpoint holds.
     sharded = "always" if checkpoint.is_sharded(path) else "never"
     base.setdefault("partial_fc", {})["enabled"] = sharded
@@ -122,23 +128,29 @@ def run(argv: list[str]) -> int:
     from train.checkpoints import load_or_earlier
     from train.data.dataset import open_dataset
     from train.data.duplicates import check_duplicates
+    from train.data.identities import Identities, check_same
     from train.distributed import open_world
     from train.engine import Trainer
     from train.evaluation.during import Judge
     from train.losses import headline
-    from train.run_folder import check_run_folder, prepare
+    from train.resuming import report
+    from train.run_folder import RunFolder
 
     folder = Path(config.run.dir)
-    with open_world(config.train.device, config.train.timeout_s) as world:
+    owned = RunFolder(
+        folder,
+        resume=values is not None,
+        overwrite=config.run.overwrite,
+        auto=arguments.resume == "auto",
+    )
+    with owned, open_world(config.train.device, config.train.timeout_s) as world:
         if world.is_main:
             print(headline(config.loss, world.device), flush=True)
-        overwrite = config.run.overwrite
-        world.from_main(
-            lambda: check_run_folder(folder, resume=values is not None, overwrite=overwrite)
-        )
+        world.from_main(owned.check)
         data = open_dataset(config, world.size)
         images = data.train.images
-        world.check_same("the list of images in data.path", images.labels)
+        check_same(world, "data.path", images)
+        check_same(world, "data.path (people held out)", data.test)
         judge = Judge(config, world, data.test)
         tests = [data.test, *(test.source.images for test in judge.sets)]
         warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))
@@ -147,12 +159,23 @@ def run(argv: list[str]) -> int:
         if values is not None and resume_path is not None:
             check_backbone(values, path=resume_path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
+        said = ""
         if values is not None and resume_path is not None:
-            auto = arguments.resume == "auto"
-            load_or_earlier(trainer.load_state, values, resume_path, take=auto)
+
+            def load(values: dict[str, Any], path: Path) -> None:
+                nonlocal said
+                trainer.load_state(values, path)
+                people = Identities.of(images)
+                said = report(values, path, config, trainer.course, people, world.size)
+
+            load_or_earlier(load, values, resume_path, take=arguments.resume == "auto")
         step = None if values is None else trainer.step
         world.check_same("the step of the checkpoint", str(step).encode())
-        world.from_main(lambda: prepare(folder, config, resume_step=step))
+        moved = world.from_main(lambda: owned.prepare(config, resume_step=step))
+        if moved and world.is_main:
+            print(f"what {folder} held was moved to {moved}")
+        if said and world.is_main:
+            print(said)
         if world.is_main:
             print(
                 f"{len(images)} images of {len(images.identities)} identities, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from train.checkpoint import LAST, flush
 from train.checkpoints import remove, remove_leftovers
 from train.config import Config, to_yaml
 from train.errors import UserError
+from train.run_lock import RunLock
 
 METRICS = "metrics.jsonl"
 TABLE = "metrics.csv"  # the same in columns
@@ -29,8 +31,14 @@ _AT_THE_END = (EVALUATION, FEATURES, "report.html")
 _OURS = ("checkpoints", METRICS, TABLE, EVALUATIONS, *_AT_THE_END, CONFIG, "tensorboard")
 
 
-def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse early what :func:`prepare` could not do, without touching the disk."""
+def check_run_folder(folder: Path, *, resume: bool, overwrite: bool, auto: bool = False) -> None:
+    """Refuse early what :func:`prepare` could not do, without touching the disk.
+
+    Args:
+        resume: the run goes on from a checkpoint.
+        overwrite: a run that is there may be moved aside.
+        auto: one that was cut off before its first checkpoint may be begun again.
+    """
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -38,24 +46,76 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"run.dir: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"run.dir: cannot write in {existing}")
-    if (folder / METRICS).exists() and not resume and not overwrite:
+    if resume or overwrite or not holds_run(folder) or (auto and _is_cut_off(folder)):
+        return
+    if auto:
         raise UserError(
-            f"run.dir: {folder} already holds a run; continue it with --resume, choose another "
-            "run.dir, or replace it with run.overwrite=true"
+            f"run.dir: {folder} holds a run without its last checkpoint; name the one to go on "
+            "from, --resume CHECKPOINT, or begin again with run.overwrite=true on the command "
+            "line, which moves the run aside"
         )
+    raise UserError(
+        f"run.dir: {folder} already holds a run; continue it with --resume, choose another "
+        "run.dir, or begin again with run.overwrite=true on the command line, which moves the run "
+        "aside"
+    )
 
 
-def prepare(folder: Path, config: Config, *, resume_step: int | None) -> None:
-    """Create the folder and write its configuration.
+def holds_run(folder: Path) -> bool:
+    return (folder / METRICS).exists() or _checkpoints(folder)
 
-    A fresh run removes what an earlier one left. A resumed run drops the metrics of steps that
-    its checkpoint does not know, which are about to be run again.
+
+def _checkpoints(folder: Path) -> bool:
+    """Whether there are any that are whole, by whatever name."""
+    path = folder / LAST.parent
+    return path.is_dir() and any(
+        not name.endswith(".tmp") and not name.endswith(".new") for name in os.listdir(path)
+    )
+
+
+def _is_cut_off(folder: Path) -> bool:
+    """Whether all there is of a run will come again if it begins again."""
+    ended = any((folder / name).exists() for name in _AT_THE_END)
+    return (folder / METRICS).exists() and not ended and not _checkpoints(folder)
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move aside whatever has the names of a run's files; where to, if there was any."""
+    found = [name for name in _OURS if (folder / name).exists()]
+    if not found:
+        return None
+    where = folder.resolve()
+    for number in itertools.count(1):
+        target = where.with_name(f"{where.name}.old-{number}")
+        try:
+            target.mkdir()
+            break
+        except FileExistsError:
+            continue
+    # What says that there is a run goes last: a process may die on the way.
+    for name in sorted(found, key=lambda name: name == METRICS):
+        os.rename(where / name, target / name)
+    return target
+
+
+def prepare(
+    folder: Path, config: Config, *, resume_step: int | None, auto: bool = False
+) -> Path | None:
+    """Create the folder and write its configuration; where an earlier run was moved to, if any.
+
+    A fresh run moves aside what an earlier one left; with ``auto`` it removes what is left of one
+    that was cut off before its first checkpoint. A resumed run drops the metrics of steps that
+    its checkpoint does not have, which are about to be run again.
     """
+    moved = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Of a resumed run only what describes its end, which it has yet to come to.
-        for name in _OURS if resume_step is None else _AT_THE_END:
-            remove(folder / name)
+        if resume_step is not None or (auto and _is_cut_off(folder)):
+            # Of a resumed run only what describes its end, which it has yet to come to.
+            for name in _OURS if resume_step is None else _AT_THE_END:
+                remove(folder / name)
+        else:
+            moved = move_aside(folder)
         remove_leftovers(folder)
         lines = _until(folder / METRICS, resume_step)
         write_text(folder / METRICS, _json_lines(lines))
@@ -64,6 +124,7 @@ def prepare(folder: Path, config: Config, *, resume_step: int | None) -> None:
         write_text(folder / CONFIG, to_yaml(config))
     except OSError as error:
         raise UserError(f"run.dir: cannot write in {folder}: {error.strerror}") from error
+    return moved
 
 
 def _until(path: Path, step: int | None) -> list[dict[str, Any]]:
@@ -171,6 +232,39 @@ class MetricsLog:
             file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+class RunFolder:
+    """A run's folder from the start of its process to the end, which no other run may write."""
+
+    def __init__(self, folder: Path, *, resume: bool, overwrite: bool, auto: bool) -> None:
+        self.folder, self.lock = folder, RunLock(folder)
+        self.resume, self.overwrite, self.auto = resume, overwrite, auto
+
+    def check(self) -> None:
+        """Refuse early what :meth:`prepare` could not do; nothing is written but a lock."""
+        check_run_folder(self.folder, resume=self.resume, overwrite=self.overwrite, auto=self.auto)
+        if self.folder.is_dir():
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+        except OSError as error:
+            raise UserError(f"run.dir: cannot write in {self.folder}: {error.strerror}") from error
+
+    def prepare(self, config: Config, *, resume_step: int | None) -> Path | None:
+        """:func:`prepare`, where no other run has come first."""
+        self._take()
+        self.check()
+        return prepare(self.folder, config, resume_step=resume_step, auto=self.auto)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -13,8 +13,8 @@ SCHEDULES = ("constant", "polynomial", "cosine", "step")
 
 
 def lr_factor(
-    step: int,
-    total_steps: int,
+    step: float,
+    total_steps: float,
     *,
     schedule: str,
     warmup_steps: int = 0,
@@ -42,7 +42,9 @@ def lr_factor(
     raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
 
 
-def learning_rate(train: TrainConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
+def learning_rate(
+    train: TrainConfig, step: float, total_steps: float, steps_per_epoch: int
+) -> float:
     """Of ``step``, from 0, with what a configuration gives in epochs."""
     return train.lr * lr_factor(
         step,

@@ -5,8 +5,10 @@ YAML, ``key=value`` arguments. Keys and value types are checked against the data
 """
 
 from train.config.layers import (
+    COMMAND_LINE,
     describe_keys,
     make_config,
+    of_a_run,
     parse_overrides,
     read_yaml,
     to_dict,
@@ -16,11 +18,13 @@ from train.config.rules import check
 from train.config.sections import Config, iter_keys
 
 __all__ = [
+    "COMMAND_LINE",
     "Config",
     "check",
     "describe_keys",
     "iter_keys",
     "make_config",
+    "of_a_run",
     "parse_overrides",
     "read_yaml",
     "to_dict",

@@ -14,9 +14,19 @@ def about(
     choices: Any = None,
     low: float | None = None,
     high: float | None = None,
+    once: bool = False,
 ) -> dict[str, Any]:
-    """What a field says of itself. ``choices`` is a sequence, or a function giving one."""
-    return {"help": help, "name": name, "choices": choices, "low": low, "high": high}
+    """What a field says of itself. ``choices`` is a sequence, or a function giving one; ``once`` is
+    for what is true of one start only: it is neither written into a run nor read from a file.
+    """
+    return {
+        "help": help,
+        "name": name,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "once": once,
+    }
 
 
 def key(default: Any, help: str, **bounds: Any) -> Any:

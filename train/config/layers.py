@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from train.config import text
 from train.config.keys import choices_of
 from train.config.rules import check
-from train.config.sections import Config, iter_keys
+from train.config.sections import Config, iter_keys, kind_of
 from train.errors import UserError
+
+COMMAND_LINE = "command line"
+# Sources of timm's models that are fetched.
+_NETWORK = re.compile("timm:.*hf[-_]hub", re.IGNORECASE | re.DOTALL)
 
 
 def _rename(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
@@ -27,69 +33,162 @@ def _rename(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
             key = f"{section}.{name}"
             if key not in known:
                 raise UserError(f"{source}: unknown key '{key}'{_suggest(key, known)}")
-            renamed.setdefault(str(section), {})[known[key].name] = value
+            try:
+                found = _convert(value, str(known[key].type))
+            except ValueError as error:
+                raise UserError(f"{source}: {key}: {error}") from error
+            renamed.setdefault(str(section), {})[known[key].name] = found
     return renamed
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else " (--help lists all keys)"
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def _convert(value: Any, kind: str) -> Any:
+    """``value`` as the type of its key.
+
+    Raises:
+        ValueError: it is not one; what was expected.
+    """
+    if kind.startswith("dict"):
+        if not isinstance(value, dict):
+            raise ValueError(f"expected {{name: value, ...}}, got {_shown(value)}")
+        return copy.deepcopy(value)
+    if kind.startswith("list"):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"expected a list such as [a,b], got {_shown(value)}")
+        return [_convert(item, kind.removeprefix("list[").removesuffix("]")) for item in value]
+    if kind.endswith(" | None") and value is None:
+        return None
+    accepts, wanted = _SCALARS[kind.removesuffix(" | None")]
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise UserError(f"cannot read configuration {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path} is not valid YAML: {error}") from error
-    if values is None or values == {}:
-        return {}
-    return _string_keys(values, str(path))
+        return accepts(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"expected {wanted}, got {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a list" if isinstance(value, list) else "a section"
+    shown = f"'{value}'" if isinstance(value, str) else str(value)
+    return "nothing" if value is None else shown if len(shown) < 100 else f"{shown[:100]}..."
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int | float) or "\0" in str(value):
+        raise ValueError
+    return str(value)
+
+
+def _int(value: Any) -> int:
+    if type(value) not in (str, int):
+        raise ValueError
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    if type(value) not in (str, int, float):
+        raise ValueError
+    return float(value)
+
+
+_BOOLS = {
+    **dict.fromkeys(("yes", "y", "on", "true"), True),
+    **dict.fromkeys(("no", "n", "off", "false"), False),
+}
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in _BOOLS:
+        return _BOOLS[value.lower()]
+    return value if isinstance(value, bool) else _int(value) != 0
+
+
+_SCALARS: dict[str, tuple[Any, str]] = {
+    "str": (_text, "text"),
+    "int": (_int, "a whole number"),
+    "float": (_float, "a number"),
+    "bool": (_bool, "true or false"),
+}
+
+
+def of_a_run(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values without what is true of one start only, as some versions wrote it."""
+    once = [key for key, f in iter_keys() if f.metadata["once"]]
+    return {
+        section: {k: v for k, v in entries.items() if f"{section}.{k}" not in once}
+        if isinstance(entries, dict)
+        else entries
+        for section, entries in values.items()
+    }
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    return of_a_run(text.sections(text.read(path), str(path)))
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    """``["train.lr=0.1", ...]`` to nested values; right-hand sides are YAML."""
+    """``["train.lr=0.1", ...]`` to nested values; right-hand sides by the type of their key."""
+    values: dict[str, Any] = {}
     for item in overrides:
-        key, separator, _ = item.partition("=")
+        key, separator, given = item.partition("=")
         if not separator or not key:
             raise UserError(f"argument '{item}': expected key=value")
-        if "." not in key:
+        section, _, rest = key.partition(".")
+        if not rest:
             known = dict(iter_keys())
-            raise UserError(f"command line: unknown key '{key}'{_suggest(key, known)}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"cannot parse arguments {' '.join(overrides)}: {error}") from error
-    return _string_keys(values, "command line")
+            raise UserError(f"{COMMAND_LINE}: unknown key '{key}'{_suggest(key, known)}")
+        name, *path = rest.split(".")
+        kind = kind_of(f"{section}.{name}")
+        if path and kind and not kind.startswith("dict"):
+            raise UserError(f"{COMMAND_LINE}: {section}.{name}: it has no '{'.'.join(path)}'")
+        value = text.typed(given, kind, f"argument '{item}'")
+        for part in reversed(path):
+            value = {part: value}
+        _merge(values, {section: {name: value}})
+    return values
 
 
-def _string_keys(values: Any, source: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: expected sections of keys, got {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
+    """``over`` wins; sections and options are merged, lists replaced."""
+    for name, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
 
 
 def make_config(*layers: tuple[str, dict[str, Any]]) -> Config:
     """Merge ``(where it came from, nested values)`` layers over the defaults, and check."""
-    merged = OmegaConf.structured(Config)
+    merged = dataclasses.asdict(Config())
+    named, where = "", ""
     for source, values in layers:
-        try:
-            merged = OmegaConf.merge(merged, _rename(values, source))
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", "") or ""
-            user_key = next(
-                (k for k, f in iter_keys() if key == f"{k.split('.')[0]}.{f.name}"), key
-            )
-            raise UserError(f"{source}: {user_key}: {str(error).splitlines()[0]}") from error
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
+        renamed = _rename(values, source)
+        named = renamed.get("model", {}).get("name", named)
+        where = source if "name" in renamed.get("model", {}) else where
+        _merge(merged, renamed)
+    if _NETWORK.match(named) and where != COMMAND_LINE:
+        raise UserError(
+            f"{where}: model.name={named} would be fetched from the network, which is done for a "
+            f"name on the command line only (model.name=..., in commands that judge --model)"
+        )
+    config = Config(
+        **{f.name: f.default_factory(**merged[f.name]) for f in dataclasses.fields(Config)}  # type: ignore[misc]
+    )
     check(config)
     return config
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Nested plain values under the user's key names; the inverse of :func:`make_config`."""
+    """Nested plain values under the user's key names; the inverse of :func:`make_config`, but for
+    what is true of one start only.
+    """
+    return of_a_run(_all(config))
+
+
+def _all(config: Config) -> dict[str, dict[str, Any]]:
     values: dict[str, dict[str, Any]] = {}
     for key, f in iter_keys():
         section, name = key.split(".")
@@ -98,12 +197,12 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.dump(to_dict(config), Dumper=text.Dumper, sort_keys=False)
 
 
 def describe_keys() -> str:
     """One paragraph per key for ``--help``."""
-    defaults = to_dict(Config())
+    defaults = _all(Config())
     lines = []
     for key, f in iter_keys():
         section, name = key.split(".")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from train.backbones import check_backbone
 from train.config.keys import choices_of
 from train.config.sections import Config, iter_keys
@@ -16,8 +18,14 @@ def check(config: Config) -> None:
         choices, low, high = choices_of(f), f.metadata["low"], f.metadata["high"]
         if choices and value not in choices:
             raise UserError(f"{key}: expected one of {', '.join(choices)}; got '{value}'")
+        if key in ("run.dir", "data.path") and not value:
+            raise UserError(f"{key}: expected a path, got nothing")
+        if isinstance(value, list) and not all(isinstance(v, str) or _usual(v) for v in value):
+            raise UserError(f"{key}: expected finite numbers, got {value}")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
+        if not _usual(value):
+            raise UserError(f"{key}: expected a number that is finite and below 2^63")
         if not (low is None or value >= low) or not (high is None or value <= high):  # also NaN
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"{key}: expected a number {bounds}, got {value}")
@@ -37,6 +45,10 @@ def check(config: Config) -> None:
         raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
     if config.data.sampler == "balanced" and config.data.images_per_identity < 2:
         raise UserError("data.sampler=balanced needs data.images_per_identity of at least 2")
+
+
+def _usual(value: float) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
 
 
 def _check_partial_fc(config: Config) -> None:

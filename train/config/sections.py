@@ -179,7 +179,7 @@ class TrainConfig:
     gamma: float = key(0.1, "factor of the step schedule", low=0.0)
     amp: str = key("none", "autocast dtype", choices=("none", "bf16", "fp16"))
     timeout_s: float = key(
-        1800.0, "seconds a process waits for the others before it gives up", low=1.0
+        1800.0, "seconds a process waits for the others before it gives up", low=1.0, high=1e9
     )
     device: str = key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
     optimizer: str = key(
@@ -221,7 +221,11 @@ class RunConfig:
     seed: int = key(0, "seed of initialisation, order and augmentation", low=0, high=2**63 - 1)
     log_every: int = key(10, "steps between lines of metrics.jsonl", low=1)
     save_every: int = key(1, "epochs between checkpoints", low=1)
-    overwrite: bool = key(False, "allow a run folder that already holds a run; it is replaced")
+    overwrite: bool = key(
+        False,
+        "begin a run where there is one already, which is moved aside; only on the command line",
+        once=True,
+    )
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
     progress: bool = key(True, "progress bar")
@@ -252,3 +256,9 @@ def iter_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     for section, cls in section_types().items():
         for f in dataclasses.fields(cls):
             yield f"{section}.{key_name(f)}", f
+
+
+def kind_of(key: str) -> str:
+    """The type of a ``section.key`` as it is declared; empty for an unknown one."""
+    found = dict(iter_keys()).get(key)
+    return "" if found is None else str(found.type)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from multiprocessing import active_children, get_context
+from multiprocessing.queues import Queue, SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,17 +52,20 @@ class ImageSource:
                 chosen = torch.as_tensor(np.ascontiguousarray(rows))
                 yield self.pixels[chosen], labels[chosen]
             return
+        global _lost
+        fork = "fork" if self.workers and sys.platform == "linux" else None
+        _lost = get_context(fork).SimpleQueue() if self.workers else None
         loader: DataLoader[_Sample] = DataLoader(
             _Decoded(self.images, self.size, self.skip_unreadable, self.max_pixels),
             batch_sampler=indices,  # type: ignore[arg-type]  # of an array, its rows
             num_workers=self.workers,
             # Forked workers share the arrays of the image list; others would each get a copy.
-            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+            multiprocessing_context=fork,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals,
+            worker_init_fn=functools.partial(_start_worker, _lost),
         )
-        for pixels, labels, errors in _living(loader):
+        for pixels, labels, errors in _received(loader):
             self.skipped.update(errors)
             if errors and not self.skip_unreadable:
                 message = next(iter(errors.values()))
@@ -121,17 +129,63 @@ def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArra
         raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
 
 
-def _living(loader: Iterable[T]) -> Iterator[T]:
-    """What a loader gives, as long as its processes live."""
+# What a decoding process could not hand over, and why; the last loader's.
+_lost: SimpleQueue[str] | None = None
+
+
+def _start_worker(lost: SimpleQueue[str], worker: int) -> None:
+    """In a decoding process. A batch that its queue cannot send (there is no room in shared memory,
+    say) would be dropped with a traceback, and waited for without end.
+    """
+    leave_signals(worker)
+
+    def give_up(error: Exception, item: Any) -> None:
+        lost.put(" ".join(str(error).split())[:300])
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
+
+
+def lost_worker(error: Exception) -> UserError:
+    """What to say of Torch's error that a decoding process is gone, wherever it comes up."""
+    text = str(error)
+    if _lost is not None and not _lost.empty():
+        reason = f"a decoding process cannot hand over a batch ({_lost.get()})"
+    elif "Bus error" in text:
+        reason = "a decoding process cannot hand over a batch"
+    else:
+        how = re.search(r"is (killed by signal: [^.]*)|(exit code \d+)", text)
+        return UserError(
+            f"a decoding process has died{f' ({how[1] or how[2]})' if how else ''}, of an image or "
+            "for want of memory; data.workers=0 decodes in the training process"
+        )
+    return UserError(
+        f"{reason}: shared memory is too small for the batches under way; enlarge /dev/shm (docker "
+        "run --shm-size=8g), or decode in the training process by data.workers=0"
+    )
+
+
+def _received(loader: Iterable[T]) -> Iterator[T]:
+    """What a loader gives, as long as its processes live; none is left behind."""
+    before = set(active_children())
+    batches = iter(loader)
+    workers = set(active_children()) - before
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        raise lost_worker(error) from error
+    except (OSError, EOFError) as error:  # descriptors or a folder for sockets are short
         raise UserError(
-            "a decoding process has died, of an image or for want of memory; data.workers=0 "
-            "decodes in the training process"
+            f"cannot take a batch from a decoding process: {error}; data.workers=0 decodes in the "
+            "training process"
         ) from error
+    finally:
+        del batches  # asks them to end
+        for process in workers:  # they are deaf to SIGTERM, and may be waiting for a disk
+            if process.is_alive():
+                process.kill()
 
 
 _Sample = tuple[np.ndarray, int, dict[str, str]]

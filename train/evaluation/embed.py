@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from train.data.augment import normalise, to_unit
 from train.data.loader import ImageSource
 from train.distributed import World
+from train.stopping import StoppedError, requested
 
 # The rounding of features depends on it, so training and the commands have the same one.
 BATCH_SIZE = 50
@@ -32,6 +33,9 @@ def embed(
 
     Every process of ``world`` calls, embeds its share of the images, and gets those of all, and
     what others have skipped.
+
+    Raises:
+        StoppedError: on all processes, where a signal has asked one of them to stop.
     """
     world = world or World(0, 1, device)
     # Module by module: some may be in evaluation mode while the rest is trained.
@@ -42,13 +46,19 @@ def embed(
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for pixels, label in source.batches(parts):
+        if requested():
+            break
         images = normalise(to_unit(pixels.to(device)))
         features.append(_flip_sum(backbone, images).float().cpu())
         labels.append(label)
     for module in training:
         module.training = True
-    for skipped in world.gather_objects(source.skipped):
+    stops = []
+    for skipped, stop in world.gather_objects((source.skipped, requested())):
         source.skipped.update(skipped)
+        stops.append(stop)
+    if any(stops):
+        raise StoppedError(max(stops))
     if world.size == 1:
         return torch.cat(features).numpy(), torch.cat(labels).numpy()
     return _gather_rows(features, world).numpy(), _gather_rows(labels, world).numpy()

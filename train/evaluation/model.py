@@ -14,7 +14,7 @@ from torch import nn
 from train import checkpoint
 from train.backbones import build_backbone
 from train.backbones.weights import find_state, recognise, sizes
-from train.config import Config, make_config
+from train.config import COMMAND_LINE, Config, make_config, of_a_run
 from train.data.image_list import ImageList
 from train.data.loader import ImageSource, open_images
 from train.distributed import choose_device
@@ -48,6 +48,9 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="checkpoint file or folder, a run folder (its last one), or published weights",
     )
+    parser.add_argument(
+        "--model", metavar="NAME", help="model.name, where that of the checkpoint is fetched"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--batch-size", type=at_least(1), default=BATCH_SIZE, help="images embedded at a time"
@@ -76,7 +79,9 @@ def load_model(arguments: Namespace) -> Model:
     path, values = checkpoint.read_any(Path(arguments.checkpoint))
     threshold = None
     if checkpoint.is_run(values):
-        config = make_config((str(path), values["config"]))
+        typed = getattr(arguments, "model", None)
+        layers = [(COMMAND_LINE, {"model": {"name": typed}})] if typed else []
+        config = make_config((str(path), of_a_run(values["config"])), *layers)
         threshold = values["trainer"].get("threshold")
     else:
         config = _published(values, path)
