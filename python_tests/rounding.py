@@ -72,6 +72,8 @@ class Rounded(TorchDispatchMode):
         if count > len(pool):
             pool = pool.repeat(math.ceil(count / len(pool)))
         start = self._below(len(pool) - count + 1)
+        if count == 1:  # the two as one, which cannot cancel
+            return 2**0.5 * pool[start : start + 1].view(like.shape)
         return pool[start : start + count].view(like.shape) + (2.0 * self._below(2) - 1.0)
 
     def converted(self, x: Tensor, dtype: torch.dtype) -> Tensor:
