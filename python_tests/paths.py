@@ -60,7 +60,8 @@ def worst(limits: Path) -> tuple[float, str]:
 
 def main() -> int:
     if len(sys.argv) > 1:
-        print("%.2f %s" % worst(Path(sys.argv[1])))
+        ratio, where = worst(Path(sys.argv[1]))
+        print(f"{ratio:.2f} {where}")
         return 0
     failed = False
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,8 @@ def main() -> int:
             )
             line = done.stdout.strip() or done.stderr.strip()[-200:]
             failed |= done.returncode != 0 or not float(line.split()[0]) <= 1
-            print(f"{' '.join('='.join(i) for i in path.items()) or 'default':50} {line}", flush=True)
+            name = " ".join("=".join(item) for item in path.items()) or "default"
+            print(f"{name:50} {line}", flush=True)
     return int(failed)
 
 

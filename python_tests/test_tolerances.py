@@ -21,7 +21,16 @@ from unitsface_kernels.losses import REGISTRY
 
 EAGER = Target("reference", "cpu")
 # Large scales, slopes of margins, terms that cancel, long sums.
-NAMES = {"base", "columns", "scale-256", "dim-one", "identical", "odd-dim", "axes", "threshold-1000"}
+NAMES = {
+    "base",
+    "columns",
+    "scale-256",
+    "dim-one",
+    "identical",
+    "odd-dim",
+    "axes",
+    "threshold-1000",
+}
 CALLS = [
     pytest.param(spec, values, case, id=name)
     for name, spec, values, case in parity_cases()
@@ -110,8 +119,8 @@ FAULTS = {
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 def test_faults_are_caught(spec, fault: str) -> None:
     # Cosines and a scale at which every pair says something; nearest: more pairs than columns.
-    values = {name: v for name, v in {"scale": 8.0, "k": 64, "margin": 0.5}.items()}
-    values = {name: v for name, v in values.items() if name in spec.defaults()}
+    values = {"scale": 8.0, "k": 64, "margin": 0.5}
+    values = {name: value for name, value in values.items() if name in spec.defaults()}
     p = problem(spec, rows=12, columns=9, dim=32, values=values, threshold=2.0)
     want = expected(EAGER, p, torch.float32)
     check_all(_evaluated(p, "reference"), want, computations=0.5)

@@ -120,6 +120,8 @@ class Loop:
                 trainer.best = {"figure": name, "value": value, "step": trainer.step}
                 trainer.save(self.folder, best=True)
         if self.log is not None:
+            for line in judge.lines(figures, trainer.step):
+                tqdm.write(line)  # above the bar
             epoch = trainer.step / trainer.steps_per_epoch
             self.log.write_evaluation(trainer.step, epoch, figures)
 
