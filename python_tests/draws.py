@@ -7,7 +7,7 @@ drawing them one by one is slow and makes failures no smaller. Draws are the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from cases import Problem, calls, variants
 from helpers import TARGETS, Target
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tolerances import check_drawn_gradient, check_drawn_loss
+from judgement import expected
+from tolerances import check
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -152,20 +153,12 @@ def losses(topology: str = "any", reduction: str = "any") -> list[LossSpec]:
 
 
 def check_equal(p: Problem, got: Evaluation, want: Evaluation) -> None:
-    """Two evaluations that agree but for rounding, of a loss that is that of ``p``."""
-    values = {**p.spec.defaults(), **p.values}
+    """Two float32 evaluations of the loss of ``p`` agree but for the rounding of both."""
+    target = Target("reference", str(p.rows.device))
+    rounding = expected(target, p, torch.float32)
     loss, gradients = want
     assert got[1].keys() == gradients.keys()
-    bends = max(1.0, float(values.get("m1", 1.0)), float(values.get("t", 1.0)))
-    scale = float(values.get("scale", 4.0))  # nearest: 2 for each of two cosines
-    threshold = 0.0 if p.b is None else float(torch.as_tensor(p.b).abs().max())
-    logits = scale * (bends + float(values.get("margin", 0.0))) + threshold
-    # A term w softplus(z) is above its derivative w sigmoid(z). Where positives take no part the
-    # derivative is at most 1 whatever the value, which may cross 0.
-    upstream = p.upstream.expand(len(p.rows)) if p.reduction != "mean" else p.upstream
-    weight = float(upstream.sum()) if p.spec.positive is None else 0.0
-    terms = float((loss.double() * p.upstream).abs().sum()) + weight
-    check_drawn_loss(got[0], loss, logits, 1.0 if p.spec.positive is None else 0.0)
-    for name, gradient in gradients.items():
-        slope = 1.0 if name == "b" else 2 * scale * bends
-        check_drawn_gradient(name, got[1][name], gradient, logits, slope * terms)
+    for name, value in {"loss": loss, **gradients}.items():
+        found = got[0] if name == "loss" else got[1][name]
+        spread = replace(rounding[name], want=value.double())
+        check(name, found, spread, computations=2.0)

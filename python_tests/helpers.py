@@ -5,19 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from unitsface_kernels import dispatch
-from unitsface_kernels.backends import reference
-from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.engine import DTYPE_CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unitsface_kernels"
@@ -49,57 +42,6 @@ TARGETS = [
     for backend in dispatch.available(device, torch.float32)
 ]
 FUSED = [target for target in TARGETS if target.backend != "reference"]
-
-
-def _rounded(t: Tensor, dtype: torch.dtype, truncate: bool) -> Tensor:
-    """float32 values that ``dtype`` can hold; Triton's interpreter cuts bfloat16 off."""
-    if truncate and dtype == torch.bfloat16:
-        return (t.float().view(torch.int32) & -(2**16)).view(torch.float32)
-    return t.to(dtype).float()
-
-
-class _HalfProduct(torch.autograd.Function):
-    """a @ b.T as tensor cores compute it: operands in half precision, sums in float32.
-
-    The gradient that enters the backward products is rounded too, around its own magnitude as
-    an operand of a float16 product has to be.
-    """
-
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, dtype: torch.dtype, truncate: bool) -> Tensor:
-        a, b = _rounded(a, dtype, truncate), _rounded(b, dtype, truncate)
-        ctx.save_for_backward(a, b)
-        ctx.rounding = dtype, truncate
-        return a @ b.T
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        a, b = ctx.saved_tensors
-        top = gradient.abs().amax().clamp_min(1e-30) if gradient.numel() else 1.0
-        gradient = _rounded(gradient / top, *ctx.rounding) * top
-        return gradient @ b, gradient.T @ a, None, None
-
-
-@contextmanager
-def eager_precision(target: Target, dtype: torch.dtype):
-    """The eager reference with the products that ``target`` is entitled to for ``dtype``.
-
-    On the CPU the native backend multiplies in float32 whatever the inputs, but for bfloat16 on a
-    processor that has instructions for it; the others may use tensor cores.
-    """
-    widened = target.backend == "native" and target.device == "cpu"
-    if widened and dtype == torch.bfloat16:
-        widened = not loader.extension().cpu.has_product(DTYPE_CODES[torch.bfloat16])
-    if dtype == torch.float32 or widened:
-        yield
-        return
-
-    def cosines(rows: Tensor, columns: Tensor) -> Tensor:
-        unit = [F.normalize(t, dim=1, eps=reference.NORM_EPS) for t in (rows, columns)]
-        return _HalfProduct.apply(*unit, dtype, target.interpreted)
-
-    with mock.patch.object(reference, "cosines", cosines):
-        yield
 
 
 def run_python(*arguments: str, timeout: float = 120, **environment: str):

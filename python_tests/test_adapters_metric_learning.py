@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import DEVICES
+from rounding import spreads
 from tolerances import (
     AUTOCAST_GRADIENT,
     AUTOCAST_LOSS,
     SAME_LOSS,
-    check_gradient,
-    check_loss,
+    check_all,
     check_same,
 )
 from torch import Tensor, nn
@@ -47,22 +48,22 @@ def _evaluate(run: Callable[..., Tensor], tensors: list[Tensor], *more: nn.Param
     return loss.detach(), gradients
 
 
-def _check(got: Evaluated, want: Evaluated, eager: Evaluated, logit: float) -> None:
-    """``logit``: the size of the logits of which the loss is a difference. Zeros are exact."""
+def _check(got: Evaluated, original: Callable[[], Evaluated]) -> None:
+    """By the rule; ``original`` evaluates in float64, and changes nothing when it does."""
+
+    def named(loss: Tensor, gradients: list[Tensor]) -> dict[str, Tensor]:
+        return {"loss": loss} | {f"gradient {k}": g for k, g in enumerate(gradients)}
+
     assert got[0].dtype == torch.float32
-    size = logit if want[0] else 0.0
-    check_loss(got[0] + size, want[0] + size, eager[0] + size, torch.float32)
-    for k, gradients in enumerate(zip(got[1], want[1], eager[1], strict=True)):
-        check_gradient(f"gradient {k}", *gradients, torch.float32, size=size)
+    check_all(named(*got), spreads(lambda: named(*original())))
 
 
 def _compare(name: str, tensors: list[Tensor], call: Callable[..., Tensor], **options) -> None:
-    """Ours against the original in float64, judged by the original in float32."""
+    """Ours against the original in float64."""
     mine, original = getattr(ours, name)(**options), getattr(theirs, name)(**options)
+    exact = [t.double() for t in tensors]
     got = _evaluate(lambda *t: call(mine, *t), tensors)
-    eager = _evaluate(lambda *t: call(original, *t), tensors)
-    want = _evaluate(lambda *t: call(original, *t), [t.double() for t in tensors])
-    _check(got, want, eager, 1 / mine.temperature)
+    _check(got, lambda: _evaluate(lambda *t: call(original, *t), exact))
 
 
 IN_BATCH = {
@@ -147,14 +148,10 @@ def test_the_original_wraps_ours(name: str) -> None:
 
 
 def _class_losses(name: str, device: str, **options) -> list[nn.Module]:
-    """Ours, the original in float64 and in float32, with the same weights."""
-    made = [getattr(library, name)(15, 8, **options) for library in (ours, theirs, theirs)]
-    for loss in made[1:]:
-        loss.load_state_dict(made[0].state_dict())
-    return [loss.to(device, dtype) for loss, dtype in zip(made, _DTYPES, strict=True)]
-
-
-_DTYPES = (torch.float32, torch.float64, torch.float32)
+    """Ours, and the original in float64, with the same weights."""
+    mine, original = (getattr(library, name)(15, 8, **options) for library in (ours, theirs))
+    original.load_state_dict(mine.state_dict())
+    return [mine.to(device), original.to(device, torch.float64)]
 
 
 @each_device
@@ -163,13 +160,11 @@ _DTYPES = (torch.float32, torch.float64, torch.float32)
 @pytest.mark.parametrize("rows", [1, 30])
 def test_classes(name: str, device: str, options: dict[str, float], rows: int) -> None:
     embeddings, labels = torch.randn(rows, 8, device=device), torch.randint(0, 15, (rows,))
-    losses = _class_losses(name, device, **options)
-    results = [
-        _evaluate(lambda e, loss=loss: loss(e, labels), [embeddings.to(dtype)], loss.W)
-        for loss, dtype in zip(losses, _DTYPES, strict=True)
-    ]
-    _check(*results, logit=losses[0].scale)
-    assert results[0][1][1].shape == (8, 15)
+    mine, original = _class_losses(name, device, **options)
+    got = _evaluate(lambda e: mine(e, labels), [embeddings], mine.W)
+    exact = embeddings.double()
+    _check(got, lambda: _evaluate(lambda e: original(e, labels), [exact], original.W))
+    assert got[1][1].shape == (8, 15)
 
 
 @each_class_loss
@@ -231,14 +226,14 @@ def _memories(name: str, size: int, device: str) -> list[nn.Module]:
 
 def _check_step(memories: list[nn.Module], embeddings: Tensor, labels: Tensor, **options) -> None:
     """Loss, gradient and what is held afterwards."""
-    _check(
-        *(
-            _evaluate(lambda e, m=memory: m(e, labels, **options), [embeddings.to(dtype)])
-            for memory, dtype in zip(memories, _DTYPES, strict=True)
-        ),
-        logit=1 / memories[0].loss.temperature,
-    )
-    mine, _, original = memories
+    mine, exact, original = memories
+
+    def step(memory: nn.Module, dtype: torch.dtype) -> Evaluated:
+        return _evaluate(lambda e: memory(e, labels, **options), [embeddings.to(dtype)])
+
+    _check(step(mine, torch.float32), lambda: step(copy.deepcopy(exact), torch.float64))
+    step(exact, torch.float64)
+    step(original, torch.float32)
     assert torch.equal(mine.embedding_memory, original.embedding_memory)
     assert torch.equal(mine.label_memory, original.label_memory)
     assert mine.queue_idx == original.queue_idx

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import TARGETS, Target
-from tolerances import SAME_GRADIENT, SAME_LOSS, check_same
+from rounding import spreads
+from tolerances import SAME_LOSS, check_all
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,13 +42,23 @@ def _softmax_loss(
     return F.cross_entropy(scale * cosine.index_put(place, target), labels, reduction="none")
 
 
-def _compare(module: torch.nn.Module, got: Tensor, want: Tensor, feats: Tensor) -> None:
-    leaves = [feats, *module.parameters()]
-    check_same("loss", got.detach(), want.detach(), SAME_LOSS)
-    for a, b in zip(
-        torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True
-    ):
-        check_same("gradient", a, b, SAME_GRADIENT)
+Formula = Callable[[torch.nn.Module, Tensor], Tensor]
+
+
+def _evaluated(module: torch.nn.Module, loss: Tensor, feats: Tensor) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(loss, [feats, *module.parameters()])
+    return {"loss": loss.detach()} | {f"gradient {k}": g for k, g in enumerate(gradients)}
+
+
+def _compare(module: torch.nn.Module, got: Tensor, formula: Formula, feats: Tensor) -> Tensor:
+    """``got`` against ``formula(module, feats)``, which is returned; in float64, by the rule."""
+    exact, x = copy.deepcopy(module).double(), feats.detach().double().requires_grad_()
+    for part in exact.modules():
+        if hasattr(part, "backend"):
+            part.backend = "reference"
+    want = spreads(lambda: _evaluated(exact, formula(exact, x), x))
+    check_all(_evaluated(module, got, feats), want)
+    return want["loss"].want
 
 
 # --- UNPG -----------------------------------------------------------------------------------------
@@ -80,8 +92,10 @@ def test_unpg_is_its_formula(target: Target, base: str, whisker: float | None) -
     options = {"base": base, "whisker": whisker, "scale": 16.0, "margin": 0.3}
     module = UNPGLoss(D, C, **options, backend=target.backend).to(target.device)
     feats, labels = _batch(target)
-    want = _unpg(module, feats, labels, base == "arcface")
-    _compare(module, module(feats, labels), want, feats)
+    want = _compare(
+        *(module, module(feats, labels)),
+        *(lambda m, x: _unpg(m, x, labels, base == "arcface"), feats),
+    )
     # The filter and the pairs matter here.
     without = copy.deepcopy(module)
     without.whisker = 1.5 if whisker == 0.0 else 0.0
@@ -94,8 +108,12 @@ def test_unpg_without_negative_pairs_is_its_head(target: Target) -> None:
     module = UNPGLoss(D, C, scale=16.0, backend=target.backend).to(target.device)
     feats, labels = _batch(target)
     for identity in (torch.where(labels >= 0, 2, -1), torch.full_like(labels, -1)):
-        got, want = module(feats, identity), module.head(feats, identity)
-        _compare(module, got, want.sum() / max(1, int((identity >= 0).sum())), feats)
+        count = max(1, int((identity >= 0).sum()))
+
+        def formula(m: UNPGLoss, x: Tensor, labels: Tensor = identity, count: int = count):
+            return m.head(x, labels).sum() / count
+
+        _compare(module, module(feats, identity), formula, feats)
     empty = module(feats[:0], labels[:0])
     assert float(empty.detach()) == 0.0
     assert not bool(torch.autograd.grad(empty, feats)[0].any())
@@ -137,31 +155,36 @@ def test_epl_is_its_formula(target: Target, base: str) -> None:
     feats, labels = _batch(target)
     counted = labels >= 0
     y = labels[counted]
+    place = torch.arange(len(y)), y
+
+    def formula(m: EPLLoss, x: Tensor) -> Tensor:
+        want = m.head(x, labels)
+        if m._epoch < 2:
+            return want
+        cosine = _unit(x)[counted] @ _moved(before, x, labels).T
+        shifted = cosine.index_put(place, cosine[place] - 0.6 * cosine[place].detach())
+        if base == "uce":
+            b = m.head.threshold
+            terms = F.softplus(16.0 * cosine - b)
+            target_term = F.softplus(b - 16.0 * (shifted[place] - 0.3))
+            block = terms.index_put(place, target_term).sum(dim=1)
+        elif base == "cosface":
+            block = _softmax_loss(shifted, y, 16.0, 0.0)
+        else:
+            angular = torch.cos(torch.acos(shifted[place]) + 0.3)
+            if not exact:
+                angular = shifted[place] + (angular - shifted[place]).detach()
+            logits = 16.0 * cosine.index_put(place, angular)
+            block = F.cross_entropy(logits, y, reduction="none")
+        return (want + block.mean()) / 2
+
     for epoch in (0, 1, 2, 5):
         module.set_epoch(epoch)
         prototypes = _moved(module.prototypes, feats, labels)
+        before = module.prototypes.double()
         got = module(feats, labels)
         torch.testing.assert_close(module.prototypes, prototypes)
-        want = module.head(feats, labels)
-        if epoch >= 2:
-            cosine = _unit(feats)[counted] @ prototypes.T
-            place = torch.arange(len(y)), y
-            shifted = cosine.index_put(place, cosine[place] - 0.6 * cosine[place].detach())
-            if base == "uce":
-                b = module.head.threshold
-                terms = F.softplus(16.0 * cosine - b)
-                target_term = F.softplus(b - 16.0 * (shifted[place] - 0.3))
-                block = terms.index_put(place, target_term).sum(dim=1)
-            elif base == "cosface":
-                block = _softmax_loss(shifted, y, 16.0, 0.0)
-            else:
-                angular = torch.cos(torch.acos(shifted[place]) + 0.3)
-                if not exact:
-                    angular = shifted[place] + (angular - shifted[place]).detach()
-                logits = 16.0 * cosine.index_put(place, angular)
-                block = F.cross_entropy(logits, y, reduction="none")
-            want = (want + block.mean()) / 2
-        _compare(module, got, want, feats)
+        _compare(module, got, formula, feats)
     module.eval()
     before = module.prototypes.clone()
     module(feats, labels)
@@ -205,19 +228,23 @@ def test_vpl_is_its_formula(target: Target, base: str) -> None:
     newest: dict[int, tuple[int, Tensor]] = {}
     for step in range(1, 7):
         feats, labels = _batch(target, seed=step, rows=5)
-        counted = labels >= 0
-        weight = _unit(module.head.weight)
-        for label, (stamp, feature) in newest.items():
-            if step > 2 and step - stamp <= 2:
-                mixed = 0.6 * weight[label] + 0.4 * feature
-                weight = weight.index_put((torch.tensor(label, device=weight.device),), mixed)
-        cosine = _unit(feats)[counted] @ _unit(weight).T
-        want = _softmax_loss(cosine, labels[counted], 16.0, 0.3, base == "arcface").mean()
+
+        def formula(m: VPLLoss, x: Tensor, labels: Tensor = labels, step: int = step) -> Tensor:
+            weight = _unit(m.head.weight)
+            for label, (stamp, feature) in newest.items():
+                if step > 2 and step - stamp <= 2:
+                    mixed = 0.6 * weight[label] + 0.4 * _unit(feature)[0]
+                    place = (torch.tensor(label, device=weight.device),)
+                    weight = weight.index_put(place, mixed)
+            cosine = _unit(x)[labels >= 0] @ _unit(weight).T
+            margins = 16.0, 0.3, base == "arcface"
+            return _softmax_loss(cosine, labels[labels >= 0], *margins).mean()
+
+        want = _compare(module, module(feats, labels), formula, feats)
         plain.append(float((module.head(feats, labels) - want).detach().abs()))
-        _compare(module, module(feats, labels), want, feats)
         for i, label in enumerate(labels.tolist()):
             if label >= 0:
-                newest[label] = step, _unit(feats.detach())[i]
+                newest[label] = step, feats.detach()[i : i + 1].double()
     assert max(plain[:2]) < 1e-4
     assert min(plain[2:]) > 1e-2
     module.eval()

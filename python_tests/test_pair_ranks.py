@@ -13,10 +13,10 @@ from helpers import patched_blocks
 from ranks import IDENTITIES, identities, normal, own_rows, run_ranks
 from tolerances import (
     EXACT,
-    FLOORS,
     SAME_GRADIENT,
     SAME_LOSS,
     check_same,
+    conversion,
 )
 from torch import Tensor
 from torch import distributed as dist
@@ -194,7 +194,7 @@ def _half_precision(rank: int, counts: Sequence[int]) -> None:
                 *(loss, feats[own], labels[own], upstream[own], {}),
                 **{"reduction": "none", "group": dist.group.WORLD, "exchange": exchange},
             )
-            allowed = 2 * FLOORS[dtype].element
+            allowed = conversion(dtype)
             check_same(f"{loss} {dtype}", got[1], want[1][own], allowed)
 
 

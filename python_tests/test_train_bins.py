@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from evaluation_formats import array_bin, orl_pairs, python2_bin, python2_text_bin
 from PIL import Image
-from train_support import tiny, train, write_faces
+from train_support import arguments, tiny, train, write_faces
 
-from train import evaluate
+from train import evaluate, main
 from train.data.dataset import open_dataset
 from train.errors import UserError
 from train.evaluation.bins import BinSet, open_bin_set
@@ -316,10 +316,36 @@ def test_from_the_command_line_and_in_training(
     figures = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert set(figures) == {"lfw", "cfp_fp"}
     assert figures["lfw"]["pairs"] == 20
-    assert f"{figures['lfw']['accuracy']:.4f} ± " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{figures['lfw']['accuracy']:.4f} ± " in shown
+    assert shown.count("not resolved") == 2  # FAR 1e-3 of ten negative pairs
+    for name in ("lfw", "cfp_fp"):
+        assert (tmp_path / "out" / f"{name}-scores.png").read_bytes().startswith(b"\x89PNG")
 
     config = tiny(data, tmp_path / "run", eval={"sets": [str(path) for path in paths]})
     sets = open_test_sets(config, open_dataset(config).test)
     assert [test_set.name for test_set in sets] == ["lfw", "cfp_fp"]
     with pytest.raises(UserError, match="two test sets are called 'lfw'"):
         evaluate.run([*given[:4], str(paths[0]), *given[4:]])
+
+
+def test_a_run_with_verification_sets_only_prints_them_and_has_no_empty_sections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_faces(tmp_path / "data", identities=3, images=4)
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(python2_bin(*orl_pairs()))
+    sets = {"sets": [str(path)], "every": 1}
+    config = tiny(data, tmp_path / "run", eval=sets, train={"epochs": 1, "max_steps": 2})
+    config.run.report = True
+    assert main.run(arguments(config)) == 0
+    shown = capsys.readouterr().out.splitlines()
+    evaluations = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    lines = [line for line in shown if ", lfw: accuracy " in line]
+    assert len(lines) == len(evaluations) > 0
+    figures = json.loads(evaluations[-1])["eval"]["lfw"]
+    assert f"accuracy {figures['accuracy']:.4g}" in lines[-1]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "This run has no features.npz" not in page
+    assert "<h2>ROC" not in page
+    assert "identities held out of training" in page

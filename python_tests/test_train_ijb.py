@@ -122,6 +122,13 @@ def test_rates_accept_no_more_than_allowed() -> None:
     assert 0 < given["tar@far=0.001"] < given["tar@far=0.1"] < 1 == given["tar@far=1"]
 
 
+def test_rates_that_the_negatives_do_not_resolve_are_none() -> None:
+    figures = {"tar@far=1e-06": 0.9, "tar@far=0.01": 0.8, "pairs": 405}
+    assert rates.without_unresolved(figures, 405) == {**figures, "tar@far=1e-06": None}
+    assert rates.resolved(1e-6, 10**6)
+    assert [rates.shown(v) for v in (None, 0.8, 405)] == ["not resolved", "0.8000", "405"]
+
+
 def test_verification_of_listed_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "ROWS", 50)
     rng = np.random.default_rng(2)
@@ -250,9 +257,14 @@ def test_the_command_from_meta_files_to_figures(
     for far in (1e-6, 1e-2, 1e-1):
         negatives = sorted(scores[~same], reverse=True)
         expected = (scores[same] > negatives[int(far * len(negatives))]).mean()
+        if far * len(negatives) < 1:
+            assert figures["1:1"][f"tar@far={far:g}"] is None
+            continue
         assert figures["1:1"][f"tar@far={far:g}"] == pytest.approx(expected)
     assert figures["1:N"]["gallery 1"]["mated"] == figures["1:N"]["gallery 1"]["non_mated"] == 6
-    assert "36 images (0 skipped), 18 templates" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "36 images (0 skipped), 18 templates" in shown
+    assert "tar@far=1e-06 not resolved" in shown
 
     # Two images of template 1 are missing, one of template 3's: an error, or left out and counted.
     (crops / "1.jpg").unlink()

@@ -28,6 +28,11 @@ from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS,
 REPORT = "report.html"
 # Of the identities whose own threshold is farthest from the unified one.
 LISTED_IDENTITIES = 10
+ONLY_PAIRS = (
+    "<p>ROC, histograms and thresholds per identity are of identities held out of training "
+    "(data.holdout). This run has none; train/evaluate.py verification --out draws the pairs of "
+    "its sets.</p>"
+)
 
 
 # -- what a run folder holds ----------------------------------------------------------------
@@ -89,6 +94,8 @@ def _features(path: Path) -> tuple[Any, Any, list[str]] | None:
 
 def _results(evaluation: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> str:
     """Tables of figures: of the final evaluation, and of every set when last evaluated."""
+    from train.evaluation.rates import without_unresolved
+
     parts = []
     if evaluation is not None:
         flat: dict[str, Any] = {}
@@ -97,6 +104,8 @@ def _results(evaluation: dict[str, Any] | None, evaluations: list[dict[str, Any]
                 flat |= {f"{key.replace('tar_at_far', 'tar')}@far={k}": v for k, v in value.items()}
             else:
                 flat[key] = value
+        if "pairs" in evaluation and "positives" in evaluation:
+            flat = without_unresolved(flat, evaluation["pairs"] - evaluation["positives"])
         rows = [(key.replace("_", " "), value) for key, value in flat.items()]
         parts.append("<p>Identities held out, all pairs:</p>" + table(["figure", "value"], rows))
     last: dict[str, dict[str, Any]] = {}
@@ -242,10 +251,13 @@ def write(run_folder: Path) -> Path:
         learned = lines[-1].get("threshold")
     config = folder / CONFIG
     name = folder.resolve().name
+    scores = _scores(features, learned)
+    sets = {name for line in evaluations for name in line["eval"]}
+    only_pairs = features is None and evaluation is None and bool(sets) and "held_out" not in sets
     sections = {
-        "Results": _results(evaluation, evaluations),
+        "Results": _results(evaluation, evaluations) + (ONLY_PAIRS if only_pairs else ""),
         "Training": _training(lines, evaluations, name),
-        **_scores(features, learned),
+        **({} if only_pairs else scores),
         "Configuration": preformatted(config.read_text(encoding="utf-8"))
         if config.is_file()
         else missing(f"This run has no {CONFIG}."),

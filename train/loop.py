@@ -138,6 +138,8 @@ class Loop:
                 trainer.best = {"figure": name, "value": value, "step": trainer.step}
                 trainer.save(self.folder, best=True)
         if self.log is not None:
+            for line in judge.lines(figures, trainer.step):
+                tqdm.write(line)  # above the bar
             epoch = trainer.course.epochs(trainer.step)
             self.log.write_evaluation(trainer.step, epoch, figures)
 

@@ -58,7 +58,7 @@ def table(results: Mapping[str, Verification]) -> str:
         learned = ["-", "-"]
         if r.threshold is not None and r.accuracy_at_threshold is not None:
             learned = [f"{r.accuracy_at_threshold:.3f}", f"{r.threshold:.3f}"]
-        rates = [f"{r.tar_at_far[f]:.3f}" for f in fars]
+        rates = [r.rates()[f] for f in fars]
         accuracy = f"{r.accuracy:.3f}"
         if r.accuracy_std is not None:
             accuracy += f" ± {r.accuracy_std:.3f}"

@@ -53,16 +53,9 @@ class BinSet:
         """
         from sklearn.metrics import roc_auc_score  # slow to import
 
-        if len(features) != 2 * len(self.same) or not np.isfinite(features).all():
-            raise UserError(f"{self.name}: expected {2 * len(self.same)} finite features")
-        unit = features.astype(np.float64)
-        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-        read = self._read_pairs()
-        same, fold = self.same[read], fold_of(len(self.same))[read]
-        if len(np.unique(same)) < 2:
-            raise UserError(f"{self.name}: no pairs of both kinds are left, {len(same)} readable")
-        distances = np.square(unit[0::2] - unit[1::2]).sum(1)[read]
+        distances, same = self._distances(features)
         cosines = 1 - distances / 2
+        fold = fold_of(len(self.same))[self._read_pairs()]
         result = ten_folds(distances, same, fold)
         figures = {
             "accuracy": result.accuracy,
@@ -78,6 +71,27 @@ class BinSet:
         if len(same) < len(self.same):
             figures["skipped_pairs"] = len(self.same) - len(same)
         return figures
+
+    def pair_scores(
+        self, features: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Cosines and same-identity flags of the pairs that could be read."""
+        distances, same = self._distances(features)
+        return 1 - distances / 2, same
+
+    def _distances(
+        self, features: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Squared distances of unit features instead of cosines."""
+        if len(features) != 2 * len(self.same) or not np.isfinite(features).all():
+            raise UserError(f"{self.name}: expected {2 * len(self.same)} finite features")
+        unit = features.astype(np.float64)
+        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        read = self._read_pairs()
+        same = self.same[read]
+        if len(np.unique(same)) < 2:
+            raise UserError(f"{self.name}: no pairs of both kinds are left, {len(same)} readable")
+        return np.square(unit[0::2] - unit[1::2]).sum(1)[read], same
 
     def _read_pairs(self) -> NDArray[np.bool_]:
         return self.source.readable().reshape(-1, 2).all(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ class Judge:
 
             found[test.name] = self.world.from_main(score)
         return found
+
+    @staticmethod
+    def lines(figures: Figures, step: int) -> Iterator[str]:
+        """A line per set, for whoever watches the run."""
+        for name, of_set in figures.items():
+            values = (f"{key} {value:.4g}" for key, value in of_set.items() if "std" not in key)
+            yield f"step {step}, {name}: {', '.join(values)}"
 
     def value(self, figures: Figures) -> float | None:
         """What the best is kept by, larger is better; None without evaluations on the way."""

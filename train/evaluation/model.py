@@ -67,7 +67,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         choices=("fail", "skip"),
         help="what to do of an unreadable image",
     )
-    parser.add_argument("--out", type=Path, help="folder for figures (JSON) and plots")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for figures (JSON); pairs, thresholds and verification add plots",
+    )
 
 
 def load_model(arguments: Namespace) -> Model:

@@ -2,12 +2,13 @@
 
 At FAR x a threshold accepts at most floor(x n) of n negatives: no interpolation, and pairs tied
 with a negative that must stay out stay out too. (insightface takes the point of the curve whose
-rate is nearest to x, which may accept more.) With x n < 1 no negative is accepted.
+rate is nearest to x, which may accept more.) With x n < 1 no negative is accepted, and the rate
+counts as not resolved: 405 negatives say nothing about FAR 1e-6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,31 @@ Floats = NDArray[np.floating[Any]]
 def allowed(far: float, negatives: int) -> int:
     """How many negatives may be accepted; the rounding of far * negatives must not cost one."""
     return int(np.floor(far * negatives * (1 + 1e-12)))
+
+
+def resolved(far: float, negatives: int) -> bool:
+    """Whether ``negatives`` say anything about this rate: at least one of them may be accepted.
+
+    Below, the figure would be that of another rate. What prints or writes a TAR asks here.
+    """
+    return allowed(far, negatives) >= 1
+
+
+def without_unresolved(figures: Mapping[str, Any], negatives: int) -> dict[str, Any]:
+    """Figures of which ``tar@far=`` are None at rates that ``negatives`` do not resolve."""
+
+    def known(name: str) -> bool:
+        far = name.partition("@far=")[2]
+        return not far or resolved(float(far), negatives)
+
+    return {name: value if known(name) else None for name, value in figures.items()}
+
+
+def shown(value: float | None) -> str:
+    """A rate for a table or a line."""
+    if value is None:
+        return "not resolved"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def true_accepts(

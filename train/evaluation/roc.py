@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.evaluation import rates
 from unitsface_kernels import metrics
 
 Floats = NDArray[np.floating[Any]]
@@ -82,7 +83,7 @@ def roc_curve(
     histogram = metrics.pair_histogram(feats, identities, bins=BINS)
     curve = metrics.roc(histogram)
     negatives = histogram.num_negatives
-    resolved = [far for far in FARS if far * negatives >= 1]
+    resolved = [far for far in FARS if rates.resolved(far, negatives)]
     points = _points(feats, identities, resolved)
 
     edges = np.concatenate([curve.thresholds.double().numpy(), [p.threshold for p in points]])
@@ -106,8 +107,8 @@ def roc_curve(
 def _points(feats: torch.Tensor, labels: torch.Tensor, fars: list[float]) -> list[RatePoint]:
     if not fars:
         return []
-    rates = metrics.tar_at_far(feats, labels, fars)
-    columns = (rates.tar, rates.threshold, rates.achieved_far)
+    found = metrics.tar_at_far(feats, labels, fars)
+    columns = (found.tar, found.threshold, found.achieved_far)
     return [RatePoint(*p) for p in zip(fars, *(c.tolist() for c in columns), strict=True)]
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.errors import UserError
+from train.evaluation.rates import resolved
 from unitsface_kernels import metrics
 
 Floats = NDArray[np.floating[Any]]
@@ -105,9 +106,17 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def rates(self) -> dict[str, str]:
+        """TAR by FAR for a reader: of those that the negative pairs do not resolve it is said."""
+        negatives = self.pairs - self.positives
+        return {
+            far: f"{tar:.3f}" if resolved(float(far), negatives) else "not resolved"
+            for far, tar in self.tar_at_far.items()
+        }
+
     def __str__(self) -> str:
         text = f"AUC {self.auc:.3f}, accuracy {self.accuracy:.3f}"
-        text += "".join(f", TAR@FAR={far} {tar:.3f}" for far, tar in self.tar_at_far.items())
+        text += "".join(f", TAR@FAR={far} {tar}" for far, tar in self.rates().items())
         if self.threshold is not None and self.accuracy_at_threshold is not None:
             text += f", accuracy {self.accuracy_at_threshold:.3f} at b/s = {self.threshold:.3f}"
         return text

@@ -37,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     from train.evaluation.commands.pairs import make_folder
     from train.evaluation.ijb import meta, search, templates
+    from train.evaluation.rates import without_unresolved
     from train.run_folder import write_json
 
     folder, prefix = arguments.meta, arguments.set
@@ -59,7 +60,8 @@ def run(arguments: Namespace) -> int:
     figures: dict[str, Any] = {"images": len(read), "skipped_images": int((~read).sum())}
     print(f"{len(read)} images ({figures['skipped_images']} skipped), {len(pooled.ids)} templates")
     if pairs is not None:
-        figures["1:1"] = templates.verify(pooled, *pairs)
+        found = templates.verify(pooled, *pairs)
+        figures["1:1"] = without_unresolved(found, int(found["pairs"] - found["positives"]))
         print("1:1        " + _line(figures["1:1"]))
     if subjects is not None:
         figures["1:N"] = search.both_galleries(pooled, *subjects)
@@ -97,8 +99,7 @@ def _features(faces: Faces, arguments: Namespace) -> tuple[NDArray[np.float32], 
     return features, read
 
 
-def _line(values: dict[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
-        for name, value in values.items()
-    )
+def _line(values: dict[str, Any]) -> str:
+    from train.evaluation.rates import shown
+
+    return "  ".join(f"{name} {shown(value)}" for name, value in values.items())

@@ -52,6 +52,7 @@ def run(arguments: Namespace) -> int:
     from train.evaluation.megaface.identification import Identification
     from train.evaluation.megaface.lists import read_list, read_noises, without_noises
     from train.evaluation.model import load_model
+    from train.evaluation.rates import shown, without_unresolved
     from train.run_folder import write_json
 
     if "/" in arguments.algorithm:
@@ -75,15 +76,15 @@ def run(arguments: Namespace) -> int:
         names = gallery.names[start : start + BLOCK]
         features, read = _features(model, "megaface", names, arguments)
         identification.add(features[read])
-    figures = identification.figures()
-    figures |= {
+    found = identification.figures()
+    figures = without_unresolved(found, int(found["negatives"])) | {
         "noise_probes": listed[0] - len(probes.names),
         "noise_distractors": listed[1] - len(gallery.names),
         "skipped_probes": len(probes.names) - len(people),
         "skipped_distractors": len(gallery.names) - identification.distractors,
     }
     for name, value in figures.items():
-        print(f"{name:<20} {value}" if isinstance(value, int) else f"{name:<20} {value:.4f}")
+        print(f"{name:<20} {shown(value)}")
     if arguments.out is not None:
         write_json(arguments.out / "megaface.json", figures)
     return 0

@@ -85,6 +85,16 @@ def make_folder(path: Path | None) -> None:
         raise UserError(f"--out: cannot make the folder {path}: {error.strerror}") from error
 
 
+def plot_scores(
+    name: str, scores: Any, same: Any, thresholds: tuple[float | None, float], arguments: Namespace
+) -> None:
+    """``<name>-scores.png`` in ``--out``: cosines of pairs, the learned and the best threshold."""
+    from train.evaluation import plots
+
+    drawn = plots.histograms({name: plots.count(scores, same)}, {name: thresholds})
+    plots.save(drawn, arguments.out / f"{name}-scores.png")
+
+
 def run(arguments: Namespace) -> int:
     from train.errors import UserError
     from train.evaluation.model import load_model
@@ -101,9 +111,14 @@ def run(arguments: Namespace) -> int:
     print(f"{len(source.images.identities)} identities, {result.pairs} pairs: {result}")
     if arguments.out is None:
         return 0
+    from train.evaluation import plots
+
     figures = result.to_dict()
+    counts = plots.count_all(features, labels, model.device)
+    thresholds = {arguments.data: (model.threshold, result.best_threshold)}
+    drawn = plots.histograms({arguments.data: counts}, thresholds)
+    plots.save(drawn, arguments.out / "scores.png")
     if arguments.roc:
-        from train.evaluation import plots
         from train.evaluation.roc import roc_curve, write_csv
 
         curve = roc_curve(features, labels, model.device)

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.evaluation.commands.pairs import add_last, embed_folder, make_folder, open_folder
+from train.evaluation.commands.pairs import (
+    add_last,
+    embed_folder,
+    make_folder,
+    open_folder,
+    plot_scores,
+)
 
 HELP = "the learned threshold against the best ones: of each set, of each identity"
 
@@ -53,13 +59,18 @@ def open_pairs(path: str, model: Any, arguments: Namespace) -> Any:
     return test_set
 
 
-def judge_pairs(test_set: Any, model: Any, batch_size: int) -> dict[str, Any]:
+def judge_pairs(test_set: Any, model: Any, arguments: Namespace, name: str) -> dict[str, Any]:
     """Its accuracy is that of its own protocol: at thresholds that are best on other pairs."""
+    from train.evaluation.bins import BinSet
     from train.evaluation.embed import embed
 
-    features, _ = embed(model.backbone, test_set.source, model.device, batch_size=batch_size)
+    features, _ = embed(
+        model.backbone, test_set.source, model.device, batch_size=arguments.batch_size
+    )
     figures = test_set.score(features, threshold=model.threshold, device=model.device)
     best, learned = figures["best_threshold"], model.threshold
+    if arguments.out is not None and isinstance(test_set, BinSet):
+        plot_scores(name, *test_set.pair_scores(features), (learned, best), arguments)
     unified = {
         "pairs": figures.get("pairs"),
         "best": best,
@@ -137,7 +148,7 @@ def run(arguments: Namespace) -> int:
     names = unique_names(arguments.data)
     for name, path, opened in zip(names, arguments.data, sets, strict=True):
         if hasattr(opened, "score"):
-            reports[name] = judge_pairs(opened, model, arguments.batch_size)
+            reports[name] = judge_pairs(opened, model, arguments, name)
         else:
             reports[name] = judge_folder(opened, path, model, arguments, name)
     print(table(reports))
