@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_formats import array_bin, orl_pairs, python2_bin, python2_text_bin
+from fuzz.mutation import outcome
 from PIL import Image
 from train_support import tiny, train, write_faces
 
@@ -187,6 +188,23 @@ def test_values_whose_text_has_no_end_are_refused(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=r"evil\.bin") as error:
                 _open(path)
             assert len(str(error.value)) < 1000
+
+
+def test_shapes_of_huge_numbers_take_no_time(tmp_path: Path) -> None:
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    dtype = b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR"
+    number = b"\x8a\xff" + b"\x7f" * 255
+    path = tmp_path / "shape.bin"
+    for shape in (number * 400, b"K\1" * 100_000, number, b"K\0" + b"\x8a\x08" + b"\x7f" * 8):
+        state = b"(I1\n(" + shape + b"t" + dtype + b"I00\nS'x'\ntb."
+        path.write_bytes(b"\x80\x02" + array + state)
+        assert outcome(lambda: _open(path), (UserError,)) is None
+        with pytest.raises(UserError, match="shape is not that of its data"):
+            _open(path)
+    path.write_bytes(b"c" + b"m" * 100_000 + b"\n" + b"n" * 100_000 + b"\n.")
+    with pytest.raises(UserError, match=r"it asks for m+\.n+;") as error:
+        _open(path)
+    assert len(str(error.value)) < 500
 
 
 def test_a_set_cut_off_anywhere_is_refused(tmp_path: Path) -> None:

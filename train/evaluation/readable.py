@@ -42,7 +42,8 @@ def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
     try:
         with open(path, "rb") as file:
             shape, columns_first, dtype = _npy_header(file)
-            if len(shape) != 2 or shape[0] != rows or not np.issubdtype(dtype, np.floating):
+            floats = np.issubdtype(dtype, np.floating)
+            if len(shape) != 2 or shape[0] != rows or shape[1] < 0 or not floats:
                 raise UserError(f"{path}: expected {rows} rows of floats, got {shape} of {dtype}")
             here, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
             if here > there:
