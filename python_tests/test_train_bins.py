@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_formats import array_bin, orl_pairs, python2_bin, python2_text_bin
+from fuzz.mutation import outcome
 from PIL import Image
 from train_support import arguments, tiny, train, write_faces
 
 from train import evaluate, main
 from train.data.dataset import open_dataset
 from train.errors import UserError
+from train.evaluation import plain_pickle
 from train.evaluation.bins import BinSet, open_bin_set
 from train.evaluation.embed import embed
 from train.evaluation.plain_pickle import read_plain
@@ -187,6 +189,30 @@ def test_values_whose_text_has_no_end_are_refused(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=r"evil\.bin") as error:
                 _open(path)
             assert len(str(error.value)) < 1000
+
+
+def test_shapes_of_huge_numbers_take_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    dtype = b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR"
+    number = b"\x8a\xff" + b"\x7f" * 255
+    path = tmp_path / "shape.bin"
+    for shape in (number * 400, b"K\1" * 100_000, number, b"K\0" + b"\x8a\x08" + b"\x7f" * 8):
+        state = b"(I1\n(" + shape + b"t" + dtype + b"I00\nS'x'\ntb."
+        path.write_bytes(b"\x80\x02" + array + state)
+        assert outcome(lambda: _open(path), (UserError,)) is None
+        with pytest.raises(UserError, match="shape is not that of its data"):
+            _open(path)
+    monkeypatch.setattr(plain_pickle, "_MOST_OPCODES", 10_000)
+    for opcode in (b"]", b"(", b"\x94", b"K\1"):
+        path.write_bytes(b"\x80\x04N" + opcode * 20_000)
+        with pytest.raises(UserError, match="more values than such a file has"):
+            _open(path)
+    path.write_bytes(b"c" + b"m" * 100_000 + b"\n" + b"n" * 100_000 + b"\n.")
+    with pytest.raises(UserError, match=r"it asks for m+\.n+;") as error:
+        _open(path)
+    assert len(str(error.value)) < 500
 
 
 def test_a_set_cut_off_anywhere_is_refused(tmp_path: Path) -> None:

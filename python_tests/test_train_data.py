@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +19,10 @@ from train.data import orl
 from train.data.augment import Augment, normalise, to_unit
 from train.data.dataset import open_dataset
 from train.data.decode import UnreadableImageError, decode
-from train.data.folder import scan_folder
+from train.data.folder import natural_key, scan_folder
 from train.data.image_list import split_identities
 from train.data.loader import open_images
+from train.data.records import RecordError
 from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
 from train.errors import UserError
 
@@ -41,6 +46,110 @@ def test_scan_lists_identities_and_images_in_natural_order(tmp_path: Path) -> No
     assert images.identities == [f"person{i}" for i in range(1, 12)]
     assert images.labels.tolist() == [i for i in range(11) for _ in range(2)]
     assert [Path(images.name(i)).name for i in range(3)] == ["1.png", "2.png", "1.png"]
+
+
+def scanned(monkeypatch: pytest.MonkeyPatch, folder: Path, *, reverse: bool) -> list[str]:
+    """Names of images, as from a file system that lists them in this order of names."""
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def scandir(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with real(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=reverse)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        images = scan_folder(folder)
+    return [images.name(i) for i in range(len(images))]
+
+
+def test_names_that_are_equal_as_numbers_have_one_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of identities and of their images, whatever the file system lists first."""
+    for who in ("1", "01", "001", "a1", "a01"):
+        (tmp_path / who).mkdir()
+        for image in ("2.png", "02.png", "10.png"):
+            (tmp_path / who / image).write_bytes(b"")
+    expected = [
+        str(tmp_path / who / image)
+        for who in ("001", "01", "1", "a01", "a1")
+        for image in ("02.png", "2.png", "10.png")
+    ]
+    for reverse in (False, True):
+        assert scanned(monkeypatch, tmp_path, reverse=reverse) == expected
+    assert sorted(["x-1.tar", "x-01.tar"], key=natural_key) == ["x-01.tar", "x-1.tar"]
+
+
+def test_what_is_left_out_is_counted_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_faces(tmp_path, identities=2, images=2)
+    assert len(scan_folder(tmp_path)) == 4
+    assert capsys.readouterr().err == ""
+    for name in ("person1/._1.png", "person1/.DS_Store", ".hidden/x.png"):  # count for nothing
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scan_folder(tmp_path)
+    assert capsys.readouterr().err == ""
+    face = (tmp_path / "person1" / "1.png").read_bytes()
+    for name in ("3.jfif", "4.JPE", "5.webp"):
+        (tmp_path / "person1" / name).write_bytes(face)
+    for name in ("0.png", "list.txt", "person1/6.avif", "person2/7.heic", "person3/s1/8.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(face)
+    for name in ("person4", "lost+found"):
+        (tmp_path / name).mkdir()
+    assert len(scan_folder(tmp_path)) == 7
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for part in (
+        "1 folder(s) of the system (such as lost+found)",
+        "2 file(s) outside of the identities' folders (such as 0.png)",
+        "2 file(s) without the ending of an image that is read (such as person1/6.avif)",
+        "1 folder(s) within those of identities (such as person3/s1)",
+        "1 empty folder(s) (such as person4)",
+    ):
+        assert part in said
+    monkeypatch.setenv("RANK", "1")
+    scan_folder(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_faces(tmp_path, identities=3, images=2)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "person1" / "loop.png").symlink_to(tmp_path / "person1" / "loop.png")
+    images = scan_folder(tmp_path)
+    assert len(images) == 7
+    assert images.name(2).endswith("loop.png")
+    with pytest.raises(RecordError, match=r"loop\.png: Too many levels"):
+        images.read(2)
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "person2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"person2: cannot be read: Perm.*data\.on_error=skip"):
+        scan_folder(tmp_path)
+    images = scan_folder(tmp_path, skip=True)
+    assert images.identities == ["person1", "person3"]
+    assert list(images.left_out) == [str(tmp_path / "person2")]
+
+
+def test_flat_and_deeper_folders_say_what_to_do(tmp_path: Path) -> None:
+    write_faces(tmp_path / "flat" / "x", identities=1, images=1)
+    with pytest.raises(UserError, match=r"such as 1\.png lie in the folder itself: give each"):
+        scan_folder(tmp_path / "flat" / "x" / "person1")
+    with pytest.raises(UserError, match=r"as x.person1.1\.png lie deeper.*data\.path=.*flat.x"):
+        scan_folder(tmp_path / "flat")
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    (tmp_path / "other" / "a" / "1.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"need one per identity, of \.apng, .*\.webp"):
+        scan_folder(tmp_path / "other")
 
 
 def test_bad_folders_are_user_errors(tmp_path: Path) -> None:

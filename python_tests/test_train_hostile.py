@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.mutation import outcome
 from pack_support import (
     contents,
     pack,
@@ -228,6 +229,18 @@ def test_keys_far_apart_take_no_memory(tmp_path: Path) -> None:
     for skip in (False, True):
         with pytest.raises(UserError, match=r"record 0: it speaks of .* lists 26"):
             scan(str(tmp_path), skip=skip)
+
+
+def test_records_within_one_another_take_no_time(tmp_path: Path) -> None:
+    """Thousands of first parts, which all go on into the same thousands of others."""
+    count, magic = 10_000, struct.pack("<I", 0xCED7230A)
+    firsts = [magic + struct.pack("<I", 1 << 29 | 8 * (count - i - 1)) for i in range(count)]
+    others = [magic + struct.pack("<I", kind << 29) for kind in (*[2] * count, 3)]
+    (tmp_path / "train.rec").write_bytes(b"".join(firsts + others))
+    (tmp_path / "train.idx").write_text("".join(f"{i}\t{8 * i}\n" for i in range(count)))
+    assert outcome(lambda: scan(str(tmp_path), skip=True), (UserError,)) is None
+    with pytest.raises(UserError, match="record"):
+        scan(str(tmp_path))
 
 
 def test_labels_beyond_the_classes_of_property(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.mutation import outcome
 from pack_support import add_member, contents, people, write_shards
 
 from train.data.dataset import scan
@@ -124,6 +125,80 @@ def test_a_name_for_a_name_for_a_name_is_damage(tmp_path: Path) -> None:
     path.write_bytes((name.tobuf() + b"x".ljust(512, b"\0")) * 3000 + bytes(1024))
     with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar file, or damaged"):
         scan(str(path))
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "faces/", "./faces/"])
+def test_hidden_members_count_for_nothing(tmp_path: Path, prefix: str) -> None:
+    """macOS's tar writes attributes of x.jpg before it, into ._x.jpg."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, image in enumerate(people()[0]):
+            for ending, content in (("jpg", image), ("cls", b"0")):
+                add_member(tar, f"{prefix}._{i}.{ending}", b"\0\5\x16\7")
+                add_member(tar, f"__MACOSX/{prefix}._{i}.{ending}", b"\0\5\x16\7")
+                add_member(tar, f"{prefix}{i}.{ending}", content)
+        add_member(tar, f"{prefix}.git/x.jpg", b"x")
+        add_member(tar, f"{prefix}.DS_Store", b"x")
+    for skip in (False, True):
+        images = scan(str(path), skip=skip)
+        assert contents(images)["0"] == list(people()[0])
+        assert not images.left_out
+
+
+def test_endings_of_images_and_what_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    faces = people()[0]
+    with tarfile.open(path, "w") as tar:
+        for i, ending in enumerate(("jfif", "JPE", "webp")):
+            add_member(tar, f"{i}.{ending}", faces[i])
+            add_member(tar, f"{i}.cls", b"0")
+        for name, content in (("3.jpg", faces[3]), ("3.webp", b"mask"), ("3.cls", b"0")):
+            add_member(tar, name, content)
+        add_member(tar, "README", b"text")
+    assert contents(scan(str(path)))["0"] == list(faces)
+    said = capsys.readouterr().err
+    assert re.search(r"left out: 1 member\(s\) whose names have no ending.*member README", said)
+
+
+def pax(content: bytes) -> bytes:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1" * 100_000,
+        b"1" * 100_000 + b" hdrcharset=BINARY\n",
+        b"1 " * 50_000,
+        b"0 path=x\n",
+        b"9 size=x\n",
+        b"%d size=%s\n" % (5011, b"9" * 5000),
+        b"999999999 path=x\n",
+        b"9" * 19 + b" path=x\n",
+    ],
+)
+def test_extended_headers_take_no_time(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(pax(content) * 3 + bytes(1024))
+    assert outcome(lambda: scan(str(tmp_path / "a.tar")), (UserError,)) is None
+    with pytest.raises(UserError, match=r"a\.tar: not an uncompressed tar file, or damaged: "):
+        scan(str(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_read_and_the_longest_refused(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "a.tar"
+    name = "folder/" * 100 + "ü0"
+    with tarfile.open(path, "w", format=kind) as tar:
+        for prefix in (name, "x" * 5000):
+            add_member(tar, f"{prefix}.jpg", people()[0][0])
+            add_member(tar, f"{prefix}.cls", b"7")
+    with pytest.raises(UserError, match="its name has 5004 characters"):
+        scan(str(path))
+    assert contents(scan(str(path), skip=True)) == {"7": [people()[0][0]]}
 
 
 def test_any_damage_to_a_shard_is_a_message_or_an_image(tmp_path: Path) -> None:

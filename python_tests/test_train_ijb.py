@@ -286,7 +286,7 @@ def test_the_command_from_meta_files_to_figures(
     assert json.loads((tmp_path / "again" / "ijbc.json").read_text()) == figures
     for wrong, message in (
         (np.zeros((3, 4), np.float32), r"expected 36 rows of floats, got \(3, 4\)"),
-        (np.array([[None] * 4] * 36), "cannot read .*npy: Object arrays cannot be loaded"),
+        (np.array([[None] * 4] * 36), "npy: expected numbers, got .* of object"),
     ):
         np.save(kept, wrong, allow_pickle=True)
         with pytest.raises(UserError, match=message):

@@ -238,7 +238,7 @@ def test_lists(tmp_path: Path) -> None:
         ('{"path": ["a/b", 1]}', "expected an object with 'path'"),
         ('{"path": ["a/b", "../c"]}', "list, path 1: expected a path within"),
         ('{"path": ["a/b"], "id": []}', "expected 'id' to be a list as long as 'path'"),
-        ('{"path": ', "not valid JSON"),
+        ('{"path": ', "not JSON"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -86,6 +86,28 @@ def test_every_image_under_its_label(tmp_path: Path, layout: str, label_count: i
     assert contents(scan(str(tmp_path / "train.rec"))) == expected()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_record_0_that_has_an_image_is_one(tmp_path: Path, first: int) -> None:
+    """Whatever its labels look like: (identity, whether it is aligned), some converters write."""
+    faces = people()
+    order = sorted(range(5), key=lambda who: who != first)
+    records = [pack([who, 1], face, 0) for who in order for face in faces[who]]
+    write_records(tmp_path, list(enumerate(records)))
+    assert contents(scan(str(tmp_path))) == expected()
+
+
+def test_records_of_identities_are_no_images_where_record_0_is_missing(tmp_path: Path) -> None:
+    write_recordio(tmp_path, people())
+    lines = (tmp_path / "train.idx").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("0\t")]
+    (tmp_path / "train.idx").write_text("\n".join(kept))
+    with pytest.raises(UserError, match="record 21: it holds no image"):
+        scan(str(tmp_path))
+    images = scan(str(tmp_path), skip=True)
+    assert contents(images) == expected()
+    assert len(images.left_out) == 5
+
+
 def test_gaps_in_the_labels_and_identities_without_images(tmp_path: Path) -> None:
     faces = people()
     write_recordio(tmp_path, [faces[0], [], faces[1], [], faces[2]])

@@ -8,7 +8,6 @@ written, an evaluation or features, is left out and said to be missing.
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from train.html_page import figure, missing, page, preformatted, table
 prepare_environment()
 
 from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS, write_text  # noqa: E402
+from train.small_files import load_npz, parse_json, read_text  # noqa: E402
 
 REPORT = "report.html"
 # Of the identities whose own threshold is farthest from the unified one.
@@ -44,11 +44,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     found = []
     # What comes after the last end of a line is being written, or was when the process died.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
+        value = parse_json(line, f"{path}, line {number}")
         if not isinstance(value, dict) or "epoch" not in value:
             raise UserError(f"{path}, line {number}: expected an object with an epoch")
         found.append(value)
@@ -58,10 +55,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    values = parse_json(read_text(path), path)
     if not isinstance(values, dict) or "accuracy" not in values:
         raise UserError(f"{path}: expected the figures of an evaluation")
     return values
@@ -69,20 +63,13 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 
 def _features(path: Path) -> tuple[Any, Any, list[str]] | None:
     """(N, D) features, (N,) labels and the names of the identities."""
-    import zipfile
-
-    import numpy as np
-
     if not path.exists():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features, labels = arrays["features"], arrays["labels"]
-            names = [str(name) for name in arrays["identities"]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot read features, labels and identities: {error}") from error
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        given = f"{features.shape} and {labels.shape}"
+    features, labels, identities = load_npz(path, "features", "labels", "identities")
+    names = [str(name) for name in identities.ravel()]
+    fits = features.ndim == 2 and labels.shape == features.shape[:1]
+    if not fits or features.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        given = f"{features.shape} of {features.dtype} and {labels.shape} of {labels.dtype}"
         raise UserError(f"{path}: expected features (N, D) and labels (N,), got {given}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise UserError(f"{path}: labels beyond its {len(names)} identities")

@@ -113,7 +113,9 @@ def _remove(data: bytearray, rng: random.Random, *_: Any) -> None:
 def _duplicate(data: bytearray, rng: random.Random, *_: Any) -> None:
     block = _block(data, rng)
     at = rng.choice((block.start, _place(data, rng)))
-    data[at:at] = bytes(data[block]) * int(2 ** rng.choice((0, 0, 1, rng.uniform(0, 14))))
+    copied = bytes(data[block])
+    times = int(2 ** rng.choice((0, 0, 1, rng.uniform(0, 14))))
+    data[at:at] = copied * min(times, 1 + LARGEST // (len(copied) or 1))
 
 
 def _swap(data: bytearray, rng: random.Random, *_: Any) -> None:

@@ -57,7 +57,7 @@ def images() -> tuple[bytes, ...]:
         encode(palette, "BMP"),
         encode(picture(4), "PPM"),
         encode(picture(1, "1"), "PPM"),
-        encode(deep, "PPM"),
+        b"P5\n12 12\n65535\n" + (np.arange(144, dtype=">u2") * 400).tobytes(),
         b"P3\n# made by hand\n2 2\n255\n" + b"1 2 3 " * 4,
         encode(deep, "TIFF"),
         encode(palette, "TIFF", compression="packbits"),

@@ -1,4 +1,4 @@
-"""Text and small files around images: lists of IJB and MegaFace, feature files, caches."""
+"""Small files around images: lists of IJB and MegaFace, features, a run's figures, caches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from train import html_report
 from train.errors import UserError
 from train.evaluation.ijb.meta import GALLERIES, Faces, read_faces, read_pairs, read_search
 from train.evaluation.megaface.features import FeatureError, read_feature, write_feature
@@ -58,6 +59,11 @@ def _samples() -> dict[str, bytes]:
         "noises.txt": "# text\nfile\t0/0/1.jpg\n2.jpg\n",
     }
     files = {name: content.encode() for name, content in text.items()}
+    arrays = io.BytesIO()
+    people = {"labels": np.arange(3), "identities": np.array(["a", "b", "c"])}
+    np.savez(arrays, features=np.eye(3, dtype=np.float32), **people)
+    files["features.npz"] = arrays.getvalue()
+    files["metrics.jsonl"] = b'{"step": 1, "epoch": 0.5, "loss": 3.0}\n' * 3
     return {**files, "m.npy": matrix.getvalue(), "x.bin": feature, "cache.json": cache_file}
 
 
@@ -75,6 +81,8 @@ def _read(folder: Path, name: str) -> None:
         ),
         "m.npy": lambda path: read_matrix(path, rows=3),
         "x.bin": read_feature,
+        "features.npz": html_report._features,
+        "metrics.jsonl": html_report._lines,
         "cache.json": _read_store,
     }
     readers[name](folder / name)

@@ -67,7 +67,7 @@ def scan_folder(
     if not root.exists():
         raise UserError(f"data.path: no such folder: {root}")
     if not root.is_dir():
-        raise UserError(f"data.path: not a folder: {root}")
+        raise UserError(f"data.path: not a folder: {root}; files that are read are .rec and .tar")
     paths: list[str] = []
     labels: list[int] = []
     identities: list[str] = []

@@ -99,7 +99,11 @@ def _read_property(path: Path) -> int | None:
     """The number of classes: the first of ``classes,height,width``."""
     if not path.is_file():
         return None
-    text = path.read_bytes()[:100].decode("ascii", "replace").strip()
+    try:
+        with open(path, "rb") as file:
+            text = file.read(100).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     first = text.split(",")[0].strip()
     if not first.isdigit() or int(first) == 0:
         raise UserError(f"{path}: expected 'classes,height,width', got '{text}'")

@@ -48,6 +48,7 @@ _NAMES = {
         )
     },
 }
+_MOST_OPCODES = 1_000_000  # and one for 16 bytes
 _MOST_DIMENSIONS = 64  # numpy's own limit
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -120,10 +121,25 @@ def _text(value: Any) -> str:
     return value
 
 
+class _Opcodes(dict[int, Any]):
+    """The table of opcodes, for a number of them: one byte of a file may make a list of 60."""
+
+    left = 0
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError("more values than such a file has")
+        return super().__getitem__(code)
+
+
 class _Unpickler(pickle._Unpickler):
     def __init__(self, data: bytes) -> None:
         self.file = io.BytesIO(data)
         super().__init__(self.file, encoding="bytes")
+        self.dispatch = _Opcodes(type(self).dispatch)  # type: ignore[misc]
+        # An image takes some 15, and has hundreds of bytes.
+        self.dispatch.left = _MOST_OPCODES + len(data) // 16
         # Each character came out of at least a byte of the file. A file that has one string
         # encoded over and over would fill the memory.
         self.encoded_left = len(data)

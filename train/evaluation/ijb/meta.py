@@ -27,6 +27,7 @@ from train.evaluation.lists import inside, integers, lines, whole_numbers
 
 Ints = NDArray[np.int64]
 
+_BEYOND_IMAGES = 1e6  # of landmarks, in pixels; also false of what is not a number
 GALLERIES = {"ijbc": ("G1", "G2"), "ijbb": ("S1", "S2")}
 
 
@@ -77,7 +78,7 @@ def _landmarks_and_score(where: str, words: list[str]) -> list[float]:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if len(values) != 11 or not np.isfinite(values).all():
+    if len(values) != 11 or not (np.abs(values) < _BEYOND_IMAGES).all():
         raise UserError(
             f"{where}: expected 5 landmarks x y and a score, got {' '.join(words)[:80]!r}"
         )

@@ -12,7 +12,6 @@ probe that is easy; a distractor it moves out of reach, which comes to the same.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from train.data.folder import LeftOut, is_image
 from train.errors import UserError
 from train.evaluation.lists import inside, lines
+from train.small_files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _read_json(path: Path) -> tuple[list[str], list[str] | None]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise UserError(
-            f"{path}: not a list of images: its brackets are nested too deeply"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    values = parse_json(read_text(path), path)
     names = values.get("path") if isinstance(values, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: expected an object with 'path', a list of file names")

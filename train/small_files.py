@@ -1,0 +1,96 @@
+"""JSON and NumPy files whose contents are not trusted: errors in one line, memory by their size."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import UserError
+
+# By how much a member of an archive may be larger than its compressed bytes; deflate reaches 1000.
+_MOST_EXPANDED = 20
+
+
+class ArrayError(Exception):
+    """The reason why there is no array."""
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file: {error.reason}") from error
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{where}: not JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+
+
+def read_npy(file: BinaryIO, size: int) -> NDArray[Any]:
+    """The array of a .npy file of ``size`` bytes; objects, which would be unpickled, are refused.
+
+    NumPy's own reader allocates what the header claims, and raises whatever Python's parser does.
+
+    Raises:
+        ArrayError: if it is damaged, or claims more than there is.
+        OSError: if it cannot be read.
+    """
+    try:
+        major, _ = np.lib.format.read_magic(file)
+        parse = np.lib.format.read_array_header_1_0
+        if major > 1:
+            parse = np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = parse(file)
+    except OSError:
+        raise
+    except Exception as error:  # of Python's parser and tokenizer, and numpy's of data types
+        reason = str(error)[:200] or type(error).__name__
+        raise ArrayError(f"not a .npy file, or damaged: {reason}") from error
+    if dtype.hasobject or any(n < 0 for n in shape) or len(shape) > 32:
+        raise ArrayError(f"expected numbers, got {str(shape)[:80]} of {dtype}")
+    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if wanted > there:
+        raise ArrayError(f"expected {wanted} bytes of numbers, it has {there}")
+    data = bytearray(wanted)
+    file.readinto(data)  # type: ignore[attr-defined]
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
+
+
+def load_npy(path: Path) -> NDArray[Any]:
+    try:
+        with open(path, "rb") as file:
+            return read_npy(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ArrayError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def load_npz(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Arrays of these names, in their order."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = []
+            for name in names:
+                member = archive.getinfo(f"{name}.npy")
+                if member.file_size > _MOST_EXPANDED * member.compress_size + 4096:
+                    raise ArrayError(f"{name} is {member.file_size} bytes when unpacked")
+                with archive.open(member) as file:
+                    found.append(read_npy(file, member.file_size))  # type: ignore[arg-type]
+            return found
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        raise UserError(f"{path}: cannot read {', '.join(names)}: {error}") from error
