@@ -13,8 +13,10 @@ import torch
 from cases import Case as Conditions
 from cases import build, calls
 from helpers import TARGETS, Target, patched_blocks
+from ranks import run_ranks
 from torch import Tensor
 
+import unitsface_kernels as uk
 from unitsface_kernels.losses import LossSpec
 
 # Quiet and signalling NaN of both signs, with payloads at either end, and infinities. A half
@@ -207,3 +209,34 @@ def test_it_reaches_the_gradients(
             if bool(reached.any()):
                 finite = [bool(t.grad.isfinite().all()) for t in leaves.values()]
                 assert not all(finite), f"{place}, {bad}"
+
+
+def _on_ranks(rank: int, bad: float) -> list[bool]:
+    """Whether each loss is NaN: from features of the second rank, and from its class weights."""
+    torch.manual_seed(rank)
+    feats, labels = torch.randn(6, 8), torch.arange(6) % 4
+    group = torch.distributed.group.WORLD
+    broken = feats.clone()
+    if rank == 1:
+        broken[2, 3] = bad
+    found = []
+    for name in ("fused_pair_softmax_loss", "fused_pair_logsumexp", "fused_uss_loss"):
+        b = (5.0,) if name == "fused_uss_loss" else ()
+        for given in (feats, broken):
+            loss = getattr(uk, name)(given, labels + 4 * rank * (b == ()), *b, group=group)
+            found.append(bool(loss.isnan()))
+    for name in ("cosface", "arcface", "uce", "class_bce", "sphereface2", "npt", "epl", "vpl"):
+        head = uk.PartialFC(name, 8, 5)
+        found += [bool(head(given, labels).isnan()) for given in (feats, broken)]
+        if rank == 1:
+            with torch.no_grad():
+                head.weight[1, 3] = bad
+        found.append(not bool(head(feats, labels).isnan()))
+    return found
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_it_reaches_the_loss_of_every_rank(bad: float) -> None:
+    first, second = run_ranks(2, _on_ranks, bad)
+    pairs, shards = [False, True] * 3, [False, True, False] * 8
+    assert first == second == pairs + shards

@@ -127,14 +127,18 @@ class Call:
             left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
             positives = positives - (left_out == labels).to(torch.int64)
             negatives = negatives - ((left_out >= 0) & (left_out != labels)).to(torch.int64)
-        ignored = labels == -1
-        return positives.masked_fill(ignored, 0), negatives.masked_fill(ignored, 0)
+        return positives.masked_fill(self.ignored, 0), negatives.masked_fill(self.ignored, 0)
+
+    @cached_property
+    def ignored(self) -> Tensor:
+        """(N,) bool."""
+        return self.row_labels == -1
 
     @cached_property
     def counted_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
         if self.spec.counted == "labelled":
-            return self.row_labels != -1
+            return ~self.ignored
         positives, negatives = self.pair_counts
         return (positives if self.spec.counted == "with_positives" else negatives) > 0
 
@@ -229,16 +233,17 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
         if call.spec.threshold == "per_column" and call.spec.topology == "pair":
             labels = call.row_labels if call.column_labels is None else call.column_labels
             thresholds = torch.where(labels >= 0, thresholds, 0.0)
-        doubtful = doubtful + (thresholds * 0.0).sum()
-    return (doubtful * 0.0).masked_fill_(call.row_labels == -1, 0.0)
+        # One number as it is: on a GPU launches count. The sum of many could overflow.
+        one = thresholds if call.spec.threshold == "scalar" else (thresholds * 0.0).sum()
+        doubtful = doubtful + one
+    return (doubtful * 0.0).masked_fill_(call.ignored, 0.0)
 
 
 def clear_ignored(call: Call, of_rows: Tensor) -> None:
     """Ignored rows of an (N, D) tensor become 0: their features may be NaN, as 0 times it is."""
-    ignored = call.row_labels == -1
     # Where looking does not wait for a device, most calls need no pass over the features.
-    if of_rows.is_cuda or bool(ignored.any()):
-        of_rows.masked_fill_(ignored[:, None], 0.0)
+    if of_rows.is_cuda or bool(call.ignored.any()):
+        of_rows.masked_fill_(call.ignored[:, None], 0.0)
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -46,7 +46,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     """Gradients for (N,) upstream gradients of the rows' losses."""
     log_negatives, share, slope = state.unbind(0)
     weights, scale = split_weights(call, weights)
-    negative_weight = torch.where(call.row_labels == -1, 0.0, weights * share)
+    negative_weight = torch.where(call.ignored, 0.0, weights * share)
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
     masses = None
@@ -137,7 +137,7 @@ def _finish_rows(
     gap = log_negatives - logits
     per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
     share = torch.where(has_target, torch.sigmoid(gap), 1.0)
-    per_row = torch.where(call.row_labels == -1, 0.0, per_row)
+    per_row = torch.where(call.ignored, 0.0, per_row)
     return per_row, share, slope
 
 
