@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -233,7 +234,9 @@ def test_a_finished_run_leaves_a_page(tmp_path: Path, capsys: pytest.CaptureFixt
     config = tiny(data, tmp_path / "run", data={"holdout": 2}, train={"epochs": 1})
     config.run.report = True
     assert main.run(arguments(config)) == 0
-    assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in printed
+    assert re.match(r"device cpu, loss backend \w+, losses \w+", printed.splitlines()[0])
     page = Page(tmp_path / "run" / "report.html")
     figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert page.row("auc")[1] == f"{figures['auc']:.4f}"
