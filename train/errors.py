@@ -36,10 +36,13 @@ class UserError(Exception):
 
 def printable(message: object) -> str:
     """In one line that a terminal shows, whatever names and contents of files are in it."""
-    text = " ".join(str(message).split())
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-    return text if text.isprintable() else "".join(map(_shown, text))
+    text = _shortened(" ".join(str(message).split()))
+    return text if text.isprintable() else _shortened("".join(map(_shown, text)))
+
+
+def _shortened(text: str) -> str:
+    half = LONGEST // 2 - 3
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def _shown(character: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 ORIENTATION = 0x112
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _BYTES |= {16: 8, 17: 8, 18: 8}
-_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Tag:
         return self.count * _BYTES.get(self.kind, 1)
 
     def integer(self, tiff: bytes, order: str) -> int | None:
-        """The first value, if that is an unsigned integer within the file."""
+        """The first value, if that is an integer within the file."""
         code = _CODES.get(self.kind)
         if code is None or self.count < 1:
             return None
