@@ -145,8 +145,8 @@ struct NearestTileArgs {
 
 constexpr int64_t kMostNearest = 64;
 
-// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5); NaN for a row with an
-// element that is not finite.
+// unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5). Both are NaN for a
+// row with an element that is not finite.
 struct UnitRowsArgs {
   const void* source;  // [rows, d]
   DType source_dtype;

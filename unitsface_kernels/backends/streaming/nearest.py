@@ -30,7 +30,8 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
     count = _triplet(call.spec).count(call.params)
-    best, position, target_cosine, inverse_norms = search(call, engine, count)
+    unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
+    best, position, target_cosine = search(call, engine, count, unit)
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
@@ -57,17 +58,19 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
 
 
-def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def search(
+    call: Call, engine: Engine, count: int, unit: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` largest cosines of each row with columns that are not its target.
 
     Returns:
         (N, count) float32 cosines in descending order, -inf where there are fewer; (N, count)
-        int32 positions among the columns, -1 there; (N,) cosines of the targets, 0 without; and
-        (N,) inverse norms of the rows.
+        int32 positions among the columns, -1 there; and (N,) cosines of the targets, 0 without.
     """
     rows = call.rows
     size = rows.shape[0]
-    unit, inverse_norms = engine.unit_rows(rows, 0, size)
+    if unit is None:
+        unit, _ = engine.unit_rows(rows, 0, size)
     best = rows.new_full((size, count), -torch.inf, dtype=torch.float32)
     position = rows.new_full((size, count), -1, dtype=torch.int32)
     target_cosine = rows.new_zeros(size, dtype=torch.float32)
@@ -87,7 +90,7 @@ def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tens
                 position[block],
                 target_cosine[block],
             )
-    return best, position, target_cosine, inverse_norms
+    return best, position, target_cosine
 
 
 def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
