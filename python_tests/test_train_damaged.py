@@ -74,12 +74,17 @@ def test_a_damaged_checkpoint_names_the_one_before_which_auto_takes(
 def test_without_an_earlier_one_it_is_an_error_even_for_auto(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = copied(whole, tmp_path / "run")
-    for name in ("step-000001.pt", "step-000002.pt"):
-        (run / "checkpoints" / name).unlink()
-    damage(run / "checkpoints" / "last.pt")
-    assert main(["--resume", "auto", f"run.dir={run}"]) == 2
-    assert "no earlier checkpoint is kept here (run.keep)" in capsys.readouterr().err
+    folder = copied(whole, tmp_path / "run") / "checkpoints"
+    given = ["--resume", "auto", f"run.dir={folder.parent}"]
+    # Where the last one has been lost it is not the beginning that is gone on from.
+    (folder / "last.pt").unlink()
+    assert load_config(given)[1] == folder / "step-000002.pt"
+    for path in (folder / "step-000001.pt", folder / "step-000002.pt"):
+        damage(path)
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert f"cannot read checkpoint {folder / 'step-000002.pt'}: " in said
+    assert "no earlier checkpoint is kept here (run.keep)" in said
 
 
 def test_so_it_is_with_shards(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import LAST, DamagedError, flush, is_sharded, read_run
+from train.checkpoint import LAST, DamagedError, exists, flush, read_run
 from train.errors import UserError
 
 _STEP = re.compile(r"step-(\d+)(\.pt)?")
@@ -51,6 +51,15 @@ def keep_last(last: Path, step: int, count: int) -> None:
                 _discard(path)
     except OSError as error:
         raise UserError(f"cannot keep checkpoint {last}: {error}") from error
+
+
+def newest(last: Path) -> Path:
+    """``last``, or where it has been lost the newest of those that are kept beside it."""
+    if not exists(last):
+        for path in (last.with_suffix(""), last.with_suffix(".pt")):
+            for other in _others(path):
+                return other
+    return last
 
 
 def read_or_earlier(path: Path, *, take: bool) -> tuple[Path, dict[str, Any]]:
@@ -106,7 +115,7 @@ def _others(path: Path) -> list[Path]:
     own = steps.pop(path, None)
     tried = sorted((p for p in steps if own is None or steps[p] < own), key=steps.__getitem__)
     found = [*reversed(tried), best]
-    return [p for p in found if is_sharded(p) == is_sharded(path) and not _same(p, path)]
+    return [p for p in found if exists(p) and not _same(p, path)]
 
 
 def _steps(last: Path) -> dict[Path, int]:

@@ -79,7 +79,7 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     is the one the checkpoint lies in.
     """
     from train import checkpoint
-    from train.checkpoints import read_or_earlier
+    from train.checkpoints import newest, read_or_earlier
     from train.config import (
         COMMAND_LINE,
         Config,
@@ -103,7 +103,7 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     path = Path("" if auto else arguments.resume)
     if auto or not arguments.resume:
         path = checkpoint.last(Path(str(run_dir)))
-    path = checkpoint.found(path)
+    path = newest(path) if auto else checkpoint.found(path)
     if auto and not checkpoint.exists(path):
         return make_config(*layers), None, None
     path, values = read_or_earlier(path, take=auto)

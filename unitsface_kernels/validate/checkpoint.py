@@ -18,8 +18,8 @@ def replaceable(path: object, fine: bool) -> None:
 
 
 def unreadable(path: object, error: Exception) -> NoReturn:
-    reason = str(error).split("\n", 1)[0] or type(error).__name__
-    raise ValueError(f"{UNREADABLE} {path}: {reason}") from error
+    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    raise ValueError(f"{UNREADABLE} {path}: {reason[:400]}") from error
 
 
 def same_identity(path: object, saved: dict[str, object], own: dict[str, object]) -> None:
