@@ -64,7 +64,7 @@ def _value(s: Source, p: Parameter) -> Any:
 
 def drawn(s: Source) -> Drawn:
     spec = s.pick(list(REGISTRY.values()))
-    backend = "triton" if s.chance(0.03) else "auto"
+    backend = "triton" if s.chance(0.015) else "auto"
     large = s.chance(0.004) and backend == "auto"
     dtype = s.pick(draw.DTYPES)
     rows = s.pick([1030, 1100]) if large else s.pick(draw.ROWS)
