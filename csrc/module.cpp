@@ -21,6 +21,14 @@ namespace {
 
 using Params = std::vector<float>;
 
+// Policies read as many as they have: what is missing is 0.
+constexpr size_t kMostParameters = 16;
+
+const float* numbers(Params& params) {
+  if (params.size() < kMostParameters) params.resize(kMostParameters, 0.0f);
+  return params.data();
+}
+
 void require(bool known, const std::string& loss) {
   if (!known) throw std::invalid_argument("no native policy for loss '" + loss + "'");
 }
@@ -68,9 +76,9 @@ void bind_cpu_pair_tile(py::module_& m, const char* name,
                                                       int)) {
   m.def(
       name,
-      [kernel](const std::string& loss, const Params& params, const Args& args, int threads) {
+      [kernel](const std::string& loss, Params params, const Args& args, int threads) {
         if constexpr (std::is_same_v<Args, cpu::PairGradient>) require_type(args.gradient_dtype);
-        require((cpu::kernels().*kernel)(loss.c_str(), params.data(), args, threads), loss);
+        require((cpu::kernels().*kernel)(loss.c_str(), numbers(params), args, threads), loss);
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -82,32 +90,31 @@ void bind_cpu(py::module_ m) {
   m.def("usable_isas", &cpu::usable_isas);
   m.def(
       "sum_tile",
-      [](const std::string& loss, const Params& params, const cpu::SumTile& args, int threads) {
+      [](const std::string& loss, Params params, const cpu::SumTile& args, int threads) {
         require_type(args.gradient_dtype);
-        require(cpu::kernels().sum_tile(loss.c_str(), params.data(), args, threads), loss);
+        require(cpu::kernels().sum_tile(loss.c_str(), numbers(params), args, threads), loss);
       },
       Unlock());
   m.def(
       "logsumexp_tile",
-      [](const std::string& loss, const Params& params, const LogsumexpTileArgs& args,
-         int threads) {
-        require(cpu::kernels().logsumexp_tile(loss.c_str(), params.data(), args, threads), loss);
+      [](const std::string& loss, Params params, const LogsumexpTileArgs& args, int threads) {
+        require(cpu::kernels().logsumexp_tile(loss.c_str(), numbers(params), args, threads), loss);
       },
       Unlock());
   m.def(
       "logsumexp_gradient_tile",
-      [](const std::string& loss, const Params& params, const LogsumexpGradientArgs& args,
-         int threads) {
+      [](const std::string& loss, Params params, const LogsumexpGradientArgs& args, int threads) {
         require_type(args.gradient_dtype);
-        require(cpu::kernels().logsumexp_gradient_tile(loss.c_str(), params.data(), args, threads),
-                loss);
+        require(
+            cpu::kernels().logsumexp_gradient_tile(loss.c_str(), numbers(params), args, threads),
+            loss);
       },
       Unlock());
   m.def(
       "positive_rows",
-      [](const std::string& loss, const Params& params, const Span& cosine, int64_t n,
-         const Span& logit, const Span& slope) {
-        require(cpu::kernels().positive_rows(loss.c_str(), params.data(), floats(cosine, n), n,
+      [](const std::string& loss, Params params, const Span& cosine, int64_t n, const Span& logit,
+         const Span& slope) {
+        require(cpu::kernels().positive_rows(loss.c_str(), numbers(params), floats(cosine, n), n,
                                              floats(logit, n), floats(slope, n)),
                 loss);
       },
@@ -186,9 +193,9 @@ void bind_cuda_pair_tile(py::module_& m, const char* name,
                                         void*)) {
   m.def(
       name,
-      [kernel](const std::string& loss, const Params& params, const Args& args, const Span& scratch,
+      [kernel](const std::string& loss, Params params, const Args& args, const Span& scratch,
                std::uintptr_t stream) {
-        kernel(loss, params.data(), args, floats(scratch, 0), handle(stream));
+        kernel(loss, numbers(params), args, floats(scratch, 0), handle(stream));
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -206,30 +213,30 @@ void bind_cuda(py::module_ m) {
   m.def("logsumexp_tile_scratch", &cuda::logsumexp_tile_scratch);
   m.def(
       "sum_tile",
-      [](const std::string& loss, const Params& params, const cuda::SumTile& args,
-         const Span& scratch, std::uintptr_t stream) {
-        cuda::sum_tile(loss, params.data(), args, floats(scratch, 0), handle(stream));
+      [](const std::string& loss, Params params, const cuda::SumTile& args, const Span& scratch,
+         std::uintptr_t stream) {
+        cuda::sum_tile(loss, numbers(params), args, floats(scratch, 0), handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_tile",
-      [](const std::string& loss, const Params& params, const LogsumexpTileArgs& args,
-         const Span& scratch, std::uintptr_t stream) {
-        cuda::logsumexp_tile(loss, params.data(), args, floats(scratch, 0), handle(stream));
+      [](const std::string& loss, Params params, const LogsumexpTileArgs& args, const Span& scratch,
+         std::uintptr_t stream) {
+        cuda::logsumexp_tile(loss, numbers(params), args, floats(scratch, 0), handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_gradient_tile",
-      [](const std::string& loss, const Params& params, const LogsumexpGradientArgs& args,
+      [](const std::string& loss, Params params, const LogsumexpGradientArgs& args,
          std::uintptr_t stream) {
-        cuda::logsumexp_gradient_tile(loss, params.data(), args, handle(stream));
+        cuda::logsumexp_gradient_tile(loss, numbers(params), args, handle(stream));
       },
       Unlock());
   m.def(
       "positive_rows",
-      [](const std::string& loss, const Params& params, const Span& cosine, int64_t n,
-         const Span& logit, const Span& slope, std::uintptr_t stream) {
-        cuda::positive_rows(loss, params.data(), floats(cosine, n), n, floats(logit, n),
+      [](const std::string& loss, Params params, const Span& cosine, int64_t n, const Span& logit,
+         const Span& slope, std::uintptr_t stream) {
+        cuda::positive_rows(loss, numbers(params), floats(cosine, n), n, floats(logit, n),
                             floats(slope, n), handle(stream));
       },
       Unlock());
@@ -257,9 +264,9 @@ void bind_cuda(py::module_ m) {
   bind_cuda_pair_tile(m, "pair_positives_tile", &cuda::pair_positives_tile);
   m.def(
       "pair_gradient_tile",
-      [](const std::string& loss, const Params& params, const cuda::PairGradient& args,
+      [](const std::string& loss, Params params, const cuda::PairGradient& args,
          std::uintptr_t stream) {
-        cuda::pair_gradient_tile(loss, params.data(), args, handle(stream));
+        cuda::pair_gradient_tile(loss, numbers(params), args, handle(stream));
       },
       Unlock());
   m.def(

@@ -390,7 +390,7 @@ def test_exp() -> None:
     targets = torch.full((len(z),), -2)
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0],
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
             product=address(cosine),
             n=len(z),
@@ -417,7 +417,7 @@ def test_large_offsets_of_a_tile() -> None:
     targets = torch.tensor([far + 2])
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0],
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
             product=address(product),
             n=1,

@@ -12,6 +12,8 @@ import pytest
 from fuzz import runner
 from helpers import ROOT
 
+from unitsface_kernels.backends.native.cpu_engine import CpuEngine
+
 
 def _planted(seed: int) -> str | None:
     if seed == 3:
@@ -48,6 +50,33 @@ def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = runner.run(hang, 0, runs=3)
     assert outcome.runs == 3
     assert [failure.seed for failure in outcome.failures] == [0, 1]
+
+
+@pytest.mark.parametrize("fault", ["cosine", "column", "gradient"])
+def test_planted_errors_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 20 in a cosine of a row, a column that is left out, a gradient without projection."""
+    from fuzz import target_differential
+
+    unit_rows, backward = CpuEngine.unit_rows, CpuEngine.unit_rows_backward
+
+    def planted(self, source, start, stop, index=None, reuse=False):
+        unit, norms = unit_rows(self, source, start, stop, index, reuse)
+        if len(unit) and fault == "cosine":
+            unit[-1] *= 0.95
+        if reuse and len(unit) and fault == "column":
+            unit[-1] = 0.0
+        return unit, norms
+
+    def bare(self, d_unit, source, start, inverse_norms, out, scale=None, index=None):
+        if fault != "gradient":
+            return backward(self, d_unit, source, start, inverse_norms, out, scale, index)
+        return out.copy_(d_unit * inverse_norms[:, None] * (1.0 if scale is None else scale))
+
+    monkeypatch.setattr(CpuEngine, "unit_rows", planted)
+    monkeypatch.setattr(CpuEngine, "unit_rows_backward", bare)
+    monkeypatch.setattr(target_differential.torch, "set_num_threads", lambda count: None)
+    found = [target_differential.run_one(seed) for seed in range(25)]
+    assert sum(text is not None for text in found) >= 3, found
 
 
 def test_a_short_run_of_every_target() -> None:

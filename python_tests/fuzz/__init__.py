@@ -16,6 +16,9 @@ import os
 import sys
 from pathlib import Path
 
+# Threads of several runs share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if not torch.cuda.is_available():

@@ -58,7 +58,9 @@ class Source:
 def features(s: Source, rows: int, width: int, dtype: torch.dtype, like: Tensor | None) -> Tensor:
     """(rows, width) of some kind; ``like``: rows that they may resemble."""
     x = s.normal(rows, width)
-    kind = s.pick(["plain"] * 6 + ["like"] * 4 + ["one", "axes", "zeros", "norms", "short", "far"])
+    kind = s.pick(
+        ["plain"] * 6 + ["like"] * 4 + ["one", "axes", "zeros", "norms", "short", "far"] + ["rare"]
+    )
     if kind == "like" and like is not None and len(like):
         x = like[s.integers(0, len(like), rows)].float() + s.pick([0.0, 0.1, 1.0]) * x
     elif kind == "one":
@@ -75,6 +77,14 @@ def features(s: Source, rows: int, width: int, dtype: torch.dtype, like: Tensor 
         x = torch.nn.functional.normalize(x, dim=1) * 10 ** (2 * s.uniform(rows, 1) - 6)
     elif kind == "far":
         x = x * s.pick([1e-12, 1e-8, 1e8, 1e12] if dtype == torch.float32 else [1e-2, 1e2])
+    elif kind == "rare" and x.numel():
+        # What has to reach the loss; and rows whose squares overflow, or underflow, in float32.
+        value = s.pick([torch.nan, torch.inf, -torch.inf, "long", "tiny"])
+        row = s.random.randrange(rows)
+        if isinstance(value, str):
+            x[row] *= (1e25 if value == "long" else 1e-30) if dtype == torch.float32 else 1e3
+        else:
+            x[row, s.random.randrange(width)] = value
     x = x.to(dtype)
     if kind == "short" and dtype == torch.float16:
         x = x * 100  # representable

@@ -64,7 +64,7 @@ def _value(s: Source, p: Parameter) -> Any:
 
 def drawn(s: Source) -> Drawn:
     spec = s.pick(list(REGISTRY.values()))
-    backend = "triton" if s.chance(0.03) else "auto"
+    backend = "triton" if s.chance(0.015) else "auto"
     large = s.chance(0.004) and backend == "auto"
     dtype = s.pick(draw.DTYPES)
     rows = s.pick([1030, 1100]) if large else s.pick(draw.ROWS)
@@ -193,8 +193,10 @@ def run_one(seed: int) -> str | None:
     slope *= max(1.0, float(d.values.get("m1", 1.0)))
     columns = len(d.tensors.get("weight", d.tensors.get("memory", d.tensors["feats"])))
     size += float(d.upstream.abs().sum()) * (1 + columns * (d.spec.reduction == "sum"))
+    # Eager gradients are NaN also where a pair that has none is multiplied by 0.
+    finite = all(bool(t.isfinite().all()) for t in d.tensors.values())
     for name, gradient in gradients.items():
-        if found is None:
+        if found is None and finite:
             # A stored gradient in half precision is rounded, too.
             found = off(
                 name,

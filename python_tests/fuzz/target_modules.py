@@ -133,7 +133,12 @@ def run_one(seed: int) -> str | None:
         if any(sharp(feats, w.T if name == "adapter arcface" else w, dtype) for w in weights):
             return None
     size = 1.0 + max((float(w.abs().nan_to_num(posinf=0.0).sum()) for w in want[:4:2]), default=0.0)
+    finite = all(bool(b[0].isfinite().all()) for b in batches)
+    finite &= all(bool(t.isfinite().all()) for b in batches for t in b[2].values())
     for place, values in enumerate(zip(got, want, eager, strict=True)):
+        # Eager gradients are NaN also where a pair that has none is multiplied by 0.
+        if not finite and place not in (0, 2):
+            continue
         problem = off(f"result {place}", *values, [o[place] for o in others], dtype, 64 * size)
         if problem is not None:
             sizes = [tuple(b[0].shape) for b in batches]

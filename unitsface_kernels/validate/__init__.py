@@ -44,7 +44,7 @@ from .numbers import (
     number,
     positive_int,
 )
-from .operands import operands
+from .operands import operands, packed
 from .training import (
     fused_backend,
     fused_marker,
@@ -88,6 +88,7 @@ __all__ = [
     "number",
     "operands",
     "owned",
+    "packed",
     "parameters",
     "positive_int",
     "process_group",

@@ -5,7 +5,15 @@ What remains are direct calls of the registered operators.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+
+def packed(params: Sequence[float], wanted: int) -> None:
+    """Hyper-parameters as kernels receive them."""
+    if len(params) != wanted:
+        raise ValueError(f"params must have {wanted} numbers, got {len(params)}")
 
 
 def operands(

@@ -201,6 +201,7 @@ def make_call(
         shards,
         sink,
     )
+    validate.packed(call.params, len(call.spec.parameters))
     validate.operands(
         call.rows,
         call.row_labels,
