@@ -134,7 +134,7 @@ class _Unpickler(PlainUnpickler):
             return complex(float(real), float(imaginary))
         if name == "set":
             return {self.key(key) for items in arguments for key in items}
-        made = collections.Counter() if name == "Counter" else collections.OrderedDict[Any, Any]()
+        made: Any = collections.Counter() if name == "Counter" else collections.OrderedDict()
         for items in arguments:
             for key, value in items.items() if isinstance(items, dict) else items:
                 made[self.key(key)] = value
