@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 # Pinned for a reproducible CPU environment; on a CUDA machine use your own Torch, see the README.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+SECONDS ?= 600
 # What editing requires a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-slow bench lint format clean
+.PHONY: env demo demo-quick losses test test-slow fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed
 
@@ -38,6 +39,14 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow
+
+# Drawn calls and damaged files for SECONDS; what fails is printed with the command that repeats it.
+fuzz: env
+	$(BIN)/python -m python_tests.fuzz --seconds $(SECONDS) --jobs $(WORKERS) $(ARGS)
+
+# The CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize.
+sanitize: env
+	bash python_tests/sanitize.sh $(BIN)/python
 
 bench: env
 	$(BIN)/python -m bench --seconds 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +14,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+#: Environment variables that are options of CMakeLists.txt.
+OPTIONS = ("UNITSFACE_CUDA", "UNITSFACE_CUDA_ARCHS")
+#: What CMake reads once and then keeps in its cache.
+ENVIRONMENT = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS")
+TOOLS = ("c++", "nvcc", os.environ.get("CXX", "c++"), os.environ.get("CUDACXX", "nvcc"))
 
 
 class CMakeBuild(build_ext):
@@ -20,11 +27,12 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
+        pybind11 = _pybind11_directory()
+        _start_anew_if_changed(build)
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={_pybind11_directory()}",
+            f"-Dpybind11_DIR={pybind11}",
             f"-DCMAKE_INSTALL_PREFIX={target.parent}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
@@ -32,9 +40,10 @@ class CMakeBuild(build_ext):
         ninja = shutil.which("ninja")
         if ninja:
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
-        for name in ("UNITSFACE_CUDA_ARCHS", "UNITSFACE_CUDA"):
-            if os.environ.get(name):
-                configure.append(f"-D{name}={os.environ[name]}")
+        for name in OPTIONS:
+            # Not set is the default, not what an earlier build was given.
+            given = os.environ.get(name)
+            configure.append(f"-D{name}={given}" if given else f"-U{name}")
         self._run(configure, "configuring")
         self._run(["cmake", "--build", str(build)], "compiling")
         self._run(["cmake", "--install", str(build)], "installing")
@@ -43,11 +52,6 @@ class CMakeBuild(build_ext):
     def _run(command: list[str], stage: str) -> None:
         try:
             subprocess.run(command, check=True)
-        except FileNotFoundError:
-            sys.exit(
-                f"error: {command[0]} not found; build with isolation, or install cmake, ninja "
-                "and pybind11 first"
-            )
         except subprocess.CalledProcessError as error:
             hint = ""
             if shutil.which(os.environ.get("CXX", "c++")) is None:
@@ -59,9 +63,36 @@ class CMakeBuild(build_ext):
 
 
 def _pybind11_directory() -> str:
+    """Of its CMake files; ends with one line if it or another tool is missing."""
+    missing = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
+    if importlib.util.find_spec("pybind11") is None:
+        missing.append("pybind11")
+    if missing:
+        sys.exit(
+            f"error: building the native extension needs {', '.join(missing)}: "
+            f"pip install {' '.join(missing)}, or leave out --no-build-isolation"
+        )
     import pybind11
 
     return pybind11.get_cmake_dir()
+
+
+def _start_anew_if_changed(build: Path) -> None:
+    """Removes a build folder of another place or of other compilers, which CMake would keep to."""
+    inputs = {
+        "root": str(ROOT),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "tools": {name: os.path.realpath(shutil.which(name) or "") for name in TOOLS},
+    }
+    record = build / "inputs.json"
+    try:
+        known = json.loads(record.read_text())
+    except (OSError, ValueError):
+        known = None
+    if known != inputs:
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
+        record.write_text(json.dumps(inputs, indent=1))
 
 
 setup(

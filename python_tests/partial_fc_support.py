@@ -106,7 +106,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
     """The same by one process: dense, eager, on the rows that the ranks draw."""
     module = uk.CLASS_LOSSES[run.loss](SIZE, run.classes, **run.options, backend="reference")
     assert isinstance(module, ShardableLoss)
-    start_as_sharded(module, run.classes)
+    start_as_sharded(module, run.classes, run.sample_rate)
     body = backbone()
     learned = [*body.parameters(), *module.parameters()]
     optimizer = optimizer_of(run.optimizer, learned, False)
@@ -145,7 +145,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
     return {"losses": losses, **_end(body, module, optimizer)}
 
 
-def start_as_sharded(module: ShardableLoss, classes: int) -> None:
+def start_as_sharded(module: ShardableLoss, classes: int, sample_rate: float) -> None:
     """The initial values of ``PartialFC`` of one rank."""
     for path, part in module.named_modules():
         if isinstance(part, ShardableLoss):
@@ -153,6 +153,8 @@ def start_as_sharded(module: ShardableLoss, classes: int) -> None:
                 rows = Shard(classes, 0, classes).normal_rows(SIZE, f"{path}.{name}", 3)
                 for place, normal in rows:
                     getattr(part, name).data[place] = part.rows_from_normal(name, normal)
+            part.sample_rate = sample_rate
+            part.reset_thresholds()
 
 
 def replayed(labels: Tensor, run: Run, ranks: int, step: int) -> tuple[Tensor | None, Tensor]:

@@ -151,7 +151,8 @@ def _compile(architecture: int) -> Iterator[Compiled]:
         return dataclasses.replace(config, wave=dataclasses.replace(config.wave, gradient_rows=128))
 
     driver.set_active(Driver())
-    launch.run, launch.capability, configs.select = run, lambda: architecture, select_small
+    launch.run, configs.select = run, select_small
+    launch.capability = lambda device: architecture
     # The tiles of a GPU, where no label is read: kernels that do not run leave labels unset.
     logsumexp_pairs._possible_positives = lambda call, engine, operands: (operands, None)
     labels, many = torch.arange(192) % 7, torch.arange(256) % 7

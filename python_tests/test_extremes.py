@@ -77,6 +77,8 @@ def _lengths() -> list:
     # The gradient of a feature of norm 1e-4 is beyond float16.
     kinds = [(1e-4, torch.bfloat16), (1e4, torch.bfloat16), (1e3, torch.float16)]
     kinds += [(1e-4, torch.float32), (1e15, torch.float32)]
+    # Squares overflow.
+    kinds += [(1e20, torch.float32), (1e36, torch.float32), (1e30, torch.bfloat16)]
     return [
         pytest.param(*call.values, *kind, columns, id=f"{call.id}-{kind[0]:g}-{kind[1]}-{columns}")
         for call in calls(FUSED)

@@ -125,10 +125,14 @@ def _moved(prototypes: Tensor, feats: Tensor, labels: Tensor) -> Tensor:
 
 
 @each_target
-@pytest.mark.parametrize("base", ["cosface", "arcface", "uce"])
+@pytest.mark.parametrize("base", ["cosface", "arcface", "arcface-exact", "uce"])
 def test_epl_is_its_formula(target: Target, base: str) -> None:
+    """The prototypes' target shrinks first and then has the margin, published without gradient."""
     torch.manual_seed(1)
+    base, exact = base.removesuffix("-exact"), base.endswith("-exact")
     options = {"base": base, "scale": 16.0, "margin": 0.3, "k": 0.6, "start_epoch": 2}
+    if exact:
+        options["margin_gradient"] = "exact"
     module = EPLLoss(D, C, **options, backend=target.backend).to(target.device)
     feats, labels = _batch(target)
     counted = labels >= 0
@@ -151,8 +155,9 @@ def test_epl_is_its_formula(target: Target, base: str) -> None:
             elif base == "cosface":
                 block = _softmax_loss(shifted, y, 16.0, 0.0)
             else:
-                angular = torch.cos(torch.acos(cosine[place]) + 0.3)
-                angular = angular - 0.6 * cosine[place].detach()
+                angular = torch.cos(torch.acos(shifted[place]) + 0.3)
+                if not exact:
+                    angular = shifted[place] + (angular - shifted[place]).detach()
                 logits = 16.0 * cosine.index_put(place, angular)
                 block = F.cross_entropy(logits, y, reduction="none")
             want = (want + block.mean()) / 2
@@ -161,6 +166,17 @@ def test_epl_is_its_formula(target: Target, base: str) -> None:
     before = module.prototypes.clone()
     module(feats, labels)
     assert torch.equal(module.prototypes, before)
+
+
+def test_composed_losses_have_the_options_of_their_heads() -> None:
+    """EPL's margin is published as 0.4 over every head, and as a constant; UNPG's and VPL's not."""
+    for make, gradient in ((EPLLoss, "detached"), (UNPGLoss, "exact"), (VPLLoss, "exact")):
+        assert make(D, C, base="arcface").head.margin_gradient == gradient
+        head = make(D, C, margin_gradient="exact", init_std=3.0, skip_tolerance=1e-4).head
+        assert (head.margin_gradient, head.skip_tolerance) == ("exact", 1e-4)
+        assert 1.5 < float(head.weight.detach().std()) < 6.0
+    heads = [EPLLoss(D, C, base=base).head for base in ("cosface", "arcface", "uce")]
+    assert [heads[0].m3, heads[1].m2, heads[2].margin] == [0.4] * 3
 
 
 def test_epl_goes_on_where_it_was_saved() -> None:

@@ -145,9 +145,7 @@ def _stored(device: str) -> tuple[FeatureMemory, Tensor, Tensor]:
     """A memory that has seen most identities, and a batch with all kinds of pairs."""
     generator = torch.Generator().manual_seed(1)
     memory = FeatureMemory(12, 8).to(device)
-    memory.update(
-        torch.randn(9, 8, generator=generator).to(device), torch.arange(9, device=device)
-    )
+    memory.update(torch.randn(9, 8, generator=generator).to(device), torch.arange(9, device=device))
     feats = torch.randn(8, 8, generator=generator).to(device)
     return memory, feats, torch.tensor([3, 1, 3, -1, 9, 11, 0, 5], device=device)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TARGETS, Target
-from tolerances import SAME_GRADIENT, check_same
+from tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor, nn
 
 import unitsface_kernels
 from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, UniTSFaceLoss
+from unitsface_kernels.losses import REGISTRY
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
@@ -290,3 +291,75 @@ def test_modules_are_their_functions(target: Target) -> None:
     for given in ({}, {"memory": memory, "memory_labels": memory_labels}):
         want = unitsface_kernels.fused_pair_softmax_loss(feats, labels, **options, **given)
         assert torch.equal(module(feats, labels, **given), want)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _arguments(cls: type[nn.Module]) -> set[str]:
+    """What a user can give a module, following ``**kwargs`` to the base classes' constructors."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names | inspect.signature(cls.forward).parameters.keys()
+
+
+# What a module gives a function by itself, or by another name.
+OWN = {"weight", "b"}
+RENAMED = {
+    "normface": {"m1", "m2", "m3"},
+    "cosface": {"m1", "m2", "m3"},
+    "arcface": {"m1", "m2", "m3"},
+    "sphereface": {"m1", "m2", "m3"},
+    # k is the adaptive margin; all classes take part, or those that PartialFC draws.
+    "epl": {"m1", "m2", "m3", "adaptive_margin", "class_index"},
+    "unpg": {"m1", "m2", "m3", "adaptive_margin", "class_index"},
+    "vpl": {"m1", "m2", "m3", "adaptive_margin", "class_index"},
+}
+
+
+@pytest.mark.parametrize("name", [*CLASS_LOSSES, *PAIR_LOSSES])
+def test_modules_take_every_argument_of_their_functions(name: str) -> None:
+    cls = (CLASS_LOSSES | PAIR_LOSSES)[name]
+    registered = getattr(cls, "loss", name)
+    spec = REGISTRY.get(registered, REGISTRY["margin_softmax"])
+    of_function = inspect.signature(getattr(unitsface_kernels, spec.function)).parameters
+    missing = of_function.keys() - _arguments(cls) - OWN - RENAMED.get(name, set())
+    assert not missing
+    if name in CLASS_LOSSES:
+        assert "init_std" in _arguments(cls)
+
+
+def test_presets_keep_their_margins_and_take_the_rest() -> None:
+    for name in ("normface", "cosface", "arcface", "sphereface"):
+        module = CLASS_LOSSES[name](8, 4, adaptive_margin=0.3, margin_gradient="detached")
+        assert module.adaptive_margin == 0.3
+        with pytest.raises(TypeError, match="m1"):
+            CLASS_LOSSES[name](8, 4, m1=1.0)
+
+
+@pytest.mark.parametrize("name", ["margin_softmax", "uce", "class_bce", "sphereface2", "npt"])
+def test_a_subset_of_the_classes(name: str) -> None:
+    module = CLASS_LOSSES[name](8, 40, init_std=2.0)
+    feats, index = torch.randn(6, 8), torch.tensor([39, 3, 7, 20])
+    loss = module(feats, torch.tensor([0, 1, 2, 3, -1, 0]), class_index=index)
+    (gradient,) = torch.autograd.grad(loss, module.weight)
+    assert set(gradient.abs().sum(dim=1).nonzero().flatten().tolist()) <= set(index.tolist())
+    assert 1.5 < float(module.weight.detach().std()) < 2.5
+    with pytest.raises(ValueError, match="init_std must be > 0"):
+        CLASS_LOSSES[name](8, 4, init_std=0.0)
+
+
+def test_softmax_over_pairs_leaves_out_its_own_copies() -> None:
+    feats, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    module = PAIR_LOSSES["pair_softmax"](scale=9.0)
+    columns = {"memory": feats, "memory_labels": labels}
+    got = UniTSFaceLoss(CLASS_LOSSES["cosface"](8, 4), module)
+    want = got.class_loss(feats, labels) + module(feats, labels)
+    check_same("loss", got(feats, labels, **columns, batch_offset=0), want, SAME_LOSS)
+    assert float(module(feats, labels, **columns)) < float(module(feats, labels))

@@ -1,7 +1,7 @@
 """NaN and infinity reach the loss: by every place, in every dtype, whatever stands between.
 
-The rule, from docs/math.md: the loss of a row is NaN if the row itself, a column that it is compared
-with, or a threshold of the call is not finite. An ignored row or column contributes nothing.
+The rule, from docs/math.md: the loss of a row is NaN if the row itself, a column that it is
+compared with, or a threshold of the call is not finite. An ignored row contributes nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 
 import pytest
 import torch
-from cases import build, calls
 from cases import Case as Conditions
+from cases import build, calls
 from helpers import TARGETS, Target, patched_blocks
 from torch import Tensor
 
-import unitsface_kernels as uk
-from unitsface_kernels.losses import REGISTRY, LossSpec
+from unitsface_kernels.losses import LossSpec
 
 # Quiet and signalling NaN of both signs, with payloads at either end, and infinities. A half
 # precision NaN leaves the low bits of a widened one empty.
@@ -130,6 +129,41 @@ def test_what_is_not_finite_reaches_the_loss(
             for reduction in () if target.interpreted else ("mean", "sum"):
                 loss = p.loss(target.backend, reduction=reduction, **changes)
                 assert bool(loss.isnan()) == bool(reached.any()), where
+
+
+@pytest.mark.parametrize("columns", [None, 9])
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+def test_gradients_of_long_rows(target: Target, spec: LossSpec, columns: int | None) -> None:
+    """Norms whose squares overflow: the same loss, and gradients smaller by the same factor."""
+    p = build(Conditions("", rows=9, columns=columns), spec, device=target.device)
+    want, gradients = p.evaluate(target.backend)
+    for exponent in (63, 70, 100):
+        p.rows = p.rows * 2.0**exponent
+        if p.columns is not None:
+            p.columns = p.columns * 2.0**exponent
+        loss, found = p.evaluate(target.backend)
+        torch.testing.assert_close(loss, want)
+        for name, gradient in found.items():
+            factor = 1.0 if name == "b" else 2.0**exponent
+            torch.testing.assert_close(gradient * factor, gradients[name], rtol=1e-4, atol=1e-5)
+        p = build(Conditions("", rows=9, columns=columns), spec, device=target.device)
+
+
+@pytest.mark.parametrize("columns", [None, 9])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+def test_an_ignored_row_contributes_nothing(
+    target: Target, spec: LossSpec, columns: int | None, reduction: str
+) -> None:
+    case = Conditions("", rows=9, columns=columns, labels="ignored", reduction=reduction)
+    p = build(case, spec, device=target.device)
+    want, gradients = p.evaluate(target.backend)
+    p.rows[p.labels == -1] = torch.nan
+    loss, found = p.evaluate(target.backend)
+    torch.testing.assert_close(loss, want)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, gradients[name], msg=name)
+    assert not bool(found["rows"][p.labels == -1].any())
 
 
 SKIPPING = {"uss", "pair_bce", "margin_softmax", "uce", "class_bce", "sphereface2"}

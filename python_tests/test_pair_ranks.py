@@ -295,6 +295,34 @@ def test_torch_compile_breaks_the_graph() -> None:
     run_ranks(2, _compiled, (5, 3))
 
 
+def _second_order(rank: int, counts: Sequence[int]) -> None:
+    """A penalty of each rank's gradient, against that of one process."""
+    own, size = own_rows(counts, rank), len(counts)
+    every = normal(sum(counts), D, seed=1, dtype=torch.float64)
+    labels = identities(sum(counts), seed=2)
+    for loss, kind in itertools.product(LOSSES, ("batch", "holding")):
+        found = []
+        for rows, group, factor in ((slice(None), None, size), (own, dist.group.WORLD, 1)):
+            feats = every[rows].clone().requires_grad_()
+            columns = _columns(kind, every, labels, rows.start or 0)
+            value = LOSSES[loss](
+                *(feats, labels[rows]),
+                **_threshold(loss, torch.float64),
+                **columns,
+                scale=4.0,
+                backend="reference",
+                group=group,
+            )
+            (first,) = torch.autograd.grad(factor * value, feats, create_graph=True)
+            found += torch.autograd.grad(first.square().sum(), feats)
+        assert bool(found[0].any())
+        check_same(f"{loss} {kind}", found[1], found[0][own], EXACT)
+
+
+def test_the_reference_has_second_derivatives_across_ranks() -> None:
+    run_ranks(3, _second_order, (5, 0, 3))
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 

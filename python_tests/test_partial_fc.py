@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache, partial
 
 import partial_fc_support
@@ -60,7 +61,7 @@ RUNS = [
     # Fewer classes than ranks, and fewer drawn than there are positives.
     Run("cosface", {}, 1.0, classes=3, steps=6),
     Run("class_bce", {}, 0.05, classes=3, fuse="backward", steps=6),
-    Run("npt", {"k": 2}, 0.4, classes=3, fuse="step", steps=6),
+    Run("npt", {"k": 2, "hinges": "sum"}, 0.4, classes=3, fuse="step", steps=6),
     *(
         Run("cosface", {}, rate, fuse=fuse, max_norm=0.2, steps=6)
         for rate, fuse in ((1.0, None), (0.4, None), (0.4, "step"))
@@ -85,6 +86,18 @@ def test_sharded_training_is_that_of_one_process(ranks):
 @cache
 def single(number: int, ranks: int) -> dict:
     return partial_fc_support.single(RUNS[number], ranks)
+
+
+@pytest.mark.parametrize("loss", ["uce", "class_bce", "epl"])
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_thresholds_and_weights_start_as_published_or_as_asked(loss: str, rate: float):
+    """UniFace: b = log(10 r C) for a share r of C classes."""
+    options = {"base": "uce"} if loss == "epl" else {}
+    head = uk.PartialFC(loss, SIZE, 500, rate, init_std=3.0, **options)
+    (threshold,) = (p for name, p in head.named_parameters() if name.endswith("threshold"))
+    want = torch.full_like(threshold, math.log(10 * rate * 500))
+    torch.testing.assert_close(threshold.detach(), want)
+    assert 2.8 < float(head.weight.detach().std()) < 3.2
 
 
 def test_what_is_not_sampled_stays_bit_for_bit():
@@ -390,3 +403,22 @@ def test_on_cuda_nothing_waits_and_the_result_is_the_same(loss, fuse, backend):
     for key, value in expected.items():
         error = torch.linalg.vector_norm(found[key] - value)
         assert error <= 1e-3 * torch.linalg.vector_norm(value), key
+
+
+def _fewer_classes_than_ranks(rank: int) -> list[torch.Tensor]:
+    found = []
+    for loss in ("uce", "sphereface2", "cosface", "class_bce", "npt", "epl"):
+        options = {} if loss in ("npt", "epl") else {"skip_tolerance": 1e-4}
+        head = uk.PartialFC(loss, 8, 1, **options)
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+        value = head(x, torch.zeros(3, dtype=torch.int64))
+        value.backward()
+        found += [value.detach(), x.grad]
+    return found
+
+
+def test_fewer_classes_than_ranks() -> None:
+    first, second = run_ranks(2, _fewer_classes_than_ranks)
+    for a, b in zip(first[::2], second[::2], strict=True):
+        assert torch.equal(a, b)
+    assert all(bool(t.isfinite().all()) for t in first + second)

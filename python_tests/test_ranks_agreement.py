@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 import unitsface_kernels as uk
+from unitsface_kernels import validate
+from unitsface_kernels.agreement import checksum, same_on_device
 
 D = 11
 
@@ -54,6 +57,19 @@ def _mistakes(rank: int) -> None:
         ("the dtype of feats", {"feats": torch.ones(4, D).to(_DTYPES[rank])}, "bfloat16 on rank"),
         ("whether feats, memory and b need a gradient", _NEEDING[rank], "on rank 0, (True, False"),
     ]
+    memory = torch.arange(5.0 * D).reshape(5, D)
+    columns = {"memory": memory, "memory_labels": torch.arange(5) % 4}
+    alike = call(**columns)
+    last = memory.clone()
+    last[4, D - 1] += rank
+    for name, changes in (
+        ("memory", {"memory": last}),
+        ("memory", {"memory": memory if rank else memory.flip(0)}),
+        ("memory_labels", {"memory_labels": torch.arange(5) % (4 - rank)}),
+        ("b", {"b": torch.full((4,), float(rank))}),
+    ):
+        changes = {**columns, **changes}
+        differing.append((f"the checksum of {name}", changes, "on rank 0"))
     for name, changes, text in differing:
         message = _message(ValueError, call, **changes)
         assert message.startswith(f"{name} must be the same on every rank"), message
@@ -67,14 +83,50 @@ def _mistakes(rank: int) -> None:
             memory.update(torch.ones(2, 4), torch.arange(2))
     # Nobody is a message ahead.
     assert torch.equal(call(), want)
+    wide = torch.cat([columns["memory"]] * 2, dim=1)[:, :D]
+    same = {"memory": wide, "memory_labels": columns["memory_labels"].to(_LABELS[rank])}
+    assert torch.equal(call(**same), alike)
 
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float32)
+_LABELS = (torch.int64, torch.int32, torch.int8)
 _NEEDING = ({}, {"feats": torch.ones(4, D, requires_grad=True)}, {})
 
 
 def test_mistakes_of_one_rank_are_errors_on_all() -> None:
     run_ranks(3, _mistakes)
+
+
+def _verdicts(rank: int) -> list[tuple[bool, str]]:
+    """As on a CUDA device, where a later call raises."""
+    found = []
+    with mock.patch.object(validate, "report_later", lambda *given: found.append(given)):
+        held = {"memory": torch.ones(3, D) * rank, "b": torch.ones(3)}
+        same_on_device(held, dist.group.WORLD)
+    return [(bool(bad), message) for bad, message in found]
+
+
+def test_memories_on_devices_are_compared_there() -> None:
+    for of_rank in run_ranks(2, _verdicts):
+        (memory, text), (threshold, _) = of_rank
+        assert (memory, threshold) == (True, False)
+        assert text == "memory must be the same on every rank of the group"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (0, 3), (1, 7), (9, 7), (9, 16)])
+def test_checksums_are_of_all_bits_and_places(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = torch.randn(shape).mul(50.0).to(dtype)
+    of_values = checksum(values)
+    assert torch.equal(checksum(values.clone()), of_values)
+    strided = torch.stack([values, values], dim=-1)[..., 0]
+    assert torch.equal(checksum(strided), of_values)
+    for place in range(values.numel()):
+        other = values.clone()
+        other.view(-1)[place] += 1
+        assert not torch.equal(checksum(other), of_values)
+    if len(shape) == 2 and shape[0] > 1:
+        assert not torch.equal(checksum(values.roll(1, 0)), of_values)
 
 
 def test_exchange_is_checked_without_a_group() -> None:

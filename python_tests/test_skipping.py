@@ -11,7 +11,7 @@ from cases import problem
 from helpers import FUSED, Target, patched_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import SAME_GRADIENT, SKIP_ROUNDING, check_same
+from tolerances import ROUNDED_ONCE, SAME_GRADIENT, SKIP_ROUNDING, check_same
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -270,6 +270,32 @@ def test_retained_graph(target: Target, monkeypatch) -> None:
         second = torch.autograd.grad(value, list(leaves.values()))
         for name, a, b in zip(leaves, first, second, strict=True):
             check_same(name, b, a, SAME_GRADIENT)
+
+
+def test_targets_are_added_before_rounding(monkeypatch) -> None:
+    """Many rows of one class with bfloat16 weights: their sum is rounded once, not row by row."""
+    patched_blocks(monkeypatch, (128, 64))
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 32, generator=generator).bfloat16()
+    labels = torch.randint(0, 2, (300,), generator=generator) * 150
+    # Alike, so that what they contribute does not cancel.
+    rows = (torch.randn(1, 32, generator=generator) + 0.1 * weight[labels].float()).bfloat16()
+
+    def gradient(tolerance: float) -> Tensor:
+        leaf = weight.clone().requires_grad_()
+        unitsface_kernels.fused_margin_softmax_loss(
+            rows,
+            leaf,
+            labels,
+            reduction="sum",
+            backend="native",
+            skip_tolerance=tolerance,
+        ).backward()
+        assert leaf.grad is not None
+        return leaf.grad[[0, 150]].double()
+
+    exact = gradient(0.0)
+    assert (gradient(1e-2) - exact).norm() < ROUNDED_ONCE * exact.norm()
 
 
 def test_nan_is_not_negligible(monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What outlives a step is not overwritten by a batch that is not finite, nor by a step not taken."""
+"""What outlives a step: no batch that is not finite enters it, and no step that is skipped."""
 
 from __future__ import annotations
 
@@ -110,9 +110,7 @@ def test_features_are_not_replaced_by_what_is_not_finite(
     assert all(bool(t.isfinite().all()) for t in module.state_dict().values())
     changed = ("features", "prototypes")
     assert any(
-        not torch.equal(t, before[key])
-        for key, t in module.state_dict().items()
-        if key in changed
+        not torch.equal(t, before[key]) for key, t in module.state_dict().items() if key in changed
     )
 
 

@@ -360,7 +360,10 @@ def test_labels_are_narrowed_exactly() -> None:
     """Also those that differ in their upper half only, and those next to the limit."""
     first = torch.tensor([5, -1, 2**30 - 1, 2**30, 2**40, 2**40 + 2**33, 5 + 2**32, 0, -9])
     second = torch.tensor([2**40, 5, 2**62, 2**30 + 6, 2**62, 2**30, -1, 5 + 2**32])
-    first, second = first.repeat(30).to(DEVICE), second.to(DEVICE)
+    # Many of one residue: they meet in the table, across blocks too.
+    many = 2**30 + torch.arange(150) * 2**31
+    first, second = torch.cat([first.repeat(30), many]).to(DEVICE), torch.cat([second, many])
+    second = second.to(DEVICE)
     engine = TritonEngine(make_call("uss", torch.zeros(1, 1, device=DEVICE)))
     rows, columns = engine.prepare_labels(first, second)
     assert rows.dtype == columns.dtype == torch.int32

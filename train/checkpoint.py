@@ -154,6 +154,8 @@ def _check_run(values: dict[str, Any], path: Path, parts: Iterable[str]) -> None
     for part in parts:
         if not isinstance(values.get(part), _PARTS[part]):
             raise DamagedError(f"{path} is not a whole checkpoint: it has no {part}")
+    if not all(isinstance(k, str) and isinstance(v, dict) for k, v in values["config"].items()):
+        raise DamagedError(f"{path} is not a whole checkpoint: its config has other than sections")
     trainer = values["trainer"]
     step, threshold, best = (trainer.get(name) for name in ("step", "threshold", "best"))
     if type(step) is not int or step < 0:

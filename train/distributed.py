@@ -49,11 +49,15 @@ class World:
         """The process group, None for one process."""
         return dist.group.WORLD if self.size > 1 else None
 
+    def _host(self) -> torch.device:
+        """Where numbers of the host travel: past the device, unless NCCL is all there is."""
+        return torch.device("cpu") if "cpu:" in dist.get_backend_config() else self.device
+
     def check_same(self, what: str, value: bytes | NDArray[Any]) -> None:
         """An error on all processes unless ``value`` is the same on all of them."""
         if self.size == 1:
             return
-        own = torch.tensor([zlib.crc32(value)], device=self.device)
+        own = torch.tensor([zlib.crc32(value)], device=self._host())
         sums = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(sums, own)
         others = [rank for rank, s in enumerate(sums) if int(s) != int(sums[0])]
@@ -177,7 +181,7 @@ def _not_joined(error: RuntimeError) -> UserError:
 
 @contextmanager
 def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
-    """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: NCCL on GPUs, else gloo.
+    """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: gloo, with NCCL for GPUs.
 
     Raises:
         LostProcessError: within the time limit, if another process is gone.
@@ -192,9 +196,9 @@ def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
     joined = not started
     try:
         if started:
-            dist.init_process_group(
-                "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s)
-            )
+            # What the host knows travels between hosts: with NCCL alone it waits for the device.
+            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         joined = True
         yield World(rank, size, chosen)
     except RuntimeError as error:

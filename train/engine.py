@@ -166,7 +166,7 @@ class Trainer:
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         checkpoint.load_backbone(self.backbone, values, path=path, config=self.config)
         checkpoint.check_names(values["identities"], self.source.images.identities, path)
-        held = values["config"]["train"].get("optimizer", "sgd")
+        held = values["config"].get("train", {}).get("optimizer", "sgd")
         if held != self.config.train.optimizer:
             raise UserError(
                 f"{path} holds the state of {held}; leave train.optimizer as it was, or begin a "

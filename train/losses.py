@@ -233,6 +233,17 @@ def build_head(
         raise UserError(f"loss.class={name}: {error}") from error
 
 
+def headline(loss: Any, device: torch.device) -> str:
+    """The first line of a training: what computes, and which losses (section ``loss``)."""
+    try:
+        backend = uk.resolve_backend(loss.backend, device, torch.float32)
+    except ValueError as error:
+        raise UserError(f"loss.backend: {error}") from error
+    where = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device
+    names = [name for name in (loss.class_name, loss.pair_name) if name != NO_LOSS]
+    return f"device {where}, loss backend {backend}, losses {' + '.join(names) or NO_LOSS}"
+
+
 @torch.no_grad()
 def try_head(head: uk.PartialFC, embedding_size: int, device: torch.device) -> None:
     """:func:`try_loss` for sharded classes, of which there is no memory for a copy: without

@@ -58,8 +58,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, bool]:
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="continue from a checkpoint; default: the last one in run.dir; auto: from that, or"
-        " from the beginning as long as there is none",
+        help="continue from a checkpoint, or the last one of a run's folder; default: that of"
+        " run.dir; auto: from that, or from the beginning as long as there is none",
     )
     arguments = parser.parse_intermixed_args(argv)
     resume = arguments.resume is not None
@@ -112,7 +112,7 @@ def load_config(argv: list[str]) -> tuple[Any, Path | None, dict[str, Any] | Non
     sharded = "always" if checkpoint.is_sharded(path) else "never"
     base.setdefault("partial_fc", {})["enabled"] = sharded
     if path.parent.name == checkpoint.LAST.parent.name:
-        base["run"]["dir"] = str(path.parent.parent)  # the run may have been moved
+        base.setdefault("run", {})["dir"] = str(path.parent.parent)  # the run may have been moved
     return make_config((str(path), base), *layers), path, values
 
 
@@ -132,6 +132,7 @@ def run(argv: list[str]) -> int:
     from train.distributed import open_world
     from train.engine import Trainer
     from train.evaluation.during import Judge
+    from train.losses import headline
     from train.resuming import report
     from train.run_folder import RunFolder
 
@@ -143,6 +144,8 @@ def run(argv: list[str]) -> int:
         auto=arguments.resume == "auto",
     )
     with owned, open_world(config.train.device, config.train.timeout_s) as world:
+        if world.is_main:
+            print(headline(config.loss, world.device), flush=True)
         world.from_main(owned.check)
         data = open_dataset(config, world.size)
         images = data.train.images

@@ -4,6 +4,7 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 """
 
 from ._version import __version__
+from .dispatch import resolve as resolve_backend
 from .functional import (
     fused_margin_softmax_loss,
     fused_npt_loss,
@@ -74,6 +75,7 @@ __all__ = [
     "fused_uce_loss",
     "fused_uss_loss",
     "metrics",
+    "resolve_backend",
     "uss_threshold_init",
 ]
 

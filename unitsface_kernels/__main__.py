@@ -8,7 +8,7 @@ import sys
 import torch
 
 from . import __version__, dispatch
-from .backends.native import loader
+from .backends.native import images, loader
 from .losses import REGISTRY
 
 
@@ -29,9 +29,9 @@ def _extension_lines() -> list[str]:
         f"this processor runs {native.cpu.isa()}"
     ]
     if loader.has_cuda():
-        lines.append(f"CUDA kernels built for compute capability {native.cuda.compiled_archs()}")
+        lines.append(f"CUDA kernels built: {images.described(native.cuda.compiled_archs())}")
     else:
-        lines.append("CUDA kernels not built (nvcc was not found)")
+        lines.append(f"CUDA kernels not built: {loader.cuda_failure()}")
     return lines
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from . import validate
-from .collectives import Group, gather_numbers, gather_texts, host_device
+from .collectives import Group, gather_numbers, gather_texts, host_device, maximum_over_ranks
 
 Checked = TypeVar("Checked")
 
@@ -54,3 +58,38 @@ def agree(
 
 def _by_rank(texts: list[str]) -> list[dict[str, str]]:
     return [json.loads(text) for text in texts]
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """() int64 of a tensor's bits and of the rows they lie in, on its device and without waiting.
+
+    Bits are added up in words of eight bytes, at the rate of memory, and rows have a weight each.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    if tensor.numel() == 0:
+        return total
+    rows = tensor.detach().contiguous()
+    rows = rows.reshape(rows.shape[0] if rows.dim() else 1, -1)
+    if not rows.is_floating_point():
+        rows = rows.to(torch.int64)
+    # So many rows at once that they have whole words; the few that are left are widened.
+    step = 8 // math.gcd(8, rows.shape[1] * rows.element_size())
+    whole = rows.shape[0] // step * step
+    rest = rows[whole:]
+    if rest.is_floating_point():
+        rest = rest.to(torch.float64)
+    for part in (rows[:whole].reshape(-1, step * rows.shape[1]), rest):
+        sums = part.view(torch.int64).sum(dim=1)
+        place = torch.arange(sums.shape[0], device=sums.device)
+        total = total + ((2 * place + 1) * sums).sum()
+    return total
+
+
+def same_on_device(tensors: dict[str, Tensor], group: Group) -> None:
+    """Tensors of a CUDA device that have to be the same on every rank; the error is of a later
+    call, as for ranges of labels.
+    """
+    sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
+    largest, smallest = maximum_over_ranks(torch.stack([sums, ~sums]), group)
+    for name, differs in zip(tensors, largest != ~smallest, strict=True):
+        validate.report_later(differs, f"{name} must be the same on every rank of the group")

@@ -24,7 +24,7 @@ def own_rank(group: Group = None) -> int:
 
 
 def gather_numbers(numbers: Sequence[int], device: torch.device, group: Group = None) -> Tensor:
-    """(ranks, len(numbers)) int64 on the host. Waits for the device."""
+    """(ranks, len(numbers)) int64 on the host; waits for ``device``, see :func:`host_device`."""
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
     if world_size(group) == 1:
         return own[None].cpu()
@@ -69,7 +69,7 @@ def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """
     if world_size(group) == 1:
         return tensors
-    counts = gather_numbers([tensors[0].shape[0]], tensors[0].device, group)[:, 0].tolist()
+    counts = gather_numbers([tensors[0].shape[0]], host_device(group), group)[:, 0].tolist()
     pending = [start_gather_rows(tensor, counts, group) for tensor in tensors]
     return tuple(finish() for finish in pending)
 
@@ -172,7 +172,9 @@ def host_device(group: Group = None) -> torch.device:
     """Where numbers that the host knows are exchanged: without a GPU, if the group can."""
     if world_size(group) == 1 or "cpu:" in dist.get_backend_config(group):
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    members = dist.group.WORLD if group is None else group
+    bound = None if members is None else members.bound_device_id
+    return bound or torch.device("cuda", torch.cuda.current_device())
 
 
 TEXT_WORDS = 256

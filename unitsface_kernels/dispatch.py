@@ -9,60 +9,94 @@ from types import ModuleType
 
 import torch
 
+from .backends.native import DTYPES, loader
 from .validate import choice
 
 BACKENDS = ("reference", "native", "triton")
+#: "cuda" without an index is the current device.
+Device = torch.device | str
 
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(f".backends.{name}", __package__)
 
 
-def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why backend ``name`` cannot run ``dtype`` tensors on ``device_type``; None if it can."""
-    return load(name).unavailable(device_type, dtype)
+def unavailable(name: str, device: Device, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot run ``dtype`` tensors on ``device``; None if it can."""
+    return load(name).unavailable(device, dtype)
 
 
-def _usable(device_type: str, dtype: torch.dtype) -> Iterator[str]:
+def _usable(device: Device, dtype: torch.dtype) -> Iterator[str]:
     # Lazy: "auto" imports no backend that is slower than the one it takes.
-    return (n for n in _preference(device_type) if unavailable(n, device_type, dtype) is None)
+    return (n for n in _preference(device) if unavailable(n, device, dtype) is None)
 
 
-def available(device_type: str, dtype: torch.dtype = torch.float32) -> list[str]:
+def available(device: Device, dtype: torch.dtype = torch.float32) -> list[str]:
     """Backends that can run such tensors here, fastest first."""
-    return list(_usable(device_type, dtype))
+    return list(_usable(device, dtype))
 
 
-def _preference(device_type: str) -> tuple[str, ...]:
+def _preference(device: Device) -> tuple[str, ...]:
     # CPU: native is ahead of the reference for pairs of any number; for class softmaxes within 15 %
     # of it up to some thousand pairs and ahead beyond (bench/results/crossover.json): not worth
     # another backend's rounding and limits at some sizes. Triton there is only an interpreter.
     # CUDA: not measured yet, see bench/results/README.md.
-    if device_type == "cuda":
+    if torch.device(device).type == "cuda":
         return ("triton", "native", "reference")
     return ("native", "reference", "triton")
 
 
-# The answer depends on the installation alone, so torch.compile may bake it in.
-@torch.compiler.assume_constant_result
-def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend that runs a call.
+def meant_for_kernels(device: Device, dtype: torch.dtype) -> bool:
+    """Whether a backend other than the reference has kernels for such tensors at all."""
+    return torch.device(device).type in ("cpu", "cuda") and dtype in DTYPES
+
+
+def why_reference(device: Device, dtype: torch.dtype) -> str | None:
+    """Why "auto" takes the reference for tensors that the kernels are meant for; else None."""
+    if not meant_for_kernels(device, dtype):
+        return None
+    names = _preference(device)
+    reasons = {n: unavailable(n, device, dtype) for n in names[: names.index("reference")]}
+    if None in reasons.values():
+        return None
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
+    """The backend that runs a call with ``dtype`` tensors on ``device``.
+
+    "auto" is the fastest that can, or what the environment variable ``UNITSFACE_BACKEND`` says.
+    Where that is the reference for want of working kernels, a RuntimeWarning says why, once per
+    process.
 
     Raises:
         ValueError: unknown name, or a named backend that cannot run the call. There is no
             fallback from a backend asked for by name.
     """
+    if torch.compiler.is_compiling():
+        # Imported here, as it needs Dynamo, which takes longer to import than Torch.
+        from .compiled import resolve as constant
+
+        return constant(backend, device, dtype)
+    return _resolve(backend, device, dtype)
+
+
+def _resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
     choice("backend", backend, ("auto", *BACKENDS))
     if backend == "auto":
         backend = os.environ.get("UNITSFACE_BACKEND", "auto")
         choice("UNITSFACE_BACKEND", backend, ("auto", *BACKENDS))
     if backend == "auto":
-        return next(_usable(device_type, dtype))
-    reason = unavailable(backend, device_type, dtype)
+        found = next(_usable(device, dtype))
+        reason = why_reference(device, dtype) if found == "reference" else None
+        if reason is not None:
+            loader.warn_of_fallback(reason)
+        return found
+    reason = unavailable(backend, device, dtype)
     if reason is not None:
-        others = ", ".join(available(device_type, dtype))
+        others = ", ".join(available(device, dtype))
         raise ValueError(
-            f"backend {backend!r} cannot run {dtype} tensors on {device_type}: {reason}; "
+            f"backend {backend!r} cannot run {dtype} tensors on {device}: {reason}; "
             f"available here: {others}"
         )
     return backend

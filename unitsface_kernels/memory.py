@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from . import validate
 from .agreement import agree
 from .collectives import Group, start_gather_rows, world_size
+from .compiling import never_compiled
 
 
 def all_finite(feats: Tensor) -> Tensor:
@@ -47,8 +48,8 @@ class FeatureMemory(nn.Module):
     """Newest feature of each identity, detached (the sample memory of UniTSFace).
 
     Pass ``memory=memory.features, memory_labels=memory.labels`` to a pair loss, then call
-    :meth:`update`, before or after the backward pass; UniTSFace compares first and updates afterwards, and starts comparing when
-    every identity has been seen once.
+    :meth:`update`, before or after the backward pass; UniTSFace compares first and updates
+    afterwards, and starts comparing when every identity has been seen once.
 
     Args:
         num_identities: K.
@@ -111,7 +112,7 @@ class FeatureMemory(nn.Module):
             validate.in_range("labels", labels, -1, self.labels.shape[0])
         return feats.to(self.features.dtype), labels.to(torch.int64)
 
-    @torch.compiler.disable
+    @never_compiled
     def _of_all_ranks(self, feats: Tensor, labels: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         def check():
             batch = self._checked(feats, labels)

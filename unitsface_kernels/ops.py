@@ -140,7 +140,8 @@ def similarity_loss(
         ),
         backend,
     )
-    return (result.loss, *_tensors(rows, result.state, *result.gradients))
+    state, d_rows, d_columns, d_threshold = _tensors(rows, result.state, *result.gradients)
+    return result.loss, state, d_rows, d_columns, d_threshold
 
 
 def _tensors(like: Tensor, *optional: Tensor | None) -> tuple[Tensor, ...]:

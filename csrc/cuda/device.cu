@@ -17,6 +17,31 @@ int device_count(std::string* reason) {
   return 0;
 }
 
+namespace {
+
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+std::string image_failure() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // Not sticky: the next call starts clean.
+  switch (status) {
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidKernelImage:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInvalidPtx:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+    case cudaErrorInsufficientDriver:
+      return cudaGetErrorString(status);
+    default:
+      return "";  // Says nothing about the image, such as a lack of memory.
+  }
+}
+
 std::string compiled_archs() {
 #if defined(UF_CUDA_ARCHS)
   return UF_CUDA_ARCHS;

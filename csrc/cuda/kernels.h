@@ -48,7 +48,10 @@ void update_rows(const UpdateRowsArgs& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);
-// Architectures this build has code for, as in UNITSFACE_CUDA_ARCHS ("80;90").
+// Why the current device cannot load the kernels of this build; "" if it can.
+std::string image_failure();
+// Architectures this build has machine code ("real") and PTX ("virtual") for, as CMake names them:
+// "80-real,90-real,90-virtual".
 std::string compiled_archs();
 
 }  // namespace unitsface::cuda

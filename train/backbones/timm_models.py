@@ -60,7 +60,7 @@ class TimmBackbone(nn.Module):
             model = timm.create_model(
                 name.removeprefix(PREFIX), pretrained=False, num_classes=0, **options
             )
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             given = f" with model.options={options}" if options else ""
             raise UserError(f"model.name={name}{given}: {error}") from error
         self.model = model

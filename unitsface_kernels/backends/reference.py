@@ -16,7 +16,7 @@ NORM_EPS = 1e-5
 _SHRINK = {torch.float32: 2.0**-64, torch.float64: 2.0**-512}
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such tensors; None if it can."""
     return None
 
@@ -81,8 +81,10 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
     terms = triplet.value(nearest, target, params)
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
-    mean = torch.where(scored, terms, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1)
-    return mean + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
+    total = torch.where(scored, terms, 0.0).sum(dim=1)
+    if not triplet.adds(params):
+        total = total / found.sum(dim=1).clamp(min=1)
+    return total + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
 
 
 _REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
@@ -138,10 +140,11 @@ def similarity_loss(
     """Loss of every row against every column; see ``ops.similarity_loss`` for the arguments."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
-        rows = rows.to(dtype)
-        other = rows if columns is None else columns.to(dtype)
         # Compared as int64: uint8 has no -1.
         row_labels = row_labels.to(torch.int64)
+        # 0 times the NaN of an ignored row would be NaN in every gradient.
+        rows = torch.where((row_labels == -1)[:, None], 0.0, rows.to(dtype))
+        other = rows if columns is None else columns.to(dtype)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
         cosine = cosines(rows, other)

@@ -153,7 +153,7 @@ def check_settings(
     validate.number("skip_tolerance", skip_tolerance, at_least=0.0)
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
-    return dispatch.resolve(backend, feats.device.type, feats.dtype), spec.pack(values)
+    return dispatch.resolve(backend, feats.device, feats.dtype), spec.pack(values)
 
 
 def product_dtype(feats: Tensor) -> torch.dtype:

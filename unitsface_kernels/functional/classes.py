@@ -45,9 +45,10 @@ def fused_margin_softmax_loss(
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
-            constant, as insightface's ArcFace and OpenSphere do.
-        adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is a further
-            margin (EPL's prototype block).
+            constant, as insightface's ArcFace and OpenSphere do (OpenSphere also overwrites the
+            weights by their unit vectors, see docs/math.md).
+        adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is subtracted
+            from it before theta is taken (EPL's prototype block).
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -250,6 +251,7 @@ def fused_npt_loss(
     *,
     margin: float = 1.0,
     k: int = 1,
+    hinges: str = "mean",
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -266,7 +268,8 @@ def fused_npt_loss(
 
     Source: "NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition". The paper's
     hyper-parameters were not available to check; the defaults are those of code published for
-    its later version (k = 1, and a margin of 0.5 on half of this difference).
+    its later version (cerebrai/npt-loss: k = 1, and a margin of 0.5 on half of this difference).
+    That code adds the k hinges, ``hinges="sum"``; with k = 1 both are the same.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
@@ -276,6 +279,7 @@ def fused_npt_loss(
             positions in it.
         margin: m, in squared distances between unit vectors.
         k: number of wrong classes per row, an int from 1 to 64.
+        hinges: "mean" over the k hinges, or their "sum", as published.
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -291,7 +295,7 @@ def fused_npt_loss(
     """
     return class_loss(
         REGISTRY["npt"],
-        {"margin": margin, "k": k},
+        {"margin": margin, "k": k, "hinges": hinges},
         feats,
         weight,
         labels,

@@ -62,16 +62,17 @@ def fused_uss_loss(
         group: compare with the batches of all its ranks (``torch.distributed.group.WORLD`` for
             every rank), which may differ in size and be empty. Every rank makes the same call,
             and the same backward pass. Rows are the rank's own; columns are the rows of all
-            ranks, or ``memory``, which has to be the same on every rank. The loss is that of one
-            process with all batches, the same on every rank ("none": of the own rows).
-            Gradients are those of the mean over ranks of what each makes of its loss, once data
-            parallelism has averaged them: the gradient of ``feats`` is W times the one that
-            single process has, for W ranks; those of ``b`` and ``memory`` are complete on every
-            rank, averaged again or not. ``skip_tolerance`` leaves out tiles of the own batch
-            only. A mistake on one rank is an error on all. ``torch.compile`` breaks the graph
-            here. Ranks first tell each other their sizes: the host waits for that and, if the
-            group is one of NCCL alone (not "cpu:gloo,cuda:nccl"), for the device. None, or a
-            group of one: the own batch.
+            ranks, or ``memory``, which has to be the same on every rank, as has b: they are
+            compared by checksums (on CUDA a later call reports a difference). Features of a second
+            network are gathered first, in rank order. The loss is that of one process with all
+            batches, the same on every rank ("none": of the own rows). Gradients are those of the
+            mean over ranks of what each makes of its loss, once data parallelism has averaged them:
+            the gradient of ``feats`` is W times the one that single process has, for W ranks; those
+            of ``b`` and ``memory`` are complete on every rank, averaged again or not.
+            ``skip_tolerance`` leaves out tiles of the own batch only. A mistake on one rank is an
+            error on all. ``torch.compile`` breaks the graph here. Ranks first tell each other their
+            sizes: the host waits for that and, if the group is one of NCCL alone (not
+            "cpu:gloo,cuda:nccl"), for the device. None, or a group of one: the own batch.
         exchange: how features of other ranks come here. "gather": all at once; "ring": half a
             batch at a time, so that no more than the largest batch is ever held; "auto": "gather"
             up to 64 MB. Either is deterministic; they add up in different orders.

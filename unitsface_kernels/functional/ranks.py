@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import pair_ranks, validate
-from ..agreement import agree
+from ..agreement import agree, checksum, same_on_device
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from ..compiling import never_compiled
 from ..losses import LossSpec
 from ..pair_ranks.exchange import EXCHANGES
 from . import call
@@ -38,7 +39,7 @@ def pair_loss(
 
 
 # Collectives, and their sizes, depend on what other ranks have.
-@torch.compiler.disable
+@never_compiled
 def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
     validate.process_group("group", group)
     if world_size(group) == 1:
@@ -56,6 +57,15 @@ def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
         validate.call_labels(spec, labels, memory, memory_labels, None, identities)
         if chosen != "reference":
             call.refuse_transforms(feats, memory, b if isinstance(b, Tensor) else None)
+        compared = {
+            "memory": memory,
+            "memory_labels": memory_labels,
+            "b": b if isinstance(b, Tensor) else None,
+        }
+        held = {name: tensor for name, tensor in compared.items() if tensor is not None}
+        sums = {}
+        if not feats.is_cuda:
+            sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
         needs = tuple(_needs_gradient(tensor) for tensor in (feats, memory, b))
         same = {
             "the loss": spec.name,
@@ -70,10 +80,13 @@ def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
             "b": _described(b),
             "memory": _described(memory),
             "whether feats, memory and b need a gradient": needs,
+            **sums,
         }
-        return (chosen, params, needs), feats.shape[0], same
+        return (chosen, params, needs, held), feats.shape[0], same
 
-    (backend, params, needs), counts = agree(check, group)
+    (backend, params, needs, held), counts = agree(check, group)
+    if feats.is_cuda and held:
+        same_on_device(held, group)
     labels = labels.to(torch.int64)
     self_offset = batch_offset
     column_labels = memory_labels

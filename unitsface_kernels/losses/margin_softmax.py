@@ -32,10 +32,11 @@ def _target_cosine(cosine: Tensor, m1: float, m2: float) -> Tensor:
 
 def _positive(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
     scale, m1, m2, m3, detached, adaptive = params
-    target = _target_cosine(cosine, m1, m2)
+    shrunk = cosine - adaptive * cosine.detach()
+    target = _target_cosine(shrunk, m1, m2)
     if detached:
-        target = cosine + (target - cosine).detach()
-    return scale * (target - m3 - adaptive * cosine.detach())
+        target = shrunk + (target - shrunk).detach()
+    return scale * (target - m3)
 
 
 def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:

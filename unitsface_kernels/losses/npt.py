@@ -12,6 +12,10 @@ def _count(params: tuple[float, ...]) -> int:
     return int(params[1])
 
 
+def _adds(params: tuple[float, ...]) -> bool:
+    return params[2] != 0.0
+
+
 def _gap(nearest: Tensor, target: Tensor, params: tuple[float, ...]) -> Tensor:
     """Squared distance to the target minus that to a wrong column, plus the margin."""
     return 2.0 * (nearest - target) + params[0]
@@ -36,10 +40,11 @@ SPEC = LossSpec(
     parameters=(
         Parameter("margin", 1.0),
         Parameter("k", 1, minimum=0, maximum=64, integer=True),
+        Parameter("hinges", "mean", choices=("mean", "sum")),
     ),
     negative=None,
     positive=None,
     function="fused_npt_loss",
     source="NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition",
-    triplet=Triplet(_count, _value, _slopes),
+    triplet=Triplet(_count, _adds, _value, _slopes),
 )

@@ -48,13 +48,15 @@ class Triplet:
 
     Attributes:
         count: k, how many columns are searched for, from the parameters.
+        adds: whether the row's loss is the sum of its terms, not their mean.
         value: eager formula: cosines of the nearest wrong columns (N, k) and of the targets (N, 1)
-            to terms (N, k), of which the row's loss is the mean.
+            to terms (N, k).
         slopes: derivatives of ``value`` by the two, each (N, k), for backends that autograd does
             not see into; 0 at a kink, as autograd takes it.
     """
 
     count: Callable[[tuple[float, ...]], int]
+    adds: Callable[[tuple[float, ...]], bool]
     value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
     slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
 
@@ -74,7 +76,7 @@ class LossSpec:
         reduction: how a row's pairs combine. ``"sum"``: the policy's terms are added.
             ``"logsumexp"``: the policy gives logits, and the row's loss is the mean over its
             positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"nearest"``: the
-            mean of ``triplet`` over the largest cosines that are not the target's.
+            mean or sum of ``triplet`` over the largest cosines that are not the target's.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
         parameters: scalar hyper-parameters in the order in which kernels receive them.
         negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).

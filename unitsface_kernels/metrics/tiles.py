@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..backends.dense import dense
 from ..backends.histogram import Binning, HistogramTile, ReferenceScores, ScoreEngine
-from ..backends.native import score_engine
+from ..backends.native import loader, score_engine
 from ..validate import choice
 
 BACKENDS = ("native", "reference")
@@ -21,7 +21,7 @@ BACKENDS = ("native", "reference")
 BLOCKS_KEPT = 4
 
 
-def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
+def resolve(backend: str, device: dispatch.Device, dtype: torch.dtype) -> str:
     """As :func:`unitsface_kernels.dispatch.resolve`, among the backends that have histograms.
 
     ``UNITSFACE_BACKEND`` overrides "auto" if it names one of them; "triton" does not.
@@ -29,9 +29,17 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
     choice("backend", backend, ("auto", *BACKENDS))
     if backend == "auto":
         wanted = os.environ.get("UNITSFACE_BACKEND", "auto")
-        usable = (n for n in BACKENDS if dispatch.unavailable(n, device_type, dtype) is None)
-        backend = wanted if wanted in BACKENDS else next(usable)
-    return dispatch.resolve(backend, device_type, dtype)
+        backend = wanted if wanted in BACKENDS else _fastest(device, dtype)
+    return dispatch.resolve(backend, device, dtype)
+
+
+def _fastest(device: dispatch.Device, dtype: torch.dtype) -> str:
+    reason = dispatch.unavailable("native", device, dtype)
+    if reason is None:
+        return "native"
+    if dispatch.meant_for_kernels(device, dtype):
+        loader.warn_of_fallback(f"native: {reason}")
+    return "reference"
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Scores:
         backend: str,
         index: Tensor | None = None,
     ) -> None:
-        name = resolve(backend, feats.device.type, feats.dtype)
+        name = resolve(backend, feats.device, feats.dtype)
         device = feats.device
         self.engine: ScoreEngine = (
             score_engine(device) if name == "native" else ReferenceScores(device)

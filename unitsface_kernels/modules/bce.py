@@ -18,15 +18,19 @@ class UCELoss(ClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, negative_weight, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, negative_weight, reduction, backend, skip_tolerance, adaptive_margin: as the
+            function's.
+        init_std: standard deviation of the initial weights; None: D ** -0.5 as published (UniFace).
 
     Attributes:
-        weight: (C, D) parameter, initialised N(0, 1 / D) as published (UniFace).
-        threshold: () parameter b, initialised log(10 C) as published; the unified cosine
-            threshold is ``threshold / scale``.
+        weight: (C, D) parameter.
+        threshold: () parameter b, initialised log(10 C) as published, in :class:`PartialFC`
+            log(10 r C) with its ``sample_rate`` r; the unified cosine threshold is
+            ``threshold / scale``.
 
     Shape:
-        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
+        -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -43,41 +47,45 @@ class UCELoss(ClassLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        adaptive_margin: float = 0.0,
+        init_std: float | None = None,
     ) -> None:
         validate.positive_int("embedding_size", embedding_size)
         std = embedding_size**-0.5
-        super().__init__(embedding_size, num_classes, reduction, backend, std, skip_tolerance)
+        super().__init__(
+            *(embedding_size, num_classes, reduction, backend, std, init_std, skip_tolerance)
+        )
         self.scale = scale
         self.margin = margin
         self.negative_weight = negative_weight
+        self.adaptive_margin = adaptive_margin
         thresholds = (num_classes,) if self._threshold_per_class else ()
         self.threshold = nn.Parameter(torch.empty(thresholds))
         self.reset_parameters()
 
     def reset_thresholds(self) -> None:
-        nn.init.constant_(self.threshold, math.log(10 * self.num_classes))
+        nn.init.constant_(self.threshold, math.log(10 * self.sample_rate * self.num_classes))
 
     def values(self) -> dict[str, float | str]:
         return {
             "scale": self.scale,
             "margin": self.margin,
             "negative_weight": self.negative_weight,
-            "adaptive_margin": 0.0,
+            "adaptive_margin": self.adaptive_margin,
         }
 
     def comparisons(self) -> list[Comparison]:
         spec = REGISTRY[self.loss]
         return [Comparison(spec, self.values(), self.weight, self.threshold)]
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_uce_loss(
             feats,
             self.weight,
             labels,
             self.threshold,
-            scale=self.scale,
-            margin=self.margin,
-            negative_weight=self.negative_weight,
+            **self.values(),  # type: ignore[arg-type]
+            class_index=class_index,
             reduction=self.reduction,
             backend=self.backend,
             skip_tolerance=self.skip_tolerance,

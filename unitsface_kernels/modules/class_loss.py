@@ -42,6 +42,8 @@ class ShardableLoss(nn.Module):
     backend: str
     skip_tolerance: float = 0.0
     num_classes: int
+    #: Share of the classes that a training step compares with, for initial thresholds.
+    sample_rate: float = 1.0
     #: Names of per-class tensors that start random.
     random_rows: tuple[str, ...] = ()
 
@@ -68,7 +70,10 @@ class ShardableLoss(nn.Module):
 
 
 class ClassLoss(ShardableLoss):
-    """A (C, D) parameter ``weight`` and the shape of the problem."""
+    """A (C, D) parameter ``weight`` and the shape of the problem.
+
+    ``init_std`` is the standard deviation of the initial weights, None: ``default_std``.
+    """
 
     random_rows = ("weight",)
 
@@ -78,22 +83,25 @@ class ClassLoss(ShardableLoss):
         num_classes: int,
         reduction: str,
         backend: str,
-        weight_std: float,
+        default_std: float,
+        init_std: float | None,
         skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
+        if init_std is not None:
+            validate.number("init_std", init_std, above=0.0)
         self.num_classes = num_classes
         self.reduction = reduction
         self.backend = backend
         self.skip_tolerance = skip_tolerance
-        self.weight_std = weight_std
+        self.init_std = default_std if init_std is None else init_std
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
 
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
-        return normal * self.weight_std
+        return normal * self.init_std
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.weight_std)
+        nn.init.normal_(self.weight, std=self.init_std)
         self.reset_thresholds()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -20,5 +22,5 @@ class UniTSFaceLoss(nn.Module):
         self.class_loss = class_loss
         self.pair_loss = pair_loss
 
-    def forward(self, feats: Tensor, labels: Tensor, **pair_arguments: Tensor) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, **pair_arguments: Any) -> Tensor:
         return self.class_loss(feats, labels) + self.pair_loss(feats, labels, **pair_arguments)

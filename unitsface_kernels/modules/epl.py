@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +37,27 @@ class EPLLoss(ComposedLoss):
               P_y \leftarrow \mathrm{normalise}(a P_y + (1 - a) \hat x)
 
     (of several samples of a class the last one). The loss is then the mean of the head's loss on
-    the class weights and its loss on the prototypes, where the target's cosine has a further
-    margin of k times itself, taken as a constant. Over CosFace the head's own margin is on the
-    class weights only; over ArcFace and UCE it is on both; UCE's threshold is shared.
+    the class weights and its loss on the prototypes, where the target's cosine c first becomes
+    c - k c, the second c taken as a constant, and then has the head's margin: over ArcFace (on the
+    angle of c - k c) and UCE as on the class weights, over CosFace none. UCE's threshold is shared.
 
-    Source: EPL ("Empirical Prototype Learning for Deep Face Recognition"), published code.
+    Source: EPL ("Empirical Prototype Learning for Deep Face Recognition"), published code:
+    head_EPL.py of WakingHours-GitHub/EPL. It clamps UCE's logits to [-s, s]; this module does not.
 
     Args:
         embedding_size: D.
         num_classes: C.
         base: "cosface", "arcface" or "uce".
         scale: as of the base.
-        margin: as of the base; None: 0.4 for "cosface" and "uce", 0.5 radians for "arcface".
+        margin: as of the base, for "arcface" in radians; None: 0.4, as published for all three.
         k: adaptive margin of the prototypes' targets.
         start_epoch: 0-based epoch, see :meth:`set_epoch`, from which the prototypes have a loss;
             until then they only move, and the loss is the head's.
         activation: "softsign", or "sigmoid" for the sigmoid of the similarity less 1.
-        reduction, backend: as of the base's function.
+        reduction, backend, skip_tolerance: as of the base's function.
+        margin_gradient: for "arcface": "detached", as published, or "exact".
+        init_std: standard deviation of the initial class weights; None: the base's, 0.01 for
+            "cosface" and "arcface". Published: D ** -0.5.
 
     Attributes:
         head: the base's module with its (C, D) class weights (and threshold).
@@ -81,28 +86,37 @@ class EPLLoss(ComposedLoss):
         activation: str = "softsign",
         reduction: str = "mean",
         backend: str = "auto",
+        margin_gradient: str = "detached",
+        init_std: float | None = None,
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.choice("base", base, tuple(_HEADS))
         validate.choice("activation", activation, ("softsign", "sigmoid"))
         validate.number("k", k, at_least=0.0)
         validate.number("start_epoch", start_epoch, at_least=0)
-        if margin is None:
-            margin = 0.5 if base == "arcface" else 0.4
+        validate.choice("margin_gradient", margin_gradient, ("exact", "detached"))
         self.base = base
         self.k = k
         self.start_epoch = start_epoch
         self.activation = activation
+        options: dict[str, Any] = {}
+        if base != "uce":
+            options["margin_gradient"] = margin_gradient
         self.head = _HEADS[base](
             embedding_size,
             num_classes,
             scale=scale,
-            margin=margin,
+            margin=0.4 if margin is None else margin,
             reduction=reduction,
             backend=backend,
+            init_std=init_std,
+            skip_tolerance=skip_tolerance,
+            **options,
         )
         self.num_classes = num_classes
         self.reduction, self.backend = reduction, backend
+        self.skip_tolerance = skip_tolerance
         self.register_buffer("prototypes", torch.empty(num_classes, embedding_size))
         self.register_buffer("epoch", torch.tensor(0))
         # The buffer is for state dicts; looking at it would wait for the device at every step.
@@ -185,6 +199,7 @@ class EPLLoss(ComposedLoss):
             None,
             self.head.reduction,
             self.head.backend,
+            self.head.skip_tolerance,
         )
 
     def extra_repr(self) -> str:

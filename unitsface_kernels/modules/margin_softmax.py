@@ -15,13 +15,17 @@ class MarginSoftmaxLoss(ClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance: as the function's.
+        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin: as
+            the function's.
+        init_std: standard deviation of the initial weights; None: 0.01, as in insightface.
+            UniTSFace, UniFace and EPL publish D ** -0.5, OpenSphere (2 / (C + D)) ** 0.5.
 
     Attributes:
-        weight: (C, D) parameter, initialised N(0, 0.01) as in insightface.
+        weight: (C, D) parameter.
 
     Shape:
-        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
+        -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -39,12 +43,16 @@ class MarginSoftmaxLoss(ClassLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        adaptive_margin: float = 0.0,
+        init_std: float | None = None,
     ) -> None:
-        # The deviation is insightface's.
-        super().__init__(embedding_size, num_classes, reduction, backend, 0.01, skip_tolerance)
+        super().__init__(
+            *(embedding_size, num_classes, reduction, backend, 0.01, init_std, skip_tolerance)
+        )
         self.scale = scale
         self.m1, self.m2, self.m3 = m1, m2, m3
         self.margin_gradient = margin_gradient
+        self.adaptive_margin = adaptive_margin
         self.reset_parameters()
 
     def values(self) -> dict[str, float | str]:
@@ -54,22 +62,19 @@ class MarginSoftmaxLoss(ClassLoss):
             "m2": self.m2,
             "m3": self.m3,
             "margin_gradient": self.margin_gradient,
-            "adaptive_margin": 0.0,
+            "adaptive_margin": self.adaptive_margin,
         }
 
     def comparisons(self) -> list[Comparison]:
         return [Comparison(REGISTRY[self.loss], self.values(), self.weight, None)]
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_margin_softmax_loss(
             feats,
             self.weight,
             labels,
-            scale=self.scale,
-            m1=self.m1,
-            m2=self.m2,
-            m3=self.m3,
-            margin_gradient=self.margin_gradient,
+            **self.values(),  # type: ignore[arg-type]
+            class_index=class_index,
             reduction=self.reduction,
             backend=self.backend,
             skip_tolerance=self.skip_tolerance,

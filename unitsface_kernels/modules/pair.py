@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import collectives, functional, validate
 from ..collectives import Group
+from ..compiling import never_compiled
 
 
 class _PairLoss(nn.Module):
@@ -48,7 +49,8 @@ class _ThresholdLoss(_PairLoss):
     ) -> None:
         super().__init__()
         if init_threshold is not None:
-            validate.number("init_threshold", float(init_threshold))
+            plain = isinstance(init_threshold, (int, float))
+            validate.number("init_threshold", init_threshold if plain else float(init_threshold))
         self.scale = scale
         self.margin = margin
         self.init_threshold = init_threshold
@@ -68,7 +70,7 @@ class _ThresholdLoss(_PairLoss):
         # The buffer is for state dicts; looking at it would wait for the device at every step.
         self._waiting = self.init_threshold is None
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def _initialise(self, **batch: Any) -> None:
         first = functional.uss_threshold_init(
@@ -141,14 +143,15 @@ class USSLoss(_ThresholdLoss):
         scale, margin, reduction, backend, skip_tolerance, group, exchange: as the function's.
         init_threshold: first value of b, in logit units. None: :func:`uss_threshold_init` of the
             first batch in training mode that has negatives and is finite, averaged over ranks, or
-            of the batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or such
-            a batch before.
+            of the batches of ``group`` together; ``torch.compile(fullgraph=True)`` needs a value or
+            such a batch before.
 
     Attributes:
         threshold: () parameter b; the unified cosine threshold is ``threshold / scale``.
 
     Shape:
-        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -188,7 +191,7 @@ class PairBCELoss(_ThresholdLoss):
 
     Shape:
         feats (N, D), labels (N,) in [0, K) or -1, and optionally memory (M, D),
-        memory_labels (M,) -> () float32.
+        memory_labels (M,) and the int batch_offset -> () float32.
     """
 
     loss = "pair_bce"
@@ -223,7 +226,8 @@ class PairSoftmaxLoss(_PairLoss):
         scale, margin, reduction, backend, group, exchange: as the function's.
 
     Shape:
-        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) -> () float32.
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -252,12 +256,14 @@ class PairSoftmaxLoss(_PairLoss):
         labels: Tensor,
         memory: Tensor | None = None,
         memory_labels: Tensor | None = None,
+        batch_offset: int | None = None,
     ) -> Tensor:
         return functional.fused_pair_softmax_loss(
             feats,
             labels,
             memory=memory,
             memory_labels=memory_labels,
+            batch_offset=batch_offset,
             scale=self.scale,
             margin=self.margin,
             reduction=self.reduction,

@@ -21,14 +21,18 @@ class SphereFace2Loss(ClassLoss):
         scale, margin, t, alpha, loss_weight, margin_type, margin_gradient, reduction, backend,
             skip_tolerance:
             as the function's.
+        init_std: standard deviation of the initial weights; None: (2 / (C + D)) ** 0.5, Xavier's
+            normal rule, as published (which then overwrites weights by their unit vectors at every
+            step, see docs/math.md).
 
     Attributes:
-        weight: (C, D) parameter, initialised by Xavier's normal rule as published.
+        weight: (C, D) parameter.
         bias: () parameter b, initialised as published to where d loss / d b = 0 if all cosines
-            are 0.
+            are 0; of all C classes, whatever the ``sample_rate`` of :class:`PartialFC`.
 
     Shape:
-        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
+        -> () float32.
     """
 
     #: Name in the registry of losses.
@@ -48,11 +52,14 @@ class SphereFace2Loss(ClassLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        init_std: float | None = None,
     ) -> None:
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         std = math.sqrt(2.0 / (embedding_size + num_classes))
-        super().__init__(embedding_size, num_classes, reduction, backend, std, skip_tolerance)
+        super().__init__(
+            *(embedding_size, num_classes, reduction, backend, std, init_std, skip_tolerance)
+        )
         self.options: dict[str, float | str] = {
             "scale": scale,
             "margin": margin,
@@ -103,13 +110,14 @@ class SphereFace2Loss(ClassLoss):
     def scale(self) -> float:
         return float(self.options["scale"])
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return functional.fused_sphereface2_loss(
             feats,
             self.weight,
             labels,
             self.bias,
             **self.options,  # type: ignore[arg-type]
+            class_index=class_index,
             reduction=self.reduction,
             backend=self.backend,
             skip_tolerance=self.skip_tolerance,

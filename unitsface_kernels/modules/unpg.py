@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional, validate
 from ..backends.reference import unit_rows
+from ..compiling import never_compiled
 from ..losses import REGISTRY
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
@@ -42,7 +43,10 @@ class UNPGLoss(ComposedLoss):
         scale: s > 0.
         margin: of the head.
         whisker: w >= 0, as published 1.5; None keeps every negative pair.
-        reduction, backend: as the head's function's. Finding the quartiles waits for the device.
+        reduction, backend, margin_gradient, skip_tolerance: as the head's function's. Finding the
+            quartiles waits for the device.
+        init_std: standard deviation of the initial class weights; None: 0.01. The published code
+            draws them uniformly by Xavier's rule, of deviation (2 / (C + D)) ** 0.5.
 
     Attributes:
         head: the base's module with its (C, D) class weights.
@@ -65,6 +69,9 @@ class UNPGLoss(ComposedLoss):
         whisker: float | None = 1.5,
         reduction: str = "mean",
         backend: str = "auto",
+        margin_gradient: str = "exact",
+        init_std: float | None = None,
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.choice("base", base, tuple(_HEADS))
@@ -81,6 +88,9 @@ class UNPGLoss(ComposedLoss):
             margin=margin,
             reduction="none",
             backend=backend,
+            margin_gradient=margin_gradient,
+            init_std=init_std,
+            skip_tolerance=skip_tolerance,
         )
 
     def reset_parameters(self) -> None:
@@ -136,7 +146,7 @@ class UNPGLoss(ComposedLoss):
             return per_row.new_full((), lowest)
         return torch.logsumexp(per_row, dim=0) - math.log(2.0)
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def _bounds(self, feats: Tensor, labels: Tensor) -> tuple[float, float]:
         from ..metrics.order_statistics import ScorePartition

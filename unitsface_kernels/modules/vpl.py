@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import functional, validate
 from ..backends.reference import unit_rows
 from ..collectives import gather_rows
+from ..compiling import never_compiled
 from ..memory import newest_rows
 from .class_loss import Comparison
 from .composed import ComposedLoss
@@ -45,7 +46,8 @@ class VPLLoss(ComposedLoss):
         mix: lambda in [0, 1].
         max_age: steps after which a feature counts as old.
         start_iteration: steps without mixing.
-        reduction, backend: as the head's function's.
+        reduction, backend, margin_gradient, skip_tolerance: as the head's function's.
+        init_std: standard deviation of the initial class weights; None: 0.01, as published.
 
     Attributes:
         head: the base's module with its (C, D) class weights.
@@ -77,6 +79,9 @@ class VPLLoss(ComposedLoss):
         start_iteration: int = 8000,
         reduction: str = "mean",
         backend: str = "auto",
+        margin_gradient: str = "exact",
+        init_std: float | None = None,
+        skip_tolerance: float = 0.0,
     ) -> None:
         super().__init__()
         validate.choice("base", base, tuple(_HEADS))
@@ -96,9 +101,13 @@ class VPLLoss(ComposedLoss):
             margin=margin,
             reduction=reduction,
             backend=backend,
+            margin_gradient=margin_gradient,
+            init_std=init_std,
+            skip_tolerance=skip_tolerance,
         )
         self.num_classes = num_classes
         self.reduction, self.backend = reduction, backend
+        self.skip_tolerance = skip_tolerance
         self.register_buffer("features", torch.empty(num_classes, embedding_size))
         self.register_buffer("stamps", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("iteration", torch.tensor(0))
@@ -137,6 +146,7 @@ class VPLLoss(ComposedLoss):
             margin_gradient=head.margin_gradient,
             reduction=head.reduction,
             backend=head.backend,
+            skip_tolerance=head.skip_tolerance,
         )
         if self.training:
             self.update(feats, labels)
@@ -160,7 +170,7 @@ class VPLLoss(ComposedLoss):
         (block,) = self.head.comparisons()
         return [replace(block, columns=self._mixed_weight())]
 
-    @torch.compiler.disable
+    @never_compiled
     def _mixed_weight(self) -> Tensor:
         weight = self.head.weight
         if not self.training or self._iteration <= self.start_iteration or self.mix == 0.0:

@@ -1,7 +1,8 @@
 """Losses across ranks in eager PyTorch: the oracle, whose gradients come from autograd.
 
 Collectives as autograd functions; with them the gradients are those of the sum over ranks of what
-every rank makes of its loss, W times the objective of ``fused.py``.
+every rank makes of its loss, W times the objective of ``fused.py``. Their derivatives are
+collectives again, so that there are derivatives of any order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..backends import reference
 from ..collectives import (
@@ -34,10 +34,21 @@ class _Gathered(Function):
         return start_gather_rows(rows, counts, group)()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
-        own = start_scatter_sums(gradient.clone(), ctx.counts, ctx.group)()
-        return own, None, None
+        return _Scattered.apply(gradient, ctx.counts, ctx.group), None, None
+
+
+class _Scattered(Function):
+    """(n, D) own rows of the sum of all ranks' (T, D)."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        return start_scatter_sums(rows.clone(), counts, group)()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Gathered.apply(gradient, ctx.counts, ctx.group), None, None
 
 
 class _Summed(Function):
@@ -49,9 +60,8 @@ class _Summed(Function):
         return ordered_sum(value, group)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return sum_over_ranks(gradient, ctx.group), None
+        return _Summed.apply(gradient, ctx.group), None
 
 
 class _Replica(Function):
@@ -63,9 +73,21 @@ class _Replica(Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return mean_over_ranks(gradient, ctx.group), None
+        return _Mean.apply(gradient, ctx.group), None
+
+
+class _Mean(Function):
+    """The mean of all ranks' tensors."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return mean_over_ranks(value, group)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Mean.apply(gradient, ctx.group), None
 
 
 def replica(value: Tensor | None, group: Group) -> Tensor | None:

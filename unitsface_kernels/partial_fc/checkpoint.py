@@ -292,8 +292,9 @@ def _plain(name: str, value: Any) -> Any:
     """A copy without subclasses, graphs and devices, which a safe reader understands."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        # Of a view, the whole memory would be written.
-        return value.clone() if value.nbytes < value.untyped_storage().nbytes() else value
+        # Of a view, the whole memory would be written, of an expanded tensor less than it shows.
+        whole = value.nbytes == value.untyped_storage().nbytes()
+        return value if whole else value.clone(memory_format=torch.contiguous_format)
     if isinstance(value, dict):
         return {_plain(f"keys of {name}", k): _plain(name, v) for k, v in value.items()}
     if isinstance(value, list | tuple):

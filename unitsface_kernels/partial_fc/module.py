@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import dispatch, validate
 from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from ..compiling import never_compiled
 from ..modules import CLASS_LOSSES
 from ..modules.class_loss import ClassLoss, Comparison, ShardableLoss
 from .autograd import Step, Task, sharded_loss
@@ -55,14 +56,16 @@ class PartialFC(nn.Module):
             "vpl", which mixes its class weights anew for every step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
-        sample_rate: in (0, 1].
+        sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
+            published (CVI-SZU/UniFace).
         seed: of the initial weights, which do not depend on the number of ranks, and of the draws;
             the same on all ranks.
         group: process group; None: the default group.
         device: of the parameters.
-        options: keywords of the loss's module (scale, margin, reduction, backend, ...). "mean"
-            and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the rank's
-            own rows, and the objective is then the mean over ranks of what each makes of them.
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+            "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
+            rank's own rows, and the objective is then the mean over ranks of what each makes of
+            them.
 
     Attributes:
         name: of the loss.
@@ -117,6 +120,9 @@ class PartialFC(nn.Module):
         validate.fused_backend(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
+        for part in module.modules():
+            if isinstance(part, ShardableLoss):
+                part.sample_rate = sample_rate
         self.name = loss
         self._options = sorted(options.items())
         self.loss = module
@@ -221,7 +227,7 @@ class PartialFC(nn.Module):
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return self._forward(feats, labels)
 
-    @torch.compiler.disable
+    @never_compiled
     def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         if world_size(self.group) == 1:
             wanted, count, _ = self._checked(feats, labels)
@@ -252,7 +258,9 @@ class PartialFC(nn.Module):
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
         # "auto" may stand for it, by its variable or for want of another.
-        validate.fused_backend(dispatch.resolve(self.loss.backend, feats.device.type, feats.dtype))
+        backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
+        if backend == "reference":
+            validate.fused_backend(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         wanted = torch.is_grad_enabled() and feats.requires_grad
@@ -300,7 +308,7 @@ class PartialFC(nn.Module):
             counts=counts,
             group=self.group,
             reduction=loss.reduction,
-            backend=dispatch.resolve(loss.backend, device, feats.dtype),
+            backend=dispatch.resolve(loss.backend, feats.device, feats.dtype),
             compute_dtype=(
                 torch.get_autocast_dtype(device)
                 if torch.is_autocast_enabled(device)

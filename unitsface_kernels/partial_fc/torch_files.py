@@ -134,7 +134,8 @@ class _Unpickler(PlainUnpickler):
             return complex(float(real), float(imaginary))
         if name == "set":
             return {self.key(key) for items in arguments for key in items}
-        made: Any = collections.Counter() if name == "Counter" else collections.OrderedDict()
+        made: dict[Any, Any]
+        made = collections.Counter() if name == "Counter" else collections.OrderedDict()
         for items in arguments:
             for key, value in items.items() if isinstance(items, dict) else items:
                 made[self.key(key)] = value
@@ -156,9 +157,9 @@ class _Unpickler(PlainUnpickler):
         requires_grad: Any = False,
         hooks: Any = None,
         dtype: Any = None,
+        metadata: Any = None,
         *,
         with_dtype: bool,
-        **_: Any,
     ) -> Tensor:
         if not isinstance(storage, _Storage) or len(size) != len(stride):
             raise DamagedError("a tensor without storage or strides")

@@ -27,6 +27,7 @@ from .arguments import (
 from .label_ranges import (
     call_labels,
     in_range,
+    report_later,
     report_pending,
 )
 from .metrics import (
@@ -92,6 +93,7 @@ __all__ = [
     "process_group",
     "ranks",
     "rates",
+    "report_later",
     "report_pending",
     "row_options",
     "same_device",

@@ -34,25 +34,32 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
         if smallest < low or (high is not None and largest >= high):
             raise ValueError(f"{message}, got {smallest if smallest < low else largest}")
         return
-    if torch.cuda.is_current_stream_capturing():
-        return
-    bad = value < low if high is None else (value < low) | (value >= high)
-    if os.environ.get("UNITSFACE_CHECK") == "1":
-        if bool(bad.any()):
-            raise ValueError(f"{message}, got others")
-        return
-    report_pending()
-    verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
-    verdict.copy_(bad.any(), non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    _pending.append((event, verdict, message))
+    # Streams, captures and events are those of the labels' device, not of the current one.
+    with torch.cuda.device(value.device):
+        if torch.cuda.is_current_stream_capturing():
+            return
+        bad = value < low if high is None else (value < low) | (value >= high)
+        if os.environ.get("UNITSFACE_CHECK") == "1":
+            if bool(bad.any()):
+                raise ValueError(f"{message}, got others")
+            return
+        report_pending()
+        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+        verdict.copy_(bad.any(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(value.device))
+        _pending.append((event, verdict, message))
 
 
 def report_pending() -> None:
     """Raise for labels of an earlier CUDA call that were found out of range."""
-    while _pending and _pending[0][0].query():
-        _, verdict, message = _pending.pop(0)
+    # A busy device does not hold back the verdicts of another.
+    arrived: list[tuple[torch.cuda.Event, Tensor, str]] = []
+    waiting: list[tuple[torch.cuda.Event, Tensor, str]] = []
+    for check in _pending:
+        (arrived if check[0].query() else waiting).append(check)
+    _pending[:] = waiting
+    for _, verdict, message in arrived:
         if bool(verdict):
             _pending.clear()
             raise ValueError(f"{message}, got others in an earlier call")
@@ -82,3 +89,21 @@ def call_labels(
         in_range("class_index", column_index, 0, count)
         count = column_index.shape[0]
     in_range("labels", row_labels, lowest, count)
+
+
+def report_later(bad: Tensor, message: str) -> None:
+    """An error of a later call if ``bad``, () bool of a CUDA device, is true; raises nothing now,
+    but with ``UNITSFACE_CHECK=1``.
+    """
+    with torch.cuda.device(bad.device):
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if os.environ.get("UNITSFACE_CHECK") == "1":
+            if bool(bad):
+                raise ValueError(f"{message}, got others")
+            return
+        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+        verdict.copy_(bad, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(bad.device))
+        _pending.append((event, verdict, message))

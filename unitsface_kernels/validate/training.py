@@ -37,11 +37,12 @@ def shardable(name: str, usable: bool, given: str, known: list[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
 
 
-def fused_backend(backend: str) -> None:
+def fused_backend(backend: str, why: str | None = None) -> None:
+    """``why``: what keeps "auto" from another one than the reference."""
     if backend == "reference":
         raise ValueError(
             "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
-            "knows no shards"
+            f"knows no shards{'' if why is None else f' ({why})'}"
         )
 
 

@@ -13,9 +13,12 @@ void test_unit_rows(int64_t n, int64_t d, DType source_dtype, DType out_dtype, i
   Buffer<char> source(total * d * bytes_of(source_dtype), 0, shift);
   Buffer<int64_t> index(n, 0);
   for (int64_t k = 0; k < total * d; ++k) {
-    // Row 4 is zero, row 5 below the smallest norm, row 6 has a NaN.
+    // Row 4 is zero, row 5 below the smallest norm, row 6 has a NaN, the squares of row 7 overflow,
+    // row 8 has an infinity.
     const int64_t row = k / d;
-    const float x = row == 4 ? 0.0f : row == 5 ? 1e-7f : uniform(-2.0f, 2.0f);
+    float x = row == 4 ? 0.0f : row == 5 ? 1e-7f : uniform(-2.0f, 2.0f);
+    if (row == 7) x *= 1e30f;
+    if (row == 8 && k % d == d / 2) x = -INFINITY;
     set_element(source.data, source_dtype, k, row == 6 && k % d == d / 2 ? kNaN : x);
   }
   for (int64_t i = 0; i < n; ++i) index[i] = integer(0, total - 1);
@@ -44,7 +47,11 @@ void test_unit_rows(int64_t n, int64_t d, DType source_dtype, DType out_dtype, i
       dot += x(i, k) * gradients[i * d + k];
     }
     const bool clamped = std::sqrt(squares) < kNormEps;
-    const double inverse = 1.0 / (clamped ? kNormEps : std::sqrt(squares));
+    const double inverse =
+        std::isinf(squares) ? kNaN : 1.0 / (clamped ? kNormEps : std::sqrt(squares));
+    if (std::isfinite(inverse) && inverse < 1e-20) {
+      expect(inverse_norms[i] * 1e30f, inverse * 1e30, 1e-6, "small inverse norm", i, 0);
+    }
     expect(inverse_norms[i], inverse, 1e-6, "inverse norm", i, 0);
     const double projection = clamped ? 0.0 : dot * inverse * inverse;
     for (int64_t k = 0; k < d; ++k) {

@@ -47,8 +47,14 @@ def match(labels: Tensor, column_labels: Tensor, holds_itself: bool) -> Matching
     return Matching(first.where(same > 0, count), columns, positives, negatives, meaningful)
 
 
-def sums_of_matching(values: Tensor, matching: Matching) -> Tensor:
-    """(M, D) values of the columns -> (N, D): for each row the sum over its identity's columns."""
+def sums_of_matching(values: Tensor, matching: Matching, plain: bool = False) -> Tensor:
+    """(M, D) values of the columns -> (N, D): for each row the sum over its identity's columns.
+
+    ``plain`` forms the N x M matrix: differentiable any number of times, and by transforms.
+    """
+    if plain:
+        same = matching.rows[:, None] == matching.columns
+        return same.to(values.dtype) @ values
     bound = matching.columns.shape[0] + 1
     return _SumsOfMatching.apply(values, matching.columns, matching.rows, bound)
 

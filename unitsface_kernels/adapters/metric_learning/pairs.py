@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import functional, validate
+from ... import dispatch, functional, validate
 from ...backends.reference import unit_rows
 from ...memory import all_finite, nan_unless
 from . import arguments
@@ -43,16 +44,16 @@ class PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        labels = arguments.batch(embeddings, labels, indices_tuple)
+        given, labels = labels, arguments.batch(embeddings, labels, indices_tuple)
         validate.both_or_none("ref_emb", ref_emb, "ref_labels", ref_labels)
         if ref_emb is None:
             return self.compare(embeddings, labels, None, labels, 0)
         validate.features("ref_emb", ref_emb, like=embeddings)
+        # The original leaves (i, i) out if both are one tensor on the device, and only then.
+        # Compared as given: transforms of torch.func make every conversion another tensor.
+        one = given is not None and ref_labels is given and given.device == embeddings.device
         ref_labels = arguments.labels_of("ref_labels", ref_labels, ref_emb, "ref_emb")
-        # The original leaves (i, i) out if both are one tensor, and only then.
-        return self.compare(
-            embeddings, labels, ref_emb, ref_labels, 0 if ref_labels is labels else None
-        )
+        return self.compare(embeddings, labels, ref_emb, ref_labels, 0 if one else None)
 
     def compare(
         self,
@@ -118,8 +119,9 @@ class SupConLoss(PairLoss):
 
     .. math:: \log \sum_{j} e^{c_{aj} / T} - \frac{1}{|P(a)|} \sum_{p \in P(a)} c_{ap} / T
 
-    with j over all other samples. Anchors without a positive are not counted. Zero if the batch
-    has no positive or no negative pair. See :class:`PairLoss` for arguments.
+    with j over all other samples. Not zero is the loss of every anchor that has a positive and at
+    least one more sample, however small. Zero if the batch has no positive or no negative pair.
+    See :class:`PairLoss` for arguments.
     """
 
     reducer = "AvgNonZeroReducer"
@@ -130,33 +132,44 @@ class SupConLoss(PairLoss):
     def _loss(
         self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
     ) -> Tensor:
-        everyone = self._log_sum_of_everyone(embeddings, columns, matching, offset)
-        dtype = everyone.dtype
+        # Two positives or more: the loss is at least the logarithm of their number, and the
+        # difference of two large numbers exact enough. A lone positive p may leave next to nothing:
+        # log(e^N + e^p) - p is softplus(N - p), with the negatives' log-sum-exp N.
+        positives = matching.positives
+        lone = positives == 1
+        log_sum = self._log_sum(embeddings, columns, matching, offset, lone)
+        dtype = log_sum.dtype
         rows = unit_rows(embeddings.to(dtype))
         unit = rows if columns is None else unit_rows(columns.to(dtype))
-        sums = sums_of_matching(unit, matching)
+        backend = dispatch.resolve(self.backend, embeddings.device.type, embeddings.dtype)
+        sums = sums_of_matching(unit, matching, plain=backend == "reference")
         if offset is not None:
             sums = sums - unit[offset : offset + len(rows)]
-        positives = matching.positives
         mean = (rows * sums).sum(dim=1) / positives.clamp(min=1)
-        per_row = everyone - mean / self.temperature
-        # A lone positive without negatives is exactly zero, whatever rounding leaves of it.
+        gap = log_sum - mean / self.temperature
+        per_row = torch.where(lone, F.softplus(gap), gap)
         others = positives + matching.negatives
         counted = (positives > 0) & (others > 1) & matching.meaningful
-        # Not `per_row > 0`: NaN stays.
-        counted = counted & ~(per_row.detach() <= 0)
         return torch.where(counted, per_row, 0.0).sum() / counted.sum().clamp(min=1)
 
-    def _log_sum_of_everyone(
-        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    def _log_sum(
+        self,
+        embeddings: Tensor,
+        columns: Tensor | None,
+        matching: Matching,
+        offset: int | None,
+        lone: Tensor,
     ) -> Tensor:
-        """Labels under which no two samples are of one identity make everyone a negative."""
+        """(N,) log-sum-exp of the negatives where ``lone``, elsewhere of all other samples: those
+        rows have a label that no column has.
+        """
+        absent = torch.full_like(matching.rows, len(matching.columns))
+        column_labels: Tensor | None = matching.columns
         if columns is None:
-            labels = torch.arange(len(embeddings), device=embeddings.device)
+            # Here rows are columns too: a label for each.
+            absent = absent + torch.arange(len(absent), device=absent.device)
             column_labels, offset = None, None
-        else:
-            labels = torch.zeros_like(matching.rows)
-            column_labels = torch.ones_like(matching.columns)
+        labels = torch.where(lone, matching.rows, absent)
         return functional.fused_pair_logsumexp(
             embeddings,
             labels,

@@ -13,16 +13,14 @@ from . import loader
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such tensors; None if it can."""
-    reason = loader.failure()
-    if reason is not None:
-        return reason
-    if device_type not in ("cpu", "cuda"):
-        return f"it has no kernels for device type {device_type!r}"
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        return f"it has no kernels for device type {device.type!r}"
     if dtype not in DTYPES:
         return f"it computes float32, bfloat16 and float16, not {dtype}"
-    return loader.cuda_failure() if device_type == "cuda" else None
+    return loader.failure() if device.type == "cpu" else loader.device_failure(device)
 
 
 def _engine(call: Call) -> Engine:

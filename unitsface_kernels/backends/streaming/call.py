@@ -233,6 +233,14 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     return (doubtful * 0.0).masked_fill_(call.row_labels == -1, 0.0)
 
 
+def clear_ignored(call: Call, of_rows: Tensor) -> None:
+    """Ignored rows of an (N, D) tensor become 0: their features may be NaN, as 0 times it is."""
+    ignored = call.row_labels == -1
+    # Where looking does not wait for a device, most calls need no pass over the features.
+    if of_rows.is_cuda or bool(ignored.any()):
+        of_rows.masked_fill_(ignored[:, None], 0.0)
+
+
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """(N,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
 

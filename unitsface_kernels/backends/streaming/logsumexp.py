@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, split_weights
+from .call import Call, Gradients, Result, clear_ignored, split_weights
 from .columns import finish_columns
 from .engine import Engine
-from .scattered import add_pairs
+from .scattered import Targets, add_pairs
 from .skipping import heavy_rows, negligible, worth_taking
 
 
@@ -81,6 +81,7 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     rows = call.rows
     count = rows.shape[0]
     unit, _ = engine.unit_rows(rows, 0, count)
+    clear_ignored(call, unit)
     assert call.columns is not None
     row_block, column_block = engine.class_block
     tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
@@ -172,6 +173,7 @@ def _gradients(
     assert columns is not None
     count, size = call.rows.shape
     unit, inverse_norms = engine.unit_rows(call.rows, 0, count)
+    clear_ignored(call, unit)
     rows = _Rows(unit, call.row_labels, log_negatives, negative_weight, target_gradient)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.kept is None else call.kept.take_cosines()
@@ -180,10 +182,14 @@ def _gradients(
         # Every tile writes its columns; zeroing all C x D first costs time.
         d_columns = columns.new_empty((call.num_columns, size))
     if masses is None:
-        _stream(call, engine, rows, None, scale, cosines, None, d_rows, d_columns)
+        _stream(call, engine, rows, None, scale, cosines, None, None, d_rows, d_columns)
     else:
         # Targets lie scattered over all tiles: on their own, they are in none's way.
         rows.target_gradient = torch.zeros_like(target_gradient)
+        slopes = torch.where(call.row_labels >= 0, target_gradient, 0.0)
+        targets = None
+        if call.need_columns:
+            targets = Targets(call, engine, unit, call.row_labels, slopes)
         wanted = heavy_rows(masses, call.skip_tolerance)
         if not worth_taking(len(wanted), count):
             wanted = torch.arange(count, device=unit.device)
@@ -199,15 +205,16 @@ def _gradients(
             scale,
             cosines,
             masses[:, wanted],
+            targets,
             part,
             d_columns,
         )
         if d_rows is not None and part is not None:
             d_rows[wanted] = part
-        targets = torch.where(call.row_labels >= 0, target_gradient, 0.0)
-        add_pairs(call, engine, unit, call.row_labels, targets, d_rows, d_columns, scale)
+        add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+        clear_ignored(call, d_rows)
     return d_rows, d_columns, None
 
 
@@ -219,10 +226,14 @@ def _stream(
     scale: Tensor | None,
     cosines: Tensor | None,
     masses: Tensor | None,
+    targets: Targets | None,
     d_rows: Tensor | None,
     d_columns: Tensor | None,
 ) -> None:
-    """Gradients of ``rows`` (n of N, the ones at ``taken``) into (n, D) and (M, D)."""
+    """Gradients of ``rows`` (n of N, the ones at ``taken``) into (n, D) and (M, D).
+
+    ``targets``: what to add to the columns' gradient.
+    """
     assert call.columns is not None
     row_block, column_block = engine.class_block
     if call.kept is not None and (cosines is not None or masses is not None):
@@ -232,10 +243,13 @@ def _stream(
     skipped = [[False] * len(tiles) for _ in blocks]
     if masses is not None:
         skipped = [negligible(masses[:, block], call.skip_tolerance) for block in blocks]
+    found = [slice(0, 0)] * len(tiles) if targets is None else targets.parts(tiles)
     for number, tile in enumerate(tiles):
         wanted = [block for block, skip in zip(blocks, skipped, strict=True) if not skip[number]]
         if not wanted:
             finish_columns(call, engine, tile, None, None, d_columns, scale)
+            if targets is not None and d_columns is not None:
+                targets.write(found[number], d_columns, scale)
             continue
         unit_columns, column_norms = engine.unit_rows(
             call.columns, tile.start, tile.stop, call.column_index, reuse=True
@@ -260,6 +274,8 @@ def _stream(
                     d_unit = engine.overwrite(gradient.T, part.unit)
                 else:
                     engine.accumulate(d_unit, gradient.T, part.unit)
+        if targets is not None and d_unit is not None:
+            targets.add(found[number], tile, d_unit)
         finish_columns(call, engine, tile, d_unit, column_norms, d_columns, scale)
 
 

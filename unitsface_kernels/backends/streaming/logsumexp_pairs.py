@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, not_finite, split_weights
+from .call import Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
 from .ranks import Blocks, remote_blocks, remote_tiles
 
@@ -85,11 +85,13 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+        clear_ignored(call, d_rows)
     return d_rows, d_columns, None
 
 
 def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
     unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
+    clear_ignored(call, unit)
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)

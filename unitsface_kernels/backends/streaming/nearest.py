@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec, Triplet
-from .call import Call, Gradients, Result, not_finite
+from .call import Call, Gradients, Result, clear_ignored, not_finite
 from .engine import Engine
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
@@ -90,31 +90,33 @@ def search(call: Call, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tens
     return best, position, target_cosine, inverse_norms
 
 
-def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, k) bool: places that have a term; (N, 1): how many columns were found, at least 1.
+def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
+    """(N, k) bool: places that have a term; (N, 1): what their sum is divided by.
 
     A row without a target, which may be in a shard of which nothing is known, has no term.
     """
     found = position != NONE
+    adds = _triplet(call.spec).adds(call.params)
+    divisor = 1 if adds else found.sum(dim=1, keepdim=True).clamp(min=1)
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
-    return found & has_target[:, None], found.sum(dim=1, keepdim=True).clamp(min=1)
+    return found & has_target[:, None], divisor
 
 
 def _per_row(call: Call, best: Tensor, position: Tensor, target_cosine: Tensor) -> Tensor:
-    scored, found = _scored(call, position)
+    scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
     terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params)
-    return (torch.where(scored, terms, 0.0) / found).sum(dim=1)
+    return (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
 
 
 def _slopes(
     call: Call, best: Tensor, position: Tensor, target_cosine: Tensor
 ) -> tuple[Tensor, Tensor]:
     """d row loss / d cosine of the nearest (N, k), and of the target (N,)."""
-    scored, found = _scored(call, position)
+    scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
     slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params)
-    of_nearest, of_target = (torch.where(scored, slope, 0.0) / found for slope in slopes)
+    of_nearest, of_target = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
     return of_nearest, of_target.sum(dim=1)
 
 
@@ -137,4 +139,5 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
         stream_pairs(call, engine, unit, places, slopes)
     if d_rows is not None:
         engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+        clear_ignored(call, d_rows)
     return d_rows, d_columns, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,44 @@ def add_pairs(
         # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
         engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         _add_rows(d_columns, place, d_unit)
+
+
+class Targets:
+    """The columns' side of :func:`add_pairs`, added tile by tile in float32.
+
+    A gradient in the dtype of the columns would be rounded once more for every row added to it.
+    """
+
+    def __init__(
+        self, call: Call, engine: Engine, unit: Tensor, place: Tensor, slope: Tensor
+    ) -> None:
+        """Arguments as of :func:`add_pairs`. Waits for the device."""
+        self._call, self._engine = call, engine
+        taken = torch.nonzero(slope != 0.0).flatten()
+        self._places, row = torch.unique(place[taken].to(torch.int64), return_inverse=True)
+        self._d_unit = unit.new_zeros((len(self._places), unit.shape[1]), dtype=torch.float32)
+        _add_rows(self._d_unit, row, slope[taken, None] * unit[taken])
+
+    def parts(self, tiles: list[slice]) -> list[slice]:
+        """The targets that lie in each of the tiles, which follow one another."""
+        stops = torch.tensor([tile.stop for tile in tiles], dtype=torch.int64).to(self._places)
+        bounds = [0, *torch.searchsorted(self._places, stops).tolist()]
+        return [slice(*pair) for pair in pairwise(bounds)]
+
+    def add(self, part: slice, tile: slice, d_unit: Tensor) -> None:
+        """To the gradient (m, D) of a tile's unit columns."""
+        d_unit[self._places[part] - tile.start] += self._d_unit[part]
+
+    def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
+        """As the whole gradient of their columns, in a tile that has no other."""
+        if part.start == part.stop:
+            return
+        call, place, d_unit = self._call, self._places[part], self._d_unit[part]
+        assert call.columns is not None
+        index = place if call.column_index is None else call.column_index[place]
+        _, norms = self._engine.unit_rows(call.columns, 0, len(place), index, reuse=True)
+        self._engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
+        d_columns[place] = d_unit.to(d_columns.dtype)
 
 
 def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor) -> None:

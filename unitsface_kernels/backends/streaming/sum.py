@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, not_finite, split_weights
+from .call import Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import finish_columns
 from .engine import Engine, SumTile
 from .ranks import Blocks, remote_blocks, remote_tiles
@@ -60,6 +60,7 @@ def _stream(
     """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(rows, 0, rows.shape[0])
+    clear_ignored(call, unit)
     column_labels = call.column_labels
     if call.columns is None and column_labels is None:
         column_labels = call.row_labels
@@ -101,6 +102,7 @@ def _stream(
         )
     if totals.d_rows is not None:
         engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
+        clear_ignored(call, totals.d_rows)
     d_threshold = totals.d_threshold
     if d_threshold is not None:
         d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)

@@ -41,8 +41,9 @@ def _broken() -> str | None:
     return None
 
 
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run such tensors; None if it can."""
+    device = torch.device(device)
     reason = _broken()
     if reason is not None:
         return reason
@@ -51,17 +52,17 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
         return f"it computes in {names} only"
     from . import launch
 
-    if device_type == "cpu":
+    if device.type == "cpu":
         if launch.INTERPRETED:
             return None
         return "Triton runs CPU tensors only under its interpreter (TRITON_INTERPRET=1)"
-    if device_type != "cuda":
+    if device.type != "cuda":
         return "it runs on CUDA devices only"
     if not torch.cuda.is_available():
         return "no usable CUDA device"
     if launch.INTERPRETED:
         return "TRITON_INTERPRET=1 leaves it to CPU tensors"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(device)
     if capability < MINIMUM_CAPABILITY:
         need, have = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
         return f"it needs compute capability {need}, this device has {have}"

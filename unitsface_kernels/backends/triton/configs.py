@@ -64,10 +64,9 @@ class RowConfig:
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """Launch of a kernel over a vector; ``search``: labels that one is looked up in at a time."""
+    """Launch of a kernel over a vector."""
 
     block: int
-    search: int
     num_warps: int
 
 
@@ -166,7 +165,8 @@ def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
     return Config(*kernels, _WAVE_BLACKWELL if 100 <= capability < 120 else _WAVE)
 
 
-VECTOR = VectorConfig(block=128, search=16, num_warps=4)
+# One element per thread.
+VECTOR = VectorConfig(block=128, num_warps=4)
 MERGE = RowConfig(rows=32, block=64, num_warps=4)
 
 

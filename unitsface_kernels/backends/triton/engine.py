@@ -25,7 +25,7 @@ class TritonEngine:
         call: the call.
         gradients: whether tiles of gradients will be asked for; without, tiles are as large as
             their partial results allow, so that one launch does as much as possible.
-        capability: compute capability to configure for; None: of the current device.
+        capability: compute capability to configure for; None: of the call's device.
         config: launches; None: those shipped for the capability.
     """
 
@@ -76,13 +76,14 @@ class TritonEngine:
             count = self._call.num_columns
             columns = torch.arange(count, dtype=torch.int32, device=row_labels.device)
             return torch.where(row_labels == -2, count, row_labels).to(torch.int32), columns
-        same = column_labels is row_labels
-        narrow = self._narrow(row_labels, row_labels, None if same else column_labels)
-        if same:
-            return narrow, narrow
-        return narrow, self._narrow(column_labels, row_labels, column_labels)
+        both = [row_labels] if column_labels is row_labels else [row_labels, column_labels]
+        slots = 1 << max(2 * sum(len(labels) for labels in both) - 1, 1).bit_length()
+        # The last one stands in where nothing is looked up.
+        table = self._space.empty(slots + 1, torch.int64).fill_(-1)
+        narrow = [self._narrow(labels, table) for labels in both]
+        return narrow[0], narrow[-1]
 
-    def _narrow(self, labels: Tensor, first: Tensor, second: Tensor | None) -> Tensor:
+    def _narrow(self, labels: Tensor, table: Tensor) -> Tensor:
         out = self._space.empty(labels.shape[0], torch.int32)
         config = configs.VECTOR
         launch.run(
@@ -90,13 +91,10 @@ class TritonEngine:
             -(-labels.numel() // config.block),
             labels,
             labels.numel(),
-            first,
-            first.numel(),
-            first if second is None else second,
-            0 if second is None else second.numel(),
+            table,
+            table.numel() - 1,
             out,
             BLOCK=config.block,
-            SEARCH=config.search,
             num_warps=config.num_warps,
         )
         return out

@@ -16,11 +16,11 @@ from .configs import ProductConfig
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
-def capability() -> int:
-    """Compute capability of the current device, such as 90; 0 for the interpreter."""
+def capability(device: torch.device) -> int:
+    """Compute capability of a CUDA device, such as 90; 0 for the interpreter."""
     if INTERPRETED:
         return 0
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
-
-# Whether torch.addmm takes a float32 sum beside 16-bit factors; older Torch refuses it.
-_mixed_addmm: bool | None = None
 
 
 def product(left: Tensor, right: Tensor, factor: Tensor | None) -> Tensor:
@@ -34,15 +33,26 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | None
 
 
 def _accumulate_mixed(total: Tensor, left: Tensor, right: Tensor) -> None:
-    global _mixed_addmm
-    if _mixed_addmm is not False:
-        try:
-            torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-            _mixed_addmm = True
-            return
-        except RuntimeError:
-            # Refused before any work. After a first success every error is a real one.
-            if _mixed_addmm:
-                raise
-            _mixed_addmm = False
-    total.add_(torch.mm(left, right, out_dtype=torch.float32))
+    if _mixes(left.dtype, left.device):
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(torch.mm(left, right, out_dtype=torch.float32))
+
+
+@cache
+def _mixes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch.addmm takes a float32 sum beside 16-bit factors; older Torch refuses it.
+
+    Found out with a product of its own, so that an error of a real one, such as a lack of memory,
+    is never taken for a refusal. Any other error is raised and nothing is remembered.
+    """
+    factor = torch.zeros(16, 16, dtype=dtype, device=device)
+    total = torch.zeros(16, 16, dtype=torch.float32, device=device)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError) as error:
+        # Subclasses are failures of the device: torch.OutOfMemoryError, torch.AcceleratorError.
+        if type(error) in (RuntimeError, TypeError) and "dtype" in str(error):
+            return False
+        raise
+    return True

@@ -45,9 +45,9 @@ def uses_tf32() -> bool:
 
 
 def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
-    """The configuration of ``configs.py`` for a call; ``capability`` None: of the device."""
+    """The configuration of ``configs.py`` for a call; ``capability`` None: of its device."""
     tf32 = call.compute_dtype == torch.float32 and uses_tf32()
-    found = launch.capability() if capability is None else capability
+    found = launch.capability(call.rows.device) if capability is None else capability
     return configs.select(found, call.compute_dtype, tf32)
 
 

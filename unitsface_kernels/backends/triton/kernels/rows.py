@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 #: Makes the squares of every row's elements finite: 2^-70.
 SHRINK = tl.constexpr(2.0**-70)
 
@@ -64,7 +63,8 @@ def unit_rows_kernel(
     for k in range(0, out_stride, BLOCK):
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
-        unit = (x * inverse[:, None]).to(out.dtype.element_ty)
+        # Selected: 0 times NaN is not the 0 of the padding.
+        unit = tl.where(mask, x * inverse[:, None], 0.0).to(out.dtype.element_ty)
         inside = in_rows[:, None] & (k + lanes < out_stride)[None, :]
         tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
 
@@ -113,23 +113,14 @@ def unit_rows_backward_kernel(
         tl.store(out + target + (k + lanes)[None, :], d.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["count", "first_count", "second_count"])
-def narrow_labels_kernel(
-    labels,
-    count,
-    first,
-    first_count,
-    second,
-    second_count,
-    out,
-    BLOCK: tl.constexpr,
-    SEARCH: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["count", "slots"])
+def narrow_labels_kernel(labels, count, table, slots, out, BLOCK: tl.constexpr):
     """int64 identities -> int32 identities, equal where and only where the originals are.
 
-    Below 2^30 they stay as they are. Any others become 2^30 + the place of their first occurrence
-    in ``first`` followed by ``second`` (all labels of the call), found by search: exact for every
-    label, and free where there is none. Negative ones become -1.
+    Below 2^30 they stay as they are. Any others become 2^30 + their slot in ``table``, a hash table
+    with linear probing that all labels of a call share: ``slots`` (a power of two, at most half of
+    which will be taken) int64 of -1, and one more. Exact for every label, and free where there is
+    none. Negative ones become -1.
     """
     limit: tl.constexpr = 1073741824
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -138,16 +129,20 @@ def narrow_labels_kernel(
     large = label >= limit
     narrow = tl.where(large | (label < 0), -1, label).to(tl.int32)
     if tl.max(large.to(tl.int32), axis=0) > 0:
-        place = tl.full((BLOCK,), limit - 1, dtype=tl.int32)
-        for start in range(0, first_count, SEARCH):
-            k = start + tl.arange(0, SEARCH)
-            other = tl.load(first + k, mask=k < first_count, other=-1)
-            hit = tl.where(label[:, None] == other[None, :], k[None, :], limit - 1)
-            place = tl.minimum(place, tl.min(hit, axis=1))
-        for start in range(0, second_count, SEARCH):
-            k = start + tl.arange(0, SEARCH)
-            other = tl.load(second + k, mask=k < second_count, other=-1)
-            hit = tl.where(label[:, None] == other[None, :], k[None, :] + first_count, limit - 1)
-            place = tl.minimum(place, tl.min(hit, axis=1))
-        narrow = tl.where(large, limit + place, narrow)
+        # The upper bits of a product depend on all bits of the label.
+        mixed = (label ^ (label >> 32)) * 0x9E3779B97F4A7C1
+        slot = ((mixed >> 24) & (slots - 1)).to(tl.int32)
+        searching = large
+        empty = tl.full((BLOCK,), -1, dtype=tl.int64)
+        while tl.max(searching.to(tl.int32), axis=0) > 0:
+            # There is no mask: the others exchange -1 for -1 in the slot that is never taken.
+            found = tl.atomic_cas(
+                table + tl.where(searching, slot, slots),
+                empty,
+                tl.where(searching, label, empty),
+            )
+            hit = (found == empty) | (found == label)
+            narrow = tl.where(searching & hit, limit + slot, narrow)
+            searching = searching & (hit == 0)
+            slot = tl.where(searching, (slot + 1) & (slots - 1), slot)
     tl.store(out + i, narrow, mask=mask)

@@ -18,14 +18,16 @@ def negative(cosine, params):
 
 @triton.jit
 def positive(cosine, params):
-    """Logit ``s (cos(m1 theta + m2) - m3 - a c)`` of a target and its derivative by the cosine.
+    """Logit ``s (cos(m1 theta + m2) - m3)`` of a target and its derivative by the cosine.
 
-    Past pi the margin continues monotonically, ``(-1)^k cos(angle) - 2k`` with
-    ``k = floor(angle / pi)``: that is ``cos(angle - k pi) - 2k``, one branch for every k.
+    theta is the angle of ``c - a c``, whose second term is a constant. Past pi the margin continues
+    monotonically, ``(-1)^k cos(angle) - 2k`` with ``k = floor(angle / pi)``: that is
+    ``cos(angle - k pi) - 2k``, one branch for every k.
     """
     scale, m1, m2, m3, detached, adaptive = params
+    shrunk = cosine - adaptive * cosine
     # Comparisons rather than tl.minimum and tl.maximum, which would hide a NaN.
-    clipped = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
+    clipped = tl.where(shrunk > 1.0, 1.0, tl.where(shrunk < -1.0, -1.0, shrunk))
     # (1 - c)(1 + c) keeps the accuracy that 1 - c^2 loses at small angles.
     sin_theta = tl.sqrt((1.0 - clipped) * (1.0 + clipped))
     turns, rest = half_turns(m1 * acos(clipped) + m2)
@@ -38,7 +40,7 @@ def positive(cosine, params):
     sin_rest = tl.where(m1 == 1.0, sign * (sin_theta * cos_2 + clipped * sin_2), sin_rest)
     cos_rest = tl.where(m1 == 1.0, sign * (clipped * cos_2 - sin_theta * sin_2), cos_rest)
     no_angle = (m1 == 1.0) & (m2 == 0.0)
-    target = tl.where(no_angle, cosine, cos_rest - 2.0 * turns)
+    target = tl.where(no_angle, shrunk, cos_rest - 2.0 * turns)
     slope = m1 * sin_rest / tl.where(sin_theta < 1e-4, 1e-4, sin_theta)
     slope = tl.where(no_angle | (detached != 0.0), 1.0, slope)
-    return scale * (target - (m3 + adaptive * cosine)), scale * slope
+    return scale * (target - m3), scale * slope

@@ -1,0 +1,65 @@
+"""How far a result may be from the float64 reference.
+
+The rule of ``tolerances.py``, twice the error of an eager computation plus a floor, and what
+rounding of the operands may do: the reference is taken again at operands that are moved by a few
+units in the last place. That measures what depends on the case: scale, cancellation, ties, and
+filters that a cosine lies next to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tolerances
+import torch
+from torch import Tensor
+
+#: Relative moves of operands: some roundings of their products' dtype.
+MOVES = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
+#: Of the largest change that two moves have found: another move may find a larger one.
+LARGER = 6.0
+
+
+def sharp(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> bool:
+    """Whether some cosine is next to -1 or 1, where an angle has a vertical slope."""
+    if not len(rows) or not len(columns):
+        return False
+    unit = [torch.nn.functional.normalize(t.detach().double(), dim=1) for t in (rows, columns)]
+    near = {torch.float32: 1e-4, torch.float64: 1e-4}.get(dtype, 3e-2)
+    return not float((unit[0] @ unit[1].T).abs().max()) < 1.0 - near
+
+
+def off(
+    name: str,
+    got: Tensor,
+    want: Tensor,
+    eager: Tensor,
+    moved: Sequence[Tensor],
+    dtype: torch.dtype,
+    size: float,
+) -> str | None:
+    """What is wrong with ``got``; ``size``: of the terms that it is a sum of."""
+    if got.shape != want.shape:
+        return f"{name}: shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+    got, want, eager = got.double(), want.double(), eager.double()
+    if not got.numel():
+        return None
+    finite = want.isfinite()
+    for other in (*moved, eager):
+        # Where a move decides, either is right.
+        finite &= other.isfinite()
+        if bool(((other.isnan() != want.isnan()) | (other.isinf() != want.isinf())).any()):
+            return None
+    same = torch.where(finite, got.isfinite(), (got == want) | (got.isnan() & want.isnan()))
+    if not bool(same.all()):
+        place = int(torch.nonzero(~same.flatten())[0])
+        return f"{name}: {got.flatten()[place]:g} instead of {want.flatten()[place]:g}"
+    got, want, eager = (t.where(finite, 0.0) for t in (got, want, eager))
+    error = float((got - want).norm())
+    limit = tolerances.FACTOR * float((eager - want).norm())
+    limit += LARGER * max(float((m.double().where(finite, 0.0) - want).norm()) for m in moved)
+    floor = max(tolerances.FLOORS[dtype].norm, 2e-6)
+    limit += floor * (float(want.norm()) + size) + tolerances.TINY_LOSS
+    if error <= limit:
+        return None
+    return f"{name}: error {error:.3e}, allowed {limit:.3e}, of {float(want.norm()):.3e}"
