@@ -170,7 +170,11 @@ def test_changes_that_cannot_be_meant_are_errors(
     ],
 )
 def test_a_step_that_cannot_be_is_no_end(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+    faces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     config = tiny(faces, tmp_path, train={"max_steps": 4})
     values = trainer_of(config).state()
