@@ -98,7 +98,7 @@ def resumed_course(values: dict[str, Any], path: Path, config: Config, images: i
     course = Course(config.train, images, step, epoch, done)
     if step > course.total_steps:
         raise UserError(
-            f"{path} is of step {step}, behind the end of the run at step {course.total_steps}; "
+            f"{path} is of step {step}, and this run has {course.total_steps} in all; "
             "for a longer run, set train.epochs or train.max_steps"
         )
     held_data, data = held.get("data", {}), config.data
