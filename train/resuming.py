@@ -46,6 +46,10 @@ _EFFECTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+# A run may have been moved; that classes are in shards where they were is checked at loading.
+_CHECKED = ("run.dir", "partial_fc.enabled")
+
+
 @dataclass(frozen=True)
 class Difference:
     what: str
@@ -72,7 +76,7 @@ def keys_that_differ(
         for name, value in entries.items():
             key = f"{section}.{name}"
             before = held.get(section, {}).get(name, defaults[section][name])
-            if before != value and key != "run.dir":  # it may have been moved
+            if before != value and key not in _CHECKED:
                 effect = next(text for keys, text in _EFFECTS if key.startswith(keys))
                 found.append(Difference(key, before, value, effect))
     return found
