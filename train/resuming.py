@@ -157,7 +157,7 @@ def report(
     """From which step a run goes on, what is the same, what differs and what that does."""
     held, asked = values["config"], to_dict(config)
     found = keys_that_differ(held, asked)
-    number = values["trainer"].get("processes", processes)
+    number = values.get("processes", processes)
     if number != processes:
         found.append(Difference("processes", number, processes, "rounding"))
     counts = _counts(values)
