@@ -161,21 +161,26 @@ def test_changes_that_cannot_be_meant_are_errors(
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("change", "message"),
     [
-        (10**9, "is of step 1000000000, behind the end of the run at step 4"),
-        (-1, "is damaged: step -1"),
-        (1.5, "is damaged: step 1.5"),
+        ({"step": 10**9}, "is of step 1000000000, and this run has 4 in all"),
+        ({"step": 10**9, "epoch": 0, "images": 0}, "and this run has 4 in all"),
+        ({"step": 1, "epoch": 0, "images": -8}, "is damaged: step 1, epoch 0, image -8"),
+        ({"step": 1, "epoch": 0.5, "images": 8}, "is damaged: step 1, epoch 0.5, image 8"),
     ],
 )
 def test_a_step_that_cannot_be_is_no_end(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: float, message: str
+    faces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
 ) -> None:
     config = tiny(faces, tmp_path, train={"max_steps": 4})
     values = trainer_of(config).state()
     for key in ("epoch", "images"):  # as earlier versions wrote it
         values["trainer"].pop(key)
-    values["trainer"]["step"] = step
+    values["trainer"].update(change)
     checkpoint.save_atomically(values, tmp_path / checkpoint.LAST)
     assert main(["--resume", f"run.dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -148,15 +147,15 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-def test_a_checkpoint_is_no_reason_to_reach_for_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    for name, offline in (("iresnet18", None), ("timm:hf-hub:a/b", "1")):
-        torch.save({**_values(), "config": {"model": {"name": name}}}, tmp_path / "x.pt")
-        checkpoint.read_any(tmp_path / "x.pt")
-        assert os.environ.get("HF_HUB_OFFLINE") == offline
+def test_a_checkpoint_is_no_reason_to_reach_for_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({**_values(), "config": {"model": {"name": "timm:hf-hub:a/b"}}}, path)
+    with pytest.raises(UserError, match=r"x\.pt: model\.name=timm:hf-hub:a/b would be fetched"):
+        load_config(["--resume", str(path)])
+    with pytest.raises(UserError, match=r"x\.pt: model\.name=timm:hf-hub:a/b would be fetched"):
+        load_model(Namespace(checkpoint=path, device="cpu"))
+    typed = load_config(["--resume", str(path), "model.name=timm:hf-hub:a/b"])[0]
+    assert typed.model.name == "timm:hf-hub:a/b"
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -188,3 +188,17 @@ def test_other_files_by_the_names_of_a_run_s_are_moved_not_removed(
     assert main(["--config", str(run / "config.yaml")]) == 0
     assert (tmp_path / "run.old-1" / "tensorboard" / "mine").read_text() == "mine"
     assert (tmp_path / "run.old-1" / "config.yaml").read_text() == text
+
+
+def test_a_checkpoint_of_another_run_does_not_go_on_in_a_folder_with_one(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        train(tiny(faces, tmp_path / name, train={"max_steps": 2}))
+    given = ["--resume", str(tmp_path / "a" / checkpoint.LAST), "train.max_steps=3"]
+    assert main([*given, f"run.dir={tmp_path / 'b'}"]) == 2
+    assert f"{tmp_path / 'b'} already holds a run" in capsys.readouterr().err
+    assert main([*given, f"run.dir={tmp_path / 'b'}", "run.overwrite=true"]) == 0
+    assert len(losses(tmp_path / "b.old-1")) == 2
+    assert len(losses(tmp_path / "b")) == 1
+    assert main([*given, f"run.dir={tmp_path / 'c'}"]) == 0

@@ -156,9 +156,6 @@ def _check_run(values: dict[str, Any], path: Path, parts: Iterable[str]) -> None
             raise DamagedError(f"{path} is not a whole checkpoint: it has no {part}")
     if not all(isinstance(k, str) and isinstance(v, dict) for k, v in values["config"].items()):
         raise DamagedError(f"{path} is not a whole checkpoint: its config has other than sections")
-    if "hub:" in str(values["config"].get("model", {}).get("name")):
-        # A model whose description timm would fetch: a file is no reason to reach for the network.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     trainer = values["trainer"]
     step, threshold, best = (trainer.get(name) for name in ("step", "threshold", "best"))
     if type(step) is not int or step < 0:

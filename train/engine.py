@@ -136,11 +136,11 @@ class Trainer:
             "memory": None if self.memory is None else self.memory.state_dict(),
             "scaler": self.scaler.state_dict(),
             "images": torch.from_numpy(Identities.of(self.source.images).counts),
+            "processes": self.world.size,
             "trainer": {
                 "step": self.step,
                 "epoch": epoch,
                 "images": done,  # of that epoch, before the next step
-                "processes": self.world.size,
                 "threshold": self.threshold(),
                 "best": self.best,
             },

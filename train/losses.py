@@ -233,7 +233,6 @@ def build_head(
         raise UserError(f"loss.class={name}: {error}") from error
 
 
-@torch.no_grad()
 def headline(loss: Any, device: torch.device) -> str:
     """The first line of a training: what computes, and which losses (section ``loss``)."""
     try:
@@ -245,6 +244,7 @@ def headline(loss: Any, device: torch.device) -> str:
     return f"device {where}, loss backend {backend}, losses {' + '.join(names) or NO_LOSS}"
 
 
+@torch.no_grad()
 def try_head(head: uk.PartialFC, embedding_size: int, device: torch.device) -> None:
     """:func:`try_loss` for sharded classes, of which there is no memory for a copy: without
     training there is nothing that a call changes.

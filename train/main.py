@@ -139,7 +139,8 @@ def run(argv: list[str]) -> int:
     folder = Path(config.run.dir)
     owned = RunFolder(
         folder,
-        resume=values is not None,
+        # From the checkpoint of another run it is a run of its own.
+        resume=resume_path is not None and resume_path.parent.parent.resolve() == folder.resolve(),
         overwrite=config.run.overwrite,
         auto=arguments.resume == "auto",
     )

@@ -46,6 +46,10 @@ _EFFECTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+# A run may have been moved; that classes are in shards where they were is checked at loading.
+_CHECKED = ("run.dir", "partial_fc.enabled")
+
+
 @dataclass(frozen=True)
 class Difference:
     what: str
@@ -72,7 +76,7 @@ def keys_that_differ(
         for name, value in entries.items():
             key = f"{section}.{name}"
             before = held.get(section, {}).get(name, defaults[section][name])
-            if before != value and key != "run.dir":  # it may have been moved
+            if before != value and key not in _CHECKED:
                 effect = next(text for keys, text in _EFFECTS if key.startswith(keys))
                 found.append(Difference(key, before, value, effect))
     return found
@@ -98,7 +102,7 @@ def resumed_course(values: dict[str, Any], path: Path, config: Config, images: i
     course = Course(config.train, images, step, epoch, done)
     if step > course.total_steps:
         raise UserError(
-            f"{path} is of step {step}, behind the end of the run at step {course.total_steps}; "
+            f"{path} is of step {step}, and this run has {course.total_steps} in all; "
             "for a longer run, set train.epochs or train.max_steps"
         )
     held_data, data = held.get("data", {}), config.data
@@ -153,7 +157,7 @@ def report(
     """From which step a run goes on, what is the same, what differs and what that does."""
     held, asked = values["config"], to_dict(config)
     found = keys_that_differ(held, asked)
-    number = values["trainer"].get("processes", processes)
+    number = values.get("processes", processes)
     if number != processes:
         found.append(Difference("processes", number, processes, "rounding"))
     counts = _counts(values)

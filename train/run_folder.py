@@ -7,7 +7,8 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,18 +100,24 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def prepare(
-    folder: Path, config: Config, *, resume_step: int | None, auto: bool = False
+    folder: Path,
+    config: Config,
+    *,
+    resume_step: int | None,
+    auto: bool = False,
+    own: bool = True,
 ) -> Path | None:
     """Create the folder and write its configuration; where an earlier run was moved to, if any.
 
     A fresh run moves aside what an earlier one left; with ``auto`` it removes what is left of one
     that was cut off before its first checkpoint. A resumed run drops the metrics of steps that
-    its checkpoint does not have, which are about to be run again.
+    its checkpoint does not have, which are about to be run again; in a folder that is not its
+    ``own`` it is like a fresh one.
     """
     moved = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if resume_step is not None or (auto and _is_cut_off(folder)):
+        if (own and resume_step is not None) or (auto and _is_cut_off(folder)):
             # Of a resumed run only what describes its end, which it has yet to come to.
             for name in _OURS if resume_step is None else _AT_THE_END:
                 remove(folder / name)
@@ -152,12 +159,22 @@ def _table(lines: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error while writing has no file's name of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
-        flush(temporary)
-        os.replace(temporary, path)
+        with _named(path):
+            temporary.write_text(text)
+            flush(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,8 +187,9 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """An .npz file."""
     temporary = path.with_name(f".{path.stem}.tmp.npz")
     try:
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        with _named(path):
+            np.savez(temporary, **arrays)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -192,6 +210,7 @@ class MetricsLog:
     """Appends to the files of figures and, when asked to, to TensorBoard events."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, first_step: int) -> None:
+        self._folder = folder
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -218,8 +237,9 @@ class MetricsLog:
         self._append(EVALUATIONS, json.dumps(line) + "\n")
 
     def _append(self, name: str, text: str) -> None:
-        self._files[name].write(text)
-        self._files[name].flush()
+        with _named(self._folder / name):
+            self._files[name].write(text)
+            self._files[name].flush()
 
     def _plot(self, group: str, values: Mapping[str, float | None], step: int) -> None:
         if self._writer is not None:
@@ -229,7 +249,8 @@ class MetricsLog:
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # every line has been flushed, or has raised
+                file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -238,6 +259,7 @@ class RunFolder:
     """A run's folder from the start of its process to the end, which no other run may write."""
 
     def __init__(self, folder: Path, *, resume: bool, overwrite: bool, auto: bool) -> None:
+        """``resume``: a run goes on that is in it."""
         self.folder, self.lock = folder, RunLock(folder)
         self.resume, self.overwrite, self.auto = resume, overwrite, auto
 
@@ -258,7 +280,9 @@ class RunFolder:
         """:func:`prepare`, where no other run has come first."""
         self._take()
         self.check()
-        return prepare(self.folder, config, resume_step=resume_step, auto=self.auto)
+        return prepare(
+            self.folder, config, resume_step=resume_step, auto=self.auto, own=self.resume
+        )
 
     def __enter__(self) -> RunFolder:
         return self
