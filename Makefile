@@ -10,7 +10,7 @@ WORKERS ?= 2
 # What editing requires a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-slow bench lint format clean
+.PHONY: env demo demo-quick losses test test-slow test-paths bench lint format clean
 
 env: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow
+
+# Errors over limits, for every choice of instructions that this processor has.
+test-paths: env
+	$(BIN)/python python_tests/paths.py
 
 bench: env
 	$(BIN)/python -m bench --seconds 4

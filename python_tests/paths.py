@@ -63,6 +63,7 @@ def main() -> int:
         ratio, where = worst(Path(sys.argv[1]))
         print(f"{ratio:.2f} {where}")
         return 0
+    torch.set_num_threads(1)  # for the limits; the processes choose
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         limits, library = Path(folder) / "limits", Path(folder) / "intel.so"
