@@ -1,8 +1,8 @@
 """``--dry-run``: build everything a configuration asks for, take one step on made-up images, and
 say what the run would take. Nothing is written, and the data need not be there.
 
-What grows with the classes is built for at most :data:`CLASSES_BUILT` of them and scaled to the real
-number; what the backward pass keeps is counted in the run's precision, whatever the device.
+What grows with the classes is built for at most :data:`CLASSES_BUILT` of them and scaled to the
+real number; what the backward pass keeps is counted in the run's precision, whatever the device.
 """
 
 from __future__ import annotations
