@@ -11,7 +11,7 @@ SECONDS ?= 600
 # What editing requires a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-slow fuzz sanitize bench lint format clean
+.PHONY: env demo demo-quick losses test test-slow test-paths fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ fuzz: env
 # The CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize.
 sanitize: env
 	bash python_tests/sanitize.sh $(BIN)/python
+
+# Errors over limits, for every choice of instructions that this processor has.
+test-paths: env
+	$(BIN)/python python_tests/paths.py
 
 bench: env
 	$(BIN)/python -m bench --seconds 4

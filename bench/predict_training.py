@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.backbones import build_backbone
 from train.config import Config, make_config, read_yaml
+from train.dry_run import kept_per_image
 from train.losses import NO_LOSS
 
 from .cost import Machine, Step
@@ -33,7 +34,7 @@ FLOAT = 4
 class Backbone:
     operations: float  # of a forward pass of one image
     parameters: int
-    saved: float  # bytes that the backward pass of one image needs, under bfloat16 autocast
+    saved: float  # bytes that the backward pass of one image needs, as ``--dry-run`` counts them
     moved: float  # bytes that the operators of its forward pass read and write
 
 
@@ -44,24 +45,16 @@ def count(config: Config) -> Backbone:
         backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
         for batch in (2, 4):
             images = torch.empty(batch, 3, config.model.input_size, config.model.input_size)
-            saved: dict[int, torch.Tensor] = {}
-
-            def keep(tensor: torch.Tensor, saved: dict[int, torch.Tensor] = saved) -> torch.Tensor:
-                saved[tensor.untyped_storage()._cdata] = tensor
-                return tensor
-
             with (
                 FlopCounterMode(display=False) as counter,
                 _Traffic() as traffic,
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16),
             ):
                 backbone(images)
-            held = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-            measured.append((counter.get_total_flops(), held, traffic.bytes))
+            measured.append((counter.get_total_flops(), traffic.bytes))
         parameters = sum(p.numel() for p in backbone.parameters())
-    operations, held, moved = ((b - a) / 2 for a, b in zip(*measured, strict=True))
-    return Backbone(operations, parameters, held, moved)
+    operations, moved = ((b - a) / 2 for a, b in zip(*measured, strict=True))
+    return Backbone(operations, parameters, kept_per_image(config), moved)
 
 
 class _Traffic(TorchDispatchMode):

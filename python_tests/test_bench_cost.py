@@ -14,6 +14,7 @@ from torch import distributed as dist
 import unitsface_kernels as uk
 from bench import heads, predict, predict_training
 from bench.cost import Machine, Step
+from train import dry_run
 from train.backbones import build_backbone
 from train.config import make_config
 from unitsface_kernels.collectives import world_size
@@ -130,3 +131,13 @@ def test_heads_run_and_agree_on_the_loss(tmp_path):
 def test_the_stored_page_is_that_of_the_stored_results():
     results = json.loads(predict.HEADS.read_text())
     assert predict.HEADS.with_suffix(".md").read_text() == heads.page(results)
+
+
+def test_the_table_and_a_dry_run_count_the_same_memory() -> None:
+    """In the run's precision, on whatever device the dry run takes its step."""
+    small = {"model": {"name": "iresnet18", "input_size": 32}, "train": {"amp": "bf16"}}
+    config = make_config(("test", small))
+    kept = dry_run.kept_per_image(config)
+    assert kept == predict_training.count(config).saved
+    config.train.amp = "none"
+    assert 1.7 * kept < dry_run.kept_per_image(config) < 2.1 * kept

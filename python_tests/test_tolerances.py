@@ -164,4 +164,4 @@ def test_a_long_sum_errs_with_the_root_of_its_length() -> None:
     terms = torch.full((3000,), 1.1, dtype=torch.float64)
     with Rounded(0, None):
         error = float(terms.sum() - 3300.0)
-    assert abs(error) == pytest.approx(3300 * 2**-24 * (2 * 2999 / 3) ** 0.5, rel=0.05)
+    assert abs(error) == pytest.approx(3300 * 2**-24 * (2 * 2999 / 3) ** 0.5, rel=0.1)

@@ -16,6 +16,7 @@ from train.data.dataset import scan
 from train.data.image_list import ImageList
 from train.data.open_files import OpenFiles
 from train.data.recordio_format import read_heads, read_record, split_record
+from train.errors import UserError
 from train.main import main
 
 MAGIC = struct.pack("<I", 0xCED7230A)

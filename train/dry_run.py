@@ -1,8 +1,8 @@
 """``--dry-run``: build everything a configuration asks for, take one step on made-up images, and
 say what the run would take. Nothing is written, and the data need not be there.
 
-What grows with the classes is built for at most :data:`CLASSES_BUILT` of them, and the memory of a
-batch is measured on a few images; both are scaled to the real numbers.
+What grows with the classes is built for at most :data:`CLASSES_BUILT` of them and scaled to the
+real number; what the backward pass keeps is counted in the run's precision, whatever the device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from train.backbones import build_backbone
 from train.config import Config
 from train.data.dataset import scan
 from train.data.image_list import ImageList, split_identities
@@ -31,7 +33,7 @@ from train.errors import DivergedError, UserError
 from train.launch import place
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
-from train.step import autocast
+from train.step import AMP_DTYPES, autocast
 
 CLASSES_BUILT = 65_536
 
@@ -151,8 +153,8 @@ def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer
 
 
 def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
-    """One step with all terms of the loss; the loss, seconds, and bytes kept for the backward
-    pass of the backbone.
+    """One step with all terms of the loss; the loss, seconds, and bytes that the backward pass of
+    the backbone keeps in the run's precision, which need not be this step's.
     """
     device = trainer.world.device
     # The last epoch's losses: some have terms that start late.
@@ -168,9 +170,7 @@ def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
     start = time.perf_counter()
     # Reduced precision is emulated on many CPUs, which would take minutes.
     with autocast(trainer.config, device) if device.type == "cuda" else nullcontext():
-        kept = Kept([*trainer.backbone.parameters(), *trainer.backbone.buffers()])
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-            features = trainer.backbone(images)
+        features = trainer.backbone(images)
         memory = None
         if trainer.memory is not None:
             trainer.memory.update(features.detach(), labels)
@@ -181,20 +181,48 @@ def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
     total.backward()
     trainer.optimizer.step()
     loss = float(total.detach())
-    return loss, time.perf_counter() - start, kept.bytes
+    seconds = time.perf_counter() - start
+    return loss, seconds, len(images) * kept_per_image(trainer.config)
+
+
+def kept_per_image(config: Config) -> int:
+    """Bytes that the backward pass of the backbone needs of an image, in the run's precision.
+
+    Counted on tensors without memory, so that it does not depend on the device: the slope between
+    batches of 2 and 4, since what does not grow with the batch drops out.
+    """
+    model, dtype = config.model, AMP_DTYPES.get(config.train.amp)
+    kept = []
+    with FakeTensorMode():
+        backbone = build_backbone(
+            *(model.name, model.input_size, model.dropout, model.embedding_size), model.options
+        )
+        for batch in (2, 4):
+            counter = Kept([*backbone.parameters(), *backbone.buffers()])
+            images = torch.empty(batch, 3, model.input_size, model.input_size)
+            with (
+                torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+                torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor),
+            ):
+                backbone(images)
+            kept.append(counter.bytes)
+    return (kept[1] - kept[0]) // 2
 
 
 class Kept:
     """Adds up the storages that autograd keeps, but for those of ``known`` tensors."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        self.seen = {tensor.untyped_storage().data_ptr() for tensor in known}
+        # By place of the object: tensors without memory have no other. Kept, or a place is reused.
+        self.kept = list(known)
+        self.seen = {tensor.untyped_storage()._cdata for tensor in self.kept}
         self.bytes = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
+        if storage._cdata not in self.seen:
+            self.seen.add(storage._cdata)
+            self.kept.append(tensor)
             self.bytes += storage.nbytes()
         return tensor
 
@@ -240,7 +268,7 @@ def describe(trainer: Trainer, config: Config, plan: Plan, memory: Memory) -> No
         learning_rate(train, step, plan.total_steps, plan.steps_per_epoch)
         for step in range(plan.total_steps)
     ]
-    precision = "" if train.amp == "none" or trainer.world.device.type == "cuda" else ", in float32"
+    precision = "" if train.amp == "none" else f", {train.amp}"
     print(
         f"model: {model.name} at {model.input_size} x {model.input_size}, "
         f"{model.embedding_size} features\n"
