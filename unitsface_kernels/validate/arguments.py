@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..losses import LossSpec
 from .numbers import integer, number
@@ -18,7 +18,7 @@ def is_tensor(name: str, value: object) -> None:
     """A tensor that has a shape and, behind its strides, memory."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if is_lazy(value):
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
         raise TypeError(f"{name} must be initialized, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
