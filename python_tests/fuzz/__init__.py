@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Threads of several runs share the cores.
@@ -25,6 +26,8 @@ if not torch.cuda.is_available():
     # Triton decides at import whether its kernels are compiled or interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("UNITSFACE_BACKEND", None)
+# Of Torch and Triton, about what is drawn on purpose; every process would repeat them.
+warnings.filterwarnings("ignore", module=r"torch\.|triton\.|python_tests\.fuzz|fuzz\.")
 
 # The tests import their helpers by name.
 _TESTS = str(Path(__file__).resolve().parents[1])

@@ -49,8 +49,9 @@ class _ThresholdLoss(_PairLoss):
     ) -> None:
         super().__init__()
         if init_threshold is not None:
-            plain = isinstance(init_threshold, (int, float))
-            validate.number("init_threshold", init_threshold if plain else float(init_threshold))
+            # Tensors and NumPy numbers convert; text does too, but is no number.
+            as_it_is = isinstance(init_threshold, (int, float, str, bytes, bytearray))
+            validate.number("init_threshold", init_threshold if as_it_is else float(init_threshold))
         self.scale = scale
         self.margin = margin
         self.init_threshold = init_threshold
