@@ -238,6 +238,7 @@ def test_nearest_of_blocks_merge(target: Target, spec: LossSpec, drawn: Draw) ->
     """The largest k of the largest k of both blocks."""
     p = replace(drawn.build(spec, target.device, columns=True), reduction="none")
     p.upstream = torch.ones(drawn.rows, device=target.device)
+    p.values["hinges"] = "mean"
     assert p.columns is not None
     # All rows have the same target, which is in both blocks.
     of_all = int(p.labels.amax().clamp(min=0))
