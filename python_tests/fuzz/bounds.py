@@ -3,15 +3,16 @@
 ``tolerances.py`` moves every operation of the reference, which takes ten times as long. Here only
 its operands are moved, by several units in the last place, and it is taken again: that measures
 what depends on the case (scale, cancellation, ties, filters that a cosine lies next to). A floor
-stands for the rounding of long sums and of the result.
+stands for the rounding of long sums and of the result. What is beyond is judged by the rule itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from tolerances import TINY
+from rounding import Precision, spreads
+from tolerances import TINY, check
 from torch import Tensor
 
 #: Relative moves of operands: some roundings of their products' dtype.
@@ -67,3 +68,26 @@ def off(
     if error <= limit:
         return None
     return f"{name}: error {error:.3e}, allowed {limit:.3e}, of {float(want.norm()):.3e}"
+
+
+def beyond(
+    got: Mapping[str, Tensor],
+    exact: Callable[[], dict[str, Tensor]],
+    products: torch.dtype,
+    backend: str,
+) -> str | None:
+    """What the rule of ``tolerances.py`` says.
+
+    Args:
+        exact: evaluates the same in float64; what is not finite there is not compared.
+        products: the dtype of their operands.
+    """
+    precision = Precision(products, truncated=backend == "triton")
+    found = spreads(exact, precision, {name: t.dtype for name, t in got.items()})
+    try:
+        for name, spread in found.items():
+            if bool(spread.want.isfinite().all()):
+                check(name, got[name], spread)
+    except AssertionError as error:
+        return str(error)
+    return None
