@@ -152,7 +152,8 @@ def test_training_opens_a_group_for_both(monkeypatch) -> None:
     from train import distributed
 
     opened = []
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**place, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     dist = distributed.dist
     monkeypatch.setattr(distributed, "choose_device", lambda *a: SECOND)

@@ -13,9 +13,11 @@ from train.errors import exit_code
 from train.evaluation.verification import Verification
 
 
-def result(auc: float, accuracy: float, threshold: float | None = None) -> Verification:
+def result(
+    auc: float, accuracy: float, threshold: float | None = None, *, negatives: int = 100
+) -> Verification:
     return Verification(
-        pairs=10,
+        pairs=4 + negatives,
         positives=4,
         accuracy=accuracy,
         accuracy_std=0.01,
@@ -43,6 +45,9 @@ def test_table_has_one_row_per_method_and_a_dash_without_a_threshold() -> None:
     cells = [c.strip() for c in ours.split("|")[1:-1]]
     assert cells == ["ours", "0.850 ± 0.010", "0.950", "0.500", "0.750", "0.600", "0.250"]
     assert len({len(line) for line in text.splitlines()}) == 1
+    # Of 99 negative pairs none may be accepted at 0.01.
+    few = report.table({"pixels": result(0.9, 0.8, negatives=99)}).splitlines()[-1]
+    assert [c.strip() for c in few.split("|")[4:6]] == ["not resolved", "0.750"]
 
 
 def test_verdict_says_so_when_a_model_does_not_beat_the_better_baseline() -> None:

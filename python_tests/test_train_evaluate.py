@@ -134,7 +134,7 @@ def test_every_process_learns_what_the_others_skipped(
     source = open_images(scan(str(data)), 16, on_error="skip", cache="never")
     backbone = train(tiny(data, tmp_path / "run"), 1).backbone
     other = {source.images.name(3): "cannot be read"}
-    monkeypatch.setattr(World, "gather_objects", lambda self, value: [value, other])
+    monkeypatch.setattr(World, "gather_objects", lambda self, value: [value, (other, 0)])
     embed(backbone, source, CPU.device)
     assert source.readable().tolist() == [True, True, True, False]
 

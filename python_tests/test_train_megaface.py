@@ -153,8 +153,9 @@ def test_from_feature_files_with_noises_left_out(pack: tuple[Path, dict[str, Pat
         for i, row in enumerate(features[p])
         if p != other or i not in (0, 7)
     ]
-    for name, value in _by_loops(probes, distractors, (1, 10), (1e-6, 1e-4)).items():
+    for name, value in _by_loops(probes, distractors, (1, 10), (1e-4,)).items():
         assert figures[name] == pytest.approx(value, abs=1e-9), name
+    assert figures["tar@far=1e-06"] is None  # 29502 negatives do not resolve it
     assert (figures["noise_probes"], figures["noise_distractors"]) == (1, 2)
     assert (figures["probes"], figures["distractors"]) == (99, 298)
 

@@ -255,7 +255,8 @@ def test_a_mistake_of_one_process_ends_all(faces: Path, tmp_path: Path) -> None:
     one, two = (argv_of(path, tmp_path / "other") for path in (faces, broken))
     for code, output in start(tmp_path, 2, one, two):
         assert code == USER_ERROR
-        assert "the list of images in data.path is another on process 1" in output
+        assert "data.path is not the same on all processes: process 0 has" in output
+        assert "24 images (23), 2 of 'person1' (1)" in output
     assert not (tmp_path / "other").exists()
 
 
@@ -303,7 +304,7 @@ def test_one_process_samples_and_fuses_and_keeps_its_format(
         assert held in capsys.readouterr().err
     # Another loss for the same classes.
     assert main(["--resume", f"run.dir={tmp_path / 'none'}", "loss.class=cosface"]) == USER_ERROR
-    assert "has loss = class_bce, this PartialFC has cosface" in capsys.readouterr().err
+    assert "loss.class=class_bce, not of cosface" in capsys.readouterr().err
 
 
 # -- torchrun -------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from train_support import arguments, losses, tiny, train, write_faces
@@ -168,13 +170,24 @@ def test_auto_begins_again_only_where_nothing_is_lost(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    given = arguments(tiny(faces, run, train={"max_steps": 2}, run={"keep": 2, "save_steps": 1}))
+    kept = run / "checkpoints" / "step-000001.pt"
+    sections: dict[str, Any] = {"run": {"keep": 2, "save_steps": 1}, "data": {"holdout": 2}}
+    given = arguments(tiny(faces, run, train={"max_steps": 2}, **sections))
     assert main(given) == 0
+    whole = losses(run)
+    # Without its last checkpoints it goes on from the newest there is.
     (run / checkpoint.LAST).unlink()
+    kept.with_name("step-000002.pt").unlink()
+    capsys.readouterr()
+    assert main([*given, "--resume", "auto"]) == 0
+    said = f"warning: checkpoint {run / checkpoint.LAST} is missing; going on from {kept}\n"
+    assert said in capsys.readouterr().err
+    assert losses(run) == whole
+    # Of a run that has ended there is no beginning again, either.
+    shutil.rmtree(kept.parent)
     assert main([*given, "--resume", "auto"]) == 2
-    assert "holds a run without its last checkpoint" in capsys.readouterr().err
-    assert main(["--resume", str(run / "checkpoints" / "step-000001.pt")]) == 0
-    assert len(losses(run)) == 2
+    assert "holds a run without a checkpoint to go on from" in capsys.readouterr().err
+    assert losses(run) == whole
 
 
 def test_other_files_by_the_names_of_a_run_s_are_moved_not_removed(

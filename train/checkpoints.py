@@ -58,6 +58,7 @@ def newest(last: Path) -> Path:
     if not exists(last):
         for path in (last.with_suffix(""), last.with_suffix(".pt")):
             for other in _others(path):
+                _warn(f"checkpoint {last} is missing; going on from {other}")
                 return other
     return last
 
@@ -93,10 +94,14 @@ def _earlier(path: Path, error: DamagedError, take: bool) -> tuple[Path, dict[st
             continue
         if not take:
             raise DamagedError(f"{error}; --resume {other} goes on from step {_step(values)}")
-        if os.environ.get("RANK", "0") == "0":
-            print(f"warning: {error}; going on from {other}", file=sys.stderr)
+        _warn(f"{error}; going on from {other}")
         return other, values
     raise DamagedError(f"{error}; no earlier checkpoint is kept here (run.keep)") from error
+
+
+def _warn(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _step(values: dict[str, Any]) -> int:

@@ -51,9 +51,9 @@ def check_run_folder(folder: Path, *, resume: bool, overwrite: bool, auto: bool 
         return
     if auto:
         raise UserError(
-            f"run.dir: {folder} holds a run without its last checkpoint; name the one to go on "
-            "from, --resume CHECKPOINT, or begin again with run.overwrite=true on the command "
-            "line, which moves the run aside"
+            f"run.dir: {folder} holds a run without a checkpoint to go on from; name one, --resume "
+            "CHECKPOINT, or begin again with run.overwrite=true on the command line, which moves "
+            "the run aside"
         )
     raise UserError(
         f"run.dir: {folder} already holds a run; continue it with --resume, choose another "
