@@ -222,8 +222,8 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
 
     Added to the rows' losses, it is what such a row has where there is no pair to say so: no other
-    sample, no negatives, an empty memory, or an infinite threshold that makes a term 0. Ignored
-    rows have 0.
+    sample, no negatives, an empty memory, or an infinite threshold that makes a term 0. The sum of
+    an ignored row is for the caller to clear, once: its terms may be NaN as well.
 
     Args:
         inverse_norms: (N,) of :meth:`Engine.unit_rows` of the rows.
@@ -237,7 +237,7 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
         # One number as it is: on a GPU launches count. The sum of many could overflow.
         one = thresholds if call.spec.threshold == "scalar" else (thresholds * 0.0).sum()
         doubtful = doubtful + one
-    return (doubtful * 0.0).masked_fill_(call.ignored, 0.0)
+    return doubtful * 0.0
 
 
 def clear_ignored(call: Call, of_rows: Tensor) -> None:

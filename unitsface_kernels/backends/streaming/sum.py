@@ -100,6 +100,8 @@ def _stream(
             gradients and call.need_columns,
             budget,
         )
+    # With a threshold of NaN, terms of pairs that are left out are NaN as well.
+    totals.loss.masked_fill_(call.ignored, 0.0)
     if totals.d_rows is not None:
         engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
         clear_ignored(call, totals.d_rows)

@@ -118,8 +118,7 @@ def sum_kernel(
             # That of an ignored column may be NaN, which the selection above does not keep out.
             threshold = tl.load(b_threshold + j, mask=j_label >= 0, other=0.0)[None, :]
         value, slope, d_threshold = EVALUATE(c, threshold, positive, parameters)
-        loss = tl.where(i_label >= 0, tl.sum(value, axis=1), 0.0)
-        tl.store(row_loss + row_out, loss, mask=in_rows)
+        tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
         if column_threshold is not None:
             column_sums = tl.reshape(d_threshold * i_weight, (PARTS, HEIGHT, WIDTH))
             column_sums = tl.sum(column_sums, axis=1)
@@ -131,7 +130,6 @@ def sum_kernel(
         if column_loss is not None:  # noqa: SIM102
             if above:
                 losses = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
-                losses = tl.where((j_label >= 0)[None, :], losses, 0.0)
                 tl.store(column_loss + column_out, losses, mask=in_columns[None, :])
         # With one threshold both directions of a pair have the same derivatives.
         pair_weight = i_weight + j_weight if MIRRORED or BOTH else i_weight
