@@ -1,10 +1,8 @@
 """Seeded fuzzing: ``python -m python_tests.fuzz --help``.
 
-A module ``target_<name>.py`` here is a target. It has
-
-- ``NAME: str``, by which the command line selects it;
-- ``run_one(seed: int) -> str | None``: one run, the same for the same seed. It returns a line that
-  describes a failure, or None. Raising is a failure, too.
+A module ``target_<name>.py`` here is a target. Its ``run_one(seed: int) -> str | None`` is one run,
+the same for the same seed. It returns a line that describes a failure, or None. Raising is a
+failure, too.
 
 Targets are imported before the runs fork: what they load at import is shared by all runs, which may
 not depend on one another. No parallel Torch operator may run at import.

@@ -7,20 +7,15 @@ import importlib
 import random
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from . import runner
 
-
-def targets() -> dict[str, ModuleType]:
-    """The modules ``target_*.py`` of this folder, by their names."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("target_*.py"))
-    modules = [importlib.import_module(f".{name}", __package__) for name in names]
-    return {module.NAME: module for module in modules}
+PREFIX = "target_"
 
 
 def main() -> int:
-    known = targets()
+    here = Path(__file__).parent
+    known = sorted(path.stem.removeprefix(PREFIX) for path in here.glob(f"{PREFIX}*.py"))
     parser = argparse.ArgumentParser(
         prog="python -m python_tests.fuzz",
         description="Runs targets with one seed after the other. A run that fails, crashes, takes "
@@ -36,7 +31,7 @@ def main() -> int:
     for name in arguments.target:
         if name not in known:
             parser.error(f"unknown target {name!r}: known are {', '.join(known)}")
-    chosen = arguments.target or list(known)
+    chosen = arguments.target or known
     seconds = arguments.seconds
     if seconds is None and arguments.runs is None:
         seconds = 10.0
@@ -44,7 +39,8 @@ def main() -> int:
     failed = False
     for name in chosen:
         share = None if seconds is None else seconds / len(chosen)
-        outcome = runner.run(known[name].run_one, seed, arguments.runs, share, arguments.jobs)
+        run_one = importlib.import_module(f".{PREFIX}{name}", __package__).run_one
+        outcome = runner.run(run_one, seed, arguments.runs, share, arguments.jobs)
         for failure in outcome.failures:
             failed = True
             print(f"{name}: {failure.text}")

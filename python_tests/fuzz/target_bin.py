@@ -18,7 +18,6 @@ from train.evaluation.bins import open_bin_set
 from .mutation import mutate, outcome
 from .samples import jpegs
 
-NAME = "bin"
 _TOKENS = (
     *(bytes([code]) for code in b"(.0123FIJKLMNRSTUVXabcdeghijlopqrstu}]\x80\x81\x82\x85\x86\x87"),
     *(

@@ -27,8 +27,6 @@ from unitsface_kernels import PartialFC, partial_fc
 
 from .mutation import mutate, outcome
 
-NAME = "checkpoint"
-
 _TOKENS = (
     *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"ctorch\nSize\n"),
     *(b"ccollections\nOrderedDict\n)R", b"cos\nsystem\n", b"cbuiltins\neval\n", b"}", b"]", b")"),

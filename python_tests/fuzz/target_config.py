@@ -21,8 +21,6 @@ from train.config import (
 )
 from train.errors import UserError
 
-NAME = "config"
-
 _SHIPPED = sorted((Path(__file__).resolve().parents[2] / "train" / "configs").rglob("*.yaml"))
 _FILES = [to_yaml(Config()).encode(), *(path.read_bytes() for path in _SHIPPED)]
 _TOKENS = (

@@ -17,7 +17,6 @@ from . import draw
 from .bounds import MOVES, beyond, off, sharp
 from .draw import Source
 
-NAME = "differential"
 MATRICES = ("feats", "weight", "memory")
 
 

@@ -12,7 +12,6 @@ from train.data.decode import PixelError, to_pixels
 from .mutation import mutate, outcome
 from .samples import images
 
-NAME = "image"
 _TOKENS = (
     *(
         b"\xff\xda",

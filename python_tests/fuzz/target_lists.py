@@ -23,7 +23,6 @@ from unitsface_kernels.backends.triton.autotune_store import Store
 
 from .mutation import mutate, outcome
 
-NAME = "lists"
 _ENVIRONMENT = {"device": "any"}
 _TOKENS = (
     *(b"\n", b"\t", b",", b" ", b"\r", b"\0", b"\xff", b'"', b"../", b"/", b"\\u0000", b"\\ud800"),

@@ -11,7 +11,6 @@ from unitsface_kernels.backends.reference import cosines
 from . import draw
 from .draw import Source
 
-NAME = "metrics"
 #: Error of a score: of a float32 product, and of unit rows.
 ERROR = 2e-6
 

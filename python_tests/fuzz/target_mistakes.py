@@ -15,7 +15,6 @@ from unitsface_kernels.losses import REGISTRY
 
 from .draw import Source
 
-NAME = "mistakes"
 N, M, D = 4, 5, 8
 
 

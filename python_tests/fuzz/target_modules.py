@@ -16,7 +16,6 @@ from . import draw
 from .bounds import MOVES, beyond, off, sharp
 from .draw import Source
 
-NAME = "modules"
 _ADAPTED: dict[str, Callable[..., nn.Module]] = {
     "adapter ntxent": lambda _, __, **k: metric_learning.NTXentLoss(**k),
     "adapter supcon": lambda _, __, **k: metric_learning.SupConLoss(**k),

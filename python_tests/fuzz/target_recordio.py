@@ -18,7 +18,6 @@ from train.errors import UserError
 from .mutation import mutate, outcome
 from .samples import jpegs
 
-NAME = "recordio"
 MAGIC = struct.pack("<I", 0xCED7230A)
 _TOKENS = (
     *(MAGIC + struct.pack("<I", kind << 29 | size) for kind in range(5) for size in (0, 8, 24, 60)),

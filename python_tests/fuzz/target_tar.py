@@ -15,7 +15,6 @@ from train.errors import UserError
 from .mutation import mutate, outcome
 from .samples import jpegs, shard
 
-NAME = "tar"
 _TOKENS = (
     *(b"30 path=", b"20 size=", b"GNU.sparse.major=1\n", b"hdrcharset=BINARY\n", b"././@LongLink"),
     *(b"ustar\000", b"ustar  \0", b"x", b"g", b"L", b"K", b"S", b"1", b"2", b"5", b"7"),
