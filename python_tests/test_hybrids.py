@@ -120,6 +120,18 @@ def test_unpg_without_negative_pairs_is_its_head(target: Target) -> None:
 
 
 @each_target
+def test_unpg_keeps_the_pairs_of_features_that_half_precision_cannot_tell_apart(
+    target: Target,
+) -> None:
+    feats = torch.linspace(-1.0, 1.3, D).expand(12, D).to(target.device, torch.bfloat16)
+    labels = torch.arange(12, device=target.device) % 4
+    module = UNPGLoss(D, C, scale=16.0, backend=target.backend).to(target.device)
+    every = copy.deepcopy(module)
+    every.whisker = None
+    assert float(module(feats, labels).detach()) == float(every(feats, labels).detach())
+
+
+@each_target
 def test_unpg_does_not_hide_what_is_not_a_number(target: Target) -> None:
     module = UNPGLoss(D, C, scale=16.0, backend=target.backend).to(target.device)
     feats, labels = _batch(target)

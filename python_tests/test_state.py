@@ -61,6 +61,21 @@ def test_a_threshold_waits_for_a_finite_batch(
     assert torch.equal(restored(*_batch(2, device)), loss)
 
 
+@each_device
+@pytest.mark.parametrize("bad", BAD)
+def test_a_threshold_waits_where_only_positives_are_not_finite(device: str, bad: float) -> None:
+    module = uk.USSLoss().to(device)
+    feats, labels = _batch(0, device)
+    memory, identities = _batch(1, device, bad)
+    for own in (1, 0):  # what is not finite is a negative, then a positive
+        labels.fill_(own)
+        assert bool(module(feats, labels, memory=memory, memory_labels=identities % 2).isnan())
+    assert not bool(module.initialized)
+    identities[4] = -1  # ignored: whatever it holds is of no account
+    assert bool(module(feats, labels, memory=memory, memory_labels=identities).isfinite())
+    assert bool(module.initialized)
+
+
 @pytest.mark.parametrize("bad", BAD)
 def test_a_scaled_run_recovers_from_its_first_batch(bad: float) -> None:
     module = uk.USSLoss()

@@ -14,6 +14,11 @@ from ..collectives import Group
 from ..compiling import never_compiled
 
 
+def _compared_are_finite(feats: Tensor, labels: Tensor) -> Tensor:
+    """() bool: all (N, D) features but those of ignored rows."""
+    return (feats.isfinite().all(dim=1) | (labels < 0)).all()
+
+
 class _PairLoss(nn.Module):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
@@ -83,11 +88,16 @@ class _ThresholdLoss(_PairLoss):
         )
         # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
         # gradients, not parameters: ranks have to agree from the start. A group's already do.
-        finite = first.isfinite()
-        some = (finite & (first != 0)).to(first.dtype)
-        found = torch.stack([first.where(finite, 0.0), some, (~finite).to(first.dtype)])
+        some = first.isfinite() & (first != 0)
+        # The first value does not depend on positives; the loss, and so the step, does.
+        finite = first.isfinite() & _compared_are_finite(batch["feats"], batch["labels"])
+        if batch["memory"] is not None:
+            finite &= _compared_are_finite(batch["memory"], batch["memory_labels"])
+        found = torch.stack([first.where(some, 0.0), some.to(first), (~finite).to(first)])
         if self.group is None:
             found = collectives.mean_over_ranks(found)
+        else:
+            found[2] = collectives.mean_over_ranks(found[2], self.group)
         value, ranks, broken = found.tolist()
         if ranks > 0 and not broken:
             self.threshold.fill_(value / ranks)
