@@ -195,7 +195,7 @@ def run(argv: list[str]) -> int:
             if world.is_main:
                 where = f"step {trainer.step} of {trainer.total_steps}"
                 print(f"stopped at {where}; continue with --resume", file=sys.stderr)
-            # Whoever preempts a job is to see that it went as it should.
+            # A scheduler that preempts a job takes another code for a failure.
             return 0 if trainer.stopped_by == signal.SIGTERM else INTERRUPTED
         if len(data.test):
             evaluate(trainer, judge, data.test, folder)

@@ -71,7 +71,7 @@ class Judge:
 
     @staticmethod
     def lines(figures: Figures, step: int) -> Iterator[str]:
-        """A line per set, for whoever watches the run."""
+        """A line per set, for the terminal."""
         for name, of_set in figures.items():
             values = (f"{key} {value:.4g}" for key, value in of_set.items() if "std" not in key)
             yield f"step {step}, {name}: {', '.join(values)}"
