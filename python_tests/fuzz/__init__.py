@@ -5,7 +5,7 @@ the same for the same seed. It returns a line that describes a failure, or None.
 failure, too.
 
 Targets are imported before the runs fork: what they load at import is shared by all runs, which may
-not depend on one another. No parallel Torch operator may run at import.
+not depend on one another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if not torch.cuda.is_available():
     # Triton decides at import whether its kernels are compiled or interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("UNITSFACE_BACKEND", None)
+# Threads that an import starts are missing in the forked runs, which would wait for them.
+torch.set_num_threads(1)
 # Of Torch and Triton, about what is drawn on purpose; every process would repeat them.
 warnings.filterwarnings("ignore", module=r"torch\.|triton\.|python_tests\.fuzz|fuzz\.")
 
