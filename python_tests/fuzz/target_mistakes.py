@@ -131,7 +131,10 @@ def _legal_after_all(entry: str, name: str, wrong: Any) -> bool:
         return True
     if name == "far" and isinstance(wrong, list):
         return True
-    if name == "embeddings" and isinstance(wrong, Tensor) and wrong.dim() == 2:
+    if name == "b" and type(wrong) is float:
+        return abs(wrong) < 1.0  # of a scalar as a list
+    plain = isinstance(wrong, Tensor) and not isinstance(wrong, nn.UninitializedParameter)
+    if name == "embeddings" and plain and wrong.dim() == 2:
         # Any width.
         return wrong.dtype == torch.float32 and wrong.layout == torch.strided and wrong.shape[1] > 0
     if name == "labels" and entry in ("NTXentLoss", "SupConLoss"):
