@@ -50,6 +50,7 @@ class Trainer:
         self, config: Config, world: World, source: ImageSource, *, load_weights: bool = True
     ) -> None:
         self.config, self.world, self.source = config, world, source
+        self.people = Identities.of(source.images)
         train = config.train
         self.course = Course(train, len(source.images))
         self.step = 0
@@ -135,7 +136,7 @@ class Trainer:
             "loss": self.loss.state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "images": torch.from_numpy(Identities.of(self.source.images).counts),
+            "images": torch.from_numpy(self.people.counts),
             "processes": self.world.size,
             "trainer": {
                 "step": self.step,

@@ -128,7 +128,7 @@ def run(argv: list[str]) -> int:
     from train.checkpoints import load_or_earlier
     from train.data.dataset import open_dataset
     from train.data.duplicates import check_duplicates
-    from train.data.identities import Identities, check_same
+    from train.data.identities import check_same
     from train.distributed import open_world
     from train.engine import Trainer
     from train.evaluation.during import Judge
@@ -166,8 +166,7 @@ def run(argv: list[str]) -> int:
             def load(values: dict[str, Any], path: Path) -> None:
                 nonlocal said
                 trainer.load_state(values, path)
-                people = Identities.of(images)
-                said = report(values, path, config, trainer.course, people, world.size)
+                said = report(values, path, config, trainer.course, trainer.people, world.size)
 
             load_or_earlier(load, values, resume_path, take=arguments.resume == "auto")
         step = None if values is None else trainer.step

@@ -11,13 +11,18 @@ from .collectives import Group, start_gather_rows, world_size
 from .compiling import never_compiled
 
 
-def all_finite(feats: Tensor) -> Tensor:
+def all_finite(feats: Tensor, labels: Tensor | None = None) -> Tensor:
     """() bool, on the device: whether features may enter what outlives their step.
+
+    With ``labels``, those of ignored rows (-1) are of no account.
 
     A batch with NaN or infinity enters nothing, as a whole: a gradient scaler skips its step, and
     every rank, which has the same gathered batch, decides the same.
     """
-    return feats.isfinite().all()
+    finite = feats.isfinite()
+    if labels is not None:
+        finite = finite.all(dim=1) | (labels < 0)
+    return finite.all()
 
 
 def nan_unless(finite: Tensor, dtype: torch.dtype) -> Tensor:

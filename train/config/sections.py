@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,7 +259,11 @@ def iter_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
             yield f"{section}.{key_name(f)}", f
 
 
+@functools.cache
+def _kinds() -> dict[str, str]:
+    return {key: str(f.type) for key, f in iter_keys()}
+
+
 def kind_of(key: str) -> str:
     """The type of a ``section.key`` as it is declared; empty for an unknown one."""
-    found = dict(iter_keys()).get(key)
-    return "" if found is None else str(found.type)
+    return _kinds().get(key, "")

@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from .. import collectives, functional, validate
 from ..collectives import Group
 from ..compiling import never_compiled
-
-
-def _compared_are_finite(feats: Tensor, labels: Tensor) -> Tensor:
-    """() bool: all (N, D) features but those of ignored rows."""
-    return (feats.isfinite().all(dim=1) | (labels < 0)).all()
+from ..memory import all_finite
 
 
 class _PairLoss(nn.Module):
@@ -90,9 +86,9 @@ class _ThresholdLoss(_PairLoss):
         # gradients, not parameters: ranks have to agree from the start. A group's already do.
         some = first.isfinite() & (first != 0)
         # The first value does not depend on positives; the loss, and so the step, does.
-        finite = first.isfinite() & _compared_are_finite(batch["feats"], batch["labels"])
+        finite = first.isfinite() & all_finite(batch["feats"], batch["labels"])
         if batch["memory"] is not None:
-            finite &= _compared_are_finite(batch["memory"], batch["memory_labels"])
+            finite &= all_finite(batch["memory"], batch["memory_labels"])
         found = torch.stack([first.where(some, 0.0), some.to(first), (~finite).to(first)])
         if self.group is None:
             found = collectives.mean_over_ranks(found)

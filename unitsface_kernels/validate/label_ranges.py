@@ -39,16 +39,8 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
         if torch.cuda.is_current_stream_capturing():
             return
         bad = value < low if high is None else (value < low) | (value >= high)
-        if os.environ.get("UNITSFACE_CHECK") == "1":
-            if bool(bad.any()):
-                raise ValueError(f"{message}, got others")
-            return
         report_pending()
-        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
-        verdict.copy_(bad.any(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(value.device))
-        _pending.append((event, verdict, message))
+        _report(bad.any(), message)
 
 
 def report_pending() -> None:
@@ -96,14 +88,18 @@ def report_later(bad: Tensor, message: str) -> None:
     but with ``UNITSFACE_CHECK=1``.
     """
     with torch.cuda.device(bad.device):
-        if torch.cuda.is_current_stream_capturing():
-            return
-        if os.environ.get("UNITSFACE_CHECK") == "1":
-            if bool(bad):
-                raise ValueError(f"{message}, got others")
-            return
-        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
-        verdict.copy_(bad, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(bad.device))
-        _pending.append((event, verdict, message))
+        if not torch.cuda.is_current_stream_capturing():
+            _report(bad, message)
+
+
+def _report(bad: Tensor, message: str) -> None:
+    """On the current device, which is that of ``bad``."""
+    if os.environ.get("UNITSFACE_CHECK") == "1":
+        if bool(bad):
+            raise ValueError(f"{message}, got others")
+        return
+    verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+    verdict.copy_(bad, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(bad.device))
+    _pending.append((event, verdict, message))

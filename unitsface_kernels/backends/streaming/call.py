@@ -135,6 +135,11 @@ class Call:
         return self.row_labels == -1
 
     @cached_property
+    def may_have_ignored(self) -> bool:
+        """Where looking would wait for a device it is true."""
+        return self.row_labels.is_cuda or bool(self.ignored.any())
+
+    @cached_property
     def counted_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
         if self.spec.counted == "labelled":
@@ -241,10 +246,11 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
 
 
 def clear_ignored(call: Call, of_rows: Tensor) -> None:
-    """Ignored rows of an (N, D) tensor become 0: their features may be NaN, as 0 times it is."""
-    # Where looking does not wait for a device, most calls need no pass over the features.
-    if of_rows.is_cuda or bool(call.ignored.any()):
-        of_rows.masked_fill_(call.ignored[:, None], 0.0)
+    """Ignored rows of an (N, D) or (N,) tensor become 0: their features may be NaN, as 0 times it
+    is. Most calls need no pass over the tensor.
+    """
+    if call.may_have_ignored:
+        of_rows.masked_fill_(call.ignored if of_rows.dim() == 1 else call.ignored[:, None], 0.0)
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -55,7 +55,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     else:
         per_row, share = _positives(call, engine, operands, log_negatives)
     per_row = torch.where(call.counted_rows, per_row, not_finite(call, inverse_norms))
-    per_row.masked_fill_(call.ignored, 0.0)
+    clear_ignored(call, per_row)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()

@@ -37,7 +37,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         target_cosine = call.shards.sum(target_cosine)
     loss = _per_row(call, best, position, target_cosine) + not_finite(call, inverse_norms)
     loss = loss + target_cosine * 0.0  # NaN without any wrong column, too
-    loss.masked_fill_(call.ignored, 0.0)
+    clear_ignored(call, loss)
     if call.reduction != "none":
         loss = loss.sum()
         if call.reduction == "mean":

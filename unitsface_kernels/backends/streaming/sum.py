@@ -101,7 +101,7 @@ def _stream(
             budget,
         )
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
-    totals.loss.masked_fill_(call.ignored, 0.0)
+    clear_ignored(call, totals.loss)
     if totals.d_rows is not None:
         engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
         clear_ignored(call, totals.d_rows)
