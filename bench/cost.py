@@ -27,7 +27,7 @@ class Step:
         sample_rate: part of a shard that takes part.
         mode: how the classes are stepped, of PRODUCTS.
         feature_bytes: of a feature on its way.
-        states: tensors of the optimiser as large as the weights: SGD with momentum 1, AdamW 2.
+        states: tensors of the optimizer as large as the weights: SGD with momentum 1, AdamW 2.
     """
 
     ranks: int
@@ -75,7 +75,7 @@ class Step:
         return PRODUCTS[self.mode] * 2.0 * self.everyone * self.taken * self.size
 
     def traffic(self) -> float:
-        """Bytes of memory that weights, optimiser state and gradient move."""
+        """Bytes of memory that weights, optimizer state and gradient move."""
         row = FLOAT * self.size
         passes = 3 if self.mode == "fused-step" else 2
         update = 2 * (1 + self.states)
@@ -88,7 +88,7 @@ class Step:
         return FLOAT * self.size * self.shard
 
     def held(self) -> float:
-        """Weights, optimiser state, gradient, rows, and what is kept per row and tile."""
+        """Weights, optimizer state, gradient, rows, and what is kept per row and tile."""
         gradient = 0 if self.mode.startswith("fused") else FLOAT * self.size * self.taken
         # As they arrive, divided by their norms, and their gradient before and after its way.
         rows = self.everyone * self.size * (self.feature_bytes + 3 * FLOAT)

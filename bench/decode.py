@@ -47,8 +47,8 @@ PEAKS = {"A100": 312e12, "H100": 989e12}
 def make_faces(count: int) -> People:
     """Crops of ORL's photographs, no two alike, as insightface stores faces.
 
-    They are grey: the second and third channels are moved by a pixel each, or there would be no
-    colour to decode.
+    They are gray: the second and third channels are moved by a pixel each, or there would be no
+    color to decode.
     """
     orl = scan_orl()
     rng = np.random.default_rng(0)
@@ -59,10 +59,10 @@ def make_faces(count: int) -> People:
             side = int(rng.integers(80, 91))
             left, top = rng.integers(0, [face.width - side + 1, face.height - side + 1])
             box = (int(left), int(top), int(left) + side, int(top) + side)
-            grey = np.asarray(face.resize((SIZE + 2, SIZE), Image.Resampling.BICUBIC, box))
-        colour = np.stack([grey[:, shift : shift + SIZE] for shift in range(3)], axis=2)
+            gray = np.asarray(face.resize((SIZE + 2, SIZE), Image.Resampling.BICUBIC, box))
+        color = np.stack([gray[:, shift : shift + SIZE] for shift in range(3)], axis=2)
         file = io.BytesIO()
-        Image.fromarray(colour).save(file, "JPEG", quality=QUALITY)
+        Image.fromarray(color).save(file, "JPEG", quality=QUALITY)
         people[orl.labels[row]].append(file.getvalue())
     return [images for images in people if images]
 

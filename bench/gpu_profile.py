@@ -110,8 +110,8 @@ class Phase:
 
 def phases(shape: Shape, backend: str) -> list[Phase]:
     """The phases of a step, first match wins; what is in none is "everything else"."""
-    passes = 2.0 if shape.columns else 1.0  # a class loss normalises in both of its passes
-    normalise = passes * shape.elements * 2 * ELEMENT
+    passes = 2.0 if shape.columns else 1.0  # a class loss normalizes in both of its passes
+    normalize = passes * shape.elements * 2 * ELEMENT
     # Accumulators and raw rows are read; a batch's gradients are written in float32.
     written = ELEMENT if shape.columns else FLOAT
     jacobian = shape.elements * (FLOAT + ELEMENT + written)
@@ -119,7 +119,7 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
     gradient_products = shape.product * (2.0 if shape.columns else 1.0)
     found = [
         Phase("Jacobian of the norm", ("unit_rows_backward_kernel",), bytes=jacobian),
-        Phase("normalisation", ("unit_rows_kernel",), bytes=normalise),
+        Phase("normalization", ("unit_rows_kernel",), bytes=normalize),
     ]
     if backend == "triton":
         found += [

@@ -154,7 +154,7 @@ def check_histogram(backend: str, device: str) -> str | None:
 
 
 def check_rows(device: str) -> str | None:
-    """The optimisers' kernel, over all rows in another order: what Torch does without rows."""
+    """The optimizers' kernel, over all rows in another order: what Torch does without rows."""
     for name in ("SGD", "AdamW"):
         options = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if name == "SGD" else {})
         generator = torch.Generator().manual_seed(0)

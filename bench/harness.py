@@ -133,7 +133,7 @@ def run(
     finally:
         for session in sessions.values():
             session.close()
-    _summarise(result, samples, rates)
+    _summarize(result, samples, rates)
     return result
 
 
@@ -160,12 +160,12 @@ class _Rates:
         width = torch.finfo(work.dtype(self.device)).bits // 8
         passes = 1 if work.topology == "memory" else 2
         traffic = width * work.size * (2 * work.rows + passes * work.columns)
-        # The best rates: what a neighbour on the machine takes away is not the machine's.
+        # The best rates: what a neighbor on the machine takes away is not the machine's.
         products = work.flops_on(self.device) / max(self.gemm)
         return max(products, traffic / max(self.copy))
 
 
-def _summarise(result: dict, samples: dict[str, dict[int, float]], rates: _Rates) -> None:
+def _summarize(result: dict, samples: dict[str, dict[int, float]], rates: _Rates) -> None:
     result["gemm_gflops"] = max(rates.gemm) / 1e9
     result["copy_gb_s"] = max(rates.copy) / 1e9
     result["bound_s"] = rates.bound()

@@ -1,4 +1,4 @@
-"""``python -m bench.heads``: a training step of one rank's class weights, optimiser included.
+"""``python -m bench.heads``: a training step of one rank's class weights, optimizer included.
 
 Forward, backward and SGD with momentum and weight decay on the classes that one rank holds.
 Every contestant has a process of its own; its memory is the peak above what the process held
@@ -175,7 +175,7 @@ def page(results: dict) -> str:
         "# A training step of one rank's class weights",
         "",
         "CosFace, D = 512, float32: forward, backward and SGD with momentum and weight decay.",
-        "`fused`: the optimiser's step within the backward pass; `fused-step`: within",
+        "`fused`: the optimizer's step within the backward pass; `fused-step`: within",
         "`optimizer.step()`, which computes the gradient again; `separate`: with a gradient;",
         "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Memory is the peak,",
         "as what has to be there (weights, momentum and, where nothing is fused, the gradient of",

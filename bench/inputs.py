@@ -34,7 +34,7 @@ def make(workload: Workload, device: str) -> dict[str, Tensor]:
         spread = torch.randn(workload.rows, generator=generator, device=device)
         cosine = (workload.target_cosine + TARGET_SPREAD * spread).clamp(*TARGET_RANGE)[:, None]
         if columns is None:
-            # Two samples at sqrt(t) from their identity's centre are at t from each other.
+            # Two samples at sqrt(t) from their identity's center are at t from each other.
             feats = _tilted(feats, directions(identities)[labels], cosine.sqrt())
         else:
             feats = _tilted(feats, columns[labels], cosine)
@@ -51,11 +51,11 @@ def make(workload: Workload, device: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _tilted(noise: Tensor, centres: Tensor, cosine: Tensor) -> Tensor:
-    """Features at the cosines (N, 1) to their centres, in the direction of the noise otherwise."""
-    centre = F.normalize(centres, dim=1)
-    across = F.normalize(noise - (noise * centre).sum(dim=1, keepdim=True) * centre, dim=1)
-    unit = cosine * centre + (1.0 - cosine * cosine).sqrt() * across
+def _tilted(noise: Tensor, centers: Tensor, cosine: Tensor) -> Tensor:
+    """Features at the cosines (N, 1) to their centers, in the direction of the noise otherwise."""
+    center = F.normalize(centers, dim=1)
+    across = F.normalize(noise - (noise * center).sum(dim=1, keepdim=True) * center, dim=1)
+    unit = cosine * center + (1.0 - cosine * cosine).sqrt() * across
     return unit * noise.norm(dim=1, keepdim=True)
 
 
@@ -76,7 +76,7 @@ def sample_cosines(workload: Workload, tensors: dict[str, Tensor]) -> tuple[Tens
     rows = F.normalize(tensors["feats"][:SAMPLE_ROWS].float(), dim=1)
     labels = tensors["labels"][:SAMPLE_ROWS]
     columns = tensors.get("weight", tensors.get("memory", tensors["feats"]))
-    # No normalised copy: columns may be gigabytes.
+    # No normalized copy: columns may be gigabytes.
     norms = torch.linalg.vector_norm(columns, dim=1, dtype=torch.float32)
     cosines = (rows.to(columns.dtype) @ columns.T).float().div_(norms)
     column_labels = tensors.get("memory_labels")

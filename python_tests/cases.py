@@ -267,7 +267,7 @@ class Problem:
 
     def counted(self) -> Tensor:
         """(N,) rows that have a loss."""
-        if self.spec.counted == "labelled":
+        if self.spec.counted == "labeled":
             return self.labels != -1
         positive, negative = self.pairs()
         return (positive if self.spec.counted == "with_positives" else negative).any(dim=1)

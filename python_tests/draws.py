@@ -15,7 +15,7 @@ from cases import Problem, calls, variants
 from helpers import TARGETS, Target
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from judgement import expected
+from judgment import expected
 from tolerances import check
 from torch import Tensor
 from torch.nn import functional as F

@@ -76,7 +76,7 @@ def optimizer_of(kind: str, parameters: list[nn.Parameter], sampled: bool) -> to
 
 
 def sharded(rank: int, run: Run) -> dict[str, Any]:
-    """Losses, and at the end parameters and optimiser state, of one rank."""
+    """Losses, and at the end parameters and optimizer state, of one rank."""
     counts = COUNTS[world_size()]
     head = uk.PartialFC(
         run.loss, SIZE, run.classes, sample_rate=run.sample_rate, seed=3, **run.options

@@ -18,7 +18,7 @@ import conftest  # noqa: F401  (what has to precede Torch)
 import torch
 from cases import Problem, build, parity_cases
 from helpers import FUSED, Target
-from judgement import expected
+from judgment import expected
 from tolerances import FACTOR, TINY
 
 INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"

@@ -37,7 +37,7 @@ tests_of_losses() {
   tests python_tests/test_parity.py \
     -k "native and (base or empty or no-rows or ignored or subset) and not float16"
   tests python_tests/test_sampling.py python_tests/test_products.py \
-    python_tests/test_histogram_kernel.py python_tests/test_row_optimisers.py -k "not isa and not triton"
+    python_tests/test_histogram_kernel.py python_tests/test_row_optimizers.py -k "not isa and not triton"
 }
 # Most of the time is spent on one core.
 (set -e; units) & first=$!

@@ -168,7 +168,7 @@ def test_classes(name: str, device: str, options: dict[str, float], rows: int) -
 
 
 @each_class_loss
-def test_state_dicts_are_exchanged_and_initialised_alike(name: str) -> None:
+def test_state_dicts_are_exchanged_and_initialized_alike(name: str) -> None:
     drawn = []
     for library in (ours, theirs):
         torch.manual_seed(3)

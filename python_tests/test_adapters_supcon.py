@@ -24,9 +24,9 @@ def _views(
 ) -> tuple[Tensor, Tensor]:
     """``views[i]`` close features of identity i; ``shared``: what all have in common."""
     generator = torch.Generator().manual_seed(1)
-    centres = torch.randn(len(views), 64, generator=generator) + shared
+    centers = torch.randn(len(views), 64, generator=generator) + shared
     labels = torch.repeat_interleave(torch.arange(len(views)), torch.tensor(views))
-    feats = centres[labels] + noise * torch.randn(len(labels), 64, generator=generator)
+    feats = centers[labels] + noise * torch.randn(len(labels), 64, generator=generator)
     order = torch.randperm(len(labels), generator=generator)
     return feats[order].to(device), labels[order].to(device)
 

@@ -35,7 +35,7 @@ def test_every_storage_is_measured_and_written_down(
     assert "Predicted, not measured" in page
 
 
-def test_faces_differ_and_have_colour() -> None:
+def test_faces_differ_and_have_color() -> None:
     people = decode.make_faces(405)
     images = [image for images in people for image in images]
     assert len(set(images)) == 405

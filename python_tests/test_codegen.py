@@ -1,7 +1,7 @@
 """What Triton makes of the kernels for GPUs that need not be here.
 
 Runs whole calls through the engine with a driver that only names its target, so that every kernel
-is compiled with the arguments, the specialisation and the configuration of a real launch, and
+is compiled with the arguments, the specialization and the configuration of a real launch, and
 reads registers, stack and instructions off the result.
 
 Run as a script (``python python_tests/test_codegen.py [ARCHITECTURE ...]``) it prints the table.
@@ -123,7 +123,7 @@ def _compile(architecture: int) -> Iterator[Compiled]:
     dtype = variant = ""
 
     def run(kernel, programs, *args, **options) -> None:
-        """In place of a launch; CPU tensors have all that the specialisation looks at."""
+        """In place of a launch; CPU tensors have all that the specialization looks at."""
         compiled = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **options)
         if compiled.hash in found:
             return

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import Case, build, calls
 from helpers import FUSED, Target
-from judgement import judge
+from judgment import judge
 
 from unitsface_kernels.losses import LossSpec
 

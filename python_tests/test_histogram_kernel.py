@@ -36,7 +36,7 @@ def test_both_engines_are_tested() -> None:
     assert len(engines()) >= 2 * len(DEVICES)
 
 
-def test_keys_are_ordered_neighbours() -> None:
+def test_keys_are_ordered_neighbors() -> None:
     values = torch.tensor(sorted(v for v in SPECIAL if not math.isnan(v)))
     keys = score_key(values)
     assert torch.equal(keys, keys.sort().values)

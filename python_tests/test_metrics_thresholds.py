@@ -111,7 +111,7 @@ def test_best_threshold(backend: str, device: str, kind: str, case: str) -> None
         threshold = torch.tensor([value], dtype=torch.float64)
         accuracy = float(brute_accuracy(positive.double(), negative.double(), threshold, kind))
         assert accuracy == pytest.approx(got.accuracy, abs=1e-15)
-    # (rejected, accepted] is a gap between neighbouring scores.
+    # (rejected, accepted] is a gap between neighboring scores.
     scores = torch.cat([positive, negative])
     assert not bool(((scores > got.rejected) & (scores < got.accepted)).any())
     for end in (got.rejected, got.accepted):

@@ -224,14 +224,14 @@ def test_modules_train(name: str) -> None:
     feats, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     # Without parameters the features are what learns.
     learned = list(module.parameters()) or [feats.requires_grad_()]
-    optimiser = torch.optim.SGD(learned, lr=0.01)
+    optimizer = torch.optim.SGD(learned, lr=0.01)
     losses = []
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = module(feats, labels)
         loss.backward()
         assert all(bool(p.grad.abs().sum() > 0) for p in learned)
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]

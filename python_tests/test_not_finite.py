@@ -19,7 +19,7 @@ from torch import Tensor
 import unitsface_kernels as uk
 from unitsface_kernels.losses import LossSpec
 
-# Quiet and signalling NaN of both signs, with payloads at either end, and infinities. A half
+# Quiet and signaling NaN of both signs, with payloads at either end, and infinities. A half
 # precision NaN leaves the low bits of a widened one empty.
 BITS = {
     torch.float32: (0x7FC00000, -0x400000, 0x7FC00001, -0x3FFF01, 0x7F800001, 0x7FC02000),
@@ -64,10 +64,10 @@ def _masks(p) -> tuple[Tensor, Tensor]:
 def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
     """The tensor of a place with a bad value in it, and the rows whose loss it has to reach."""
     positive, negative = _masks(p)
-    labelled = p.labels != -1
+    labeled = p.labels != -1
     compared = negative if p.spec.positive is None and not p.spec.triplet else positive | negative
     if place == "rows":
-        row = int(labelled.nonzero()[0])
+        row = int(labeled.nonzero()[0])
         rows = p.rows.clone()
         rows[row, 3] = bad
         reached = torch.arange(len(rows), device=rows.device) == row
@@ -85,7 +85,7 @@ def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | No
         b = p.b.clone()
         if p.spec.threshold == "scalar":
             b.fill_(bad)
-            return {"b": b}, labelled
+            return {"b": b}, labeled
         labels = p.column_labels if p.columns is not None else p.labels
         if p.spec.topology == "class":
             which = len(b) // 2 if p.index is None else int(p.index[0])
@@ -93,9 +93,9 @@ def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | No
             which = int(labels[labels >= 0][-1])
         else:
             which = 0
-            labelled = torch.zeros_like(labelled)
+            labeled = torch.zeros_like(labeled)
         b[which] = bad
-        return {"b": b}, labelled
+        return {"b": b}, labeled
     return None
 
 

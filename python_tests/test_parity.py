@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import HALF, Case, build, interpreted, parity_cases, problem
 from helpers import FUSED, Target
-from judgement import judge
+from judgment import judge
 from tolerances import SAME_LOSS, check_same, conversion
 
 from unitsface_kernels.losses import REGISTRY, LossSpec

@@ -45,7 +45,7 @@ def _head(
 ) -> tuple[PartialFC, torch.optim.Optimizer]:
     rate = 0.5 if kind in ("sampled", "fused") else 1.0
     head = PartialFC(loss, D, classes, rate, seed=seed, **LOSSES[loss])
-    # What ranks share beside the head is the optimiser's business, too.
+    # What ranks share beside the head is the optimizer's business, too.
     backbone = torch.nn.Parameter(torch.zeros(3))
     parameters = [{"params": [backbone]}, {"params": list(head.parameters())}]
     if kind == "adamw":
@@ -230,7 +230,7 @@ def test_mistakes_are_errors_on_every_rank(tmp_path: Path) -> None:
         assert "has embedding_size = 4, this PartialFC has 5" in said["width"][1]
         assert "has seed = 1, this PartialFC has 2" in said["seed"][1]
         assert f"no such checkpoint: {tmp_path / 'none'}" in said["absent"][1]
-        assert "has no optimiser state" in said["state"][1]
+        assert "has no optimizer state" in said["state"][1]
         assert "groups of [1, 2] parameters, this one has groups of [2]" in said["groups"][1]
         assert said["disk"][0] == "OSError"
         assert "on rank 1: No space left" in said["disk"][1]

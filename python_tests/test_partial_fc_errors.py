@@ -111,7 +111,7 @@ def test_a_saved_shard_is_loaded_by_its_like_alone():
             other.load_state_dict(saved.state_dict())
 
 
-def test_fused_optimisers_refuse_what_they_cannot_do():
+def test_fused_optimizers_refuse_what_they_cannot_do():
     head = uk.PartialFC("cosface", SIZE, 23)
     with pytest.raises(TypeError, match="SampledSGD or SampledAdamW"):
         head.fuse(torch.optim.SGD(head.parameters(), lr=0.1))

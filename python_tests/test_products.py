@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import problem
 from helpers import Target, run_python
-from judgement import judge
+from judgment import judge
 from tolerances import SAME_LOSS, check_same
 from torch import Tensor
 

@@ -81,7 +81,7 @@ def test_margin_list_of_insightface(margins: tuple[float, float, float]) -> None
 def test_gradient_of_opensphere_with_its_radial_part(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unit weights without the Jacobian of a normalisation; cosines are 1e-5 too small here."""
+    """Unit weights without the Jacobian of a normalization; cosines are 1e-5 too small here."""
     monkeypatch.setenv("UNITSFACE_BACKEND", target.backend)
     feats, weight, labels = (t.to(target.device) for t in _problem())
     names = {

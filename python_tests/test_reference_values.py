@@ -126,7 +126,7 @@ def test_pair_bce(name: str, target: Target, dtype: torch.dtype) -> None:
 
 
 def _with_jacobian(stored: Stored) -> None:
-    """The stored gradient is that of unit weights: the normalisation's Jacobian is ours."""
+    """The stored gradient is that of unit weights: the normalization's Jacobian is ours."""
     unit = stored.tensor("weight")
     norms = unit.norm(dim=1, keepdim=True)
     torch.testing.assert_close(norms, torch.ones_like(norms))

@@ -233,7 +233,7 @@ def test_a_biased_draw_is_noticed(monkeypatch, in_torch) -> None:
     remainders = torch.randint(0, 2**5, (DRAWS, 1), generator=random) % 9
     with pytest.raises(AssertionError, match="chi-square"):
         _check_classes(remainders, list(range(9)))
-    # A random rotation: every class is drawn as often, neighbours together.
+    # A random rotation: every class is drawn as often, neighbors together.
     shifts = torch.randint(0, 8, (DRAWS, 1), generator=random)
     rotations = (shifts + torch.arange(4)) % 8
     _check_classes(rotations, classes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import CASES, Problem, build, parity_cases, problem
 from helpers import FUSED, Target
-from judgement import expected
+from judgment import expected
 from rounding import Rounded, Spread, spreads
 from tolerances import check, check_all
 from torch import Tensor
@@ -85,7 +85,7 @@ def _without_a_column(p: Problem) -> dict[str, Tensor]:
 
 
 def _with_a_wrong_term(p: Problem) -> dict[str, Tensor]:
-    """One cosine of the first row that has negatives is that of its neighbour."""
+    """One cosine of the first row that has negatives is that of its neighbor."""
     of = reference.cosines
 
     def cosines(rows: Tensor, columns: Tensor) -> Tensor:

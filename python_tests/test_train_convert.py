@@ -12,7 +12,7 @@ from train_support import tiny, train, trainer_of, write_faces
 
 from train import checkpoint, convert
 from train.backbones import build_backbone
-from train.backbones.weights import find_state, recognise
+from train.backbones.weights import find_state, recognize
 from train.errors import UserError
 
 
@@ -79,7 +79,7 @@ def test_outputs_of_an_insightface_backbone_survive_conversion(tmp_path: Path) -
 @pytest.mark.parametrize("name", [n for n in SHAPES if n.startswith("iresnet")])
 def test_architecture_is_told_from_the_published_names(name: str) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
-    assert recognise(state) == name
+    assert recognize(state) == name
 
 
 def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(

@@ -16,7 +16,7 @@ from PIL import Image
 from train_support import tiny, write_faces
 
 from train.data import orl
-from train.data.augment import Augment, normalise, to_unit
+from train.data.augment import Augment, normalize, to_unit
 from train.data.dataset import open_dataset
 from train.data.decode import UnreadableImageError, decode
 from train.data.folder import natural_key, scan_folder
@@ -185,17 +185,17 @@ def test_too_few_identities_to_train_on(tmp_path: Path) -> None:
 # -- decoding -----------------------------------------------------------------------------------
 
 
-def test_any_colour_mode_and_size_becomes_three_square_channels(tmp_path: Path) -> None:
-    grey = np.full((30, 20), 100, np.uint8)
-    colour = np.dstack([grey, grey + 50, grey + 100])
+def test_any_color_mode_and_size_becomes_three_square_channels(tmp_path: Path) -> None:
+    gray = np.full((30, 20), 100, np.uint8)
+    color = np.dstack([gray, gray + 50, gray + 100])
     cases = {
-        "grey.pgm": (Image.fromarray(grey), (100, 100, 100)),
-        "colour.png": (Image.fromarray(colour), (100, 150, 200)),
-        "alpha.png": (Image.fromarray(np.dstack([colour, grey])), (100, 150, 200)),
-        "palette.png": (Image.fromarray(colour).quantize(4), (100, 150, 200)),
-        "colour.bmp": (Image.fromarray(colour), (100, 150, 200)),
-        "bit.png": (Image.fromarray(grey > 50), (255, 255, 255)),
-        "deep.png": (Image.fromarray(grey.astype(np.uint16) * 257), (100, 100, 100)),
+        "gray.pgm": (Image.fromarray(gray), (100, 100, 100)),
+        "color.png": (Image.fromarray(color), (100, 150, 200)),
+        "alpha.png": (Image.fromarray(np.dstack([color, gray])), (100, 150, 200)),
+        "palette.png": (Image.fromarray(color).quantize(4), (100, 150, 200)),
+        "color.bmp": (Image.fromarray(color), (100, 150, 200)),
+        "bit.png": (Image.fromarray(gray > 50), (255, 255, 255)),
+        "deep.png": (Image.fromarray(gray.astype(np.uint16) * 257), (100, 100, 100)),
     }
     for name, (image, expected) in cases.items():
         image.save(tmp_path / name)
@@ -315,7 +315,7 @@ EVERYTHING = Augment(flip=0.5, shift=0.1, zoom=0.1, rotation=10, brightness=0.2,
 
 
 def test_bytes_map_to_minus_one_and_one() -> None:
-    values = normalise(to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8)))
+    values = normalize(to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8)))
     torch.testing.assert_close(values, torch.tensor([-1.0, -0.6, 1.0]))
 
 
@@ -348,14 +348,14 @@ def test_shift_moves_the_picture_by_at_most_its_share() -> None:
     assert offset.min() < 0 < offset.max()
 
 
-def test_zoom_and_rotation_keep_the_centre() -> None:
+def test_zoom_and_rotation_keep_the_center() -> None:
     images = torch.zeros(50, 3, 21, 21)
     images[:, :, 10, 10] = 1
     moved = Augment(zoom=0.2, rotation=30)(images, generator())
     assert moved[:, 0].flatten(1).argmax(1).unique().tolist() == [10 * 21 + 10]
-    off_centre = torch.zeros(50, 3, 21, 21)
-    off_centre[:, :, 10, 18] = 1
-    rotated = Augment(rotation=30)(off_centre, generator())
+    off_center = torch.zeros(50, 3, 21, 21)
+    off_center[:, :, 10, 18] = 1
+    rotated = Augment(rotation=30)(off_center, generator())
     assert len(rotated[:, 0].flatten(1).argmax(1).unique()) > 2
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from train_support import tiny, train, write_faces
 
 from train import export
-from train.data.augment import normalise, to_unit
+from train.data.augment import normalize, to_unit
 from train.data.decode import decode
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
@@ -57,7 +57,7 @@ def test_features_are_those_of_torch_for_any_number_of_faces(
 
     faces = scan_orl()
     pixels = [torch.from_numpy(decode(faces.read(i), 16, "face")) for i in range(0, 50, 10)]
-    images = normalise(to_unit(torch.stack(pixels)))
+    images = normalize(to_unit(torch.stack(pixels)))
     trainer.backbone.eval()
     with torch.inference_mode():
         wanted = trainer.backbone(images)
@@ -90,8 +90,8 @@ def test_a_submission_takes_112_pixels_whatever_the_model_does(
     small = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
     trainer.backbone.eval()
     with torch.inference_mode():
-        wanted = trainer.backbone(normalise(to_unit(small[None])))[0]
-    found = features(tmp_path / "model.onnx", normalise(to_unit(torch.from_numpy(face)[None])))[0]
+        wanted = trainer.backbone(normalize(to_unit(small[None])))[0]
+    found = features(tmp_path / "model.onnx", normalize(to_unit(torch.from_numpy(face)[None])))[0]
     assert float((found - wanted).norm() / wanted.norm()) < 0.02
 
 

@@ -98,7 +98,7 @@ def check_self_contained(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files as a run leaves them, of the last ten ORL people's centred pixels."""
+    """Files as a run leaves them, of the last ten ORL people's centered pixels."""
     folder = tmp_path_factory.mktemp("runs") / "my <run>"
     folder.mkdir()
     lines = [

@@ -45,9 +45,9 @@ def test_alignment_undoes_turns_and_zooms() -> None:
     turned = FACE.transpose(Image.Transpose.ROTATE_90)  # pixel (x, y) goes to (y, 111 - x)
     points = np.stack([PLACES[:, 1], 111 - PLACES[:, 0]], axis=1)
     assert _difference(align(turned, points)) < 0.1
-    double = FACE.resize((224, 224), Image.Resampling.BICUBIC)  # centre x goes to 2 x + 0.5
+    double = FACE.resize((224, 224), Image.Resampling.BICUBIC)  # center x goes to 2 x + 0.5
     assert _difference(align(double, 2 * PLACES + 0.5)) < 2
-    # Half a pixel off is seen: the convention of pixel centres matters.
+    # Half a pixel off is seen: the convention of pixel centers matters.
     assert _difference(align(double, 2 * PLACES + 1.5)) > 2
     assert np.asarray(align(FACE, PLACES - 60))[:50, :50].max() == 0  # black beyond the image
 

@@ -144,7 +144,7 @@ def gif_with(extension: bytes) -> bytes:
 
 
 def tiff_with(*entries: tuple[int, int, int, int]) -> bytes:
-    """40 x 32 grey pixels, uncompressed, and other entries in the place of those of their tags."""
+    """40 x 32 gray pixels, uncompressed, and other entries in the place of those of their tags."""
     usual = [(0x100, 4, 1, 40), (0x101, 4, 1, 32), (0x102, 3, 1, 8), (0x103, 3, 1, 1)]
     usual += [(0x106, 3, 1, 1), (0x111, 4, 1, 0), (0x115, 3, 1, 1), (0x117, 4, 1, 1280)]
     tags = {entry[0]: entry for entry in (*usual, *entries)}
@@ -197,7 +197,7 @@ def test_tags_that_overlap_are_refused() -> None:
 
 
 def progressive(side: int, scans: int) -> bytes:
-    """A grey picture whose last scan, of a few bytes, is repeated."""
+    """A gray picture whose last scan, of a few bytes, is repeated."""
     encoded = encode(Image.new("L", (side, side), 99), "JPEG", progressive=True)
     last = encoded[encoded.rindex(b"\xff\xda") : -2]
     return encoded[:-2] + last * (scans - encoded.count(b"\xff\xda")) + encoded[-2:]
@@ -217,7 +217,7 @@ def test_scans_are_bounded_by_those_of_the_largest_image() -> None:
 # -- numbers of more than 8 bits, and formats that are not read ---------------------------------
 
 
-def test_16_bit_grey_is_scaled_from_all_of_its_range() -> None:
+def test_16_bit_gray_is_scaled_from_all_of_its_range() -> None:
     ramp = np.arange(256, dtype=np.uint16)[None].repeat(4, 0) * 257
     for kind, options in (("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PNG", {})):
         pixels = np.asarray(to_image(encode(Image.fromarray(ramp), kind, **options)))
@@ -236,7 +236,7 @@ def test_16_bit_grey_is_scaled_from_all_of_its_range() -> None:
         (np.ones((4, 4), np.int32), "TIFF of 32-bit signed numbers.*save it with"),
     ],
 )
-def test_grey_whose_white_is_not_known_is_refused(array: np.ndarray, reason: str) -> None:
+def test_gray_whose_white_is_not_known_is_refused(array: np.ndarray, reason: str) -> None:
     for compression in (None, "tiff_lzw"):
         encoded = encode(Image.fromarray(array), "TIFF", compression=compression)
         with pytest.raises(PixelError, match=reason):

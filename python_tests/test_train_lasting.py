@@ -125,13 +125,13 @@ def test_an_evaluation_is_left_for_the_next_run(
 ) -> None:
     flip_sum, calls = embed._flip_sum, [0]
 
-    def signalled(*given: Any) -> Any:
+    def signaled(*given: Any) -> Any:
         calls[0] += 1
         if calls[0] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return flip_sum(*given)
 
-    monkeypatch.setattr(embed, "_flip_sum", signalled)
+    monkeypatch.setattr(embed, "_flip_sum", signaled)
     monkeypatch.setattr("train.evaluation.embed.BATCH_SIZE", 1)
     sections: dict[str, Any] = {"data": {"holdout": 2}, "eval": {"every": 2}}
     given = arguments(tiny(faces, tmp_path / "run", train={"max_steps": 3}, **sections))

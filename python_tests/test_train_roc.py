@@ -22,7 +22,7 @@ from train.evaluation.verification import all_pairs
 
 @pytest.fixture(scope="module")
 def orl() -> tuple[np.ndarray, np.ndarray]:
-    """Centred pixels of all 400 photographs: 79 800 pairs, none of them easy."""
+    """Centered pixels of all 400 photographs: 79 800 pairs, none of them easy."""
     source = open_images(scan_orl(), 16, on_error="fail", cache="always")
     pixels = source.stacked()[:, 0].flatten(1).numpy().astype(np.float32)
     return pixels - pixels.mean(0), source.images.labels

@@ -146,12 +146,12 @@ def test_a_signal_saves_the_step_and_decides_the_exit_code(
 
     end_step = Loop._end_step
 
-    def signalled(self: Loop, stopped: int) -> None:
+    def signaled(self: Loop, stopped: int) -> None:
         end_step(self, stopped)
         if self.trainer.step == 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Loop, "_end_step", signalled)
+    monkeypatch.setattr(Loop, "_end_step", signaled)
     config = tiny(faces, tmp_path, eval={"every": 2}, data={"holdout": 2})
     assert main(arguments(config)) == code
     assert capsys.readouterr().err == "stopped at step 2 of 4; continue with --resume\n"

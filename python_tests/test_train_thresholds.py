@@ -27,7 +27,7 @@ LEARNED = 0.55
 
 @pytest.fixture(scope="module")
 def orl() -> tuple[np.ndarray, np.ndarray]:
-    """Centred pixels, in another order than that of the people."""
+    """Centered pixels, in another order than that of the people."""
     source = open_images(scan_orl(), 16, on_error="fail", cache="always")
     pixels = source.stacked()[:, 0].flatten(1).numpy().astype(np.float32)
     order = np.random.default_rng(0).permutation(len(pixels))

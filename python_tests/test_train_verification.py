@@ -7,7 +7,7 @@ import pytest
 import train_support  # noqa: F401
 
 from train.evaluation import verification
-from train.evaluation.baselines import grey_vectors, pca, raw_pixels
+from train.evaluation.baselines import gray_vectors, pca, raw_pixels
 from train.evaluation.verification import (
     all_pairs,
     balanced_accuracy,
@@ -112,8 +112,8 @@ def people(count: int, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Features of identities that are told apart most of the time."""
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(count), images)
-    centres = rng.normal(size=(count, 8))
-    features = centres[labels] + 0.7 * rng.normal(size=(len(labels), 8))
+    centers = rng.normal(size=(count, 8))
+    features = centers[labels] + 0.7 * rng.normal(size=(len(labels), 8))
     return features.astype(np.float32), labels
 
 
@@ -151,10 +151,10 @@ def test_many_pairs_have_the_figures_that_their_list_would_give(
 def test_baselines_use_the_training_images_only_to_fit() -> None:
     rng = np.random.default_rng(2)
     pixels = rng.integers(0, 256, (12, 3, 4, 4), dtype=np.uint8)
-    grey = grey_vectors(pixels)
-    assert grey.shape == (12, 16)
-    assert grey[0, 0] == pytest.approx(pixels[0, :, 0, 0].astype(float).mean())
-    train, test = grey[:8], grey[8:]
+    gray = gray_vectors(pixels)
+    assert gray.shape == (12, 16)
+    assert gray[0, 0] == pytest.approx(pixels[0, :, 0, 0].astype(float).mean())
+    train, test = gray[:8], gray[8:]
     assert raw_pixels(train, test) == pytest.approx(test - train.mean(0))
     coordinates = pca(train, test)
     assert coordinates.shape == (4, 8)

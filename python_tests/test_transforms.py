@@ -137,7 +137,7 @@ def test_compile(target: Target, spec: LossSpec, columns: int | None, reduction:
 
 @each_call
 def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
-    """One graph for every N, without a recompilation that specialises."""
+    """One graph for every N, without a recompilation that specializes."""
     torch.compiler.reset()
     count = 0
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import build_backbone
-from train.backbones.weights import differences, find_state, recognise
+from train.backbones.weights import differences, find_state, recognize
 from train.config import Config
 from train.errors import UserError
 
@@ -224,7 +224,7 @@ def _fitting(
     if state is None:
         raise UserError(f"{path} holds no backbone state dict")
     found = differences(state, expected)
-    held = recognise(state) or f"another architecture ({len(state)} tensors)"
+    held = recognize(state) or f"another architecture ({len(state)} tensors)"
     if found and held == config.model.name:
         if found[0].startswith(("missing", "unexpected")):
             held = f"{held} with other tensors"

@@ -224,7 +224,7 @@ def markdown(rows: dict[str, Row], setup: dict[str, Any]) -> str:
 
 {table(rows)}
 
-- Every loss trains the same network on the same batches in the same order, with the optimiser and \
+- Every loss trains the same network on the same batches in the same order, with the optimizer and \
 the schedule of train/configs/demo.yaml and its own default scale and margin: none is tuned to \
 these people. `a+b` is the sum of both losses.
 - *accuracy*: balanced (mean of the accuracies on positive and on negative pairs), {FOLDS}-fold \

@@ -60,7 +60,7 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
 
     from train import checkpoint
     from train.backbones import build_backbone
-    from train.backbones.weights import differences, find_state, recognise, sizes
+    from train.backbones.weights import differences, find_state, recognize, sizes
 
     path, values = checkpoint.read_any(path)
     state = find_state(values, averaged=True)
@@ -70,7 +70,7 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
     model = values.get("config", {}).get("model", {}) if "trainer" in values else {}
     if str(model.get("name")).startswith("timm:"):
         return str(model["name"]), state, None
-    name = recognise(state)
+    name = recognize(state)
     if name is None:
         raise UserError(f"{path} holds no backbone known here ({len(state)} tensors)")
     found = sizes(state)

@@ -96,12 +96,12 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     data = open_dataset(config)
     test = open_source(config, data.test)
     labels = np.asarray(test.images.labels)
-    train_grey = baselines.grey_vectors(data.train.stacked().numpy())
-    test_grey = baselines.grey_vectors(test.stacked().numpy())
+    train_gray = baselines.gray_vectors(data.train.stacked().numpy())
+    test_gray = baselines.gray_vectors(test.stacked().numpy())
 
     features = {
-        "raw pixels": baselines.raw_pixels(train_grey, test_grey),
-        "PCA": baselines.pca(train_grey, test_grey),
+        "raw pixels": baselines.raw_pixels(train_gray, test_gray),
+        "PCA": baselines.pca(train_gray, test_gray),
     }
     thresholds: dict[str, float | None] = dict.fromkeys(features)
     for name, t in trained.items():

@@ -125,7 +125,7 @@ class Trainer:
     # -- state ------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All there is, but for what is in shards and its optimiser."""
+        """All there is, but for what is in shards and its optimizer."""
         epoch, done = self.course.place(self.step)
         values = {
             "format": checkpoint.FORMAT,

@@ -144,7 +144,7 @@ def to_onnx(network: Any, size: int, opset: int, properties: dict[str, str]) -> 
 
 def compare(content: bytes, network: Any, images: Any) -> float:
     """Largest relative deviation of onnxruntime's features from Torch's, for one image and for
-    the others together; (N, 3, S, S) normalised images.
+    the others together; (N, 3, S, S) normalized images.
     """
     import onnxruntime
     import torch
@@ -212,10 +212,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _faces(path: str, size: int) -> Any:
-    """Four images, spread over a folder, as (4, 3, size, size) normalised."""
+    """Four images, spread over a folder, as (4, 3, size, size) normalized."""
     import numpy as np
 
-    from train.data.augment import normalise, to_unit
+    from train.data.augment import normalize, to_unit
     from train.data.dataset import scan
     from train.data.loader import open_images
 
@@ -223,7 +223,7 @@ def _faces(path: str, size: int) -> Any:
     if len(images) < 4:
         raise UserError(f"--images: need 4 images to check with, found {len(images)} in {path}")
     chosen = images.keep(np.linspace(0, len(images) - 1, 4).astype(np.int64))
-    return normalise(to_unit(open_images(chosen, size, on_error="fail", cache="always").stacked()))
+    return normalize(to_unit(open_images(chosen, size, on_error="fail", cache="always").stacked()))
 
 
 def run(argv: list[str]) -> int:

@@ -178,9 +178,9 @@ def _scores(found: tuple[Any, Any, list[str]] | None, learned: float | None) -> 
         ),
     }
     spread = thresholds.per_identity(features, labels, device)
-    centre = unified.best if learned is None else learned
+    center = unified.best if learned is None else learned
     far_off = sorted(
-        range(len(spread.identities)), key=lambda i: -abs(spread.thresholds[i] - centre)
+        range(len(spread.identities)), key=lambda i: -abs(spread.thresholds[i] - center)
     )
     columns = (
         spread.thresholds,

@@ -1,4 +1,4 @@
-"""Optimiser, gradient scaler and clipping, with or without classes in shards."""
+"""Optimizer, gradient scaler and clipping, with or without classes in shards."""
 
 from __future__ import annotations
 

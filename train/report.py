@@ -120,7 +120,7 @@ deviation over folds.
 - *accuracy at b/s*: balanced accuracy at the threshold that USS learned on the training people, \
 with nothing fitted on the test people. The training people's images are packed more tightly \
 than those of people never seen, so expect less than at a threshold fitted to the latter.
-- *raw pixels*: cosine of grey images minus the mean training image. *PCA*: cosine of \
+- *raw pixels*: cosine of gray images minus the mean training image. *PCA*: cosine of \
 eigenface coordinates, fitted on the training people. *CosFace* and *CosFace + USS-m*: cosine of \
 {setup.model} features, summed over the image and its mirror image.
 - With this few people a different seed or split moves the figures by a few hundredths: compare \

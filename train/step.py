@@ -1,4 +1,4 @@
-"""One update of all weights: a batch in one part or several, and the step of the optimiser."""
+"""One update of all weights: a batch in one part or several, and the step of the optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unitsface_kernels as uk
 from train.config import Config
-from train.data.augment import Augment, normalise, to_unit
+from train.data.augment import Augment, normalize, to_unit
 from train.losses import FaceLoss
 from train.optimizer import clip
 
@@ -64,7 +64,7 @@ def fix_gradient_order(parallel: DistributedDataParallel) -> None:
 
 
 def freeze_bn(backbone: nn.Module) -> None:
-    """Batch normalisation by the stored statistics; weight and bias still learn."""
+    """Batch normalization by the stored statistics; weight and bias still learn."""
     for module in backbone.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -117,7 +117,7 @@ class Update:
         torch.manual_seed(seed % 2**63)
         generator = torch.Generator().manual_seed(seed % 2**63)
         images = to_unit(images.to(self.device, non_blocking=True))
-        images = normalise(self._augment(images, generator))
+        images = normalize(self._augment(images, generator))
         if self.config.model.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         labels = labels.to(self.device, non_blocking=True)

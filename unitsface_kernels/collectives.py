@@ -1,4 +1,4 @@
-"""What ranks of a process group exchange; nothing happens without an initialised group.
+"""What ranks of a process group exchange; nothing happens without an initialized group.
 
 ``group=None`` is the default group. Rows of ranks lie in rank order and may differ in number.
 """

@@ -61,7 +61,7 @@ class FeatureMemory(nn.Module):
         dim: D.
 
     Attributes:
-        features: (K, D) buffer, not normalised; row k belongs to identity k.
+        features: (K, D) buffer, not normalized; row k belongs to identity k.
         labels: (K,) int64 buffer, k once identity k has been seen, -1 before.
     """
 
@@ -79,7 +79,7 @@ class FeatureMemory(nn.Module):
     def update(self, feats: Tensor, labels: Tensor, group: Group = None) -> None:
         """Stores the features of a batch; of an identity that occurs twice the last one.
 
-        In an initialised process group every rank calls it and stores the batches of all ranks
+        In an initialized process group every rank calls it and stores the batches of all ranks
         in rank order, so that the memories of all ranks stay identical; batches may differ in
         size and be empty. A mistake on one rank is an error on all, and nothing is stored. Nor is
         a batch, of all ranks together, that holds NaN or infinity.

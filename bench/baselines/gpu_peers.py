@@ -1,9 +1,9 @@
 """Fused kernels of other packages on the same shapes, imported when they are first called.
 
-None of them has a margin, a threshold or pairs of one identity, and none normalises. What they
+None of them has a margin, a threshold or pairs of one identity, and none normalizes. What they
 have in common with our losses is one softmax cross-entropy over every row's scaled cosines with
-all columns, without the N x M matrix; that is what each of them computes here, from normalised
-inputs, and :func:`oracle` is its formula. Normalisation is part of their time, as it is of ours.
+all columns, without the N x M matrix; that is what each of them computes here, from normalized
+inputs, and :func:`oracle` is its formula. Normalization is part of their time, as it is of ours.
 
 - ``liger-kernel``: fused linear cross-entropy, in chunks of rows through a matrix product.
 - ``cut-cross-entropy``: the same loss, from recomputed tiles; as it comes, it leaves out

@@ -21,7 +21,7 @@ UF_HOST_DEVICE float round_to<float>(float x) {
   return x;
 }
 
-// To the nearest, ties to even. In integers, which every instruction set vectorises.
+// To the nearest, ties to even. In integers, which every instruction set vectorizes.
 template <>
 UF_HOST_DEVICE BFloat16 round_to<BFloat16>(float x) {
   uint32_t bits;

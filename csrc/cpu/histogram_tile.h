@@ -27,7 +27,7 @@ class Counters {
   uint32_t* data_;
 };
 
-constexpr int64_t kChunk = 1024;  // pairs whose places are computed, vectorised, before counting
+constexpr int64_t kChunk = 1024;  // pairs whose places are computed, vectorized, before counting
 
 // The pairs of one row that are not left out by their place.
 struct RowPairs {
@@ -72,7 +72,7 @@ void for_places(const HistogramTile& t, int64_t i, const CountPlaces& count_plac
   }
 }
 
-// One histogram of the tile. Neighbouring scores often fall into one bin: they are counted in
+// One histogram of the tile. Neighboring scores often fall into one bin: they are counted in
 // alternating histograms, so that an increment does not wait for the one before.
 inline void count_bins(const HistogramTile& t, int threads) {
   const int64_t size = 2 * t.slots + 1;

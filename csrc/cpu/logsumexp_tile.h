@@ -22,7 +22,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     if (inside) {
       t.target_cosine[i] = target_cosine;
       if (t.m == 1) continue;
-      // A neighbour stands in for the target, so that it cannot raise the maximum.
+      // A neighbor stands in for the target, so that it cannot raise the maximum.
       row[target] = row[target == 0 ? 1 : 0];
     }
     float highest = -INFINITY;

@@ -2,7 +2,7 @@
 //
 // The libraries that Torch brings round such products to bfloat16, which would cost the cosines
 // more than their operands' rounding does. vdpbf16ps adds to each float32 lane the products of two
-// neighbouring bfloat16: a word is two elements along the depth.
+// neighboring bfloat16: a word is two elements along the depth.
 //
 // Nothing inline of another header is used here: the linker could keep this set's copy of it.
 #include "cpu/product.h"

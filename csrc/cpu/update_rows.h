@@ -1,4 +1,4 @@
-// A step of an optimiser on rows of a matrix. Every row goes through the same loop: how rows are
+// A step of an optimizer on rows of a matrix. Every row goes through the same loop: how rows are
 // spread over calls and threads does not change a bit.
 #pragma once
 

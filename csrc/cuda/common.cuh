@@ -144,7 +144,7 @@ __device__ __forceinline__ void store(void* target, DType dtype, int64_t offset,
   }
 }
 
-// How a warp covers kSpan consecutive columns of a row, kItems to a lane. Vector: four neighbours
+// How a warp covers kSpan consecutive columns of a row, kItems to a lane. Vector: four neighbors
 // per access, for aligned rows of a multiple of four columns. Otherwise one, lane by lane.
 template <bool kVector, int kItems>
 struct Columns {
@@ -178,7 +178,7 @@ struct Columns {
 };
 
 // Whether Columns<true, ...> may be used for a tile.
-inline bool vectorisable(const float* product, const void* gradient, DType gradient_dtype,
+inline bool vectorizable(const float* product, const void* gradient, DType gradient_dtype,
                          int64_t m, int64_t stride) {
   return m % 4 == 0 && stride % 4 == 0 && aligned(product, 16) &&
          aligned(gradient, 4 * size_of(gradient_dtype));

@@ -1,4 +1,4 @@
-// Tile kernels on CUDA: launched on the given stream of the current device, no synchronisation,
+// Tile kernels on CUDA: launched on the given stream of the current device, no synchronization,
 // no allocation, no atomics on floats. Results are bitwise the same on every run.
 #pragma once
 

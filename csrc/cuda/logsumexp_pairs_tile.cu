@@ -1,7 +1,7 @@
 // Tiles of `logsumexp` losses over samples: any number of positives per row.
 //
 // Statistics of rows: a warp takes 1024 columns of a row. Statistics of columns, where the tile
-// serves both directions: a thread takes 32 rows of a column, so that neighbours read neighbours.
+// serves both directions: a thread takes 32 rows of a column, so that neighbors read neighbors.
 // Both leave partials, which a further kernel folds into the running values in a fixed order.
 
 #include "common.cuh"
@@ -327,7 +327,7 @@ void launch_pair_negatives(const Policy& policy, const PairNegatives& args, floa
                            void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const Directions to(args.n, args.m, scratch);
-  const bool vector = vectorisable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
   launch(
       "pair_negatives_tile",
       vector ? pair_negatives_rows_kernel<Policy, true> : pair_negatives_rows_kernel<Policy, false>,
@@ -360,7 +360,7 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
   if (args.n == 0 || args.m == 0) return;
   const int64_t column_blocks = divide_up(args.m, kGradientSpan);
   const bool vector =
-      vectorisable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel = args.b_log_negatives != nullptr
                     ? (vector ? pair_gradient_kernel<Policy, true, true>
                               : pair_gradient_kernel<Policy, true, false>)

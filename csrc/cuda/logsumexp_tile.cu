@@ -155,7 +155,7 @@ void launch_logsumexp_tile(const Policy& policy, const LogsumexpTileArgs& args, 
                            void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const int64_t segments = divide_up(args.m, kSpan);
-  const bool vector = vectorisable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
   launch("logsumexp_tile",
          vector ? logsumexp_tile_kernel<Policy, true> : logsumexp_tile_kernel<Policy, false>,
          divide_up(args.n, kWarps) * segments, 1, stream, policy, args, scratch,
@@ -170,7 +170,7 @@ void launch_logsumexp_gradient_tile(const Policy& policy, const LogsumexpGradien
   if (args.n == 0 || args.m == 0) return;
   const int64_t segments = divide_up(args.m, kSpan);
   const bool vector =
-      vectorisable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
   launch(
       "logsumexp_gradient_tile",
       vector ? logsumexp_gradient_kernel<Policy, true> : logsumexp_gradient_kernel<Policy, false>,

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 2) nearest_tile_kernel(const Nearest
 
 void nearest_tile(const NearestTileArgs& args, void* stream) {
   if (args.n == 0 || args.m == 0) return;
-  const bool vector = vectorisable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
   launch("nearest_tile", vector ? nearest_tile_kernel<true> : nearest_tile_kernel<false>,
          divide_up(args.n, kWarps), 1, stream, args);
 }

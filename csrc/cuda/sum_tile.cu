@@ -247,7 +247,7 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* scratch, 
   }
 
   const bool vector =
-      vectorisable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel =
       separate
           ? (vector ? sum_tile_kernel<Policy, true, true> : sum_tile_kernel<Policy, true, false>)

@@ -10,7 +10,7 @@ namespace unitsface::cuda {
 
 constexpr int kHeld = 16;  // elements per lane and chunk
 
-// A chunk of a row: kHeld elements to a lane, kGroup neighbours per access.
+// A chunk of a row: kHeld elements to a lane, kGroup neighbors per access.
 template <int kGroup>
 struct Chunk {
   static constexpr int kGroups = kHeld / kGroup;

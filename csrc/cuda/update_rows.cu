@@ -1,4 +1,4 @@
-// A step of an optimiser on rows of a matrix, bound by memory: every number is read and written
+// A step of an optimizer on rows of a matrix, bound by memory: every number is read and written
 // once. A row has up to a warp's lanes, short rows (thresholds have one element) share a warp.
 
 #include "common.cuh"

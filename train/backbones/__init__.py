@@ -46,7 +46,7 @@ def build_backbone(
     embedding_size: int = 512,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A randomly initialised backbone; ``name`` and ``options`` as :func:`check_backbone` has it.
+    """A randomly initialized backbone; ``name`` and ``options`` as :func:`check_backbone` has it.
 
     Raises:
         UserError: a model of timm that cannot be built or does not take such images.

@@ -53,7 +53,7 @@ class ImprovedBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(N, 3, S, S) normalised images to (N, D) float32 features, S = ``input_size``."""
+    """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class IResNet(nn.Module):
         # The scale of every coordinate stays 1: the losses see cosines only, and a learned
         # per-coordinate scale would undo the whitening that this last BatchNorm is there for.
         self.features.weight.requires_grad_(False)
-        self._initialise()
+        self._initialize()
 
     @staticmethod
     def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
@@ -90,7 +90,7 @@ class IResNet(nn.Module):
             first, *(ImprovedBlock(channels, channels, stride=1) for _ in range(blocks - 1))
         )
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)

@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class LResNet(nn.Module):
-    """(N, 3, S, S) normalised images to (N, D) float32 features, S = ``input_size``."""
+    """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class LResNet(nn.Module):
         self.fc5 = nn.Conv2d(512, embedding_size, input_size // 16, bias=False)
         self.bn5 = nn.BatchNorm1d(embedding_size)
         self.bn5.weight.requires_grad_(False)  # as IResNet's last scale
-        self._initialise()
+        self._initialize()
 
     @staticmethod
     def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
         first = Block(in_channels, channels, stride=2)
         return nn.Sequential(first, *(Block(channels, channels, 1) for _ in range(blocks - 1)))
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=1)

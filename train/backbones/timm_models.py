@@ -35,7 +35,7 @@ def import_timm(name: str) -> ModuleType:
 
 
 class TimmBackbone(nn.Module):
-    """(N, 3, S, S) normalised images to (N, D) float32 features, S = ``input_size``.
+    """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``.
 
     Args:
         name: "timm:" and the model's name in timm.

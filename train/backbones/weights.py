@@ -52,7 +52,7 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def recognise(state: State) -> str | None:
+def recognize(state: State) -> str | None:
     """The backbone that a state dict belongs to, from its keys alone."""
     blocks = tuple(
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
@@ -63,7 +63,7 @@ def recognise(state: State) -> str | None:
 
 
 def sizes(state: State) -> tuple[int, int] | None:
-    """Input size and embedding size of the backbone of a recognised state dict.
+    """Input size and embedding size of the backbone of a recognized state dict.
 
     16 input sizes give the same tensors, 97 to 112 those of an IResNet for 112 and 112 to 127
     those of an LResNet; the multiple of 16 stands for them.

@@ -27,7 +27,7 @@ class ModelConfig:
     dropout: float = key(0.0, "dropout before the last linear layer", low=0.0, high=0.99)
     freeze_bn: bool = key(
         False,
-        "batch normalisation by the stored statistics, which stay as they are: to go on from"
+        "batch normalization by the stored statistics, which stay as they are: to go on from"
         " trained weights, and for runs that must not depend on the number of processes",
     )
     channels_last: bool = key(True, "channels-last memory format (faster convolutions)")
@@ -185,13 +185,13 @@ class TrainConfig:
     device: str = key("auto", "auto: CUDA when there is one", choices=("auto", "cpu", "cuda"))
     optimizer: str = key(
         "sgd",
-        "optimiser; adamw's weight decay, of which 0.1 is usual, is not scaled with the gradient",
+        "optimizer; adamw's weight decay, of which 0.1 is usual, is not scaled with the gradient",
         choices=("sgd", "adamw"),
     )
     accumulate: int = key(
         1,
         "parts of a batch that go through the network one after another, for less memory; batch"
-        " normalisation and pairs are those of a part",
+        " normalization and pairs are those of a part",
         low=1,
     )
     ema: float = key(
@@ -219,7 +219,7 @@ class EvalConfig:
 @dataclass
 class RunConfig:
     dir: str = key("runs/train", "run folder: config, metrics, TensorBoard events, checkpoints")
-    seed: int = key(0, "seed of initialisation, order and augmentation", low=0, high=2**63 - 1)
+    seed: int = key(0, "seed of initialization, order and augmentation", low=0, high=2**63 - 1)
     log_every: int = key(10, "steps between lines of metrics.jsonl", low=1)
     save_every: int = key(1, "epochs between checkpoints", low=1)
     overwrite: bool = key(

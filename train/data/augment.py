@@ -46,7 +46,7 @@ class Augment:
     def _move(
         self, images: Tensor, dx: Tensor, dy: Tensor, zoom: Tensor, rotation: Tensor
     ) -> Tensor:
-        """Shift, zoom and rotation about the centre in one resampling; outside repeats the border.
+        """Shift, zoom and rotation about the center in one resampling; outside repeats the border.
 
         The four (N,) draws are in [-1, 1].
         """
@@ -66,6 +66,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """[0, 1] to [-1, 1]: ``(x / 255 - 0.5) / 0.5`` of the stored bytes."""
     return (images - 0.5) / 0.5

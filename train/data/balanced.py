@@ -55,7 +55,7 @@ def balanced_order(
     visits_per_block = counts // np.gcd(counts, k)
     n = counts[chosen]
     block, within = np.divmod(visits, visits_per_block[chosen])
-    # The blocks of an identity that this epoch touches are neighbours.
+    # The blocks of an identity that this epoch touches are neighbors.
     low = np.full(len(identities), np.iinfo(np.int64).max)
     high = np.full(len(identities), -1)
     np.minimum.at(low, chosen, block)

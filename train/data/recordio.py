@@ -196,7 +196,7 @@ class _Index:
 
     def _check_offsets(self) -> None:
         """No two records at one byte, and all in the file."""
-        # Records were written in order of their keys: of two at one byte, it is whose neighbours'
+        # Records were written in order of their keys: of two at one byte, it is whose neighbors'
         # bytes are before and after.
         steps = np.diff(self.offsets) > 0
         ordered = np.append(True, steps) & np.append(steps, True)

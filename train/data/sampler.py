@@ -36,7 +36,7 @@ def epoch_order(
             batch_size=batch_size,
             images_per_identity=images_per_identity,
         )
-    # Seeds are mixed by a multiplication, so that neighbouring runs share no epoch's order.
+    # Seeds are mixed by a multiplication, so that neighboring runs share no epoch's order.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(len(labels), generator=generator).numpy()
     if images_per_identity <= 1:

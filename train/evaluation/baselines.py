@@ -12,7 +12,7 @@ Floats = NDArray[np.floating[Any]]
 PCA_COMPONENTS = 100
 
 
-def grey_vectors(pixels: NDArray[np.uint8]) -> Floats:
+def gray_vectors(pixels: NDArray[np.uint8]) -> Floats:
     """(N, 3, S, S) to the (N, S * S) mean of the channels."""
     return pixels.astype(np.float64).mean(1).reshape(len(pixels), -1)
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train.data.augment import normalise, to_unit
+from train.data.augment import normalize, to_unit
 from train.data.loader import ImageSource
 from train.distributed import World
 from train.stopping import StoppedError, requested
@@ -48,7 +48,7 @@ def embed(
     for pixels, label in source.batches(parts):
         if requested():
             break
-        images = normalise(to_unit(pixels.to(device)))
+        images = normalize(to_unit(pixels.to(device)))
         features.append(_flip_sum(backbone, images).float().cpu())
         labels.append(label)
     for module in training:

@@ -13,7 +13,7 @@ from torch import nn
 
 from train import checkpoint
 from train.backbones import build_backbone
-from train.backbones.weights import find_state, recognise, sizes
+from train.backbones.weights import find_state, recognize, sizes
 from train.config import COMMAND_LINE, Config, make_config, of_a_run
 from train.data.image_list import ImageList
 from train.data.loader import ImageSource, open_images
@@ -105,7 +105,7 @@ def load_model(arguments: Namespace) -> Model:
 def _published(values: Any, path: Path) -> Config:
     """Of insightface, UniTSFace or UniFace, or what train/convert.py has written."""
     state = find_state(values, averaged=True) or {}
-    name, found = recognise(state), sizes(state)
+    name, found = recognize(state), sizes(state)
     if name is None or found is None:
         raise UserError(f"{path} is no checkpoint, and no weights of a backbone known here")
     model = {"name": name, "input_size": found[0], "embedding_size": found[1]}

@@ -119,18 +119,18 @@ def _two_columns(count: int) -> tuple[Figure, list[Any]]:
 def histograms(
     counts: Mapping[str, Counts], thresholds: Mapping[str, tuple[float | None, float]]
 ) -> Figure:
-    """Scores of positive and negative pairs, each normalised to its own area.
+    """Scores of positive and negative pairs, each normalized to its own area.
 
     ``thresholds`` gives the learned one, if there is one, and the best one of each method.
     """
     figure, grid = _two_columns(len(counts))
     for axes, (name, values) in zip(grid, counts.items(), strict=True):
-        for kind, colour, label in (
+        for kind, color, label in (
             (values.negatives, NEGATIVE, "different people"),
             (values.positives, POSITIVE, "same person"),
         ):
             density = kind / (max(1, kind.sum()) * np.diff(values.edges))
-            axes.stairs(density, values.edges, fill=True, color=colour, alpha=0.55, label=label)
+            axes.stairs(density, values.edges, fill=True, color=color, alpha=0.55, label=label)
         learned, best = thresholds[name]
         axes.axvline(best, label=f"best for these pairs: {best:.2f}", **BEST)
         if learned is not None:
@@ -153,7 +153,7 @@ def identity_thresholds(spread: Spread, learned: float | None, best: float) -> F
     x = np.arange(len(order))
     low, high = spread.highest_negative[order], spread.lowest_positive[order]
     width = float(np.clip(200 / max(1, len(order)), 0.5, 6))
-    for chosen, colour, label in (
+    for chosen, color, label in (
         (low < high, POSITIVE, "highest negative to lowest positive"),
         (low >= high, NEGATIVE, "the same where they overlap"),
     ):
@@ -162,7 +162,7 @@ def identity_thresholds(spread: Spread, learned: float | None, best: float) -> F
                 x[chosen],
                 np.minimum(low, high)[chosen],
                 np.maximum(low, high)[chosen],
-                color=colour,
+                color=color,
                 alpha=0.3,
                 linewidth=width,
                 label=label,
@@ -189,10 +189,10 @@ def loss_curves(
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (name, lines) in enumerate(runs.items()):
-        colour, shown = LINES[2:][i % 4], _plain(name)
+        color, shown = LINES[2:][i % 4], _plain(name)
         epochs = [line["epoch"] for line in lines]
         dots = "." if len(lines) < 20 else ""  # a single line would not show
-        left.plot(epochs, _floats(lines, "loss"), marker=dots, color=colour, label=shown)
+        left.plot(epochs, _floats(lines, "loss"), marker=dots, color=color, label=shown)
         for term, style in (("class_loss", "--"), ("pair_loss", ":")):
             # The pair loss may begin later than the class loss.
             if all(
@@ -202,16 +202,16 @@ def loss_curves(
                     epochs,
                     _floats(lines, term),
                     style,
-                    color=colour,
+                    color=color,
                     linewidth=0.9,
                     label=f"{shown}: its {term.replace('_', ' ')}",
                 )
         if any(line.get("threshold") is not None for line in lines):
             values = _floats(lines, "threshold")
-            right.plot(epochs, values, marker=dots, color=colour, label=shown)
+            right.plot(epochs, values, marker=dots, color=color, label=shown)
     for i, (name, (epochs, values)) in enumerate((best or {}).items()):
-        colour = LINES[::-1][i % len(LINES)]
-        right.plot(epochs, values, ".:", color=colour, label=f"best on {_plain(name)}")
+        color = LINES[::-1][i % len(LINES)]
+        right.plot(epochs, values, ".:", color=color, label=f"best on {_plain(name)}")
     left.set(xlabel="epoch", ylabel="training loss", title="Loss", yscale="log")
     right.set(xlabel="epoch", ylabel="b / s (a cosine)", title="Learned unified threshold")
     left.yaxis.set_major_formatter("{x:g}")

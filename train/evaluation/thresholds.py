@@ -82,7 +82,7 @@ def unify(
 
 @dataclass(frozen=True)
 class Identification:
-    """One against many: each identity's first image stands for it, its others are recognised.
+    """One against many: each identity's first image stands for it, its others are recognized.
 
     Shares of the probes that are right, each asking for more than the one before (docs/metrics.md):
     the nearest identity is theirs; a threshold per identity, or one for all, lies between the

@@ -47,7 +47,7 @@ def balanced_accuracy(scores: Floats, same: Bools, threshold: float) -> float:
 
 
 def best_threshold(scores: Floats, same: Bools) -> float:
-    """The threshold with the largest balanced accuracy: midway between two neighbouring scores."""
+    """The threshold with the largest balanced accuracy: midway between two neighboring scores."""
     from sklearn.metrics import roc_curve  # slow to import
 
     far, tar, thresholds = roc_curve(same, scores)

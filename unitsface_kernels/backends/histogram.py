@@ -19,7 +19,7 @@ INT32_MAX = 2**31 - 1
 
 
 def score_key(score: Tensor) -> Tensor:
-    """Float32 values as int64: monotone, neighbours one apart, -0 and 0 the same."""
+    """Float32 values as int64: monotone, neighbors one apart, -0 and 0 the same."""
     bits = score.contiguous().view(torch.int32).to(torch.int64)
     return torch.where(bits >= 0, bits, -(bits & INT32_MAX))
 

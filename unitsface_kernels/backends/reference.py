@@ -1,4 +1,4 @@
-"""Eager PyTorch: the oracle. Materialises the N x M matrix; gradients come from autograd.
+"""Eager PyTorch: the oracle. Materializes the N x M matrix; gradients come from autograd.
 
 Any floating dtype; float16 and bfloat16 inputs are computed in float32.
 """
@@ -104,7 +104,7 @@ def pair_masks(
 
 def counted_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """(N,) rows that have a loss."""
-    if spec.counted == "labelled":
+    if spec.counted == "labeled":
         return row_labels != -1
     return (positive if spec.counted == "with_positives" else negative).any(dim=1)
 

@@ -35,9 +35,9 @@ def fused_margin_softmax_loss(
     and 4; Liu et al., "SphereFace Revived", TPAMI 2022.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+        feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalised.
+        weight: (C, D) class weights, not normalized.
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0.
@@ -115,9 +115,9 @@ def fused_uce_loss(
     logits to [-s, s]; this function does not.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+        feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalised.
+        weight: (C, D) class weights, not normalized.
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: threshold in logit units: a float (no gradient), a one-element tensor, or (C,).
@@ -193,9 +193,9 @@ def fused_sphereface2_loss(
     1 - 1e-5 before taking the angle. This function does not.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+        feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalised.
+        weight: (C, D) class weights, not normalized.
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: bias, added to the logits (the opposite sign of a threshold): a float (no gradient)
@@ -272,9 +272,9 @@ def fused_npt_loss(
     That code adds the k hinges, ``hinges="sum"``; with k = 1 both are the same.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+        feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalised.
+        weight: (C, D) class weights, not normalized.
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         margin: m, in squared distances between unit vectors.

@@ -39,7 +39,7 @@ def fused_uss_loss(
     logits to [-s, s]; this function does not.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, not normalised; float64 with the
+        feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
         b: threshold in logit units, a float (no gradient) or a one-element tensor. The unified

@@ -28,6 +28,6 @@ SPEC = LossSpec(
     negative=_negative,
     positive=None,
     function="fused_pair_logsumexp",
-    source="UniTSFace (NeurIPS 2023), published code: initialisation of the threshold",
+    source="UniTSFace (NeurIPS 2023), published code: initialization of the threshold",
     counted="with_negatives",
 )

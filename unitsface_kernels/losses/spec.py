@@ -11,7 +11,7 @@ from torch import Tensor
 Topology = Literal["pair", "class"]
 Reduction = Literal["sum", "logsumexp", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
-Counted = Literal["labelled", "with_positives", "with_negatives"]
+Counted = Literal["labeled", "with_positives", "with_negatives"]
 
 # positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
 EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
@@ -99,7 +99,7 @@ class LossSpec:
     positive: EagerTerm | None
     function: str
     source: str
-    counted: Counted = "labelled"
+    counted: Counted = "labeled"
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
 

@@ -132,7 +132,7 @@ def classification_accuracy(
     One pass over all pairs of samples and classes, in memory O(N + C).
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         weight: (C, D) raw class weights.
         labels: (N,) classes; -1 is ignored.
         bias: a float, a one-element tensor or (C,), in the units of scale * cosine; None: 0.

@@ -69,7 +69,7 @@ def pair_histogram(
     One pass over all pairs, in memory that does not depend on N.
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         labels: (N,) identities; -1 is ignored.
         other: (M, D) columns to compare with; None: every unordered pair of rows once.
         other_labels: (M,) their identities.

@@ -113,7 +113,7 @@ def identity_thresholds(
     neither on N nor on the number of identities.
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         labels: (N,) identities; -1 is ignored.
         other: (M, D) columns to compare with; None: the rows themselves, without each row's pair
             with itself.

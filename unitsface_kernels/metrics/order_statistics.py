@@ -26,7 +26,7 @@ MOST_RANGES = 256
 class ScorePartition:
     """Counts of positive and negative scores in disjoint intervals of float32 values.
 
-    Intervals ascend; those without a score are dropped. An interval is ``size`` neighbouring
+    Intervals ascend; those without a score are dropped. An interval is ``size`` neighboring
     values, the lowest of which has the key ``low``.
     """
 
@@ -121,10 +121,10 @@ def kth_largest_score(
     """The scores with these ranks among all positive or all negative pairs, exactly.
 
     A score is the float32 cosine of a pair as the backend computes it. Equal scores have
-    neighbouring ranks. Two to four passes over all pairs find any number of ranks.
+    neighboring ranks. Two to four passes over all pairs find any number of ranks.
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         labels: (N,) identities; -1 is ignored.
         ranks: from 1, the largest score, to the number of pairs; several share the passes.
         of: "negative" (different identities) or "positive".

@@ -134,7 +134,7 @@ def best_threshold(
     Three to five passes over all pairs.
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         labels: (N,) identities; -1 is ignored.
         accuracy: "balanced": (TAR + 1 - FAR) / 2. "plain": the share of all pairs that are called
             right; negatives outnumber positives so much that it may call almost nothing positive.

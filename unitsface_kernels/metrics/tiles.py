@@ -16,7 +16,7 @@ from ..backends.native import loader, score_engine
 from ..validate import choice
 
 BACKENDS = ("native", "reference")
-# Blocks of rows whose unit vectors are kept while the columns pass by. Columns are normalised again
+# Blocks of rows whose unit vectors are kept while the columns pass by. Columns are normalized again
 # for every such group: less than a hundredth of the time of the products, and no copy of N x D.
 BLOCKS_KEPT = 4
 

@@ -69,7 +69,7 @@ def tar_at_far(
     Two to four passes over all pairs serve all rates.
 
     Args:
-        feats: (N, D) raw features; normalised inside.
+        feats: (N, D) raw features; normalized inside.
         labels: (N,) identities; -1 is ignored.
         far: rates in [0, 1].
         other: (M, D) columns to compare with; None: every unordered pair of rows once.

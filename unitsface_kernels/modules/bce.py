@@ -24,7 +24,7 @@ class UCELoss(ClassLoss):
 
     Attributes:
         weight: (C, D) parameter.
-        threshold: () parameter b, initialised log(10 C) as published, in :class:`PartialFC`
+        threshold: () parameter b, initialized log(10 C) as published, in :class:`PartialFC`
             log(10 r C) with its ``sample_rate`` r; the unified cosine threshold is
             ``threshold / scale``.
 

@@ -34,7 +34,7 @@ class EPLLoss(ComposedLoss):
     similarity,
 
     .. math:: a = \mathrm{softsign} \langle P_y, \hat x \rangle, \qquad
-              P_y \leftarrow \mathrm{normalise}(a P_y + (1 - a) \hat x)
+              P_y \leftarrow \mathrm{normalize}(a P_y + (1 - a) \hat x)
 
     (of several samples of a class the last one). The loss is then the mean of the head's loss on
     the class weights and its loss on the prototypes, where the target's cosine c first becomes
@@ -61,7 +61,7 @@ class EPLLoss(ComposedLoss):
 
     Attributes:
         head: the base's module with its (C, D) class weights (and threshold).
-        prototypes: (C, D) buffer of unit rows, initialised in random directions.
+        prototypes: (C, D) buffer of unit rows, initialized in random directions.
         epoch: current epoch, part of the state dict.
 
     Shape:

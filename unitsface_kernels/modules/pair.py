@@ -74,7 +74,7 @@ class _ThresholdLoss(_PairLoss):
 
     @never_compiled
     @torch.no_grad()
-    def _initialise(self, **batch: Any) -> None:
+    def _initialize(self, **batch: Any) -> None:
         first = functional.uss_threshold_init(
             **batch,
             scale=self.scale,
@@ -113,7 +113,7 @@ class _ThresholdLoss(_PairLoss):
         batch_offset: int | None = None,
     ) -> Tensor:
         if self._waiting and self.training:
-            self._initialise(
+            self._initialize(
                 feats=feats,
                 labels=labels,
                 memory=memory,

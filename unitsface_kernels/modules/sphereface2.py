@@ -27,7 +27,7 @@ class SphereFace2Loss(ClassLoss):
 
     Attributes:
         weight: (C, D) parameter.
-        bias: () parameter b, initialised as published to where d loss / d b = 0 if all cosines
+        bias: () parameter b, initialized as published to where d loss / d b = 0 if all cosines
             are 0; of all C classes, whatever the ``sample_rate`` of :class:`PartialFC`.
 
     Shape:

@@ -181,7 +181,7 @@ class VPLLoss(ComposedLoss):
             return weight
         unit = unit_rows(weight[rows])
         mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
-        # The loss normalises what it is given, mixed rows like all others.
+        # The loss normalizes what it is given, mixed rows like all others.
         return weight.index_copy(0, rows, mixed)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Optimisers whose steps may touch some rows of a parameter and leave all others as they are."""
+"""Optimizers whose steps may touch some rows of a parameter and leave all others as they are."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class RowOptimizer(torch.optim.Optimizer):
         """Leaves the steps of ``parameter`` to the caller, see :meth:`begin_row_update`.
 
         Args:
-            parameter: one of the optimiser's.
+            parameter: one of the optimizer's.
             at_step: called once by every :meth:`step`, with the factor by which gradients were
                 scaled since the backward pass, a () tensor, or None without a backward pass. It
                 is the value of the parameter's gradient, which has to be a sparse tensor with two
                 sparse dimensions and at most one value.
 
         Raises:
-            ValueError: not one of the optimiser's parameters, or an option that a step on rows
+            ValueError: not one of the optimizer's parameters, or an option that a step on rows
                 cannot have.
         """
         validate.row_options(self._group_of(parameter), self._refused)
@@ -75,13 +75,13 @@ class RowOptimizer(torch.optim.Optimizer):
         """Begins a step on rows of ``parameter``, with its group's hyper-parameters of now.
 
         Args:
-            parameter: one of the optimiser's, with or without a gradient.
+            parameter: one of the optimizer's, with or without a gradient.
 
         Returns:
             What updates rows from their gradient, in any number of blocks.
 
         Raises:
-            ValueError: not one of the optimiser's parameters, or an option that a step on rows
+            ValueError: not one of the optimizer's parameters, or an option that a step on rows
                 cannot have.
         """
         group = self._group_of(parameter)

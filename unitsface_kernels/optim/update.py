@@ -1,4 +1,4 @@
-"""A step of an optimiser on some rows of a parameter, in place: the extension's kernel or Torch."""
+"""A step of an optimizer on some rows of a parameter, in place: the extension's kernel or Torch."""
 
 from __future__ import annotations
 

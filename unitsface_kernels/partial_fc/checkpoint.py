@@ -1,7 +1,7 @@
-"""Checkpoints of sharded classes and their optimiser, for any number of ranks.
+"""Checkpoints of sharded classes and their optimizer, for any number of ranks.
 
 A checkpoint is a folder of ``torch.distributed.checkpoint``, with an index beside its metadata
-(:mod:`.index`). Per-class tensors, the optimiser's included, are parts of tensors of all C
+(:mod:`.index`). Per-class tensors, the optimizer's included, are parts of tensors of all C
 classes, each written by the rank that holds the rows; what ranks share is written once. A file that
 is damaged or of another save is refused.
 
@@ -235,7 +235,7 @@ def _contents(
             values = saved["state"].get(index, {})
             for key in [k for k, v in values.items() if _like(v, state[name])]:
                 parts[f"{OPTIMIZER}{name}.{key}"] = _rows(head, values.pop(key))
-        shared["optimizer"] = _plain("the optimiser's state", saved)
+        shared["optimizer"] = _plain("the optimizer's state", saved)
     return parts, shared
 
 
@@ -258,7 +258,7 @@ def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _per_class_parameters(head: PartialFC, optimizer: Optimizer) -> Iterator[tuple[int, str]]:
-    """Places in the optimiser's state dict, and names."""
+    """Places in the optimizer's state dict, and names."""
     names = {id(p): name for name, p in head.named_parameters() if name in head.per_class}
     parameters = [p for group in _groups(optimizer) for p in group["params"]]
     for index, parameter in enumerate(parameters):

@@ -19,7 +19,7 @@ def clip_grad_norm_(
     """Scales gradients so that their norm, taken over all ranks, is at most ``max_norm``.
 
     As ``torch.nn.utils.clip_grad_norm_`` for one process that holds every class. For weights whose
-    optimiser is fused at its step, the norm takes another pass over the gradient's tiles; one
+    optimizer is fused at its step, the norm takes another pass over the gradient's tiles; one
     that is fused into the backward pass has moved them already, and they are left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""An optimiser's step on the class weights, tile by tile as their gradient appears.
+"""An optimizer's step on the class weights, tile by tile as their gradient appears.
 
 The gradient of the weights is never stored. The update is made either within the backward pass,
 or by ``optimizer.step()``, which computes the gradient of each tile again: for whatever must be
@@ -28,7 +28,7 @@ class _Pending:
 
 
 class Fusion:
-    """Ties a parameter to the optimiser that owns its step.
+    """Ties a parameter to the optimizer that owns its step.
 
     Attributes:
         parameter: (m, D) class weights of the shard.
@@ -46,7 +46,7 @@ class Fusion:
             optimizer.fuse(parameter)
 
     def update(self, index: Tensor | None, scale: Tensor | None = None) -> ColumnSink:
-        """Begins a step of the optimiser; the result takes the gradient of one tile after another.
+        """Begins a step of the optimizer; the result takes the gradient of one tile after another.
 
         Args:
             index: (K,) rows of the parameter that take part, or None.
@@ -67,7 +67,7 @@ class Fusion:
     def hold(
         self, call: Call, backend: str, state: Tensor, weights: Tensor, finite: Tensor
     ) -> Tensor | None:
-        """Leaves the update to the optimiser's step.
+        """Leaves the update to the optimizer's step.
 
         Returns:
             What stands for the gradient until then: a sparse (m, D) tensor whose only entry is the
@@ -93,7 +93,7 @@ class Fusion:
         )
 
     def squared_norm(self) -> Tensor:
-        """() float32 square of the norm of the gradient that waits for the optimiser's step."""
+        """() float32 square of the norm of the gradient that waits for the optimizer's step."""
         total = torch.zeros((), device=self.parameter.device)
         pending = self._pending
         if pending is None or self.parameter.grad is None:

@@ -43,7 +43,7 @@ class PartialFC(nn.Module):
     each other. Gradients of thresholds that all ranks share are complete without it.
 
     Every rank must call it, with gradients enabled or disabled alike, and give a "mean" or "sum"
-    the same upstream gradient. Without an initialised process group it holds all classes, and
+    the same upstream gradient. Without an initialized process group it holds all classes, and
     ``sample_rate`` and :meth:`fuse` work as described.
 
     Source: An et al., "Partial FC: Training 10 Million Identities on a Single Machine", ICCVW
@@ -129,10 +129,10 @@ class PartialFC(nn.Module):
         self.per_class = frozenset(
             name for name, tensor in self.state_dict().items() if self._per_class(tensor)
         )
-        self._materialise(validate.device("device", device))
+        self._materialize(validate.device("device", device))
         self.reset_parameters()
 
-    def _materialise(self, device: torch.device) -> None:
+    def _materialize(self, device: torch.device) -> None:
         for module in self.loss.modules():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is None:
@@ -195,7 +195,7 @@ class PartialFC(nn.Module):
     def fuse(self, optimizer: torch.optim.Optimizer, when: str = "backward") -> None:
         """Makes the step of the class weights tile by tile, so that they have no gradient.
 
-        Memory is that of the weights and of the optimiser's state alone; the gradient of a tile is
+        Memory is that of the weights and of the optimizer's state alone; the gradient of a tile is
         computed again, four products for three. Thresholds keep their gradients.
 
         Args:
@@ -208,8 +208,8 @@ class PartialFC(nn.Module):
                 backward pass per step.
 
         Raises:
-            TypeError: another optimiser.
-            ValueError: weights that are not the optimiser's, another word, or a loss that changes
+            TypeError: another optimizer.
+            ValueError: weights that are not the optimizer's, another word, or a loss that changes
                 the class weights before it compares with them ("vpl").
         """
         from ..optim import SampledAdamW, SampledSGD
@@ -219,7 +219,7 @@ class PartialFC(nn.Module):
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
         known = self.name in SAMPLEABLE
-        validate.shardable("loss of a fused optimiser", known, self.name, SAMPLEABLE)
+        validate.shardable("loss of a fused optimizer", known, self.name, SAMPLEABLE)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)

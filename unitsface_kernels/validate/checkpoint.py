@@ -42,12 +42,12 @@ def same_tensors(path: object, saved: dict[str, object], own: dict[str, object])
 
 
 def same_optimizer(path: object, saved: list[int] | None, own: list[int]) -> None:
-    """Parameters per group of the optimiser in a checkpoint, None if it has none."""
+    """Parameters per group of the optimizer in a checkpoint, None if it has none."""
     if saved is None:
-        raise ValueError(f"checkpoint {path} has no optimiser state")
+        raise ValueError(f"checkpoint {path} has no optimizer state")
     if saved != own:
         raise ValueError(
-            f"the optimiser in checkpoint {path} has groups of {saved} parameters, this one has "
+            f"the optimizer in checkpoint {path} has groups of {saved} parameters, this one has "
             f"groups of {own}"
         )
 

@@ -1,4 +1,4 @@
-"""Ranks, shards and optimisers."""
+"""Ranks, shards and optimizers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def same_shard(saved: dict[str, object], own: dict[str, object]) -> None:
 def no_pending_step(pending: bool) -> None:
     if pending:
         raise RuntimeError(
-            "a fused optimiser takes one backward pass per step: call optimizer.step() and "
+            "a fused optimizer takes one backward pass per step: call optimizer.step() and "
             "zero_grad() between them, or train without PartialFC.fuse to accumulate gradients"
         )
 

@@ -58,7 +58,7 @@ struct Block {
 
   void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
-  void synchronise() {
+  void synchronize() {
     const int64_t mine = generation;
     if (++arrived == static_cast<int>(fibers.size())) {
       arrived = 0;
@@ -151,7 +151,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 static const emulation::ThreadIndex threadIdx;
 #define blockIdx emulation::block_index
 
-inline void __syncthreads() { emulation::block.synchronise(); }
+inline void __syncthreads() { emulation::block.synchronize(); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 // The value of a lane of the warp; any type of 4 bytes.
 template <class T>

@@ -20,7 +20,7 @@ UF_HOST_DEVICE int32_t score_bin(float score, float low, float scale, int32_t bi
   return score == score ? bin : bins + 2;
 }
 
-// Neighbouring float32 values have neighbouring keys; -0 and 0 share one.
+// Neighboring float32 values have neighboring keys; -0 and 0 share one.
 UF_HOST_DEVICE int32_t score_key(float score) {
   int32_t bits;
   memcpy(&bits, &score, sizeof(bits));

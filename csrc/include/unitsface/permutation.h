@@ -19,7 +19,7 @@ struct PermutedArgs {
 inline namespace UF_ISA {
 
 // Both mixes are bijections whose every output bit depends on every input bit; multipliers and
-// shifts are those of SplitMix64 and of MurmurHash3's finaliser.
+// shifts are those of SplitMix64 and of MurmurHash3's finalizer.
 UF_HOST_DEVICE uint64_t mix_bits(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;

@@ -23,7 +23,7 @@
 // A `nearest` loss has no policy: nearest_tile searches whatever the loss is, and the formula then
 // runs on k numbers per row, as tensor operations in Python.
 //
-// What runs for every pair must not branch or call the C library, so that it vectorises.
+// What runs for every pair must not branch or call the C library, so that it vectorizes.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once
 

@@ -1,4 +1,4 @@
-// A step of an optimiser on some rows of a matrix; the same for CPU and CUDA. Each rule is that of
+// A step of an optimizer on some rows of a matrix; the same for CPU and CUDA. Each rule is that of
 // Torch, in the order of its operations.
 #pragma once
 

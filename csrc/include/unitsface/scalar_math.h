@@ -1,4 +1,4 @@
-// Scalar functions that vectorise on the CPU (no branches, no library calls) and run on CUDA.
+// Scalar functions that vectorize on the CPU (no branches, no library calls) and run on CUDA.
 #pragma once
 
 #include <math.h>

@@ -58,7 +58,7 @@ struct LogsumexpGradientArgs {
   const float* target_gradient;  // [n]
 };
 
-// A range of scores that a refining pass counts in sub-bins of 2^shift neighbouring float32 values.
+// A range of scores that a refining pass counts in sub-bins of 2^shift neighboring float32 values.
 struct ScoreRange {
   int64_t low;    // score_key of its lowest value
   int64_t size;   // values in it, < 2^32

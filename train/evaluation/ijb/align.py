@@ -18,7 +18,7 @@ from train.data.decode import PixelError, to_image
 from train.data.records import Files, RecordError
 
 SIDE = 112
-# x, y of landmarks in the aligned image; the centre of the first pixel is (0, 0).
+# x, y of landmarks in the aligned image; the center of the first pixel is (0, 0).
 PLACES = np.array(
     [
         [38.2946, 51.6963],
@@ -48,10 +48,10 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 def align(image: Image.Image, landmarks: NDArray[np.float64]) -> Image.Image:
     """(5, 2) landmarks of an RGB image at their places, in SIDE x SIDE pixels; black beyond it."""
     back = similarity(PLACES, landmarks)
-    # Landmarks are in pixels whose centres are whole numbers; PIL puts them at halves.
+    # Landmarks are in pixels whose centers are whole numbers; PIL puts them at halves.
     shift = back[:, 2] + 0.5 - back[:, :2] @ np.array([0.5, 0.5])
     coefficients = np.column_stack([back[:, :2], shift]).ravel().tolist()
-    # In floats: PIL cuts the decimals of bytes off, which darkens by half a grey level.
+    # In floats: PIL cuts the decimals of bytes off, which darkens by half a gray level.
     bands = [
         band.convert("F").transform(
             (SIDE, SIDE), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR

@@ -16,7 +16,7 @@ class Matching:
 
     Labels may be any integers, -1 and others below 0 included, which the fused functions reserve.
     So an identity becomes its first place among the sorted labels of the columns; one that no
-    column has becomes M. Sorting and searching are free of device-to-host synchronisation.
+    column has becomes M. Sorting and searching are free of device-to-host synchronization.
 
     Attributes:
         rows, columns: (N,) in [0, M] and (M,) in [0, M), equal where the labels are.

@@ -1,4 +1,4 @@
-"""Tiles on the CPU: products, and the extension's vectorised epilogues on them.
+"""Tiles on the CPU: products, and the extension's vectorized epilogues on them.
 
 Products are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
 multiplies into a float32 result, and in float32 where the library is known to be slower.
@@ -125,7 +125,7 @@ class CpuEngine(NativeEngine):
             self._own_product(left, right, total, add=True)
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
-        # Several times as fast as a vector norm, which the CPU does not vectorise.
+        # Several times as fast as a vector norm, which the CPU does not vectorize.
         absolute = self._buffer("absolute", *tile.shape, dtype=tile.dtype)
         return torch.abs(tile, out=absolute).sum(dim=dim, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""The extension's kernels on rows by index: draws of classes, and steps of an optimiser."""
+"""The extension's kernels on rows by index: draws of classes, and steps of an optimizer."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Call:
     @cached_property
     def counted_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
-        if self.spec.counted == "labelled":
+        if self.spec.counted == "labeled":
             return ~self.ignored
         positives, negatives = self.pair_counts
         return (positives if self.spec.counted == "with_positives" else negatives) > 0

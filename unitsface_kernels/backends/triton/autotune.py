@@ -294,7 +294,7 @@ def config(call: Call, stage: Stage, run: Run, search: bool = True) -> Config:
     if kind is None or mode == "0" or not call.rows.is_cuda or call.rows.numel() == 0:
         return base
     search = search and mode == "1" and call.need_any and call.num_columns > 0
-    # Timing synchronises, which would end the capture.
+    # Timing synchronizes, which would end the capture.
     search = search and not torch.cuda.is_current_stream_capturing()
     return _tuner(call.rows.device.index).config(key_of(call, kind), kind, base, run, search)
 

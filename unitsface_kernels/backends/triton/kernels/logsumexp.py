@@ -143,7 +143,7 @@ def gradient_kernel(
     j = column + tl.arange(0, BLOCK_N)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
-    normaliser = tl.load(log_negatives + i, mask=in_rows, other=0.0)
+    normalizer = tl.load(log_negatives + i, mask=in_rows, other=0.0)
     weight = tl.load(negative_weight + i, mask=in_rows, other=0.0)
     own = tl.load(target_gradient + i, mask=in_rows, other=0.0)
     if gradient_scale is not None:
@@ -151,7 +151,7 @@ def gradient_kernel(
         weight *= factor
         own *= factor
     logit, slope = NEGATIVE(cosine, parameters)
-    share = tl.exp2((logit - normaliser[:, None]) * LOG2_E)
+    share = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
     value = weight[:, None] * (share * slope)
     value = tl.where(target[:, None] == j[None, :], own[:, None], value)
     # Up to the padded width: full-width stores, and the caller never reads past the columns.

@@ -1,4 +1,4 @@
-"""Optimisers that step on single rows, against Torch's own on those rows."""
+"""Optimizers that step on single rows, against Torch's own on those rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from helpers import run_python
-from row_optimisers_support import (
+from row_optimizers_support import (
     CLASSES,
     OPTIONS,
     SAMPLED,
@@ -149,7 +149,7 @@ def test_kernel_and_torch_agree(name, monkeypatch) -> None:
 _EVALUATE = """
 import json, sys, torch
 sys.path.insert(0, "python_tests")
-from row_optimisers_support import OPTIONS, SAMPLED, parameter
+from row_optimizers_support import OPTIONS, SAMPLED, parameter
 from unitsface_kernels.partial_fc.sampling import sample_classes
 
 torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Row optimisers with what optimisers are used with, and steps taken outside of step()."""
+"""Row optimizers with what optimizers are used with, and steps taken outside of step()."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from row_optimisers_support import (
+from row_optimizers_support import (
     CLASSES,
     OPTIONS,
     SAMPLED,
@@ -35,7 +35,7 @@ def kernels(request, monkeypatch) -> None:
     use_kernels(request.param, monkeypatch)
 
 
-# --- what optimisers are used with ----------------------------------------------------------------
+# --- what optimizers are used with ----------------------------------------------------------------
 
 
 def _sampled_step(optimizer, p: nn.Parameter, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Parameters, gradients of rows and the rules that the tests of row optimisers compare."""
+"""Parameters, gradients of rows and the rules that the tests of row optimizers compare."""
 
 from __future__ import annotations
 
