@@ -46,11 +46,11 @@ fuzz: env
 
 # The CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize.
 sanitize: env
-	bash python_tests/sanitize.sh $(BIN)/python
+	bash python_tests/support/sanitize.sh $(BIN)/python
 
 # Errors over limits, for every choice of instructions that this processor has.
 test-paths: env
-	$(BIN)/python python_tests/paths.py
+	PYTHONPATH=python_tests $(BIN)/python python_tests/support/paths.py
 
 bench: env
 	$(BIN)/python -m bench --seconds 4

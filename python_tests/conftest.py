@@ -51,6 +51,6 @@ def _seed() -> None:
 
 
 def pytest_report_header() -> str:
-    from helpers import TARGETS
+    from support.helpers import TARGETS
 
     return "targets: " + ", ".join(str(target) for target in TARGETS)

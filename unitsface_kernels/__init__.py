@@ -5,6 +5,7 @@ Large batch-pair and sample-to-class cosine losses that never store the N x M ma
 
 from ._version import __version__
 from .dispatch import resolve as resolve_backend
+from .distributed.partial_fc import PartialFC, clip_grad_norm_
 from .functional import (
     fused_margin_softmax_loss,
     fused_npt_loss,
@@ -38,7 +39,6 @@ from .modules import (
     VPLLoss,
 )
 from .optim import SampledAdamW, SampledSGD
-from .partial_fc import PartialFC, clip_grad_norm_
 
 __all__ = [
     "CLASS_LOSSES",

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from . import validate
-from .agreement import agree
-from .collectives import Group, start_gather_rows, world_size
 from .compiling import never_compiled
+from .distributed.agreement import agree
+from .distributed.collectives import Group, start_gather_rows, world_size
 
 
 def all_finite(feats: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from rounding import Precision, spreads
-from tolerances import TINY, check
+from support.rounding import Precision, spreads
+from support.tolerances import TINY, check
 from torch import Tensor
 
 #: Relative moves of operands: some roundings of their products' dtype.

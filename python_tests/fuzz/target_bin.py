@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from evaluation_formats import array_bin, python2_bin, python2_text_bin  # of the tests
+from support.evaluation_formats import array_bin, python2_bin, python2_text_bin  # of the tests
 
 from train.errors import UserError
 from train.evaluation.bins import open_bin_set

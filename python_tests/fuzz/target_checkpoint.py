@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import ROOT
+from support.helpers import ROOT
 from torch import Tensor
 
 from train import checkpoint

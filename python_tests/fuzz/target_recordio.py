@@ -8,7 +8,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from pack_support import write_recordio, write_records  # of the tests, on the path by the package
+from support.packs import write_recordio, write_records  # of the tests, on the path by the package
 
 from bench.packing import pack
 from train.data.recordio import scan_recordio

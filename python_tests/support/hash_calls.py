@@ -23,13 +23,13 @@ from typing import Any
 os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path[0] = str(Path.cwd())
 
-import torch
-from torch import Tensor
-from torch import distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch import distributed as dist  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-import unitsface_kernels as uk
-from unitsface_kernels.losses import REGISTRY, LossSpec
+import unitsface_kernels as uk  # noqa: E402
+from unitsface_kernels.losses import REGISTRY, LossSpec  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16)
 REDUCTIONS = ("mean", "sum", "none")
@@ -130,8 +130,9 @@ def calls() -> Iterator[tuple[str, Callable[[], str]]]:
             for extra in grid:
                 settings = {"reduction": reduction, **extra}
                 words = [spec.name, str(shape), str(dtype), columns, *map(str, settings.items())]
-                yield " ".join(words), lambda a=(spec, shape, dtype, columns), s=settings: call(
-                    *a, **s
+                yield (
+                    " ".join(words),
+                    lambda a=(spec, shape, dtype, columns), s=settings: call(*a, **s),
                 )
                 if extra == {"backend": "native"}:
 
@@ -146,9 +147,9 @@ def modules() -> Iterator[tuple[str, Callable[[], str]]]:
     def train(make: Callable[[], torch.nn.Module], count: int) -> str:
         torch.manual_seed(0)
         module = make()
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1) if list(
-            module.parameters()
-        ) else None
+        optimizer = (
+            torch.optim.SGD(module.parameters(), lr=0.1) if list(module.parameters()) else None
+        )
         seen = []
         for step in range(3):
             feats = normal(40, 16, seed=step).requires_grad_()
@@ -198,15 +199,11 @@ def metrics() -> Iterator[tuple[str, Callable[[], str]]]:
         "tar_at_far": lambda backend: module.tar_at_far(
             feats, identities, [1e-4, 1e-2], backend=backend
         ),
-        "pair_histogram": lambda backend: module.pair_histogram(
-            feats, identities, backend=backend
-        ),
+        "pair_histogram": lambda backend: module.pair_histogram(feats, identities, backend=backend),
         "kth_largest_score": lambda backend: module.kth_largest_score(
             feats, identities, 9, backend=backend
         ),
-        "best_threshold": lambda backend: module.best_threshold(
-            feats, identities, backend=backend
-        ),
+        "best_threshold": lambda backend: module.best_threshold(feats, identities, backend=backend),
         "threshold_gap": lambda backend: module.threshold_gap(
             feats, identities, 3.0, 8.0, backend=backend
         ),

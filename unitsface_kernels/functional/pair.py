@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..collectives import Group
+from ..distributed.collectives import Group
 from ..losses import REGISTRY
 from .ranks import pair_loss
 

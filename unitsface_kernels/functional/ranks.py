@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import pair_ranks, validate
-from ..agreement import agree, checksum, same_on_device
-from ..collectives import Group, own_rank, start_gather_rows, world_size
+from .. import validate
 from ..compiling import never_compiled
+from ..distributed import pairs
+from ..distributed.agreement import agree, checksum, same_on_device
+from ..distributed.collectives import Group, own_rank, start_gather_rows, world_size
+from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
-from ..pair_ranks.exchange import EXCHANGES
 from . import call
 
 
@@ -96,12 +97,10 @@ def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
     assert column_labels is not None
     column_labels = column_labels.to(torch.int64)
     if backend == "reference":
-        memory, b = (
-            pair_ranks.replica(t, group) if isinstance(t, Tensor) else t for t in (memory, b)
-        )
+        memory, b = (pairs.replica(t, group) if isinstance(t, Tensor) else t for t in (memory, b))
     threshold = call.threshold_of_columns(spec, b, feats, labels, memory, column_labels, None)
     if backend == "reference":
-        return pair_ranks.eager_loss(
+        return pairs.eager_loss(
             spec,
             params,
             feats,
@@ -114,7 +113,7 @@ def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
             counts,
             group,
         )
-    setting = pair_ranks.Setting(
+    setting = pairs.Setting(
         spec,
         params,
         reduction,
@@ -125,9 +124,9 @@ def _across_ranks(spec, values, batch, settings, group, exchange) -> Tensor:
         needs,
         group,
         counts,
-        pair_ranks.takes_ring(exchange, counts, feats),
+        pairs.takes_ring(exchange, counts, feats),
     )
-    return pair_ranks.fused_loss(setting, feats, labels, memory, column_labels, threshold)
+    return pairs.fused_loss(setting, feats, labels, memory, column_labels, threshold)
 
 
 def _needs_gradient(value: object) -> bool:

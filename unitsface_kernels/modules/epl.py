@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import validate
 from ..backends.reference import unit_rows
-from ..collectives import gather_rows
+from ..distributed.collectives import gather_rows
 from ..functional.call import class_loss
 from ..memory import newest_rows
 from .bce import UCELoss

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import collectives, functional, validate
-from ..collectives import Group
+from .. import functional, validate
 from ..compiling import never_compiled
+from ..distributed import collectives
+from ..distributed.collectives import Group
 from ..memory import all_finite
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .. import functional, validate
 from ..backends.reference import unit_rows
-from ..collectives import gather_rows
 from ..compiling import never_compiled
+from ..distributed.collectives import gather_rows
 from ..memory import newest_rows
 from .class_loss import Comparison
 from .composed import ComposedLoss

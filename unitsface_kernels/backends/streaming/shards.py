@@ -7,8 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...collectives import Group, maximum_over_ranks, own_rank, start_gather_rows, sum_over_ranks
-from ...collectives import world_size as size_of
+from ...distributed.collectives import (
+    Group,
+    maximum_over_ranks,
+    own_rank,
+    start_gather_rows,
+    sum_over_ranks,
+)
+from ...distributed.collectives import world_size as size_of
 
 #: Positions of columns among all ranks': none, and one that another rank holds.
 NONE, ELSEWHERE = -1, -2

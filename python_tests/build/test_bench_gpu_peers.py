@@ -1,0 +1,146 @@
+"""Adapters of other packages' kernels, with eager stand-ins of the same signatures."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
+from torch import Tensor
+
+from bench.baselines import gpu_peers
+
+PAIR = SimpleNamespace(loss="uss", columns=0)
+CLASSES = SimpleNamespace(loss="margin_softmax", columns=29)
+
+
+def inputs(workload: SimpleNamespace, size: int = 96) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    feats = 20 * torch.randn(17, size, generator=generator)
+    labels = torch.randint(0, 29, (17,), generator=generator)
+    if not workload.columns:
+        return {"feats": feats, "labels": labels, "b": torch.tensor(20.0)}
+    return {"feats": feats, "weight": torch.randn(29, size, generator=generator), "labels": labels}
+
+
+def _module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Callable) -> None:
+    for end in range(1, name.count(".") + 1):
+        parent = ".".join(name.split(".")[:end])
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    module = ModuleType(name)
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What each package computes, with its parameters by name and in its order."""
+    seen: list[tuple[str, object]] = []
+
+    def liger(input, weight, target, bias=None, ce_weight=None, reduction="mean"):
+        seen.append(("liger-kernel", None))
+        return F.cross_entropy(input @ weight.T, target, reduction=reduction)
+
+    def cut(e, c, targets, reduction="mean", filter_eps="high"):
+        seen.append(("cut-cross-entropy", filter_eps))
+        return F.cross_entropy(e @ c.T, targets, reduction=reduction)
+
+    def contrastive(q, k, labels=None, scale=None, head_dim=256):
+        seen.append(("inf-cl", head_dim))
+        heads = [t.view(t.shape[0], -1, head_dim).float() for t in (scale * q, k)]
+        return F.cross_entropy(torch.einsum("mhd,nhd->mn", *heads), labels, reduction="none")
+
+    _module(
+        monkeypatch,
+        "liger_kernel.transformers.functional",
+        liger_fused_linear_cross_entropy=liger,
+    )
+    _module(monkeypatch, "cut_cross_entropy", linear_cross_entropy=cut)
+    _module(monkeypatch, "inf_cl", cal_flash_loss=contrastive)
+    return seen
+
+
+@pytest.mark.parametrize("workload", [PAIR, CLASSES], ids=["pair", "class"])
+@pytest.mark.parametrize("name", gpu_peers.PEERS)
+def test_adapters_compute_their_formula(
+    stand_ins: list, name: str, workload: SimpleNamespace
+) -> None:
+    found = {}
+    for kind, loss in (
+        ("peer", gpu_peers.cuda_contestants(workload)[name]),
+        ("oracle", gpu_peers.oracle(workload)),
+    ):
+        assert loss is not None
+        given = inputs(workload)
+        leaves = [t.requires_grad_() for k, t in given.items() if k in ("feats", "weight")]
+        value = loss(**given)
+        found[kind] = (value.detach(), torch.autograd.grad(value, leaves))
+    (got, gradients), (want, wanted) = found["peer"], found["oracle"]
+    check_same("loss", got, want, SAME_LOSS)
+    assert float(want) > 1.0  # not a formula that is all but zero
+    for gradient, expected in zip(gradients, wanted, strict=True):
+        check_same("gradient", gradient, expected, SAME_GRADIENT)
+    (call,) = stand_ins
+    expected_calls = {
+        "liger-kernel": ("liger-kernel", None),
+        "cut-cross-entropy": ("cut-cross-entropy", "high"),
+        "cut-cross-entropy-exact": ("cut-cross-entropy", None),
+        "inf-cl": ("inf-cl", 32),  # 96 = 3 x 32
+    }
+    assert call == expected_calls[name]
+
+
+def test_inf_cl_takes_no_more_than_its_slice_of_d(stand_ins: list) -> None:
+    gpu_peers.cuda_contestants(PAIR)["inf-cl"](**inputs(PAIR, size=1024))
+    assert stand_ins == [("inf-cl", 256)]
+
+
+def test_no_peer_where_the_work_differs() -> None:
+    for loss, columns in (("uss", 100), ("uce", 100)):
+        workload = SimpleNamespace(loss=loss, columns=columns)
+        assert gpu_peers.cuda_contestants(workload) == {}
+        assert gpu_peers.oracle(workload) is None
+
+
+def test_a_missing_package_is_an_import_error_of_the_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("liger_kernel", "cut_cross_entropy", "inf_cl"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for loss in gpu_peers.cuda_contestants(PAIR).values():
+        with pytest.raises(ImportError):
+            loss(**inputs(PAIR))
+
+
+def test_versions_name_every_distribution() -> None:
+    assert set(gpu_peers.versions()) == set(gpu_peers.DISTRIBUTIONS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workload", [PAIR, CLASSES], ids=["pair", "class"])
+@pytest.mark.parametrize("name", gpu_peers.PEERS)
+def test_packages_compute_their_formula(name: str, workload: SimpleNamespace) -> None:
+    """The real ones, in bfloat16: what they round decides, not their formula."""
+    package = name.removesuffix("-exact").replace("-", "_")
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        pytest.skip(str(error))
+    given = {
+        k: v.cuda().bfloat16() if v.dim() == 2 else v.cuda()
+        for k, v in inputs(workload, size=512).items()
+    }
+    given["feats"].requires_grad_()
+    value = gpu_peers.cuda_contestants(workload)[name](**given)
+    (gradient,) = torch.autograd.grad(value, given["feats"])
+    oracle = gpu_peers.oracle(workload)
+    assert oracle is not None
+    want = oracle(**given)
+    (expected,) = torch.autograd.grad(want, given["feats"])
+    check_same("loss", value.detach(), want.detach(), 3e-2)
+    check_same("gradient", gradient, expected, 1e-1)

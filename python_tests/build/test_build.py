@@ -1,0 +1,435 @@
+"""The built extension and its surroundings: instruction sets, OpenMP, registries, the report."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from support.cases import calls, problem
+from support.helpers import PACKAGE, ROOT, TARGETS, Target, run_python
+from support.tolerances import SAME_GRADIENT, SAME_LOSS, SATURATED, SCALAR, check_same
+from torch import Tensor
+
+from unitsface_kernels import dispatch
+from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native.engine import address
+from unitsface_kernels.losses import REGISTRY, LossSpec
+
+each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+
+
+# --- what has to run here -------------------------------------------------------------------------
+
+
+def test_nothing_is_skipped_silently() -> None:
+    """The other files iterate over what is available: that has to be everything."""
+    assert set(dispatch.available("cpu")) >= {"native", "reference"}
+    found = {str(target) for target in TARGETS}
+    if torch.cuda.is_available():
+        assert found >= {"triton-cuda", "native-cuda", "native-cpu", "reference-cuda"}
+    else:
+        # Interpreted, see conftest.py.
+        assert found == {"triton-cpu", "native-cpu", "reference-cpu"}
+    for target in TARGETS:
+        assert target.runs(torch.bfloat16)
+        assert target.runs(torch.float16)
+        assert target.runs(torch.float64) == (target.backend == "reference")
+
+
+def test_registries_agree() -> None:
+    """Python, C++ and Triton know the same losses, and how each of them reduces."""
+    text = (ROOT / "csrc" / "include" / "unitsface" / "loss_list.def").read_text()
+    native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
+    kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
+    # The formula of a nearest loss is eager: it has no policy.
+    tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
+    assert kinds == {
+        name: "pair_logsumexp"
+        if (spec.reduction, spec.topology) == ("logsumexp", "pair")
+        else spec.reduction
+        for name, spec in tiled.items()
+    }
+    headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
+    # Losses that differ in their thresholds alone share a policy.
+    structs = "".join(header.read_text() for header in headers)
+    for name, spec in tiled.items():
+        body = structs.split(f"struct {native[name]} ")[1].split("\n};")[0]
+        count = re.search(r"kParameters = (\d+);", body)
+        assert count is not None
+        assert int(count[1]) == len(spec.parameters), name
+        flag = re.search(r"kPositives = (true|false);", body)
+        assert flag is None or flag[1] == str(spec.positive is not None).lower(), name
+
+    from unitsface_kernels.backends.triton.losses import (
+        POLICIES,
+        LogsumexpPairsPolicy,
+        LogsumexpPolicy,
+        SumPolicy,
+    )
+
+    assert POLICIES.keys() == tiled.keys()
+    for name, policy in POLICIES.items():
+        spec = REGISTRY[name]
+        kind = SumPolicy
+        if spec.reduction == "logsumexp":
+            kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
+        assert isinstance(policy, kind), name
+        if isinstance(policy, LogsumexpPairsPolicy):
+            assert (policy.positive is None) == (spec.positive is None), name
+    files = {path.stem for path in (PACKAGE / "losses").glob("*.py")}
+    assert files - {"__init__", "spec"} == REGISTRY.keys()
+
+
+def test_unknown_losses_are_an_error_of_the_extension() -> None:
+    native = loader.extension()
+    with pytest.raises(ValueError, match="no native policy for loss 'other'"):
+        native.cpu.sum_tile("other", [1.0], native.CpuSumTile(), 1)
+    # A loss of the other reduction is unknown as well.
+    for name, spec in REGISTRY.items():
+        if spec.reduction == "nearest":
+            continue
+        run = native.cpu.logsumexp_tile if spec.reduction == "sum" else native.cpu.sum_tile
+        tile = native.LogsumexpTile() if spec.reduction == "sum" else native.CpuSumTile()
+        with pytest.raises(ValueError, match=name):
+            run(name, [1.0] * len(spec.parameters), tile, 1)
+    for run, tile in (
+        (native.cpu.pair_negatives_tile, native.CpuPairNegatives()),
+        (native.cpu.pair_positives_tile, native.CpuPairPositives()),
+        (native.cpu.pair_gradient_tile, native.CpuPairGradient()),
+    ):
+        with pytest.raises(ValueError, match="margin_softmax"):
+            run("margin_softmax", [1.0] * 5, tile, 1)
+
+
+def test_report() -> None:
+    done = run_python("-m", "unitsface_kernels")
+    assert done.returncode == 0, done.stderr
+    for name in dispatch.BACKENDS:
+        assert re.search(rf"^ +{name} .*(available|no: )", done.stdout, re.MULTILINE), name
+    assert torch.__version__ in done.stdout
+    for isa in loader.extension().cpu.compiled_isas():
+        assert isa in done.stdout
+
+
+# --- instruction sets -----------------------------------------------------------------------------
+
+# Run by a fresh process per instruction set; prints the set and every number.
+_EVALUATE = """
+import json, sys
+sys.path.insert(0, "python_tests")
+from support.cases import problem
+from unitsface_kernels.backends.native import loader
+from unitsface_kernels.losses import REGISTRY
+
+found = {}
+for name, spec in REGISTRY.items():
+    for columns in (None, 130):
+        p = problem(spec, rows=67, columns=columns, dim=37, labels="ignored", reduction="none")
+        loss, gradients = p.evaluate("native")
+        found[f"{name} {columns} loss"] = loss.tolist()
+        found |= {f"{name} {columns} {k}": g.tolist() for k, g in gradients.items()}
+lines = open("/proc/self/maps").read().splitlines() if sys.platform == "linux" else []
+print(json.dumps([loader.extension().cpu.isa(), found, sorted({x.split()[-1] for x in lines})]))
+"""
+
+
+def _with_isa(isa: str) -> dict[str, Tensor]:
+    done = run_python("-c", _EVALUATE, UNITSFACE_CPU_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    used, found, mapped = json.loads(done.stdout)
+    assert used == isa
+    # The extension joins Torch's thread pool instead of bringing its own.
+    runtimes = [path for path in mapped if re.search(r"lib(gomp|omp|iomp)", path)]
+    assert len(runtimes) == (1 if mapped else 0), runtimes
+    return {name: torch.tensor(values) for name, values in found.items()}
+
+
+def test_instruction_sets_agree() -> None:
+    """And each maps one OpenMP runtime into the process."""
+    native = loader.extension()
+    usable, compiled = native.cpu.usable_isas(), native.cpu.compiled_isas()
+    assert "baseline" in usable
+    assert set(usable) <= set(compiled)
+    assert native.cpu.isa() == usable[0]
+    results = {isa: _with_isa(isa) for isa in usable}
+    want = results.pop("baseline")
+    for isa, found in results.items():
+        assert found.keys() == want.keys()
+        for name, values in found.items():
+            allowed = SAME_LOSS if name.endswith("loss") else SAME_GRADIENT
+            check_same(f"{isa}: {name}", values, want[name], allowed)
+
+
+def test_unknown_instruction_set() -> None:
+    """Said, not crashed on; nothing else stops working."""
+    code = """
+import torch, unitsface_kernels as uk
+from unitsface_kernels import dispatch
+print(dispatch.unavailable("native", "cpu", torch.float32))
+print(dispatch.available("cpu")[0])
+"""
+    done = run_python("-c", code, UNITSFACE_CPU_ISA="mmx")
+    assert done.returncode == 0, done.stderr
+    reason, first = done.stdout.strip().splitlines()
+    for part in ("UNITSFACE_CPU_ISA", "baseline", "mmx"):
+        assert part in reason
+    assert first == "reference"
+
+
+# --- determinism ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("columns", [None, 40], ids=["few", "columns"])
+def test_results_are_bitwise_repeatable(
+    target: Target, spec: LossSpec, reduction: str, columns: int | None
+) -> None:
+    rows = 700 if target.backend == "native" else 40
+    p = problem(spec, target.device, rows=rows, columns=columns, reduction=reduction, dim=33)
+    loss, gradients = p.evaluate(target.backend)
+    for _ in range(1 if target.interpreted else 3):
+        again, of_again = p.evaluate(target.backend)
+        assert torch.equal(again, loss)
+        for name, gradient in of_again.items():
+            assert torch.equal(gradient, gradients[name]), name
+
+
+def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **given) -> dict:
+    """One tile of a ``sum`` loss in place; everything that it accumulates."""
+    native = loader.extension()
+    n, m = product.shape
+    cosine = product.clone()
+    found = {
+        "a_loss": torch.zeros(n, dtype=torch.float64),
+        "b_loss": torch.zeros(m, dtype=torch.float64),
+        "b_dthreshold": torch.zeros(1, dtype=torch.float64),
+    }
+    held = {
+        "a_labels": torch.arange(n, dtype=torch.int32) % 5 - 1,
+        "b_labels": torch.arange(m, dtype=torch.int32) % 7 - 1,
+        "a_threshold": torch.zeros(1),
+        "b_threshold": torch.zeros(1),
+        **given,
+    }
+    tile = native.CpuSumTile(
+        product=address(cosine),
+        gradient=address(cosine),
+        n=n,
+        m=m,
+        stride=m,
+        skip=native.NO_SKIP,
+        mirrored=True,
+        **{name: address(tensor) for name, tensor in (held | found).items()},
+    )
+    native.cpu.sum_tile(loss, params, tile, threads)
+    return {**found, "gradient": cosine}
+
+
+def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    native = loader.extension()
+    n, m = product.shape
+    cosine = product.clone()
+    targets = torch.arange(n) % (2 * m) - 1
+    found = {
+        "maximum": torch.full((n,), -torch.inf),
+        "total": torch.zeros(n),
+        "target_cosine": torch.zeros(n),
+    }
+    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0}
+    tile = native.LogsumexpTile(
+        product=address(cosine), **shared, **{k: address(t) for k, t in found.items()}
+    )
+    native.cpu.logsumexp_tile(loss, params, tile, threads)
+    gradient = product.clone()
+    rows = {
+        "log_negatives": found["maximum"] + torch.log(found["total"]),
+        "negative_weight": torch.rand(n, generator=torch.Generator().manual_seed(3)),
+        "target_gradient": torch.ones(n),
+    }
+    native.cpu.logsumexp_gradient_tile(
+        loss,
+        params,
+        native.LogsumexpGradientTile(
+            product=address(gradient),
+            gradient=address(gradient),
+            **shared,
+            **{k: address(t) for k, t in rows.items()},
+        ),
+        threads,
+    )
+    return {**found, "gradient": gradient}
+
+
+def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    """Every tile of a log-sum-exp over samples, in both directions."""
+    native = loader.extension()
+    n, m = product.shape
+    found = {}
+    for side, size in (("a", n), ("b", m)):
+        found |= {
+            f"{side}_maximum": torch.full((size,), -torch.inf),
+            f"{side}_total": torch.zeros(size),
+            f"{side}_loss": torch.zeros(size),
+            f"{side}_share": torch.zeros(size),
+        }
+    labels = [torch.arange(size, dtype=torch.int32) % 7 - 1 for size in (n, m)]
+    shared = {"n": n, "m": m, "stride": m, "skip": native.NO_SKIP}
+    shared |= {"a_labels": address(labels[0]), "b_labels": address(labels[1])}
+
+    def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
+        tile = product.clone()
+        given = {name: address(tensor) for name, tensor in tensors.items()}
+        tile_arguments = getattr(native, arguments)(product=address(tile), **shared, **given)
+        getattr(native.cpu, kernel)(loss, params, tile_arguments, threads)
+        return tile
+
+    def some(*names: str) -> dict[str, Tensor]:
+        return {key: tensor for key, tensor in found.items() if key[2:] in names}
+
+    run("pair_negatives_tile", "CpuPairNegatives", some("maximum", "total"))
+    log_negatives = {
+        f"{side}_log_negatives": found[f"{side}_maximum"] + torch.log(found[f"{side}_total"])
+        for side in "ab"
+    }
+    run("pair_positives_tile", "CpuPairPositives", some("loss", "share") | log_negatives)
+    gradient = product.clone()
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        f"{side}_{kind}_weight": torch.rand(size, generator=generator)
+        for side, size in (("a", n), ("b", m))
+        for kind in ("negative", "positive")
+    }
+    run("pair_gradient_tile", "CpuPairGradient", log_negatives | weights | {"gradient": gradient})
+    if REGISTRY[loss].positive is None:
+        found = some("maximum", "total")
+    return {**found, "gradient": gradient}
+
+
+def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+    native = loader.extension()
+    n, m = product.shape
+    cosine, targets, k = product.clone(), torch.arange(n) % (2 * m) - 1, 5
+    found = {
+        "best": torch.full((n, k), -torch.inf),
+        "position": torch.full((n, k), -1, dtype=torch.int32),
+        "target_cosine": torch.zeros(n),
+    }
+    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0, "k": k}
+    addresses = {name: address(tensor) for name, tensor in found.items()}
+    tile = native.NearestTile(product=address(cosine), **shared, **addresses)
+    native.cpu.nearest_tile(tile, threads)
+    return found
+
+
+@each_loss
+def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
+    """Library products may; everything of the extension may not."""
+    product = 2 * torch.rand(201, 333) - 1
+    run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
+    if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
+        run = _pair_tiles
+    params = list(spec.pack(spec.defaults()))
+    want = run(spec.name, params, product, 1)
+    assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
+    for threads in (2, 3, 7):
+        for name, tensor in run(spec.name, params, product, threads).items():
+            assert torch.equal(tensor, want[name]), f"{name} with {threads} threads"
+
+
+# --- scalar functions -----------------------------------------------------------------------------
+
+
+def _range() -> Tensor:
+    """Arguments of both signs, from tiny to where the exponent saturates."""
+    magnitudes = torch.logspace(-30, 2, 3000).clamp(max=SATURATED)
+    dense = torch.linspace(-SATURATED, SATURATED, 20_000)
+    return torch.cat([-magnitudes, magnitudes, dense, torch.zeros(1)])
+
+
+def _worst(got: Tensor, want: Tensor) -> float:
+    return float(((got.double() - want) / want).abs().max())
+
+
+def test_softplus_and_sigmoid() -> None:
+    """Through a column of one-element rows: s = 1, m = 0, b = 0 makes the loss softplus(c)."""
+    z = _range()
+    labels = {"a_labels": torch.zeros(len(z), dtype=torch.int32)}
+    labels["b_labels"] = torch.ones(1, dtype=torch.int32)
+    found = _sum_tile("uss", [1.0, 0.0], z[:, None].contiguous(), 1, **labels)
+    exact = z.double()
+    softplus = torch.where(exact > 0, exact, 0.0) + torch.log1p(torch.exp(-exact.abs()))
+    sigmoid = torch.where(exact > 0, 1.0, torch.exp(exact)) / (1 + torch.exp(-exact.abs()))
+    assert _worst(found["a_loss"], softplus) < SCALAR
+    # Both directions of a pair.
+    assert _worst(found["gradient"][:, 0], 2 * sigmoid) < SCALAR
+
+
+def test_softplus_of_saturated_arguments() -> None:
+    z = torch.tensor([100.0, 1e4, 1e30, torch.inf, -100.0, -1e4, -1e30, -torch.inf, torch.nan])
+    labels = {"a_labels": torch.zeros(9, dtype=torch.int32)}
+    labels["b_labels"] = torch.ones(1, dtype=torch.int32)
+    found = _sum_tile("uss", [1.0, 0.0], z[:, None].contiguous(), 1, **labels)
+    loss, slope = found["a_loss"], found["gradient"][:, 0] / 2
+    assert torch.equal(loss[:4], z[:4].double())
+    assert torch.equal(slope[:4], torch.ones(4))
+    assert bool((loss[4:8].abs() < 1e-37).all())
+    assert bool((slope[4:8].abs() < 1e-37).all())
+    assert bool(loss[8].isnan())
+    assert bool(slope[8].isnan())
+
+
+def test_exp() -> None:
+    """Through the sum over one negative, whose maximum so far is 0."""
+    native = loader.extension()
+    z = -_range().abs()
+    total, maximum = torch.zeros_like(z), torch.zeros_like(z)
+    cosine, target_cosine = z.clone(), torch.zeros_like(z)
+    targets = torch.full((len(z),), -2)
+    native.cpu.logsumexp_tile(
+        "margin_softmax",
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        native.LogsumexpTile(
+            product=address(cosine),
+            n=len(z),
+            m=1,
+            stride=1,
+            targets=address(targets),
+            start=0,
+            maximum=address(maximum),
+            total=address(total),
+            target_cosine=address(target_cosine),
+        ),
+        1,
+    )
+    assert torch.equal(maximum, torch.zeros_like(z))
+    assert _worst(total, torch.exp(z.double())) < SCALAR
+
+
+def test_large_offsets_of_a_tile() -> None:
+    """Targets and positions are 64-bit: a shard's first column may lie beyond 2^31."""
+    native = loader.extension()
+    far = 2**33
+    product = torch.tensor([[0.5, -0.25, 0.75]])
+    found = [torch.tensor([-torch.inf]), torch.zeros(1), torch.zeros(1)]
+    targets = torch.tensor([far + 2])
+    native.cpu.logsumexp_tile(
+        "margin_softmax",
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        native.LogsumexpTile(
+            product=address(product),
+            n=1,
+            m=3,
+            stride=3,
+            targets=address(targets),
+            start=far,
+            maximum=address(found[0]),
+            total=address(found[1]),
+            target_cosine=address(found[2]),
+        ),
+        1,
+    )
+    assert found[2].item() == 0.75
+    assert found[0].item() == 0.5

@@ -1,0 +1,171 @@
+"""The rules of the layers that a search of the sources can check."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from support.helpers import PACKAGE, ROOT
+
+import unitsface_kernels
+from unitsface_kernels import dispatch, modules
+from unitsface_kernels.losses import REGISTRY
+
+CSRC = ROOT / "csrc"
+
+
+# They measure the native backend from inside.
+TUNES_INTERNALS = {"bench/tile_sizes.py", "bench/breakdown.py"}
+
+
+def _sources(folder: Path, *suffixes: str) -> list[Path]:
+    found = [path for path in folder.rglob("*") if path.suffix in suffixes]
+    assert found, f"nothing to search in {folder}"
+    return found
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_no_torch_header_in_csrc() -> None:
+    for path in _sources(CSRC, ".h", ".cpp", ".cu", ".cuh"):
+        for line in path.read_text().splitlines():
+            if line.lstrip().startswith("#include"):
+                assert not re.search(r"torch|ATen|c10", line), f"{_name(path)}: {line}"
+
+
+def test_policies_need_neither_framework_nor_runtime() -> None:
+    for path in _sources(CSRC / "include", ".h"):
+        for line in path.read_text().splitlines():
+            if line.lstrip().startswith("#include"):
+                assert not re.search(r"pybind11|cuda|Python\.h", line), f"{_name(path)}: {line}"
+
+
+def test_only_one_header_knows_python() -> None:
+    binding = [
+        _name(path)
+        for path in _sources(CSRC, ".h", ".cpp", ".cu")
+        if "include <pybind11" in path.read_text()
+    ]
+    assert binding == ["csrc/fields.h"]
+
+
+def test_only_validate_raises_for_user_mistakes() -> None:
+    """ValueError and TypeError elsewhere: only the answer to a backend that cannot run."""
+    allowed = {_name(path) for path in _sources(PACKAGE / "validate", ".py")}
+    allowed.add("unitsface_kernels/dispatch.py")
+    for path in _sources(PACKAGE, ".py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Raise) or node.exc is None:
+                continue
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            if isinstance(raised, ast.Name) and raised.id in ("ValueError", "TypeError"):
+                assert _name(path) in allowed, f"{_name(path)}:{node.lineno} raises {raised.id}"
+    source = (PACKAGE / "dispatch.py").read_text()
+    assert source.count("raise ") == 1
+
+
+@pytest.mark.parametrize("folder", ["train", "bench"])
+def test_applications_import_only_the_public_api(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        if _name(path) in TUNES_INTERNALS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{_name(path)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert not alias.name.startswith("unitsface_kernels."), where
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                assert not node.module.startswith("unitsface_kernels."), where
+                if node.module == "unitsface_kernels":
+                    for alias in node.names:
+                        assert alias.name in unitsface_kernels.__all__, f"{where}: {alias.name}"
+
+
+def _mentions(path: Path) -> list[str]:
+    """Names of losses and of their policies in a source, comments left out."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        # Names and strings of the code; docstrings and comments may explain.
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                body[0] = ast.Pass()
+        text = ast.unparse(tree)
+    else:
+        text = re.sub(r"//.*|/\*.*?\*/", "", text)
+    words = set(re.findall(r"[A-Za-z0-9]+", re.sub(r"_", "", text).lower()))
+    return [name for name in REGISTRY if name.replace("_", "") in words]
+
+
+def _is_kernel(path: Path) -> bool:
+    """Tests of kernels name the policies that they run."""
+    return not path.stem.startswith("test_")
+
+
+# Everything that must not know a loss: it meets them in the registry or in loss_list.def only.
+LOSS_FREE = [
+    *(path for path in _sources(PACKAGE / "backends" / "streaming", ".py")),
+    *(path for path in _sources(PACKAGE / "backends" / "native", ".py")),
+    *(path for path in (PACKAGE / "backends" / "triton").glob("*.py")),
+    *(path for path in (PACKAGE / "backends" / "triton" / "kernels").glob("*.py")),
+    *(path for path in _sources(CSRC / "cpu", ".h", ".cpp")),
+    *(path for path in _sources(CSRC / "cuda", ".h", ".cpp", ".cu", ".cuh") if _is_kernel(path)),
+    CSRC / "module.cpp",
+    *(path for path in (CSRC / "include" / "unitsface").glob("*.h") if path.stem != "losses"),
+    PACKAGE / "backends" / "reference.py",
+    PACKAGE / "losses" / "spec.py",
+    PACKAGE / "ops.py",
+    PACKAGE / "dispatch.py",
+    *(path for path in _sources(PACKAGE / "validate", ".py")),
+]
+
+
+@pytest.mark.parametrize("path", LOSS_FREE, ids=_name)
+def test_no_loss_outside_its_own_files(path: Path) -> None:
+    assert _mentions(path) == []
+
+
+def test_the_search_for_losses_finds_them() -> None:
+    for name in REGISTRY:
+        assert name in _mentions(PACKAGE / "losses" / f"{name}.py")
+        if REGISTRY[name].triplet is None:
+            assert name in _mentions(CSRC / "include" / "unitsface" / "loss_list.def")
+        assert name in _mentions(PACKAGE / "losses" / "__init__.py")
+
+
+def test_files_are_readable_in_one_sitting() -> None:
+    """Files stay near 400 lines."""
+    for folder in (PACKAGE, CSRC, ROOT / "python_tests"):
+        for path in _sources(folder, ".py", ".h", ".cpp", ".cu", ".cuh", ".def"):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 450, f"{_name(path)} has {lines} lines"
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for name in unitsface_kernels.__all__:
+        value = getattr(unitsface_kernels, name)
+        if callable(value):
+            assert value.__doc__, name
+    for spec in REGISTRY.values():
+        assert spec.function in unitsface_kernels.__all__
+        assert spec.source
+    classes = {**modules.CLASS_LOSSES, **modules.PAIR_LOSSES}
+    for cls in classes.values():
+        assert cls.__name__ in unitsface_kernels.__all__
+
+
+def test_defaults_of_functions_are_those_of_the_registry() -> None:
+    """One source for the eager formula, the tests and the documentation tables."""
+    for spec in REGISTRY.values():
+        signature = inspect.signature(getattr(unitsface_kernels, spec.function))
+        for name, value in spec.defaults().items():
+            assert signature.parameters[name].default == value, f"{spec.function}: {name}"
+        assert signature.parameters["backend"].default == "auto"
+        assert signature.parameters["reduction"].default == "mean"
+    assert set(dispatch.BACKENDS) == {"reference", "native", "triton"}

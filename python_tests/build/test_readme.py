@@ -1,0 +1,159 @@
+"""README and docs/ are right: the table comes from the registry, snippets run and agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.ranks import run_ranks
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+import unitsface_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(page: str = "README.md") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_support_table_is_generated_from_the_registry() -> None:
+    result = subprocess.run(
+        [sys.executable, "docs/support_table.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_first_snippet_equals_the_eager_code_it_replaces() -> None:
+    fused, eager = snippets()[:2]
+    torch.manual_seed(0)
+    values = {"feats": torch.randn(60, 32), "labels": torch.randint(0, 12, (60,))}
+    found = []
+    for code in (fused, eager):
+        names = {
+            "F": F,
+            "torch": torch,
+            "labels": values["labels"],
+            "feats": values["feats"].clone().requires_grad_(),
+            "b": torch.tensor(20.0, requires_grad=True),
+        }
+        exec(code, names)
+        found.append((names["loss"].detach(), names["feats"].grad, names["b"].grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_snippet_runs() -> None:
+    names = {
+        "num_classes": 5,
+        "backbone": torch.nn.Linear(7, 512),
+        "images": torch.randn(6, 7),
+        "labels": torch.arange(6) % 5,
+    }
+    exec(snippets()[2], names)
+    assert names["loss"].isfinite()
+    feats = names["backbone"](names["images"])
+    first = unitsface_kernels.uss_threshold_init(feats, names["labels"])
+    assert names["threshold"].item() == pytest.approx(float(first) / 64)
+
+
+def test_the_memory_snippet_runs() -> None:
+    names = {
+        "num_identities": 5,
+        "feats": torch.randn(6, 512),
+        "labels": torch.arange(6) % 5,
+    }
+    exec(snippets()[3], names)
+    assert names["loss"].isfinite()
+    assert torch.equal(names["memory"].labels, torch.arange(5))
+
+
+def test_the_partial_fc_snippet_runs() -> None:
+    names = {
+        "backbone": torch.nn.Linear(7, 512),
+        "images": torch.randn(6, 7),
+        "labels": torch.arange(6),
+        # Of one process without a group.
+        "DistributedDataParallel": lambda module: module,
+    }
+    code = snippets()[4]
+    assert "num_classes=10_000_000" in code
+    exec(code.replace("10_000_000", "1000"), names)
+    before = names["head"].weight.detach().clone()
+    names["loss"].backward()
+    assert names["head"].weight.grad is None
+    moved = (names["head"].weight != before).any(dim=1)
+    # Without momentum or decay, of those drawn the ones with a gradient: at least the batch's.
+    assert moved[:6].all()
+    assert moved.sum() <= 100
+
+
+def test_the_metrics_snippet_runs(capsys: pytest.CaptureFixture) -> None:
+    names = {
+        "feats": torch.randn(40, 16),
+        "labels": torch.arange(40) % 8,
+        "b": torch.tensor(20.0),
+    }
+    exec(snippets()[5], names)
+    assert names["rates"].tar.shape == (3,)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_metric_learning_snippet_runs() -> None:
+    names = {
+        "embeddings": torch.randn(8, 512, requires_grad=True),
+        "labels": torch.arange(8) % 4,
+        "others": torch.randn(6, 512),
+        "other_labels": torch.arange(6) % 4,
+    }
+    (code,) = snippets("docs/metric_learning.md")
+    exec(code, names)
+    names["loss"].backward()
+    assert names["embeddings"].grad.isfinite().all()
+
+
+def _in_your_own_trainer(rank: int, path: str) -> float:
+    torch.manual_seed(0)
+    names = {
+        name: getattr(unitsface_kernels, name)
+        for name in ("PartialFC", "SampledSGD", "clip_grad_norm_")
+    }
+    names |= {
+        "ShardedGradScaler": ShardedGradScaler,
+        "DistributedDataParallel": DistributedDataParallel,
+        "backbone": torch.nn.Linear(7, 512),
+        "images": torch.randn(6, 7),
+        "labels": torch.arange(6) + 500 * rank,
+    }
+    step, checkpoint = snippets("docs/distributed.md")
+    step = step.replace("10_000_000", "1000").replace('device="cuda"', 'device="cpu"')
+    exec(step, names)
+    weight = names["head"].weight.detach().clone()
+    exec(checkpoint, names | {"path": path, "step": 3})
+    assert torch.equal(names["head"].weight, weight)
+    return float(weight[:6].std())
+
+
+def test_the_distributed_snippets_run(tmp_path: Path) -> None:
+    spread = run_ranks(2, _in_your_own_trainer, str(tmp_path / "last"))
+    # Initial weights have 0.01, and the batch's classes have moved.
+    assert all(0.0101 < of_rank < 1.0 for of_rank in spread)
+
+
+def test_make_targets_that_the_readme_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"`?\bmake (\w[\w-]*)`?", README)) - {"sure"}
+    assert {"demo", "test", "bench"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target

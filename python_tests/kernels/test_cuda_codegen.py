@@ -1,0 +1,254 @@
+"""The CUDA code, on machines without a GPU: what was compiled, and what its kernels compute.
+
+The first part reads the built extension with cuobjdump. The second part compiles the kernels as
+C++ and runs them thread by thread (csrc/cuda/emulation).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+LARGEST_REGISTERS = 255
+
+# Kernels, as they are named in mangled symbols: once per policy, per element type, or once.
+SUM_KERNELS = ("sum_tile_kernel",)
+LOGSUMEXP_KERNELS = ("logsumexp_tile_kernel", "logsumexp_gradient_kernel", "positive_rows_kernel")
+PAIR_KERNELS = (
+    "pair_negatives_rows_kernel",
+    "pair_negatives_columns_kernel",
+    "pair_gradient_kernel",
+)
+# Only of policies in which positives take part.
+PAIR_POSITIVE_KERNELS = ("pair_positives_rows_kernel", "pair_positives_columns_kernel")
+ROW_KERNELS = ("unit_rows_kernel", "unit_rows_backward_kernel")
+OTHER_KERNELS = (
+    "add_partials_kernel",
+    "merge_partials_kernel",
+    "fold_partials_kernel",
+    "nearest_tile_kernel",
+    "permuted_kernel",
+)
+UPDATE_RULES = ("Sgd", "MomentumSgd", "AdamW")
+ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    arch: str
+    name: str
+    registers: int
+    stack: int
+    local: int
+
+
+def find_extension() -> Path | None:
+    spec = importlib.util.find_spec("unitsface_kernels")
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    found = [path for folder in folders for path in sorted(Path(folder).glob("_native*.so"))]
+    return found[0] if found else None
+
+
+def find_cuobjdump() -> str | None:
+    beside = []
+    if nvcc := shutil.which("nvcc"):
+        beside.append(Path(nvcc).resolve().parent)
+    if home := os.environ.get("CUDA_HOME"):
+        beside.append(Path(home) / "bin")
+    # find_spec does not run Triton.
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin:
+        beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    candidates = [shutil.which("cuobjdump"), *(shutil.which("cuobjdump", path=p) for p in beside)]
+    return next((path for path in candidates if path), None)
+
+
+def parse_resource_usage(text: str) -> list[Kernel]:
+    """Kernels of the output of ``cuobjdump -res-usage``, one list over all architectures."""
+    kernels, arch, name = [], None, None
+    for line in text.splitlines():
+        if match := re.search(r"arch\s*=\s*(sm_\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function\s+(\S+?):\s*$", line):
+            name = match[1]
+        elif name is not None and (usage := dict(re.findall(r"(\w+):(\d+)", line))):
+            assert arch is not None, f"no architecture before {name}"
+            kernels.append(
+                Kernel(arch, name, int(usage["REG"]), int(usage["STACK"]), int(usage["LOCAL"]))
+            )
+            name = None
+    return kernels
+
+
+def wasteful(kernels: list[Kernel]) -> list[Kernel]:
+    return [
+        kernel
+        for kernel in kernels
+        if kernel.stack or kernel.local or kernel.registers > LARGEST_REGISTERS
+    ]
+
+
+def policies(macro: str) -> list[str]:
+    text = (SOURCES / "include" / "unitsface" / "loss_list.def").read_text()
+    return re.findall(rf"^{macro}\(\w+,\s*(\w+)\)", text, re.MULTILINE)
+
+
+def has_positives(policy: str) -> bool:
+    headers = (SOURCES / "include" / "unitsface" / "losses").glob("*.h")
+    body = next(t for t in map(Path.read_text, headers) if f"struct {policy} " in t)
+    return "kPositives = true" in body.split(f"struct {policy} ")[1].split("\n};")[0]
+
+
+def expected_kernels() -> list[tuple[str, str]]:
+    """(kernel, policy or element type) as both appear in a mangled name."""
+    expected = [(name, "") for name in OTHER_KERNELS]
+    for macro, names in (
+        ("UF_SUM_LOSS", SUM_KERNELS),
+        ("UF_LOGSUMEXP_LOSS", LOGSUMEXP_KERNELS),
+        ("UF_PAIR_LOGSUMEXP_LOSS", PAIR_KERNELS),
+    ):
+        expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
+    expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
+    expected += [
+        ("update_rows_kernel", f"{len(rule)}{rule}ELi{group}E")
+        for rule in UPDATE_RULES
+        for group in (1, 4)
+    ]
+    expected += [
+        (name, f"{len(policy)}{policy}E")
+        for policy in policies("UF_PAIR_LOGSUMEXP_LOSS")
+        if has_positives(policy)
+        for name in PAIR_POSITIVE_KERNELS
+    ]
+    return expected + [(name, f"I{kind}L") for name in ROW_KERNELS for kind in ELEMENT_TYPES]
+
+
+def missing(kernels: list[Kernel]) -> list[tuple[str, str, str]]:
+    """(arch, kernel, policy) that are expected for every architecture of the build."""
+    archs = sorted({kernel.arch for kernel in kernels})
+    return [
+        (arch, name, argument)
+        for arch in archs
+        for name, argument in expected_kernels()
+        if not any(
+            kernel.arch == arch and f"{len(name)}{name}" in kernel.name and argument in kernel.name
+            for kernel in kernels
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    extension = find_extension()
+    if extension is None:
+        pytest.skip("the extension is not built")
+    tool = find_cuobjdump()
+    if tool is None:
+        pytest.skip("no cuobjdump on PATH, next to nvcc or in triton")
+    run = subprocess.run([tool, "-res-usage", str(extension)], capture_output=True, text=True)
+    found = [k for k in parse_resource_usage(run.stdout) if "unitsface" in k.name]
+    if not found and "does not contain device code" in run.stdout + run.stderr:
+        pytest.skip("the package was built without CUDA")
+    assert found, f"cuobjdump found no kernels: {run.stdout[-2000:]}{run.stderr[-2000:]}"
+    return found
+
+
+def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> None:
+    assert not missing(kernels)
+    wanted = os.environ.get("UNITSFACE_CUDA_ARCHS")
+    if wanted:
+        archs = {kernel.arch for kernel in kernels}
+        assert {f"sm_{arch}" for arch in re.findall(r"\d+\w*", wanted)} <= archs
+
+
+def test_no_stack_no_spills(kernels: list[Kernel]) -> None:
+    assert not wasteful(kernels)
+
+
+USAGE = """
+Fatbin elf code:
+================
+arch = sm_90
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function {name}:
+  REG:32 STACK:{stack} SHARED:2048 LOCAL:0 CONSTANT[0]:560 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def test_the_checks_can_fail() -> None:
+    name = "_ZN9unitsface4cuda21merge_partials_kernelEPKfllPfS3_"
+    good = parse_resource_usage(USAGE.format(name=name, stack=0))
+    bad = parse_resource_usage(USAGE.format(name=name, stack=16))
+    assert good == [Kernel("sm_90", name, registers=32, stack=0, local=0)]
+    assert not wasteful(good)
+    assert wasteful(bad) == bad
+    absent = {name for _, name, _ in missing(good)}
+    assert "sum_tile_kernel" in absent
+    assert "merge_partials_kernel" not in absent
+
+
+def cuda_headers() -> Path | None:
+    roots = [Path(home) for home in [os.environ.get("CUDA_HOME")] if home]
+    if nvcc := shutil.which("nvcc"):
+        roots.append(Path(nvcc).resolve().parent.parent)
+    roots.append(Path("/usr/local/cuda"))
+    folders = [root / "include" for root in roots]
+    return next((folder for folder in folders if (folder / "cuda_fp16.h").exists()), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sum_tile", []),
+        ("logsumexp_tile", []),
+        ("logsumexp_pairs_tile", []),
+        ("nearest_tile", []),
+        ("unit_rows", []),
+        ("histogram_tile", []),
+        ("permuted", []),
+        ("update_rows", []),
+        pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_compute_what_loops_compute(
+    name: str, arguments: list[str], tmp_path: Path
+) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    headers = cuda_headers()
+    if compiler is None or headers is None or os.uname().sysname != "Linux":
+        pytest.skip("needs a C++ compiler, CUDA's headers and Linux")
+    folder = SOURCES / "cuda"
+    # Accesses out of bounds or out of alignment abort.
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags = [
+        *sanitize,
+        "-O1",
+        "-std=c++17",
+        f"-I{SOURCES}",
+        f"-I{SOURCES / 'include'}",
+        "-isystem",
+        headers,
+    ]
+    emulated = ["-include", folder / "emulation" / "cuda_emulation.h", "-x", "c++"]
+    kernels, main, program = (tmp_path / name for name in ("kernels.o", "main.o", "test"))
+    source, test = folder / f"{name}.cu", folder / "emulation" / f"test_{name}.cpp"
+    compilations = [
+        subprocess.Popen([compiler, *flags, *emulated, "-c", source, "-o", kernels]),
+        subprocess.Popen([compiler, *flags, "-c", test, "-o", main]),
+    ]
+    assert [process.wait() for process in compilations] == [0, 0]
+    subprocess.run([compiler, *flags, main, kernels, "-o", program], check=True)
+    run = subprocess.run([program, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]

@@ -1,0 +1,160 @@
+"""The comparison of losses: which ones, on whom, and what its report says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.training import write_faces
+
+import unitsface_kernels as uk
+from train import compare_losses, report
+from train.errors import DivergedError, UserError, exit_code
+from train.evaluation.verification import Verification
+from train.run_folder import read_metrics
+
+RESULT = Verification(
+    pairs=10,
+    positives=4,
+    accuracy=0.8,
+    accuracy_std=0.01,
+    auc=0.9,
+    tar_at_far={"0.01": 0.5, "0.1": 0.75},
+    threshold=None,
+    accuracy_at_threshold=None,
+    best_threshold=0.3,
+)
+ABOUT = {
+    "model": "iresnet18 at 16 x 16",
+    "epochs": 3,
+    "data": "orl",
+    "train_identities": 30,
+    "train_images": 300,
+    "test_identities": 10,
+    "test_images": 100,
+}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_entries_name_registered_losses_and_are_many() -> None:
+    found = {entry: compare_losses.find_losses(entry) for entry in compare_losses.ENTRIES}
+    assert len(found) >= 8
+    assert None not in found.values()
+    assert found["uss"] == ("none", "uss")
+    assert found["cosface+pair_bce"] == ("cosface", "pair_bce")
+    for name in uk.CLASS_LOSSES:
+        assert compare_losses.find_losses(name) == (name, "none")
+    for wrong in ("", "bigface", "uss+cosface", "cosface+", "cosface+arcface", "cosface+none"):
+        assert compare_losses.find_losses(wrong) is None
+
+
+def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "losses"
+    names = ["class_bce", "sphereface2+uss"]
+    assert compare_losses.run(["--quick", "--out", str(out), "--only", *names]) == 0
+    values = json.loads((out / "report.json").read_text())
+    assert values["smoke"] is True
+    assert list(values["results"]) == names
+    assert (values["train_identities"], values["test_identities"]) == (30, 10)
+    for (figures,) in values["results"].values():
+        assert (figures["pairs"], figures["positives"]) == (4950, 450)
+    assert values["results"]["class_bce"][0]["threshold"] is None
+    (both,) = values["results"]["sphereface2+uss"]
+    # USS's own, though SphereFace2 has one too.
+    assert both["threshold"] == read_metrics(out / "sphereface2+uss-0")[-1]["threshold"]
+    assert both["accuracy_at_threshold"] is not None
+    printed = capsys.readouterr().out
+    for path in (out / "report.md", out / report.LOSSES_TABLE):
+        text = path.read_text()
+        assert "Smoke run" in text
+        assert "seed 0." in text
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert [cells(row)[0] for row in rows[2:]] == names
+        assert all(row in printed for row in rows)
+    assert not list(out.glob("*/checkpoints"))
+    section = report.other_losses(out / report.LOSSES_TABLE, tmp_path / "demo")
+    assert (out / report.LOSSES_TABLE).read_text().strip() in section
+    assert "](../losses/report.md)" in section
+
+
+def test_any_folder_of_images_can_be_compared_on(tmp_path: Path) -> None:
+    out, data = tmp_path / "losses", write_faces(tmp_path / "my faces", identities=6, images=4)
+    given = ["--data", str(data), "--holdout", "2", "--quick", "--only", "uss"]
+    assert compare_losses.run([*given, "--out", str(out)]) == 0
+    values = json.loads((out / "report.json").read_text())
+    assert (values["train_identities"], values["test_images"]) == (4, 8)
+    assert "AT&T" not in (out / "report.md").read_text()
+
+
+def test_table_has_mean_and_spread_over_seeds_and_keeps_what_did_not_diverge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[tuple[str, str]] = []
+
+    def made_up(entry: str, arguments: list[str], folder: Path) -> Any:
+        runs.append((entry, folder.name))
+        seed = int("run.seed=1" in arguments)
+        if entry == "uss" and seed == 1:
+            raise DivergedError("the loss is nan at step 7")
+        learned = 0.3 if entry == "uce" else None
+        return replace(
+            RESULT, auc=0.9 + 0.02 * seed, threshold=learned, accuracy_at_threshold=learned
+        ), ABOUT
+
+    monkeypatch.setattr(compare_losses, "run_one", made_up)
+    given = ["--out", str(tmp_path), "--seeds", "2", "--only", "uss", "uce", "uss"]
+    assert compare_losses.run(given) == 0
+    assert runs == [("uss", "uss-0"), ("uss", "uss-1"), ("uce", "uce-0"), ("uce", "uce-1")]
+    text = (tmp_path / "report.md").read_text()
+    assert "Smoke run" not in text
+    assert "seeds 0 to 1" in text
+    assert "- uss, seed 1: the loss is nan at step 7\n" in text
+    uss, uce = [line for line in text.splitlines() if line.startswith("| u")]
+    assert cells(uss) == ["uss (1 diverged)", "0.800", "0.900", "0.500", "0.750", "-", "-"]
+    # Deviation of 0.90 and 0.92 about their mean, with one degree of freedom lost.
+    assert cells(uce)[2] == "0.910 ± 0.014"
+    assert cells(uce)[5:] == ["0.300 ± 0.000"] * 2
+
+
+def test_comparison_in_which_everything_diverged_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> Any:
+        raise DivergedError("the loss is nan at step 1")
+
+    monkeypatch.setattr(compare_losses, "run_one", diverge)
+    with pytest.raises(UserError, match="every run diverged"):
+        compare_losses.run(["--out", str(tmp_path), "--only", "uss"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "bigface"], "--only: expected a class loss .*cosface.*uss.*got 'bigface'"),
+        (["--only", "uss+uce"], "got 'uss\\+uce'"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--data", "faces"], "--data needs --holdout"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--out", str(tmp_path / "out"), *arguments]
+    with pytest.raises(UserError, match=message):
+        compare_losses.run(given)
+    assert exit_code(lambda: compare_losses.run(given)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""Losses across a process group: collectives, agreement, pair losses and partial FC."""

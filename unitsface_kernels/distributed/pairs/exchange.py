@@ -1,0 +1,121 @@
+"""How the features of other ranks come here: all at once, or a half batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+from torch import Tensor
+
+from ...backends.streaming.ranks import Blocks
+from ..collectives import Group, own_rank, start_gather_rows, start_pass_on
+
+EXCHANGES = ("auto", "gather", "ring")
+#: Features of all ranks up to this size are gathered by "auto": one collective instead of
+#: 2 (W - 1) messages, each of which would be short.
+LARGEST_GATHER = 64 * 2**20
+
+
+def takes_ring(exchange: str, counts: Sequence[int], feats: Tensor) -> bool:
+    """What "auto" stands for, the same on every rank."""
+    if exchange != "auto":
+        return exchange == "ring"
+    return sum(counts) * feats.shape[1] * feats.element_size() > LARGEST_GATHER
+
+
+def slot(rows: Tensor, count: int) -> Tensor:
+    """Memory for ``count`` remote rows."""
+    return rows.new_empty((count, rows.shape[1]))
+
+
+class Exchange:
+    """The other ranks of a call; see ``backends.streaming.ranks.Ranks``.
+
+    Args:
+        rows: (n, D) features of this rank, contiguous.
+        counts: rows of every rank.
+        group: the ranks.
+        ring: pass half batches around instead of gathering all of them.
+        gathered: (T, D) features of all ranks, if an earlier pass has gathered them.
+    """
+
+    counted: Tensor
+    weights: Tensor | None = None
+
+    def __init__(
+        self,
+        rows: Tensor,
+        counts: Sequence[int],
+        group: Group,
+        ring: bool,
+        gathered: Tensor | None = None,
+    ) -> None:
+        self._rows = rows
+        self._counts = counts
+        self._group = group
+        self._ring = ring
+        self._rank = own_rank(group)
+        self._starts = [0, *accumulate(counts)]
+        #: Set by the first pass that gathers.
+        self.gathered = gathered
+
+    @property
+    def start(self) -> int:
+        """Place of the own rows among those of all ranks."""
+        return self._starts[self._rank]
+
+    def gather(self, own: Tensor) -> Tensor:
+        return start_gather_rows(own, self._counts, self._group)()
+
+    def blocks(self) -> Blocks:
+        if self._ring:
+            return self._passed_on()
+        if self.gathered is not None:
+            return self._of_gathered(None)
+        return self._of_gathered(start_gather_rows(self._rows, self._counts, self._group))
+
+    def _of_gathered(self, finish: Callable[[], Tensor] | None) -> Blocks:
+        """What lies before and after the own rows: at most two blocks, whatever the ranks."""
+        if finish is not None:
+            self.gathered = finish()
+        assert self.gathered is not None
+        total, end = self._starts[-1], self._starts[self._rank + 1]
+        for place in (slice(0, self.start), slice(end, total)):
+            if place.start < place.stop:
+                yield place, self.gathered[place]
+
+    def _passed_on(self) -> Blocks:
+        """Batches from one rank to the next, all their first halves before their second halves.
+
+        Two slots of half a batch: while one is computed with, and sent on, the other receives. So
+        what a rank holds of others is never more than the largest batch.
+        """
+        size = len(self._counts)
+        steps = [(half, distance) for half in (0, 1) for distance in range(1, size)]
+        places = [self._half((self._rank - distance) % size, half) for half, distance in steps]
+        largest = (max(self._counts) + 1) // 2
+        slots = [slot(self._rows, largest) for _ in steps[:2]]
+        received = [slots[k % 2][: place.stop - place.start] for k, place in enumerate(places)]
+
+        def start(step: int) -> Callable[[], None]:
+            half, distance = steps[step]
+            sent = received[step - 1]
+            if distance == 1:
+                place = self._half(self._rank, half)
+                sent = self._rows[place.start - self.start : place.stop - self.start]
+            return start_pass_on(sent, received[step], self._group)
+
+        def blocks(pending: Callable[[], None]) -> Blocks:
+            for step, place in enumerate(places):
+                pending()
+                if step + 1 < len(steps):
+                    pending = start(step + 1)
+                if place.start < place.stop:
+                    yield place, received[step]
+
+        return blocks(start(0))
+
+    def _half(self, rank: int, half: int) -> slice:
+        start, end = self._starts[rank], self._starts[rank + 1]
+        middle = start + (end - start + 1) // 2
+        return slice(middle, end) if half else slice(start, middle)

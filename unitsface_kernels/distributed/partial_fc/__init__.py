@@ -1,0 +1,34 @@
+"""Partial FC: class weights sharded over ranks, of which a step takes a sample."""
+
+from ...validate.checkpoint import UNREADABLE
+from .checkpoint import (
+    is_checkpoint,
+    load_checkpoint,
+    read_extra,
+    read_saved,
+    save_checkpoint,
+)
+from .clipping import clip_grad_norm_
+from .module import SHARDABLE, PartialFC
+
+__all__ = [
+    "SHARDABLE",
+    "UNREADABLE",
+    "PartialFC",
+    "clip_grad_norm_",
+    "export_class_weights",
+    "is_checkpoint",
+    "load_checkpoint",
+    "read_extra",
+    "read_saved",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Training does without ``export_class_weights`` and what it imports."""
+    if name == "export_class_weights":
+        from .class_weights import export_class_weights
+
+        return export_class_weights
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,114 @@
+"""An optimizer's step on the class weights, tile by tile as their gradient appears.
+
+The gradient of the weights is never stored. The update is made either within the backward pass,
+or by ``optimizer.step()``, which computes the gradient of each tile again: for whatever must be
+known before any weight moves, such as a loss scale that overflowed or the norm of all gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import dispatch, validate
+from ...backends.streaming import Call, ColumnSink, Gradients
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A backward pass whose gradient of the columns is still to be computed."""
+
+    call: Call
+    backend: str
+    state: Tensor
+    weights: Tensor
+
+
+class Fusion:
+    """Ties a parameter to the optimizer that owns its step.
+
+    Attributes:
+        parameter: (m, D) class weights of the shard.
+        when: "backward" or "step".
+    """
+
+    def __init__(self, parameter: nn.Parameter, optimizer: Any, when: str) -> None:
+        self.parameter = parameter
+        self.when = when
+        self._optimizer = optimizer
+        self._pending: _Pending | None = None
+        if when == "step":
+            optimizer.fuse(parameter, at_step=self._step)
+        else:
+            optimizer.fuse(parameter)
+
+    def update(self, index: Tensor | None, scale: Tensor | None = None) -> ColumnSink:
+        """Begins a step of the optimizer; the result takes the gradient of one tile after another.
+
+        Args:
+            index: (K,) rows of the parameter that take part, or None.
+            scale: () factor of the gradient.
+        """
+        step = self._optimizer.begin_row_update(self.parameter)
+
+        def sink(rows: slice, gradient: Tensor) -> None:
+            step(rows, gradient, index, scale)
+
+        return sink
+
+    def run(
+        self, call: Call, backend: str, state: Tensor, weights: Tensor, sink: ColumnSink | None
+    ) -> Gradients:
+        return dispatch.load(backend).backward(replace(call, sink=sink), state, weights)
+
+    def hold(
+        self, call: Call, backend: str, state: Tensor, weights: Tensor, finite: Tensor
+    ) -> Tensor | None:
+        """Leaves the update to the optimizer's step.
+
+        Returns:
+            What stands for the gradient until then: a sparse (m, D) tensor whose only entry is the
+            factor of the gradient, NaN if it is not finite. What scales gradients scales it, and a
+            gradient scaler that looks for overflows finds them there. None if m is 0.
+        """
+        validate.no_pending_step(self._pending is not None and self.parameter.grad is not None)
+        columns_only = replace(
+            call,
+            # It may have its own step before this one.
+            threshold=None if call.threshold is None else call.threshold.clone(),
+            need_rows=False,
+            need_columns=True,
+            need_threshold=False,
+        )
+        self._pending = _Pending(columns_only, backend, state, weights)
+        if self.parameter.numel() == 0:
+            return None
+        entry = torch.where(finite, 1.0, torch.nan).to(torch.float32).reshape(1)
+        corner = torch.zeros(2, 1, dtype=torch.int64, device=entry.device)
+        return torch.sparse_coo_tensor(
+            corner, entry, self.parameter.shape, is_coalesced=True, check_invariants=False
+        )
+
+    def squared_norm(self) -> Tensor:
+        """() float32 square of the norm of the gradient that waits for the optimizer's step."""
+        total = torch.zeros((), device=self.parameter.device)
+        pending = self._pending
+        if pending is None or self.parameter.grad is None:
+            return total
+
+        def add(rows: slice, gradient: Tensor) -> None:
+            total.add_(torch.linalg.vector_norm(gradient).square())
+
+        self._run(pending, add)
+        return total * self.parameter.grad._values().square().sum()
+
+    def _step(self, factor: Tensor | None) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None and (factor is not None or self.parameter.numel() == 0):
+            self._run(pending, self.update(pending.call.column_index, factor))
+
+    def _run(self, pending: _Pending, sink: ColumnSink) -> None:
+        self.run(pending.call, pending.backend, pending.state, pending.weights, sink)

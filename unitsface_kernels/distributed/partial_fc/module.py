@@ -1,0 +1,371 @@
+"""Class weights sharded over ranks, with any class loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import dispatch, validate
+from ...compiling import never_compiled
+from ...modules import CLASS_LOSSES
+from ...modules.class_loss import ClassLoss, Comparison, ShardableLoss
+from ..agreement import agree
+from ..collectives import Group, own_rank, start_gather_rows, world_size
+from .autograd import Step, Task, sharded_loss
+from .fused import Fusion
+from .sampling import ascending, sample_classes
+from .shard import Shard
+
+#: Losses that can be sharded, by name.
+SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
+# The others compare with what they make of their class weights, whose gradient is dense.
+SAMPLEABLE = sorted(set(SHARDABLE) - {"vpl"})
+
+
+class PartialFC(nn.Module):
+    r"""A class loss whose classes are spread over the ranks of a process group.
+
+    Rank r of W holds ``C // W + (r < C % W)`` consecutive classes. The features of all ranks are
+    gathered once, every rank compares all of them with its own classes, a few numbers per row are
+    merged (maxima and sums of the softmax, the nearest classes), and the gradient of the features
+    returns by reduce-scatter. Neither the N x C matrix nor a copy of the class weights is stored.
+
+    With ``sample_rate < 1`` a training step compares with the classes of the gathered batch and
+    with uniformly drawn others, ``int(sample_rate * shard)`` rows of each shard in all (more if the
+    batch alone has more). The draw is a function of (seed, rank, step).
+
+    **Contract**: after data-parallel averaging of the backbone's gradients
+    (``DistributedDataParallel``), losses, gradients and weights are those of one process that
+    holds all classes and sees the concatenated batch. Batches may differ in size and be empty.
+    Do not wrap this module in ``DistributedDataParallel``: it would take the shards for copies of
+    each other. Gradients of thresholds that all ranks share are complete without it.
+
+    Every rank must call it, with gradients enabled or disabled alike, and give a "mean" or "sum"
+    the same upstream gradient. Without an initialized process group it holds all classes, and
+    ``sample_rate`` and :meth:`fuse` work as described.
+
+    Source: An et al., "Partial FC: Training 10 Million Identities on a Single Machine", ICCVW
+    2021; "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
+    by Partial FC", CVPR 2022.
+
+    Args:
+        loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
+            "npt", "epl", ...). "unpg", whose pairs cross the shards, is not among them, and
+            "vpl", which mixes its class weights anew for every step, is not sampled or fused.
+        embedding_size: D.
+        num_classes: C, of all ranks together.
+        sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
+            published (CVI-SZU/UniFace).
+        seed: of the initial weights, which do not depend on the number of ranks, and of the draws;
+            the same on all ranks.
+        group: process group; None: the default group.
+        device: of the parameters.
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+            "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
+            rank's own rows, and the objective is then the mean over ranks of what each makes of
+            them.
+
+    Attributes:
+        name: of the loss.
+        loss: the loss's module, whose per-class parameters and buffers are this rank's part.
+        shard: which classes those are.
+        step: training steps so far; part of the state dict.
+        per_class: names in the state dict of the tensors that are sharded.
+
+    Shape:
+        feats (n, D), labels (n,) integers in [0, C) or -1 -> () float32, the same on every rank.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, range or name, on the rank itself and, named, on all others;
+            ranks that disagree on classes, loss, seed, step or sample rate.
+    """
+
+    loss: ShardableLoss
+
+    def __init__(
+        self,
+        loss: str,
+        embedding_size: int,
+        num_classes: int,
+        sample_rate: float = 1.0,
+        *,
+        seed: int = 0,
+        group: Group = None,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        validate.shardable("loss", loss in SHARDABLE, loss, sorted(SHARDABLE))
+        validate.positive_int("embedding_size", embedding_size)
+        validate.positive_int("num_classes", num_classes)
+        validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
+        if sample_rate < 1.0:
+            validate.shardable("loss of sampled classes", loss in SAMPLEABLE, loss, SAMPLEABLE)
+        validate.integer("seed", seed)
+        validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
+        validate.process_group("group", group)
+        self.embedding_size, self.num_classes = embedding_size, num_classes
+        self.sample_rate, self.seed, self.group = sample_rate, seed, group
+        self.shard = Shard.of_rank(num_classes, own_rank(group), world_size(group))
+        self.step = 0
+        self.fusion: Fusion | None = None
+        self._drawn = 0
+        # All C classes, without memory for them.
+        with torch.device("meta"):
+            module = SHARDABLE[loss](embedding_size, num_classes, **options)
+        assert isinstance(module, ShardableLoss)
+        validate.fused_backend(module.backend)
+        for comparison in module.comparisons():
+            validate.parameters(comparison.spec, comparison.values)
+        for part in module.modules():
+            if isinstance(part, ShardableLoss):
+                part.sample_rate = sample_rate
+        self.name = loss
+        self._options = sorted(options.items())
+        self.loss = module
+        self.per_class = frozenset(
+            name for name, tensor in self.state_dict().items() if self._per_class(tensor)
+        )
+        self._materialize(validate.device("device", device))
+        self.reset_parameters()
+
+    def _materialize(self, device: torch.device) -> None:
+        for module in self.loss.modules():
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None:
+                    continue
+                shape = list(tensor.shape)
+                if self._per_class(tensor):
+                    shape[0] = len(self.shard)
+                empty = torch.zeros(shape, dtype=tensor.dtype, device=device)
+                if name in module._parameters:
+                    parameter = nn.Parameter(empty)
+                    parameter.register_post_accumulate_grad_hook(self._mark_coalesced)
+                    module._parameters[name] = parameter
+                else:
+                    module._buffers[name] = empty
+
+    def _mark_coalesced(self, parameter: Tensor) -> None:
+        """A sparse gradient that is accumulated forgets that its indices ascend.
+
+        Whoever needs that would sort and copy it. The sum of two has more entries than a draw.
+        """
+        gradient = parameter.grad
+        if gradient is None or not gradient.is_sparse or gradient.sparse_dim() != 1:
+            return
+        if gradient._nnz() == self._drawn:
+            parameter.grad = torch.sparse_coo_tensor(
+                gradient._indices(),
+                gradient._values(),
+                gradient.shape,
+                is_coalesced=True,
+                check_invariants=False,
+            )
+
+    def _per_class(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == self.num_classes
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values; those of a class do not depend on the number of ranks."""
+        for path, module in self.loss.named_modules():
+            if not isinstance(module, ShardableLoss):
+                continue
+            for name in module.random_rows:
+                rows = getattr(module, name)
+                blocks = self.shard.normal_rows(self.embedding_size, f"{path}.{name}", self.seed)
+                for place, normal in blocks:
+                    rows[place] = module.rows_from_normal(name, normal).to(rows)
+            module.reset_thresholds()
+
+    @property
+    def weight(self) -> Tensor:
+        """(m, D) class weights of the shard."""
+        return self._head.weight
+
+    @property
+    def _head(self) -> ClassLoss:
+        head = getattr(self.loss, "head", self.loss)
+        assert isinstance(head, ClassLoss)
+        return head
+
+    def fuse(self, optimizer: torch.optim.Optimizer, when: str = "backward") -> None:
+        """Makes the step of the class weights tile by tile, so that they have no gradient.
+
+        Memory is that of the weights and of the optimizer's state alone; the gradient of a tile is
+        computed again, four products for three. Thresholds keep their gradients.
+
+        Args:
+            optimizer: :class:`SampledSGD` or :class:`SampledAdamW` that holds the class weights.
+                Learning rate, decay and state are its own, schedulers and state dicts work as
+                ever.
+            when: "backward": the backward pass moves the weights, ``optimizer.step()`` does not.
+                "step": ``optimizer.step()`` moves them, at the cost of one more product, for
+                gradient scalers that skip steps and for :func:`clip_grad_norm_`. Either takes one
+                backward pass per step.
+
+        Raises:
+            TypeError: another optimizer.
+            ValueError: weights that are not the optimizer's, another word, or a loss that changes
+                the class weights before it compares with them ("vpl").
+        """
+        from ...optim import SampledAdamW, SampledSGD
+
+        validate.choice("when", when, ("backward", "step"))
+        validate.instance(
+            "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
+        )
+        known = self.name in SAMPLEABLE
+        validate.shardable("loss of a fused optimizer", known, self.name, SAMPLEABLE)
+        weight = self.weight
+        assert isinstance(weight, nn.Parameter)
+        self.fusion = Fusion(weight, optimizer, when)
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        return self._forward(feats, labels)
+
+    @never_compiled
+    def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        if world_size(self.group) == 1:
+            wanted, count, _ = self._checked(feats, labels)
+            counts = [count]
+        else:
+            wanted, counts = agree(lambda: self._checked(feats, labels), self.group)
+        # On their way while the labels arrive and classes are drawn.
+        arriving = start_gather_rows(feats, counts, self.group)
+        every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
+        try:
+            validate.in_range("labels", every_label, -1, self.num_classes)
+            local = self.shard.local(every_label)
+            index, positions = self._draw(local)
+        finally:
+            rows = arriving()
+        if self.training:
+            self.loss.begin_step(rows, local)
+        loss = self._compare(feats, rows, index, positions, counts, wanted)
+        if self.training:
+            self.loss.end_step(rows, local)
+            self.step += 1
+        return loss
+
+    def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
+        """Whether rows want a gradient, their number, and what must be the same on all ranks."""
+        validate.features("feats", feats)
+        validate.width("feats", feats, self.embedding_size)
+        validate.labels("labels", labels, feats.shape[0], feats)
+        validate.same_device("feats", feats, "the class weights", self.weight)
+        # "auto" may stand for it, by its variable or for want of another.
+        backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
+        if backend == "reference":
+            validate.fused_backend(backend, dispatch.why_reference(feats.device, feats.dtype))
+        if not labels.is_cuda:
+            validate.in_range("labels", labels, -1, self.num_classes)
+        wanted = torch.is_grad_enabled() and feats.requires_grad
+        same = {
+            "loss": self.name,
+            "options": self._options,
+            "num_classes": self.num_classes,
+            "embedding_size": self.embedding_size,
+            "sample_rate": self.sample_rate,
+            "seed": self.seed,
+            "step": self.step,
+            "training": self.training,
+            "dtype of feats": feats.dtype,
+            "gradient of feats": wanted,
+        }
+        return wanted, feats.shape[0], same
+
+    def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
+        size = len(self.shard)
+        if self.sample_rate == 1.0 or not self.training:
+            return None, local
+        rank = own_rank(self.group)
+        count = int(self.sample_rate * size)
+        drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
+        index, positions = ascending(*drawn)
+        self._drawn = len(index)
+        return index, positions
+
+    def _compare(
+        self,
+        feats: Tensor,
+        rows: Tensor,
+        index: Tensor | None,
+        positions: Tensor,
+        counts: list[int],
+        need_rows: bool,
+    ) -> Tensor:
+        loss, device = self.loss, feats.device.type
+        comparisons = loss.comparisons()
+        step = Step(
+            tasks=tuple(self._task(comparison) for comparison in comparisons),
+            rows=rows,
+            positions=positions,
+            index=index,
+            counts=counts,
+            group=self.group,
+            reduction=loss.reduction,
+            backend=dispatch.resolve(loss.backend, feats.device, feats.dtype),
+            compute_dtype=(
+                torch.get_autocast_dtype(device)
+                if torch.is_autocast_enabled(device)
+                else feats.dtype
+            ),
+            skip_tolerance=loss.skip_tolerance,
+            need_rows=need_rows,
+        )
+        return sharded_loss(step, feats, [(c.columns, c.threshold) for c in comparisons])
+
+    def _task(self, comparison: Comparison) -> Task:
+        spec, columns = comparison.spec, comparison.columns
+        fused = self.fusion is not None and columns is self.weight
+        return Task(
+            loss=spec.name,
+            params=spec.pack(comparison.values),
+            share=comparison.share,
+            per_class=spec.threshold == "per_column",
+            sparse=isinstance(columns, nn.Parameter),
+            fusion=self.fusion if fused and columns.requires_grad else None,
+        )
+
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients that exist: of the shard, and of what all ranks share."""
+        own: list[Tensor] = []
+        shared: list[Tensor] = []
+        for parameter in self.parameters():
+            fused = self.fusion is not None and parameter is self.fusion.parameter
+            if parameter.grad is None or fused:
+                continue
+            (own if parameter.dim() > 0 else shared).append(parameter.grad)
+        return own, shared
+
+    def get_extra_state(self) -> dict[str, object]:
+        return {**self._identity(), "step": self.step}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        validate.same_shard(state, self._identity())
+        self.step = int(state["step"])
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the module that takes it must have in common."""
+        return {
+            "loss": self.name,
+            "num_classes": self.num_classes,
+            "embedding_size": self.embedding_size,
+            "seed": self.seed,
+        }
+
+    def _identity(self) -> dict[str, object]:
+        """The same for a saved shard."""
+        of_shard = {"first class": self.shard.start, "classes of the shard": len(self.shard)}
+        return {**self.identity(), **of_shard}
+
+    def extra_repr(self) -> str:
+        return (
+            f"classes {self.shard.start}:{self.shard.stop} of {self.num_classes}, "
+            f"embedding_size={self.embedding_size}, sample_rate={self.sample_rate}, "
+            f"seed={self.seed}"
+        )
