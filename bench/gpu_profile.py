@@ -118,8 +118,8 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
     cosines = shape.product if shape.columns else shape.product / 2
     gradient_products = shape.product * (2.0 if shape.columns else 1.0)
     found = [
-        Phase("Jacobian of the norm", ("unit_rows_backward_kernel",), bytes=jacobian),
-        Phase("normalization", ("unit_rows_kernel",), bytes=normalize),
+        Phase("Jacobian of the norm", ("normalize_rows_backward_kernel",), bytes=jacobian),
+        Phase("normalization", ("normalize_rows_kernel",), bytes=normalize),
     ]
     if backend == "triton":
         found += [

@@ -210,8 +210,8 @@ void bind_arguments(py::module_& m) {
       .field("best", &K::best, [](const K& t) { return t.n * t.k; })
       .field("position", &K::position, [](const K& t) { return t.n * t.k; })
       .field("target_cosine", &K::target_cosine, rows);
-  using U = UnitRowsArgs;
-  Fields<U>(m, "UnitRows")
+  using U = NormalizeRowsArgs;
+  Fields<U>(m, "NormalizeRows")
       .field("source", &U::source,
              [](const U& t) { return t.rows * t.d * size_of(t.source_dtype); })
       .field("source_dtype", &U::source_dtype)
@@ -253,8 +253,8 @@ void bind_arguments(py::module_& m) {
       .field("add", &P::add)
       .field("scratch", &P::scratch,
              [](const P& t) { return 4 * cpu::product_scratch(t.dtype, t.n, t.m, t.depth); });
-  using B = UnitRowsBackwardArgs;
-  Fields<B>(m, "UnitRowsBackward")
+  using B = NormalizeRowsBackwardArgs;
+  Fields<B>(m, "NormalizeRowsBackward")
       .field("d_unit", &B::d_unit, [](const B& t) { return t.n * t.d; })
       .field("source", &B::source,
              [](const B& t) { return t.rows * t.d * size_of(t.source_dtype); })

@@ -120,21 +120,21 @@ void bind_cpu(py::module_ m) {
       },
       Unlock());
   m.def(
-      "unit_rows",
-      [](const UnitRowsArgs& args, int threads) {
+      "normalize_rows",
+      [](const NormalizeRowsArgs& args, int threads) {
         require_type(args.source_dtype, false);
         require_type(args.unit_dtype);
         require_rows(args);
-        cpu::kernels().unit_rows(args, threads);
+        cpu::kernels().normalize_rows(args, threads);
       },
       Unlock());
   m.def(
-      "unit_rows_backward",
-      [](const UnitRowsBackwardArgs& args, int threads) {
+      "normalize_rows_backward",
+      [](const NormalizeRowsBackwardArgs& args, int threads) {
         require_type(args.source_dtype, false);
         require_type(args.out_dtype, false);
         require_rows(args);
-        cpu::kernels().unit_rows_backward(args, threads);
+        cpu::kernels().normalize_rows_backward(args, threads);
       },
       Unlock());
   m.def(
@@ -241,15 +241,15 @@ void bind_cuda(py::module_ m) {
       },
       Unlock());
   m.def(
-      "unit_rows",
-      [](const UnitRowsArgs& args, std::uintptr_t stream) {
-        cuda::unit_rows(args, handle(stream));
+      "normalize_rows",
+      [](const NormalizeRowsArgs& args, std::uintptr_t stream) {
+        cuda::normalize_rows(args, handle(stream));
       },
       Unlock());
   m.def(
-      "unit_rows_backward",
-      [](const UnitRowsBackwardArgs& args, std::uintptr_t stream) {
-        cuda::unit_rows_backward(args, handle(stream));
+      "normalize_rows_backward",
+      [](const NormalizeRowsBackwardArgs& args, std::uintptr_t stream) {
+        cuda::normalize_rows_backward(args, handle(stream));
       },
       Unlock());
   m.def(

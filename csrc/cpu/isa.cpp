@@ -6,9 +6,9 @@
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/nearest_tile.h"
+#include "cpu/normalize_rows.h"
 #include "cpu/permuted.h"
 #include "cpu/sum_tile.h"
-#include "cpu/unit_rows.h"
 #include "cpu/update_rows.h"
 
 #define UF_TEXT2(x) #x
@@ -108,8 +108,8 @@ extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     run_logsumexp_tile,
     run_logsumexp_gradient_tile,
     run_positive_rows,
-    unit_rows,
-    unit_rows_backward,
+    normalize_rows,
+    normalize_rows_backward,
     run_pair_negatives_tile,
     run_pair_positives_tile,
     run_pair_gradient_tile,

@@ -27,8 +27,8 @@ struct Kernels {
                                   const LogsumexpGradientArgs&, int threads);
   bool (*positive_rows)(const char* loss, const float* params, const float* cosine, int64_t n,
                         float* logit, float* slope);
-  void (*unit_rows)(const UnitRowsArgs&, int threads);
-  void (*unit_rows_backward)(const UnitRowsBackwardArgs&, int threads);
+  void (*normalize_rows)(const NormalizeRowsArgs&, int threads);
+  void (*normalize_rows_backward)(const NormalizeRowsBackwardArgs&, int threads);
   bool (*pair_negatives_tile)(const char* loss, const float* params, const PairNegatives&,
                               int threads);
   bool (*pair_positives_tile)(const char* loss, const float* params, const PairPositives&,

@@ -38,8 +38,8 @@ void pair_positives_tile(const std::string& loss, const float* params, const Pai
                          float* scratch, void* stream);
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream);
-void unit_rows(const UnitRowsArgs& args, void* stream);
-void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream);
+void normalize_rows(const NormalizeRowsArgs& args, void* stream);
+void normalize_rows_backward(const NormalizeRowsBackwardArgs& args, void* stream);
 // The one kernel with atomics, on integers: in any order the same counts.
 void histogram_tile(const HistogramTile& args, void* stream);
 void nearest_tile(const NearestTileArgs& args, void* stream);

@@ -57,10 +57,10 @@ def test_planted_errors_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
     """One of 20 in a cosine of a row, a column that is left out, a gradient without projection."""
     from fuzz import target_differential
 
-    unit_rows, backward = CpuEngine.unit_rows, CpuEngine.unit_rows_backward
+    normalize_rows, backward = CpuEngine.normalize_rows, CpuEngine.normalize_rows_backward
 
     def planted(self, source, start, stop, index=None, reuse=False):
-        unit, norms = unit_rows(self, source, start, stop, index, reuse)
+        unit, norms = normalize_rows(self, source, start, stop, index, reuse)
         if len(unit) and fault == "cosine":
             unit[-1] *= 0.95
         if reuse and len(unit) and fault == "column":
@@ -72,8 +72,8 @@ def test_planted_errors_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
             return backward(self, d_unit, source, start, inverse_norms, out, scale, index)
         return out.copy_(d_unit * inverse_norms[:, None] * (1.0 if scale is None else scale))
 
-    monkeypatch.setattr(CpuEngine, "unit_rows", planted)
-    monkeypatch.setattr(CpuEngine, "unit_rows_backward", bare)
+    monkeypatch.setattr(CpuEngine, "normalize_rows", planted)
+    monkeypatch.setattr(CpuEngine, "normalize_rows_backward", bare)
     monkeypatch.setattr(target_differential.torch, "set_num_threads", lambda count: None)
     found = [target_differential.run_one(seed) for seed in range(25)]
     assert sum(text is not None for text in found) >= 3, found

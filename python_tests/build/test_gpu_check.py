@@ -207,7 +207,7 @@ def test_kernels_are_counted_in_their_phases(name: str, backend: str) -> None:
     times = {
         product if backend == "triton" else tile: 4e-3,
         "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN": 5e-3,
-        "unit_rows_kernel" if backend == "triton" else "unitsface::cuda::unit_rows_kernel": 1e-3,
+        "normalize_rows_kernel" if backend == "triton" else "unitsface::cuda::normalize_rows_kernel": 1e-3,
         other: 2e-3,
         "Memset (Device)": 1e-3,
     }
@@ -249,7 +249,7 @@ def test_without_a_device_the_profile_says_so() -> None:
 
 def test_the_table_has_every_phase() -> None:
     shape = gpu_profile.SHAPES["class-1m"]
-    times = {"statistics_kernel": 1e-3, "unit_rows_kernel": 1e-3, "other": 1e-3}
+    times = {"statistics_kernel": 1e-3, "normalize_rows_kernel": 1e-3, "other": 1e-3}
     row = {
         "shape": shape.name,
         "backend": "triton",

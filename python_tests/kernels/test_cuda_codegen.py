@@ -29,7 +29,7 @@ PAIR_KERNELS = (
 )
 # Only of policies in which positives take part.
 PAIR_POSITIVE_KERNELS = ("pair_positives_rows_kernel", "pair_positives_columns_kernel")
-ROW_KERNELS = ("unit_rows_kernel", "unit_rows_backward_kernel")
+ROW_KERNELS = ("normalize_rows_kernel", "normalize_rows_backward_kernel")
 OTHER_KERNELS = (
     "add_partials_kernel",
     "merge_partials_kernel",
@@ -215,7 +215,7 @@ def cuda_headers() -> Path | None:
         ("logsumexp_tile", []),
         ("logsumexp_pairs_tile", []),
         ("nearest_tile", []),
-        ("unit_rows", []),
+        ("normalize_rows", []),
         ("histogram_tile", []),
         ("permuted", []),
         ("update_rows", []),

@@ -206,9 +206,9 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         "CpuPairPositives": tile | sides | both("log_negatives", "loss", "share"),
         "CpuPairGradient": tile | sides | gradient
         | both("log_negatives", "negative_weight", "positive_weight"),
-        "UnitRows": {"source": matrix, "index": index, "unit": torch.zeros(n, m)}
+        "NormalizeRows": {"source": matrix, "index": index, "unit": torch.zeros(n, m)}
         | {"inverse_norms": torch.zeros(n)},
-        "UnitRowsBackward": {"source": matrix, "index": index, "d_unit": torch.zeros(n, m)}
+        "NormalizeRowsBackward": {"source": matrix, "index": index, "d_unit": torch.zeros(n, m)}
         | {"inverse_norms": torch.zeros(n), "out": torch.zeros(n, m), "scale": torch.zeros(1)},
         "UpdateRows": {"weight": matrix, "gradient": torch.zeros(n, m), "index": index}
         | {"gradient_scale": torch.zeros(1), "first": matrix, "second": matrix},
@@ -249,11 +249,11 @@ def test_the_extension_refuses_rows_that_are_none() -> None:
     held = {"source": address(matrix), "unit": address(unit), "inverse_norms": address(norms)}
     for bad in (4, -1):
         index = torch.tensor([0, bad])
-        rows = native.UnitRows(**held, index=address(index), n=2, d=5, rows=4)
+        rows = native.NormalizeRows(**held, index=address(index), n=2, d=5, rows=4)
         with pytest.raises(ValueError, match=f"index must be in .0, 4., got {bad}"):
-            native.cpu.unit_rows(rows, 1)
+            native.cpu.normalize_rows(rows, 1)
     with pytest.raises(ValueError, match="outside the source"):
-        native.UnitRows(**held, start=3, n=2, d=5, rows=4)
+        native.NormalizeRows(**held, start=3, n=2, d=5, rows=4)
 
 
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)

@@ -228,7 +228,7 @@ def test_gradient_tiles_are_rounded_once(spec: LossSpec) -> None:
     assert torch.equal(rounded, exact.to(torch.bfloat16))
 
 
-def test_unit_rows_are_rounded_once() -> None:
+def test_normalize_rows_are_rounded_once() -> None:
     native = loader.extension()
     rows = 20 * torch.randn(33, 77)
     rows[3] = 0.0
@@ -237,7 +237,7 @@ def test_unit_rows_are_rounded_once() -> None:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         unit, norms = torch.empty(33, 77, dtype=dtype), torch.empty(33)
-        arguments = native.UnitRows(
+        arguments = native.NormalizeRows(
             source=address(rows),
             n=33,
             rows=33,
@@ -246,7 +246,7 @@ def test_unit_rows_are_rounded_once() -> None:
             unit_dtype=DTYPE_CODES[dtype],
             inverse_norms=address(norms),
         )
-        native.cpu.unit_rows(arguments, 2)
+        native.cpu.normalize_rows(arguments, 2)
         found.append((unit.to(torch.bfloat16), norms))
     for exact, rounded in zip(*found, strict=True):
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0, equal_nan=True)

@@ -159,8 +159,8 @@ def test_sum_tile(
         problem.b_threshold = problem.a_threshold[:1].expand(m)
     call = make_call("uss", problem.a, problem.b, per_column, scale=8.0)
     engine = TritonEngine(call)
-    a, _ = engine.unit_rows(problem.a, 0, n)
-    b = a if kind == "diagonal" else engine.unit_rows(problem.b, 0, m, reuse=True)[0]
+    a, _ = engine.normalize_rows(problem.a, 0, n)
+    b = a if kind == "diagonal" else engine.normalize_rows(problem.b, 0, m, reuse=True)[0]
     a_labels, b_labels = engine.prepare_labels(problem.a_labels, problem.b_labels)
     # The position in the whole matrix: of thresholds, and of the diagonal.
     start = m if kind in ("both", "remote") else 0
@@ -206,7 +206,7 @@ def test_sum_tile_of_losses_only_equals_the_one_with_gradients() -> None:
     losses = []
     for gradient in (False, True):
         engine = TritonEngine(make_call("uss", problem.a), gradients=gradient)
-        unit, _ = engine.unit_rows(problem.a, 0, 70)
+        unit, _ = engine.normalize_rows(problem.a, 0, 70)
         labels, _ = engine.prepare_labels(problem.a_labels, problem.a_labels)
         threshold, loss = problem.a_threshold[:1], torch.zeros(70, device=DEVICE)
         tile = SumTile(
@@ -226,11 +226,11 @@ def statistics(
     engine: TritonEngine, rows: Tensor, columns: Tensor, targets: Tensor, waves: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = rows.shape[0]
-    unit, _ = engine.unit_rows(rows, 0, count)
+    unit, _ = engine.normalize_rows(rows, 0, count)
     maximum = torch.full((count,), -torch.inf, device=DEVICE)
     total, target_cosine = torch.zeros(2, count, device=DEVICE)
     for start, stop in itertools.pairwise(waves):
-        tile, _ = engine.unit_rows(columns, start, stop, reuse=True)
+        tile, _ = engine.normalize_rows(columns, start, stop, reuse=True)
         engine.logsumexp_tile(unit, tile, targets, start, maximum, total, target_cosine)
     return maximum, total, target_cosine
 
@@ -270,8 +270,8 @@ def test_logsumexp_gradient_tile(dtype: torch.dtype) -> None:
     targets[:2] = torch.tensor([-2, 200])
     call = make_call("margin_softmax", rows, columns, scale=16.0)
     engine = TritonEngine(call)
-    a, _ = engine.unit_rows(rows, 0, 45)
-    b, _ = engine.unit_rows(columns, 0, 101, reuse=True)
+    a, _ = engine.normalize_rows(rows, 0, 45)
+    b, _ = engine.normalize_rows(columns, 0, 101, reuse=True)
     logits = 16.0 * (a.double() @ b.double().T)
     log_negatives = torch.logsumexp(logits, 1)
     weight = torch.rand(45, device=DEVICE)
@@ -287,8 +287,8 @@ def test_logsumexp_gradient_tile(dtype: torch.dtype) -> None:
 def test_float16_keeps_gradients_below_its_own_range() -> None:
     rows, columns = (torch.randn(n, 50, device=DEVICE).half() for n in (40, 60))
     engine = TritonEngine(make_call("margin_softmax", rows, columns, scale=1.0))
-    a, _ = engine.unit_rows(rows, 0, 40)
-    b, _ = engine.unit_rows(columns, 0, 60, reuse=True)
+    a, _ = engine.normalize_rows(rows, 0, 40)
+    b, _ = engine.normalize_rows(columns, 0, 60, reuse=True)
     nothing = torch.zeros(40, device=DEVICE)
     targets = torch.full((40,), -2, device=DEVICE)
     weight = torch.full((40,), 1e-8, device=DEVICE)
@@ -328,7 +328,7 @@ def test_margin_policy(parameters: dict[str, float | str]) -> None:
 
 @pytest.mark.parametrize("width", [1, 48, 513, 1100])
 @pytest.mark.parametrize("indexed", [False, True])
-def test_unit_rows_and_their_jacobian(width: int, indexed: bool) -> None:
+def test_normalize_rows_and_their_jacobian(width: int, indexed: bool) -> None:
     source = torch.randn(30, width, device=DEVICE)
     source[4], source[7] = 0.0, 1e-7 * torch.ones(width, device=DEVICE)
     index = torch.randperm(30, device=DEVICE)[:20] if indexed else None
@@ -336,7 +336,7 @@ def test_unit_rows_and_their_jacobian(width: int, indexed: bool) -> None:
         index[:2] = torch.tensor([4, 7])
     start, stop = (0, 19) if indexed else (3, 30)
     engine = TritonEngine(make_call("uss", source))
-    unit, inverse = engine.unit_rows(source, start, stop, index)
+    unit, inverse = engine.normalize_rows(source, start, stop, index)
     rows = (source if index is None else source[index])[start:stop].double().requires_grad_()
     want = torch.nn.functional.normalize(rows, dim=1, eps=1e-5)
     assert relative(unit, want.detach()) < 1e-6
@@ -345,7 +345,7 @@ def test_unit_rows_and_their_jacobian(width: int, indexed: bool) -> None:
     scale = torch.tensor(0.25, device=DEVICE)
     expected = torch.autograd.grad(want, rows, 0.25 * d_unit.double())[0]
     for out in (torch.empty_like(d_unit), d_unit):
-        engine.unit_rows_backward(d_unit, source, start, inverse, out, scale, index)
+        engine.normalize_rows_backward(d_unit, source, start, inverse, out, scale, index)
         # Clamped rows have large gradients: judged by themselves.
         large = expected.norm(dim=1) > 100 * math.sqrt(width)
         for chosen in (large, ~large):

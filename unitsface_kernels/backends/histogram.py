@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .reference import unit_rows
+from .reference import normalize_rows
 
 INT32_MAX = 2**31 - 1
 
@@ -109,7 +109,7 @@ class ScoreEngine(Protocol):
         self, row_labels: Tensor, column_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]: ...
 
-    def unit_rows(
+    def normalize_rows(
         self,
         source: Tensor,
         start: int,
@@ -140,7 +140,7 @@ class ReferenceScores:
         assert column_labels is not None
         return row_labels, column_labels
 
-    def unit_rows(
+    def normalize_rows(
         self,
         source: Tensor,
         start: int,
@@ -150,7 +150,7 @@ class ReferenceScores:
     ) -> tuple[Tensor, None]:
         rows = source[start:stop] if index is None else source[index[start:stop]]
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        return unit_rows(wide), None
+        return normalize_rows(wide), None
 
     def cosines(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

@@ -21,7 +21,7 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def unit_rows(x: Tensor) -> Tensor:
+def normalize_rows(x: Tensor) -> Tensor:
     """(N, D) rows at unit length, norms clamped from below at 1e-5.
 
     Rows whose squares would overflow are shrunk by a power of two first.
@@ -35,7 +35,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) -> (N, M) cosines, norms clamped from below at 1e-5."""
-    return unit_rows(rows) @ unit_rows(columns).T
+    return normalize_rows(rows) @ normalize_rows(columns).T
 
 
 def _sum(spec, params, cosine, positive, negative, threshold):

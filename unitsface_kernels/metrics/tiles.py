@@ -98,10 +98,10 @@ class Scores:
         count = len(self.column_labels)
         for kept in range(rows.start, rows.stop, BLOCKS_KEPT * block):
             kept_end = min(kept + BLOCKS_KEPT * block, rows.stop)
-            unit, _ = self.engine.unit_rows(self.feats, kept, kept_end, self.row_index)
+            unit, _ = self.engine.normalize_rows(self.feats, kept, kept_end, self.row_index)
             for other in range(kept if upper else 0, count, width):
                 end = min(other + width, count)
-                columns, _ = self.engine.unit_rows(
+                columns, _ = self.engine.normalize_rows(
                     self.columns, other, end, self.column_index, reuse=True
                 )
                 for start in range(kept, min(kept_end, end) if upper else kept_end, block):

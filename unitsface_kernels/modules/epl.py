@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import validate
-from ..backends.reference import unit_rows
+from ..backends.reference import normalize_rows
 from ..distributed.collectives import gather_rows
 from ..functional.call import class_loss
 from ..memory import newest_rows
@@ -130,7 +130,7 @@ class EPLLoss(ComposedLoss):
     def _reset_prototypes(self) -> None:
         nn.init.normal_(self.prototypes)
         with torch.no_grad():
-            self.prototypes.copy_(unit_rows(self.prototypes))
+            self.prototypes.copy_(normalize_rows(self.prototypes))
 
     def set_epoch(self, epoch: int) -> None:
         """The trainer's 0-based epoch; decides whether the prototypes have a loss."""
@@ -149,7 +149,7 @@ class EPLLoss(ComposedLoss):
     def _move(self, feats: Tensor, labels: Tensor) -> None:
         if labels.numel() == 0 or self.prototypes.shape[0] == 0:
             return
-        unit = unit_rows(feats)
+        unit = normalize_rows(feats)
         slots, newest = newest_rows(labels, feats, self.prototypes.shape[0])
         old = self.prototypes[slots]
         new = unit[newest.clamp(min=0)]
@@ -158,7 +158,7 @@ class EPLLoss(ComposedLoss):
             share = F.softsign(similarity)
         else:
             share = torch.sigmoid(similarity - 1.0)
-        moved = unit_rows(share * old + (1.0 - share) * new)
+        moved = normalize_rows(share * old + (1.0 - share) * new)
         self.prototypes.index_copy_(0, slots, torch.where(newest[:, None] >= 0, moved, old))
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class EPLLoss(ComposedLoss):
         self._move(feats.float(), labels)
 
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
-        return unit_rows(normal)
+        return normalize_rows(normal)
 
     def comparisons(self) -> list[Comparison]:
         (on_weights,) = self.head.comparisons()

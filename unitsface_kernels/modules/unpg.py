@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, validate
-from ..backends.reference import unit_rows
+from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..functional.call import product_dtype
 from ..losses import REGISTRY
@@ -114,7 +114,7 @@ class UNPGLoss(ComposedLoss):
         dtype = torch.promote_types(feats.dtype, torch.float32)
         with torch.autocast(feats.device.type, enabled=False):
             own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
-            unit = [unit_rows(t) for t in (feats.to(dtype), own)]
+            unit = [normalize_rows(t) for t in (feats.to(dtype), own)]
             cosine = (unit[0] * unit[1]).sum(dim=1)
         spec = REGISTRY[head.loss]
         values = {p.name: getattr(head, p.name, p.default) for p in spec.parameters}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, validate
-from ..backends.reference import unit_rows
+from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..distributed.collectives import gather_rows
 from ..memory import newest_rows
@@ -122,7 +122,7 @@ class VPLLoss(ComposedLoss):
     def _reset_features(self) -> None:
         nn.init.normal_(self.features)
         with torch.no_grad():
-            self.features.copy_(unit_rows(self.features))
+            self.features.copy_(normalize_rows(self.features))
             self.stamps.zero_()
             self.iteration.zero_()
         self._iteration = 0
@@ -164,7 +164,7 @@ class VPLLoss(ComposedLoss):
         self._store(feats.float(), labels)
 
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
-        return unit_rows(normal)
+        return normalize_rows(normal)
 
     def comparisons(self) -> list[Comparison]:
         (block,) = self.head.comparisons()
@@ -179,7 +179,7 @@ class VPLLoss(ComposedLoss):
         rows = fresh.nonzero().squeeze(1)
         if rows.numel() == 0:
             return weight
-        unit = unit_rows(weight[rows])
+        unit = normalize_rows(weight[rows])
         mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
         # The loss normalizes what it is given, mixed rows like all others.
         return weight.index_copy(0, rows, mixed)
@@ -194,7 +194,7 @@ class VPLLoss(ComposedLoss):
             return
         slots, newest = newest_rows(labels, feats, self.stamps.shape[0])
         known = newest >= 0
-        unit = unit_rows(feats)[newest.clamp(min=0)]
+        unit = normalize_rows(feats)[newest.clamp(min=0)]
         unit = unit.to(self.features.dtype)
         self.features.index_copy_(0, slots, torch.where(known[:, None], unit, self.features[slots]))
         stamps = torch.where(known, self._iteration, self.stamps[slots])

@@ -147,7 +147,7 @@ constexpr int64_t kMostNearest = 64;
 
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5). Both are NaN for a
 // row with an element that is not finite.
-struct UnitRowsArgs {
+struct NormalizeRowsArgs {
   const void* source;  // [rows, d]
   DType source_dtype;
   const int64_t* index;  // [n] rows of source, or null: rows start ... start + n - 1
@@ -159,7 +159,7 @@ struct UnitRowsArgs {
 };
 
 // out = scale r (g - <g, u> u), without the second term where the norm was clamped.
-struct UnitRowsBackwardArgs {
+struct NormalizeRowsBackwardArgs {
   const float* d_unit;  // [n, d]
   const void* source;
   DType source_dtype;

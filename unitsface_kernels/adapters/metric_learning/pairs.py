@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import dispatch, functional, validate
-from ...backends.reference import unit_rows
+from ...backends.reference import normalize_rows
 from ...memory import all_finite, nan_unless
 from . import arguments
 from .matching import Matching, match, sums_of_matching
@@ -139,8 +139,8 @@ class SupConLoss(PairLoss):
         lone = positives == 1
         log_sum = self._log_sum(embeddings, columns, matching, offset, lone)
         dtype = log_sum.dtype
-        rows = unit_rows(embeddings.to(dtype))
-        unit = rows if columns is None else unit_rows(columns.to(dtype))
+        rows = normalize_rows(embeddings.to(dtype))
+        unit = rows if columns is None else normalize_rows(columns.to(dtype))
         backend = dispatch.resolve(self.backend, embeddings.device.type, embeddings.dtype)
         sums = sums_of_matching(unit, matching, plain=backend == "reference")
         if offset is not None:

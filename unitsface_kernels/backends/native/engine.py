@@ -100,7 +100,7 @@ class NativeEngine(ABC):
         columns = torch.arange(self.num_columns, dtype=dtype, device=self.device)
         return torch.where(row_labels == -2, self.num_columns, row_labels).to(dtype), columns
 
-    def unit_rows(
+    def normalize_rows(
         self,
         source: Tensor,
         start: int,
@@ -117,8 +117,8 @@ class NativeEngine(ABC):
             inverse_norms = torch.empty(count, dtype=torch.float32, device=self.device)
         source, start, index = self._readable(source, start, count, index)
         self._kernel(
-            "unit_rows",
-            self.native.UnitRows(
+            "normalize_rows",
+            self.native.NormalizeRows(
                 source=address(source),
                 source_dtype=DTYPE_CODES[source.dtype],
                 index=address(index),
@@ -133,7 +133,7 @@ class NativeEngine(ABC):
         )
         return unit, inverse_norms
 
-    def unit_rows_backward(
+    def normalize_rows_backward(
         self,
         d_unit: Tensor,
         source: Tensor,
@@ -147,8 +147,8 @@ class NativeEngine(ABC):
         source, start, index = self._readable(source, start, count, index)
         result = self._writable(out, d_unit)
         self._kernel(
-            "unit_rows_backward",
-            self.native.UnitRowsBackward(
+            "normalize_rows_backward",
+            self.native.NormalizeRowsBackward(
                 d_unit=address(d_unit),
                 source=address(source),
                 source_dtype=DTYPE_CODES[source.dtype],

@@ -231,7 +231,7 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     an ignored row is for the caller to clear, once: its terms may be NaN as well.
 
     Args:
-        inverse_norms: (N,) of :meth:`Engine.unit_rows` of the rows.
+        inverse_norms: (N,) of :meth:`Engine.normalize_rows` of the rows.
     """
     doubtful = inverse_norms
     if call.threshold is not None:

@@ -22,7 +22,7 @@ def finish_columns(
 
     Args:
         d_unit: (m, D) float32, overwritten; None: zero.
-        norms: (m,) of :meth:`Engine.unit_rows`, with ``d_unit``.
+        norms: (m,) of :meth:`Engine.normalize_rows`, with ``d_unit``.
         d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
         scale: () factor, or None.
     """
@@ -40,7 +40,7 @@ def finish_columns(
         out.zero_()
     else:
         assert norms is not None
-        engine.unit_rows_backward(
+        engine.normalize_rows_backward(
             d_unit, call.columns, tile.start, norms, out, scale, call.column_index
         )
     if call.sink is not None:

@@ -21,7 +21,7 @@ class SumTile:
     """Arguments of :meth:`Engine.sum_tile`.
 
     Attributes:
-        a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.unit_rows`.
+        a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.normalize_rows`.
         a_labels, b_labels: (n,), (m,) from :meth:`Engine.prepare_labels`; below 0: ignored.
         b_threshold: (1,) or, per column, (m,) float32.
         a_threshold: as ``b_threshold`` for the pairs taken in the other direction; None for a
@@ -142,7 +142,7 @@ class Engine(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Identities as the tile kernels want them; equal stays equal, -1 stays -1."""
 
-    def unit_rows(
+    def normalize_rows(
         self,
         source: Tensor,
         start: int,
@@ -158,7 +158,7 @@ class Engine(Protocol):
             lie in a buffer that the next such call overwrites; else they last for the call.
         """
 
-    def unit_rows_backward(
+    def normalize_rows_backward(
         self,
         d_unit: Tensor,
         source: Tensor,

@@ -80,7 +80,7 @@ def _keeps(call: Call, engine: Engine) -> bool:
 def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     rows = call.rows
     count = rows.shape[0]
-    unit, _ = engine.unit_rows(rows, 0, count)
+    unit, _ = engine.normalize_rows(rows, 0, count)
     clear_ignored(call, unit)
     assert call.columns is not None
     row_block, column_block = engine.class_block
@@ -93,7 +93,7 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     if _keeps(call, engine):
         cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
     for tile_maximum, tile_total, tile in zip(maximum, total, tiles, strict=True):
-        columns, _ = engine.unit_rows(
+        columns, _ = engine.normalize_rows(
             call.columns, tile.start, tile.stop, call.column_index, reuse=True
         )
         for block in blocks:
@@ -172,7 +172,7 @@ def _gradients(
     columns = call.columns
     assert columns is not None
     count, size = call.rows.shape
-    unit, inverse_norms = engine.unit_rows(call.rows, 0, count)
+    unit, inverse_norms = engine.normalize_rows(call.rows, 0, count)
     clear_ignored(call, unit)
     rows = _Rows(unit, call.row_labels, log_negatives, negative_weight, target_gradient)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
@@ -195,7 +195,7 @@ def _gradients(
             wanted = torch.arange(count, device=unit.device)
             some = unit
         else:
-            some, _ = engine.unit_rows(call.rows, 0, len(wanted), wanted)
+            some, _ = engine.normalize_rows(call.rows, 0, len(wanted), wanted)
         part = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
         _stream(
             call,
@@ -213,7 +213,7 @@ def _gradients(
             d_rows[wanted] = part
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
-        engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+        engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
         clear_ignored(call, d_rows)
     return d_rows, d_columns, None
 
@@ -251,7 +251,7 @@ def _stream(
             if targets is not None and d_columns is not None:
                 targets.write(found[number], d_columns, scale)
             continue
-        unit_columns, column_norms = engine.unit_rows(
+        unit_columns, column_norms = engine.normalize_rows(
             call.columns, tile.start, tile.stop, call.column_index, reuse=True
         )
         d_unit = None

@@ -85,13 +85,13 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     else:
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
-        engine.unit_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
+        engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
         clear_ignored(call, d_rows)
     return d_rows, d_columns, None
 
 
 def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
-    unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
+    unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     clear_ignored(call, unit)
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
@@ -158,7 +158,7 @@ def _possible_positives(
     if call.columns is None:
         some = torch.nonzero(call.counted_rows).flatten()
         order = some[labels[some].argsort(stable=True)]
-        unit, _ = engine.unit_rows(call.rows, 0, len(order), order)
+        unit, _ = engine.normalize_rows(call.rows, 0, len(order), order)
         return _Operands(unit, labels[order], labels[order], sorted=True), order
     if call.self_offset is not None:
         # The pair that is left out is known by its place.
@@ -219,7 +219,7 @@ def _memory_tiles(
     assert call.columns is not None
     row_block, column_block = engine.class_block
     for columns in _blocks(operands.column_labels.shape[0], column_block):
-        unit_columns, norms = engine.unit_rows(
+        unit_columns, norms = engine.normalize_rows(
             call.columns, columns.start, columns.stop, operands.column_index, reuse=True
         )
         for rows in _blocks(operands.unit.shape[0], row_block):
@@ -298,5 +298,7 @@ def _gradients_against_columns(
             d_unit = d_columns[columns]
             engine.accumulate(d_unit, gradient.T, tile.a)
             if rows.stop == count:
-                engine.unit_rows_backward(d_unit, call.columns, columns.start, norms, d_unit, scale)
+                engine.normalize_rows_backward(
+                    d_unit, call.columns, columns.start, norms, d_unit, scale
+                )
     return d_columns

@@ -30,7 +30,7 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
     count = _triplet(call.spec).count(call.params)
-    unit, inverse_norms = engine.unit_rows(call.rows, 0, call.rows.shape[0])
+    unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     best, position, target_cosine = search(call, engine, count, unit)
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
@@ -71,7 +71,7 @@ def search(
     rows = call.rows
     size = rows.shape[0]
     if unit is None:
-        unit, _ = engine.unit_rows(rows, 0, size)
+        unit, _ = engine.normalize_rows(rows, 0, size)
     best = rows.new_full((size, count), -torch.inf, dtype=torch.float32)
     position = rows.new_full((size, count), -1, dtype=torch.int32)
     target_cosine = rows.new_zeros(size, dtype=torch.float32)
@@ -79,7 +79,7 @@ def search(
     row_block, column_block = engine.class_block
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        columns, _ = engine.unit_rows(call.columns, start, stop, call.column_index, reuse=True)
+        columns, _ = engine.normalize_rows(call.columns, start, stop, call.column_index, reuse=True)
         for first in range(0, size, row_block):
             block = slice(first, min(first + row_block, size))
             engine.nearest_tile(
@@ -132,7 +132,7 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     rows, columns = call.rows, call.columns
     assert columns is not None
     size, width = rows.shape
-    unit, inverse_norms = engine.unit_rows(rows, 0, size)
+    unit, inverse_norms = engine.normalize_rows(rows, 0, size)
     d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
     d_columns = None
     if call.need_columns and call.sink is None:
@@ -142,6 +142,6 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     if call.sink is not None:
         stream_pairs(call, engine, unit, places, slopes)
     if d_rows is not None:
-        engine.unit_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+        engine.normalize_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
         clear_ignored(call, d_rows)
     return d_rows, d_columns, None

@@ -65,7 +65,7 @@ def remote_tiles(
             before, count = int(wanted[: place.start].sum()), len(index)
         for first in range(0, count, column_block):
             last = min(first + column_block, count)
-            unit_columns, _ = engine.unit_rows(features, first, last, index, reuse=True)
+            unit_columns, _ = engine.normalize_rows(features, first, last, index, reuse=True)
             columns = slice(before + first, before + last)
             for start in range(0, unit.shape[0], row_block):
                 yield slice(start, min(start + row_block, unit.shape[0])), columns, unit_columns

@@ -37,14 +37,14 @@ def add_pairs(
         return
     place = place.to(torch.int64).clamp(0, call.num_columns - 1)
     index = place if call.column_index is None else call.column_index[place]
-    unit_columns, norms = engine.unit_rows(call.columns, 0, unit.shape[0], index, reuse=True)
+    unit_columns, norms = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
     slope, taken = slope[:, None], (slope != 0.0)[:, None]
     if d_rows is not None:
         d_rows += torch.where(taken, slope * unit_columns, 0.0)
     if d_columns is not None:
         d_unit = torch.where(taken, slope * unit, 0.0)
         # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
-        engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
+        engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         _add_rows(d_columns, place, d_unit)
 
 
@@ -81,8 +81,8 @@ class Targets:
         call, place, d_unit = self._call, self._places[part], self._d_unit[part]
         assert call.columns is not None
         index = place if call.column_index is None else call.column_index[place]
-        _, norms = self._engine.unit_rows(call.columns, 0, len(place), index, reuse=True)
-        self._engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
+        _, norms = self._engine.normalize_rows(call.columns, 0, len(place), index, reuse=True)
+        self._engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         d_columns[place] = d_unit.to(d_columns.dtype)
 
 
@@ -110,10 +110,10 @@ def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slope
         if pairs.start < pairs.stop:
             place, row = ordered[pairs], order[pairs] % count
             index = place if call.column_index is None else call.column_index[place]
-            _, norms = engine.unit_rows(call.columns, 0, len(place), index, reuse=True)
+            _, norms = engine.normalize_rows(call.columns, 0, len(place), index, reuse=True)
             slope = slopes[pairs, None]
             d_unit = torch.where(slope != 0.0, slope * unit[row], 0.0)
-            engine.unit_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
+            engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
             _add_rows(out, place - start, d_unit)
         call.sink(tile, out)
 

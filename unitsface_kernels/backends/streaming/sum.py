@@ -59,7 +59,7 @@ def _stream(
 ) -> tuple[Tensor, Gradients]:
     """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
     rows = call.rows
-    unit, inverse_norms = engine.unit_rows(rows, 0, rows.shape[0])
+    unit, inverse_norms = engine.normalize_rows(rows, 0, rows.shape[0])
     clear_ignored(call, unit)
     column_labels = call.column_labels
     if call.columns is None and column_labels is None:
@@ -103,7 +103,7 @@ def _stream(
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
     clear_ignored(call, totals.loss)
     if totals.d_rows is not None:
-        engine.unit_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
+        engine.normalize_rows_backward(totals.d_rows, rows, 0, inverse_norms, totals.d_rows, scale)
         clear_ignored(call, totals.d_rows)
     d_threshold = totals.d_threshold
     if d_threshold is not None:
@@ -240,7 +240,7 @@ def _against_columns(
         d_columns = columns.new_empty((call.num_columns, size), dtype=torch.float32)
     for start in range(0, call.num_columns, column_block):
         stop = min(start + column_block, call.num_columns)
-        unit_columns, column_norms = engine.unit_rows(
+        unit_columns, column_norms = engine.normalize_rows(
             columns, start, stop, call.column_index, reuse=True
         )
         d_unit = None
@@ -271,11 +271,11 @@ def _against_columns(
             rows, wanted = slice(first, last), None
             if budget is not None and positives is not None:
                 wanted = positives.unpaid(budget, engine, tile, rows, start)
-            unit_rows = unit[rows]
+            row_part = unit[rows]
             if wanted is not None:
                 if len(wanted) == 0:
                     continue
-                tile, unit_rows = tile[wanted], unit_rows[wanted]
+                tile, row_part = tile[wanted], row_part[wanted]
             if totals.d_rows is not None:
                 if wanted is None:
                     engine.accumulate(totals.d_rows[rows], tile, unit_columns)
@@ -285,9 +285,9 @@ def _against_columns(
                     totals.d_rows[rows][wanted] = part
             if need_columns:
                 if d_unit is None:
-                    d_unit = engine.overwrite(tile.T, unit_rows)
+                    d_unit = engine.overwrite(tile.T, row_part)
                 else:
-                    engine.accumulate(d_unit, tile.T, unit_rows)
+                    engine.accumulate(d_unit, tile.T, row_part)
         if need_columns:
             finish_columns(call, engine, slice(start, stop), d_unit, column_norms, d_columns, scale)
     if positives is not None:

@@ -99,7 +99,7 @@ class TritonEngine:
         )
         return out
 
-    def unit_rows(
+    def normalize_rows(
         self,
         source: Tensor,
         start: int,
@@ -113,7 +113,7 @@ class TritonEngine:
         inverse_norms = self._space.empty(count)
         config = configs.rows(stride)
         launch.run(
-            rows.unit_rows_kernel,
+            rows.normalize_rows_kernel,
             -(-count // config.rows),
             source,
             index,
@@ -129,7 +129,7 @@ class TritonEngine:
         )
         return unit[:, :width], inverse_norms
 
-    def unit_rows_backward(
+    def normalize_rows_backward(
         self,
         d_unit: Tensor,
         source: Tensor,
@@ -142,7 +142,7 @@ class TritonEngine:
         count, width = d_unit.shape
         config = configs.rows(width)
         launch.run(
-            rows.unit_rows_backward_kernel,
+            rows.normalize_rows_backward_kernel,
             -(-count // config.rows),
             d_unit,
             source,

@@ -24,7 +24,7 @@ def padded(size: int, multiple: int) -> int:
 def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, int]:
     """Unit rows and unit columns as product kernels take them, with strides, sizes and depth.
 
-    Kernels read the padding behind every row: it takes rows as ``Engine.unit_rows`` made them.
+    Kernels read the padding behind every row: it takes rows as ``Engine.normalize_rows`` made them.
     """
     depth = padded(a.shape[1], DEPTH_MULTIPLE)
     for rows in (a, b):

@@ -10,7 +10,7 @@ SHRINK = tl.constexpr(2.0**-70)
 
 
 @triton.jit(do_not_specialize=["start", "count"])
-def unit_rows_kernel(
+def normalize_rows_kernel(
     source,
     index,
     start,
@@ -70,7 +70,7 @@ def unit_rows_kernel(
 
 
 @triton.jit(do_not_specialize=["start", "count"])
-def unit_rows_backward_kernel(
+def normalize_rows_backward_kernel(
     d_unit,
     source,
     index,

@@ -1,4 +1,4 @@
-// unit_rows and its backward pass against loops in double precision.
+// normalize_rows and its backward pass against loops in double precision.
 
 #include "checks.h"
 
@@ -7,8 +7,8 @@ namespace {
 using namespace unitsface;
 using namespace unitsface::checks;
 
-void test_unit_rows(int64_t n, int64_t d, DType source_dtype, DType out_dtype, int shift,
-                    bool indexed, bool in_place, bool scaled) {
+void test_normalize_rows(int64_t n, int64_t d, DType source_dtype, DType out_dtype, int shift,
+                         bool indexed, bool in_place, bool scaled) {
   const int64_t total = n + 5, start = 2;
   Buffer<char> source(total * d * bytes_of(source_dtype), 0, shift);
   Buffer<int64_t> index(n, 0);
@@ -27,19 +27,19 @@ void test_unit_rows(int64_t n, int64_t d, DType source_dtype, DType out_dtype, i
   };
   Buffer<char> unit(n * d * bytes_of(out_dtype), 42, shift);
   Buffer<float> inverse_norms(n, kNaN), d_unit(n * d, 0.0f, shift);
-  const UnitRowsArgs args = {
+  const NormalizeRowsArgs args = {
       source.data, source_dtype,      indexed ? index.data : nullptr, start, n, d, unit.data,
       out_dtype,   inverse_norms.data};
-  cuda::unit_rows(args, nullptr);
+  cuda::normalize_rows(args, nullptr);
   for (int64_t k = 0; k < n * d; ++k) d_unit[k] = uniform(-1.0f, 1.0f);
   const std::vector<float> gradients(d_unit.data, d_unit.data + d_unit.size);
   Buffer<char> other(n * d * bytes_of(out_dtype), 42, shift);
   void* out = in_place ? static_cast<void*>(d_unit.data) : other.data;
   float scale = 0.25f;
-  const UnitRowsBackwardArgs back = {
+  const NormalizeRowsBackwardArgs back = {
       d_unit.data,        source.data, source_dtype, indexed ? index.data : nullptr, start, n, d,
       inverse_norms.data, out,         out_dtype,    scaled ? &scale : nullptr};
-  cuda::unit_rows_backward(back, nullptr);
+  cuda::normalize_rows_backward(back, nullptr);
   for (int64_t i = 0; i < n; ++i) {
     double squares = 0.0, dot = 0.0;
     for (int64_t k = 0; k < d; ++k) {
@@ -73,16 +73,16 @@ void test_rows() {
   for (const int64_t d : {1, 4, 48, 100, 512, 513, 520, 1048}) {
     for (int s = 0; s < 3; ++s) {
       for (int o = 0; o < 3; ++o, ++k) {
-        test_unit_rows(k % 2 == 0 ? 9 : 21, d, static_cast<DType>(s), static_cast<DType>(o),
-                       k % 6 == 4, k % 4 == 1, o == 0 && k % 2 == 1, k % 3 == 1);
+        test_normalize_rows(k % 2 == 0 ? 9 : 21, d, static_cast<DType>(s), static_cast<DType>(o),
+                            k % 6 == 4, k % 4 == 1, o == 0 && k % 2 == 1, k % 3 == 1);
       }
     }
   }
 }
 
 void test_empty() {
-  expect_no_launch([] { cuda::unit_rows({}, nullptr); }, "block of rows");
-  expect_no_launch([] { cuda::unit_rows_backward({}, nullptr); }, "block of gradients");
+  expect_no_launch([] { cuda::normalize_rows({}, nullptr); }, "block of rows");
+  expect_no_launch([] { cuda::normalize_rows_backward({}, nullptr); }, "block of gradients");
 }
 
 }  // namespace

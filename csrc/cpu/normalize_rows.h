@@ -28,7 +28,7 @@ inline float inverse_of_extreme(const float* x, int64_t d) {
 }
 
 template <class Unit>
-void unit_rows_as(const UnitRowsArgs& t, int threads) {
+void normalize_rows_as(const NormalizeRowsArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
     const float* __restrict x =
@@ -46,11 +46,11 @@ void unit_rows_as(const UnitRowsArgs& t, int threads) {
   }
 }
 
-inline void unit_rows(const UnitRowsArgs& t, int threads) {
+inline void normalize_rows(const NormalizeRowsArgs& t, int threads) {
   if (t.unit_dtype == DType::kBFloat16) {
-    unit_rows_as<BFloat16>(t, threads);
+    normalize_rows_as<BFloat16>(t, threads);
   } else {
-    unit_rows_as<float>(t, threads);
+    normalize_rows_as<float>(t, threads);
   }
 }
 
@@ -62,7 +62,7 @@ inline void extreme_row_backward(const float* g, const float* x, float* out, int
   for (int64_t k = 0; k < d; ++k) out[k] = scale * inverse * (g[k] - along * (x[k] * inverse));
 }
 
-inline void unit_rows_backward(const UnitRowsBackwardArgs& t, int threads) {
+inline void normalize_rows_backward(const NormalizeRowsBackwardArgs& t, int threads) {
   const float scale = t.scale == nullptr ? 1.0f : *t.scale;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {

@@ -62,7 +62,7 @@ __device__ float inverse_of_extreme(const Source* source, int64_t d, int lane) {
 
 // kGroup: elements per access, of 16 bytes of the source, or 1 for unaligned rows.
 template <class Source, int kGroup>
-__global__ void __launch_bounds__(kThreads, 2) unit_rows_kernel(const UnitRowsArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) normalize_rows_kernel(const NormalizeRowsArgs args) {
   const int lane = threadIdx.x % kLanes;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (i >= args.n) return;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) unit_rows_kernel(const UnitRowsAr
 // In place, a lane writes only what it alone has read, after the row's dot product is complete.
 template <class Source, int kGroup>
 __global__ void __launch_bounds__(kThreads, 2)
-    unit_rows_backward_kernel(const UnitRowsBackwardArgs args) {
+    normalize_rows_backward_kernel(const NormalizeRowsBackwardArgs args) {
   const int lane = threadIdx.x % kLanes;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (i >= args.n) return;
@@ -131,44 +131,46 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class Source>
-void launch_unit_rows(const UnitRowsArgs& args, void* stream) {
+void launch_normalize_rows(const NormalizeRowsArgs& args, void* stream) {
   constexpr int kGroup = 16 / sizeof(Source);
   const bool vector = args.d % kGroup == 0 && aligned(args.source, 16) && aligned(args.unit, 16);
-  launch("unit_rows", vector ? unit_rows_kernel<Source, kGroup> : unit_rows_kernel<Source, 1>,
+  launch("normalize_rows",
+         vector ? normalize_rows_kernel<Source, kGroup> : normalize_rows_kernel<Source, 1>,
          divide_up(args.n, kWarps), 1, stream, args);
 }
 
 template <class Source>
-void launch_unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream) {
+void launch_normalize_rows_backward(const NormalizeRowsBackwardArgs& args, void* stream) {
   constexpr int kGroup = 16 / sizeof(Source);
   const bool vector = args.d % kGroup == 0 && aligned(args.source, 16) &&
                       aligned(args.d_unit, 16) && aligned(args.out, 16);
-  launch("unit_rows_backward",
-         vector ? unit_rows_backward_kernel<Source, kGroup> : unit_rows_backward_kernel<Source, 1>,
+  launch("normalize_rows_backward",
+         vector ? normalize_rows_backward_kernel<Source, kGroup>
+                : normalize_rows_backward_kernel<Source, 1>,
          divide_up(args.n, kWarps), 1, stream, args);
 }
 
-void unit_rows(const UnitRowsArgs& args, void* stream) {
+void normalize_rows(const NormalizeRowsArgs& args, void* stream) {
   if (args.n == 0) return;
   switch (args.source_dtype) {
     case DType::kFloat32:
-      return launch_unit_rows<float>(args, stream);
+      return launch_normalize_rows<float>(args, stream);
     case DType::kBFloat16:
-      return launch_unit_rows<__nv_bfloat16>(args, stream);
+      return launch_normalize_rows<__nv_bfloat16>(args, stream);
     case DType::kFloat16:
-      return launch_unit_rows<__half>(args, stream);
+      return launch_normalize_rows<__half>(args, stream);
   }
 }
 
-void unit_rows_backward(const UnitRowsBackwardArgs& args, void* stream) {
+void normalize_rows_backward(const NormalizeRowsBackwardArgs& args, void* stream) {
   if (args.n == 0 || args.d == 0) return;
   switch (args.source_dtype) {
     case DType::kFloat32:
-      return launch_unit_rows_backward<float>(args, stream);
+      return launch_normalize_rows_backward<float>(args, stream);
     case DType::kBFloat16:
-      return launch_unit_rows_backward<__nv_bfloat16>(args, stream);
+      return launch_normalize_rows_backward<__nv_bfloat16>(args, stream);
     case DType::kFloat16:
-      return launch_unit_rows_backward<__half>(args, stream);
+      return launch_normalize_rows_backward<__half>(args, stream);
   }
 }
 
