@@ -15,18 +15,18 @@
 namespace unitsface::cpu {
 inline namespace UF_ISA {
 
-// Column of the tile that row i leaves out, -1 if none.
+// Excluded column of row i, -1 if none.
 inline int32_t left_out(int64_t i, int64_t skip, int64_t m) {
   const int64_t column = skip == INT64_MIN ? -1 : i + skip;
   return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
 }
 
-// exp(z - shift) is near 0 for z = -inf, also where nothing but -inf has been seen.
+// exp(z - shift) is near 0 for z = -inf, even if every value so far was -inf.
 inline float finite_shift(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-// Folds sum = sum of exp(z - highest) into a running maximum and total. NaN travels in the sums.
+// Folds sum = sum of exp(z - highest) into a running maximum and total. The sums carry NaN.
 inline void fold_log_sum(float highest, float sum, float* maximum, float* total) {
-  if (highest == -INFINITY && sum == sum) return;  // nothing but pairs that were left out
+  if (highest == -INFINITY && sum == sum) return;  // only excluded pairs
   const float previous = *maximum;
   *maximum = highest > previous ? highest : previous;
   const float kept = *total == 0.0f ? 0.0f : *total * exp_clamped(previous - *maximum);

@@ -17,7 +17,7 @@ inline namespace UF_ISA {
 constexpr int64_t kRowsPerUnit = 32;
 
 // Zeroed floats. Not std::vector: its out-of-line members would be merged by the linker across
-// instruction sets, and a plain processor could end up in AVX-512 code.
+// instruction sets, and a baseline processor could run AVX-512 code.
 class Scratch {
  public:
   explicit Scratch(int64_t count)
@@ -131,7 +131,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       }
       const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
       const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
-      // A memory or a shard has no thresholds for the rows: the other direction is not asked for.
+      // A memory or a shard has no thresholds for the rows, and no other direction is computed.
       const float own_threshold =
           t.per_column && t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
       const RowSums sums =
