@@ -78,7 +78,7 @@ def _pybind11_directory() -> str:
 
 
 def _start_anew_if_changed(build: Path) -> None:
-    """Removes a build folder of another checkout or other compilers, whose cache CMake would use."""
+    """Removes a build folder of another checkout or other compilers; CMake would use its cache."""
     inputs = {
         "root": str(ROOT),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},

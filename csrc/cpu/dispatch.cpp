@@ -98,7 +98,7 @@ int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth) {
   return ((n + 15) / 16 + (m + 15) / 16) * 16 * words;
 }
 
-bool prefers_own_float32_gemm() {
+bool own_float32_gemm() {
 #if defined(UF_HAVE_X86_ISAS)
   __builtin_cpu_init();
   return kernels().gemm_f32 != nullptr && __builtin_cpu_is("amd");

@@ -53,7 +53,7 @@ void (*gemm(DType dtype))(const GemmArgs&, int threads);
 int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth);
 
 // Whether the library's float32 GEMM is known to be slower on this processor.
-bool prefers_own_float32_gemm();
+bool own_float32_gemm();
 
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();

@@ -46,7 +46,7 @@ class CpuEngine(NativeEngine):
             self.operand_dtype = torch.bfloat16
         # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
         wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
-        own = wanted == "own" or (wanted != "library" and self.native.cpu.prefers_own_float32_gemm())
+        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_gemm())
         self.library_product = not (own and has_gemm(DTYPE_CODES[torch.float32]))
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
