@@ -1,5 +1,5 @@
-# Two commands do everything: `make demo` and `make test`.
-# `make env` creates .venv once and again when pyproject.toml or a native source changes.
+# Main commands: `make demo` and `make test`.
+# `make env` creates .venv, and updates it when pyproject.toml or a native source changes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 SECONDS ?= 600
-# What editing requires a rebuild.
+# Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: env demo demo-quick losses test test-slow test-paths fuzz sanitize bench lint format clean
@@ -33,22 +33,22 @@ demo-quick: env
 losses: env
 	$(BIN)/python train/compare_losses.py --seeds 3 $(ARGS)
 
-# Most tests keep one core busy. A file's tests share what takes long to make.
+# Most tests keep one core busy. The tests of a file share expensive fixtures: one worker per file.
 test: env
 	$(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow
 
-# Drawn calls and damaged files for SECONDS; what fails is printed with the command that repeats it.
+# Random calls and damaged files for SECONDS; a failure is printed with the command that repeats it.
 fuzz: env
 	$(BIN)/python -m python_tests.fuzz --seconds $(SECONDS) --jobs $(WORKERS) $(ARGS)
 
-# The CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize.
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in build/sanitize.
 sanitize: env
 	bash python_tests/support/sanitize.sh $(BIN)/python
 
-# Errors over limits, for every choice of instructions that this processor has.
+# Largest error over its tolerance, for every instruction set of this processor.
 test-paths: env
 	PYTHONPATH=python_tests $(BIN)/python python_tests/support/paths.py
 

@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 #: Environment variables that are options of CMakeLists.txt.
 OPTIONS = ("UNITSFACE_CUDA", "UNITSFACE_CUDA_ARCHS")
-#: What CMake reads once and then keeps in its cache.
+#: Environment variables that CMake reads once and then keeps in its cache.
 ENVIRONMENT = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS")
 TOOLS = ("c++", "nvcc", os.environ.get("CXX", "c++"), os.environ.get("CUDACXX", "nvcc"))
 
@@ -36,12 +36,12 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_INSTALL_PREFIX={target.parent}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
-        # Build isolation gives every build an environment, and so a ninja, of its own.
+        # With build isolation every build has another environment, hence another ninja.
         ninja = shutil.which("ninja")
         if ninja:
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         for name in OPTIONS:
-            # Not set is the default, not what an earlier build was given.
+            # An unset option is the default, not the value of an earlier build.
             given = os.environ.get(name)
             configure.append(f"-D{name}={given}" if given else f"-U{name}")
         self._run(configure, "configuring")
@@ -63,7 +63,7 @@ class CMakeBuild(build_ext):
 
 
 def _pybind11_directory() -> str:
-    """Of its CMake files; ends with one line if it or another tool is missing."""
+    """Folder of pybind11's CMake files; exits with one line if it or another tool is missing."""
     missing = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
     if importlib.util.find_spec("pybind11") is None:
         missing.append("pybind11")
@@ -78,7 +78,7 @@ def _pybind11_directory() -> str:
 
 
 def _start_anew_if_changed(build: Path) -> None:
-    """Removes a build folder of another place or of other compilers, which CMake would keep to."""
+    """Removes a build folder of another checkout or other compilers; CMake would use its cache."""
     inputs = {
         "root": str(ROOT),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},

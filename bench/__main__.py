@@ -1,4 +1,4 @@
-"""``python -m bench``: time, memory and accuracy of every workload, to JSON and Markdown."""
+"""``python -m bench``: speedup, throughput, peak memory and accuracy, to JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import harness, isolation, report
-from .contestants import NAMES
+from .implementations import NAMES
 from .machine import machine
 from .workloads import WORKLOADS, Workload
 
@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=6.0, help="per workload, at least")
-    parser.add_argument("--contestants", nargs="+", help=f"of {', '.join(NAMES)}, ...")
+    # --contestants: the option's earlier name.
+    names = ("--implementations", "--contestants")
+    parser.add_argument(*names, nargs="+", help=f"of {', '.join(NAMES)}, ...")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--update", action="store_true", help="keep the file's other workloads")
@@ -33,15 +35,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _names(arguments: argparse.Namespace, workload: Workload) -> list[str]:
-    everyone = list(workload.contestants(arguments.device))
-    if arguments.contestants is None:
-        return everyone
+    every = list(workload.implementations(arguments.device))
+    if arguments.implementations is None:
+        return every
     primary = harness.PRIMARY[arguments.device]
-    return [name for name in everyone if name in {primary, *arguments.contestants}]
+    return [name for name in every if name in {primary, *arguments.implementations}]
 
 
 def _results(path: Path, command: str, device: str, update: bool) -> dict[str, object]:
-    """New results, or to update those that an earlier run on this machine left."""
+    """New results or, with ``update``, those of an earlier run on this machine."""
     facts = machine(device)
     if update and path.exists():
         earlier = json.loads(path.read_text())
@@ -57,14 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [name for name in arguments.workloads if name not in WORKLOADS]
     if unknown:
         parser().error(f"unknown workload {', '.join(unknown)}; known: {', '.join(WORKLOADS)}")
-    # On CUDA other packages add theirs.
-    strangers = set(arguments.contestants or ()) - set(NAMES)
-    if strangers and arguments.device == "cpu":
-        parser().error(f"unknown contestant {', '.join(sorted(strangers))}")
+    # On CUDA other packages add implementations.
+    unknown = set(arguments.implementations or ()) - set(NAMES)
+    if unknown and arguments.device == "cpu":
+        parser().error(f"unknown implementation {', '.join(sorted(unknown))}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser().error("Torch finds no CUDA device")
     if arguments.quick and arguments.out is None:
-        parser().error("--quick needs --out: its figures say nothing")
+        parser().error("--quick needs --out: its measurements are meaningless")
     base = arguments.out or RESULTS / arguments.device
     # Not with_suffix: a name may have dots.
     out, page = (base.with_name(base.name + suffix) for suffix in (".json", ".md"))
@@ -86,11 +88,11 @@ def main(argv: list[str] | None = None) -> None:
                 _names(arguments, workload),
                 not arguments.no_memory,
             )
-        except Exception as error:  # the other workloads still have their turn
+        except Exception as error:  # the other workloads still run
             harness.say(f"{name} failed: {error}")
             result = {"failed": f"{type(error).__name__}: {error}"}
         results["workloads"][name] = {"command": command, **result}
-        # After each workload: a run that is cut short leaves what it has.
+        # After each workload, so that an interrupted run leaves its results.
         out.write_text(json.dumps(results, indent=1) + "\n")
         page.write_text(report.page(results))
     runner.close()

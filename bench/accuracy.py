@@ -1,4 +1,4 @@
-"""Whether a contestant does the work: its loss and gradients against float64, on a small shape."""
+"""Accuracy: an implementation's loss and gradients against float64, on a small shape."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from .contestants import Contestant
+from .implementations import Implementation
 from .workloads import SCALE, Workload, step
 
 ROWS, COLUMNS = 256, 4096
 # Far above rounding, far below another loss. Eager code in bfloat16 rounds logits of 45 to 1/8.
 LIMITS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.1, 0.5)}
-# Of a probability near 1, whose difference from 1 is the gradient of a row that a model knows.
+# Rounding of a probability near 1; its difference from 1 is the gradient of a well-learned row.
 PROBABILITY = 1e-6
 
 
 def limits(workload: Workload, device: str) -> tuple[float, float]:
-    """Relative errors of loss and gradients that pass for the same work."""
+    """Largest accepted relative errors of the loss and of the gradients."""
     half = workload.autocast or workload.dtype(device) != torch.float32
     return LIMITS[torch.bfloat16 if half else torch.float32]
 
@@ -27,17 +27,17 @@ def _gradients(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.grad.double() for name, t in tensors.items() if t.grad is not None}
 
 
-def _allowance(name: str, share: float, inputs: dict[str, Tensor]) -> float:
-    """How long a part of a gradient can be, with this share of each row's largest one."""
+def _allowance(name: str, fraction: float, inputs: dict[str, Tensor]) -> float:
+    """Largest norm of an error of ``fraction`` of the largest gradient a pair can have, per row."""
     if name == "b":
-        return share
+        return fraction
     tensor = inputs[name].detach().double()
-    per_row = SCALE * share / float(tensor.norm(dim=1).min())
-    # Of N rows' mean, in-batch as row and column; a column's part is at most all rows' together.
+    per_row = SCALE * fraction / float(tensor.norm(dim=1).min())
+    # Of the mean of N rows, in-batch as row and as column; a column may collect all rows' errors.
     return per_row * (2.0 / math.sqrt(len(tensor)) if name == "feats" else 1.0)
 
 
-def errors(workload: Workload, contestant: Contestant, device: str) -> dict[str, float]:
+def errors(workload: Workload, implementation: Implementation, device: str) -> dict[str, float]:
     """Relative errors of the loss and of each gradient as a vector.
 
     Raises:
@@ -49,8 +49,8 @@ def errors(workload: Workload, contestant: Contestant, device: str) -> dict[str,
         name: t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
         for name, t in inputs.items()
     }
-    want = step(contestant.formula, wide)
-    got = step(contestant, inputs)
+    want = step(implementation.formula, wide)
+    got = step(implementation, inputs)
     size = abs(float(want.detach()))
     found = {"loss": abs(float(got.detach()) - float(want.detach())) / size}
     loss_limit, gradient_limit = limits(workload, device)
@@ -60,11 +60,11 @@ def errors(workload: Workload, contestant: Contestant, device: str) -> dict[str,
     for name, gradient in _gradients(inputs).items():
         length = float(wanted[name].norm())
         if name == "b":
-            # Its terms cancel at the optimum; together they are not more than the loss.
+            # Its terms cancel at the optimum; the sum of their absolute values is at most the loss.
             length = max(length, size)
         found[name] = float((gradient - wanted[name]).norm()) / length
-        share = contestant.skip_tolerance + PROBABILITY
-        allowed[name] = gradient_limit + _allowance(name, share, inputs) / length
+        fraction = implementation.skip_tolerance + PROBABILITY
+        allowed[name] = gradient_limit + _allowance(name, fraction, inputs) / length
     if missing := wanted.keys() - found.keys():
         raise ArithmeticError(f"no gradient of {', '.join(sorted(missing))}")
     for name, error in found.items():

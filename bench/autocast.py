@@ -27,14 +27,14 @@ def _forward(loss: Callable[..., Tensor], enabled: bool, **inputs: Tensor) -> Te
 
 def main() -> None:
     workload = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "pair-8k"]
-    inputs, losses = workload.inputs(), workload.contestants()
+    inputs, losses = workload.inputs(), workload.implementations()
     runs = {"float32": ("native", False), "bfloat16": ("native", True), "eager": ("eager", True)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for _ in range(ROUNDS):
-        for name, (contestant, enabled) in runs.items():
+        for name, (implementation, enabled) in runs.items():
             start = time.perf_counter()
-            loss = step(partial(_forward, losses[contestant], enabled), inputs)
+            loss = step(partial(_forward, losses[implementation], enabled), inputs)
             times[name].append(time.perf_counter() - start)
             found[name] = loss.detach(), inputs["feats"].grad
     want_loss, want = found["float32"]
@@ -43,7 +43,7 @@ def main() -> None:
         loss, gradient = found[name]
         print(
             f"{workload.name} {name:9} {statistics.median(samples):.3f} s "
-            f"({min(samples):.3f}-{max(samples):.3f}), float32 takes {ratio:.2f} times as long; "
+            f"({min(samples):.3f}-{max(samples):.3f}), speedup over float32 {ratio:.2f}; "
             f"loss off by {abs(float(loss / want_loss) - 1):.1e}, "
             f"gradient by {float((gradient - want).norm() / want.norm()):.1e}"
         )

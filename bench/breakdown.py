@@ -1,6 +1,6 @@
-"""``python -m bench.breakdown [workload]``: where the native backend's time goes.
+"""``python -m bench.breakdown [workload]``: time of the native backend by engine method.
 
-Wraps the engine's methods, so it looks below the public API.
+Wraps methods of the engine, below the public API.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ROUNDS = 7
 
 
 def instrument(spent: dict[str, float]) -> None:
-    """Adds each method's own time, without that of the product it calls, to ``spent``."""
+    """Adds each method's own time, without the matmul it calls, to ``spent``."""
 
     def timed(name: str, method):
         @wraps(method)
         def wrapper(*args, **kwargs):
-            start, product = time.perf_counter(), spent["_product"]
+            start, matmul = time.perf_counter(), spent["_product"]
             result = method(*args, **kwargs)
-            inner = 0.0 if name == "_product" else spent["_product"] - product
+            inner = 0.0 if name == "_product" else spent["_product"] - matmul
             spent[name] += time.perf_counter() - start - inner
             return result
 
@@ -48,7 +48,7 @@ def instrument(spent: dict[str, float]) -> None:
 
 def main() -> None:
     workload = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "class-100k"]
-    inputs, loss = workload.inputs(), workload.contestants()["native"]
+    inputs, loss = workload.inputs(), workload.implementations()["native"]
     spent: dict[str, float] = defaultdict(float)
     instrument(spent)
     step(loss, inputs)

@@ -1,6 +1,6 @@
-"""What a partial-FC step costs one rank: bytes exchanged, operations, bytes held (docs/scaling.md).
+"""Cost of a partial-FC step on one rank: bytes exchanged, FLOPs, peak memory (docs/scaling.md).
 
-Formulas alone, of :class:`Step` and of a :class:`Machine` whose rates are measured or assumed.
+Formulas of a :class:`Step` on a :class:`Machine` whose rates are measured or assumed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ HEADER = 3 * INT
 COLLECTIVES = 6
 # Width of a tile of classes on the CPU, for which sums of each row are kept.
 TILE = 768
-# Products of a softmax over classes: with the cosines kept for the backward pass, and without.
-PRODUCTS = {"separate": 3, "separate, N > D": 4, "fused": 4, "fused-step": 5}
+# GEMMs of a softmax over classes: with the cosines kept for the backward pass, and without.
+GEMMS = {"separate": 3, "separate, N > D": 4, "fused": 4, "fused-step": 5}
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Step:
 
     Attributes:
         classes: C, of all ranks.
-        sample_rate: part of a shard that takes part.
-        mode: how the classes are stepped, of PRODUCTS.
-        feature_bytes: of a feature on its way.
+        sample_rate: sampled part of a shard.
+        mode: key of GEMMS: how the optimizer step is made.
+        feature_bytes: per element of a feature in transit.
         states: tensors of the optimizer as large as the weights: SGD with momentum 1, AdamW 2.
     """
 
@@ -40,7 +40,7 @@ class Step:
     states: int = 1
 
     @property
-    def everyone(self) -> int:
+    def all_rows(self) -> int:
         return self.ranks * self.rows
 
     @property
@@ -54,13 +54,13 @@ class Step:
     # -- exchanged, received by a rank ------------------------------------------------------
 
     def gathered(self) -> float:
-        """Features, labels and the agreement of every other rank."""
+        """Features, labels and the agreement header of every other rank."""
         return (self.ranks - 1) * (self.rows * (self.size * self.feature_bytes + INT) + HEADER)
 
     def merged(self) -> float:
         """Statistics of all rows, by all-reduce."""
-        share = (self.ranks - 1) / self.ranks
-        return 2.0 * share * STATISTICS * FLOAT * self.everyone
+        fraction = (self.ranks - 1) / self.ranks
+        return 2.0 * fraction * STATISTICS * FLOAT * self.all_rows
 
     def returned(self) -> float:
         """Gradients of the own rows from every other rank, by reduce-scatter."""
@@ -71,8 +71,8 @@ class Step:
 
     # -- computed ---------------------------------------------------------------------------
 
-    def operations(self) -> float:
-        return PRODUCTS[self.mode] * 2.0 * self.everyone * self.taken * self.size
+    def flops(self) -> float:
+        return GEMMS[self.mode] * 2.0 * self.all_rows * self.taken * self.size
 
     def traffic(self) -> float:
         """Bytes of memory that weights, optimizer state and gradient move."""
@@ -88,11 +88,11 @@ class Step:
         return FLOAT * self.size * self.shard
 
     def held(self) -> float:
-        """Weights, optimizer state, gradient, rows, and what is kept per row and tile."""
+        """Weights, optimizer state, gradient, rows, and sums per row and tile."""
         gradient = 0 if self.mode.startswith("fused") else FLOAT * self.size * self.taken
-        # As they arrive, divided by their norms, and their gradient before and after its way.
-        rows = self.everyone * self.size * (self.feature_bytes + 3 * FLOAT)
-        sums = 2 * FLOAT * self.everyone * -(-self.taken // TILE)
+        # Gathered, normalized, and their gradient before and after the reduce-scatter.
+        rows = self.all_rows * self.size * (self.feature_bytes + 3 * FLOAT)
+        sums = 2 * FLOAT * self.all_rows * -(-self.taken // TILE)
         index = 2 * INT * self.taken if self.sample_rate < 1.0 else 0
         return (1 + self.states) * self.weights() + gradient + rows + sums + index
 
@@ -102,7 +102,7 @@ class Machine:
     """Rates of one rank.
 
     Attributes:
-        products: operations per second that matrix products reach.
+        gemm: FLOP/s of GEMMs.
         memory: bytes per second.
         link: bytes per second that a rank receives.
         latency: seconds of a collective.
@@ -110,15 +110,15 @@ class Machine:
     """
 
     name: str
-    products: float
+    gemm: float
     memory: float
     link: float = float("inf")
     latency: float = 0.0
     capacity: float = float("inf")
 
     def compute_seconds(self, step: Step) -> float:
-        """The update's traffic is not hidden behind products."""
-        return step.operations() / self.products + step.traffic() / self.memory
+        """GEMMs, then the traffic of the update, which does not overlap with them."""
+        return step.flops() / self.gemm + step.traffic() / self.memory
 
     def exchange_seconds(self, step: Step) -> float:
         if step.ranks == 1:
@@ -126,12 +126,12 @@ class Machine:
         return step.exchanged() / self.link + COLLECTIVES * self.latency
 
     def largest(self, step: Step, reserved: float) -> int:
-        """Most classes that ``step.ranks`` of these hold beside ``reserved`` bytes each."""
+        """Most classes that fit on ``step.ranks`` machines beside ``reserved`` bytes each."""
         per_class = FLOAT * step.size * (1 + step.states)
         if not step.mode.startswith("fused"):
             per_class += FLOAT * step.size * step.sample_rate
-        rows = step.everyone * step.size * (step.feature_bytes + 3 * FLOAT)
+        rows = step.all_rows * step.size * (step.feature_bytes + 3 * FLOAT)
         room = 0.9 * self.capacity - reserved - rows
-        # Sums of a tile and an index of a class weigh little beside its row.
-        per_class += 2 * FLOAT * step.everyone / TILE + 2 * INT
+        # Sums per tile and an index per class, small beside the row.
+        per_class += 2 * FLOAT * step.all_rows / TILE + 2 * INT
         return max(int(room / per_class) * step.ranks, 0)

@@ -1,7 +1,7 @@
-"""``python -m bench.crossover``: how many pairs it takes for the native backend to beat eager code.
+"""``python -m bench.crossover``: the number of pairs from which native is faster than eager.
 
-``backend="auto"`` takes its choice from the stored result. Forward and backward, one process:
-below the crossover nothing but the overhead of the calls is seen, and threads stay awake.
+``backend="auto"`` is based on the stored result. Forward and backward in one process: below the
+crossover the overhead of the calls dominates, and the thread pool has to stay awake.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDES = (16, 32, 64, 128, 256, 512, 1024)
 SIZES = (128, 512)
 LOSSES = ("uss", "margin_softmax")
 BACKENDS = ("reference", "native")
-# Steps of one backend before it is the other's turn.
+# Consecutive steps of one backend.
 TURN = 5
 
 
@@ -33,7 +33,7 @@ def workload(loss: str, side: int, size: int) -> Workload:
 
 
 def medians(work: Workload, seconds: float) -> dict[str, float]:
-    """Seconds of a step of each backend, in turns."""
+    """Median seconds of a step of each backend, interleaved."""
     inputs = work.inputs()
     losses = {backend: work.fused(backend) for backend in BACKENDS}
     times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}

@@ -1,4 +1,4 @@
-"""``python -m bench.decode``: images/s that one core reads and decodes, and what a GPU asks for.
+"""``python -m bench.decode``: images/s that one core reads and decodes, and the need of a GPU.
 
 The same JPEG files as RecordIO, as shards and as a folder; in one process, and through the loader
 with worker processes as in training.
@@ -29,7 +29,7 @@ from train.data.orl import CREDIT, scan_orl
 
 from . import harness, machine
 from .packing import People, write_recordio, write_shards
-from .predict import BACKBONE_SHARE
+from .predict import BACKBONE_FRACTION
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZE, QUALITY, BATCH = 112, 95, 128
@@ -38,8 +38,8 @@ MOST_BATCHES = 20_000
 ROUNDS = 5
 
 # Assumed: multiplications and additions of IResNet-50's forward pass at 112 x 112 (insightface's
-# table: 6.3 billion of both together), three times that with the backward pass, the same share of
-# the dense bfloat16 peak as in bench.predict, and the peaks of data sheets.
+# table: 6.3 billion of both together), three times that with the backward pass, the same fraction
+# of the dense bfloat16 peak as in bench.predict, and the peaks of data sheets.
 FORWARD = 2 * 6.3e9
 PEAKS = {"A100": 312e12, "H100": 989e12}
 
@@ -68,10 +68,10 @@ def make_faces(count: int) -> People:
 
 
 def write_folder(folder: Path, people: People) -> Path:
-    for who, images in enumerate(people):
-        (folder / str(who)).mkdir(parents=True)
+    for identity, images in enumerate(people):
+        (folder / str(identity)).mkdir(parents=True)
         for i, image in enumerate(images):
-            (folder / str(who) / f"{i}.jpg").write_bytes(image)
+            (folder / str(identity) / f"{i}.jpg").write_bytes(image)
     return folder
 
 
@@ -92,7 +92,7 @@ def _batches(images: ImageList, workers: int) -> Iterator[int]:
 def rates(images: ImageList, workers: int, seconds: float) -> tuple[list[float], list[float]]:
     """Images/s of some rounds: by the clock, and by this process's own time."""
     batches = _batches(images, workers)
-    for _ in range(1 + 2 * workers):  # until they have started, and what they have in store is used
+    for _ in range(1 + 2 * workers):  # until the workers have started and their queues are drained
         next(batches)
     clock, own = [], []
     for _ in range(ROUNDS):
@@ -131,7 +131,7 @@ def needs(per_core: float) -> list[dict[str, float | str]]:
     """Predicted, not measured: images/s of one GPU, and the cores that decode as many."""
     rows: list[dict[str, float | str]] = []
     for gpu, peak in PEAKS.items():
-        images_per_s = BACKBONE_SHARE * peak / (3 * FORWARD)
+        images_per_s = BACKBONE_FRACTION * peak / (3 * FORWARD)
         rows.append({"gpu": gpu, "images_per_s": images_per_s, "cores": images_per_s / per_core})
     return rows
 
@@ -160,9 +160,9 @@ def page(results: dict) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {row['scan_images_per_s']:,.0f}/s |")
     lines += [
         "",
-        "Predicted, not measured: what one GPU asks for in training IResNet-50, at "
+        "Predicted, not measured: the images/s of one GPU that trains IResNet-50, at "
         f"{FORWARD / 2e9:.1f} billion multiplications and additions",
-        f"forward, three times that in all, and {BACKBONE_SHARE:.0%} of the data sheet's dense "
+        f"forward, three times that in all, and {BACKBONE_FRACTION:.0%} of the data sheet's dense "
         "bfloat16 rate; and the cores of this kind",
         "that decode as fast from RecordIO.",
         "",

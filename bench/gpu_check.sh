@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a CUDA machine can show, in one command of under nine minutes.
+# All checks that need a CUDA machine, in one command of under nine minutes.
 set -uo pipefail
 
 usage() {
@@ -11,11 +11,11 @@ after failures, each within a limit of its own, all within the budget. Needs a P
 Triton, NumPy, pytest, setuptools, cmake, ninja and pybind11, and nvcc.
 
   --out DIR       logs and results, at most eight small files (default: $OUT or bench/results/gpu)
-  --wheels DIR    pure-Python wheels to install first, where there is no registry; those of use:
+  --wheels DIR    pure-Python wheels to install first, where there is no registry; useful ones:
                   hypothesis sortedcontainers pytest-benchmark pytest-xdist execnet py-cpuinfo
                   pytorch-metric-learning liger-kernel cut-cross-entropy inf-cl
   --only A,B      stages: env build tests sanitize profile bench
-  --tests EXPR    pytest -k expression; "" runs the whole suite (default: what needs the device)
+  --tests EXPR    pytest -k expression; "" runs the whole suite (default: tests of the device)
   --seconds S     per workload of the benchmark (default: 2)
   --budget S      for everything together (default: 530)
   --dry-run       print what every stage would run
@@ -76,17 +76,17 @@ out=$(cd "$out" 2>/dev/null && pwd || echo "$out")
 [[ -z $wheels ]] || wheels=$(cd "$wheels" && pwd)
 cd "$root" || exit 64
 
-# nvcc and compute-sanitizer are often beside each other, and not on the PATH.
+# nvcc and compute-sanitizer are often in one folder that is not on the PATH.
 toolkit=${CUDA_HOME:-/usr/local/cuda}
 for folder in "$toolkit/bin" "$toolkit/compute-sanitizer"; do
   [[ -d $folder ]] && PATH=$PATH:$folder
 done
 export PATH PYTHONUNBUFFERED=1
-# The scripts are run as modules of the checkout, which need not have been installed.
+# The scripts run as modules of the checkout, which may not be installed.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 SECONDS=0
 
-# run LIMIT LOG COMMAND...: appends to the log; the limit is cut to what is left of the budget.
+# run LIMIT LOG COMMAND...: appends to the log; the limit is at most the remaining budget.
 run() {
   local limit=$1 log=$2
   shift 2
@@ -102,11 +102,11 @@ run() {
     echo 'not run: the budget is spent' >>"$out/$log"
     return 124
   fi
-  # pytest answers an interrupt with its summary.
+  # On an interrupt pytest prints its summary.
   timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$out/$log" 2>&1
 }
 
-# Logs stay small: the start says what ran, the end how it went.
+# Keeps the start and the end of a long log.
 trim() {
   local file=$out/$1
   if ((dry)) || [[ ! -f $file ]] || (($(wc -c <"$file") < 1000000)); then return; fi
@@ -136,7 +136,7 @@ print(torch.cuda.get_device_properties(0))' || status=1
 stage_build() {
   local wheel
   if [[ -n $wheels ]]; then
-    # One by one: a wheel that does not fit must not keep the others out.
+    # One by one, so that an incompatible wheel does not block the others.
     for wheel in "$wheels"/*.whl; do
       [[ -e $wheel ]] || continue
       run 60 build.log "$python" -m pip install --quiet --no-index --no-deps "$wheel" ||
@@ -144,7 +144,7 @@ stage_build() {
     done
   fi
   run 150 build.log "$python" -m pip install --quiet --no-build-isolation --no-deps -e . ||
-    # Everything below runs in the checkout: what is compiled in place will do.
+    # The stages below run in the checkout: an extension compiled in place suffices.
     run 150 build.log "$python" setup.py build_ext --inplace || return 1
   run 60 build.log "$python" -m unitsface_kernels
 }
@@ -163,7 +163,7 @@ stage_sanitize() {
     echo 'compute-sanitizer is not on the PATH and not in the CUDA toolkit' >>"$out/sanitize.log"
     return 1
   fi
-  # What is out of bounds inside Torch's cached blocks is within an allocation: none are cached.
+  # Without caching, an access out of bounds is not hidden inside a cached block.
   run 60 sanitize.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
     --report-api-errors no "${options[@]}" \
     "$python" -m bench.gpu_small_cases --dtypes bfloat16 || status=1
@@ -175,7 +175,7 @@ stage_sanitize() {
 stage_profile() {
   local status=0
   run 90 bench.log "$python" -m bench.gpu_profile --out "$out/profile.json" || status=$?
-  # The table is in the log; files that come back are few.
+  # The table is in the log, which limits the number of files.
   run 60 bench.log "$python" -m bench.heads --device=cuda --rounds 5 --out "${TMPDIR:-/tmp}/heads" \
     head-400k head-400k-sampled || status=$?
   run 40 bench.log "$python" train/main.py --config train/configs/data/casia_r50.yaml \
@@ -185,13 +185,13 @@ stage_profile() {
 }
 
 stage_bench() {
-  # Last, so it may take whatever is left.
+  # Last, with all of the remaining budget.
   run "$budget" bench.log "$python" -m bench --device cuda --seconds "$seconds" \
     --out "$out/cuda" ${workloads[@]+"${workloads[@]}"}
 }
 
 if ! ((dry)); then
-  # Of an earlier run: appending to them would mix two.
+  # Logs of an earlier run, which would be appended to.
   (cd "$out" && rm -f environment.txt build.log tests.log sanitize.log bench.log)
 fi
 failed=0

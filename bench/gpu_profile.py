@@ -1,9 +1,9 @@
-"""``python -m bench.gpu_profile``: where a step's time on the GPU goes, and how far from its floor.
+"""``python -m bench.gpu_profile``: time of a GPU step by phase, against the roofline.
 
-Two ceilings are measured first, on random data: the rate of a large bfloat16 matrix product, and
-the bandwidth of a large copy (bytes read plus bytes written). A phase is a set of kernels, told
-apart by name in a profile; its operations or bytes are counted from the shape, each input read
-once and each output written once. Step times are medians of events without the profiler.
+Two ceilings are measured first, on random data: the rate of a large bfloat16 GEMM, and the
+bandwidth of a large copy (bytes read plus bytes written). A phase is a set of kernels, identified
+by name in a profile; its FLOPs or bytes are counted from the shape, each input read once and each
+output written once. Step times are medians of events without the profiler.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ class Shape:
     size: int = 512
 
     @property
-    def product(self) -> float:
-        """Operations of one product of all rows with all columns."""
+    def gemm_flops(self) -> float:
+        """FLOPs of one GEMM of all rows with all columns."""
         return 2.0 * self.rows * (self.columns or self.rows) * self.size
 
     @property
     def cells(self) -> float:
-        """Cosines that are computed in one pass; a batch has each pair once."""
+        """Cosines of one pass; in-batch, each pair once."""
         return self.rows * self.columns if self.columns else self.rows * self.rows / 2
 
     @property
     def elements(self) -> float:
-        """Of rows and columns."""
+        """Elements of rows and columns."""
         return float((self.rows + self.columns) * self.size)
 
     @property
-    def floor_flops(self) -> float:
-        """Of the whole step: half a product and one in a batch, two passes of two for classes."""
-        return self.product * (4.0 if self.columns else 1.5)
+    def flops(self) -> float:
+        """FLOPs of a step: 0.5 + 1 GEMMs in-batch, two passes of 2 GEMMs for classes."""
+        return self.gemm_flops * (4.0 if self.columns else 1.5)
 
     def inputs(self, device: str) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         """Loss function without backend, and its arguments."""
@@ -93,7 +93,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Phase:
-    """Kernels of one purpose, and what they must do in a step: operations or bytes."""
+    """Kernels of one purpose, and their FLOPs or bytes in a step."""
 
     name: str
     kernels: tuple[str, ...]
@@ -101,7 +101,7 @@ class Phase:
     bytes: float = 0.0
 
     def has(self, kernel: str) -> bool:
-        """By the whole name, without namespace and template arguments; libraries by pattern."""
+        """Compares the name without namespace and template arguments; libraries by pattern."""
         if not self.kernels:
             return LIBRARY.search(kernel) is not None
         plain = re.sub(r"^void |<.*|\(.*", "", kernel).rpartition("::")[2]
@@ -109,14 +109,14 @@ class Phase:
 
 
 def phases(shape: Shape, backend: str) -> list[Phase]:
-    """The phases of a step, first match wins; what is in none is "everything else"."""
+    """The phases of a step, first match wins; other kernels are "everything else"."""
     passes = 2.0 if shape.columns else 1.0  # a class loss normalizes in both of its passes
     normalize = passes * shape.elements * 2 * ELEMENT
     # Accumulators and raw rows are read; a batch's gradients are written in float32.
     written = ELEMENT if shape.columns else FLOAT
     jacobian = shape.elements * (FLOAT + ELEMENT + written)
-    cosines = shape.product if shape.columns else shape.product / 2
-    gradient_products = shape.product * (2.0 if shape.columns else 1.0)
+    cosines = shape.gemm_flops if shape.columns else shape.gemm_flops / 2
+    gradient_gemms = shape.gemm_flops * (2.0 if shape.columns else 1.0)
     found = [
         Phase("Jacobian of the norm", ("normalize_rows_backward_kernel",), bytes=jacobian),
         Phase("normalization", ("normalize_rows_kernel",), bytes=normalize),
@@ -126,7 +126,7 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
             Phase("sum: cosines, policy, gradients", ("sum_kernel",), flops=cosines),
             Phase("statistics: cosines, policy", ("statistics_kernel",), flops=cosines),
             Phase("gradients: cosines, policy", ("gradient_kernel",), flops=cosines),
-            Phase("products of gradients", (), flops=gradient_products),
+            Phase("GEMMs of gradients", (), flops=gradient_gemms),
         ]
     else:
         both = shape.cells * (FLOAT + ELEMENT)
@@ -134,7 +134,7 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
             Phase("sum: policy, gradients", ("sum_tile_kernel",), bytes=both),
             Phase("statistics: policy", ("logsumexp_tile_kernel",), bytes=shape.cells * FLOAT),
             Phase("gradients: policy", ("logsumexp_gradient_kernel",), bytes=both),
-            Phase("all products", (), flops=shape.floor_flops),
+            Phase("all GEMMs", (), flops=shape.flops),
         ]
     return found
 
@@ -142,7 +142,7 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
 def breakdown(
     times: dict[str, float], shape: Shape, backend: str, gemm_flops: float, copy_bytes: float
 ) -> list[dict[str, Any]]:
-    """Seconds, share and achieved fraction of a ceiling per phase.
+    """Seconds, fraction of the step and fraction of a ceiling per phase.
 
     Args:
         times: seconds of one step by kernel name.
@@ -157,7 +157,7 @@ def breakdown(
         seconds = sum(left.pop(name) for name in mine)
         if not seconds:
             continue
-        row = {"phase": phase.name, "seconds": seconds, "share": seconds / total}
+        row = {"phase": phase.name, "seconds": seconds, "fraction": seconds / total}
         if phase.flops:
             row["tflops"] = phase.flops / seconds / 1e12
             row["of_gemm"] = phase.flops / seconds / gemm_flops
@@ -171,7 +171,7 @@ def breakdown(
         {
             "phase": "everything else",
             "seconds": rest,
-            "share": rest / total if total else 0.0,
+            "fraction": rest / total if total else 0.0,
             "largest": {name[:100]: left[name] for name in largest},
         }
     )
@@ -194,15 +194,15 @@ def _seconds(run: Callable[[], object], at_least: float = 0.2) -> list[float]:
 
 
 def ceilings() -> dict[str, float]:
-    """Measured rates of a product of 8192 x 8192 x 8192, and of a copy of 2 GB."""
+    """Measured rates of a GEMM of 8192 x 8192 x 8192, and of a copy of 2 GB."""
     side, count = 8192, 1 << 30
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
-    product = statistics.median(_seconds(partial(torch.mm, a, b, out=out)))
+    gemm = statistics.median(_seconds(partial(torch.mm, a, b, out=out)))
     source = torch.randn(count, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copy = statistics.median(_seconds(partial(target.copy_, source)))
-    return {"gemm_flops": 2.0 * side**3 / product, "copy_bytes": 2.0 * source.nbytes / copy}
+    return {"gemm_flops": 2.0 * side**3 / gemm, "copy_bytes": 2.0 * source.nbytes / copy}
 
 
 def kernel_seconds(step: Callable[[], object]) -> dict[str, float]:
@@ -221,7 +221,7 @@ def kernel_seconds(step: Callable[[], object]) -> dict[str, float]:
 
 
 def measure(shape: Shape, backend: str, rates: dict[str, float]) -> dict[str, Any]:
-    """One step's time, floor, peak memory and breakdown."""
+    """Time, roofline fraction, peak memory and breakdown of a step."""
     function, inputs = shape.inputs("cuda")
     leaves = [t for t in inputs.values() if t.requires_grad]
 
@@ -231,20 +231,20 @@ def measure(shape: Shape, backend: str, rates: dict[str, float]) -> dict[str, An
         function(**inputs, backend=backend).backward()
 
     times = _seconds(step)
-    # What the first step leaves behind is not its need.
+    # Allocations that the first step leaves behind are not counted.
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
     peak = torch.cuda.max_memory_allocated() - before
-    floor = shape.floor_flops / rates["gemm_flops"]
+    roofline = shape.flops / rates["gemm_flops"]
     median = statistics.median(times)
     return {
         "shape": shape.name,
         "backend": backend,
         "median_s": median,
         "spread_s": [min(times), max(times)],
-        "floor_s": floor,
-        "of_floor": floor / median,
+        "roofline_s": roofline,
+        "roofline_fraction": roofline / median,
         "peak_bytes_above_inputs_and_gradients": peak,
         "phases": breakdown(kernel_seconds(step), shape, backend, **rates),
     }
@@ -259,8 +259,8 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(f"{name:24} failed: {row['error']}")
             continue
         lines.append(
-            f"{name:24} {1e3 * row['median_s']:9.3f} ms, {100 * row['of_floor']:5.1f} % of the "
-            f"rate of bare products"
+            f"{name:24} {1e3 * row['median_s']:9.3f} ms, "
+            f"{100 * row['roofline_fraction']:5.1f} % of the roofline"
         )
         for phase in row["phases"]:
             ceiling = ""
@@ -271,8 +271,8 @@ def table(results: list[dict[str, Any]]) -> str:
                     f"{phase['gb_per_s']:7.0f} GB/s,    {100 * phase['of_copy']:5.1f} % of copy"
                 )
             milliseconds = 1e3 * phase["seconds"]
-            share = 100 * phase["share"]
-            lines.append(f"  {phase['phase']:34}{milliseconds:9.3f} ms {share:5.1f} %  {ceiling}")
+            percent = 100 * phase["fraction"]
+            lines.append(f"  {phase['phase']:34}{milliseconds:9.3f} ms {percent:5.1f} %  {ceiling}")
     return "\n".join(lines)
 
 
@@ -297,14 +297,14 @@ def main(arguments: list[str] | None = None) -> int:
         "steps": [],
     }
     print(
-        f"{results['device']}: bfloat16 products {rates['gemm_flops'] / 1e12:.0f} TFLOP/s, "
+        f"{results['device']}: bfloat16 GEMM {rates['gemm_flops'] / 1e12:.0f} TFLOP/s, "
         f"copies {rates['copy_bytes'] / 1e9:.0f} GB/s"
     )
     for name in options.shapes or SHAPES:
         for backend in options.backends:
             try:
                 row = measure(SHAPES[name], backend, rates)
-            except Exception as error:  # the others are worth knowing, too
+            except Exception as error:  # the other steps still run
                 row = {
                     "shape": name,
                     "backend": backend,

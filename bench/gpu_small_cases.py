@@ -2,8 +2,8 @@
 
 Short enough to run under compute-sanitizer, which makes kernels up to a hundred times slower: a
 few blocks of every kernel, none of them full. Losses and gradients are compared with the
-reference backend in float64. How good they have to be is the test suite's business; the limits
-here tell a wrong index or a race from rounding.
+reference backend in float64. The test suite checks accuracy; the
+limits here only separate a wrong index or a race from rounding.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ FUNCTIONS = {
     for name in unitsface_kernels.__all__
     if name.startswith("fused_")
 }
-#: Thresholds that a loss takes: one number, or one per identity or class. Others take none.
+#: Thresholds of a loss: one number, or one per identity or class. Other losses have none.
 THRESHOLDS = {
     "fused_pair_bce_loss": ("each",),
     "fused_uce_loss": ("one", "each"),
 }
-#: Which columns are nearest, rounding may decide: the gradient of another one is right, too.
+#: Rounding may change which columns are nearest; the gradient of either choice is right.
 DISCONTINUOUS = ("fused_npt_loss",)
 
 
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         ran += 1
         try:
             wrong = run()
-        except Exception as error:  # the others are worth knowing, too
+        except Exception as error:  # the other cases still run
             wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if wrong:
             failed += 1

@@ -1,4 +1,4 @@
-"""Interleaved rounds of every contestant of a workload, and what they add up to."""
+"""Interleaved rounds of every implementation of a workload, and their summary."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 import torch
 
 from . import accuracy
-from .contestants import OURS, PRIMARY
-from .machine import available_bytes, copy_rate, gemm_rate, has_bfloat16_products
-from .session import ContestantFailedError, start
+from .implementations import OURS, PRIMARY
+from .machine import available_bytes, copy_rate, gemm_rate, has_bfloat16_gemm
+from .session import ImplementationFailedError, start
 from .workloads import Workload
 
 LEAST_ROUNDS = 3
-# Of the memory that is free: beyond it a contestant is not tried. Ours are known better.
-MEMORY_SHARE, OUR_MEMORY_SHARE = 0.6, 0.9
+# Of the free memory: an implementation that needs more is not run. Ours are predicted better.
+MEMORY_LIMIT, OUR_MEMORY_LIMIT = 0.6, 0.9
 RATES_EVERY_S = 1.0
 
 
@@ -25,38 +25,40 @@ def say(text: str) -> None:
 
 
 def misfit(workload: Workload, name: str, device: str, beside: int = 0) -> str | None:
-    """Why a contestant is not tried: the bytes that it would need; None if they are there.
+    """Reason not to run an implementation: the bytes that it would need; None if they are free.
 
     Args:
-        beside: other contestants whose inputs are in memory at the same time.
+        beside: number of other implementations whose inputs are in memory at the same time.
     """
-    contestant = workload.contestants(device)[name]
+    implementation = workload.implementations(device)[name]
     width = torch.finfo(workload.dtype(device)).bits // 8
     rows = workload.rows * workload.size * width
     columns = workload.columns * workload.size * width
     held = rows + columns
     gradients = rows + (columns if workload.topology == "class" else 0)
-    # Random numbers are drawn in float32 whatever they become.
-    needed = held * (1 + beside) + max(gradients + contestant.bytes, (4 / width - 1) * held)
-    share = OUR_MEMORY_SHARE if name in OURS else MEMORY_SHARE
-    limit = share * available_bytes(device)
+    # Random numbers are drawn in float32 for every dtype.
+    needed = held * (1 + beside) + max(gradients + implementation.bytes, (4 / width - 1) * held)
+    fraction = OUR_MEMORY_LIMIT if name in OURS else MEMORY_LIMIT
+    limit = fraction * available_bytes(device)
     if needed <= limit:
         return None
-    return f"does not fit: {needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB ({share:.0%} of the free)"
+    return (
+        f"does not fit: {needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB ({fraction:.0%} of the free)"
+    )
 
 
 def run(
     workload: Workload, device: str, seconds: float, names: list[str], memory: bool = True
 ) -> dict[str, object]:
-    """Times contestants in turns, ``seconds`` or at least a few rounds long.
+    """Times implementations in interleaved rounds, for ``seconds`` or at least a few rounds.
 
-    A contestant that fails or does not fit is recorded with the reason. One whose own steps have
-    taken ``seconds`` rests: the slow ones would take the time of all others.
+    An implementation that fails or does not fit is recorded with the reason. After ``seconds`` of
+    its own steps an implementation pauses, so that slow ones leave time for the others.
     """
-    if workload.autocast and device == "cpu" and not has_bfloat16_products():
-        return {"skipped": "this processor has no bfloat16 products"}
-    everyone = workload.contestants(device)
-    names = [name for name in everyone if name in names]
+    if workload.autocast and device == "cpu" and not has_bfloat16_gemm():
+        return {"skipped": "this processor has no bfloat16 matmul"}
+    known = workload.implementations(device)
+    names = [name for name in known if name in names]
     rows: dict[str, dict[str, object]] = {name: {} for name in names}
     samples: dict[str, dict[int, float]] = {name: {} for name in names}
     result: dict[str, object] = {
@@ -65,9 +67,9 @@ def run(
         "columns": workload.columns,
         "size": workload.size,
         "dtype": str(workload.dtype(device)).removeprefix("torch."),
-        "products": workload.products_on(device),
+        "gemms": workload.gemms_on(device),
         "primary": PRIMARY[device],
-        "contestants": rows,
+        "implementations": rows,
     }
     sessions = {}
     for name in names:
@@ -89,17 +91,17 @@ def run(
         for name in list(sessions):
             say(f"{workload.name}: {name}: check and first step")
             try:
-                # Buffers that the check leaves behind would be missing from the peak; but it warms
-                # the compiler up, whose own memory would be in it.
-                if everyone[name].compiled:
+                # Workspaces that the check allocates would be missing from the peak. Compiled code
+                # is checked first all the same, or the compiler's memory would be in the peak.
+                if known[name].compiled:
                     rows[name]["errors"] = sessions[name].call("check")
                 else:
                     sessions[name].call("warm_up")
                 first = sessions[name].call("first")
-                if not everyone[name].compiled:
+                if not known[name].compiled:
                     rows[name]["errors"] = sessions[name].call("check")
-                if everyone[name].ours:
-                    # The check was on a small shape; this is the loss on the whole one.
+                if known[name].same_formula:
+                    # The check was on a small shape; this compares the loss on the full shape.
                     value = result.setdefault("value", first["loss"])
                     difference = abs(first["loss"] - value)
                     rows[name]["loss_against_first"] = difference / abs(value)
@@ -109,13 +111,13 @@ def run(
                         )
                 if "facts" not in result:
                     result["facts"] = sessions[name].call("facts")
-            except (ContestantFailedError, ArithmeticError) as error:
+            except (ImplementationFailedError, ArithmeticError) as error:
                 failed(name, error)
                 continue
             if memory:
                 for key in ("peak_mb", "above_gradients_mb"):
                     rows[name][key] = first[key]
-            # Whatever is not warm yet no longer shows in a step this long.
+            # In a step this long a cold start is negligible.
             if first["seconds"] > seconds:
                 samples[name][0] = first["seconds"]
         deadline, number = time.perf_counter() + seconds, 0
@@ -128,7 +130,7 @@ def run(
             for name in going:
                 try:
                     samples[name][number] = sessions[name].call("step")
-                except ContestantFailedError as error:
+                except ImplementationFailedError as error:
                     failed(name, error)
     finally:
         for session in sessions.values():
@@ -138,7 +140,7 @@ def run(
 
 
 class _Rates:
-    """The machine's own rates, measured between the rounds."""
+    """GEMM and copy rates of the machine, measured between the rounds."""
 
     def __init__(self, workload: Workload, device: str) -> None:
         self.workload, self.device = workload, device
@@ -154,23 +156,23 @@ class _Rates:
         self.copy.append(copy_rate(self.device))
         self._last = time.perf_counter()
 
-    def bound(self) -> float:
-        """Seconds of the fused algorithm's products, or of reading inputs and writing gradients."""
+    def roofline(self) -> float:
+        """Seconds of the fused algorithm's GEMMs, or of reading inputs and writing gradients."""
         work = self.workload
         width = torch.finfo(work.dtype(self.device)).bits // 8
         passes = 1 if work.topology == "memory" else 2
         traffic = width * work.size * (2 * work.rows + passes * work.columns)
-        # The best rates: what a neighbor on the machine takes away is not the machine's.
-        products = work.flops_on(self.device) / max(self.gemm)
-        return max(products, traffic / max(self.copy))
+        # The best rates: other load on the machine does not lower the roofline.
+        gemms = work.flops_on(self.device) / max(self.gemm)
+        return max(gemms, traffic / max(self.copy))
 
 
 def _summarize(result: dict, samples: dict[str, dict[int, float]], rates: _Rates) -> None:
     result["gemm_gflops"] = max(rates.gemm) / 1e9
     result["copy_gb_s"] = max(rates.copy) / 1e9
-    result["bound_s"] = rates.bound()
-    rows = result["contestants"]
-    # Every contestant may have failed, the one to compare with too.
+    result["roofline_s"] = rates.roofline()
+    rows = result["implementations"]
+    # The primary implementation may have failed, too.
     primary = samples.get(result["primary"]) or {}
     for name, own in samples.items():
         if not own:
@@ -182,12 +184,12 @@ def _summarize(result: dict, samples: dict[str, dict[int, float]], rates: _Rates
             "spread_s": [min(times), max(times)],
         }
         if name in OURS:
-            rows[name]["of_bound"] = result["bound_s"] / rows[name]["median_s"]
+            rows[name]["roofline_fraction"] = result["roofline_s"] / rows[name]["median_s"]
         if primary and name != result["primary"]:
             ratios = [time / primary[number] for number, time in own.items() if number in primary]
             if not ratios:
                 ratios = [rows[name]["median_s"] / statistics.median(primary.values())]
-            rows[name]["times_ours"] = statistics.median(ratios)
+            rows[name]["speedup"] = statistics.median(ratios)
             if len(ratios) > 1:
                 low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-                rows[name]["times_ours_quartiles"] = [low, high]
+                rows[name]["speedup_quartiles"] = [low, high]

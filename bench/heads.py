@@ -1,8 +1,8 @@
 """``python -m bench.heads``: a training step of one rank's class weights, optimizer included.
 
 Forward, backward and SGD with momentum and weight decay on the classes that one rank holds.
-Every contestant has a process of its own; its memory is the peak above what the process held
-before it had class weights. Rounds are interleaved.
+Every implementation has a process of its own; its peak memory is relative to the process before it
+has class weights. Rounds are interleaved.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import unitsface_kernels as uk
 
 from . import harness, machine, report
 from .baselines.partial_fc import EagerPartialFC
-from .session import ContestantFailedError, Remote
+from .session import ImplementationFailedError, Remote
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SCALE, MARGIN = 64.0, 0.4
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 WARM_UP = 2
 ROUNDS = 5
-# What ours may take beyond weights, momentum and gradient.
+# Target for ours, beyond weights, momentum and gradient.
 MOST_BEYOND_MB = 150
 
 
 @dataclass(frozen=True)
 class Head:
-    """What one rank does in a step.
+    """A step of one rank.
 
     Attributes:
         rows: N, of all ranks together.
         classes: of this rank.
-        ranks: how many share the classes; targets are spread over all of them.
+        ranks: number of ranks over which classes and targets are spread.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Head:
     ranks: int = 1
     size: int = 512
 
-    def needed_bytes(self, contestant: str) -> int:
-        """Weights, momentum and, unless it is fused, the gradient of the classes that take part."""
+    def needed_bytes(self, implementation: str) -> int:
+        """Weights, momentum and, unless fused, the gradient of the sampled classes."""
         row = 4 * self.size
-        gradient = 0 if contestant.startswith("fused") else int(self.sample_rate * self.classes)
+        gradient = 0 if implementation.startswith("fused") else int(self.sample_rate * self.classes)
         return row * (2 * self.classes + gradient)
 
 
@@ -68,18 +68,18 @@ HEADS = {
         Head("shard-10m-sampled", 64 * 64, 10_000_000 // 64, 0.1, ranks=64),
     )
 }
-CONTESTANTS = ("fused", "fused-step", "separate", "eager")
+IMPLEMENTATIONS = ("fused", "fused-step", "separate", "eager")
 
 
 class HeadSession:
-    """One contestant's weights and steps."""
+    """Weights and steps of one implementation."""
 
     def __init__(self, head: Head, name: str, device: str) -> None:
         self.head, self.name, self.device = head, name, device
         generator = torch.Generator().manual_seed(0)
         self.feats = torch.randn(head.rows, head.size, generator=generator).to(device)
-        everyone = head.classes * head.ranks
-        labels = torch.randint(everyone, (head.rows,), generator=generator).to(device)
+        num_classes = head.classes * head.ranks
+        labels = torch.randint(num_classes, (head.rows,), generator=generator).to(device)
         self.labels = labels % 32
         self._make(32)
         self._step()
@@ -98,7 +98,7 @@ class HeadSession:
             weight = self.module.weight.detach()
             self.module = EagerPartialFC(weight, head.sample_rate, SCALE, MARGIN)
             return
-        # As one of several ranks, whose other classes are the targets of most rows.
+        # As one of several ranks: the targets of most rows are on other ranks.
         self.module.num_classes = classes * head.ranks
         self.module.shard = replace(self.module.shard, num_classes=classes * head.ranks)
         self.optimizer = uk.SampledSGD(self.module.parameters(), **SGD)
@@ -143,7 +143,7 @@ def measure(head: Head, names: list[str], rounds: int, device: str) -> dict[str,
             rows[name] = session.call("first")
             sessions[name], samples[name] = session, []
             rows[name]["needed_mb"] = head.needed_bytes(name) / 2**20
-        except ContestantFailedError as error:
+        except ImplementationFailedError as error:
             rows[name] = {"failed": str(error)}
             session.close()
     for _ in range(rounds):
@@ -157,7 +157,7 @@ def measure(head: Head, names: list[str], rounds: int, device: str) -> dict[str,
         rows[name] |= {"median_s": statistics.median(times), "quartiles_s": [low, high]}
         if "fused" in samples and name != "fused":
             ratios = [a / b for a, b in zip(times, samples["fused"], strict=True)]
-            rows[name]["times_fused"] = statistics.median(ratios)
+            rows[name]["speedup"] = statistics.median(ratios)
     return {
         "rows": head.rows,
         "classes": head.classes,
@@ -166,7 +166,7 @@ def measure(head: Head, names: list[str], rounds: int, device: str) -> dict[str,
         "sample_rate": head.sample_rate,
         "gemm_gflops": max(g for g, _ in rates) / 1e9,
         "copy_gb_s": max(c for _, c in rates) / 1e9,
-        "contestants": rows,
+        "implementations": rows,
     }
 
 
@@ -177,17 +177,17 @@ def page(results: dict) -> str:
         "CosFace, D = 512, float32: forward, backward and SGD with momentum and weight decay.",
         "`fused`: the optimizer's step within the backward pass; `fused-step`: within",
         "`optimizer.step()`, which computes the gradient again; `separate`: with a gradient;",
-        "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Memory is the peak,",
-        "as what has to be there (weights, momentum and, where nothing is fused, the gradient of",
-        "the classes that take part) and what is beyond it; the aim for ours is at most",
-        f"{MOST_BEYOND_MB} MB. Ratios are medians of interleaved rounds, times have quartiles. The",
-        "loss is that of the first step; `eager` draws a sample of its own.",
+        "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Peak memory is",
+        "weights, momentum and, where nothing is fused, the gradient of the sampled classes, plus",
+        f"the rest, whose target is at most {MOST_BEYOND_MB} MB for ours. Speedups are medians of",
+        "interleaved rounds, times have quartiles. The loss is that of the first step; `eager`",
+        "draws another sample.",
         "",
         "; ".join(f"`{c}`" for c in dict.fromkeys(h["command"] for h in results["heads"].values()))
         + ". "
         + ", ".join(f"{key} {value}" for key, value in results["machine"].items()),
         "",
-        "| head | contestant | step | of `fused` | memory | loss |",
+        "| head | implementation | step | speedup of `fused` | peak memory | loss |",
         "|---|---|---|---|---|---|",
     ]
     for name, result in results["heads"].items():
@@ -196,15 +196,15 @@ def page(results: dict) -> str:
             + (f" of one rank of {result['ranks']}" if result["ranks"] > 1 else "")
             + (f", rate {result['sample_rate']}" if result["sample_rate"] < 1 else "")
         )
-        for contestant, row in result["contestants"].items():
+        for implementation, row in result["implementations"].items():
             if "failed" in row:
-                lines.append(f"| {shape} | {contestant} | failed: {row['failed']} | | | |")
+                lines.append(f"| {shape} | {implementation} | failed: {row['failed']} | | | |")
                 continue
             low, high = row["quartiles_s"]
-            ratio = f"{row['times_fused']:.2f} {report.TIMES}" if "times_fused" in row else ""
+            ratio = f"{row['speedup']:.2f} {report.TIMES}" if "speedup" in row else ""
             above = row["peak_mb"] - row["needed_mb"]
             lines.append(
-                f"| {shape} | {contestant} | {report.seconds(row['median_s'])} "
+                f"| {shape} | {implementation} | {report.seconds(row['median_s'])} "
                 f"({low:.2f}-{high:.2f}) | {ratio} | "
                 f"{row['needed_mb']:.0f} {above:+.0f} MB | {row['loss']:.4f} |"
             )
@@ -216,7 +216,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m bench.heads", description=__doc__)
     parser.add_argument("heads", nargs="*", help=f"of {', '.join(HEADS)}")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    # --contestants: the option's earlier name.
+    names = ("--implementations", "--contestants")
+    parser.add_argument(*names, nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
@@ -239,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         head = HEADS[name]
         if arguments.quick:
             head = Head(name, 64, 2000, head.sample_rate, head.ranks, 32)
-        found = measure(head, arguments.contestants, arguments.rounds, device)
+        found = measure(head, arguments.implementations, arguments.rounds, device)
         results["heads"][name] = {"command": command, **found}
         path.write_text(json.dumps(results, indent=1) + "\n")
         out.with_name(out.name + ".md").write_text(page(results))

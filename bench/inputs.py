@@ -1,4 +1,4 @@
-"""Tensors of a workload, as at the start of training or as a trained model gives them."""
+"""Tensors of a workload, as at the start of training or as from a trained model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from .workloads import SCALE, Workload
 
 IMAGES_PER_IDENTITY = 4
-# Of trained models: without a spread no row would be hard, and no gradient left to compute.
+# Trained models have a spread of cosines; without it no row would be hard and have a gradient.
 TARGET_SPREAD = 0.05
 TARGET_RANGE = (0.4, 0.95)
-# Thresholds and shares are found on these; the rows are alike.
+# Thresholds and probabilities are computed on these; the rows are alike.
 SAMPLE_ROWS = 64
 
 
@@ -104,8 +104,8 @@ def _best_threshold(workload: Workload, tensors: dict[str, Tensor]) -> float:
     return 0.5 * (low + high)
 
 
-def negatives_share(workload: Workload, tensors: dict[str, Tensor]) -> float:
-    """Mean share q of the negatives in the softmax: the mass that their gradients have."""
+def negative_prob(workload: Workload, tensors: dict[str, Tensor]) -> float:
+    """Mean probability of the negatives in the softmax, the mass of their gradients."""
     cosines, positive = sample_cosines(workload, tensors)
     target = SCALE * (cosines[positive] - workload.margin)
     negatives = (SCALE * cosines).masked_fill_(positive, -torch.inf).logsumexp(dim=1)

@@ -1,7 +1,7 @@
-"""Workloads in a process beside this one, which is replaced when a contestant breaks the device.
+"""Workloads in a second process, which is replaced when an implementation breaks the device.
 
-A kernel's illegal access makes every later CUDA call of its process fail. On the CPU contestants
-have processes of their own anyway.
+A kernel's illegal access makes every later CUDA call of its process fail. On the CPU every
+implementation has a process of its own anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Work = Callable[[Workload, str, float, list[str], bool], dict]
 
 
 class Runner:
-    """Calls ``work``, again without those who broke the device until the others have results."""
+    """Calls ``work``, again without implementations that broke the device, until it succeeds."""
 
     def __init__(self, work: Work, own_process: bool) -> None:
         self._work, self._own_process = work, own_process
@@ -32,15 +32,15 @@ class Runner:
                 result = self._call(workload, device, seconds, left, memory)
             except DeviceLostError as error:
                 self.close()
-                contestant, detail = error.args
-                lost[contestant] = detail
+                implementation, detail = error.args
+                lost[implementation] = detail
                 continue
             except Exception:
                 # The process itself may be what is broken.
                 self.close()
                 raise
-            for contestant, detail in lost.items():
-                result.setdefault("contestants", {})[contestant] = {"failed": detail}
+            for implementation, detail in lost.items():
+                result.setdefault("implementations", {})[implementation] = {"failed": detail}
             return result
 
     def _call(self, *arguments) -> dict:

@@ -1,4 +1,4 @@
-"""The machine: names, versions, memory, and the rates that bound what can be reached on it."""
+"""The machine: names, versions, memory, and the rates of its roofline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from unitsface_kernels import __version__
 
-# Whatever a contestant is made of.
+# Packages of the implementations.
 PACKAGES = (
     "triton",
     "numpy",
@@ -32,7 +32,7 @@ def _processor() -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, object]:
-    """What a figure has to be read with."""
+    """Facts that are stored with every measurement."""
     facts: dict[str, object] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -52,8 +52,8 @@ def machine(device: str = "cpu") -> dict[str, object]:
     return facts
 
 
-def has_bfloat16_products() -> bool:
-    """Whether the CPU multiplies bfloat16 faster than float32."""
+def has_bfloat16_gemm() -> bool:
+    """True if the CPU multiplies bfloat16 matrices faster than float32 ones."""
     flags = Path("/proc/cpuinfo").read_text()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -66,18 +66,18 @@ def status_kb(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Sets the process's high-water mark to what it holds now.
+    """Sets the process's high-water mark to its present memory.
 
-    Freed blocks go back first: what the C library keeps of an earlier step would not be counted.
+    Freed blocks are returned first: blocks cached by the C library would not be counted.
     """
-    # Only glibc has it, and only glibc keeps so much.
+    # Only glibc has it, and only glibc caches that much.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def held_mb(device: str, reset: bool = False) -> float:
-    """MB held now, if the high-water mark is to be reset, or at the mark."""
+    """MB at the high-water mark or, if the mark is to be reset, now."""
     if device == "cuda":
         torch.cuda.synchronize()
         if reset:
@@ -91,7 +91,7 @@ def held_mb(device: str, reset: bool = False) -> float:
 
 def available_bytes(device: str) -> float:
     if device == "cuda":
-        # What Torch keeps for itself is free to it.
+        # Torch's cached blocks are free to it.
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return float(torch.cuda.mem_get_info()[0] + cached)
     free = 0
@@ -123,7 +123,7 @@ def _seconds(device: str, work, repeats: int) -> float:
 
 
 def gemm_rate(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Operations per second of an (n, size) x (size, n) product large enough for the device."""
+    """FLOP/s of an (n, size) x (size, n) GEMM large enough for the device."""
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, size, device=device).to(dtype)
     out = torch.empty(n, n, device=device, dtype=dtype)
@@ -131,7 +131,7 @@ def gemm_rate(size: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 
 
 def gemm_seconds(size: int, flops: float) -> float:
-    """Time of ``flops`` operations at the CPU's float32 rate."""
+    """Seconds of ``flops`` FLOPs at the CPU's float32 GEMM rate."""
     return flops / gemm_rate(size)
 
 

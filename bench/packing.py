@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = struct.pack("<I", 0xCED7230A)
-# Of each identity in order, its encoded images.
+# The encoded images of each identity in order.
 People = Sequence[Sequence[bytes]]
 
 
@@ -25,7 +25,7 @@ def pack(labels: Sequence[float], image: bytes, key: int) -> bytes:
 
 
 def frame(record: bytes) -> bytes:
-    """The record's parts: it is cut where the magic number lies at a multiple of 4."""
+    """The record, split where the magic number lies at a multiple of 4."""
     cuts = [i for i in range(0, len(record) // 4 * 4, 4) if record[i : i + 4] == MAGIC]
     starts, ends = [0, *(c + 4 for c in cuts)], [*cuts, len(record)]
     framed = b""
@@ -61,7 +61,7 @@ def write_recordio(
             key += 1
         ranges.append((begin, key))
     if first:
-        # face2rec2 writes record 0 when it knows the numbers, after the images.
+        # Like face2rec2: record 0, with the counts, is written after the images.
         records.append((0, pack([key, key + len(ranges)], b"", 0)))
         records += [(key + i, pack(ends, b"", key + i)) for i, ends in enumerate(ranges)]
     write_records(folder, records)
@@ -78,19 +78,19 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def write_shards(
     folder: Path, people: People, *, per_shard: int = 16, label: str = "cls", suffix: str = "jpg"
 ) -> Path:
-    """``faces-000000.tar`` and so on; the people's images take turns, as in shuffled shards."""
+    """``faces-000000.tar`` and so on; identities are interleaved, as in shuffled shards."""
     folder.mkdir(parents=True, exist_ok=True)
     most = max(len(images) for images in people)
     samples = [
-        (who, images[k])
+        (identity, images[k])
         for k in range(most)
-        for who, images in enumerate(people)
+        for identity, images in enumerate(people)
         if k < len(images)
     ]
     for shard, start in enumerate(range(0, len(samples), per_shard)):
         with tarfile.open(folder / f"faces-{shard:06d}.tar", "w") as tar:
-            for i, (who, image) in enumerate(samples[start : start + per_shard], start):
+            for i, (identity, image) in enumerate(samples[start : start + per_shard], start):
                 add_member(tar, f"{i:08d}.{suffix}", image)
-                content = str(who) if label == "cls" else json.dumps({"label": who})
+                content = str(identity) if label == "cls" else json.dumps({"label": identity})
                 add_member(tar, f"{i:08d}.{label}", content.encode())
     return folder

@@ -1,4 +1,4 @@
-"""Scaling curves as PNG: time beside its bound, and memory."""
+"""Scaling curves as PNG: time with its roofline, and peak memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TITLES = {
 AXES = {"pair": ("rows", "N"), "class": ("columns", "C")}
 STYLES = {"eager": {"color": "tab:orange", "marker": "s"}}
 OURS_STYLE = {"color": "tab:blue", "marker": "o"}
-# A log axis has no zero; less than this cannot be told from it either.
+# A log axis has no zero; smaller values are drawn here.
 LEAST_MB = 1.0
 
 
 def draw(name: str, curve: dict, path: Path) -> None:
-    """Two log-log panels: seconds with the bound drawn, and MB above inputs and gradients."""
+    """Two log-log panels: seconds with the roofline, and MB above inputs and gradients."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,22 +25,22 @@ def draw(name: str, curve: dict, path: Path) -> None:
     key, symbol = AXES[name]
     points = curve["points"]
     figure, (time_axes, memory_axes) = pyplot.subplots(1, 2, figsize=(9.0, 3.6))
-    for contestant in points[0]["contestants"]:
-        known = [p for p in points if "median_s" in p["contestants"][contestant]]
+    for implementation in points[0]["implementations"]:
+        known = [p for p in points if "median_s" in p["implementations"][implementation]]
         if not known:
             continue
         x = [point[key] for point in known]
-        rows = [point["contestants"][contestant] for point in known]
-        ours = contestant == curve["primary"]
-        style = OURS_STYLE if ours else STYLES.get(contestant, {"marker": "^"})
-        label = f"fused ({contestant})" if ours else contestant
+        rows = [point["implementations"][implementation] for point in known]
+        ours = implementation == curve["primary"]
+        style = OURS_STYLE if ours else STYLES.get(implementation, {"marker": "^"})
+        label = f"fused ({implementation})" if ours else implementation
         time_axes.plot(x, [row["median_s"] for row in rows], label=label, **style)
         memory = [max(row["above_gradients_mb"], LEAST_MB) for row in rows]
         memory_axes.plot(x, memory, label=label, **style)
-    bound = [point["bound_s"] for point in points]
+    roofline = [point["roofline_s"] for point in points]
     x = [point[key] for point in points]
-    time_axes.plot(x, bound, "k--", linewidth=1, label="bound: matrix products")
-    for axes, what in ((time_axes, "seconds"), (memory_axes, "MB above inputs and gradients")):
+    time_axes.plot(x, roofline, "k--", linewidth=1, label="roofline: GEMM rate")
+    for axes, what in ((time_axes, "seconds"), (memory_axes, "peak MB above inputs and gradients")):
         axes.set_xscale("log", base=2 if name == "pair" else 10)
         axes.set_yscale("log")
         axes.set_xlabel(symbol)

@@ -17,9 +17,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEADS = Path(__file__).resolve().parent / "results" / "heads.json"
 
 # Assumed: data sheets for capacity, memory and links; half of the dense bfloat16 peak for our
-# products, three tenths for a backbone's convolutions.
+# GEMMs, three tenths for a backbone's convolutions.
 PEAK = 989e12
-PRODUCT_SHARE, BACKBONE_SHARE = 0.5, 0.3
+GEMM_FRACTION, BACKBONE_FRACTION = 0.5, 0.3
 NVLINK, NODE_NICS = 450e9, 400e9
 LATENCY = 20e-6
 GPUS = {"80 GB": (80e9, 3.35e12), "141 GB": (141e9, 4.8e12)}
@@ -34,7 +34,7 @@ PUBLISHED = ((1_000_000, 4803, 5620), (8_000_000, 3565, 12310), (29_000_000, 185
 def gpu(name: str, ranks: int) -> Machine:
     capacity, memory = GPUS[name]
     link = NVLINK if ranks <= 8 else NODE_NICS
-    return Machine(name, PRODUCT_SHARE * PEAK, memory, link, LATENCY, capacity)
+    return Machine(name, GEMM_FRACTION * PEAK, memory, link, LATENCY, capacity)
 
 
 def millions(count: float) -> str:
@@ -68,7 +68,7 @@ def largest() -> str:
 
 def steps() -> str:
     rows = []
-    backbone = 3 * FORWARD * IMAGES / (BACKBONE_SHARE * PEAK)
+    backbone = 3 * FORWARD * IMAGES / (BACKBONE_FRACTION * PEAK)
     for classes in (1_000_000, 10_000_000, 100_000_000):
         for rate in (1.0, 0.1):
             for ranks in RANKS:
@@ -87,7 +87,7 @@ def steps() -> str:
                         f"{1e3 * compute:.1f}",
                         f"{1e3 * exchange:.2f}",
                         f"{1e3 * backbone:.0f}",
-                        f"{step.everyone / total:,.0f}",
+                        f"{step.all_rows / total:,.0f}",
                         f"{step.held() / 1e9:.1f}",
                     ]
                 )
@@ -124,13 +124,13 @@ def simulated() -> str:
     rows = []
     for name, head in results["heads"].items():
         machine = Machine("this", 1e9 * head["gemm_gflops"], 1e9 * head["copy_gb_s"])
-        for contestant, row in head["contestants"].items():
-            mode = contestant
-            if contestant == "eager" or "failed" in row:
+        for implementation, row in head["implementations"].items():
+            mode = implementation
+            if implementation == "eager" or "failed" in row:
                 continue
-            if contestant == "separate" and head["rows"] > head["size"]:
+            if implementation == "separate" and head["rows"] > head["size"]:
                 mode = "separate, N > D"
-            # One rank's share: its rows are those of all ranks.
+            # One rank: its rows are those of all ranks.
             step = Step(
                 1, head["rows"], head["classes"], head["size"], head["sample_rate"], mode, 4
             )
@@ -138,7 +138,7 @@ def simulated() -> str:
             rows.append(
                 [
                     f"`{name}`",
-                    contestant,
+                    implementation,
                     report.seconds(predicted),
                     report.seconds(measured),
                     f"{measured / predicted:.2f}",
@@ -146,14 +146,14 @@ def simulated() -> str:
                     f"{row['peak_mb']:,.0f} MB",
                 ]
             )
-    header = ["share", "step", "predicted", "measured", "ratio", "predicted", "measured"]
+    header = ["head", "step", "predicted", "measured", "ratio", "predicted", "measured"]
     return table(header, rows)
 
 
 def training() -> str:
     name = "141 GB"
     found = predict_training.rows(
-        lambda ranks: gpu(name, ranks), BACKBONE_SHARE * PEAK, GPUS[name][0]
+        lambda ranks: gpu(name, ranks), BACKBONE_FRACTION * PEAK, GPUS[name][0]
     )
     return table(predict_training.HEADER, found)
 

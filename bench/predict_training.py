@@ -1,4 +1,4 @@
-"""Time and memory that the recipes of train/configs should take: the table of docs/training.md.
+"""Predicted time and memory of the recipes in train/configs: the table of docs/training.md.
 
 Operations and tensors are counted on fake tensors, rates are assumed (see :mod:`bench.predict`).
 """
@@ -25,7 +25,7 @@ from .cost import Machine, Step
 
 SETS = Path(__file__).resolve().parent.parent / "train" / "configs" / "data"
 LOSS = SETS.parent / "loss" / "unitsface.yaml"
-# Not timm's, which not everybody can import.
+# Without timm's, which is optional.
 RECIPES = ("casia_r50", "webface4m_r50", "glint360k_r100", "webface42m_r200")
 FLOAT = 4
 
@@ -34,12 +34,12 @@ FLOAT = 4
 class Backbone:
     operations: float  # of a forward pass of one image
     parameters: int
-    saved: float  # bytes that the backward pass of one image needs, as ``--dry-run`` counts them
+    saved: float  # bytes kept for the backward pass of one image, as counted by ``--dry-run``
     moved: float  # bytes that the operators of its forward pass read and write
 
 
 def count(config: Config) -> Backbone:
-    """The slope between batches of 2 and 4: what does not grow with the batch drops out."""
+    """Slope between batches of 2 and 4, without the part that does not grow with the batch."""
     measured = []
     with FakeTensorMode():
         backbone = build_backbone(config.model.name, config.model.input_size, config.model.dropout)
@@ -67,7 +67,7 @@ class _Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-        # What asks for a device or a size gives no tensor.
+        # Queries of a device or a size return no tensor.
         if func.namespace == "aten" and not func.is_view:
             self.bytes += sum(t.numel() * t.element_size() for t in tensors)
         return out
@@ -100,8 +100,8 @@ def predict(
     seconds += machine.compute_seconds(head) + machine.exchange_seconds(head)
     held = 3 * FLOAT * backbone.parameters + images * backbone.saved + head.held()
     if pairs and config.loss.memory:
-        # Every rank compares its own rows with the memory, which has no gradient: two products.
-        seconds += 2 * 2.0 * images * classes * head.size / machine.products
+        # Every rank compares its own rows with the memory, which has no gradient: two GEMMs.
+        seconds += 2 * 2.0 * images * classes * head.size / machine.gemm
         held += FLOAT * head.size * classes
     steps = config.train.epochs * (config.data.num_images // config.train.batch_size)
     speed = config.train.batch_size / seconds

@@ -1,8 +1,8 @@
 """``python -m bench.scaling``: time and memory against N (pairs) and C (classes), eager beside it.
 
 Every point runs in a process of its own. A line ``a + b N M D`` is fitted to our times, by least
-squares of relative errors, and its largest deviation reported: streaming must not get slower per
-pair as the matrix that is never stored outgrows caches and memory.
+squares of relative errors, and its largest deviation reported: the throughput must not fall as the
+matrix that is never stored outgrows caches and memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from . import harness, plots
-from .contestants import PRIMARY
+from .implementations import PRIMARY
 from .machine import gemm_rate, machine
-from .session import ContestantFailedError, start
+from .session import ImplementationFailedError, start
 from .workloads import Workload
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,7 +40,7 @@ def volume(point: dict) -> float:
 def fit(volumes: list[float], seconds: list[float]) -> dict[str, float]:
     """``a + b x`` with the least squares of relative errors: of a/t + b x/t - 1.
 
-    An ``a`` below 0 says nothing (no step takes less than no time): then it is 0.
+    A negative ``a`` is replaced by 0.
     """
     ones = [1.0 / t for t in seconds]
     slopes = [x / t for x, t in zip(volumes, seconds, strict=True)]
@@ -50,7 +50,7 @@ def fit(volumes: list[float], seconds: list[float]) -> dict[str, float]:
     )
     determinant = aa * bb - ab * ab
     a, b = 0.0, sum(slopes) / bb
-    # One size, or sizes that rounding cannot tell apart, determine no line.
+    # Sizes that are equal up to rounding do not determine a line.
     if determinant > 1e-12 * aa * bb:
         free = (sum(ones) * bb - sum(slopes) * ab) / determinant
         if free > 0.0:
@@ -72,11 +72,11 @@ def measure(workload: Workload, name: str, device: str, seconds: float) -> dict[
     try:
         session.call("warm_up")
         first = session.call("first")
-        # As in the rounds of the workloads: a long first step is like any other.
+        # As in the rounds of the workloads, a long first step is a sample.
         times = [first["seconds"]] if first["seconds"] > seconds else []
         while sum(times) < seconds:
             times.append(session.call("step"))
-    except ContestantFailedError as error:
+    except ImplementationFailedError as error:
         return {"failed": str(error)}
     finally:
         session.close()
@@ -97,16 +97,17 @@ def run_curve(workloads: list[Workload], device: str, seconds: float, save) -> d
             "rows": workload.rows,
             "columns": workload.columns,
             "size": workload.size,
-            "bound_s": workload.flops_on(device) / gemm_rate(SIZE, device, workload.dtype(device)),
-            "contestants": {},
+            "roofline_s": workload.flops_on(device)
+            / gemm_rate(SIZE, device, workload.dtype(device)),
+            "implementations": {},
         }
         points.append(point)
         for name in (primary, "eager"):
             harness.say(f"scaling: {workload.name}: {name}")
-            point["contestants"][name] = measure(workload, name, device, seconds)
-        known = [p for p in points if "median_s" in p["contestants"][primary]]
+            point["implementations"][name] = measure(workload, name, device, seconds)
+        known = [p for p in points if "median_s" in p["implementations"][primary]]
         if len(known) > 2:
-            times = [p["contestants"][primary]["median_s"] for p in known]
+            times = [p["implementations"][primary]["median_s"] for p in known]
             curve["fit"] = fit([volume(p) for p in known], times)
         save(curve)
     return curve
@@ -117,12 +118,12 @@ def _table(curves: dict[str, dict]) -> str:
     for name, curve in curves.items():
         for point in curve["points"]:
             cells = [f"{name:6} N {point['rows']:>6} M {point['columns'] or point['rows']:>8}"]
-            for contestant, row in point["contestants"].items():
+            for implementation, row in point["implementations"].items():
                 if "median_s" in row:
                     memory = row["above_gradients_mb"]
-                    cells.append(f"{contestant} {row['median_s']:.4g} s, {memory:.0f} MB")
+                    cells.append(f"{implementation} {row['median_s']:.4g} s, {memory:.0f} MB")
                 else:
-                    cells.append(f"{contestant} {row.get('skipped') or row['failed']}")
+                    cells.append(f"{implementation} {row.get('skipped') or row['failed']}")
             lines.append("; ".join(cells))
         if "fit" in curve:
             a, b, deviation = curve["fit"].values()
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown curve {', '.join(unknown)}; known: {', '.join(CURVES)}")
     if arguments.quick and arguments.out is None:
-        parser.error("--quick needs --out: its figures say nothing")
+        parser.error("--quick needs --out: its measurements are meaningless")
     default = RESULTS if arguments.device == "cpu" else RESULTS / "scaling-cuda"
     folder = arguments.out or default
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in arguments.curves or CURVES:
         workloads = CURVES[name]
         if arguments.quick:
-            # Other sizes at each point: a line needs them.
+            # Different sizes, which the fit needs.
             workloads = [w.shrunk(64 * (k + 1), 256 * (k + 1)) for k, w in enumerate(workloads)]
 
         def save(curve: dict, name: str = name) -> None:

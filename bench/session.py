@@ -1,4 +1,4 @@
-"""One contestant on one workload, in this process or in one of its own."""
+"""One implementation on one workload, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ CUDA_WARM_UP = 3
 BURST_S = 0.05
 
 
-class ContestantFailedError(RuntimeError):
-    """A contestant raised, ran out of memory or was killed."""
+class ImplementationFailedError(RuntimeError):
+    """An implementation raised, ran out of memory or was killed."""
 
 
 class DeviceLostError(RuntimeError):
-    """A contestant left the device unusable for this process: (its name, what it said)."""
+    """An implementation left the device unusable for this process: (its name, the error)."""
 
 
 class Session:
-    """Inputs, steps and what they cost."""
+    """Inputs and steps of an implementation, with their time and peak memory."""
 
     def __init__(self, workload: Workload, name: str, device: str) -> None:
         self.workload, self.device = workload, device
-        self.contestant = workload.contestants(device)[name]
+        self.implementation = workload.implementations(device)[name]
         self.inputs = None
 
     def check(self) -> dict[str, float]:
         """Errors against float64; also loads libraries and starts thread pools."""
-        return accuracy.errors(self.workload, self.contestant, self.device)
+        return accuracy.errors(self.workload, self.implementation, self.device)
 
     def warm_up(self) -> None:
-        step(self.contestant, self.workload.shrunk(64, 64).inputs(self.device))
+        step(self.implementation, self.workload.shrunk(64, 64).inputs(self.device))
 
     def first(self) -> dict[str, float]:
         """The first full step, with its peak of memory; ``seconds`` are those of a later one."""
         self.inputs = self.workload.inputs(self.device)
-        for _ in range(CUDA_WARM_UP if self.device == "cuda" else int(self.contestant.compiled)):
+        for _ in range(
+            CUDA_WARM_UP if self.device == "cuda" else int(self.implementation.compiled)
+        ):
             self._step()
         self._drop_gradients()
         gc.collect()
@@ -64,7 +66,7 @@ class Session:
         }
 
     def step(self) -> float:
-        """Seconds of a step: of several if they are short, the first of which wakes the threads."""
+        """Seconds of a step; of short steps the median, without the first (it wakes threads)."""
         times = [self._step()]
         while sum(times) < BURST_S:
             times.append(self._step())
@@ -72,7 +74,7 @@ class Session:
         return statistics.median(times[1:] or times)
 
     def _drop_gradients(self) -> None:
-        """While others have their turn, nobody holds more than inputs."""
+        """Between rounds only the inputs stay in memory."""
         for tensor in self.inputs.values():
             tensor.grad = None
 
@@ -81,30 +83,30 @@ class Session:
         if self.device == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            loss = step(self.contestant, self.inputs)
+            loss = step(self.implementation, self.inputs)
             end.record()
             end.synchronize()
             seconds = begin.elapsed_time(end) / 1e3
         else:
             start = time.perf_counter()
-            loss = step(self.contestant, self.inputs)
+            loss = step(self.implementation, self.inputs)
             seconds = time.perf_counter() - start
         self.loss = float(loss.detach())
         return seconds
 
     def facts(self) -> dict[str, float]:
-        """Of the inputs: the threshold, and what bounds skipping in a softmax."""
+        """The threshold, and the probability that limits gradient filtering in a softmax."""
         found = {}
         if "b" in self.inputs:
             found["threshold"] = float(self.inputs["b"].detach())
         if self.workload.trained and self.workload.loss == "margin_softmax":
-            found["negatives_share"] = inputs.negatives_share(self.workload, self.inputs)
+            found["negative_prob"] = inputs.negative_prob(self.workload, self.inputs)
         return found
 
     def close(self) -> None:
         self.inputs = None
-        if self.contestant.compiled:
-            # Shapes of one function add up in a process; past a limit it would run uncompiled.
+        if self.implementation.compiled:
+            # The compiler stops recompiling a function after a number of shapes.
             torch.compiler.reset()
         if self.device == "cuda":
             gc.collect()
@@ -119,23 +121,23 @@ def _serve(pipe, make, *arguments) -> None:
             if session is None:
                 session = make(*arguments)
             pipe.send((getattr(session, method)(), None))
-        except BaseException as error:  # whatever it is, the parent has to hear of it
+        except BaseException as error:  # reported to the parent
             detail = "".join(traceback.format_exception_only(error)).strip()
             pipe.send((None, detail.splitlines()[-1][:300]))
 
 
 def processes() -> multiprocessing.context.BaseContext:
-    """Processes that start with everything imported and nothing run."""
+    """Context of processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.contestants"])
+    context.set_forkserver_preload(["bench.implementations"])
     return context
 
 
 class Remote:
-    """A session in a process of its own: its memory is its own, its death is nobody else's.
+    """A session in a process of its own, which isolates its memory and its crashes.
 
     Args:
-        make: of a module's top level; called there with the arguments when first needed.
+        make: function of a module's top level, called in the process when first needed.
     """
 
     def __init__(self, make: Callable[..., object], *arguments: object) -> None:
@@ -151,11 +153,11 @@ class Remote:
             value, error = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            raise ContestantFailedError(
+            raise ImplementationFailedError(
                 f"its process ended with status {self._process.exitcode}"
             ) from None
         if error is not None:
-            raise ContestantFailedError(error)
+            raise ImplementationFailedError(error)
         return value
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class Remote:
 
 
 class Local:
-    """A session in this process: on CUDA, where several processes would share the device badly."""
+    """A session in this process: on CUDA, whose memory several processes would have to divide."""
 
     def __init__(self, workload: Workload, name: str, device: str) -> None:
         self._arguments = (workload, name, device)
@@ -181,10 +183,10 @@ class Local:
             detail = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
             if not self._device_answers():
                 raise DeviceLostError(self._arguments[1], detail) from None
-            raise ContestantFailedError(detail) from None
+            raise ImplementationFailedError(detail) from None
 
     def _device_answers(self) -> bool:
-        """After an illegal access every further call fails, whoever makes it."""
+        """After an illegal access every further call of the process fails."""
         device = self._arguments[2]
         try:
             return float(torch.ones((), device=device)) == 1.0
@@ -193,7 +195,7 @@ class Local:
 
     def close(self) -> None:
         if self._session is not None:
-            # A device that is lost cannot be tidied up either.
+            # On a lost device the cleanup fails, too.
             with contextlib.suppress(RuntimeError):
                 self._session.close()
             self._session = None

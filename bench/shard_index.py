@@ -1,6 +1,6 @@
-"""How fast tar shards are indexed: ``python -m bench.shard_index``.
+"""Throughput of indexing tar shards: ``python -m bench.shard_index``.
 
-Images per second of one core, by processor time, so that other work on the machine counts little:
+Images per second of one core, by processor time, which other load on the machine changes little:
 the median over shards of small images with a label each, as WebDataset writes them.
 """
 

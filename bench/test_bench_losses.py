@@ -1,6 +1,6 @@
-"""pytest-benchmark: ``pytest bench --benchmark-only``; groups compare contestants per workload.
+"""pytest-benchmark: ``pytest bench --benchmark-only``; groups compare implementations per workload.
 
-For figures to quote use ``python -m bench``, which runs the contestants in turns.
+For publishable numbers use ``python -m bench``, which interleaves the implementations.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import pytest
 
 from .workloads import QUICK, WORKLOADS, step
 
-CONTESTANTS = ("native", "eager", "published")
+IMPLEMENTATIONS = ("native", "eager", "published")
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", QUICK)
-def test_forward_backward(benchmark, name: str, contestant: str) -> None:
+def test_forward_backward(benchmark, name: str, implementation: str) -> None:
     workload = WORKLOADS[name]
-    inputs, loss = workload.inputs(), workload.contestants()[contestant]
+    inputs, loss = workload.inputs(), workload.implementations()[implementation]
     benchmark.group = name
     rounds = 20 if workload.flops < 1e10 else 5
     value = benchmark.pedantic(

@@ -1,6 +1,6 @@
-"""``python -m bench.tile_sizes``: the CPU tile sizes, interleaved, for a change of processor.
+"""``python -m bench.tile_sizes``: interleaved comparison of tile sizes on the CPU.
 
-The only benchmark that looks below the public API: it sets the engine's block sizes.
+Sets the engine's block sizes, below the public API.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS = 7
 
 def compare(workload_name: str, attribute: str, blocks: tuple) -> None:
     workload = WORKLOADS[workload_name]
-    inputs, loss = workload.inputs(), workload.contestants()["native"]
+    inputs, loss = workload.inputs(), workload.implementations()["native"]
     times: dict[tuple, list[float]] = {block: [] for block in blocks}
     for _ in range(ROUNDS):
         for block in blocks:

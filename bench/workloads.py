@@ -1,4 +1,4 @@
-"""Named shapes: what is compared with what, in which regime, by whom, and what it must cost."""
+"""Workloads: named shapes, their regime and the FLOPs of the fused algorithm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from unitsface_kernels import fused_margin_softmax_loss, fused_uce_loss, fused_uss_loss
 
 if TYPE_CHECKING:
-    from .contestants import Contestant
+    from .implementations import Implementation
 
 SCALE, PAIR_MARGIN, CLASS_MARGIN = 64.0, 0.1, 0.4
 FUSED = {
@@ -32,13 +32,13 @@ class Workload:
     Attributes:
         loss: registry name.
         rows, columns, size: N, M (or C) and D; ``columns`` 0: in-batch.
-        products: GEMMs of 2 N M D operations that the fused algorithm needs, on the CPU.
-        on: devices whose set it belongs to.
-        target_cosine: about what features have with their class or identity, and the threshold
-            is at its optimum; None: random directions and the threshold that training starts with.
+        gemms: number of GEMMs of 2 N M D FLOPs in the fused algorithm, on the CPU.
+        on: devices on which it is run by default.
+        target_cosine: mean cosine of features with their class or identity, with the threshold
+            at its optimum; None: random directions and the threshold at the start of training.
         skip_tolerance: given to the fused losses.
         autocast: bfloat16 autocast over float32 tensors.
-        thorough: also the slow contestants on the CPU.
+        thorough: also the slow implementations on the CPU.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Workload:
     rows: int
     columns: int
     size: int
-    products: float
+    gemms: float
     on: tuple[str, ...] = ("cpu", "cuda")
     target_cosine: float | None = None
     skip_tolerance: float = 0.0
@@ -69,18 +69,18 @@ class Workload:
         return self.flops_on("cpu")
 
     def flops_on(self, device: str) -> float:
-        """Of the fused algorithm; on CUDA it keeps no cosines of a softmax over classes."""
-        return 2.0 * self.rows * (self.columns or self.rows) * self.size * self.products_on(device)
+        """FLOPs of the fused algorithm; on CUDA it keeps no cosines of a softmax over classes."""
+        return 2.0 * self.rows * (self.columns or self.rows) * self.size * self.gemms_on(device)
 
-    def products_on(self, device: str) -> float:
-        return 4.0 if device == "cuda" and self.loss == "margin_softmax" else self.products
+    def gemms_on(self, device: str) -> float:
+        return 4.0 if device == "cuda" and self.loss == "margin_softmax" else self.gemms
 
     @property
     def margin(self) -> float:
         return CLASS_MARGIN if self.topology == "class" else PAIR_MARGIN
 
     def dtype(self, device: str) -> torch.dtype:
-        """Of features and weights: what training on such a device takes."""
+        """Type of features and weights in training on such a device."""
         return torch.bfloat16 if device == "cuda" else torch.float32
 
     def shrunk(self, rows: int, columns: int) -> Workload:
@@ -88,7 +88,7 @@ class Workload:
         return replace(self, rows=min(self.rows, rows), columns=min(self.columns, columns))
 
     def fused(self, backend: str) -> Callable[..., Tensor]:
-        """Our loss of the keywords that :meth:`inputs` returns."""
+        """The fused loss, for the keywords that :meth:`inputs` returns."""
         margin = "m3" if self.loss == "margin_softmax" else "margin"
         options = {"scale": SCALE, margin: self.margin}
         if self.skip_tolerance:
@@ -101,11 +101,11 @@ class Workload:
 
         return make(self, device)
 
-    def contestants(self, device: str = "cpu") -> dict[str, Contestant]:
-        """Everyone whose work this is on ``device``, ours first."""
-        from .contestants import contestants
+    def implementations(self, device: str = "cpu") -> dict[str, Implementation]:
+        """Implementations of the workload on ``device``, ours first."""
+        from .implementations import implementations
 
-        return contestants(self, device)
+        return implementations(self, device)
 
 
 def _pair(name: str, rows: int, **options) -> Workload:
@@ -113,7 +113,7 @@ def _pair(name: str, rows: int, **options) -> Workload:
 
 
 def _class(name: str, rows: int, columns: int, **options) -> Workload:
-    # Cosines of the first D rows are kept, those of the others multiplied twice.
+    # Cosines of the first D rows are kept, the others are computed twice.
     again = max(rows - 512, 0) / rows
     return Workload(name, "margin_softmax", rows, columns, 512, 3.0 + again, **options)
 
@@ -123,7 +123,7 @@ def _memory(name: str, rows: int, columns: int, **options) -> Workload:
 
 
 CASIA, GLINT = 10_572, 360_232  # identities of CASIA-WebFace and Glint360K
-# As of a model in late training, and of one for which the training set holds nothing new.
+# A model in late training, and a converged one.
 TRAINED = {"target_cosine": 0.7, "skip_tolerance": SKIP_TOLERANCE}
 CONVERGED = {"target_cosine": 0.85, "skip_tolerance": SKIP_TOLERANCE}
 

@@ -1,4 +1,4 @@
-// The argument structs of the kernels, and how much memory a kernel touches behind each pointer.
+// Bindings of the kernels' argument structs, with the extent of the memory behind each pointer.
 #include "cpu/kernels.h"
 #include "fields.h"
 #if defined(UF_WITH_CUDA)
@@ -10,7 +10,7 @@ namespace {
 
 int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Elements of a matrix whose last row may end with its last column.
+// Elements of a matrix with a row stride; the last row may end with its last column.
 int64_t strided(int64_t rows, int64_t columns, int64_t stride) {
   return rows == 0 || columns == 0 ? 0 : (rows - 1) * stride + columns;
 }
@@ -154,7 +154,7 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
           "b_log_negatives and weights go together");
 }
 
-// The rows of a matrix that are taken without an index.
+// Extent of the rows that are addressed without an index.
 template <class Args>
 bool inside(const Args& t) {
   return t.n == 0 || t.index != nullptr || (t.start >= 0 && t.start + t.n <= t.rows);
@@ -224,8 +224,8 @@ void bind_arguments(py::module_& m) {
       .field("inverse_norms", &U::inverse_norms, rows)
       .field("rows", &U::rows)
       .check(inside, "rows are outside the source");
-  using P = ProductArgs;
-  Fields<P>(m, "Product")
+  using P = GemmArgs;
+  Fields<P>(m, "Gemm")
       .field("a", &P::a,
              [](const P& t) {
                const bool none = t.n == 0 || t.depth == 0;
@@ -252,7 +252,7 @@ void bind_arguments(py::module_& m) {
       .field("stride", &P::stride)
       .field("add", &P::add)
       .field("scratch", &P::scratch,
-             [](const P& t) { return 4 * cpu::product_scratch(t.dtype, t.n, t.m, t.depth); });
+             [](const P& t) { return 4 * cpu::gemm_workspace(t.dtype, t.n, t.m, t.depth); });
   using B = NormalizeRowsBackwardArgs;
   Fields<B>(m, "NormalizeRowsBackward")
       .field("d_unit", &B::d_unit, [](const B& t) { return t.n * t.d; })

@@ -1,4 +1,4 @@
-// Binding of argument structs, with what the kernels read and write behind every pointer.
+// Binding of argument structs, with the extent of the memory behind every pointer.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -18,12 +18,12 @@ namespace unitsface {
 
 namespace py = pybind11;
 
-// What a pointer is given as: address and bytes of a dense tensor.
+// The Python value of a pointer: address and bytes of a dense tensor.
 using Span = std::pair<std::uintptr_t, int64_t>;
 
 // Binds an argument struct, constructed from keywords. Pointers are given as spans, or None for
-// null. They are bound with what the kernels read or write there: a span that is shorter, or
-// missing, is refused.
+// null. Each is bound with the extent that the kernels read or write: a span that is shorter,
+// or missing, is refused.
 template <class Args>
 class Fields {
  public:
@@ -34,7 +34,7 @@ class Fields {
         py::init([table = table_](const py::kwargs& values) { return table->construct(values); }));
   }
 
-  // A number, or a pointer to memory whose extent is not known here.
+  // A number, or a pointer without an extent.
   template <class T>
   Fields& field(const char* name, T Args::* member) {
     return add(name, member, nullptr, false);
@@ -52,7 +52,7 @@ class Fields {
     return add(name, member, extent, true);
   }
 
-  // Whatever else has to hold; `message` if it does not.
+  // A further condition, and the message of its failure.
   Fields& check(bool (*holds)(const Args&), const char* message) {
     table_->checks.push_back({holds, message});
     return *this;

@@ -21,7 +21,7 @@ namespace {
 
 using Params = std::vector<float>;
 
-// Policies read as many as they have: what is missing is 0.
+// Missing parameters are 0; a policy reads as many as it has.
 constexpr size_t kMostParameters = 16;
 
 const float* numbers(Params& params) {
@@ -40,9 +40,9 @@ void require_nearest(const NearestTileArgs& args) {
   }
 }
 
-void require_contiguous(const ProductArgs& args) {
+void require_contiguous(const GemmArgs& args) {
   if ((args.a_row != 1 && args.a_depth != 1) || (args.b_row != 1 && args.b_depth != 1)) {
-    throw std::invalid_argument("product: a stride of each operand must be 1");
+    throw std::invalid_argument("gemm: a stride of each operand must be 1");
   }
 }
 
@@ -54,7 +54,7 @@ float* floats(const Span& span, int64_t count) {
   return reinterpret_cast<float*>(span.first);
 }
 
-// On the CPU, where memory can be read.
+// CPU only: the index is read.
 template <class Args>
 void require_rows(const Args& t) {
   for (int64_t i = 0; t.index != nullptr && i < t.n; ++i) {
@@ -164,19 +164,18 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().update_rows(args, threads);
       },
       Unlock());
-  m.def("has_product",
-        [](int dtype) { return cpu::product(static_cast<DType>(dtype)) != nullptr; });
-  m.def("own_float32_products", &cpu::own_float32_products);
-  m.def("product_scratch", [](int dtype, int64_t n, int64_t m, int64_t depth) {
-    return cpu::product_scratch(static_cast<DType>(dtype), n, m, depth);
+  m.def("has_gemm", [](int dtype) { return cpu::gemm(static_cast<DType>(dtype)) != nullptr; });
+  m.def("own_float32_gemm", &cpu::own_float32_gemm);
+  m.def("gemm_workspace", [](int dtype, int64_t n, int64_t m, int64_t depth) {
+    return cpu::gemm_workspace(static_cast<DType>(dtype), n, m, depth);
   });
   m.def(
-      "product",
-      [](const ProductArgs& args, int threads) {
+      "gemm",
+      [](const GemmArgs& args, int threads) {
         require_contiguous(args);
-        const auto run = cpu::product(args.dtype);
+        const auto run = cpu::gemm(args.dtype);
         if (run == nullptr) {
-          throw std::invalid_argument("product: not of this type in the instruction set " +
+          throw std::invalid_argument("gemm: not of this type in the instruction set " +
                                       std::string(cpu::kernels().isa));
         }
         run(args, threads);

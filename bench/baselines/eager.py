@@ -1,6 +1,6 @@
 """Eager formulations of the same losses, written by us from the papers' formulas.
 
-``*_eager``: the best eager formulation we know: one elementwise function per pair, no one-hot
+``*_eager``: the fastest known eager formulation: one elementwise function per pair, no one-hot
 matrix. ``*_published``: as released training code does it: one-hot labels and both logarithmic
 terms on the whole matrix.
 """

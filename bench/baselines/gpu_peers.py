@@ -1,19 +1,18 @@
 """Fused kernels of other packages on the same shapes, imported when they are first called.
 
-None of them has a margin, a threshold or pairs of one identity, and none normalizes. What they
-have in common with our losses is one softmax cross-entropy over every row's scaled cosines with
-all columns, without the N x M matrix; that is what each of them computes here, from normalized
-inputs, and :func:`oracle` is its formula. Normalization is part of their time, as it is of ours.
+None of them has a margin, a threshold or pairs of one identity, and none normalizes. Common to them
+and to our losses is a softmax cross-entropy over every row's scaled cosines with all columns,
+without the N x M matrix: each of them computes that here, from normalized inputs, and
+:func:`oracle` is the formula. Their times include normalization, like ours.
 
-- ``liger-kernel``: fused linear cross-entropy, in chunks of rows through a matrix product.
-- ``cut-cross-entropy``: the same loss, from recomputed tiles; as it comes, it leaves out
+- ``liger-kernel``: fused linear cross-entropy, in chunks of rows through a matmul.
+- ``cut-cross-entropy``: the same loss, from recomputed tiles; by default it filters
   gradients below the resolution of their dtype, ``cut-cross-entropy-exact`` does not. 16-bit only.
 - ``inf-cl``: contrastive loss from recomputed tiles; casts to float32 and multiplies in TF32.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCALE = 64.0
-#: Largest slice of D that inf-cl is meant to take at a time.
+#: Largest slice of D that inf-cl supports.
 HEAD_SIZE = 256
 
 #: softmax cross-entropy of (unit rows, unit columns, targets): () mean.
@@ -31,7 +30,7 @@ Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Shape(Protocol):
-    """What is needed of a workload; ``columns`` 0: the batch itself."""
+    """The attributes of a workload used here; ``columns`` 0: the batch itself."""
 
     @property
     def loss(self) -> str: ...
@@ -66,8 +65,6 @@ PEERS: dict[str, Peer] = {
     "cut-cross-entropy-exact": partial(_cut_cross_entropy, filter_eps=None),
     "inf-cl": _inf_cl,
 }
-#: Names of the distributions, for their versions.
-DISTRIBUTIONS = ("liger-kernel", "cut-cross-entropy", "inf-cl")
 
 
 def _next_rows(count: int, device: torch.device) -> Tensor:
@@ -84,7 +81,7 @@ def _class(peer: Peer, feats: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return peer(F.normalize(feats, dim=1), F.normalize(weight, dim=1), labels)
 
 
-def cuda_contestants(workload: Shape) -> dict[str, Callable[..., Tensor]]:
+def cuda_implementations(workload: Shape) -> dict[str, Callable[..., Tensor]]:
     """Every peer on a workload, by the keywords of its inputs; none where the work differs.
 
     In-batch pairs take ``(feats, labels, b)``, of which labels and threshold are left unused; a
@@ -105,11 +102,11 @@ def _cross_entropy(rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
 
 
 def oracle(workload: Shape) -> Callable[..., Tensor] | None:
-    """The formula of every contestant of a workload, eager in float64; None where there is none.
+    """Eager float64 formula of the implementations of a workload; None where there is none.
 
-    Takes the contestants' keywords. It has the N x M matrix: for small problems.
+    Takes the same keywords. It stores the N x M matrix: for small problems.
     """
-    if not cuda_contestants(workload):
+    if not cuda_implementations(workload):
         return None
     adapter = _pair if workload.columns == 0 else _class
 
@@ -118,14 +115,3 @@ def oracle(workload: Shape) -> Callable[..., Tensor] | None:
         return adapter(_cross_entropy, **wide)
 
     return evaluate
-
-
-def versions() -> dict[str, str]:
-    """Version of every peer's distribution, or that it is missing."""
-    found = {}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

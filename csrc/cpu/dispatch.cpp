@@ -11,8 +11,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
-void product_f32(const ProductArgs&, int threads);   // product_f32.cpp
-void product_bf16(const ProductArgs&, int threads);  // product_bf16.cpp
+void gemm_f32(const GemmArgs&, int threads);   // gemm_f32.cpp
+void gemm_bf16(const GemmArgs&, int threads);  // gemm_bf16.cpp
 
 namespace {
 
@@ -22,11 +22,11 @@ struct Candidate {
 };
 
 #if defined(UF_HAVE_X86_ISAS)
-// The tile kernels of avx512 and products.
-const Kernels& with_products() {
+// The tile kernels of avx512, and the GEMMs.
+const Kernels& with_gemm() {
   static const Kernels extended = [] {
     Kernels k = kernels_avx512;
-    k.product_f32 = product_f32;
+    k.gemm_f32 = gemm_f32;
     return k;
   }();
   return extended;
@@ -34,11 +34,11 @@ const Kernels& with_products() {
 #endif
 
 #if defined(UF_HAVE_AVX512BF16)
-const Kernels& with_bf16_products() {
+const Kernels& with_bf16_gemm() {
   static const Kernels extended = [] {
-    Kernels k = with_products();
+    Kernels k = with_gemm();
     k.isa = "avx512bf16";
-    k.product_bf16 = product_bf16;
+    k.gemm_bf16 = gemm_bf16;
     return k;
   }();
   return extended;
@@ -55,9 +55,9 @@ std::vector<Candidate> candidates() {  // best first
                       __builtin_cpu_supports("avx512vl");
 #if defined(UF_HAVE_AVX512BF16)
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  found.push_back({&with_bf16_products(), bf16});
+  found.push_back({&with_bf16_gemm(), bf16});
 #endif
-  found.push_back({&with_products(), avx512});
+  found.push_back({&with_gemm(), avx512});
   found.push_back({&kernels_avx2, avx2});
 #endif
   found.push_back({&kernels_baseline, true});
@@ -88,20 +88,20 @@ const Kernels& kernels() {
   return chosen;
 }
 
-void (*product(DType dtype))(const ProductArgs&, int threads) {
-  if (dtype == DType::kFloat32) return kernels().product_f32;
-  return dtype == DType::kBFloat16 ? kernels().product_bf16 : nullptr;
+void (*gemm(DType dtype))(const GemmArgs&, int threads) {
+  if (dtype == DType::kFloat32) return kernels().gemm_f32;
+  return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
 }
 
-int64_t product_scratch(DType dtype, int64_t n, int64_t m, int64_t depth) {
+int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth) {
   const int64_t words = dtype == DType::kFloat32 ? depth : (depth + 1) / 2;
   return ((n + 15) / 16 + (m + 15) / 16) * 16 * words;
 }
 
-bool own_float32_products() {
+bool own_float32_gemm() {
 #if defined(UF_HAVE_X86_ISAS)
   __builtin_cpu_init();
-  return kernels().product_f32 != nullptr && __builtin_cpu_is("amd");
+  return kernels().gemm_f32 != nullptr && __builtin_cpu_is("amd");
 #else
   return false;
 #endif

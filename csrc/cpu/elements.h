@@ -1,4 +1,4 @@
-// Elements that the CPU kernels write: what is computed is float32.
+// Element types that the CPU kernels write; computation is in float32.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,13 @@ UF_HOST_DEVICE float round_to<float>(float x) {
   return x;
 }
 
-// To the nearest, ties to even. In integers, which every instruction set vectorizes.
+// Rounds to nearest, ties to even, in integer arithmetic, which every instruction set vectorizes.
 template <>
 UF_HOST_DEVICE BFloat16 round_to<BFloat16>(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  // A NaN whose mantissa overflowed would be a zero.
+  // Rounding could overflow a NaN's mantissa and make it a zero.
   return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0u)};
 }
 

@@ -11,7 +11,7 @@
 namespace unitsface::cpu {
 inline namespace UF_ISA {
 
-// Zeroed counters; see Scratch of sum_tile.h for why not std::vector.
+// Zeroed counters; Scratch in sum_tile.h explains why this is not a std::vector.
 class Counters {
  public:
   explicit Counters(int64_t count)
@@ -27,9 +27,9 @@ class Counters {
   uint32_t* data_;
 };
 
-constexpr int64_t kChunk = 1024;  // pairs whose places are computed, vectorized, before counting
+constexpr int64_t kChunk = 1024;  // pairs whose counters are computed (vectorized) before counting
 
-// The pairs of one row that are not left out by their place.
+// The pairs of one row, without the excluded diagonal and the lower triangle.
 struct RowPairs {
   int64_t first, skipped;  // columns from first on, without `skipped`
 };
@@ -41,7 +41,7 @@ inline RowPairs row_pairs(const HistogramTile& t, int64_t i) {
   return {skipped < 0 ? 0 : skipped + 1, -1};
 }
 
-// Places of `count` pairs among [2, bins + 3] counters; behind them if a pair is left out.
+// Counter index of `count` pairs among [2, bins + 3] counters; one past the end: excluded pair.
 inline void pair_places(const HistogramTile& t, const float* __restrict cosine, int32_t label,
                         const int32_t* __restrict labels, int32_t count, int32_t skipped,
                         int32_t* __restrict place) {
@@ -73,10 +73,10 @@ void for_places(const HistogramTile& t, int64_t i, const CountPlaces& count_plac
 }
 
 // One histogram of the tile. Neighboring scores often fall into one bin: they are counted in
-// alternating histograms, so that an increment does not wait for the one before.
+// alternating histograms, so that consecutive increments do not depend on each other.
 inline void count_bins(const HistogramTile& t, int threads) {
   const int64_t size = 2 * t.slots + 1;
-  // Allocated out here: an exception must not leave a parallel region.
+  // Allocated outside the parallel region, which an exception must not leave.
   Counters counters(threads * 2 * size);
   int started = 0;
 #pragma omp parallel num_threads(threads)
@@ -86,7 +86,7 @@ inline void count_bins(const HistogramTile& t, int threads) {
     mine = started++;
     uint32_t* even = counters.data() + mine * 2 * size;
     uint32_t* odd = even + size;
-    // Rows on the diagonal have ever fewer pairs.
+    // On the diagonal the number of pairs shrinks from row to row.
 #pragma omp for schedule(static, 16)
     for (int64_t i = 0; i < t.n; ++i) {
       for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
@@ -98,7 +98,7 @@ inline void count_bins(const HistogramTile& t, int threads) {
         if (j < count) ++even[place[j]];
       });
     }
-    // Sums of integers: in any order the same.
+    // Integer sums do not depend on the order.
 #pragma omp critical(unitsface_histogram)
     for (int64_t k = 0; k < 2 * t.slots; ++k) {
       t.counts[k] += static_cast<int64_t>(even[k]) + static_cast<int64_t>(odd[k]);
@@ -118,7 +118,7 @@ inline void count_bins_per_row(const HistogramTile& t, int threads) {
   }
 }
 
-// Few scores are in a range, so these share the counters.
+// Few scores lie in a range, so all threads share the counters.
 inline void count_ranges(const HistogramTile& t, int threads) {
   const int64_t slots = t.bins + 3;
 #pragma omp parallel for schedule(static, 16) num_threads(threads)

@@ -17,7 +17,7 @@ using PairPositives = PairPositivesArgs<int32_t>;
 using PairGradient = PairGradientArgs<int32_t>;
 
 // One instance per instruction set (isa.cpp); `loss` is a name of loss_list.def, `params` its
-// parameters. Work is split over `threads` in a fixed way: results do not depend on their number.
+// parameters. The split of the work is fixed: results do not depend on the number of threads.
 struct Kernels {
   const char* isa;
   bool (*sum_tile)(const char* loss, const float* params, const SumTile&, int threads);
@@ -39,21 +39,21 @@ struct Kernels {
   void (*nearest_tile)(const NearestTileArgs&, int threads);
   void (*permuted)(const PermutedArgs&, int threads);
   void (*update_rows)(const UpdateRowsArgs&, int threads);
-  // Null where the set has no products of that type.
-  void (*product_f32)(const ProductArgs&, int threads);
-  void (*product_bf16)(const ProductArgs&, int threads);
+  // Null where the set has no GEMM of that type.
+  void (*gemm_f32)(const GemmArgs&, int threads);
+  void (*gemm_bf16)(const GemmArgs&, int threads);
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.
 // Throws std::invalid_argument if that one is unknown or cannot run here.
 const Kernels& kernels();
 
-// The set's products of a type, or null; the 32-bit words of scratch that one takes.
-void (*product(DType dtype))(const ProductArgs&, int threads);
-int64_t product_scratch(DType dtype, int64_t n, int64_t m, int64_t depth);
+// The set's GEMM of a type, or null, and the 32-bit words of workspace that it takes.
+void (*gemm(DType dtype))(const GemmArgs&, int threads);
+int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth);
 
-// Whether the library's products of float32 are known to be slower on this processor.
-bool own_float32_products();
+// Whether the library's float32 GEMM is known to be slower on this processor.
+bool own_float32_gemm();
 
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();

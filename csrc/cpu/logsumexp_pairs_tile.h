@@ -15,18 +15,12 @@
 namespace unitsface::cpu {
 inline namespace UF_ISA {
 
-// Column of the tile that row i leaves out, -1 if none.
-inline int32_t left_out(int64_t i, int64_t skip, int64_t m) {
-  const int64_t column = skip == INT64_MIN ? -1 : i + skip;
-  return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
-}
-
-// exp(z - shift) is near 0 for z = -inf, also where nothing but -inf has been seen.
+// exp(z - shift) is near 0 for z = -inf, even if every value so far was -inf.
 inline float finite_shift(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-// Folds sum = sum of exp(z - highest) into a running maximum and total. NaN travels in the sums.
+// Folds sum = sum of exp(z - highest) into a running maximum and total. The sums carry NaN.
 inline void fold_log_sum(float highest, float sum, float* maximum, float* total) {
-  if (highest == -INFINITY && sum == sum) return;  // nothing but pairs that were left out
+  if (highest == -INFINITY && sum == sum) return;  // only excluded pairs
   const float previous = *maximum;
   *maximum = highest > previous ? highest : previous;
   const float kept = *total == 0.0f ? 0.0f : *total * exp_clamped(previous - *maximum);
@@ -82,8 +76,8 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
         continue;
       }
-      const float highest =
-          negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m, left_out(i, t.skip, t.m));
+      const float highest = negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m,
+                                                excluded_column(i, t.skip, t.m));
       const float shift = finite_shift(highest);
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -102,16 +96,19 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
   }
 }
 
-// Adds one row's positives to its own sums and, with kBoth, to those of the columns.
+// Adds the positives of row i to its own sums and, with kBoth, to those of the columns.
 template <bool kBoth, class Policy>
-void positives_row(const Policy policy, const float* __restrict cosine, int32_t label,
-                   const int32_t* __restrict labels, int32_t m, int32_t skipped,
-                   float log_negatives, const float* __restrict b_log_negatives, float* row_loss,
-                   float* row_share, float* __restrict column_loss,
-                   float* __restrict column_share) {
+void positives_row(const Policy policy, const PairPositives& t, int64_t i,
+                   float* __restrict column_loss, float* __restrict column_share) {
+  const float* __restrict cosine = t.product + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const float* __restrict b_log_negatives = t.b_log_negatives;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t count = static_cast<int32_t>(t.m);
+  const float log_negatives = t.a_log_negatives[i];
   float loss = 0.0f, share = 0.0f;
 #pragma omp simd reduction(+ : loss, share)
-  for (int32_t j = 0; j < m; ++j) {
+  for (int32_t j = 0; j < count; ++j) {
     const bool counted = (labels[j] == label) & (j != skipped);
     const float z = policy.positive(cosine[j]).value;
     const Softplus forth = softplus(log_negatives - z);
@@ -123,8 +120,8 @@ void positives_row(const Policy policy, const float* __restrict cosine, int32_t 
       column_share[j] += counted ? back.sigmoid : 0.0f;
     }
   }
-  *row_loss += loss;
-  *row_share += share;
+  t.a_loss[i] += loss;
+  t.a_share[i] += share;
 }
 
 template <bool kBoth, class Policy>
@@ -137,10 +134,7 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
-      positives_row<kBoth>(policy, t.product + i * t.stride, t.a_labels[i], t.b_labels,
-                           static_cast<int32_t>(t.m), left_out(i, t.skip, t.m),
-                           t.a_log_negatives[i], t.b_log_negatives, t.a_loss + i, t.a_share + i,
-                           losses.data() + (kBoth ? unit * t.m : 0),
+      positives_row<kBoth>(policy, t, i, losses.data() + (kBoth ? unit * t.m : 0),
                            shares.data() + (kBoth ? unit * t.m : 0));
     }
   }
@@ -172,7 +166,7 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* __restrict b_negative = t.b_negative_weight;
   const float* __restrict b_positive = t.b_positive_weight;
   const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
-  const int32_t skipped = left_out(i, t.skip, t.m);
+  const int32_t skipped = excluded_column(i, t.skip, t.m);
   const float log_negatives = t.a_log_negatives[i];
   const float negative = t.a_negative_weight[i], positive = t.a_positive_weight[i];
   // The gradient may lie over the cosines, element by element.

@@ -22,7 +22,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     if (inside) {
       t.target_cosine[i] = target_cosine;
       if (t.m == 1) continue;
-      // A neighbor stands in for the target, so that it cannot raise the maximum.
+      // A neighbor replaces the target, which must not raise the maximum.
       row[target] = row[target == 0 ? 1 : 0];
     }
     float highest = -INFINITY;
@@ -33,7 +33,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     }
     const float previous = t.maximum[i];
     const float maximum = highest > previous ? highest : previous;
-    // Logits are computed twice: the cosines may be wanted again, and their row is in the cache.
+    // Logits are computed twice: the cosines may be needed again, and their row is in the cache.
     const auto term = [&](int64_t j) {
       return exp_clamped(policy.negative(row[j]).value - maximum);
     };

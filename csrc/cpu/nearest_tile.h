@@ -1,4 +1,4 @@
-// Search for each row's nearest wrong columns. Knows no loss.
+// Top-k search for each row's nearest wrong columns; independent of the loss.
 #pragma once
 
 #include <cmath>
@@ -10,11 +10,11 @@
 namespace unitsface::cpu {
 inline namespace UF_ISA {
 
-// In the order of the search NaN comes before every number.
+// NaN is ordered before every number.
 inline bool comes_before(float x, float y) { return x > y || (x != x && y == y); }
 
-// Whether one of `size` cosines may come before `last`. Once a few tiles have been seen hardly any
-// does: this loop is all that most columns cost.
+// True if one of `size` cosines may enter the top-k, that is, come before `last`. After a few tiles
+// this is rare, and this loop is the whole cost of most columns.
 inline bool any_comes_before(const float* cosine, int64_t size, float last) {
   if (last != last) return false;
   int any = 0;
@@ -23,7 +23,7 @@ inline bool any_comes_before(const float* cosine, int64_t size, float last) {
   return any != 0;
 }
 
-// In place of the last of `k`, behind those that are equal: they were met before.
+// Replaces the last of `k` and sorts in behind equal cosines, which have smaller positions.
 inline void insert_cosine(float cosine, int32_t position, int64_t k, float* best,
                           int32_t* positions) {
   int64_t place = k - 1;
@@ -36,7 +36,7 @@ inline void insert_cosine(float cosine, int32_t position, int64_t k, float* best
 }
 
 inline void nearest_tile(const NearestTileArgs& t, int threads) {
-  constexpr int64_t kBlock = 128;  // columns between two looks at what was found
+  constexpr int64_t kBlock = 128;  // columns per test against the top-k
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
     float* row = t.product + i * t.stride;
@@ -45,7 +45,7 @@ inline void nearest_tile(const NearestTileArgs& t, int threads) {
     const int64_t target = t.targets[i] - t.start;
     if (t.targets[i] >= 0 && target >= 0 && target < t.m) {
       t.target_cosine[i] = row[target];
-      row[target] = -INFINITY;  // comes before nothing
+      row[target] = -INFINITY;  // never enters the top-k
     }
     for (int64_t first = 0; first < t.m; first += kBlock) {
       const int64_t size = t.m - first < kBlock ? t.m - first : kBlock;

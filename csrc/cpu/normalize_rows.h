@@ -1,5 +1,5 @@
-// Division of rows by their norms, and its Jacobian. float32, but that unit rows may be rounded to
-// bfloat16: the caller converts.
+// Division of rows by their norms, and its Jacobian, in float32 (the caller converts sources); unit
+// rows may be rounded to bfloat16.
 #pragma once
 
 #include <cfloat>
@@ -21,8 +21,8 @@ inline int64_t source_row(const int64_t* index, int64_t start, int64_t i) {
 inline float inverse_of_extreme(const float* x, int64_t d) {
   float squares = 0.0f;
   for (int64_t k = 0; k < d; ++k) squares += (x[k] * kShrink) * (x[k] * kShrink);
-  // A difference of infinities or NaN is NaN. Above the denormals, which some processors are told
-  // to take for 0.
+  // A difference of infinities or NaN is NaN. The value is above the denormals, which may be
+  // flushed to 0.
   const float inverse = kShrink / std::sqrt(squares) + (squares - squares);
   return inverse < FLT_MIN ? FLT_MIN : inverse;
 }
@@ -54,7 +54,7 @@ inline void normalize_rows(const NormalizeRowsArgs& t, int threads) {
   }
 }
 
-// As below, for a row so long that g x would overflow.
+// The same for a row whose norm is so large that g x would overflow.
 inline void extreme_row_backward(const float* g, const float* x, float* out, int64_t d,
                                  float inverse, float scale) {
   float along = 0.0f;
@@ -77,7 +77,7 @@ inline void normalize_rows_backward(const NormalizeRowsBackwardArgs& t, int thre
     float along = 0.0f;
 #pragma omp simd reduction(+ : along)
     for (int64_t k = 0; k < t.d; ++k) along += g[k] * x[k];
-    // A clamped norm is a constant: no component along the row is taken out.
+    // A clamped norm is a constant: the component along the row stays.
     along = inverse < 1.0f / kNormEps ? along * inverse * inverse : 0.0f;
 #pragma omp simd
     for (int64_t k = 0; k < t.d; ++k) out[k] = scale * inverse * (g[k] - along * x[k]);

@@ -1,4 +1,4 @@
-// Classes at the places of a permutation, and places of classes.
+// Evaluates a permutation of the classes, and its inverse.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@ inline namespace UF_ISA {
 constexpr int64_t kRowsPerUnit = 32;
 
 // Zeroed floats. Not std::vector: its out-of-line members would be merged by the linker across
-// instruction sets, and a plain processor could end up in AVX-512 code.
+// instruction sets, and a baseline processor could run AVX-512 code.
 class Scratch {
  public:
   explicit Scratch(int64_t count)
@@ -40,46 +40,60 @@ struct RowSums {
   float dthreshold = 0.0f;
 };
 
-// One row of a tile whose threshold is a scalar. `mirror` is 1 if the gradient counts both
-// directions of a pair, `both` is 1 if the tile's statistics do.
+inline float row_weight(const SumTile& t, int64_t i) {
+  return t.a_weights == nullptr ? 1.0f : t.a_weights[i];
+}
+
+// Excluded column of row i, -1 if none; `skip` is the tile's excluded diagonal.
+inline int32_t excluded_column(int64_t i, int64_t skip, int64_t m) {
+  const int64_t column = skip == INT64_MIN ? -1 : i + skip;
+  return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
+}
+
+// Row i of a tile whose threshold is a scalar; `weights` are those of the columns.
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
-RowSums scalar_row(const Policy policy, const float* __restrict cosine,
-                   Gradient* __restrict gradient, int32_t label, const int32_t* __restrict labels,
-                   int64_t m, int64_t skip, float threshold, float weight,
-                   const float* __restrict weights, float mirror, float both,
-                   float* __restrict column_loss) {
+RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
+                   const float* __restrict weights, float* __restrict column_loss) {
+  const float* __restrict cosine = t.product + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t count = static_cast<int32_t>(t.m);
+  const float threshold = t.b_threshold[0], weight = row_weight(t, i);
+  const float mirror = t.mirrored ? 1.0f : 0.0f;  // the gradient counts both directions of a pair
+  const float both = kColumns ? 1.0f : 0.0f;      // the statistics count both directions
   float loss = 0.0f, dthreshold = 0.0f;
-  const int32_t count = static_cast<int32_t>(m);
-  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
 #pragma omp simd reduction(+ : loss, dthreshold)
   for (int32_t j = 0; j < count; ++j) {
     const int32_t other = labels[j];
-    const Term t = policy.evaluate(cosine[j], threshold, other == label);
+    const Term term = policy.evaluate(cosine[j], threshold, other == label);
     const bool valid = (other >= 0) & (j != skipped);
-    const float value = valid ? t.value : 0.0f;
+    const float value = valid ? term.value : 0.0f;
     loss += value;
     if (kColumns) column_loss[j] += value;
     const float other_weight = weights[j];
-    dthreshold += valid ? (weight + both * other_weight) * t.dthreshold : 0.0f;
+    dthreshold += valid ? (weight + both * other_weight) * term.dthreshold : 0.0f;
     if (kGradient) {
-      const float slope = valid ? (weight + mirror * other_weight) * t.dcosine : 0.0f;
+      const float slope = valid ? (weight + mirror * other_weight) * term.dcosine : 0.0f;
       gradient[j] = round_to<Gradient>(slope);
     }
   }
   return {loss, dthreshold};
 }
 
-// One row of a tile with a threshold per column identity: the two directions of a pair differ.
+// Row i of a tile with a threshold per column identity: the two directions of a pair differ.
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
-RowSums per_column_row(const Policy policy, const float* __restrict cosine,
-                       Gradient* __restrict gradient, int32_t label,
-                       const int32_t* __restrict labels, int64_t m, int64_t skip, float a_threshold,
-                       const float* __restrict b_threshold, float weight,
-                       const float* __restrict weights, float mirror, float* __restrict column_loss,
-                       float* __restrict column_dthreshold) {
+RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
+                       Gradient* __restrict gradient, const float* __restrict weights,
+                       float* __restrict column_loss, float* __restrict column_dthreshold) {
+  const float* __restrict cosine = t.product + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const float* __restrict b_threshold = t.b_threshold;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t count = static_cast<int32_t>(t.m);
+  // A memory or a shard has no thresholds for the rows, and no other direction is computed.
+  const float a_threshold = t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
+  const float weight = row_weight(t, i), mirror = t.mirrored ? 1.0f : 0.0f;
   float loss = 0.0f, dthreshold = 0.0f;
-  const int32_t count = static_cast<int32_t>(m);
-  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
 #pragma omp simd reduction(+ : loss, dthreshold)
   for (int32_t j = 0; j < count; ++j) {
     const int32_t other = labels[j];
@@ -112,8 +126,6 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   Scratch column_loss(kColumns ? units * t.m : 0);
   Scratch column_dthreshold(t.per_column ? units * t.m : 0);
   Scratch row_dthreshold(t.n);
-  const float mirror = t.mirrored ? 1.0f : 0.0f;
-  const float both = kColumns ? 1.0f : 0.0f;
 
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t unit = 0; unit < units; ++unit) {
@@ -121,7 +133,6 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
     float* columns = kColumns ? column_loss.data() + unit * t.m : nullptr;
     float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
-      const float* cosine = t.product + i * t.stride;
       Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
       if (t.a_labels[i] < 0) {
         if (kGradient) {
@@ -129,19 +140,10 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
         }
         continue;
       }
-      const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
-      const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
-      // A memory or a shard has no thresholds for the rows: the other direction is not asked for.
-      const float own_threshold =
-          t.per_column && t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
       const RowSums sums =
-          t.per_column
-              ? per_column_row<kGradient, kColumns>(
-                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, skip, own_threshold,
-                    t.b_threshold, weight, weights, mirror, columns, thresholds)
-              : scalar_row<kGradient, kColumns>(policy, cosine, gradient, t.a_labels[i], t.b_labels,
-                                                t.m, skip, t.b_threshold[0], weight, weights,
-                                                mirror, both, columns);
+          t.per_column ? per_column_row<kGradient, kColumns>(policy, t, i, gradient, weights,
+                                                             columns, thresholds)
+                       : scalar_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns);
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;
     }

@@ -1,5 +1,5 @@
-// A step of an optimizer on rows of a matrix. Every row goes through the same loop: how rows are
-// spread over calls and threads does not change a bit.
+// An optimizer step on rows of a matrix. Every row goes through the same loop: the distribution of
+// rows over calls and threads does not change a bit.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What every kernel file shares: checked launches, warp and block reductions, element types.
+// Shared by all kernel files: checked launches, warp and block reductions, element types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,7 +28,7 @@ inline void check(cudaError_t status, const std::string& what) {
                            cudaGetErrorString(status));
 }
 
-// Launches kThreads threads per block; `name` is what an error message calls the kernel.
+// Launches kThreads threads per block; `name` appears in error messages.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int jobs, void* stream,
             const Arguments&... arguments) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ __half round_to<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// The compiler splits vector stores into elements where it can tell those apart.
+// Without this the compiler splits vector stores into single elements.
 __device__ __forceinline__ void store_words(uint2* target, uint2 words) {
 #if defined(__CUDA_ARCH__)
   asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(target)),
@@ -131,7 +131,7 @@ __device__ __forceinline__ void store(T* target, const float* values) {
   }
 }
 
-// The element type is the same for a whole launch: a branch costs less than more kernels would.
+// The element type is uniform over a launch: a branch costs less than more kernel variants.
 template <int K>
 __device__ __forceinline__ void store(void* target, DType dtype, int64_t offset,
                                       const float* values) {
@@ -144,8 +144,8 @@ __device__ __forceinline__ void store(void* target, DType dtype, int64_t offset,
   }
 }
 
-// How a warp covers kSpan consecutive columns of a row, kItems to a lane. Vector: four neighbors
-// per access, for aligned rows of a multiple of four columns. Otherwise one, lane by lane.
+// Mapping of kSpan consecutive columns of a row to a warp, kItems per lane. Vector: four neighbors
+// per access, for aligned rows of a multiple of four columns; otherwise one, lane by lane.
 template <bool kVector, int kItems>
 struct Columns {
   static constexpr int kSpan = kLanes * kItems;
@@ -177,7 +177,7 @@ struct Columns {
   }
 };
 
-// Whether Columns<true, ...> may be used for a tile.
+// True if Columns<true, ...> may be used for a tile.
 inline bool vectorizable(const float* product, const void* gradient, DType gradient_dtype,
                          int64_t m, int64_t stride) {
   return m % 4 == 0 && stride % 4 == 0 && aligned(product, 16) &&
@@ -192,7 +192,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// fmaxf drops NaN; callers carry it in another number.
+// fmaxf drops NaN; callers carry it in the sums.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, mask));

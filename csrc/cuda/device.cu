@@ -1,4 +1,4 @@
-// What the build and the machine offer.
+// Devices of the machine and architectures of the build.
 
 #include <cuda_runtime.h>
 
@@ -38,7 +38,7 @@ std::string image_failure() {
     case cudaErrorInsufficientDriver:
       return cudaGetErrorString(status);
     default:
-      return "";  // Says nothing about the image, such as a lack of memory.
+      return "";  // Unrelated to the image, for instance a lack of memory.
   }
 }
 

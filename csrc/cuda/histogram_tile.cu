@@ -2,8 +2,8 @@
 //
 // A block takes 32 rows of 1024 columns, a thread every 256th of these. Almost all pairs are
 // negative and crowd around one cosine: a block counts them in 16 bits each in shared memory, and
-// adds what it found to the global counters once. Positives, and what per-row histograms and ranges
-// count, are few or spread, and go to the global counters directly.
+// adds these counts to the global counters once. Positives, and the pairs of per-row histograms and
+// of ranges, are few or spread, and go to the global counters directly.
 
 #include "common.cuh"
 #include "kernels.h"
@@ -14,7 +14,7 @@ namespace unitsface::cuda {
 constexpr int kBlockRows = 32;
 constexpr int kItems = 4;  // columns per thread
 constexpr int kSpan = kItems * kThreads;
-constexpr int kSharedSlots = 24576;  // 48 KB, what every device gives without asking
+constexpr int kSharedSlots = 24576;  // 48 KB, available on every device without opting in
 static_assert(kBlockRows * kSpan < 1 << 16, "a block's count of one bin fits in 16 bits");
 
 enum class Counting { kShared, kGlobal, kRanges };

@@ -16,7 +16,7 @@ using PairNegatives = PairNegativesArgs<int64_t>;
 using PairPositives = PairPositivesArgs<int64_t>;
 using PairGradient = PairGradientArgs<int64_t>;
 
-// Floats of scratch memory that a kernel needs for its partial sums.
+// Floats of workspace that a kernel needs for its partial sums.
 int64_t sum_tile_scratch(int64_t n, int64_t m);
 int64_t logsumexp_tile_scratch(int64_t n, int64_t m);
 // Of pair_negatives_tile and pair_positives_tile.
@@ -40,7 +40,7 @@ void pair_gradient_tile(const std::string& loss, const float* params, const Pair
                         void* stream);
 void normalize_rows(const NormalizeRowsArgs& args, void* stream);
 void normalize_rows_backward(const NormalizeRowsBackwardArgs& args, void* stream);
-// The one kernel with atomics, on integers: in any order the same counts.
+// The only kernel with atomics; they are on integers, so that counts do not depend on the order.
 void histogram_tile(const HistogramTile& args, void* stream);
 void nearest_tile(const NearestTileArgs& args, void* stream);
 void permuted(const PermutedArgs& args, void* stream);
@@ -48,7 +48,7 @@ void update_rows(const UpdateRowsArgs& args, void* stream);
 
 // Number of usable devices; 0 with a reason if there is no driver or no device.
 int device_count(std::string* reason);
-// Why the current device cannot load the kernels of this build; "" if it can.
+// The reason why the current device cannot load the kernels of this build; "" if it can.
 std::string image_failure();
 // Architectures this build has machine code ("real") and PTX ("virtual") for, as CMake names them:
 // "80-real,90-real,90-virtual".

@@ -1,7 +1,7 @@
 // Tiles of `logsumexp` losses over samples: any number of positives per row.
 //
 // Statistics of rows: a warp takes 1024 columns of a row. Statistics of columns, where the tile
-// serves both directions: a thread takes 32 rows of a column, so that neighbors read neighbors.
+// serves both directions: a thread takes 32 rows of a column, which coalesces the loads.
 // Both leave partials, which a further kernel folds into the running values in a fixed order.
 
 #include "common.cuh"
@@ -21,15 +21,15 @@ int64_t pair_statistics_scratch(int64_t n, int64_t m) {
   return 2 * (divide_up(m, kSpan) * n + divide_up(n, kDepth) * m);
 }
 
-// Two numbers per row or column, as LogSums or PlainSums reads them.
+// Two numbers per row or column, interpreted by LogSums or PlainSums.
 struct Statistic {
   float first, second;
 };
 
-// exp(z - shift) is 0 for z = -inf, also where nothing but -inf has been seen.
+// exp(z - shift) is 0 for z = -inf, even if every value so far was -inf.
 UF_HOST_DEVICE float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-// A maximum and the sum of exp(z - maximum). NaN is carried by the sum: fmaxf drops it.
+// A maximum and the sum of exp(z - maximum). The sum carries NaN, which fmaxf drops.
 struct LogSums {
   static UF_HOST_DEVICE Statistic none() { return {-INFINITY, 0.0f}; }
   static UF_HOST_DEVICE Statistic fold(Statistic a, Statistic b) {
@@ -60,11 +60,11 @@ struct Partials {
   }
 };
 
-// Where a warp works: eight rows of one span to a block.
+// Position of a warp: eight rows of one span per block.
 struct RowPlace {
   int64_t row, first_column;
   unsigned segment;
-  int width, skipped;  // columns of the span; the one among them that is left out, or negative
+  int width, skipped;  // columns of the span; the excluded one among them, or negative
 };
 
 __device__ __forceinline__ RowPlace row_place(int64_t m, int64_t skip, int64_t segments) {
@@ -81,7 +81,7 @@ __device__ __forceinline__ RowPlace row_place(int64_t m, int64_t skip, int64_t s
   return place;
 }
 
-// Where a thread works: 32 rows of one column.
+// Position of a thread: 32 rows of one column.
 struct ColumnPlace {
   int64_t column, first_row, segment;
   int height, skipped;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t other = Lane::offset(k) < width ? __ldg(labels + Lane::offset(k)) : -1;
     const bool counted = is_negative(label, other) && Lane::offset(k) != skipped;
     const float z = policy.negative(logits[k]).value;
-    // Selected: the cosine of a pair left out may be NaN.
+    // Selected: the cosine of an excluded pair may be NaN.
     logits[k] = counted ? z : -INFINITY;
     maximum = fmaxf(maximum, logits[k]);
   }
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   partials.write(place.segment, place.column, {maximum, sum});
 }
 
-// Positives are few: what is read of every pair is its labels.
+// Positives are few: of most pairs only the labels are read.
 template <class Policy>
 __global__ void __launch_bounds__(kThreads)
     pair_positives_rows_kernel(const Policy policy, const PairPositives args,
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads)
   second[position] = result.second;
 }
 
-// A block takes 128 columns of 64 rows, a warp four rows at a time: what belongs to a column is
+// A block takes 128 columns of 64 rows, a warp four rows at a time: the columns' values are
 // read once.
 template <class Policy, bool kBoth, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (kBoth) slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
         const bool counted = label >= 0 && labels[k] >= 0 && skipped != Lane::offset(k) &&
                              (Policy::kPositives || !same);
-        // Selected, not multiplied: the cosine of a pair left out may be NaN.
+        // Selected, not multiplied: the cosine of an excluded pair may be NaN.
         gradient[k] = counted ? slope * z.dcosine * args.gradient_scale : 0.0f;
       }
       Lane::write(args.gradient, args.gradient_dtype, i * args.stride + first_column, lane, width,

@@ -14,12 +14,12 @@ constexpr int kSpan = kItems * kLanes;
 
 int64_t logsumexp_tile_scratch(int64_t n, int64_t m) { return 2 * divide_up(m, kSpan) * n; }
 
-// sum = sum of exp(z - maximum). NaN is carried by the sum: fmaxf drops it.
+// sum = sum of exp(z - maximum). The sum carries NaN, which fmaxf drops.
 struct LogSum {
   float maximum, sum;
 };
 
-// exp(z - shift) is 0 for z = -inf, also where nothing but -inf has been seen.
+// exp(z - shift) is 0 for z = -inf, even if every value so far was -inf.
 UF_HOST_DEVICE float finite_shift(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
 UF_HOST_DEVICE LogSum merge(LogSum a, LogSum b) {
@@ -28,7 +28,7 @@ UF_HOST_DEVICE LogSum merge(LogSum a, LogSum b) {
   return {maximum, a.sum * expf(a.maximum - shift) + b.sum * expf(b.maximum - shift)};
 }
 
-// Where a warp works: eight rows of one span to a block.
+// Position of a warp: eight rows of one span per block.
 struct Place {
   int64_t row, first_column;
   unsigned segment;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Logit z = policy.negative(values[k]);
     const float negative = weight * expf(z.value - log_negatives) * z.dcosine;
     const float gradient = Lane::offset(k) == target ? target_gradient : negative;
-    // A row without weight stays 0 whatever its cosines are, NaN included.
+    // A row without weight has a gradient of 0 for any cosines, NaN included.
     values[k] = weight != 0.0f ? gradient * args.gradient_scale : 0.0f;
   }
   Lane::write(args.gradient, args.gradient_dtype, offset, lane, place.width, values);

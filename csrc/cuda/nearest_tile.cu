@@ -1,8 +1,7 @@
-// Search for each row's nearest wrong columns. Knows no loss.
+// Top-k search for each row's nearest wrong columns; independent of the loss.
 //
-// A warp takes a row: 1024 columns at a time in registers, and what was found so far sorted over
-// its lanes, slot by slot. Once a few tiles have been seen hardly any column beats the last of
-// those.
+// A warp takes a row: 1024 columns at a time in registers, and the running top-k sorted over
+// its lanes, slot by slot. After a few tiles hardly any column enters the top-k.
 
 #include "common.cuh"
 #include "kernels.h"
@@ -11,9 +10,9 @@ namespace unitsface::cuda {
 
 constexpr int kItems = 32;  // columns per lane
 constexpr int kSpan = kItems * kLanes;
-constexpr int kSlots = static_cast<int>(kMostNearest) / kLanes;  // found columns per lane
+constexpr int kSlots = static_cast<int>(kMostNearest) / kLanes;  // top-k columns per lane
 
-// Unsigned integers in the order of the search: the largest for NaN, the same for -0 and 0.
+// Maps cosines to unsigned integers in the order of the search: NaN is the largest, -0 equals 0.
 UF_HOST_DEVICE unsigned key_of(float cosine) {
   cosine += 0.0f;
   unsigned bits;
@@ -43,7 +42,7 @@ __device__ __forceinline__ int warp_smallest(int x) {
   return x;
 }
 
-// The found columns of a row, in the order of the search; slot s is in lane s % 32.
+// The top-k columns of a row, in the order of the search; slot s is in lane s % 32.
 struct Found {
   unsigned keys[kSlots];
   int positions[kSlots];
@@ -69,7 +68,7 @@ struct Found {
     }
   }
 
-  // The key that a column has to beat.
+  // A column with a larger key enters the top-k.
   __device__ __forceinline__ unsigned last(int64_t k) const {
     const int slot = static_cast<int>(k) - 1;
     unsigned key = keys[0];
@@ -78,7 +77,7 @@ struct Found {
     return __shfl_sync(kAllLanes, key, slot % kLanes);
   }
 
-  // Behind those that are equal: they were met before. What falls behind slot k is never read.
+  // Behind equal ones, which have smaller positions. Slots behind k are never read.
   __device__ __forceinline__ void insert(unsigned key, int position, int lane) {
     int rank = 0;
 #pragma unroll

@@ -10,7 +10,7 @@ namespace unitsface::cuda {
 
 constexpr int kHeld = 16;  // elements per lane and chunk
 
-// A chunk of a row: kHeld elements to a lane, kGroup neighbors per access.
+// A chunk of a row: kHeld elements per lane, kGroup neighbors per access.
 template <int kGroup>
 struct Chunk {
   static constexpr int kGroups = kHeld / kGroup;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize_rows_kernel(const Norma
   const int64_t chunks = divide_up(args.d, Chunk<kGroup>::kSpan);
   float values[kHeld] = {};
   float squares = 0.0f;
-  // Backwards: the first chunk is still there when the unit row is written.
+  // Backwards, so that the registers hold the first chunk when the unit row is written.
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     Chunk<kGroup>::read(source, chunk, args.d, lane, values);
 #pragma unroll
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize_rows_kernel(const Norma
   if (lane == 0) args.inverse_norms[i] = inverse;
 }
 
-// In place, a lane writes only what it alone has read, after the row's dot product is complete.
+// In place, a lane writes only elements that it has read, after the row's dot product is complete.
 template <class Source, int kGroup>
 __global__ void __launch_bounds__(kThreads, 2)
     normalize_rows_backward_kernel(const NormalizeRowsBackwardArgs args) {

@@ -1,4 +1,4 @@
-// Classes at the places of a permutation, and places of classes: a thread each.
+// Evaluates a permutation of the classes, and its inverse; one thread per element.
 
 #include "common.cuh"
 #include "kernels.h"

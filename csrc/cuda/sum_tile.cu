@@ -17,12 +17,13 @@ constexpr int kRows = 4;   // rows per warp and step
 constexpr int kStepRows = kRows * kWarps;
 constexpr int kSpan = kItems * kLanes;
 
-// A function of the shape alone: results must not depend on what else the device is doing.
+// A function of the shape alone: results must not depend on the load of the device.
 struct SumGrid {
   int64_t block_rows = 256, row_blocks, column_blocks;
 
   SumGrid(int64_t n, int64_t m) : column_blocks(divide_up(m, kSpan)) {
-    // Several waves of blocks on a device of about 130 multiprocessors, if the tile yields them.
+    // Several waves of blocks on a device of about 130 multiprocessors, if the tile is large
+    // enough.
     while (block_rows > kStepRows && divide_up(n, block_rows) * column_blocks < 2048) {
       block_rows /= 2;
     }
@@ -36,7 +37,7 @@ int64_t sum_tile_scratch(int64_t n, int64_t m) {
   return 2 * (grid.column_blocks * n + grid.row_blocks * m);
 }
 
-// Null: not wanted.
+// Null: not computed.
 struct SumPartials {
   float* row_loss;           // [column_blocks, n]
   float* row_dthreshold;     // [column_blocks, n]
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const PairTerms terms = evaluate_pair<kSeparate>(
             policy, cosines[r][k], row_labels[r] == labels[k], thresholds[k], row_thresholds[r],
             {row_weights[r], mirror * weights[k], other * weights[k]});
-        // Selected, not multiplied: the cosine of a pair left out may be NaN.
+        // Selected, not multiplied: the cosine of an excluded pair may be NaN.
         row_loss[r] += counted ? terms.row_loss : 0.0f;
         row_dthreshold[r] += counted ? terms.row_dthreshold : 0.0f;
         column_loss[k] += counted ? terms.column_loss : 0.0f;
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const Additions 
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
   if (job.length == 1) {
-    // The partials are one after the other: all threads take part, not one lane of each warp.
+    // The partials are contiguous: all threads take part, not one lane of each warp.
     __shared__ float warps[kWarps];
     if (blockIdx.x > 0) return;
     float sum = 0.0f;

@@ -1,5 +1,5 @@
-// A step of an optimizer on rows of a matrix, bound by memory: every number is read and written
-// once. A row has up to a warp's lanes, short rows (thresholds have one element) share a warp.
+// An optimizer step on rows of a matrix, bound by memory: every number is read and written once. A
+// row takes up to a warp's lanes; short rows (thresholds have one element) share a warp.
 
 #include "common.cuh"
 #include "kernels.h"
@@ -8,7 +8,7 @@
 namespace unitsface::cuda {
 
 // kGroup: elements per access, 4 where rows are aligned to 16 bytes, else 1. `lane_bits`:
-// 2^lane_bits lanes have a row.
+// 2^lane_bits lanes per row.
 template <class Rule, int kGroup>
 __global__ void __launch_bounds__(kThreads)
     update_rows_kernel(const UpdateRowsArgs args, int lane_bits) {

@@ -1,4 +1,4 @@
-"""The benchmark suite on tiny shapes: everyone does the same work, and reports say what was run."""
+"""The benchmark suite on tiny shapes: implementations do the same work, reports are complete."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if str(ROOT) not in sys.path:
 from bench import accuracy, crossover, harness, inputs, isolation, plots, report, scaling
 from bench.__main__ import main
 from bench.baselines.eager import uss_eager
-from bench.contestants import EAGER, NAMES, PUBLISHED, Contestant
+from bench.implementations import EAGER, NAMES, PUBLISHED, Implementation
 from bench.report import TIMES
-from bench.session import ContestantFailedError, DeviceLostError, Local, Remote, Session
+from bench.session import DeviceLostError, ImplementationFailedError, Local, Remote, Session
 from bench.targets import TARGETS, Target
 from bench.workloads import FUSED, QUICK, WORKLOADS, Workload, step
 
 CPU = [name for name, workload in WORKLOADS.items() if "cpu" in workload.on]
-# Everyone but the compiler, whose code is that of "eager" and takes seconds to make.
+# Without the compiler, which compiles the code of "eager" and takes seconds.
 PAIRS_OF_NAMES = [
     (workload, name)
     for workload in CPU
-    for name in WORKLOADS[workload].contestants()
+    for name in WORKLOADS[workload].implementations()
     if name != "torch.compile"
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> None:
-    """Contestants come from the server of all tests, which would otherwise be theirs alone."""
+    """Implementations come from the server of all tests, which would otherwise be theirs alone."""
     forkserver()
 
 
@@ -54,12 +54,12 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("name", "contestant"), PAIRS_OF_NAMES)
-def test_contestants_agree_with_float64(name: str, contestant: str) -> None:
+@pytest.mark.parametrize(("name", "implementation"), PAIRS_OF_NAMES)
+def test_implementations_agree_with_float64(name: str, implementation: str) -> None:
     workload = WORKLOADS[name].shrunk(48, 160)
-    if contestant == "metric-learning":
+    if implementation == "metric-learning":
         pytest.importorskip("pytorch_metric_learning")
-    found = accuracy.errors(workload, workload.contestants()[contestant], "cpu")
+    found = accuracy.errors(workload, workload.implementations()[implementation], "cpu")
     assert found.keys() >= {"loss", "feats"}
 
 
@@ -67,29 +67,29 @@ def test_contestants_agree_with_float64(name: str, contestant: str) -> None:
 @pytest.mark.parametrize("part", ["loss", "gradient"])
 def test_other_work_does_not_pass_the_check(name: str, part: str) -> None:
     workload = WORKLOADS[name].shrunk(16, 40)
-    eager = workload.contestants()["eager"]
+    eager = workload.implementations()["eager"]
 
     def changed(**tensors: torch.Tensor) -> torch.Tensor:
         value = eager(**tensors)
         return 1.001 * value if part == "loss" else value + 0.01 * (value - value.detach())
 
     with pytest.raises(ArithmeticError, match="off by"):
-        accuracy.errors(workload, Contestant(changed, eager.formula), "cpu")
+        accuracy.errors(workload, Implementation(changed, eager.formula), "cpu")
 
 
 def test_a_gradient_that_is_missing_does_not_pass_the_check() -> None:
     workload = WORKLOADS["class-casia"].shrunk(16, 40)
-    eager = workload.contestants()["eager"]
+    eager = workload.implementations()["eager"]
 
     def detached(feats, weight, labels):
         return eager(feats=feats, weight=weight.detach(), labels=labels)
 
     with pytest.raises(ArithmeticError, match="weight"):
-        accuracy.errors(workload, Contestant(detached, eager.formula), "cpu")
+        accuracy.errors(workload, Implementation(detached, eager.formula), "cpu")
 
 
 @pytest.mark.parametrize("loss", FUSED)
-def test_formulas_of_contestants_are_those_of_the_package(loss: str) -> None:
+def test_formulas_of_implementations_are_those_of_the_package(loss: str) -> None:
     """float64: the reference backend, whose formulas are tied to published values."""
     columns = 0 if loss == "uss" else 40
     workload = Workload("", loss, 24, columns, 512, 1.0)
@@ -120,7 +120,7 @@ def test_trained_inputs_are_as_described() -> None:
     assert abs(float(fresh["b"].grad)) > 0.3
 
 
-def test_share_of_the_negatives_in_the_softmax() -> None:
+def test_probability_of_the_negatives_in_the_softmax() -> None:
     workload = replace(WORKLOADS["class-casia"].shrunk(24, 40), target_cosine=0.7)
     tensors = workload.inputs()
     unit = torch.nn.functional.normalize(tensors["feats"].detach(), dim=1)
@@ -128,9 +128,9 @@ def test_share_of_the_negatives_in_the_softmax() -> None:
     logits = 64.0 * unit @ columns.T
     rows = torch.arange(24)
     logits[rows, tensors["labels"]] -= 64.0 * workload.margin
-    share = 1.0 - logits.softmax(dim=1)[rows, tensors["labels"]]
-    want = float(share.mean())
-    assert inputs.negatives_share(workload, tensors) == pytest.approx(want, rel=1e-3, abs=1e-6)
+    probability = 1.0 - logits.softmax(dim=1)[rows, tensors["labels"]]
+    want = float(probability.mean())
+    assert inputs.negative_prob(workload, tensors) == pytest.approx(want, rel=1e-3, abs=1e-6)
 
 
 def test_a_run_records_times_memory_errors_and_failures(
@@ -138,23 +138,23 @@ def test_a_run_records_times_memory_errors_and_failures(
 ) -> None:
     """One workload end to end, in processes of their own; a baseline that cannot run is data."""
     monkeypatch.setattr(harness, "copy_rate", lambda device: 1e10)
-    arguments = ["small", "--quick", "--seconds", "0.01", "--contestants", "eager"]
+    arguments = ["small", "--quick", "--seconds", "0.01", "--implementations", "eager"]
     main([*arguments, "--out", str(tmp_path / "v1.0")])
     results = json.loads((tmp_path / "v1.0.json").read_text())
     assert results["command"].startswith("python -m bench small")
-    rows = results["workloads"]["small"]["contestants"]
+    rows = results["workloads"]["small"]["implementations"]
     assert rows.keys() == {"native", "eager"}
     for row in rows.values():
         assert row["median_s"] > 0.0
         assert row["samples"] >= 1
         assert {"loss", "feats", "b"} <= row["errors"].keys()
         assert "above_gradients_mb" in row
-    assert rows["eager"]["times_ours"] > 0.0
-    assert rows["native"]["of_bound"] > 0.0
+    assert rows["eager"]["speedup"] > 0.0
+    assert rows["native"]["roofline_fraction"] > 0.0
     assert "small: uss, N = 64" in (tmp_path / "v1.0.md").read_text()
 
     # A later run adds to the file and says what it was; elsewhere it must not.
-    arguments = ["memory-casia", "--quick", "--seconds", "0.01", "--contestants", "native"]
+    arguments = ["memory-casia", "--quick", "--seconds", "0.01", "--implementations", "native"]
     arguments += ["--update", "--out", str(tmp_path / "v1.0")]
     main(arguments)
     results = json.loads((tmp_path / "v1.0.json").read_text())
@@ -165,19 +165,19 @@ def test_a_run_records_times_memory_errors_and_failures(
     with pytest.raises(SystemExit, match="another machine"):
         main(arguments)
 
-    # Without its memory a contestant is not started.
+    # An implementation without enough memory is not started.
     monkeypatch.setattr(harness, "available_bytes", lambda device: 1e4)
-    row = harness.run(WORKLOADS["small"], "cpu", 0.01, ["eager"])["contestants"]["eager"]
+    row = harness.run(WORKLOADS["small"], "cpu", 0.01, ["eager"])["implementations"]["eager"]
     assert row["skipped"].startswith("does not fit")
 
 
 def test_a_session_that_fails_or_dies_says_so() -> None:
     session = Remote(Session, replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
     try:
-        with pytest.raises(ContestantFailedError, match="skip_tolerance"):
+        with pytest.raises(ImplementationFailedError, match="skip_tolerance"):
             session.call("check")
         os.kill(session._process.pid, 9)
-        with pytest.raises(ContestantFailedError, match="status -9"):
+        with pytest.raises(ImplementationFailedError, match="status -9"):
             session.call("check")
     finally:
         session.close()
@@ -191,15 +191,15 @@ def broken_by_eager(
         raise DeviceLostError("eager", "illegal access")
     if "published" in names:
         os._exit(1)
-    return {"process": os.getpid(), "contestants": {name: {} for name in names}}
+    return {"process": os.getpid(), "implementations": {name: {} for name in names}}
 
 
-def test_who_breaks_the_device_takes_nobody_along() -> None:
+def test_a_broken_device_affects_one_implementation() -> None:
     runner = isolation.Runner(broken_by_eager, own_process=True)
     run = partial(runner.run, WORKLOADS["small"], "cpu", 0.0)
     try:
         result = run(["native", "eager"], False)
-        assert result["contestants"] == {"native": {}, "eager": {"failed": "illegal access"}}
+        assert result["implementations"] == {"native": {}, "eager": {"failed": "illegal access"}}
         assert result["process"] != os.getpid()
         assert run(["native"], False)["process"] == result["process"]
         with pytest.raises(BrokenProcessPool):
@@ -213,7 +213,7 @@ def test_a_device_that_answers_no_more_is_told_from_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failing = Local(replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
-    with pytest.raises(ContestantFailedError, match="skip_tolerance"):
+    with pytest.raises(ImplementationFailedError, match="skip_tolerance"):
         failing.call("check")
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.empty(0).view(1))
     with pytest.raises(DeviceLostError, match="skip_tolerance"):
@@ -303,13 +303,13 @@ def test_targets_and_tables_name_what_exists() -> None:
     for target in TARGETS:
         workload = WORKLOADS[target.workload]
         assert target.device in workload.on
-        assert target.ratio is not None or target.memory_mb is not None
+        assert target.speedup is not None or target.memory_mb is not None
         if target.device == "cpu":
-            assert {target.against, target.ours or "native"} <= workload.contestants().keys()
+            assert {target.against, target.ours or "native"} <= workload.implementations().keys()
         # Their names and formulas are known without a device.
         else:
-            assert (target.ours or "auto") in workload.contestants("cuda")
-    assert "liger-kernel" in WORKLOADS["class-1m"].contestants("cuda")
+            assert (target.ours or "auto") in workload.implementations("cuda")
+    assert "liger-kernel" in WORKLOADS["class-1m"].implementations("cuda")
     assert report.README_ROWS.keys() <= WORKLOADS.keys()
     assert report.README_COLUMNS.keys() <= set(NAMES)
     assert set(QUICK) <= set(CPU)
@@ -323,29 +323,38 @@ def test_reports_cope_with_whatever_is_missing(
 ) -> None:
     assert "Not measured" in report.readme_section(tmp_path)
     assert "not measured" in report.targets_section(tmp_path)
-    ours = {"median_s": 2.0, "samples": 3, "above_gradients_mb": 50.0, "of_bound": 0.5}
-    eager = {"median_s": 6.0, "times_ours": 3.0, "times_ours_quartiles": [2.9, 3.1]}
+    shape = {"loss": "uss", "rows": 2000, "columns": 0, "size": 500, "gemms": 1.5}
+    ours = {"median_s": 2.0, "samples": 3, "above_gradients_mb": 50.0, "roofline_fraction": 0.5}
+    eager = {"median_s": 6.0, "speedup": 3.0, "speedup_quartiles": [2.9, 3.1]}
     results = {
         "command": "python -m bench",
         "device": "cpu",
         "machine": {"processor": "P", "threads": 2, "torch": "T"},
         "workloads": {
-            "pair-8k": {"primary": "native", "contestants": {"native": ours, "eager": eager}},
+            "pair-8k": {
+                **shape,
+                "primary": "native",
+                "implementations": {"native": ours, "eager": eager},
+            },
             "class-100k": {
-                "contestants": {
+                **shape,
+                "implementations": {
                     "native": {**ours, "above_gradients_mb": 70.0},
                     "eager": {"skipped": "does not fit: 9 GB"},
                     "torch.compile": {"failed": "no | compiler"},
-                }
+                },
             },
             "pair-32k": {"failed": "all of it"},
-            "pair-8k-bf16": {"skipped": "no products"},
+            "pair-8k-bf16": {"skipped": "no bfloat16"},
         },
     }
     (tmp_path / "cpu.json").write_text(json.dumps(results))
     table = report.page(results)
     assert f"3.00{TIMES} (2.90-3.10)" in table
     assert "failed: no \\| compiler" in table
+    # Throughput of both, FLOPs of the fused algorithm alone.
+    assert "| 2.00 s (3) |  | 2 M pairs/s, 0.003 TFLOP/s | 50 MB | 50% |" in table
+    assert "| 0.667 M pairs/s |" in table
     assert "failed: all of it" in table
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(report.COLUMNS) + 1}
@@ -353,18 +362,17 @@ def test_reports_cope_with_whatever_is_missing(
     assert f"| USS in-batch, N = 8192 | 2.00 s, 50 MB | 3.00{TIMES} |" in readme
     assert "does not fit" in readme
     targets = (
-        Target("pair-8k", ratio=2.5, memory_mb=100.0),
-        Target("pair-8k", ratio=3.5, memory_share=0.1, of_bound=0.5),
-        Target("class-100k", ratio=1.5, memory_mb=60.0),
+        Target("pair-8k", speedup=2.5, memory_mb=100.0),
+        Target("pair-8k", speedup=3.5, memory_fraction=0.1, roofline_fraction=0.5),
+        Target("class-100k", speedup=1.5, memory_mb=60.0),
     )
     monkeypatch.setattr(report, "TARGETS", targets)
-    aims = report.targets_section(tmp_path).splitlines()
+    lines = report.targets_section(tmp_path).splitlines()
+    wanted = "speedup 2.5 over eager, peak memory below 100 MB"
     measured = f"3.00{TIMES} (2.90-3.10); 50 MB"
-    assert (
-        aims[2] == f"| `pair-8k` | 2.5 {TIMES} as fast as eager, below 100 MB | {measured} | yes |"
-    )
-    assert aims[3].endswith("| no |")
-    assert aims[4].endswith("eager: does not fit: 9 GB; 70 MB | no |")
+    assert lines[2] == f"| `pair-8k` | {wanted} | {measured} | yes |"
+    assert lines[3].endswith("| no |")
+    assert lines[4].endswith("eager: does not fit: 9 GB; 70 MB | no |")
 
 
 def test_generated_parts_of_the_readmes_are_those_of_the_results() -> None:
@@ -378,19 +386,19 @@ def test_generated_parts_of_the_readmes_are_those_of_the_results() -> None:
     assert found.returncode == 0, found.stderr
 
 
-def test_bounds_count_products_or_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roofline_counts_gemms_or_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = WORKLOADS["class-400k"]
     monkeypatch.setattr(harness, "gemm_rate", lambda *_: 1e12)
     monkeypatch.setattr(harness, "copy_rate", lambda *_: 1e9)
     rates = harness._Rates(workload, "cpu")
     rates.measure()
     features, weights = 128 * 512, 400_000 * 512
-    assert rates.bound() == pytest.approx(4 * (2 * features + 2 * weights) / 1e9)
+    assert rates.roofline() == pytest.approx(4 * (2 * features + 2 * weights) / 1e9)
     monkeypatch.setattr(harness, "copy_rate", lambda *_: 1e15)
     rates = harness._Rates(workload, "cpu")
     rates.measure()
-    assert rates.bound() == pytest.approx(3 * 2 * 128 * weights / 1e12)
-    # The same work takes one product more where cosines are not kept.
+    assert rates.roofline() == pytest.approx(3 * 2 * 128 * weights / 1e12)
+    # Where cosines are not kept the same work takes one more GEMM.
     assert workload.flops_on("cuda") == pytest.approx(workload.flops * 4 / 3)
 
 

@@ -31,17 +31,17 @@ def test_what_a_backbone_costs_is_counted():
     found = predict_training.count(config)
     model = build_backbone("iresnet18", 32)
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    products = 0
+    multiplications = 0
 
     def add(module: Any, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal products
-        products += output.numel() // len(output) * module.weight[0].numel()
+        nonlocal multiplications
+        multiplications += output.numel() // len(output) * module.weight[0].numel()
 
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(add)
     model(torch.zeros(2, 3, 32, 32))
-    assert found.operations == 2 * products
+    assert found.operations == 2 * multiplications
     # The first activations alone, of 2 bytes, are kept and moved more than once.
     assert found.moved > found.saved > 2 * 64 * 32 * 32 * 2
 
@@ -117,8 +117,8 @@ def test_heads_run_and_agree_on_the_loss(tmp_path):
     heads.main(["head-400k", "shard-10m-sampled", "--quick", *out])
     results = json.loads((tmp_path / "heads.json").read_text())["heads"]
     for name, head in results.items():
-        rows = head["contestants"]
-        assert set(rows) == set(heads.CONTESTANTS)
+        rows = head["implementations"]
+        assert set(rows) == set(heads.IMPLEMENTATIONS)
         assert not [row for row in rows.values() if "failed" in row]
         losses = {key: row["loss"] for key, row in rows.items()}
         assert losses["fused"] == losses["fused-step"] == losses["separate"]

@@ -72,7 +72,7 @@ def test_adapters_compute_their_formula(
 ) -> None:
     found = {}
     for kind, loss in (
-        ("peer", gpu_peers.cuda_contestants(workload)[name]),
+        ("peer", gpu_peers.cuda_implementations(workload)[name]),
         ("oracle", gpu_peers.oracle(workload)),
     ):
         assert loss is not None
@@ -96,14 +96,14 @@ def test_adapters_compute_their_formula(
 
 
 def test_inf_cl_takes_no_more_than_its_slice_of_d(stand_ins: list) -> None:
-    gpu_peers.cuda_contestants(PAIR)["inf-cl"](**inputs(PAIR, size=1024))
+    gpu_peers.cuda_implementations(PAIR)["inf-cl"](**inputs(PAIR, size=1024))
     assert stand_ins == [("inf-cl", 256)]
 
 
 def test_no_peer_where_the_work_differs() -> None:
     for loss, columns in (("uss", 100), ("uce", 100)):
         workload = SimpleNamespace(loss=loss, columns=columns)
-        assert gpu_peers.cuda_contestants(workload) == {}
+        assert gpu_peers.cuda_implementations(workload) == {}
         assert gpu_peers.oracle(workload) is None
 
 
@@ -112,13 +112,9 @@ def test_a_missing_package_is_an_import_error_of_the_first_call(
 ) -> None:
     for name in ("liger_kernel", "cut_cross_entropy", "inf_cl"):
         monkeypatch.setitem(sys.modules, name, None)
-    for loss in gpu_peers.cuda_contestants(PAIR).values():
+    for loss in gpu_peers.cuda_implementations(PAIR).values():
         with pytest.raises(ImportError):
             loss(**inputs(PAIR))
-
-
-def test_versions_name_every_distribution() -> None:
-    assert set(gpu_peers.versions()) == set(gpu_peers.DISTRIBUTIONS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -136,7 +132,7 @@ def test_packages_compute_their_formula(name: str, workload: SimpleNamespace) ->
         for k, v in inputs(workload, size=512).items()
     }
     given["feats"].requires_grad_()
-    value = gpu_peers.cuda_contestants(workload)[name](**given)
+    value = gpu_peers.cuda_implementations(workload)[name](**given)
     (gradient,) = torch.autograd.grad(value, given["feats"])
     oracle = gpu_peers.oracle(workload)
     assert oracle is not None

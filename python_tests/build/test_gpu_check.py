@@ -199,15 +199,17 @@ def test_small_cases_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch, what: s
 @pytest.mark.parametrize("name", gpu_profile.SHAPES)
 def test_kernels_are_counted_in_their_phases(name: str, backend: str) -> None:
     shape = gpu_profile.SHAPES[name]
-    product = "sum_kernel" if not shape.columns else "statistics_kernel"
+    kernel = "sum_kernel" if not shape.columns else "statistics_kernel"
     tile = "void unitsface::cuda::sum_tile_kernel<unitsface::Uss, false, true>(unitsface::X)"
     if shape.columns:
         tile = "void unitsface::cuda::logsumexp_tile_kernel<unitsface::P>(unitsface::X, float*)"
     other = "void at::native::reduce_kernel<512, 1, at::native::sum_functor<float> >(float)"
     times = {
-        product if backend == "triton" else tile: 4e-3,
+        kernel if backend == "triton" else tile: 4e-3,
         "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN": 5e-3,
-        "normalize_rows_kernel" if backend == "triton" else "unitsface::cuda::normalize_rows_kernel": 1e-3,
+        "normalize_rows_kernel"
+        if backend == "triton"
+        else "unitsface::cuda::normalize_rows_kernel": 1e-3,
         other: 2e-3,
         "Memset (Device)": 1e-3,
     }
@@ -215,23 +217,23 @@ def test_kernels_are_counted_in_their_phases(name: str, backend: str) -> None:
     by_name = {row["phase"]: row for row in rows}
     assert len(rows) == 4
     assert sum(row["seconds"] for row in rows) == pytest.approx(13e-3)
-    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert sum(row["fraction"] for row in rows) == pytest.approx(1.0)
     assert by_name["everything else"]["seconds"] == pytest.approx(3e-3)
     assert other[:100] in by_name["everything else"]["largest"]
-    products = next(row for name, row in by_name.items() if "products" in name)
-    assert products["of_gemm"] == pytest.approx(products["tflops"] * 1e12 / 7e14)
+    gemms = next(row for name, row in by_name.items() if "GEMMs" in name)
+    assert gemms["of_gemm"] == pytest.approx(gemms["tflops"] * 1e12 / 7e14)
 
 
 def test_operations_of_a_step_are_those_of_its_phases() -> None:
     for shape in gpu_profile.SHAPES.values():
         pair = 2.0 * shape.rows * (shape.columns or shape.rows) * shape.size
-        assert shape.floor_flops == pair * (4.0 if shape.columns else 1.5)
+        assert shape.flops == pair * (4.0 if shape.columns else 1.5)
         flops = {p.name: p.flops for p in gpu_profile.phases(shape, "triton")}
         others = ("sum",) if shape.columns else ("statistics", "gradients")
         of_step = [flops[name] for name in flops if not name.startswith(others)]
-        assert sum(of_step) == shape.floor_flops
+        assert sum(of_step) == shape.flops
         native = sum(p.flops for p in gpu_profile.phases(shape, "native"))
-        assert native == shape.floor_flops
+        assert native == shape.flops
 
 
 def test_the_inputs_of_a_shape_are_a_step() -> None:
@@ -254,12 +256,12 @@ def test_the_table_has_every_phase() -> None:
         "shape": shape.name,
         "backend": "triton",
         "median_s": 1e-2,
-        "of_floor": 0.5,
+        "roofline_fraction": 0.5,
         "phases": gpu_profile.breakdown(times, shape, "triton", 7e14, 3e12),
     }
     failed = {"shape": "x", "backend": "native", "error": "OutOfMemoryError: too large"}
     text = gpu_profile.table([row, failed])
-    assert "50.0 % of the rate of bare products" in text
+    assert "50.0 % of the roofline" in text
     assert "% of GEMM" in text
     assert "% of copy" in text
     assert "failed: OutOfMemoryError" in text
@@ -294,6 +296,6 @@ def test_the_profile_goes_on_after_a_failure_and_writes_what_it_has(
     assert "absent" in failed["error"]
     assert row["median_s"] == 0.25
     assert row["peak_bytes_above_inputs_and_gradients"] == 250
-    assert row["floor_s"] == pytest.approx(shapes["pair-8k"].floor_flops / 7e14)
+    assert row["roofline_s"] == pytest.approx(shapes["pair-8k"].flops / 7e14)
     assert "failed" in capsys.readouterr().out
     assert gpu_profile.main(["--backends", "native"]) == 0

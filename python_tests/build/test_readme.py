@@ -1,4 +1,4 @@
-"""README and docs/ are right: the table comes from the registry, snippets run and agree."""
+"""README and docs/: the table comes from the registry, snippets run and agree, links exist."""
 
 from __future__ import annotations
 
@@ -54,14 +54,16 @@ def test_the_first_snippet_equals_the_eager_code_it_replaces() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_module_snippet_runs() -> None:
+@pytest.mark.parametrize(("page", "place"), [("README.md", 2), ("docs/usage.md", 0)])
+def test_the_module_snippet_runs(page: str, place: int) -> None:
+    code = snippets(page)[place]
     names = {
         "num_classes": 5,
         "backbone": torch.nn.Linear(7, 512),
         "images": torch.randn(6, 7),
         "labels": torch.arange(6) % 5,
     }
-    exec(snippets()[2], names)
+    exec(code, names)
     assert names["loss"].isfinite()
     feats = names["backbone"](names["images"])
     first = unitsface_kernels.uss_threshold_init(feats, names["labels"])
@@ -74,7 +76,7 @@ def test_the_memory_snippet_runs() -> None:
         "feats": torch.randn(6, 512),
         "labels": torch.arange(6) % 5,
     }
-    exec(snippets()[3], names)
+    exec(snippets("docs/usage.md")[1], names)
     assert names["loss"].isfinite()
     assert torch.equal(names["memory"].labels, torch.arange(5))
 
@@ -87,7 +89,7 @@ def test_the_partial_fc_snippet_runs() -> None:
         # Of one process without a group.
         "DistributedDataParallel": lambda module: module,
     }
-    code = snippets()[4]
+    code = snippets("docs/usage.md")[2]
     assert "num_classes=10_000_000" in code
     exec(code.replace("10_000_000", "1000"), names)
     before = names["head"].weight.detach().clone()
@@ -105,9 +107,22 @@ def test_the_metrics_snippet_runs(capsys: pytest.CaptureFixture) -> None:
         "labels": torch.arange(40) % 8,
         "b": torch.tensor(20.0),
     }
-    exec(snippets()[5], names)
+    exec(snippets("docs/usage.md")[3], names)
     assert names["rates"].tar.shape == (3,)
     assert "nan" not in capsys.readouterr().out
+
+
+def test_the_debugging_snippet_runs(capsys: pytest.CaptureFixture) -> None:
+    (code,) = snippets("docs/debugging.md")
+    names = {
+        "fused_uss_loss": unitsface_kernels.fused_uss_loss,
+        "feats": torch.randn(40, 16),
+        "labels": torch.arange(40) % 8,
+        "b": torch.tensor(20.0),
+    }
+    exec(code, names)
+    native, exact = map(float, capsys.readouterr().out.split())
+    assert native == pytest.approx(exact, rel=1e-5)
 
 
 def test_the_metric_learning_snippet_runs() -> None:
@@ -151,9 +166,37 @@ def test_the_distributed_snippets_run(tmp_path: Path) -> None:
     assert all(0.0101 < of_rank < 1.0 for of_rank in spread)
 
 
-def test_make_targets_that_the_readme_names_exist() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_make_targets_that_the_pages_name_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"`?\bmake (\w[\w-]*)`?", README)) - {"sure"}
-    assert {"demo", "test", "bench"} <= named
+    text = README + (ROOT / "docs/results.md").read_text()
+    named = set(re.findall(r"`?\bmake (\w[\w-]*)`?", text)) - {"sure"}
+    assert {"demo", "test", "bench", "losses"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+PAGES = sorted(
+    path for pattern in ("*.md", "docs/*.md", "bench/results/*.md") for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link

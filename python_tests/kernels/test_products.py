@@ -21,12 +21,12 @@ from unitsface_kernels.backends.native.engine import DTYPE_CODES, address, strid
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 
-def _has_product(dtype: torch.dtype) -> bool:
-    return loader.failure() is None and loader.extension().cpu.has_product(DTYPE_CODES[dtype])
+def _has_gemm(dtype: torch.dtype) -> bool:
+    return loader.failure() is None and loader.extension().cpu.has_gemm(DTYPE_CODES[dtype])
 
 
 needs_product = pytest.mark.skipif(
-    not _has_product(torch.bfloat16), reason="no bfloat16 products on this processor"
+    not _has_gemm(torch.bfloat16), reason="no bfloat16 products on this processor"
 )
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -35,7 +35,7 @@ each_dtype = pytest.mark.parametrize(
             dtype,
             id=str(dtype).removeprefix("torch."),
             marks=pytest.mark.skipif(
-                not _has_product(dtype), reason=f"no products of {dtype} on this processor"
+                not _has_gemm(dtype), reason=f"no products of {dtype} on this processor"
             ),
         )
         for dtype in (torch.float32, torch.bfloat16)
@@ -85,8 +85,8 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
     native = loader.extension()
     (n, depth), m = left.shape, right.shape[1]
     dtype = DTYPE_CODES[left.dtype]
-    scratch = torch.full((native.cpu.product_scratch(dtype, n, m, depth),), torch.nan)
-    arguments = native.Product(
+    scratch = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
+    arguments = native.Gemm(
         a=strided_address(left),
         b=strided_address(right),
         dtype=dtype,
@@ -102,7 +102,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         add=add,
         scratch=address(scratch),
     )
-    native.cpu.product(arguments, threads)
+    native.cpu.gemm(arguments, threads)
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -252,11 +252,11 @@ def test_normalize_rows_are_rounded_once() -> None:
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("products", ["own", "library"])
+@pytest.mark.parametrize("gemm", ["own", "library"])
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
-def test_float32_losses_by_either_products(spec: LossSpec, products: str, monkeypatch) -> None:
-    """Whatever the processor prefers; all products are large enough for ours."""
-    monkeypatch.setenv("UNITSFACE_CPU_PRODUCTS", products)
+def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -> None:
+    """Independent of the processor's default; no matmul is too small for the own GEMM."""
+    monkeypatch.setenv("UNITSFACE_CPU_GEMM", gemm)
     monkeypatch.setattr(cpu_engine, "SMALL_PRODUCT", 0)
     used = []
     method = cpu_engine.CpuEngine._own_product
@@ -268,7 +268,25 @@ def test_float32_losses_by_either_products(spec: LossSpec, products: str, monkey
     monkeypatch.setattr(cpu_engine.CpuEngine, "_own_product", spied)
     p = problem(spec, rows=77, columns=130, dim=51)
     judge(Target("native", "cpu"), p, torch.float32)
-    assert bool(used) == (products == "own" and _has_product(torch.float32))
+    assert bool(used) == (gemm == "own" and _has_gemm(torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("gemm", "products", "library"),
+    [("library", None, True), (None, "library", True), ("own", "library", False)],
+)
+def test_the_earlier_name_of_the_variable_is_read(
+    gemm: str | None, products: str | None, library: bool, monkeypatch
+) -> None:
+    """UNITSFACE_CPU_PRODUCTS, unless UNITSFACE_CPU_GEMM is set."""
+    for name, value in (("UNITSFACE_CPU_GEMM", gemm), ("UNITSFACE_CPU_PRODUCTS", products)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(loader.extension().cpu, "has_gemm", lambda dtype: True)
+    monkeypatch.setattr(loader.extension().cpu, "own_float32_gemm", lambda: True)
+    engine = cpu_engine.CpuEngine(None, torch.device("cpu"))
+    assert engine.library_product == library
 
 
 # --- when they are used ---------------------------------------------------------------------------
@@ -283,7 +301,7 @@ from support.cases import problem
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.losses import REGISTRY
 
-print(loader.extension().cpu.isa(), loader.extension().cpu.has_product(1))
+print(loader.extension().cpu.isa(), loader.extension().cpu.has_gemm(1))
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     for name, spec in REGISTRY.items():
         for columns in (None, 130):
@@ -307,11 +325,11 @@ def _different(isa: str) -> tuple[bool, dict[str, bool]]:
 @pytest.mark.parametrize("isa", loader.extension().cpu.usable_isas())
 def test_bfloat16_products_are_used_where_there_are_any(isa: str) -> None:
     """Elsewhere, and for other dtypes, the same numbers are multiplied in float32."""
-    has_product, different = _different(isa)
-    assert has_product == (isa == "avx512bf16")
+    has_gemm, different = _different(isa)
+    assert has_gemm == (isa == "avx512bf16")
     assert len({name.split()[0] for name in different}) == 3
     for name, differs in different.items():
-        assert differs == (has_product and not name.startswith("torch.float16")), name
+        assert differs == (has_gemm and not name.startswith("torch.float16")), name
 
 
 @needs_product

@@ -29,7 +29,7 @@ PATHS = [
     *({"MKL_CBWR": name} for name in ("COMPATIBLE", "AVX2", "AVX512")),
     *({"ONEDNN_MAX_CPU_ISA": name} for name in ("SSE41", "AVX2")),
     *({"UNITSFACE_CPU_ISA": name} for name in ("baseline", "avx2", "avx512")),
-    *({"UNITSFACE_CPU_PRODUCTS": name} for name in ("own", "library")),
+    *({"UNITSFACE_CPU_GEMM": name} for name in ("own", "library")),
     *({"LD_PRELOAD": "intel", "MKL_ENABLE_INSTRUCTIONS": n} for n in ("SSE4_2", "AVX2", "AVX512")),
     *({"OMP_NUM_THREADS": n} for n in "12"),
 ]

@@ -34,7 +34,7 @@ PRELOADED = [
     "train.data.duplicates",
     "train.engine",
     "train.run_folder",
-    "bench.contestants",
+    "bench.implementations",
 ]
 # What the other ranks have left to report, too, once one has failed: they may be waiting for it.
 GRACE = 2.0

@@ -1,5 +1,5 @@
-// What the tests of the emulated kernels share. A test prints what differs and exits with 1.
-// python_tests/test_cuda_codegen.py builds test_<name>.cpp with <name>.cu and runs it.
+// Shared by the tests of the emulated kernels. A test prints the differences and exits with 1.
+// python_tests/kernels/test_cuda_codegen.py builds test_<name>.cpp with <name>.cu and runs it.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 #include "cuda/kernels.h"
 #include "cuda_emulation.h"
 
-// In place of the CUDA library; a test is one translation unit and includes this once.
+// Replaces the CUDA library; a test is one translation unit and includes this once.
 extern "C" {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return ""; }
@@ -34,7 +34,7 @@ inline int64_t integer(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(random_bits);
 }
 
-// Exactly as long as asked and on the heap: the address sanitizer sees the first element beyond.
+// Exactly of the requested length, on the heap: AddressSanitizer finds the first access beyond.
 // `shift` elements of 4 bytes move the start off 16-byte alignment.
 template <class T>
 struct Buffer {
@@ -93,7 +93,7 @@ inline double tolerance_of(DType dtype) {
   return dtype == DType::kFloat32 ? 1e-5 : dtype == DType::kBFloat16 ? 5e-3 : 7e-4;
 }
 
-// Whether the test was called with an argument: also the cases that take a minute.
+// True if the test was called with an argument: the cases that take a minute run, too.
 inline bool thorough = false;
 
 // Runs `all` with the threads of a block in either order.
@@ -107,7 +107,7 @@ inline int run(int argc, void (*all)()) {
   return failures == 0 ? 0 : 1;
 }
 
-// Whether `call` launched anything.
+// True if `call` launched a kernel.
 template <class Call>
 void expect_no_launch(const Call& call, const std::string& what) {
   emulation::launches = 0;

@@ -1,10 +1,10 @@
 // Runs the kernels of csrc/cuda on the CPU, unchanged: each .cu file is compiled by the host
-// compiler as C++ with this header before it (see test_kernels.cpp). A thread of a block is a
+// compiler as C++ with this header before it (see checks.h). A thread of a block is a
 // fiber; fibers switch at barriers and shuffles. A barrier or shuffle that some thread never
 // reaches aborts.
 //
-// It checks indices, masks, reductions and barriers. It says nothing about speed, about device
-// arithmetic, or about races that a fixed order of threads does not show.
+// It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
+// races that need another order of threads.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,7 +33,7 @@ namespace emulation {
 constexpr int kLanes = 32;
 constexpr size_t kStackBytes = 128 << 10;
 
-// Threads run from the first to the last, or the other way round: a missing barrier shows in one.
+// Threads run first to last or last to first: one of the two orders exposes a missing barrier.
 inline bool descending = false;
 inline int64_t launches = 0;
 
@@ -68,7 +68,7 @@ struct Block {
     while (generation == mine) yield();
   }
 
-  // Two sets of slots: no lane can be two shuffles ahead of another.
+  // Two sets of slots suffice: no lane can be two shuffles ahead of another.
   float shuffle(float value, int source) {
     Warp& warp = warps[current / kLanes];
     const int lane = current % kLanes;

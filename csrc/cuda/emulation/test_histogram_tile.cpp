@@ -13,7 +13,7 @@ struct Case {
   bool upper, per_row, ranges;
 };
 
-// Below, on and above the edges; many equal ones, as a block counts them in 16 bits.
+// Scores below, on and above the edges; many are equal, since a block counts in 16 bits.
 float random_score() {
   switch (integer(0, 9)) {
     case 0:

@@ -18,7 +18,7 @@ struct PairCase {
   bool in_place;
 };
 
-// What a test of one policy knows: labels, cosines, and which pairs take part.
+// Inputs of a test of one policy: labels, cosines, and the valid pairs.
 struct Tile {
   PairCase c;
   int64_t stride, size;
@@ -40,7 +40,7 @@ struct Tile {
     for (int64_t j = 0; j < c.m; ++j) b_labels[j] = label();
     for (int64_t i = 0; i < c.n; ++i) {
       for (int64_t j = 0; j < c.m; ++j) {
-        // What is left out may be NaN.
+        // Excluded pairs may be NaN.
         cosines[i * stride + j] = valid(i, j) ? uniform(-1.0f, 1.0f) : kNaN;
       }
     }
@@ -79,7 +79,7 @@ void test_negatives(const char* loss, const float* params, Tile& tile) {
   const PairCase& c = tile.c;
   Buffer<float> product(tile.size, 7.0f, c.shift);
   Buffer<float> scratch(cuda::pair_statistics_scratch(c.n, c.m), kNaN);
-  // Some rows have seen negatives before.
+  // Some rows have negatives in earlier tiles.
   Sides maximum(c, -INFINITY), total(c, 0.0f);
   for (int64_t i = 0; i < c.n; i += 3) maximum.a[i] = 5.0f, total.a[i] = 2.0f;
   std::vector<double> rows(c.n), columns(c.m, 0.0);
@@ -152,7 +152,7 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
   Buffer<float> product(tile.size, 7.0f, c.shift);
   Buffer<char> other(tile.size * bytes_of(c.dtype), 42);
   Sides log_negatives(c, 16.0f, 25.0f), negative(c, 0.1f, 1.0f), positive(c, 0.1f, 1.0f);
-  // A row that takes no part.
+  // An ignored row.
   for (int64_t i = 0; i < c.n; i += 4) {
     log_negatives.a[i] = INFINITY, negative.a[i] = positive.a[i] = 0.0f;
   }
@@ -220,7 +220,7 @@ void test_pairs() {
   }
 }
 
-// NaN of a pair that counts is in the sum, whatever came before.
+// NaN of a valid pair reaches the sum, for any earlier values.
 void test_nan() {
   const float params[] = {16.0f, 0.1f};
   PairCase c = {};

@@ -36,7 +36,7 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
     LogsumexpTileArgs args = {
         product.data,      n, m, stride, targets.data, origin, maximum.data, total.data,
         target_cosine.data};
-    // A row that only ever meets its own target has no negatives.
+    // A row whose only column is its target has no negatives.
     if (tile == 0 || m > 1) {
       cuda::logsumexp_tile("margin_softmax", params, args, scratch.data, nullptr);
       for (int64_t i = 0; i < n; ++i) {

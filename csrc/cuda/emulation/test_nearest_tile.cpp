@@ -41,7 +41,7 @@ void test_nearest(int64_t n, int64_t m, int64_t k, int64_t gap, int shift, int64
         if (levels > 0) cosine = static_cast<float>(integer(-levels, levels)) / levels;
         // Equal to 0 whatever its sign.
         if (cosine == 0.0f && j % 2 == 1) cosine = -0.0f;
-        // Of either sign: what the processor makes of infinity times 0 is negative.
+        // NaN of either sign: infinity times 0 gives a negative one.
         if (i % 4 == 3 && integer(0, m) < 3) cosine = std::copysign(kNaN, cosine);
         product[i * stride + j] = cosine;
         if (start + j == targets[i]) {

@@ -1,4 +1,4 @@
-// permuted: every place has one class, every class its place; what is outside is told apart.
+// permuted: a bijection of places and classes; classes outside the range are marked.
 
 #include "checks.h"
 

@@ -48,7 +48,7 @@ void test_sum(const SumCase& c) {
   };
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
-      // What is left out may be NaN.
+      // Excluded pairs may be NaN.
       product[i * stride + j] = counted(i, j) ? uniform(-1.0f, 1.0f) : kNaN;
     }
   }
@@ -124,7 +124,7 @@ void test_sum(const SumCase& c) {
     expect(b_loss[j], c.both ? columns[j] : 0.25, 1e-5, "b_loss", 0, j);
   }
   for (int64_t j = 0; j < b_dthreshold.size; ++j) {
-    // Terms of both signs cancel: judged against their sum without signs.
+    // Terms of both signs cancel: the tolerance is relative to the sum of absolute values.
     expect(b_dthreshold[j], c.dthreshold ? d_columns[j] : 2.0, 1e-6 * magnitude, "b_dthreshold", 0,
            j);
   }

@@ -1,4 +1,4 @@
-// update_rows against the rules in double precision; rows that do not take part keep their bits.
+// update_rows against the rules in double precision; other rows keep their bits.
 
 #include "checks.h"
 
@@ -39,7 +39,7 @@ void test_update(Kind kind, int64_t n, int64_t d, int shift, bool indexed, bool 
     second[k] = uniform(0.0f, 1.0f);
   }
   for (int64_t k = 0; k < n * d; ++k) gradient[k] = uniform(-1.0f, 1.0f);
-  // Which row of the gradient belongs to a row; -1: it does not take part.
+  // Gradient row of each row of the matrix; -1: none.
   std::vector<int64_t> owner(total, -1);
   Buffer<int64_t> index(n, 0);
   std::vector<int64_t> rows(total);

@@ -1,4 +1,4 @@
-// What lets one policy header serve CPU and CUDA code.
+// Macros with which one policy header serves CPU and CUDA code.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// What every backend's gradient tile of a log-sum-exp loss over samples shares.
+// Gradient of a pair in a log-sum-exp loss over samples, shared by all backends.
 #pragma once
 
 #include "policy.h"

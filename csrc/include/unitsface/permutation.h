@@ -1,6 +1,6 @@
-// A permutation of [0, size) that is computed element by element, in both directions: drawing
-// classes without a list of them. unitsface_kernels/partial_fc/permutation.py says the same in
-// Torch; both must give the same bits.
+// A permutation of [0, size) that is computed element by element, in both directions, to draw
+// classes without a list of them. permutation.py in unitsface_kernels/distributed/partial_fc is the
+// same in Torch; both must give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -33,9 +33,9 @@ UF_HOST_DEVICE uint32_t mix_bits(uint32_t x) {
 }
 
 // A Feistel network on the next power of two: rounds change either part by a keyed function of the
-// other. Where it leaves [0, size) it is applied again; the cycle comes back, half of the values
-// never leave. Small domains mix slowly, in one-bit parts hardly at all: below 2^6 the domain is
-// 2^6, and the values of few classes walk longer.
+// other. Results outside [0, size) are permuted again until they are inside (cycle walking);
+// half of the values need no further step. Small domains mix slowly, one-bit parts hardly at
+// all: the domain has at least 2^6 values, and few classes take more steps.
 class Permutation {
  public:
   static constexpr int kRounds = 12;
@@ -54,7 +54,7 @@ class Permutation {
     }
   }
 
-  // The class at a place in [0, size): from outside, a cycle might never get in.
+  // The class at a place in [0, size); the cycle of a place outside might never enter the range.
   UF_HOST_DEVICE uint64_t at(uint64_t place) const {
     do {
       uint32_t high = static_cast<uint32_t>(place >> low_bits_), low = low_part(place);
@@ -80,10 +80,10 @@ class Permutation {
     return c;
   }
 
-  // What PermutedArgs asks for at i.
+  // out[i] of PermutedArgs.
   UF_HOST_DEVICE int64_t permuted(const PermutedArgs& t, int64_t i) const {
     if (t.classes == nullptr) return static_cast<int64_t>(at(static_cast<uint64_t>(i)));
-    // Negative ones are beyond size, too.
+    // As unsigned numbers negative classes are beyond size, too.
     const uint64_t c = static_cast<uint64_t>(t.classes[i]);
     return static_cast<int64_t>(c < size_ ? place_of(c) : size_);
   }

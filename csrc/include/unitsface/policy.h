@@ -20,10 +20,10 @@
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
 //   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
 //
-// A `nearest` loss has no policy: nearest_tile searches whatever the loss is, and the formula then
-// runs on k numbers per row, as tensor operations in Python.
+// A `nearest` loss has no policy: nearest_tile is the search for all of them, and the formula runs
+// on k numbers per row, as tensor operations in Python.
 //
-// What runs for every pair must not branch or call the C library, so that it vectorizes.
+// Functions called for every pair must not branch or call the C library, so that they vectorize.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once
 

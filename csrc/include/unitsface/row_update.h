@@ -1,5 +1,5 @@
-// A step of an optimizer on some rows of a matrix; the same for CPU and CUDA. Each rule is that of
-// Torch, in the order of its operations.
+// An optimizer step on some rows of a matrix; the same for CPU and CUDA. Each rule is that of
+// Torch, with the same order of operations.
 #pragma once
 
 #include <math.h>
@@ -35,8 +35,8 @@ struct UpdateRowsArgs {
 
 inline namespace UF_ISA {
 
-// Rules change one weight and kStates numbers beside it. Compilers choose which products they fuse
-// with sums: equal bits are to be expected of the same kernel alone.
+// A rule changes one weight and its kStates state values. Compilers choose which multiplications to
+// fuse with additions: only the same kernel gives equal bits.
 struct Sgd {
   static constexpr int kStates = 0;
   float step_size, weight_decay;

@@ -37,7 +37,7 @@ UF_HOST_DEVICE float exp_clamped(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // A product, which NaN survives; added to p's bits, those of a NaN could make a number of it.
+  // A multiplication preserves NaN; adding the exponent to the bits of a NaN might not.
   return p * __builtin_bit_cast(float, __builtin_bit_cast(unsigned, shifted) << 23);
 #endif
 }
@@ -94,8 +94,8 @@ UF_HOST_DEVICE float log_normal(float x) {
 #endif
 }
 
-// x^t for 1e-30 <= x <= 1 and t > 0; NaN stays NaN. Products for the usual exponents: a logarithm
-// times t loses a bit or two.
+// x^t for 1e-30 <= x <= 1 and t > 0; NaN stays NaN. The usual exponents are multiplied out: a
+// logarithm times t loses a bit or two.
 UF_HOST_DEVICE float pow_unit(float x, float t) {
   if (t == 1.0f) return x;
   if (t == 2.0f) return x * x;

@@ -2,7 +2,7 @@
 //
 // A tile holds the cosines of n rows with m columns, row-major, row i at product + i * stride.
 // Pointers are to host memory for CPU kernels and to device memory for CUDA kernels.
-// Labels, targets and statistics: what unitsface_kernels/backends/streaming/engine.py says.
+// unitsface_kernels/backends/streaming/engine.py defines labels, targets and statistics.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 template <class Label, class Stat>
 struct SumTileArgs {
   const float* product;  // [n, m], stride
-  void* gradient;        // [n, m] d loss / d cosine, stride; null: not wanted. May be product.
+  void* gradient;        // [n, m] d loss / d cosine, stride; null: none. May be product.
   DType gradient_dtype;
   float gradient_scale;  // factor of what is stored in gradient (for float16)
   int64_t n, m, stride;
@@ -54,7 +54,7 @@ struct LogsumexpGradientArgs {
   const int64_t* targets;
   int64_t start;
   const float* log_negatives;    // [n]
-  const float* negative_weight;  // [n]; 0: the row's gradient is 0 whatever its cosines
+  const float* negative_weight;  // [n]; 0: the row's gradient is 0 for any cosines
   const float* target_gradient;  // [n]
 };
 
@@ -88,8 +88,8 @@ struct HistogramTileArgs {
   bool per_row;     // counts is [n, 2, slots]
 };
 
-// Tiles of a log-sum-exp loss over samples. What is null on the side of the columns makes the tile
-// serve its rows only; otherwise each pair counts in both directions.
+// Tiles of a log-sum-exp loss over samples. If the columns' pointers are null, the tile serves its
+// rows only; otherwise each pair counts in both directions.
 template <class Label>
 struct PairNegativesArgs {
   float* product;  // [n, m], stride; may be overwritten
@@ -130,8 +130,8 @@ struct PairGradientArgs {
   const float *b_log_negatives, *b_negative_weight, *b_positive_weight;  // [m] or null
 };
 
-// Folds a tile into the k largest cosines of each row with columns that are not its target; in the
-// order of the search NaN comes before every number, and of equal cosines the smaller position.
+// Folds a tile into the top-k cosines of each row, over columns that are not its target. NaN is
+// ordered before every number, and of equal cosines the smaller position comes first.
 struct NearestTileArgs {
   float* product;  // [n, m], stride; may be overwritten
   int64_t n, m, stride;
@@ -174,7 +174,7 @@ struct NormalizeRowsBackwardArgs {
 
 // out[i, j] = sum over k < depth of a[i, k] b[j, k], summed in float32. Operands are float32 or
 // bfloat16; a[i, k] is at a + i * a_row + k * a_depth, one of which is 1, and b likewise.
-struct ProductArgs {
+struct GemmArgs {
   const void *a, *b;  // [n, depth], [m, depth]
   DType dtype;
   int64_t n, m, depth;
@@ -183,14 +183,14 @@ struct ProductArgs {
   float* out;  // [n, m], stride
   int64_t stride;
   bool add;       // to what is in out
-  void* scratch;  // product_scratch 32-bit words, aligned to 64 bytes
+  void* scratch;  // gemm_workspace 32-bit words, aligned to 64 bytes
 };
 
-// Norms below this count as this.
+// Smaller norms are clamped to this.
 constexpr float kNormEps = 1e-5f;
 // Rows whose squares overflow are multiplied by this first: 2^-70.
 constexpr float kShrink = 8.470329472543003e-22f;
-// Of rows with smaller inverse norms, products with gradients might overflow.
+// Below this inverse norm, multiplying it by a gradient might overflow.
 constexpr float kSmallInverse = 1e-12f;
 
 }  // namespace unitsface

@@ -2,7 +2,7 @@
 
 Products are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
 multiplies into a float32 result, and in float32 where the library is known to be slower.
-``UNITSFACE_CPU_PRODUCTS=library`` or ``own`` decides otherwise about float32.
+``UNITSFACE_CPU_GEMM=library`` or ``own`` decides otherwise about float32.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class CpuEngine(NativeEngine):
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
         self.threads = torch.get_num_threads()
-        has_product = self.native.cpu.has_product
+        has_gemm = self.native.cpu.has_gemm
         in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
-        if in_bf16 and has_product(DTYPE_CODES[torch.bfloat16]):
+        if in_bf16 and has_gemm(DTYPE_CODES[torch.bfloat16]):
             self.operand_dtype = torch.bfloat16
-        wanted = os.environ.get("UNITSFACE_CPU_PRODUCTS")
-        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_products())
-        self.library_product = not (own and has_product(DTYPE_CODES[torch.float32]))
+        # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
+        wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
+        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_gemm())
+        self.library_product = not (own and has_gemm(DTYPE_CODES[torch.float32]))
 
     def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
@@ -71,10 +72,10 @@ class CpuEngine(NativeEngine):
     def _own_product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         (n, depth), m = left.shape, right.shape[1]
         dtype = DTYPE_CODES[left.dtype]
-        scratch = self._buffer("packed", self.native.cpu.product_scratch(dtype, n, m, depth))
+        scratch = self._buffer("packed", self.native.cpu.gemm_workspace(dtype, n, m, depth))
         self._kernel(
-            "product",
-            self.native.Product(
+            "gemm",
+            self.native.Gemm(
                 a=strided_address(left),
                 b=strided_address(right),
                 dtype=dtype,

@@ -23,9 +23,9 @@ struct MarginSoftmax {
   UF_HOST_DEVICE Logit positive(float cosine) const {
     const float shrunk = cosine - adaptive * cosine;
     if (m1 == 1.0f && m2 == 0.0f) return {scale * (shrunk - m3), scale};
-    // Called once per row, so double precision costs nothing that shows.
+    // Called once per row: the cost of double precision is negligible.
     const double c = clamp_keep_nan(shrunk, -1.0f, 1.0f);
-    // Past k half turns, (-1)^k cos and (-1)^k sin of the angle are those of what remains of it.
+    // After k half turns, (-1)^k cos and (-1)^k sin of the angle are those of the remainder.
     const double half_turns = (m1 * acos(c) + m2) / 3.14159265358979323846;
     const double k = floor(half_turns);
     const double target = cos_half_turns(half_turns - k) - 2.0 * k;

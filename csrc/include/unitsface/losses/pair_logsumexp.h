@@ -1,4 +1,4 @@
-// Log-sum-exp of a row's negatives, of those whose cosine lies in [lower, upper].
+// Log-sum-exp over a row's negatives with a cosine in [lower, upper].
 #pragma once
 
 #include <math.h>
@@ -16,7 +16,7 @@ struct PairLogsumexp {
   UF_HOST_DEVICE explicit PairLogsumexp(const float* p) : scale(p[0]), lower(p[1]), upper(p[2]) {}
 
   UF_HOST_DEVICE Logit negative(float cosine) const {
-    // False for NaN, which stays.
+    // False for NaN, which is kept.
     const bool outside = (cosine < lower) | (cosine > upper);
     return {outside ? -INFINITY : scale * cosine, outside ? 0.0f : scale};
   }

@@ -1,4 +1,4 @@
-// Pair softmax (UniTSFace, NeurIPS 2023, eq. 17).
+// Pair softmax (UniTSFace, Li et al., NeurIPS 2023, eq. 17).
 #pragma once
 
 #include "../policy.h"

@@ -28,18 +28,18 @@ struct SphereFace2 {
 
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
     const float c = clamp_keep_nan(cosine, -1.0f, 1.0f);
-    // (1 - c)(1 + c) keeps the accuracy that 1 - c^2 loses at small angles.
+    // 1 - c^2 would lose accuracy at small angles, (1 - c)(1 + c) does not.
     const float sine = sqrtf((1.0f - c) * (1.0f + c));
     const float floor = sine < 1e-4f ? 1e-4f : sine;
     const bool past = c < -cos_margin;  // theta + m > pi
     const float moved = past ? -1.0f : c * cos_margin - sine * sin_margin;
     const float turn = past ? 0.0f : cos_margin + c * sin_margin / floor;
     const float base = 0.5f + 0.5f * (positive ? moved : c);
-    // Not quite 0, so that half^t / half has a limit.
+    // Above 0, so that half^t / half is finite.
     const float half = clamp_keep_nan(base, 1e-30f, 1.0f);
     const float power = pow_unit(half, t);
     const float slope = exact ? t * power / half * (positive ? turn : 1.0f) : 1.0f;
-    // 1e-30 to a small t is far from 0.
+    // With a small t, 1e-30^t is not near 0.
     const float adjusted = 2.0f * (base <= 0.0f ? 0.0f : power) - 1.0f;
     const float logit = scale * (adjusted + (positive ? -shift : shift)) + threshold;
     const Softplus loss = softplus(positive ? -logit : logit);

@@ -1,4 +1,4 @@
-// UCE (UniFace, ICCV 2023), and class BCE, where every class has its own threshold.
+// UCE (UniFace, Zhou et al., ICCV 2023), and class BCE, where every class has its own threshold.
 #pragma once
 
 #include "../policy.h"

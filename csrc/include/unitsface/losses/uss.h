@@ -1,5 +1,5 @@
-// USS (UniTSFace, NeurIPS 2023, eq. 11; eq. 24 with a margin), and pair BCE (eq. 22), where the
-// threshold is that of the column's identity.
+// USS (UniTSFace, Li et al., NeurIPS 2023, eq. 11; eq. 24 with a margin), and pair BCE (eq. 22),
+// where the threshold is that of the column's identity.
 #pragma once
 
 #include "../policy.h"

@@ -1,11 +1,11 @@
-// Products of bfloat16 matrices (AVX512-BF16).
+// GEMM of bfloat16 matrices (AVX512-BF16).
 //
-// The libraries that Torch brings round such products to bfloat16, which would cost the cosines
-// more than their operands' rounding does. vdpbf16ps adds to each float32 lane the products of two
-// neighboring bfloat16: a word is two elements along the depth.
+// The libraries shipped with Torch round such a matmul's result to bfloat16, a larger error than
+// the rounding of the operands. vdpbf16ps adds two bfloat16 multiplications to each float32 lane:
+// a word is two elements along the depth.
 //
 // Nothing inline of another header is used here: the linker could keep this set's copy of it.
-#include "cpu/product.h"
+#include "cpu/gemm.h"
 
 namespace unitsface::cpu {
 namespace {
@@ -45,6 +45,6 @@ struct BFloat16 {
 
 }  // namespace
 
-void product_bf16(const ProductArgs& t, int threads) { multiply_matrices<BFloat16>(t, threads); }
+void gemm_bf16(const GemmArgs& t, int threads) { multiply_matrices<BFloat16>(t, threads); }
 
 }  // namespace unitsface::cpu

@@ -1,6 +1,5 @@
-// Products of float32 matrices (AVX-512), for processors on which they are faster than the
-// library's.
-#include "cpu/product.h"
+// GEMM of float32 matrices (AVX-512), for processors on which it is faster than the library's.
+#include "cpu/gemm.h"
 
 namespace unitsface::cpu {
 namespace {
@@ -33,6 +32,6 @@ struct Float32 {
 
 }  // namespace
 
-void product_f32(const ProductArgs& t, int threads) { multiply_matrices<Float32>(t, threads); }
+void gemm_f32(const GemmArgs& t, int threads) { multiply_matrices<Float32>(t, threads); }
 
 }  // namespace unitsface::cpu

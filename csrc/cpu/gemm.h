@@ -1,9 +1,9 @@
-// Products of matrices with float32 sums and results, for one kind of element (Element below).
+// GEMM with float32 accumulation and result, for one kind of element (Element below).
 //
 // Both operands are packed into 32-bit words, groups of 16 rows, 16 words for each step of the
 // depth, padded with zeros. A tile of the result broadcasts the words of rows of `a` and multiplies
-// them with whole vectors of `b`. Every element of the result is a sum in one fixed order,
-// whichever thread computes it.
+// them with whole vectors of `b`. Every element of the result is summed in one fixed order,
+// independent of the number of threads.
 //
 // Included by one source per instruction set: everything here has internal linkage.
 #pragma once
@@ -147,7 +147,7 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t group_size, int64_t 
 
 // Up to kBlockGroups groups of rows by up to kTileGroups groups of columns.
 template <class Element>
-void multiply_block(const ProductArgs& t, const uint32_t* a, const uint32_t* b, int64_t words,
+void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int64_t words,
                     int64_t row, int64_t column) {
   const int64_t size = words * kGroup;
   const int64_t last = smaller(row + kBlockGroups * kGroup, t.n);
@@ -166,7 +166,7 @@ void multiply_block(const ProductArgs& t, const uint32_t* a, const uint32_t* b, 
 }
 
 template <class Element>
-void multiply_matrices(const ProductArgs& t, int threads) {
+void multiply_matrices(const GemmArgs& t, int threads) {
   using Type = typename Element::Type;
   const Operand<Element> a_rows = {static_cast<const Type*>(t.a), t.n, t.a_row, t.a_depth};
   const Operand<Element> b_rows = {static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};

@@ -1,4 +1,4 @@
-"""Who takes part in a workload: ours, eager PyTorch, its compiler, other packages."""
+"""Implementations of a workload: fused (ours), eager PyTorch, its compiler, other packages."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ PUBLISHED = {
     "uce": eager.uce_published,
 }
 OURS = ("native", "native-float32", "triton", "auto")
-# Whom the others are compared with. On CUDA it depends on the shape which backend is ours.
+# The implementation that speedups refer to. On CUDA the fastest backend depends on the shape.
 PRIMARY = {"cpu": "native", "cuda": "auto"}
 NAMES = (*OURS, "eager", "torch.compile", "published", "sharded", "metric-learning")
 
-# What contestants hold at their peak besides inputs and gradients: N x M matrices of float32 and
-# copies of the columns. Rounded up from what they were seen to take.
+# Peak memory besides inputs and gradients, as numbers of N x M float32 matrices and of copies of
+# the columns. Rounded up from measurements.
 PEAKS = {
     "pair": {"eager": (5, 0), "torch.compile": (2.5, 0), "published": (15, 0)},
     "memory": {"eager": (5, 2), "torch.compile": (2.5, 2), "published": (13, 2)},
     "class": {"eager": (3, 4), "torch.compile": (2, 2), "published": (4, 4), "sharded": (3, 4)},
 }
 METRIC_LEARNING_PEAK = {"pair": (14, 0), "memory": (14, 2), "class": (6, 4)}
-# Operations of a step beyond which torch.compile is left out on the CPU.
+# FLOPs of a step beyond which torch.compile is not run on the CPU.
 LONGEST_COMPILED = 1.5e12
 # Other packages' fused kernels, which store less than the matrix.
 FUSED_PEAK = (1, 4)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A loss of the keywords that ``Workload.inputs`` returns.
+class Implementation:
+    """A loss that takes the keywords that ``Workload.inputs`` returns.
 
     Attributes:
-        formula: what it computes, for the check in float64.
-        ours: whether that is what the fused loss computes.
+        formula: the same computation in plain PyTorch, for the check in float64.
+        same_formula: the formula is that of the fused loss.
         compiled: its first step compiles.
         autocast: device type under whose bfloat16 autocast it runs.
-        skip_tolerance: the share of gradients that it may leave out.
+        skip_tolerance: bound of the gradient filtering.
         bytes: predicted peak above inputs and gradients.
     """
 
     loss: Callable[..., Tensor]
     formula: Callable[..., Tensor]
-    ours: bool = True
+    same_formula: bool = True
     compiled: bool = False
     autocast: str | None = None
     skip_tolerance: float = 0.0
@@ -92,12 +92,12 @@ def _predicted_bytes(workload: Workload, name: str) -> float:
     return 4.0 * columns * (matrices * workload.rows + copies * workload.size)
 
 
-def contestants(workload: Workload, device: str = "cpu") -> dict[str, Contestant]:
-    """Everyone whose work this is, ours first. What is missing fails when called."""
+def implementations(workload: Workload, device: str = "cpu") -> dict[str, Implementation]:
+    """Implementations of the workload, ours first. A missing package fails when called."""
     options = {"scale": SCALE, "margin": workload.margin}
     best = partial(EAGER[workload.loss], **options)
     autocast = device if workload.autocast else None
-    found: dict[str, Contestant] = {}
+    found: dict[str, Implementation] = {}
 
     def add(
         name: str,
@@ -105,10 +105,10 @@ def contestants(workload: Workload, device: str = "cpu") -> dict[str, Contestant
         formula: Callable[..., Tensor] = best,
         autocast: str | None = autocast,
     ) -> None:
-        found[name] = Contestant(
+        found[name] = Implementation(
             loss,
             formula,
-            ours=formula is best,
+            same_formula=formula is best,
             compiled=name == "torch.compile",
             autocast=autocast,
             skip_tolerance=workload.skip_tolerance if name in OURS else 0.0,
@@ -120,11 +120,11 @@ def contestants(workload: Workload, device: str = "cpu") -> dict[str, Contestant
         add("native-float32", workload.fused("native"), autocast=None)
     if device == "cuda":
         add("triton", workload.fused("triton"))
-    # On the CPU it is the native backend wherever that can matter.
+    # For larger workloads on the CPU this is the native backend.
     if device == "cuda" or workload.flops < 1e9:
         add("auto", workload.fused("auto"))
     add("eager", best)
-    # Compiled code takes every first step twice, and there it takes most of a minute.
+    # Compiled code needs two first steps, which take most of a minute there.
     if device == "cuda" or workload.flops < LONGEST_COMPILED:
         add("torch.compile", _lazily_compiled(best))
     if workload.thorough or device == "cuda":
@@ -139,8 +139,8 @@ def contestants(workload: Workload, device: str = "cpu") -> dict[str, Contestant
                 partial(metric_learning.multi_similarity_formula, scale=SCALE),
             )
     if device == "cuda":
-        # None of them is needed for the CPU.
+        # Imported here: not needed on the CPU.
         gpu_peers = importlib.import_module(".baselines.gpu_peers", __package__)
-        for name, loss in gpu_peers.cuda_contestants(workload).items():
+        for name, loss in gpu_peers.cuda_implementations(workload).items():
             add(name, loss, gpu_peers.oracle(workload))
     return found
