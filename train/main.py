@@ -120,7 +120,7 @@ def run(argv: list[str]) -> int:
     config, resume_path, values = load_config(argv)
     arguments, _ = parse_arguments(argv)
     if arguments.dry_run:
-        from train.dry_run import dry_run
+        from train.tools.dry_run import dry_run
 
         batch, processes = arguments.dry_run_batch, arguments.dry_run_processes
         return dry_run(config, batch=batch, processes=processes)
@@ -212,7 +212,7 @@ def report_skipped(skipped: dict[str, str]) -> None:
 
 
 def write_report(folder: Path) -> None:
-    from train.html_report import write
+    from train.tools.run_report import write
 
     print(f"report: {write(folder)}")
 
