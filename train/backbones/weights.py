@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from train.backbones import iresnet, lresnet
+from train.backbones.resnets import IResNet, LResNet
 
 # The entries under which checkpoints keep a backbone.
 ENTRIES = ("backbone", "state_dict_backbone", "state_dict")
@@ -58,8 +58,8 @@ def recognize(state: State) -> str | None:
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    family = lresnet.STAGES if "layer1.0.bn0.weight" in state else iresnet.STAGES
-    return next((name for name, stages in family.items() if stages == blocks), None)
+    family = LResNet if "layer1.0.bn0.weight" in state else IResNet
+    return next((name for name, stages in family.STAGES.items() if stages == blocks), None)
 
 
 def sizes(state: State) -> tuple[int, int] | None:

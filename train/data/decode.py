@@ -35,18 +35,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
-class UnreadableImageError(Exception):
-    """The message names the image."""
-
-
-def decode(encoded: bytes, size: int, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """:func:`to_pixels`, with an error that names the image."""
-    try:
-        return to_pixels(encoded, size, max_pixels)
-    except PixelError as error:
-        raise UnreadableImageError(f"cannot read image {name}: {error}") from error
-
-
 def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Any image to (3, size, size) RGB: gray is repeated, other shapes are stretched to a square.
 

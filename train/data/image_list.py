@@ -55,7 +55,7 @@ class ImageList:
 
 def whole(
     records: Records,
-    labels: Sequence[int],
+    labels: Sequence[int] | NDArray[np.integer],
     identities: Sequence[str],
     *,
     named: bool = True,
@@ -91,16 +91,8 @@ class Problems:
         self.messages.setdefault(name, message)
 
 
-def numbered(
-    records: Records, rows: NDArray[np.int64], numbers: NDArray[np.int64], problems: Problems
-) -> ImageList:
-    """Images whose identities are numbers, possibly with gaps."""
+def numbered(records: Records, numbers: NDArray[np.int64], problems: Problems) -> ImageList:
+    """All images of ``records``, whose identities are numbers, possibly with gaps."""
     found, labels = np.unique(numbers, return_inverse=True)
-    return ImageList(
-        records=records,
-        rows=rows,
-        labels=labels.astype(np.int64),
-        identities=[str(number) for number in found.tolist()],
-        left_out=problems.messages,
-        named=False,
-    )
+    names = [str(number) for number in found.tolist()]
+    return whole(records, labels, names, named=False, left_out=problems.messages)

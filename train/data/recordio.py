@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.image_list import ImageList, Problems, numbered
-from train.data.open_files import OpenFiles
 from train.data.recordio_format import read_heads, read_record, split_record
-from train.data.records import RecordError
+from train.data.records import OpenFiles, RecordError
 from train.errors import UserError
 
 # Numbers of records are stored as float32, which holds every integer up to here.
@@ -91,8 +90,7 @@ def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
     if not len(images):
         raise UserError(f"data.path: no images in {rec}")
     records = RecordFile(index.files, index.keys[images], index.offsets[images], numbers)
-    rows = np.arange(len(images), dtype=np.int64)
-    return numbered(records, rows, numbers.astype(np.int64), index.problems)
+    return numbered(records, numbers.astype(np.int64), index.problems)
 
 
 def _read_property(path: Path) -> int | None:

@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.open_files import OpenFiles
-from train.data.records import MAX_BYTES, RecordError
+from train.data.records import MAX_BYTES, OpenFiles, RecordError
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from train.data.folder import IMAGE_SUFFIXES, LeftOut, natural_key
 from train.data.image_list import ImageList, Problems, numbered
-from train.data.open_files import OpenFiles
-from train.data.records import MAX_BYTES, RecordError
+from train.data.records import MAX_BYTES, OpenFiles, RecordError
 from train.data.tar_index import Member, read_members, shown
 from train.errors import UserError
 
@@ -107,8 +106,7 @@ def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
     if not len(records):
         raise UserError(f"data.path: no images in the {len(paths)} shard(s) of {path}")
     left_out.report(f"data.path: {path}")
-    rows = np.arange(len(records), dtype=np.int64)
-    return numbered(records, rows, np.concatenate(label), problems)
+    return numbered(records, np.concatenate(label), problems)
 
 
 def list_shards(path: str) -> list[str]:
