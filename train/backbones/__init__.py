@@ -33,7 +33,7 @@ def backbone_names() -> list[str]:
 
 
 def check_backbone(name: str, options: dict[str, Any]) -> None:
-    """What can be said of ``model.name`` and ``model.options`` without building anything."""
+    """Check ``model.name`` and ``model.options`` as far as possible without building anything."""
     if name.startswith(PREFIX) and name != PREFIX:
         return
     if name not in _RESNETS:

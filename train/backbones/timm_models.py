@@ -20,7 +20,7 @@ from train.backbones.resnets import fixed_scale, float32_features
 from train.errors import UserError
 
 PREFIX = "timm:"
-# What the harness decides itself.
+# Options that the harness sets itself.
 RESERVED = ("pretrained", "num_classes", "in_chans", "checkpoint_path")
 
 

@@ -1,4 +1,4 @@
-"""A set of labeled images, whatever they are stored in."""
+"""A set of labeled images, independent of their storage."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ImageList:
     rows: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64]  # (N,)
     identities: Sequence[str]
-    # What a scan that may skip has left out: why, by name.
+    # Reasons, by name, of what a scan that may skip has left out.
     left_out: Mapping[str, str] = field(default_factory=dict)
-    # Whether identities have names; false: numbers that mean nothing outside of these records.
+    # False if identities are numbers that mean nothing outside of these records.
     named: bool = True
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Where encoded images lie: files, records of an archive, members of shards, or memory."""
+"""Storage of encoded images: files, records of an archive, members of shards, or memory."""
 
 from __future__ import annotations
 

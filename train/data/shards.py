@@ -200,7 +200,7 @@ def _samples(
 
 
 def _read_sample(files: OpenFiles, sample: dict[str, Member]) -> tuple[Member, int]:
-    """Where the image is, and the label."""
+    """The image's member, and the label."""
     images = [sample[e] for e in IMAGES if e in sample]
     images = images or [sample[e] for e in OTHER_IMAGES if e in sample]
     if len(images) != 1:

@@ -46,10 +46,10 @@ QUICK = ["model.input_size=16", "train.epochs=1", "train.max_steps=2"]
 
 @dataclass
 class Row:
-    """What the seeds of one entry came to."""
+    """Results of the seeds of one entry."""
 
     results: list[Verification] = field(default_factory=list)
-    diverged: dict[int, str] = field(default_factory=dict)  # what was said, by seed
+    diverged: dict[int, str] = field(default_factory=dict)  # error by seed
 
 
 def find_losses(entry: str) -> tuple[str, str] | None:
@@ -80,7 +80,7 @@ def loss_arguments(entry: str) -> list[str]:
 
 
 def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verification, dict[str, Any]]:
-    """Train, and score all pairs of the people held out; also what the reader must know of it."""
+    """Train, and score all pairs of the people held out; also the setup for the report."""
     trainer = train_one(entry, [*loss_arguments(entry), *arguments], folder).trainer
     # A hundred megabytes of each of dozens of runs; one is quickly trained again.
     shutil.rmtree(folder / LAST.parent)
@@ -129,7 +129,7 @@ def run(argv: list[str]) -> int:
             folder = given.out / f"{entry}-{seed}"
             try:
                 result, about = run_one(entry, [*common, f"run.seed={seed}"], folder)
-            except DivergedError as error:  # worth knowing, and no reason to lose the other rows
+            except DivergedError as error:  # part of the comparison; the other rows go on
                 row.diverged[seed] = str(error)
                 print(f"{entry}, seed {seed}: {error}", file=sys.stderr)
             else:

@@ -49,8 +49,8 @@ def run(argv: list[str]) -> int:
 def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | None]:
     """Name of the backbone, its state dict in float32, and input and embedding size.
 
-    A model of timm is known by the configuration in a checkpoint; its tensors are not checked,
-    which takes timm, and its sizes are not told.
+    A model of timm is recognized by the configuration in a checkpoint. Its tensors are not checked,
+    since that takes timm, and its sizes are not returned.
     """
     path, values = checkpoint.read_any(path)
     state = find_state(values, averaged=True)

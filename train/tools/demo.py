@@ -45,7 +45,7 @@ RUNS = (
     ("CosFace + USS-m", "unitsface", ["loss.class=cosface", "loss.pair=uss"]),
 )
 QUICK = ["train.epochs=3"]
-# What a comparison of losses leaves for this report: its table, with a caption.
+# The table of a comparison of losses, with a caption, for this report.
 LOSSES_TABLE = "table.md"
 ABOUT_TAR = (
     "*TAR@FAR*: share of positive pairs accepted where at most that share of negative pairs is."
@@ -85,7 +85,7 @@ def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
 
 
 def describe(trainer: Trainer, data: Dataset) -> dict[str, Any]:
-    """What a report says about the network and its images."""
+    """The network and its images, for a report."""
     config, size = trainer.config, trainer.config.model.input_size
     return {
         "model": f"{config.model.name} at {size} x {size}",
@@ -143,7 +143,7 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
     lines = {name: (thresholds[name], result.best_threshold) for name, result in results.items()}
     logs = {name: read_metrics(t.folder) for name, t in trained.items()}
     curves = {name: roc_curve(values, labels) for name, values in features.items()}
-    figures = [
+    drawings = [
         Plot(plots.roc(curves), "ROC", "roc.png"),
         Plot(
             plots.histograms(counts, lines),
@@ -153,7 +153,7 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
         Plot(plots.loss_curves(logs), "Loss and learned threshold", "loss.png"),
     ]
     losses = other_losses(out.parent / "losses" / LOSSES_TABLE, out)
-    parts = sections(results, trained, setup, figures, losses)
+    parts = sections(results, trained, setup, drawings, losses)
     write_markdown(out / "report.md", "Face verification on people never seen in training", parts)
     written = {
         **setup,
@@ -189,14 +189,14 @@ def table(results: Mapping[str, Verification]) -> Table:
         if r.accuracy_std is not None:
             accuracy += f" ± {r.accuracy_std:.3f}"
         learned = [r.accuracy_at_threshold, r.threshold]
-        figures = [accuracy, mean_and_spread([r.auc]), *r.rates().values()]
-        rows.append([name, *figures, *(mean_and_spread([value]) for value in learned)])
+        metrics = [accuracy, mean_and_spread([r.auc]), *r.rates().values()]
+        rows.append([name, *metrics, *(mean_and_spread([value]) for value in learned)])
     fars = list(next(iter(results.values())).tar_at_far)
     return Table(columns("method", fars, "accuracy at b/s", "b/s"), rows)
 
 
 def verdict(results: Mapping[str, Verification], trained: list[str]) -> str:
-    """Whether every trained model beats every baseline, in numbers, whatever the outcome."""
+    """Every trained model against the better baseline, in numbers, whatever the outcome."""
     baseline = [r for name, r in results.items() if name not in trained]
     auc, accuracy = max(r.auc for r in baseline), max(r.accuracy for r in baseline)
     lines = []
@@ -222,7 +222,7 @@ def sections(
     results: Mapping[str, Verification],
     trained: Mapping[str, Trained],
     setup: Mapping[str, Any],
-    figures: Sequence[Plot],
+    drawings: Sequence[Plot],
     losses: str,
 ) -> Sections:
     result = next(iter(results.values()))
@@ -256,7 +256,7 @@ methods by more than that."""
         f"Training time: {times}.\nEach run on its own:"
     )
     commands = Code("\n".join(t.command() for t in trained.values()))
-    comparison = [table(results), verdict(results, list(trained)), notes, *figures]
+    comparison = [table(results), verdict(results, list(trained)), notes, *drawings]
     return {
         "": [*([smoke] if setup["smoke"] else []), split, *comparison],
         "Other losses": [losses],

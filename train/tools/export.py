@@ -3,7 +3,7 @@
 python train/export.py CHECKPOINT --onnx model.onnx [--opset 11] [--input-size 112]
 python train/export.py CHECKPOINT --zip submission.zip
 
-What the challenge takes is in insightface's challenges/mfr/README.md and in its
+The challenge's rules are in insightface's challenges/mfr/README.md and in its
 recognition/arcface_torch/onnx_helper.py: RGB of 112 x 112 pixels, any number of images at once,
 at most 512 features, at most 1024 MiB in float32, and onnxruntime 1.8, so at most opset 14.
 Pixels arrive as (x - 127.5) / 127.5, as in training: the helper divides unless the graph begins
@@ -34,7 +34,7 @@ from train.evaluation.model import load_model
 
 INSTALL = "pip install onnx onnxruntime"
 INPUT, OUTPUT = "data", "features"
-# From 11 on there are no surprises of older operators; Torch's exporter knows them up to 20.
+# Before 11, Resize and Clip differ; Torch's exporter supports operator sets up to 20.
 OPSETS = (11, 20)
 # Largest deviation of a feature vector from Torch's, relative to its norm.
 TOLERANCE = 1e-4
@@ -160,7 +160,7 @@ def compare(content: bytes, network: Any, images: Any) -> float:
 
 
 def check_submission(model: Any) -> None:
-    """What onnx_helper.py would refuse, or take for something else."""
+    """Refuse what onnx_helper.py would refuse or misread."""
     from onnx import TensorProto, numpy_helper
 
     (given,), (output,) = model.graph.input, model.graph.output

@@ -47,7 +47,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    # What comes after the last end of a line is being written, or was when the process died.
+    # Text after the last end of a line is being written, or was when the process died.
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         value = parse_json(line, f"{path}, line {number}")
         if not isinstance(value, dict) or "epoch" not in value:
