@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.environment import prepare_environment
 from train.errors import DivergedError, Parser, UserError, exit_code
-
-prepare_environment()
 
 if TYPE_CHECKING:
     from train.evaluation.verification import Verification
@@ -54,7 +51,7 @@ class Row:
 
 def find_losses(entry: str) -> tuple[str, str] | None:
     """Class loss and pair loss of an entry, or None where it does not name registered ones."""
-    from train.losses import NO_LOSS, class_loss_names, pair_loss_names
+    from train.config.sections import NO_LOSS, class_loss_names, pair_loss_names
 
     classes, pairs = class_loss_names(), pair_loss_names()
     class_name, _, pair_name = entry.partition("+")
@@ -66,7 +63,7 @@ def find_losses(entry: str) -> tuple[str, str] | None:
 
 
 def check_entries(names: Sequence[str]) -> list[str]:
-    from train.losses import class_loss_names, pair_loss_names
+    from train.config.sections import class_loss_names, pair_loss_names
 
     for name in names:
         if find_losses(name) is None:

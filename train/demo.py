@@ -15,10 +15,7 @@ from typing import Any
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.environment import prepare_environment
 from train.errors import Parser, exit_code
-
-prepare_environment()
 
 CONFIG = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 
@@ -43,8 +40,8 @@ def train_one(name: str, arguments: list[str], folder: Path) -> Trained:
     from train.config import make_config, parse_overrides, read_yaml
     from train.data.dataset import open_dataset
     from train.distributed import open_world
-    from train.engine import Trainer
     from train.run_folder import RunFolder
+    from train.trainer import Trainer
 
     config = make_config(
         (str(CONFIG), read_yaml(CONFIG)),

@@ -24,10 +24,7 @@ from typing import Any
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.environment import prepare_environment
 from train.errors import Parser, UserError, exit_code
-
-prepare_environment()
 
 INSTALL = "pip install onnx onnxruntime"
 INPUT, OUTPUT = "data", "features"

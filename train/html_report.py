@@ -16,14 +16,10 @@ from typing import Any
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.environment import prepare_environment
 from train.errors import Parser, UserError, exit_code
 from train.html_page import figure, missing, page, preformatted, table
-
-prepare_environment()
-
-from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS, write_text  # noqa: E402
-from train.small_files import load_npz, parse_json, read_text  # noqa: E402
+from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS, write_text
+from train.small_files import load_npz, parse_json, read_text
 
 REPORT = "report.html"
 # Of the identities whose own threshold is farthest from the unified one.

@@ -15,8 +15,8 @@ from test_train_partial_fc import start as start_ranks
 from train import checkpoint
 from train.distributed import choose_device
 from train.errors import INTERRUPTED, UserError
-from train.main import stop_on_signal
 from train.run_folder import read_metrics
+from train.stopping import stop_on_signal
 
 MAIN = str(ROOT / "train" / "main.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
