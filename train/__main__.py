@@ -164,7 +164,7 @@ def run(argv: list[str]) -> int:
             f"{trainer.total_steps} steps; run folder {folder}"
         )
         with stop_on_signal(SAME_SIGNAL_S if world.size > 1 else 0.0):
-            finished = trainer.fit(folder, evaluator)
+            finished = trainer.fit(folder, evaluator=evaluator)
         for skipped in world.gather_objects(data.train.skipped):  # each decodes its own images
             data.train.skipped.update(skipped)
         if world.is_main:

@@ -213,8 +213,8 @@ class Trainer:
     def fit(
         self,
         folder: Path,
-        evaluator: Evaluator | None = None,
         stop: Callable[[int], int] = lambda step: requested(),
+        evaluator: Evaluator | None = None,
     ) -> bool:
         """Train to the end, or until ``stop(step)`` of a process is not 0. True at the end.
 
