@@ -30,13 +30,13 @@ from train.data.duplicates import check_duplicates
 from train.data.identities import check_same
 from train.data.image_list import ImageList
 from train.distributed import open_world
-from train.dry_run import dry_run
 from train.errors import INTERRUPTED, Parser, UserError, exit_code
 from train.evaluation.during import Judge as Evaluator
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
 from train.stopping import SAME_SIGNAL_S, stop_on_signal
+from train.tools.dry_run import dry_run
 from train.trainer import Trainer
 
 
@@ -190,7 +190,7 @@ def report_skipped(skipped: dict[str, str]) -> None:
 
 
 def write_report(folder: Path) -> None:
-    from train.html_report import write  # matplotlib: slow to import
+    from train.tools.run_report import write  # matplotlib: slow to import
 
     print(f"report: {write(folder)}")
 

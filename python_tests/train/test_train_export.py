@@ -15,11 +15,11 @@ from support.training import tiny, train, write_faces
 from torch import nn
 from torch.nn import functional as F
 
-from train import export
 from train.data.augment import normalize, to_unit
 from train.data.decode import decode
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
+from train.tools import export
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
