@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.image_list import ImageList
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 
 
@@ -59,7 +59,7 @@ class Identities:
         return ""
 
 
-def check_same(world: World, what: str, images: ImageList) -> None:
+def check_same(world: DistributedEnv, what: str, images: ImageList) -> None:
     """An error on all processes that names the first difference; every process calls."""
     if world.size == 1:
         return

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.data.decode import MAX_PIXELS, PixelError, to_pixels
 from train.data.image_list import ImageList
 from train.data.records import RecordError
-from train.errors import UserError
+from train.errors import EXPLAINED, UserError
 from train.stopping import leave_signals
 
 T = TypeVar("T")
@@ -163,6 +163,10 @@ def lost_worker(error: Exception) -> UserError:
         f"{reason}: shared memory is too small for the batches under way; enlarge /dev/shm (docker "
         "run --shm-size=8g), or decode in the training process by data.workers=0"
     )
+
+
+# Torch raises it wherever the main thread is when a decoding process ends.
+EXPLAINED["DataLoader worker"] = lost_worker
 
 
 def _received(loader: Iterable[T]) -> Iterator[T]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import LAST
+from train.config.sections import NO_LOSS, class_loss_names, pair_loss_names
 from train.data.dataset import open_dataset, open_source
 from train.data.orl import CREDIT
 from train.errors import DivergedError, Parser, UserError, exit_code
 from train.evaluation.embed import embed
 from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
-from train.losses import NO_LOSS, class_loss_names, pair_loss_names
 from train.run_folder import write_json, write_text
 from train.tools.demo import ABOUT_TAR, LOSSES_TABLE, columns, describe, train_one
 from train.tools.report import Block, Code, Table, layout, mean_and_spread, write_markdown

@@ -20,7 +20,6 @@ from train.config import make_config, parse_overrides, read_yaml
 from train.data.dataset import Dataset, open_dataset, open_source
 from train.data.orl import CREDIT
 from train.distributed import open_world
-from train.engine import Trainer
 from train.errors import Parser, exit_code
 from train.evaluation import baselines, plots
 from train.evaluation.embed import embed
@@ -36,6 +35,7 @@ from train.run_folder import (
 )
 from train.tools import run_report
 from train.tools.report import Code, Plot, Sections, Table, layout, mean_and_spread, write_markdown
+from train.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

@@ -27,13 +27,12 @@ from train.data.loader import ImageSource
 from train.data.orl import HOLDOUT
 from train.data.records import Encoded
 from train.data.sampler import steps_per_epoch
-from train.distributed import World, choose_device
-from train.engine import Trainer
+from train.distributed import DistributedEnv, choose_device, place
 from train.errors import DivergedError, UserError
-from train.launch import place
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
-from train.step import AMP_DTYPES, autocast
+from train.train_step import AMP_DTYPES, autocast
+from train.trainer import Trainer
 
 CLASSES_BUILT = 65_536
 
@@ -148,7 +147,7 @@ def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer
         train=dataclasses.replace(config.train, batch_size=batch),
         partial_fc=dataclasses.replace(config.partial_fc, enabled=enabled),
     )
-    world = World(0, 1, choose_device(config.train.device, 0))
+    world = DistributedEnv(0, 1, choose_device(config.train.device, 0))
     return Trainer(changed, world, ImageSource(images, size, False, pixels=pixels))
 
 

@@ -13,7 +13,6 @@ with nodes called Sub and Mul, and ours does not.
 from __future__ import annotations
 
 import io
-import os
 import sys
 import warnings
 import zipfile
@@ -31,6 +30,7 @@ from train.data.dataset import scan
 from train.data.loader import open_images
 from train.errors import Parser, UserError, exit_code
 from train.evaluation.model import load_model
+from train.small_files import replacing
 
 INSTALL = "pip install onnx onnxruntime"
 INPUT, OUTPUT = "data", "features"
@@ -195,14 +195,10 @@ def submission(content: bytes) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
