@@ -12,10 +12,7 @@ from pathlib import Path
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.environment import prepare_environment
 from train.errors import Parser, UserError, exit_code
-
-prepare_environment()
 
 # What messages say in terms of training, in terms of these commands.
 FLAGS = {

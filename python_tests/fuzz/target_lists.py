@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train import html_report
 from train.errors import UserError
 from train.evaluation.ijb.meta import GALLERIES, Faces, read_faces, read_pairs, read_search
 from train.evaluation.megaface.features import FeatureError, read_feature, write_feature
 from train.evaluation.megaface.lists import read_list, read_noises, without_noises
 from train.evaluation.readable import read_matrix
+from train.tools import run_report
 from unitsface_kernels.backends.triton.autotune_store import Store
 
 from .mutation import mutate, outcome
@@ -80,8 +80,8 @@ def _read(folder: Path, name: str) -> None:
         ),
         "m.npy": lambda path: read_matrix(path, rows=3),
         "x.bin": read_feature,
-        "features.npz": html_report._features,
-        "metrics.jsonl": html_report._lines,
+        "features.npz": run_report._features,
+        "metrics.jsonl": run_report._lines,
         "cache.json": _read_store,
     }
     readers[name](folder / name)

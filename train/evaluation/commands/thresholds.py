@@ -107,7 +107,7 @@ def judge_folder(
 
 def table(reports: dict[str, dict[str, Any]]) -> str:
     """A row per set; a dash where there is nothing to tell."""
-    from train.report import layout
+    from train.tools.report import layout
 
     header = ["set", "pairs", "best", "accuracy", "learned b/s", "accuracy", "gap"]
     header += ["per identity: mean ± std", "1:N", "1:N uniform", "at b/s"]
