@@ -26,7 +26,7 @@ from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import World
 from train.errors import DivergedError, UserError
-from train.evaluation.during import Judge
+from train.evaluation.during import Evaluator
 from train.loop import Loop
 from train.losses import (
     NO_LOSS,
@@ -211,14 +211,14 @@ class Trainer:
         self,
         folder: Path,
         stop: Callable[[int], int] = lambda step: 0,
-        judge: Judge | None = None,
+        evaluator: Evaluator | None = None,
     ) -> bool:
         """Train to the end, or until ``stop(step)`` of a process is not 0. True at the end.
 
         Either way the last checkpoint is that of the last step done. What ``stop`` said, on
         whichever process, is ``stopped_by``.
         """
-        with Loop(self, folder, stop, judge) as loop:
+        with Loop(self, folder, stop, evaluator) as loop:
             self.stopped_by = loop.run()
         return self.at_end and not loop.cut_off
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from train.distributed import Vote
 from train.errors import DivergedError
-from train.evaluation.during import Judge
+from train.evaluation.during import Evaluator
 from train.losses import NO_LOSS, set_epoch
 from train.meter import Averages, Meter
 from train.run_folder import MetricsLog, evaluated_steps
@@ -27,9 +27,13 @@ class Loop:
     """A context manager around the files of figures, for :meth:`run` once."""
 
     def __init__(
-        self, trainer: Trainer, folder: Path, stop: Callable[[int], int], judge: Judge | None
+        self,
+        trainer: Trainer,
+        folder: Path,
+        stop: Callable[[int], int],
+        evaluator: Evaluator | None,
     ) -> None:
-        self.trainer, self.folder, self.stop, self.judge = trainer, folder, stop, judge
+        self.trainer, self.folder, self.stop, self.evaluator = trainer, folder, stop, evaluator
         self.run_config, world = trainer.config.run, trainer.world
         self.vote = Vote(world, trainer.config.train.timeout_s)
         self.meter = Meter(world)
@@ -96,11 +100,11 @@ class Loop:
 
     def _catch_up(self) -> None:
         """The evaluation that a run which was cut off did not come to the end of."""
-        trainer, judge = self.trainer, self.judge
-        if judge is None or not trainer.step or not judge.due(trainer.step, trainer.at_end):
+        trainer, evaluator = self.trainer, self.evaluator
+        if evaluator is None or not trainer.step or not evaluator.due(trainer.step, trainer.at_end):
             return
         if not trainer.world.from_main(lambda: trainer.step in evaluated_steps(self.folder)):
-            self._evaluate(judge)
+            self._evaluate(evaluator)
 
     def _end_step(self, stopped: int) -> None:
         trainer, run = self.trainer, self.run_config
@@ -108,29 +112,29 @@ class Loop:
         saving = bool(stopped) or trainer.at_end or (within == 0 and epochs % run.save_every == 0)
         saving = saving or (run.save_steps > 0 and trainer.step % run.save_steps == 0)
         # A stop may not wait for long: the next run evaluates instead.
-        judge = self.judge if trainer.at_end or not stopped else None
-        judging = judge is not None and judge.due(trainer.step, trainer.at_end)
-        if trainer.step % run.log_every == 0 or within == 0 or saving or judging:
+        evaluator = self.evaluator if trainer.at_end or not stopped else None
+        evaluating = evaluator is not None and evaluator.due(trainer.step, trainer.at_end)
+        if trainer.step % run.log_every == 0 or within == 0 or saving or evaluating:
             self._write(self.meter.take())
         if saving:
             start = time.monotonic()
             trainer.save(self.folder)
             took(time.monotonic() - start)
-        if judge is not None and judging:
+        if evaluator is not None and evaluating:
             try:
-                self._evaluate(judge)
+                self._evaluate(evaluator)
             except StoppedError as stopped_in:  # the next run evaluates instead
                 self.cut_off = stopped_in.number
                 if not saving:
                     trainer.save(self.folder)
-        if saving or judging:
+        if saving or evaluating:
             self.meter.restart_clock()
 
-    def _evaluate(self, judge: Judge) -> None:
+    def _evaluate(self, evaluator: Evaluator) -> None:
         """Every process calls. What is written last says that all of it is done."""
         trainer = self.trainer
-        figures = judge.figures(trainer.evaluated, trainer.threshold(), trainer.step)
-        value, name = judge.value(figures), trainer.config.eval.best
+        figures = evaluator.figures(trainer.evaluated, trainer.threshold(), trainer.step)
+        value, name = evaluator.value(figures), trainer.config.eval.best
         if value is not None:
             best = trainer.best if trainer.best and trainer.best["figure"] == name else None
             # The same step: a process died before it had kept its checkpoint.
@@ -138,7 +142,7 @@ class Loop:
                 trainer.best = {"figure": name, "value": value, "step": trainer.step}
                 trainer.save(self.folder, best=True)
         if self.log is not None:
-            for line in judge.lines(figures, trainer.step):
+            for line in evaluator.lines(figures, trainer.step):
                 tqdm.write(line)  # above the bar
             epoch = trainer.course.epochs(trainer.step)
             self.log.write_evaluation(trainer.step, epoch, figures)

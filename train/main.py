@@ -131,7 +131,7 @@ def run(argv: list[str]) -> int:
     from train.data.identities import check_same
     from train.distributed import open_world
     from train.engine import Trainer
-    from train.evaluation.during import Judge
+    from train.evaluation.during import Evaluator
     from train.losses import headline
     from train.resuming import report
     from train.run_folder import RunFolder
@@ -152,8 +152,8 @@ def run(argv: list[str]) -> int:
         images = data.train.images
         check_same(world, "data.path", images)
         check_same(world, "data.path (people held out)", data.test)
-        judge = Judge(config, world, data.test)
-        tests = [data.test, *(test.source.images for test in judge.sets)]
+        evaluator = Evaluator(config, world, data.test)
+        tests = [data.test, *(test.source.images for test in evaluator.sets)]
         warning = world.from_main(lambda: check_duplicates(config.data.duplicates, images, tests))
         if warning and world.is_main:
             print(f"warning: {warning}", file=sys.stderr)
@@ -185,7 +185,7 @@ def run(argv: list[str]) -> int:
             )
         with stop_on_signal(SAME_SIGNAL_S if world.size > 1 else 0.0) as received:
             stop = lambda step: received[0] if received else 0  # noqa: E731
-            finished = trainer.fit(folder, stop, judge)
+            finished = trainer.fit(folder, stop, evaluator)
         for skipped in world.gather_objects(data.train.skipped):  # each decodes its own images
             data.train.skipped.update(skipped)
         if world.is_main:
@@ -197,7 +197,7 @@ def run(argv: list[str]) -> int:
             # A scheduler that preempts a job takes another code for a failure.
             return 0 if trainer.stopped_by == signal.SIGTERM else INTERRUPTED
         if len(data.test):
-            evaluate(trainer, judge, data.test, folder)
+            evaluate(trainer, evaluator, data.test, folder)
         if world.is_main and config.run.report:
             write_report(folder)
         world.barrier()
@@ -217,13 +217,13 @@ def write_report(folder: Path) -> None:
     print(f"report: {write(folder)}")
 
 
-def evaluate(trainer: Any, judge: Any, images: Any, folder: Path) -> None:
+def evaluate(trainer: Any, evaluator: Any, images: Any, folder: Path) -> None:
     """Score all pairs of the people held out; write and print what comes out."""
     threshold = trainer.threshold()
-    result = judge.report_held_out(folder, trainer.evaluated, threshold, trainer.step)
+    result = evaluator.report_held_out(folder, trainer.evaluated, threshold, trainer.step)
     if not trainer.world.is_main:
         return
-    for test in judge.sets:
+    for test in evaluator.sets:
         report_skipped(test.source.skipped)
     if result is None:
         print("no evaluation: the people held out give no positive or no negative pairs")
