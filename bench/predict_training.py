@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.backbones import build_backbone
 from train.config import Config, make_config, read_yaml
-from train.dry_run import kept_per_image
 from train.losses import NO_LOSS
+from train.tools.dry_run import kept_per_image
 
 from .cost import Machine, Step
 

@@ -1,12 +1,18 @@
-"""Checkpoints: written whole or not at all, read without unpickling code.
+"""Checkpoints: written whole or not at all, read without unpickling code, and kept.
 
 A run with whole class weights has a file, one with shards a folder of all processes' parts.
+``last.pt`` is written; ``step-000123.pt`` and ``best.pt`` are further names of the same file (of
+the files in it, where the checkpoint is a folder), which take no time and no room. Nothing writes
+into a checkpoint that exists, so names do not affect each other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from train.backbones import build_backbone
 from train.backbones.weights import differences, find_state, recognize
 from train.config import Config
 from train.errors import UserError
+from train.small_files import flush, replacing
 
 LAST = Path("checkpoints") / "last.pt"
 LAST_SHARDED = Path("checkpoints") / "last"
@@ -26,65 +33,14 @@ FORMAT = 1
 # The parts of a run's file; a folder of shards has the optimizer's elsewhere.
 _PARTS = {"config": dict, "trainer": dict, "backbone": dict, "loss": dict, "scaler": dict}
 _BEST = {"figure": str, "value": int | float, "step": int}
+_STEP = re.compile(r"step-(\d+)(\.pt)?")
 
 
 class DamagedError(UserError):
     """A checkpoint that cannot be read; an earlier one may be."""
 
 
-def save_atomically(values: dict[str, Any], path: Path) -> None:
-    """Write beside ``path``, then rename over it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(values, temporary)
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"cannot write checkpoint {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """What was written to a file, or the names in a folder, is on the disk."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def read(path: Path) -> Any:
-    try:
-        return uk.partial_fc.read_saved(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no such checkpoint: {path}") from error
-    except OSError as error:
-        raise DamagedError(f"cannot read checkpoint {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DamagedError(str(error)) from error
-
-
-def save_sharded(
-    values: dict[str, Any], path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer
-) -> None:
-    """The same for a folder; every process calls."""
-    try:
-        uk.partial_fc.save_checkpoint(path, head, optimizer, values)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write checkpoint {path}: {error}") from error
-
-
-def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        uk.partial_fc.load_checkpoint(path, head, optimizer)
-    except ValueError as error:
-        # Of one process or of another, which all of them are told.
-        damaged = uk.partial_fc.UNREADABLE in str(error)
-        raise (DamagedError if damaged else UserError)(str(error)) from error
+# -- where they are ---------------------------------------------------------------------------
 
 
 def last(run_dir: Path) -> Path:
@@ -111,20 +67,30 @@ def is_sharded(path: Path) -> bool:
     return path.is_dir() or path.with_name(f".{path.name}.old").is_dir()
 
 
+# -- reading ----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Any:
+    """What a file holds, or what all processes share of a folder of shards."""
+    try:
+        if is_sharded(path):
+            return uk.partial_fc.read_extra(path)
+        return uk.partial_fc.read_saved(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no such checkpoint: {path}") from error
+    except OSError as error:
+        raise DamagedError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+
+
 def read_any(path: Path) -> tuple[Path, Any]:
     """What a file holds, a folder of shards, or the last checkpoint of a run folder; and which."""
     path = found(path)
-    values = _read_shared(path) if is_sharded(path) else read(path)
+    values = read(path)
     if is_run(values):
         _check_run(values, path, ("config", "trainer"))
     return path, values
-
-
-def _read_shared(path: Path) -> Any:
-    try:
-        return uk.partial_fc.read_extra(path)
-    except ValueError as error:
-        raise DamagedError(str(error)) from error
 
 
 def is_run(values: Any) -> bool:
@@ -133,16 +99,19 @@ def is_run(values: Any) -> bool:
 
 def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint of this harness, for resuming; without what is in shards."""
-    sharded = is_sharded(path)
-    values = _read_shared(path) if sharded else read(path)
+    values = read(path)
     if not is_run(values):
         raise UserError(f"{path} is not a training checkpoint of this harness")
     _check_run(values, path, _PARTS)
     if not isinstance(values.get("identities"), str | list):
-        raise DamagedError(f"{path} is not a whole checkpoint: it has no identities")
-    if not sharded and not isinstance(values.get("optimizer"), dict):
-        raise DamagedError(f"{path} is not a whole checkpoint: it has no optimizer")
+        raise _incomplete(path, "it has no identities")
+    if not is_sharded(path) and not isinstance(values.get("optimizer"), dict):
+        raise _incomplete(path, "it has no optimizer")
     return values
+
+
+def _incomplete(path: Path, reason: str) -> DamagedError:
+    return DamagedError(f"{path} is not a whole checkpoint: {reason}")
 
 
 def _check_run(values: dict[str, Any], path: Path, parts: Iterable[str]) -> None:
@@ -153,19 +122,196 @@ def _check_run(values: dict[str, Any], path: Path, parts: Iterable[str]) -> None
         )
     for part in parts:
         if not isinstance(values.get(part), _PARTS[part]):
-            raise DamagedError(f"{path} is not a whole checkpoint: it has no {part}")
+            raise _incomplete(path, f"it has no {part}")
     if not all(isinstance(k, str) and isinstance(v, dict) for k, v in values["config"].items()):
-        raise DamagedError(f"{path} is not a whole checkpoint: its config has other than sections")
-    trainer = values["trainer"]
-    step, threshold, best = (trainer.get(name) for name in ("step", "threshold", "best"))
+        raise _incomplete(path, "its config has other than sections")
+    step, threshold, best = (values["trainer"].get(name) for name in ("step", "threshold", "best"))
     if type(step) is not int or step < 0:
-        raise DamagedError(f"{path} is not a whole checkpoint: its step is none")
+        raise _incomplete(path, "its step is none")
     fine = threshold is None or isinstance(threshold, float)
     fine = fine and (best is None or (isinstance(best, dict) and {*best} == {*_BEST}))
     if not fine or (best and not all(isinstance(best[k], t) for k, t in _BEST.items())):
-        raise DamagedError(
-            f"{path} is not a whole checkpoint: its threshold or best figure is none"
-        )
+        raise _incomplete(path, "its threshold or best figure is none")
+
+
+def newest(last: Path) -> Path:
+    """``last``, or where it has been lost the newest of those that are kept beside it."""
+    if exists(last):
+        return last
+    others = [other for suffix in ("", ".pt") for other in _others(last.with_suffix(suffix))]
+    if others:
+        _warn(f"checkpoint {last} is missing; going on from {others[0]}")
+    return others[0] if others else last
+
+
+def read_or_earlier(path: Path, *, take: bool) -> tuple[Path, dict[str, Any]]:
+    """A run's checkpoint for resuming; where it is damaged, the one before it if that may be taken.
+
+    Raises:
+        UserError: it cannot be read. What can be is named.
+    """
+    try:
+        return path, read_run(path)
+    except DamagedError as error:
+        return _earlier(path, error, take)
+
+
+def load_or_earlier(
+    load: Callable[[dict[str, Any], Path], None], values: dict[str, Any], path: Path, *, take: bool
+) -> tuple[dict[str, Any], Path]:
+    """``load(values, path)``, and what was loaded. Every process calls: what is in shards is found
+    damaged here only.
+    """
+    while True:
+        try:
+            load(values, path)
+            return values, path
+        except DamagedError as error:
+            path, values = _earlier(path, error, take)
+
+
+def _earlier(path: Path, error: DamagedError, take: bool) -> tuple[Path, dict[str, Any]]:
+    for other in _others(path):
+        try:
+            values = read_run(other)
+        except UserError:
+            continue
+        if not take:
+            step = values["trainer"]["step"]
+            raise DamagedError(f"{error}; --resume {other} goes on from step {step}")
+        _warn(f"{error}; going on from {other}")
+        return other, values
+    raise DamagedError(f"{error}; no earlier checkpoint is kept here (run.keep)") from error
+
+
+def _warn(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _others(path: Path) -> list[Path]:
+    """Checkpoints to try after this one: by step, the last first, then the best.
+
+    A further name of the same checkpoint is left out.
+    """
+    best = path.with_name(f"best{path.suffix}")
+    if path == best:
+        return []
+    steps = _steps(path)
+    own = steps.pop(path, None)
+    tried = sorted((p for p in steps if own is None or steps[p] < own), key=steps.__getitem__)
+    found = [*reversed(tried), best]
+    return [p for p in found if exists(p) and not _same(p, path)]
+
+
+def _steps(last: Path) -> dict[Path, int]:
+    """Checkpoints that are kept by the names of their steps, in the folder of ``last``."""
+    return {
+        path: int(match[1])
+        for path in last.parent.glob("*")
+        if (match := _STEP.fullmatch(path.name)) and path.suffix == last.suffix
+    }
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Of folders it is their indexes that tell."""
+    names = [p / "index.json" if p.is_dir() else p for p in (a, b)]
+    return all(p.exists() for p in names) and os.path.samefile(*names)
+
+
+# -- writing and keeping ----------------------------------------------------------------------
+
+
+def save_atomically(values: dict[str, Any], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(values, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def save_sharded(
+    values: dict[str, Any], path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer
+) -> None:
+    """The same for a folder; every process calls."""
+    try:
+        uk.partial_fc.save_checkpoint(path, head, optimizer, values)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def keep(last: Path, step: int, count: int, *, best: bool = False) -> None:
+    """Keep ``last`` by the name of its step, and of such names the last ``count`` only; with
+    ``best`` by that name, too.
+
+    One more name is of no use for a single one. Checkpoints of later steps go too: they are of a
+    course that this run has left.
+    """
+    try:
+        if count > 1:
+            _name(last, f"step-{step:06d}{last.suffix}")
+        steps = _steps(last)
+        passed = sorted((n for n in steps.values() if n <= step), reverse=True)
+        kept = passed[:count] if count > 1 else []
+        for path, number in steps.items():
+            if number not in kept:
+                # Out of sight first: half a folder is no checkpoint.
+                hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                os.rename(path, hidden)
+                remove(hidden)
+        if best:
+            _name(last, f"best{last.suffix}")
+    except OSError as error:
+        raise UserError(f"cannot keep checkpoint {last}: {error}") from error
+
+
+def _name(last: Path, name: str) -> None:
+    """One more name for a checkpoint. A reader sees what was there by that name, or this one."""
+    target = last.with_name(name)
+    if not last.is_dir():
+        with replacing(target) as temporary:
+            _link(last, temporary)
+        return
+    temporary = last.with_name(f".{name}.{os.getpid()}.tmp")
+    remove(temporary)
+    shutil.copytree(last, temporary, copy_function=_link)
+    flush(temporary)
+    # A folder cannot be renamed over another; readers know this place, too.
+    old = last.with_name(f".{name}.old")
+    if target.exists():
+        remove(old)
+        os.rename(target, old)
+    os.rename(temporary, target)
+    remove(old)
+    flush(last.parent)
+
+
+def _link(source: str | Path, target: str | Path) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without second names
+        shutil.copy2(source, target)
+    return str(target)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# -- loading ----------------------------------------------------------------------------------
+
+
+def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer) -> None:
+    try:
+        uk.partial_fc.load_checkpoint(path, head, optimizer)
+    except ValueError as error:
+        # Of one process or of another, which all of them are told.
+        damaged = uk.partial_fc.UNREADABLE in str(error)
+        raise (DamagedError if damaged else UserError)(str(error)) from error
 
 
 def pack_names(names: Sequence[str]) -> str:
@@ -184,10 +330,6 @@ def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None
         f"{path} was trained on other identities ({len(held)}) than those of data.path "
         f"({len(names)}); of number {wrong} the names are {shown[0]} and {shown[1]}"
     )
-
-
-def architecture(config: Config) -> str:
-    return f"{config.model.name} at {config.model.input_size} x {config.model.input_size}"
 
 
 def load_backbone(
@@ -232,7 +374,8 @@ def _fitting(
             features = any(f.startswith(("features.", "bn5.")) for f in found)
             held = f"{held} of another {'embedding' if features else 'input'} size"
     if found:
-        raise UserError(f"{path} holds {held}, not {architecture(config)}: {'; '.join(found)}")
+        model, size = config.model.name, config.model.input_size
+        raise UserError(f"{path} holds {held}, not {model} at {size} x {size}: {'; '.join(found)}")
     return state
 
 

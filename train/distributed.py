@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.errors import LostProcessError, UserError
-from train.launch import place
 
 # What gloo and NCCL say when another process has gone or takes too long.
 _LOST = (
@@ -31,11 +28,62 @@ _LOST = (
     "remote process",
 )
 
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Launchers that start several processes without these variables: number of processes, own number.
+_LAUNCHERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+
 T = TypeVar("T")
 
 
+class Place(NamedTuple):
+    rank: int
+    size: int
+    local_rank: int
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip() or str(default)
+    if not text.isdecimal() or not text.isascii() or len(text) > 9:
+        raise UserError(f"{name}: expected a whole number, got '{environment[name]}'")
+    return int(text)
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place:
+    """Rank, processes and rank on this machine; alone without any of the variables."""
+    missing = [name for name in _NEEDED if not environment.get(name, "").strip()]
+    rank, size = _number(environment, "RANK", 0), _number(environment, "WORLD_SIZE", 1)
+    several = size > 1 or rank > 0
+    if "WORLD_SIZE" not in environment and "RANK" not in environment:
+        for launcher, (count, number) in _LAUNCHERS.items():
+            if _number(environment, count, 1) > 1 or _number(environment, number, 0) > 0:
+                raise UserError(
+                    f"{launcher} has started several processes ({count}, {number}), and "
+                    f"{', '.join(missing)} are not set: start them by torchrun, or set RANK, "
+                    f"LOCAL_RANK and WORLD_SIZE from {launcher}'s variables and MASTER_ADDR and "
+                    "MASTER_PORT for all"
+                )
+    elif several and missing:
+        given = ", ".join(f"{k}={environment[k]}" for k in _NEEDED if k not in missing)
+        raise UserError(
+            f"{', '.join(missing)} not set beside {given}: a run of several processes needs "
+            f"{', '.join(_NEEDED)}, which torchrun sets"
+        )
+    if rank >= size:
+        raise UserError(f"RANK={rank}: expected a number below WORLD_SIZE={size}")
+    if several and not 0 < _number(environment, "MASTER_PORT", 0) < 2**16:
+        port = environment["MASTER_PORT"]
+        raise UserError(f"MASTER_PORT: expected a number between 1 and 65535, got '{port}'")
+    return Place(rank, size, _number(environment, "LOCAL_RANK", 0))
+
+
 @dataclass(frozen=True)
-class World:
+class DistributedEnv:
+    """This process among those of a run, and what they exchange."""
+
     rank: int
     size: int
     device: torch.device
@@ -49,18 +97,15 @@ class World:
         """The process group, None for one process."""
         return dist.group.WORLD if self.size > 1 else None
 
-    def _host(self) -> torch.device:
-        """Where numbers of the host travel: past the device, unless NCCL is all there is."""
-        return torch.device("cpu") if "cpu:" in dist.get_backend_config() else self.device
+    def print(self, *text: str, file: TextIO | None = None) -> None:
+        """On the first process alone."""
+        if self.is_main:
+            print(*text, file=file, flush=True)
 
-    def check_same(self, what: str, value: bytes | NDArray[Any]) -> None:
-        """An error on all processes unless ``value`` is the same on all of them."""
-        if self.size == 1:
-            return
-        own = torch.tensor([zlib.crc32(value)], device=self._host())
-        sums = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(sums, own)
-        others = [rank for rank, s in enumerate(sums) if int(s) != int(sums[0])]
+    def check_same(self, what: str, value: object) -> None:
+        """An error on all processes unless the small ``value`` is the same on all of them."""
+        found = self.gather_objects(value)
+        others = [rank for rank, other in enumerate(found) if other != found[0]]
         if others:
             raise UserError(
                 f"{what} is another on process {', '.join(map(str, others))} than on process 0"
@@ -124,7 +169,7 @@ class Vote:
     between processors.
     """
 
-    def __init__(self, world: World, timeout_s: float) -> None:
+    def __init__(self, world: DistributedEnv, timeout_s: float) -> None:
         self._group = self._work = self._sent = None
         if world.size > 1:
             timeout = timedelta(seconds=timeout_s)
@@ -180,7 +225,7 @@ def _not_joined(error: RuntimeError) -> UserError:
 
 
 @contextmanager
-def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
+def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[DistributedEnv]:
     """Join the group of the RANK, WORLD_SIZE and LOCAL_RANK variables: gloo, with NCCL for GPUs.
 
     Raises:
@@ -200,7 +245,7 @@ def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[World]:
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         joined = True
-        yield World(rank, size, chosen)
+        yield DistributedEnv(rank, size, chosen)
     except RuntimeError as error:
         if size > 1 and lost_process(error):
             if not joined:

@@ -23,6 +23,9 @@ _SYSTEM = {
 }
 # "not enough memory" is that of Torch's allocator on the CPU.
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+# By a part of its text, the explanation of an error that Torch may raise anywhere; modules add
+# those of their own.
+EXPLAINED: dict[str, Callable[[Exception], UserError]] = {}
 
 
 class UserError(Exception):
@@ -104,9 +107,6 @@ def explained(error: BaseException) -> UserError | None:
     ):
         said = text.split(". ")[0] or "no more memory"
         return UserError(f"out of memory: {said}; try train.accumulate or a smaller batch")
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        # Torch raises it wherever the main thread is when a decoding process ends.
-        from train.data.loader import lost_worker
-
-        return lost_worker(error)
+    if isinstance(error, RuntimeError):
+        return next((explain(error) for part, explain in EXPLAINED.items() if part in text), None)
     return None

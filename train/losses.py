@@ -10,23 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import unitsface_kernels as uk
+from train.config.sections import (
+    NO_LOSS,
+    LossConfig,
+    PartialFCConfig,
+    shardable_names,
+)
 from train.distributed import lost_process
 from train.errors import UserError
-
-NO_LOSS = "none"
-
-
-def class_loss_names() -> list[str]:
-    return sorted(uk.CLASS_LOSSES)
-
-
-def pair_loss_names() -> list[str]:
-    return sorted(uk.PAIR_LOSSES)
-
-
-def shardable_names() -> list[str]:
-    """Class losses whose classes can be spread over processes."""
-    return sorted(uk.partial_fc.SHARDABLE)
 
 
 def _parameters(cls: type) -> list[str]:
@@ -159,41 +150,38 @@ def cosine_threshold(loss: nn.Module) -> float | None:
 
 
 def build_loss(
-    *,
-    class_name: str,
-    pair_name: str,
+    config: LossConfig,
     num_classes: int,
     embedding_size: int,
-    class_options: dict[str, Any] | None = None,
-    pair_options: dict[str, Any] | None = None,
-    class_weight: float = 1.0,
-    pair_weight: float = 1.0,
-    backend: str = "auto",
+    *,
+    sharded: bool = False,
     group: Any = None,
-    class_until_pairs: bool = False,
 ) -> FaceLoss:
     """The losses of a configuration; class weights are (num_classes, embedding_size).
 
-    Pairs are those of the batches of all processes of ``group``.
+    Args:
+        sharded: the class loss is that of :func:`build_head`.
+        group: pairs are those of the batches of all its processes.
     """
     given = {
         "embedding_size": embedding_size,
         "num_classes": num_classes,
         "num_identities": num_classes,
-        "backend": backend,
-        "group": group,
+        "backend": config.backend,
+        "group": group if config.pair_across_ranks else None,
     }
     class_loss = pair_loss = None
-    if class_name != NO_LOSS:
-        cls = uk.CLASS_LOSSES[class_name]
-        class_loss = _construct("class", class_name, cls, given, class_options or {})
-    if pair_name != NO_LOSS:
-        cls = uk.PAIR_LOSSES[pair_name]
-        pair_loss = _construct("pair", pair_name, cls, given, pair_options or {})
-    return FaceLoss(class_loss, pair_loss, class_weight, pair_weight, class_until_pairs)
+    if config.class_name != NO_LOSS and not sharded:
+        cls = uk.CLASS_LOSSES[config.class_name]
+        class_loss = _construct("class", config.class_name, cls, given, config.class_options)
+    if config.pair_name != NO_LOSS:
+        cls = uk.PAIR_LOSSES[config.pair_name]
+        pair_loss = _construct("pair", config.pair_name, cls, given, config.pair_options)
+    weights = config.class_weight, config.pair_weight
+    return FaceLoss(class_loss, pair_loss, *weights, config.class_until_filled)
 
 
-def shards_classes(loss: Any, partial_fc: Any, processes: int) -> bool:
+def shards_classes(loss: LossConfig, partial_fc: PartialFCConfig, processes: int) -> bool:
     """Whether a configuration's class loss has its classes in shards, :func:`build_head`."""
     if loss.class_name not in shardable_names() or partial_fc.enabled == "never":
         return False
@@ -204,36 +192,31 @@ def shards_classes(loss: Any, partial_fc: Any, processes: int) -> bool:
 
 
 def build_head(
-    name: str,
+    config: LossConfig,
     num_classes: int,
     embedding_size: int,
     *,
     sample_rate: float,
     seed: int,
     device: torch.device,
-    options: dict[str, Any],
-    backend: str,
 ) -> uk.PartialFC:
     """The class loss with its classes spread over all processes."""
-    own = ("embedding_size", "num_classes", "backend")
+    name, own = config.class_name, ("embedding_size", "num_classes", "backend")
     known = [p for p in _parameters(uk.CLASS_LOSSES[name]) if p not in own]
-    _check_options("class", name, known, options)
+    _check_options("class", name, known, config.class_options)
     try:
         return uk.PartialFC(
-            name,
-            embedding_size,
-            num_classes,
-            sample_rate,
+            *(name, embedding_size, num_classes, sample_rate),
             seed=seed,
             device=device,
-            backend=backend,
-            **options,
+            backend=config.backend,
+            **config.class_options,
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"loss.class={name}: {error}") from error
 
 
-def headline(loss: Any, device: torch.device) -> str:
+def headline(loss: LossConfig, device: torch.device) -> str:
     """The first line of a training: what computes, and which losses (section ``loss``)."""
     try:
         backend = uk.resolve_backend(loss.backend, device, torch.float32)
@@ -245,36 +228,27 @@ def headline(loss: Any, device: torch.device) -> str:
 
 
 @torch.no_grad()
-def try_head(head: uk.PartialFC, embedding_size: int, device: torch.device) -> None:
-    """:func:`try_loss` for sharded classes, of which there is no memory for a copy: without
-    training there is nothing that a call changes.
-    """
-    head.eval()
-    try:
-        head(torch.ones(2, embedding_size, device=device), torch.tensor([0, 0], device=device))
-    except (TypeError, ValueError, RuntimeError) as error:
-        if lost_process(error):
-            raise
-        raise UserError(f"loss: {error}") from error
-    finally:
-        head.train()
-
-
-@torch.no_grad()
-def try_loss(loss: FaceLoss, embedding_size: int, device: torch.device) -> None:
-    """Call the loss once on two rows: what its options or its backend forbid shows up here,
+def try_loss(
+    loss: FaceLoss, embedding_size: int, device: torch.device, head: uk.PartialFC | None = None
+) -> None:
+    """Call the losses once on two rows: what their options or their backend forbid shows up here,
     before a run folder exists, rather than at the first step.
 
     A copy is called: thresholds and prototypes that start from the first batch must not start from
-    this one. It is gone before gradients and momentum need more than its memory.
+    this one. It is gone before gradients and momentum need more than its memory. Of a head, for
+    whose copy there is no memory, a call without training changes nothing.
     """
     # A process group is no part of the copy, and cannot be copied.
     groups = [module.group for module in loss.modules() if hasattr(module, "group")]
     loss = copy.deepcopy(loss, {id(group): group for group in groups})
+    features = torch.ones(2, embedding_size, device=device)
     try:
         for pairs in (True, False) if loss.class_until_pairs else (True,):
-            features = torch.ones(2, embedding_size, device=device)
             loss(features, torch.tensor([0, 1], device=device), pairs=pairs)
+        if head is not None:
+            head.eval()
+            head(features, torch.tensor([0, 0], device=device))
+            head.train()
     except (TypeError, ValueError, RuntimeError) as error:
         if lost_process(error):
             raise

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.distributed import World
-
-TERMS = ("loss", "class loss", "pair loss")
+from train.distributed import DistributedEnv
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,11 @@ class BadStep:
     norm_before: float | None  # one step earlier, if that is known
 
     def __str__(self) -> str:
-        text = ", ".join(
-            f"{name} {value:g}" for name, value in zip(TERMS[1:], self.losses[1:], strict=True)
-        )
         before = "" if self.norm_before is None else f" ({self.norm_before:g} one step before)"
-        return f"first on process {self.rank}: {text}, largest feature norm {self.norm:g}{before}"
+        return (
+            f"first on process {self.rank}: class loss {self.losses[1]:g}, pair loss "
+            f"{self.losses[2]:g}, largest feature norm {self.norm:g}{before}"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,12 @@ class Averages:
 class Meter:
     """Losses since the last log line, kept on the device until asked for."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: DistributedEnv) -> None:
         self.world = world
         self._restart()
 
     def _restart(self) -> None:
-        self.rows: list[Tensor] = []
+        self.rows: list[Tensor] = []  # of a step each
         self.sum: Tensor | None = None
         self.images = 0
         self.start = time.perf_counter()
@@ -88,7 +86,7 @@ class Meter:
         return None  # finite losses whose sum is not
 
 
-def all_finite(modules: Iterable[nn.Module | None], world: World) -> bool:
+def all_finite(modules: Iterable[nn.Module | None], world: DistributedEnv) -> bool:
     """Whether weights and statistics are finite on all processes; every one calls."""
     flags = [
         torch.stack(torch.aminmax(tensor.detach())).isfinite().all()  # without a copy's memory

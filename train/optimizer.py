@@ -1,4 +1,4 @@
-"""Optimizer, gradient scaler and clipping, with or without classes in shards."""
+"""Optimizer and gradient scaler, with or without classes in shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 import unitsface_kernels as uk
 from train.config import Config
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 
 
@@ -52,20 +52,9 @@ def build_optimizer(
     return optimizer
 
 
-def build_scaler(config: Config, world: World) -> torch.amp.GradScaler:
+def build_scaler(config: Config, world: DistributedEnv) -> torch.amp.GradScaler:
     """With several processes one that skips a step on all of them, or on none."""
     enabled, kind = config.train.amp == "fp16", world.device.type
     if world.size == 1:
         return torch.amp.GradScaler(kind, enabled=enabled)
     return ShardedGradScaler(kind, enabled=enabled, process_group=world.group)
-
-
-def clip(config: Config, backbone: nn.Module, loss: nn.Module, head: uk.PartialFC | None) -> None:
-    """Scales gradients, which are no longer scaled for float16, to ``train.clip_norm``."""
-    limit = config.train.clip_norm
-    if not config.train.clip_classes:
-        # The same on every process, whatever is in shards.
-        nn.utils.clip_grad_norm_(backbone.parameters(), limit)
-        return
-    parameters = [*backbone.parameters(), *loss.parameters()]
-    uk.clip_grad_norm_(parameters, limit, [] if head is None else [head])

@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from train.checkpoint import is_sharded
 from train.config import Config, to_dict
-from train.course import Course
+from train.config.differences import OTHER_ORDER, Difference, keys_that_differ
+from train.config.sections import TrainConfig
 from train.data.identities import Identities
 from train.errors import UserError
-
-_ORDER = "another order of images: what is left of this epoch repeats and leaves out some"
-# What a change of a key does, by its name or its section; the first that fits.
-_EFFECTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("train.batch_size",), "the epoch goes on behind the images it has had"),
-    (
-        (
-            *("train.lr", "train.epochs", "train.max_steps", "train.schedule", "train.power"),
-            *("train.warmup_epochs", "train.milestones", "train.gamma"),
-        ),
-        "learning rate and end of the run",
-    ),
-    (("run.seed", "data.sampler", "data.images_per_identity"), _ORDER),
-    (("data.path", "data.holdout"), "the identities to train on are the same"),
-    (("model.weights",), "none: the weights are the checkpoint's"),
-    (("train.ema",), "the average begins with the weights where the checkpoint has none"),
-    (
-        (
-            *("train.device", "train.compile", "loss.backend", "model.channels_last"),
-            *("run.deterministic", "processes"),
-        ),
-        "rounding",
-    ),
-    (("eval.",), "what is evaluated, and which checkpoint is the best"),
-    (
-        ("run.", "data.workers", "data.cache", "data.num_", "data.duplicates", "train.timeout_s"),
-        "none on what is trained",
-    ),
-    (("",), "from the next step on"),
-)
-
-
-# A run may have been moved; that classes are in shards where they were is checked at loading.
-_CHECKED = ("run.dir", "partial_fc.enabled")
-
-
-@dataclass(frozen=True)
-class Difference:
-    what: str
-    held: Any
-    asked: Any
-    effect: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {_shown(self.held)}, now {_shown(self.asked)} ({self.effect})"
-
-
-def _shown(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text or "''"
-
-
-def keys_that_differ(
-    held: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Mapping[str, Any]]
-) -> list[Difference]:
-    """Of two configurations as :func:`to_dict` gives them; the first may lack newer keys."""
-    defaults = to_dict(Config())
-    found = []
-    for section, entries in asked.items():
-        for name, value in entries.items():
-            key = f"{section}.{name}"
-            before = held.get(section, {}).get(name, defaults[section][name])
-            if before != value and key not in _CHECKED:
-                effect = next(text for keys, text in _EFFECTS if key.startswith(keys))
-                found.append(Difference(key, before, value, effect))
-    return found
+from train.schedule import Course
 
 
 def resumed_course(values: dict[str, Any], path: Path, config: Config, images: int) -> Course:
@@ -88,7 +25,7 @@ def resumed_course(values: dict[str, Any], path: Path, config: Config, images: i
     Raises:
         UserError: its step lies behind the end of the run, or its place cannot be kept.
     """
-    trainer, held = values["trainer"], values["config"]
+    trainer, held, asked = values["trainer"], values["config"], to_dict(config)
     step = trainer["step"]
     if "epoch" in trainer:
         epoch, done = trainer["epoch"], trainer["images"]
@@ -105,45 +42,51 @@ def resumed_course(values: dict[str, Any], path: Path, config: Config, images: i
             f"{path} is of step {step}, and this run has {course.total_steps} in all; "
             "for a longer run, set train.epochs or train.max_steps"
         )
-    held_data, data = held.get("data", {}), config.data
-    if done and data.sampler == "balanced":
-        asked = (config.train.batch_size, data.images_per_identity, data.sampler)
-        train = held.get("train", {})
-        before = (train.get("batch_size"), held_data.get("images_per_identity"), "balanced")
-        if asked != before or held_data.get("sampler") != "balanced":
-            raise UserError(
-                f"{path} is of the middle of an epoch, whose batches data.sampler=balanced makes "
-                "for one train.batch_size and data.images_per_identity; leave them as they were, "
-                "or resume from the end of an epoch"
-            )
+    keys = ("train", "batch_size"), ("data", "images_per_identity"), ("data", "sampler")
+    same = all(held.get(section, {}).get(k) == asked[section][k] for section, k in keys)
+    if done and config.data.sampler == "balanced" and not same:
+        raise UserError(
+            f"{path} is of the middle of an epoch, whose batches data.sampler=balanced makes for "
+            "one train.batch_size and data.images_per_identity; leave them as they were, or resume "
+            "from the end of an epoch"
+        )
     return course
 
 
-def check_losses(values: dict[str, Any], path: Path, config: Config, state: Sequence[str]) -> None:
-    """An error where a loss would take over the state of another one.
+def check_resumable(
+    values: dict[str, Any], path: Path, config: Config, loss_state: Sequence[str], *, sharded: bool
+) -> None:
+    """An error where a part of the state would be taken over by another kind of part.
 
     Args:
-        state: names in the state of the present losses.
+        loss_state: names in the state of the present losses.
+        sharded: the present class loss has its classes in shards.
     """
-    held, asked = values["config"].get("loss", {}), to_dict(config)["loss"]
+    held, asked = values["config"], to_dict(config)
+    optimizer = held.get("train", {}).get("optimizer", "sgd")
+    if optimizer != config.train.optimizer:
+        raise UserError(
+            f"{path} holds the state of {optimizer}; leave train.optimizer as it was, or begin a "
+            "run with its weights as model.weights"
+        )
+    if is_sharded(path) != sharded:
+        shards = "no shards of classes" if sharded else "shards of classes"
+        raise UserError(f"{path} holds {shards}; leave partial_fc.enabled as it was")
+    model = held.get("model", {}).get("name", config.model.name)
+    if model != config.model.name:  # whose weights fit all the same
+        raise UserError(f"{path} holds {model}, not {config.model.name}")
     for part in ("class", "pair"):
-        before = held.get(part, asked[part])
-        names = [*values["loss"], *state]
+        before, now = held.get("loss", {}).get(part, asked["loss"][part]), asked["loss"][part]
+        names = [*values["loss"], *loss_state]
         # What lies in shards is the class loss's.
         has_state = part == "class" or any(name.startswith("pair_loss.") for name in names)
-        if before != asked[part] and has_state:
+        if before != now and has_state:
             raise UserError(
-                f"{path} holds another loss, the state of loss.{part}={before}, not of "
-                f"{asked[part]}; leave loss.{part} as it was, or begin a run with its weights as "
-                "model.weights"
+                f"{path} holds another loss, the state of loss.{part}={before}, not of {now}; "
+                f"leave loss.{part} as it was, or begin a run with its weights as model.weights"
             )
-
-
-def check_model(values: dict[str, Any], path: Path, config: Config) -> None:
-    """An error where weights fit a backbone that they are not of."""
-    before = values["config"].get("model", {}).get("name", config.model.name)
-    if before != config.model.name:
-        raise UserError(f"{path} holds {before}, not {config.model.name}")
+    if config.loss.memory and values.get("memory") is None:
+        raise UserError(f"{path} was trained without loss.memory and holds none")
 
 
 def report(
@@ -154,7 +97,7 @@ def report(
     identities: Identities,
     processes: int,
 ) -> str:
-    """From which step a run goes on, what is the same, what differs and what that does."""
+    """The step that a run goes on from, what is the same, what differs and what that does."""
     held, asked = values["config"], to_dict(config)
     found = keys_that_differ(held, asked)
     number = values.get("processes", processes)
@@ -165,7 +108,7 @@ def report(
         before = Identities(identities.names, counts)
         text = before.difference(identities)
         if text:
-            where = _ORDER if course.done else "from the next step on"
+            where = OTHER_ORDER if course.done else "from the next step on"
             found.append(Difference("images, in brackets now", text, "other ones", where))
     found += _learning_rate(held, asked, values, course)
     sections = {d.what.split(".")[0] for d in found}
@@ -188,21 +131,15 @@ def _counts(values: dict[str, Any]) -> NDArray[np.int64] | None:
 def _learning_rate(
     held: dict[str, Any], asked: dict[str, Any], values: dict[str, Any], course: Course
 ) -> list[Difference]:
-    """Of the next step, where it is another than it would have been."""
-    if course.begin >= course.total_steps:
-        return []
-    train = {**asked["train"], **held.get("train", {})}
+    """That of the next step, where it is another than it would have been."""
     counts = _counts(values)
-    before = Course(
-        type(course.train)(**train),
-        course.images if counts is None else int(counts.sum()),
-        course.begin,
-        course.epoch,
-        course.done,
+    before = dataclasses.replace(
+        course,
+        train=TrainConfig(**{**asked["train"], **held.get("train", {})}),
+        images=course.images if counts is None else int(counts.sum()),
     )
-    if before.begin >= before.total_steps:  # the run that was has ended
+    if any(c.begin >= c.total_steps for c in (course, before)):  # one of them has ended
         return []
     old, new = before.lr(course.begin), course.lr(course.begin)
-    if old == new:
-        return []
-    return [Difference("learning rate of the next step", old, new, "by the keys above")]
+    what = "learning rate of the next step"
+    return [] if old == new else [Difference(what, old, new, "by the keys above")]

@@ -1,4 +1,4 @@
-"""The run folder: who may write it, and what is in it."""
+"""The run folder: the lock of its one writer, and the files in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from train.checkpoint import LAST, flush
-from train.checkpoints import remove, remove_leftovers
+from train.checkpoint import LAST, remove
 from train.config import Config, to_yaml
 from train.errors import UserError
-from train.run_lock import RunLock
+from train.small_files import replacing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two starts in one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 METRICS = "metrics.jsonl"
 TABLE = "metrics.csv"  # the same in columns
@@ -27,60 +32,149 @@ EVALUATIONS = "evaluations.jsonl"
 EVALUATION = "evaluation.json"
 FEATURES = "features.npz"
 CONFIG = "config.yaml"
+LOCK = ".lock"
 _AT_THE_END = (EVALUATION, FEATURES, "report.html")
 # Checkpoints first: a process that dies on the way must not leave them for a run to go on from.
 _OURS = ("checkpoints", METRICS, TABLE, EVALUATIONS, *_AT_THE_END, CONFIG, "tensorboard")
 
 
-def check_run_folder(folder: Path, *, resume: bool, overwrite: bool, auto: bool = False) -> None:
-    """Refuse early what :func:`prepare` could not do, without touching the disk.
+# -- the lock ---------------------------------------------------------------------------------
 
-    Args:
-        resume: the run goes on from a checkpoint.
-        overwrite: a run that is there may be moved aside.
-        auto: one that was cut off before its first checkpoint may be begun again.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"run.dir: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"run.dir: cannot write in {existing}")
-    if resume or overwrite or not holds_run(folder) or (auto and _is_cut_off(folder)):
-        return
-    if auto:
-        raise UserError(
-            f"run.dir: {folder} holds a run without a checkpoint to go on from; name one, --resume "
-            "CHECKPOINT, or begin again with run.overwrite=true on the command line, which moves "
-            "the run aside"
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A lock is held as long as any copy of its descriptor is open."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+class RunLock:
+    """Held from :meth:`take` until :meth:`release`, or until the process ends, however it does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self.descriptor: int | None = None
+
+    def take(self) -> None:
+        """Raises a UserError where another process, or another run of this one, has the folder."""
+        if fcntl is None or self.descriptor is not None:
+            return
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise UserError(
+                    f"run.dir: {self.path.parent} is being written by another run"
+                    f"{f' ({holder})' if holder else ''}; choose another run.dir"
+                ) from error
+            except OSError:  # a file system without locks
+                os.close(descriptor)
+                return
+            # The holder before may have removed the file in the meantime.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    break
+            os.close(descriptor)
+        os.ftruncate(descriptor, 0)
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        _held.add(descriptor)
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        if self.descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            _held.discard(self.descriptor)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+# -- the folder -------------------------------------------------------------------------------
+
+
+class RunFolder(RunLock):
+    """A run's folder, which no other run may write until this one is released."""
+
+    def __init__(self, folder: Path, *, resume: bool, overwrite: bool, auto: bool) -> None:
+        """
+        Args:
+            resume: the run that is in the folder goes on.
+            overwrite: a run that is there may be moved aside.
+            auto: one that was cut off before its first checkpoint may begin again.
+        """
+        super().__init__(folder)
+        self.folder, self.resume, self.overwrite, self.auto = folder, resume, overwrite, auto
+
+    def check(self) -> None:
+        """Refuse early what :meth:`prepare` could not do; nothing is written but a lock."""
+        folder = self.folder
+        existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+        if not existing.is_dir():
+            raise UserError(f"run.dir: {existing} is not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"run.dir: cannot write in {existing}")
+        may_begin = self.resume or self.overwrite or (self.auto and _is_cut_off(folder))
+        if not may_begin and ((folder / METRICS).exists() or _has_checkpoints(folder)):
+            raise UserError(
+                f"run.dir: {folder} holds a run without a checkpoint to go on from; name one, "
+                "--resume CHECKPOINT, or begin again with run.overwrite=true on the command line, "
+                "which moves the run aside"
+                if self.auto
+                else f"run.dir: {folder} already holds a run; continue it with --resume, choose "
+                "another run.dir, or begin again with run.overwrite=true on the command line, "
+                "which moves the run aside"
+            )
+        if folder.is_dir():
+            self._lock()
+
+    def _lock(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.take()
+        except OSError as error:
+            raise UserError(f"run.dir: cannot write in {self.folder}: {error.strerror}") from error
+
+    def prepare(self, config: Config, *, resume_step: int | None) -> Path | None:
+        """:func:`prepare`, where no other run has come first."""
+        self._lock()
+        self.check()
+        return prepare(
+            self.folder, config, resume_step=resume_step, auto=self.auto, own=self.resume
         )
-    raise UserError(
-        f"run.dir: {folder} already holds a run; continue it with --resume, choose another "
-        "run.dir, or begin again with run.overwrite=true on the command line, which moves the run "
-        "aside"
-    )
+
+    def __enter__(self) -> RunFolder:
+        return self
 
 
-def holds_run(folder: Path) -> bool:
-    return (folder / METRICS).exists() or _checkpoints(folder)
-
-
-def _checkpoints(folder: Path) -> bool:
+def _has_checkpoints(folder: Path) -> bool:
     """Whether there are any that are whole, by whatever name."""
     path = folder / LAST.parent
-    return path.is_dir() and any(
-        not name.endswith(".tmp") and not name.endswith(".new") for name in os.listdir(path)
-    )
+    return path.is_dir() and any(not n.endswith((".tmp", ".new")) for n in os.listdir(path))
 
 
 def _is_cut_off(folder: Path) -> bool:
     """Whether all there is of a run will come again if it begins again."""
     ended = any((folder / name).exists() for name in _AT_THE_END)
-    return (folder / METRICS).exists() and not ended and not _checkpoints(folder)
+    return (folder / METRICS).exists() and not ended and not _has_checkpoints(folder)
 
 
-def move_aside(folder: Path) -> Path | None:
+def _move_aside(folder: Path) -> Path | None:
     """Move aside whatever has the names of a run's files; where to, if there was any."""
     found = [name for name in _OURS if (folder / name).exists()]
     if not found:
@@ -88,11 +182,9 @@ def move_aside(folder: Path) -> Path | None:
     where = folder.resolve()
     for number in itertools.count(1):
         target = where.with_name(f"{where.name}.old-{number}")
-        try:
+        with suppress(FileExistsError):
             target.mkdir()
             break
-        except FileExistsError:
-            continue
     # What says that there is a run goes last: a process may die on the way.
     for name in sorted(found, key=lambda name: name == METRICS):
         os.rename(where / name, target / name)
@@ -122,8 +214,12 @@ def prepare(
             for name in _OURS if resume_step is None else _AT_THE_END:
                 remove(folder / name)
         else:
-            moved = move_aside(folder)
-        remove_leftovers(folder)
+            moved = _move_aside(folder)
+        # What processes that died while they wrote or removed something left of it.
+        unfinished = [f".{name}.*.tmp" for name in _OURS]
+        for pattern in (f"{LAST.parent}/.*.tmp", *unfinished):
+            for path in folder.glob(pattern):
+                remove(path)
         lines = _until(folder / METRICS, resume_step)
         write_text(folder / METRICS, _json_lines(lines))
         write_text(folder / TABLE, _table(lines))
@@ -132,6 +228,9 @@ def prepare(
     except OSError as error:
         raise UserError(f"run.dir: cannot write in {folder}: {error.strerror}") from error
     return moved
+
+
+# -- its files --------------------------------------------------------------------------------
 
 
 def _until(path: Path, step: int | None) -> list[dict[str, Any]]:
@@ -153,9 +252,7 @@ def _table(lines: list[dict[str, Any]]) -> str:
     """CSV, with the names of the columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    if lines:
-        writer.writerow(lines[0])
-    writer.writerows(values.values() for values in lines)
+    writer.writerows([*lines[:1], *(values.values() for values in lines)])
     return text.getvalue()
 
 
@@ -169,14 +266,8 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _named(path):
-            temporary.write_text(text)
-            flush(temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path), replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -185,13 +276,8 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """An .npz file."""
-    temporary = path.with_name(f".{path.stem}.tmp.npz")
-    try:
-        with _named(path):
-            np.savez(temporary, **arrays)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path), replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -199,15 +285,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluated_steps(folder: Path) -> set[int]:
-    """Steps of which ``evaluations.jsonl`` has figures."""
+    """Steps with metrics in ``evaluations.jsonl``."""
     path = folder / EVALUATIONS
-    if not path.exists():
-        return set()
-    return {json.loads(line)["step"] for line in path.read_text().splitlines()}
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {json.loads(line)["step"] for line in lines}
 
 
 class MetricsLog:
-    """Appends to the files of figures and, when asked to, to TensorBoard events."""
+    """Appends to the files of metrics and, when asked to, to TensorBoard events."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, first_step: int) -> None:
         self._folder = folder
@@ -222,19 +307,18 @@ class MetricsLog:
         }
 
     def write(self, values: dict[str, Any]) -> None:
-        self._append(METRICS, json.dumps(values) + "\n")
+        self._append(METRICS, _json_lines([values]))
         header, row = _table([values]).splitlines(keepends=True)
         self._append(TABLE, row if self._files[TABLE].tell() else header + row)
         self._plot("train", values, values["step"])
 
     def write_evaluation(
-        self, step: int, epoch: float, figures: Mapping[str, Mapping[str, float]]
+        self, step: int, epoch: float, metrics: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """Figures of every test set, by its name."""
-        for name, values in figures.items():
+        """Metrics of every test set, by its name."""
+        for name, values in metrics.items():
             self._plot(f"eval/{name}", values, step)
-        line = {"step": step, "epoch": epoch, "eval": figures}
-        self._append(EVALUATIONS, json.dumps(line) + "\n")
+        self._append(EVALUATIONS, _json_lines([{"step": step, "epoch": epoch, "eval": metrics}]))
 
     def _append(self, name: str, text: str) -> None:
         with _named(self._folder / name):
@@ -253,43 +337,3 @@ class MetricsLog:
                 file.close()
         if self._writer is not None:
             self._writer.close()
-
-
-class RunFolder:
-    """A run's folder from the start of its process to the end, which no other run may write."""
-
-    def __init__(self, folder: Path, *, resume: bool, overwrite: bool, auto: bool) -> None:
-        """``resume``: a run goes on that is in it."""
-        self.folder, self.lock = folder, RunLock(folder)
-        self.resume, self.overwrite, self.auto = resume, overwrite, auto
-
-    def check(self) -> None:
-        """Refuse early what :meth:`prepare` could not do; nothing is written but a lock."""
-        check_run_folder(self.folder, resume=self.resume, overwrite=self.overwrite, auto=self.auto)
-        if self.folder.is_dir():
-            self._take()
-
-    def _take(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock.take()
-        except OSError as error:
-            raise UserError(f"run.dir: cannot write in {self.folder}: {error.strerror}") from error
-
-    def prepare(self, config: Config, *, resume_step: int | None) -> Path | None:
-        """:func:`prepare`, where no other run has come first."""
-        self._take()
-        self.check()
-        return prepare(
-            self.folder, config, resume_step=resume_step, auto=self.auto, own=self.resume
-        )
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.release()
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return folder / LAST

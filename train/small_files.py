@@ -1,4 +1,6 @@
-"""JSON and NumPy files whose contents are not trusted: errors in one line, memory by their size."""
+"""Files of a run: written whole or not at all; JSON and NumPy arrays of which nothing is trusted
+are read with errors in one line, within memory of their size.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +24,31 @@ _MOST_EXPANDED = 20
 
 class ArrayError(Exception):
     """The reason why there is no array."""
+
+
+def flush(path: Path) -> None:
+    """What was written to a file, or the names in a folder, is on the disk."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, renamed over it at the end: a reader has the old file or the
+    new one, and after an error the old one is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from torch import distributed as dist
 import unitsface_kernels as uk
 from bench import heads, predict, predict_training
 from bench.cost import Machine, Step
-from train import dry_run
+from train.tools import dry_run
 from train.backbones import build_backbone
 from train.config import make_config
 from unitsface_kernels.distributed.collectives import world_size

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from train import html_report
 from train.errors import UserError
 from train.evaluation.ijb_meta import GALLERIES, Faces, read_faces, read_pairs, read_search
 from train.evaluation.lists import read_matrix
@@ -25,6 +24,7 @@ from train.evaluation.megaface_files import (
     without_noises,
     write_feature,
 )
+from train.tools import run_report
 from unitsface_kernels.backends.triton.autotune_store import Store
 
 from .mutation import mutate, outcome
@@ -86,8 +86,8 @@ def _read(folder: Path, name: str) -> None:
         ),
         "m.npy": lambda path: read_matrix(path, rows=3),
         "x.bin": read_feature,
-        "features.npz": html_report._features,
-        "metrics.jsonl": html_report._lines,
+        "features.npz": run_report._features,
+        "metrics.jsonl": run_report._lines,
         "cache.json": _read_store,
     }
     readers[name](folder / name)

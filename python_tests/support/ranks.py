@@ -32,7 +32,7 @@ PRELOADED = [
     "train.config",
     "train.data.dataset",
     "train.data.duplicates",
-    "train.engine",
+    "train.trainer",
     "train.run_folder",
     "bench.contestants",
 ]

@@ -16,11 +16,11 @@ if str(ROOT) not in sys.path:
 
 from train.config import Config, make_config  # noqa: E402
 from train.data.dataset import open_dataset  # noqa: E402
-from train.distributed import World  # noqa: E402
-from train.engine import Trainer  # noqa: E402
+from train.distributed import DistributedEnv  # noqa: E402
 from train.run_folder import prepare, read_metrics  # noqa: E402
+from train.trainer import Trainer  # noqa: E402
 
-CPU = World(0, 1, torch.device("cpu"))
+CPU = DistributedEnv(0, 1, torch.device("cpu"))
 
 
 def write_faces(

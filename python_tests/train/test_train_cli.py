@@ -15,11 +15,12 @@ from test_train_partial_fc import start as start_ranks
 from train import checkpoint
 from train.distributed import choose_device
 from train.errors import INTERRUPTED, UserError
-from train.main import stop_on_signal
 from train.run_folder import read_metrics
+from train.stopping import stop_on_signal
 
 MAIN = str(ROOT / "train" / "main.py")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+MODULE = ["-m", "train"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def start(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -39,8 +40,9 @@ def test_script_trains_from_any_folder_with_a_progress_bar(tmp_path: Path) -> No
     assert len(read_metrics(tmp_path / "run")) == 4
 
 
-def test_script_reports_a_mistake_in_one_line(tmp_path: Path) -> None:
-    done = start([sys.executable, MAIN, "train.speed=9"], tmp_path)
+@pytest.mark.parametrize("program", [[MAIN], MODULE], ids=["script", "module"])
+def test_a_mistake_is_reported_in_one_line(tmp_path: Path, program: list[str]) -> None:
+    done = start([sys.executable, *program, "train.speed=9"], tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: command line: unknown key 'train.speed'")
     assert done.stderr.count("\n") == 1
@@ -59,7 +61,7 @@ def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool)
     )
     if memory:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = start([sys.executable, *torchrun, MAIN, *arguments(config)], tmp_path)
+        done = start([sys.executable, *torchrun, *MODULE, *arguments(config)], tmp_path)
         assert done.returncode == 0, done.stderr
         output = done.stdout
     else:

@@ -11,10 +11,10 @@ import pytest
 from support.training import write_faces
 
 import unitsface_kernels as uk
-from train import compare_losses, report
 from train.errors import DivergedError, UserError, exit_code
 from train.evaluation.verification import Verification
 from train.run_folder import read_metrics
+from train.tools import comparison, demo
 
 RESULT = Verification(
     pairs=10,
@@ -43,15 +43,15 @@ def cells(line: str) -> list[str]:
 
 
 def test_entries_name_registered_losses_and_are_many() -> None:
-    found = {entry: compare_losses.find_losses(entry) for entry in compare_losses.ENTRIES}
+    found = {entry: comparison.find_losses(entry) for entry in comparison.ENTRIES}
     assert len(found) >= 8
     assert None not in found.values()
     assert found["uss"] == ("none", "uss")
     assert found["cosface+pair_bce"] == ("cosface", "pair_bce")
     for name in uk.CLASS_LOSSES:
-        assert compare_losses.find_losses(name) == (name, "none")
+        assert comparison.find_losses(name) == (name, "none")
     for wrong in ("", "bigface", "uss+cosface", "cosface+", "cosface+arcface", "cosface+none"):
-        assert compare_losses.find_losses(wrong) is None
+        assert comparison.find_losses(wrong) is None
 
 
 def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
@@ -59,7 +59,7 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
 ) -> None:
     out = tmp_path / "losses"
     names = ["class_bce", "sphereface2+uss"]
-    assert compare_losses.run(["--quick", "--out", str(out), "--only", *names]) == 0
+    assert comparison.run(["--quick", "--out", str(out), "--only", *names]) == 0
     values = json.loads((out / "report.json").read_text())
     assert values["smoke"] is True
     assert list(values["results"]) == names
@@ -72,7 +72,7 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
     assert both["threshold"] == read_metrics(out / "sphereface2+uss-0")[-1]["threshold"]
     assert both["accuracy_at_threshold"] is not None
     printed = capsys.readouterr().out
-    for path in (out / "report.md", out / report.LOSSES_TABLE):
+    for path in (out / "report.md", out / demo.LOSSES_TABLE):
         text = path.read_text()
         assert "Smoke run" in text
         assert "seed 0." in text
@@ -80,15 +80,15 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
         assert [cells(row)[0] for row in rows[2:]] == names
         assert all(row in printed for row in rows)
     assert not list(out.glob("*/checkpoints"))
-    section = report.other_losses(out / report.LOSSES_TABLE, tmp_path / "demo")
-    assert (out / report.LOSSES_TABLE).read_text().strip() in section
+    section = demo.other_losses(out / demo.LOSSES_TABLE, tmp_path / "demo")
+    assert (out / demo.LOSSES_TABLE).read_text().strip() in section
     assert "](../losses/report.md)" in section
 
 
 def test_any_folder_of_images_can_be_compared_on(tmp_path: Path) -> None:
     out, data = tmp_path / "losses", write_faces(tmp_path / "my faces", identities=6, images=4)
     given = ["--data", str(data), "--holdout", "2", "--quick", "--only", "uss"]
-    assert compare_losses.run([*given, "--out", str(out)]) == 0
+    assert comparison.run([*given, "--out", str(out)]) == 0
     values = json.loads((out / "report.json").read_text())
     assert (values["train_identities"], values["test_images"]) == (4, 8)
     assert "AT&T" not in (out / "report.md").read_text()
@@ -109,9 +109,9 @@ def test_table_has_mean_and_spread_over_seeds_and_keeps_what_did_not_diverge(
             RESULT, auc=0.9 + 0.02 * seed, threshold=learned, accuracy_at_threshold=learned
         ), ABOUT
 
-    monkeypatch.setattr(compare_losses, "run_one", made_up)
+    monkeypatch.setattr(comparison, "run_one", made_up)
     given = ["--out", str(tmp_path), "--seeds", "2", "--only", "uss", "uce", "uss"]
-    assert compare_losses.run(given) == 0
+    assert comparison.run(given) == 0
     assert runs == [("uss", "uss-0"), ("uss", "uss-1"), ("uce", "uce-0"), ("uce", "uce-1")]
     text = (tmp_path / "report.md").read_text()
     assert "Smoke run" not in text
@@ -130,9 +130,9 @@ def test_comparison_in_which_everything_diverged_is_an_error(
     def diverge(*_: object) -> Any:
         raise DivergedError("the loss is nan at step 1")
 
-    monkeypatch.setattr(compare_losses, "run_one", diverge)
+    monkeypatch.setattr(comparison, "run_one", diverge)
     with pytest.raises(UserError, match="every run diverged"):
-        compare_losses.run(["--out", str(tmp_path), "--only", "uss"])
+        comparison.run(["--out", str(tmp_path), "--only", "uss"])
     assert not list(tmp_path.iterdir())
 
 
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     given = ["--out", str(tmp_path / "out"), *arguments]
     with pytest.raises(UserError, match=message):
-        compare_losses.run(given)
-    assert exit_code(lambda: compare_losses.run(given)) == 2
+        comparison.run(given)
+    assert exit_code(lambda: comparison.run(given)) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -146,13 +146,11 @@ def test_help_lists_every_key_with_default_and_meaning(capsys: pytest.CaptureFix
 
 
 def test_arguments_may_come_in_any_order() -> None:
-    arguments, resume = parse_arguments(["a.b=1", "--resume", "c.d=2"])
-    assert resume
+    arguments = parse_arguments(["a.b=1", "--resume", "c.d=2"])
     assert arguments.resume == ""
     assert sorted(arguments.overrides) == ["a.b=1", "c.d=2"]
-    arguments, resume = parse_arguments(["--resume", "x/last.pt", "a.b=1"])
-    assert (arguments.resume, resume) == ("x/last.pt", True)
-    assert not parse_arguments(["a.b=1"])[1]
+    assert parse_arguments(["--resume", "x/last.pt", "a.b=1"]).resume == "x/last.pt"
+    assert parse_arguments(["a.b=1"]).resume is None
 
 
 def test_unknown_option_and_missing_checkpoint(

@@ -10,10 +10,11 @@ import torch
 from support.training import tiny, train, trainer_of, write_faces
 from test_train_backbones import OUTPUTS, SHAPES, fill, published_input
 
-from train import checkpoint, convert
+from train import checkpoint
 from train.backbones import build_backbone
 from train.backbones.weights import find_state, recognize
 from train.errors import UserError
+from train.tools import convert
 
 
 def published(name: str) -> dict[str, torch.Tensor]:

@@ -12,16 +12,15 @@ from support.training import losses, tiny, train, trainer_of, write_faces
 
 from train import checkpoint
 from train.config import make_config
-from train.course import Course
 from train.data.identities import Identities, check_same
 from train.data.image_list import ImageList, whole
 from train.data.loader import ImageSource
 from train.data.records import Encoded
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 from train.main import main
 from train.run_folder import read_metrics
-from train.schedule import learning_rate
+from train.schedule import Course, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +211,9 @@ def _compare(rank: int, case: int) -> str:
 
     names, counts, _ = OTHERS[case if rank == 1 else 0]
     try:
-        check_same(World(rank, 3, torch.device("cpu")), "data.path", images_of(names, counts))
+        check_same(
+            DistributedEnv(rank, 3, torch.device("cpu")), "data.path", images_of(names, counts)
+        )
     except UserError as error:
         return str(error)
     return ""

@@ -18,11 +18,11 @@ from support.training import tiny, write_faces
 from train.data import orl
 from train.data.augment import Augment, normalize, to_unit
 from train.data.dataset import open_dataset
-from train.data.decode import UnreadableImageError, decode
+from train.data.decode import to_pixels
 from train.data.folder import natural_key, scan_folder
-from train.data.image_list import split_identities
+from train.data.image_list import split_identities, whole
 from train.data.loader import open_images
-from train.data.records import RecordError
+from train.data.records import Files, RecordError
 from train.data.sampler import epoch_order, rank_batches, steps_per_epoch
 from train.errors import UserError
 
@@ -199,7 +199,7 @@ def test_any_color_mode_and_size_becomes_three_square_channels(tmp_path: Path) -
     }
     for name, (image, expected) in cases.items():
         image.save(tmp_path / name)
-        pixels = decode((tmp_path / name).read_bytes(), 16, name)
+        pixels = to_pixels((tmp_path / name).read_bytes(), 16)
         assert pixels.shape == (3, 16, 16), name
         assert pixels.dtype == np.uint8, name
         assert np.abs(pixels[:, 8, 8].astype(int) - expected).max() <= 2, name
@@ -208,7 +208,7 @@ def test_any_color_mode_and_size_becomes_three_square_channels(tmp_path: Path) -
 def test_downscaling_is_antialiased(tmp_path: Path) -> None:
     stripes = np.tile(np.array([[0, 255]], np.uint8), (64, 32))  # one pixel wide
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    pixels = decode((tmp_path / "stripes.png").read_bytes(), 16, "stripes").astype(int)
+    pixels = to_pixels((tmp_path / "stripes.png").read_bytes(), 16).astype(int)
     assert np.abs(pixels - 127).max() < 40  # without it: 0 or 255
 
 
@@ -216,8 +216,9 @@ def test_downscaling_is_antialiased(tmp_path: Path) -> None:
 def test_unreadable_image_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
-    with pytest.raises(UnreadableImageError, match=r"cannot read image .*bad\.png"):
-        decode(path.read_bytes(), 16, str(path))
+    images = whole(Files([str(path)]), [0], ["someone"])
+    with pytest.raises(UserError, match=r"cannot read image .*bad\.png"):
+        open_images(images, 16, on_error="fail")
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("always", 0), ("never", 0), ("never", 1)])

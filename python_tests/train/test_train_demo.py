@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from support.training import ROOT  # noqa: F401
 
-from train import demo, report
 from train.errors import exit_code
 from train.evaluation.verification import Verification
+from train.tools import demo
+from train.tools.report import layout
 
 
 def result(
@@ -29,8 +30,13 @@ def result(
     )
 
 
+def printed(results: dict[str, Verification]) -> str:
+    table = demo.table(results)
+    return layout(table.header, table.rows)
+
+
 def test_table_has_one_row_per_method_and_a_dash_without_a_threshold() -> None:
-    text = report.table({"pixels": result(0.9, 0.8), "ours": result(0.95, 0.85, threshold=0.25)})
+    text = printed({"pixels": result(0.9, 0.8), "ours": result(0.95, 0.85, threshold=0.25)})
     header, _, pixels, ours = text.splitlines()
     assert [c.strip() for c in header.split("|")[1:-1]] == [
         "method",
@@ -46,13 +52,13 @@ def test_table_has_one_row_per_method_and_a_dash_without_a_threshold() -> None:
     assert cells == ["ours", "0.850 ± 0.010", "0.950", "0.500", "0.750", "0.600", "0.250"]
     assert len({len(line) for line in text.splitlines()}) == 1
     # Of 99 negative pairs none may be accepted at 0.01.
-    few = report.table({"pixels": result(0.9, 0.8, negatives=99)}).splitlines()[-1]
+    few = printed({"pixels": result(0.9, 0.8, negatives=99)}).splitlines()[-1]
     assert [c.strip() for c in few.split("|")[4:6]] == ["not resolved", "0.750"]
 
 
 def test_verdict_says_so_when_a_model_does_not_beat_the_better_baseline() -> None:
     results = {"pixels": result(0.90, 0.84), "PCA": result(0.92, 0.83), "ours": result(0.91, 0.85)}
-    text = report.verdict(results, ["ours"])
+    text = demo.verdict(results, ["ours"])
     assert "AUC 0.910 against 0.920 of the better baseline (NOT better)" in text
     assert "accuracy 0.850 against 0.840 (better)" in text
 

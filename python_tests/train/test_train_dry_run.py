@@ -11,13 +11,13 @@ import pytest
 import torch
 from support.training import ROOT, tiny, trainer_of, write_faces
 
-from train import dry_run
 from train.config import Config
 from train.errors import UserError
 from train.losses import shards_classes
 from train.main import load_config, main
 from train.run_folder import prepare, read_metrics
 from train.schedule import learning_rate
+from train.tools import dry_run
 
 CONFIGS = ROOT / "train" / "configs"
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))

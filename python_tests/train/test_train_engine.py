@@ -22,11 +22,12 @@ from support.training import (
 import unitsface_kernels
 from train import checkpoint
 from train.config import read_yaml, to_dict
-from train.distributed import World
-from train.engine import Trainer, build_optimizer
+from train.distributed import DistributedEnv
 from train.errors import UserError
 from train.main import main
+from train.optimizer import build_optimizer
 from train.run_folder import read_metrics
+from train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +315,11 @@ def test_what_other_processes_skipped_is_reported_too(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = {"x.png": "cannot read image x.png: it is empty"}
-    monkeypatch.setattr(World, "gather_objects", lambda self, value: [value, other])
+
+    def gather(self: DistributedEnv, value: Any) -> list[Any]:
+        return [value, other] if isinstance(value, dict) else [value]
+
+    monkeypatch.setattr(DistributedEnv, "gather_objects", gather)
     assert main(arguments(tiny(faces, tmp_path, train={"max_steps": 1}))) == 0
     assert capsys.readouterr().err.endswith(f"skipped 1 unreadable image(s):\n  {other['x.png']}\n")
 

@@ -14,7 +14,7 @@ from support.training import CPU, arguments, tiny, train, write_faces
 from train import evaluate, main
 from train.data.dataset import scan
 from train.data.loader import open_images
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 from train.evaluation.embed import embed
 from train.evaluation.model import load_model
@@ -157,7 +157,7 @@ def test_every_process_learns_what_the_others_skipped(
     source = open_images(scan(str(data)), 16, on_error="skip", cache="never")
     backbone = train(tiny(data, tmp_path / "run"), 1).backbone
     other = {source.images.name(3): "cannot be read"}
-    monkeypatch.setattr(World, "gather_objects", lambda self, value: [value, (other, 0)])
+    monkeypatch.setattr(DistributedEnv, "gather_objects", lambda self, value: [value, (other, 0)])
     embed(backbone, source, CPU.device)
     assert source.readable().tolist() == [True, True, True, False]
 

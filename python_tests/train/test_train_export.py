@@ -15,11 +15,11 @@ from support.training import tiny, train, write_faces
 from torch import nn
 from torch.nn import functional as F
 
-from train import export
 from train.data.augment import normalize, to_unit
-from train.data.decode import decode
+from train.data.decode import to_pixels
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
+from train.tools import export
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -56,7 +56,7 @@ def test_features_are_those_of_torch_for_any_number_of_faces(
     assert float(properties["cosine_threshold"]) == pytest.approx(trainer.threshold(), abs=1e-6)
 
     faces = scan_orl()
-    pixels = [torch.from_numpy(decode(faces.read(i), 16, "face")) for i in range(0, 50, 10)]
+    pixels = [torch.from_numpy(to_pixels(faces.read(i), 16)) for i in range(0, 50, 10)]
     images = normalize(to_unit(torch.stack(pixels)))
     trainer.backbone.eval()
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def test_a_submission_takes_112_pixels_whatever_the_model_does(
     assert not any(n.name.startswith(("Sub", "Mul", "_m")) for n in model.graph.node[:8])
 
     # A face at 112 pixels, and the same scaled by the decoder: up to the latter's rounding.
-    face = decode(scan_orl().read(0), 112, "face")
+    face = to_pixels(scan_orl().read(0), 112)
     image = Image.fromarray(face.transpose(1, 2, 0)).resize((16, 16), Image.Resampling.BILINEAR)
     small = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
     trainer.backbone.eval()

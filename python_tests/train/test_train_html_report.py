@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from support.training import arguments, tiny, write_faces
 
-from train import html_report, main
+from train import main
 from train.data.loader import open_images
 from train.data.orl import scan_orl
 from train.errors import UserError, exit_code
@@ -24,6 +24,7 @@ from train.evaluation import plots
 from train.evaluation.thresholds import unify
 from train.evaluation.verification import all_pairs, evaluate_features
 from train.run_folder import FEATURES, write_arrays
+from train.tools import run_report
 
 SECTIONS = [
     "Results",
@@ -137,7 +138,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "evaluation.json").write_text(json.dumps(result.to_dict()))
     names = [HOSTILE, *list(images.identities)[1:9], "名前"]
     save_features(folder, features, images.labels, names)
-    assert html_report.write(folder) == folder / "report.html"
+    assert run_report.write(folder) == folder / "report.html"
     return folder
 
 
@@ -185,7 +186,7 @@ def test_text_from_files_is_never_markup(run_folder: Path) -> None:
 
 def test_what_a_run_has_not_written_is_said_to_be_missing(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "metrics.jsonl", tmp_path)
-    page = Page(html_report.write(tmp_path))
+    page = Page(run_report.write(tmp_path))
     check_self_contained(page)
     assert page.headings == SECTIONS
     assert "This run has not been evaluated." in page.text
@@ -195,15 +196,15 @@ def test_what_a_run_has_not_written_is_said_to_be_missing(run_folder: Path, tmp_
 
     save_features(tmp_path, np.eye(3), np.zeros(3, np.int64), ["only one"])
     (tmp_path / "metrics.jsonl").write_text("")
-    page = Page(html_report.write(tmp_path))
+    page = Page(run_report.write(tmp_path))
     assert "This run has not logged a step." in page.text
     assert "form no positive or no negative pair" in page.text
 
 
 def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
-    assert exit_code(lambda: html_report.run([str(tmp_path)])) == 2
+    assert exit_code(lambda: run_report.run([str(tmp_path)])) == 2
     with pytest.raises(UserError, match=r"is no run folder: it has no metrics\.jsonl"):
-        html_report.write(tmp_path)
+        run_report.write(tmp_path)
     folder = tmp_path / "copy"
     for name, content, message in (
         ("metrics.jsonl", b'{"epoch": 1}\n{"epo\n', "line 2: not JSON"),
@@ -215,18 +216,18 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         shutil.copytree(run_folder, folder)
         (folder / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.*{message}"):
-            html_report.write(folder)
+            run_report.write(folder)
         shutil.rmtree(folder)
     shutil.copytree(run_folder, folder)
     save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(UserError, match="labels beyond its 2 identities"):
-        html_report.write(folder)
+        run_report.write(folder)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 9, "epoch": 0.5}\n{"step": 10, "epo')
-    assert html_report._lines(path) == [{"step": 9, "epoch": 0.5}]
+    assert run_report._lines(path) == [{"step": 9, "epoch": 0.5}]
 
 
 def test_a_finished_run_leaves_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

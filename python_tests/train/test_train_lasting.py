@@ -19,15 +19,15 @@ from support.ranks import forkserver
 from support.training import arguments, losses, tiny, train, write_faces
 from test_train_partial_fc import _process, free_port, start
 
-from train import checkpoint, run_lock, stopping
+from train import checkpoint, run_folder, stopping
 from train.data.records import Files
+from train.distributed import place
 from train.errors import INTERRUPTED, USER_ERROR, UserError, explained
 from train.evaluation import embed
-from train.launch import place
-from train.loop import Loop
 from train.main import main
-from train.run_lock import RunLock
-from train.step import Update
+from train.run_folder import RunLock
+from train.train_step import TrainStep
+from train.trainer import Trainer
 
 SECONDS = 0.5
 TERMINATED = 128 + signal.SIGTERM
@@ -69,7 +69,7 @@ def in_a_checkpoint(rank: int) -> None:
 
 
 def in_a_step(rank: int) -> None:
-    _waits(Update, "__call__")
+    _waits(TrainStep, "__call__")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -101,16 +101,17 @@ def test_a_signal_ends_a_run_and_the_checkpoint_of_before_stays(
 def _one_stands_still(rank: int) -> None:
     """The second process is halted in its second step, then the first is asked to end."""
     stopping.PATIENCE_S = SECONDS
-    end_step = Loop._end_step
+    end_step = Trainer._end_step
 
-    def halt(self: Loop, stopped: int) -> None:
-        end_step(self, stopped)
-        if rank == 1 and self.trainer.step == 1:
+    def halt(self: Trainer, stopped: int) -> int:
+        cut_off = end_step(self, stopped)
+        if rank == 1 and self.step == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
-        if rank == 0 and self.trainer.step == 1:
+        if rank == 0 and self.step == 1:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return cut_off
 
-    Loop._end_step = halt  # type: ignore[method-assign]
+    Trainer._end_step = halt  # type: ignore[method-assign]
 
 
 def test_a_signal_ends_a_process_that_waits_for_another(faces: Path, tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_a_lock_ends_with_its_process_whatever_processes_it_has_left(tmp_path: P
         os._exit(0)
     os.read(ready, 1)
     assert lock.descriptor is not None
-    run_lock._held.discard(lock.descriptor)
+    run_folder._held.discard(lock.descriptor)
     os.close(lock.descriptor)  # as the kernel does
     with RunLock(tmp_path) as again:
         again.take()

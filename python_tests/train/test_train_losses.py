@@ -15,11 +15,13 @@ import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
 from train.config import Config
-from train.engine import Trainer, build_optimizer
+from train.config.sections import LossConfig
 from train.errors import UserError
 from train.losses import FaceLoss, build_loss, cosine_threshold, try_loss
 from train.main import main
+from train.optimizer import build_optimizer
 from train.run_folder import read_metrics
+from train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_every_loss_trains_by_name(
 def test_no_threshold_decays_whatever_its_name_and_shape(
     class_name: str, pair_name: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    loss = build_loss(class_name=class_name, pair_name=pair_name, num_classes=5, embedding_size=8)
+    loss = build_loss(LossConfig(class_name=class_name, pair_name=pair_name), 5, 8)
     optimizer = build_optimizer(Config(), build_backbone("iresnet18", input_size=16), loss)
     still = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0.0 for p in g["params"]}
     found = {name: tuple(p.shape) for name, p in loss.named_parameters() if id(p) in still}

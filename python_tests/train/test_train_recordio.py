@@ -14,8 +14,8 @@ from support.training import arguments, losses, tiny
 from train.data import recordio
 from train.data.dataset import scan
 from train.data.image_list import ImageList
-from train.data.open_files import OpenFiles
 from train.data.recordio_format import read_heads, read_record, split_record
+from train.data.records import OpenFiles
 from train.errors import UserError
 from train.main import main
 

@@ -28,17 +28,18 @@ from torch import distributed as dist
 from torch import nn
 
 from train import checkpoint
-from train.checkpoints import keep_best, keep_last
+from train.checkpoint import keep
 from train.config import make_config
 from train.data.dataset import scan
 from train.data.loader import open_images
-from train.distributed import Vote, World
+from train.distributed import DistributedEnv, Vote
 from train.errors import INTERRUPTED, DivergedError, UserError
 from train.evaluation.embed import embed
 from train.evaluation.model import load_model
 from train.main import main
 from train.run_folder import MetricsLog, prepare, read_metrics
 from train.stopping import stop_on_signal
+from train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def names(run: Path) -> set[str]:
 def test_the_last_checkpoints_are_kept_without_a_copy_and_can_be_gone_on_from(
     faces: Path, tmp_path: Path
 ) -> None:
-    keep = {"save_steps": 1, "keep": 3}
-    train(tiny(faces, tmp_path, train={"max_steps": 4}, run=keep))
+    kept = {"save_steps": 1, "keep": 3}
+    train(tiny(faces, tmp_path, train={"max_steps": 4}, run=kept))
     assert names(tmp_path) == {"last.pt", *(f"step-00000{n}.pt" for n in (2, 3, 4))}
     folder = tmp_path / "checkpoints"
     assert os.path.samefile(folder / "last.pt", folder / "step-000004.pt")
@@ -77,8 +78,7 @@ def test_folders_are_kept_by_links_to_their_files(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         last.mkdir()
         (last / "part").write_text(str(step))
-        keep_last(last, step, 2)
-        keep_best(last)
+        keep(last, step, 2, best=True)
         assert os.path.samefile(last / "part", tmp_path / "best" / "part")
         (last / "part").unlink()
         last.rmdir()
@@ -96,7 +96,7 @@ def test_a_file_system_without_links_gets_copies(
 
     monkeypatch.setattr(os, "link", refuse)
     checkpoint.save_atomically({"step": 1}, tmp_path / "last.pt")
-    keep_best(tmp_path / "last.pt")
+    keep(tmp_path / "last.pt", 1, 1, best=True)
     assert checkpoint.read(tmp_path / "best.pt") == {"step": 1}
     assert not os.path.samefile(tmp_path / "best.pt", tmp_path / "last.pt")
 
@@ -141,16 +141,15 @@ def test_a_signal_saves_the_step_and_decides_the_exit_code(
     number: signal.Signals,
     code: int,
 ) -> None:
-    from train.loop import Loop
+    end_step = Trainer._end_step
 
-    end_step = Loop._end_step
-
-    def signaled(self: Loop, stopped: int) -> None:
-        end_step(self, stopped)
-        if self.trainer.step == 1:
+    def signaled(self: Trainer, stopped: int) -> int:
+        cut_off = end_step(self, stopped)
+        if self.step == 1:
             os.kill(os.getpid(), number)
+        return cut_off
 
-    monkeypatch.setattr(Loop, "_end_step", signaled)
+    monkeypatch.setattr(Trainer, "_end_step", signaled)
     config = tiny(faces, tmp_path, eval={"every": 2}, data={"holdout": 2})
     assert main(arguments(config)) == code
     assert capsys.readouterr().err == "stopped at step 2 of 4; continue with --resume\n"
@@ -160,7 +159,7 @@ def test_a_signal_saves_the_step_and_decides_the_exit_code(
 
 
 def _votes(rank: int) -> list[int]:
-    vote = Vote(World(rank, 3, torch.device("cpu")), 10.0)
+    vote = Vote(DistributedEnv(rank, 3, torch.device("cpu")), 10.0)
     given = [[0, 0, 0, 2], [0, 15, 0, 0], [0, 0, 0, 0]][rank]
     return [*(vote(number) for number in given), vote.finish(), vote.finish()]
 
@@ -262,7 +261,7 @@ def _shares(rank: int, size: int, folder: str) -> list[tuple[np.ndarray, np.ndar
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     device = torch.device("cpu")
-    world = World(rank, dist.get_world_size(), device) if size > 1 else None
+    world = DistributedEnv(rank, dist.get_world_size(), device) if size > 1 else None
     images = scan(folder)
     found = []
     for count in (24, 5, 1):
@@ -332,9 +331,9 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
                 train={"accumulate": parts, **clips},
             )
         )
-        update = trainer.update()
+        step = trainer.build_step()
         images, labels = next(trainer.epoch_batches())
-        row = update(images, labels, step=0, lr=0.0, pairs=False)
+        row = step(images, labels, step=0, lr=0.0, pairs=False)
         of_classes = (trainer.head or trainer.loss.class_loss).parameters()
         found = [p.grad for p in (*trainer.backbone.parameters(), *of_classes)]
         gradients.append((row, [g.to_dense() for g in found if g is not None]))

@@ -12,7 +12,7 @@ import pytest
 from support.packs import add_member, contents, people, write_recordio, write_shards
 from support.training import arguments, losses, tiny, write_faces
 
-from train.data import open_files
+from train.data import records
 from train.data.dataset import scan
 from train.data.shards import list_shards
 from train.errors import UserError
@@ -46,7 +46,7 @@ def test_many_shards_are_indexed_by_several_processes_in_order(
 ) -> None:
     write_shards(tmp_path, people(), per_shard=1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(open_files, "MOST_OPEN", 3)
+    monkeypatch.setattr(records, "MOST_OPEN", 3)
     images = scan(str(tmp_path))
     assert len(images.records.files.paths) == 20  # type: ignore[attr-defined]
     assert contents(images) == expected()

@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from train.backbones import iresnet, lresnet
-from train.backbones.iresnet import STAGES, IResNet
-from train.backbones.lresnet import LResNet
+from train.backbones.resnets import IResNet, LResNet
 from train.backbones.timm_models import PREFIX, TimmBackbone
 from train.errors import UserError
 
@@ -22,17 +20,23 @@ __all__ = [
     "check_backbone",
 ]
 
+STAGES = IResNet.STAGES
+# The classes of all but timm's models, by name.
+_RESNETS: dict[str, type[IResNet | LResNet]] = {
+    name: family for family in (IResNet, LResNet) for name in family.STAGES
+}
+
 
 def backbone_names() -> list[str]:
     """All but timm's."""
-    return [*iresnet.STAGES, *lresnet.STAGES]
+    return list(_RESNETS)
 
 
 def check_backbone(name: str, options: dict[str, Any]) -> None:
-    """What can be said of ``model.name`` and ``model.options`` without building anything."""
+    """Check ``model.name`` and ``model.options`` as far as possible without building anything."""
     if name.startswith(PREFIX) and name != PREFIX:
         return
-    if name not in backbone_names():
+    if name not in _RESNETS:
         names = ", ".join(backbone_names())
         raise UserError(f"model.name: expected one of {names}, {PREFIX}MODEL; got '{name}'")
     if options:
@@ -53,6 +57,5 @@ def build_backbone(
     """
     if name.startswith(PREFIX):
         return TimmBackbone(name, input_size, dropout, embedding_size, options)
-    if name in lresnet.STAGES:
-        return LResNet(lresnet.STAGES[name], input_size, dropout, embedding_size)
-    return IResNet(STAGES[name], input_size, dropout, embedding_size)
+    family = _RESNETS[name]
+    return family(family.STAGES[name], input_size, dropout, embedding_size)

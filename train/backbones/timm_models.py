@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.backbones.resnets import fixed_scale, float32_features
 from train.errors import UserError
 
 PREFIX = "timm:"
-# What the harness decides itself.
+# Options that the harness sets itself.
 RESERVED = ("pretrained", "num_classes", "in_chans", "checkpoint_path")
 
 
@@ -66,8 +67,7 @@ class TimmBackbone(nn.Module):
         self.model = model
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self._width(name), embedding_size)
-        self.features = nn.BatchNorm1d(embedding_size)
-        self.features.weight.requires_grad_(False)  # as IResNet's last scale
+        self.features = fixed_scale(nn.BatchNorm1d(embedding_size))
 
     @torch.no_grad()
     def _width(self, name: str) -> int:
@@ -87,6 +87,4 @@ class TimmBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, S, S) -> (N, D)
         x = self.dropout(torch.flatten(self.model(x), 1))
-        # Features stay float32 under autocast: rounding them would move every cosine.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.features(self.fc(x.to(self.fc.weight.dtype)))
+        return float32_features(x, self.fc, self.features)

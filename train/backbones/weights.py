@@ -1,4 +1,4 @@
-"""Backbone weights out of files of several origins: which tensors they are, and of which backbone.
+"""Backbone weights in files of several origins: their tensors, and the backbone they belong to.
 
 Origins: a bare state dict (insightface's ``backbone.pth``), a training checkpoint of arcface_torch
 (``state_dict_backbone``), of UniTSFace or UniFace (``state_dict``, with the losses' tensors among
@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from train.backbones import iresnet, lresnet
+from train.backbones.resnets import IResNet, LResNet
 
 # The entries under which checkpoints keep a backbone.
 ENTRIES = ("backbone", "state_dict_backbone", "state_dict")
 AVERAGED = "ema"
-# What DataParallel, DistributedDataParallel and torch.compile put before every name.
+# Prefixes that DataParallel, DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 # Losses that UniTSFace and UniFace keep as parts of the network.
 LOSSES = ("sample_to_class_loss.", "sample_to_sample_loss.", "loss.")
@@ -58,8 +58,8 @@ def recognize(state: State) -> str | None:
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    family = lresnet.STAGES if "layer1.0.bn0.weight" in state else iresnet.STAGES
-    return next((name for name, stages in family.items() if stages == blocks), None)
+    family = LResNet if "layer1.0.bn0.weight" in state else IResNet
+    return next((name for name, stages in family.STAGES.items() if stages == blocks), None)
 
 
 def sizes(state: State) -> tuple[int, int] | None:
@@ -76,7 +76,7 @@ def sizes(state: State) -> tuple[int, int] | None:
 
 
 def differences(state: State, expected: State) -> list[str]:
-    """How a state dict departs from another's names and shapes, in words."""
+    """Differences of a state dict from another's names and shapes, as text."""
     found = []
     for what, names in (
         ("missing", [k for k in expected if k not in state]),

@@ -6,9 +6,8 @@ import math
 
 from train.backbones import check_backbone
 from train.config.keys import choices_of
-from train.config.sections import Config, iter_keys
+from train.config.sections import NO_LOSS, Config, iter_keys, shardable_names
 from train.errors import UserError
-from train.losses import NO_LOSS, shardable_names
 
 
 def check(config: Config) -> None:

@@ -8,14 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import unitsface_kernels as uk
 from train.backbones import backbone_names
 from train.config.keys import about, key, key_name
-from train.losses import NO_LOSS, class_loss_names, pair_loss_names
-from train.schedule import SCHEDULES
+
+NO_LOSS = "none"
+SCHEDULES = ("constant", "polynomial", "cosine", "step")
 
 
-def _loss_choices(names: list[str]) -> list[str]:
-    return [NO_LOSS, *names]
+def class_loss_names() -> list[str]:
+    return sorted(uk.CLASS_LOSSES)
+
+
+def pair_loss_names() -> list[str]:
+    return sorted(uk.PAIR_LOSSES)
+
+
+def shardable_names() -> list[str]:
+    """Class losses whose classes can be spread over processes."""
+    return sorted(uk.partial_fc.SHARDABLE)
 
 
 @dataclass
@@ -48,13 +59,13 @@ class LossConfig:
         "cosface",
         "sample-to-class loss",
         name="class",
-        choices=lambda: _loss_choices(class_loss_names()),
+        choices=lambda: [NO_LOSS, *class_loss_names()],
     )
     pair_name: str = key(
         "uss",
         "sample-to-sample loss",
         name="pair",
-        choices=lambda: _loss_choices(pair_loss_names()),
+        choices=lambda: [NO_LOSS, *pair_loss_names()],
     )
     class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)
     pair_weight: float = key(1.0, "factor of the pair loss in the sum", low=0.0)

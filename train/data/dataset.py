@@ -19,7 +19,7 @@ from train.errors import UserError
 @dataclass
 class Dataset:
     train: ImageSource
-    test: ImageList  # people never trained on; decoded when they are needed
+    test: ImageList  # identities never trained on; decoded when they are needed
 
 
 def open_dataset(config: Config, world_size: int = 1) -> Dataset:
@@ -49,10 +49,9 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
 
 
 def scan(path: str, *, skip: bool = False) -> ImageList:
-    """The images of ``data.path``, whatever they are stored in; nothing is decoded.
+    """The images of ``data.path`` in any format that is read; nothing is decoded.
 
-    ``skip`` leaves out records that are not what they should be, with the reason, where a format
-    has any to check.
+    ``skip`` leaves out invalid records, with the reason, where a format has any to check.
     """
     if path == "orl":
         return scan_orl()
@@ -74,7 +73,7 @@ def scan(path: str, *, skip: bool = False) -> ImageList:
 
 
 def _kinds(folder: Path) -> list[str]:
-    """What a folder holds that could be meant, none if it is not a folder."""
+    """Kinds of data in a folder that ``data.path`` may refer to; none if it is not a folder."""
     if not folder.is_dir():
         return []
     found = ["train.rec"] if (folder / "train.rec").exists() else []

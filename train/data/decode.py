@@ -13,8 +13,8 @@ from train.data.image_metadata import Bare, PixelError, bare, kind_of
 
 # Decoders inside Pillow only: some of its other formats start programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
-MAX_PIXELS = 16_000_000  # where the configuration says nothing
-# Of the largest image; encoders write some 10. A smaller image may have more.
+MAX_PIXELS = 16_000_000  # the default of data.max_pixels
+# Scans of the largest image; encoders write some 10. A smaller image may have more.
 MOST_SCANS = 64
 
 _TURN = Image.Transpose
@@ -31,20 +31,8 @@ _UPRIGHT = {
 
 # Pillow warns from 89 million pixels on, below the limit that a user may set and above ours.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What a damaged file lacks is in the error, if it is one.
+# The error, if there is one, names what a damaged file lacks.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
-
-
-class UnreadableImageError(Exception):
-    """The message names the image."""
-
-
-def decode(encoded: bytes, size: int, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """:func:`to_pixels`, with an error that names the image."""
-    try:
-        return to_pixels(encoded, size, max_pixels)
-    except PixelError as error:
-        raise UnreadableImageError(f"cannot read image {name}: {error}") from error
 
 
 def to_pixels(encoded: bytes, size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

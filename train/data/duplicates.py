@@ -1,4 +1,4 @@
-"""People and images that are in training and in a test set: what was trained on proves nothing."""
+"""Identities and images that are both in training and in a test set, whose metrics mean less."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXAMPLES = 3
 
 
 def check_duplicates(mode: str, train: ImageList, tests: Sequence[ImageList]) -> str | None:
-    """A warning in one line, by ``data.duplicates``; None if there is nothing to say.
+    """A warning in one line, by ``data.duplicates``; None without duplicates.
 
     Raises:
         UserError: the same line, where ``mode`` is ``fail``.
@@ -31,7 +31,7 @@ def check_duplicates(mode: str, train: ImageList, tests: Sequence[ImageList]) ->
 def report_duplicates(
     train: ImageList, tests: Sequence[ImageList], *, images: bool = True
 ) -> str | None:
-    """How many identities, by name, and how many images, by their bytes, are in both; examples.
+    """Numbers of identities, by name, and of images, by their bytes, that are in both; examples.
 
     Names are compared where both sides have any: numbers of records and shards count from 0 in
     every set. An image that was encoded anew is another one.
@@ -72,7 +72,7 @@ def _shared_images(train: ImageList, tests: Sequence[ImageList]) -> list[str]:
 
 
 def _digest(images: ImageList, index: int) -> bytes | None:
-    """None for what cannot be read, which is reported where it is used."""
+    """None for an image that cannot be read, which is reported where it is used."""
     try:
         encoded = images.read(index)
     except RecordError:

@@ -20,7 +20,7 @@ _ENDINGS = (
     ".tif .tiff .webp"
 )
 IMAGE_SUFFIXES = frozenset(_ENDINGS.split())
-# Made by systems, not by people; hidden files and folders count for nothing.
+# Made by systems, not by users; hidden files and folders are ignored.
 _SYSTEM_FOLDERS = ("lost+found", "__MACOSX", "@eaDir", "System Volume Information", "$RECYCLE.BIN")
 _MOST_SEARCHED = 10_000  # entries, for an example in an error
 
@@ -35,7 +35,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 @dataclass
 class LeftOut:
-    """What a scan has passed over: per kind a count and an example."""
+    """Entries that a scan has passed over: per kind a count and an example."""
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -107,7 +107,7 @@ def is_image(name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
 
 
 def _advice(root: Path, suffixes: frozenset[str]) -> str:
-    """What to do about a folder that holds no images where they should be."""
+    """A remedy for a folder that holds no images where they should be."""
     files = (
         Path(parent, name).relative_to(root)
         for parent, folders, names in os.walk(root)
@@ -126,13 +126,13 @@ def _advice(root: Path, suffixes: frozenset[str]) -> str:
 
 
 def has_images(root: Path) -> bool:
-    """Whether any sub-folder holds an image."""
+    """True if any sub-folder holds an image."""
 
     def files() -> Iterator[str]:
         for name in _entries(root)[0]:
             try:
                 yield from _entries(root / name)[1]
-            except OSError:  # said where it is listed
+            except OSError:  # reported where it is listed
                 continue
 
     return any(is_image(name) for name in files())

@@ -1,4 +1,4 @@
-"""Who is in a set of images: what processes and resumed runs must agree on."""
+"""The identities of a set of images, on which processes and resumed runs must agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.image_list import ImageList
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Identities:
 
     @classmethod
     def of(cls, images: ImageList, *, in_order: bool = False) -> Identities:
-        """``in_order``: of all images in their order, which takes a pass over their labels."""
+        """``in_order``: include a digest of all labels in order, which takes a pass over them."""
         counts = np.bincount(images.labels, minlength=len(images.identities)).astype(np.int64)
         labels = b""
         if in_order:
@@ -39,7 +39,7 @@ class Identities:
         return found.digest()
 
     def difference(self, other: Identities) -> str:
-        """The first one, the other's in brackets; empty without any."""
+        """The first difference, the other's in brackets; empty without any."""
         for number, (ours, theirs) in enumerate(zip_longest(self.names, other.names)):
             if ours != theirs:
                 named = [f"'{name}'" if name is not None else "none" for name in (ours, theirs)]
@@ -59,7 +59,7 @@ class Identities:
         return ""
 
 
-def check_same(world: World, what: str, images: ImageList) -> None:
+def check_same(world: DistributedEnv, what: str, images: ImageList) -> None:
     """An error on all processes that names the first difference; every process calls."""
     if world.size == 1:
         return

@@ -1,4 +1,4 @@
-"""A set of labeled images, whatever they are stored in."""
+"""A set of labeled images, independent of their storage."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ImageList:
     rows: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64]  # (N,)
     identities: Sequence[str]
-    # What a scan that may skip has left out: why, by name.
+    # Reasons, by name, of what a scan that may skip has left out.
     left_out: Mapping[str, str] = field(default_factory=dict)
-    # Whether identities have names; false: numbers that mean nothing outside of these records.
+    # False if identities are numbers that mean nothing outside of these records.
     named: bool = True
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class ImageList:
 
 def whole(
     records: Records,
-    labels: Sequence[int],
+    labels: Sequence[int] | NDArray[np.integer],
     identities: Sequence[str],
     *,
     named: bool = True,
@@ -91,16 +91,8 @@ class Problems:
         self.messages.setdefault(name, message)
 
 
-def numbered(
-    records: Records, rows: NDArray[np.int64], numbers: NDArray[np.int64], problems: Problems
-) -> ImageList:
-    """Images whose identities are numbers, possibly with gaps."""
+def numbered(records: Records, numbers: NDArray[np.int64], problems: Problems) -> ImageList:
+    """All images of ``records``, whose identities are numbers, possibly with gaps."""
     found, labels = np.unique(numbers, return_inverse=True)
-    return ImageList(
-        records=records,
-        rows=rows,
-        labels=labels.astype(np.int64),
-        identities=[str(number) for number in found.tolist()],
-        left_out=problems.messages,
-        named=False,
-    )
+    names = [str(number) for number in found.tolist()]
+    return whole(records, labels, names, named=False, left_out=problems.messages)

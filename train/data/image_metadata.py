@@ -1,4 +1,4 @@
-"""What an image file holds besides pixels: orientation is read, the rest kept from the decoder.
+"""Metadata of image files: the orientation is read, the rest is kept from the decoder.
 
 Text, profiles, thumbnails and EXIF are where small files become gigabytes or minutes, and where
 versions of Pillow differ in what they refuse. None of it is needed here. All of this takes time by
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from train.data import tiff_tags
 
-# Of compressed metadata no more is unpacked.
+# Bytes of compressed metadata that are unpacked at most.
 _MOST_TEXT = 1 << 20
 _XMP_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,13 +31,13 @@ class Bare:
 
     encoded: bytes
     orientation: int = 1  # EXIF's, 1 to 8
-    # Of gray pixels of more than 8 bits: the value of white, and whether 0 is.
+    # For gray pixels of more than 8 bits: the value of white, and true if 0 is white instead.
     white: int = 0xFFFF
     inverted: bool = False
 
 
 def bare(encoded: bytes, max_pixels: int) -> Bare:
-    """The file as the decoder is to see it.
+    """The file as it is passed to the decoder.
 
     Raises:
         PixelError: if its pixels have no range that is known, or its header claims what takes far
@@ -59,7 +59,7 @@ def bare(encoded: bytes, max_pixels: int) -> Bare:
 
 
 def kind_of(encoded: bytes) -> str | None:
-    """Of a format that is not read, its name."""
+    """Name of a format that is not read; None if it is unknown."""
     head = encoded[:64]
     if head[4:8] == b"ftyp":
         brands = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
@@ -83,8 +83,8 @@ def _upright(exif: bytes, xmp: bytes) -> int:
 
 
 def _jpeg(encoded: bytes) -> Bare:
-    """Application segments and comments before the first scan, but for those that say how colors
-    are stored (JFIF: APP0, Adobe: APP14).
+    """Without application segments and comments before the first scan, except for those that define
+    how colors are stored (JFIF: APP0, Adobe: APP14).
     """
     dropped: list[tuple[int, int]] = []
     exif = xmp = b""
@@ -109,12 +109,12 @@ def _jpeg(encoded: bytes) -> Bare:
                     xmp = content
                 dropped.append((at, end))
             at = max(end, at + 4)
-    if not dropped:
-        return Bare(encoded)
     return Bare(_without(encoded, dropped), _upright(exif, xmp))
 
 
 def _without(encoded: bytes, dropped: list[tuple[int, int]]) -> bytes:
+    if not dropped:
+        return encoded
     starts = [0, *(end for _, end in dropped)]
     stops = [*(start for start, _ in dropped), len(encoded)]
     return b"".join(encoded[a:b] for a, b in zip(starts, stops, strict=True))
@@ -140,8 +140,6 @@ def _png(encoded: bytes) -> Bare:
         at = end
         if kind == b"IEND":
             break
-    if not dropped:
-        return Bare(encoded)
     return Bare(_without(encoded, dropped), _upright(exif or profile, xmp))
 
 
@@ -188,7 +186,7 @@ def _gif(encoded: bytes) -> bytes:
         at += 1
         if label != 0xF9:  # graphic control
             dropped.append((start, min(at, size)))
-    return _without(encoded, dropped) if dropped else encoded
+    return _without(encoded, dropped)
 
 
 def _webp(encoded: bytes) -> Bare:
@@ -209,7 +207,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _ROWS = (
     *(0x100, 0x101, 0x102, 0x106, 0x111, 0x115, 0x116),
 )
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _SAMPLE_FORMAT = 0x142, 0x143, 0x144, 0x153
-_UNSIGNED = (1, 4)  # 4: not said
+_UNSIGNED = (1, 4)  # 4: undefined
 _TIFF_TAGS = (
     {_WIDTH, _HEIGHT, _BITS, 0x103, _PHOTOMETRIC, 0x10A, _OFFSETS, _SAMPLES, _ROWS, 0x117, 0x11C}
     | {0x124, 0x125, 0x13D, 0x140, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, 0x145, 0x14C, 0x152}

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.data.decode import MAX_PIXELS, PixelError, to_pixels
 from train.data.image_list import ImageList
 from train.data.records import RecordError
-from train.errors import UserError
+from train.errors import EXPLAINED, UserError
 from train.stopping import leave_signals
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def open_images(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageSource:
-    """Decode a small set at once, dropping bad files from it; leave a large one to its workers."""
+    """Decode a small set at once, dropping bad files from it; a large one is decoded in batches."""
     skip = on_error == "skip"
     fits = len(images) * 3 * size * size <= CACHE_LIMIT_BYTES
     if cache == "never" or (cache == "auto" and not fits):
@@ -121,7 +121,7 @@ def open_images(
 
 
 def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArray[np.uint8]:
-    """(3, size, size); the image is named only in errors, for which some storages must look."""
+    """(3, size, size); only errors name the image, as some storages must read its name."""
     encoded = images.read(index)
     try:
         return to_pixels(encoded, size, max_pixels)
@@ -129,13 +129,13 @@ def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArra
         raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
 
 
-# What a decoding process could not hand over, and why; the last loader's.
+# Errors of decoding processes that could not hand over a batch; the last loader's.
 _lost: SimpleQueue[str] | None = None
 
 
 def _start_worker(lost: SimpleQueue[str], worker: int) -> None:
-    """In a decoding process. A batch that its queue cannot send (there is no room in shared memory,
-    say) would be dropped with a traceback, and waited for without end.
+    """Runs in a decoding process. A batch that its queue cannot send (for lack of shared memory,
+    for example) would be dropped with a traceback, and waited for without end.
     """
     leave_signals(worker)
 
@@ -147,7 +147,7 @@ def _start_worker(lost: SimpleQueue[str], worker: int) -> None:
 
 
 def lost_worker(error: Exception) -> UserError:
-    """What to say of Torch's error that a decoding process is gone, wherever it comes up."""
+    """The explanation of Torch's error that a decoding process is gone, wherever it is raised."""
     text = str(error)
     if _lost is not None and not _lost.empty():
         reason = f"a decoding process cannot hand over a batch ({_lost.get()})"
@@ -165,8 +165,12 @@ def lost_worker(error: Exception) -> UserError:
     )
 
 
+# Torch raises it wherever the main thread is when a decoding process ends.
+EXPLAINED["DataLoader worker"] = lost_worker
+
+
 def _received(loader: Iterable[T]) -> Iterator[T]:
-    """What a loader gives, as long as its processes live; none is left behind."""
+    """The batches of a loader; none of its processes outlives them."""
     before = set(active_children())
     batches = iter(loader)
     workers = set(active_children()) - before
@@ -182,8 +186,8 @@ def _received(loader: Iterable[T]) -> Iterator[T]:
             "training process"
         ) from error
     finally:
-        del batches  # asks them to end
-        for process in workers:  # they are deaf to SIGTERM, and may be waiting for a disk
+        del batches  # signals them to end
+        for process in workers:  # they ignore SIGTERM, and may be waiting for a disk
             if process.is_alive():
                 process.kill()
 

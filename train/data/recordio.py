@@ -1,9 +1,9 @@
 """Training sets of insightface: ``train.rec``, ``train.idx`` and ``property``.
 
-Record 0 says how the others lie: it has no image, and its labels (n1, n2) mean that records 1 to
-n1 - 1 are images and n1 to n2 - 1 identities, each with the first record of its images and the one
-after the last. A set whose record 0 is an image, such as a shuffled one or one whose images have
-several labels (the first is the identity), has images only.
+Record 0 defines the order of the others: it has no image, and its labels (n1, n2) mean that records
+1 to n1 - 1 are images and n1 to n2 - 1 identities, each with the first record of its images and the
+one after the last. A set whose record 0 is an image, such as a shuffled one or one whose images
+have several labels (the first is the identity), has images only.
 
 Sources: insightface, src/data/face2rec2.py (``read_list``) and recognition/arcface_torch
 (dataset.py, scripts/shuffle_rec.py).
@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.image_list import ImageList, Problems, numbered
-from train.data.open_files import OpenFiles
 from train.data.recordio_format import read_heads, read_record, split_record
-from train.data.records import RecordError
+from train.data.records import OpenFiles, RecordError
 from train.errors import UserError
 
 # Numbers of records are stored as float32, which holds every integer up to here.
@@ -91,8 +90,7 @@ def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
     if not len(images):
         raise UserError(f"data.path: no images in {rec}")
     records = RecordFile(index.files, index.keys[images], index.offsets[images], numbers)
-    rows = np.arange(len(images), dtype=np.int64)
-    return numbered(records, rows, numbers.astype(np.int64), index.problems)
+    return numbered(records, numbers.astype(np.int64), index.problems)
 
 
 def _read_property(path: Path) -> int | None:
@@ -132,7 +130,7 @@ def _read_index(path: Path) -> tuple[Numbers, Numbers]:
 
 @dataclass
 class _Index:
-    """Where a file's records are, and what they are. Rows index ``keys`` and ``offsets``."""
+    """Offsets and kinds of a file's records. Rows index ``keys`` and ``offsets``."""
 
     files: OpenFiles
     keys: Numbers
@@ -151,7 +149,7 @@ class _Index:
                 layout = [] if image else labels[:2].tolist()
             except RecordError as error:
                 self.problems.add(_name(self.files, 0), str(error))
-                # What it said is lost: records of identities are known by having no image.
+                # Its labels are lost: records of identities are those without an image.
                 rows = np.delete(np.arange(len(self.keys)), first)
                 return rows, self._own_labels(rows)
         if len(layout) < 2:
@@ -179,7 +177,7 @@ class _Index:
             name = f"{_name(self.files, max(first, last + 1))} to {end - 1}"
             self.problems.add(name, "not in the .idx file")
         stop = min(end, last + 1)
-        if stop - first > 2 * len(self.keys):  # mostly gaps: not what record 0 speaks of
+        if stop - first > 2 * len(self.keys):  # mostly gaps: record 0 is wrong
             raise RecordError(
                 f"{_name(self.files, 0)}: it speaks of records {first} to {end - 1}; "
                 f"the .idx file lists {len(self.keys)}"
@@ -207,7 +205,7 @@ class _Index:
             self.problems.add(
                 _name(self.files, int(other)), f"the .idx file puts it where record {one} is"
             )
-        # What was added is reported above, or skipped: it keeps no image.
+        # Dropped records are reported above, or skipped.
         self._drop(order[same + 1])
         size = self.files.size(0)
         outside = np.flatnonzero((self.offsets < 0) | (self.offsets >= size))

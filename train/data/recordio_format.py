@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.open_files import OpenFiles
-from train.data.records import MAX_BYTES, RecordError
+from train.data.records import MAX_BYTES, OpenFiles, RecordError
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -27,8 +26,8 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH_BITS = 29
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
 
-# What is known of a record without its image: its first two labels (the second 0 if there is one
-# only) and the size of its image, -1 where that takes reading the record.
+# A record without its image: its first two labels (the second 0 if there is one only) and the size
+# of its image, -1 where that takes reading the record.
 HEAD = np.dtype([("label", "<f4"), ("second", "<f4"), ("image_bytes", "<i8")])
 _HEADS_AT_A_TIME = 1 << 18
 _THREADS = 8
@@ -38,7 +37,7 @@ def read_record(files: OpenFiles, offset: int) -> bytes:
     """Header, labels and image of the record at this byte.
 
     Raises:
-        RecordError: with the reason only; lengths are believed once they are found to fit.
+        RecordError: with the reason only; a length is used once it is found to fit the file.
     """
     size = files.size(0)
     parts: list[bytes] = []

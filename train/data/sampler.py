@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of (seed, epoch)."""
+"""The images of every batch: a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from train.data.folder import IMAGE_SUFFIXES, LeftOut, natural_key
 from train.data.image_list import ImageList, Problems, numbered
-from train.data.open_files import OpenFiles
-from train.data.records import MAX_BYTES, RecordError
+from train.data.records import MAX_BYTES, OpenFiles, RecordError
 from train.data.tar_index import Member, read_members, shown
 from train.errors import UserError
 
@@ -107,8 +106,7 @@ def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
     if not len(records):
         raise UserError(f"data.path: no images in the {len(paths)} shard(s) of {path}")
     left_out.report(f"data.path: {path}")
-    rows = np.arange(len(records), dtype=np.int64)
-    return numbered(records, rows, np.concatenate(label), problems)
+    return numbered(records, np.concatenate(label), problems)
 
 
 def list_shards(path: str) -> list[str]:
@@ -202,7 +200,7 @@ def _samples(
 
 
 def _read_sample(files: OpenFiles, sample: dict[str, Member]) -> tuple[Member, int]:
-    """Where the image is, and the label."""
+    """The image's member, and the label."""
     images = [sample[e] for e in IMAGES if e in sample]
     images = images or [sample[e] for e in OTHER_IMAGES if e in sample]
     if len(images) != 1:

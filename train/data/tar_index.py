@@ -1,4 +1,4 @@
-"""Where the members of a tar file are, without extracting any.
+"""Offsets of the members of a tar file, without extracting any.
 
 The standard library reads the headers' blocks. Their order, and the extended headers between them,
 are read here: its way of doing so takes time that grows with the square of an extended header, and
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from train.errors import printable as shown
 
 _CHUNK = 1 << 20
-# Of an extended header, and of names: file systems allow 4096 bytes.
+# Bytes of an extended header, and of names: file systems allow 4096.
 _MOST_EXTENDED = 1 << 20
 _MOST_NAME = 4096
 
@@ -153,7 +153,7 @@ def _leads_away(name: str) -> bool:
 
 
 def _ends(file: BinaryIO, offset: int, size: int) -> bool:
-    """Whether from here on there are zeros only, at least the block that ends an archive.
+    """True if from here on there are zeros only, at least the block that ends an archive.
 
     A damaged header, and whatever follows the end, would be taken for the end.
     """

@@ -17,7 +17,7 @@ _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the first directory is; ``order`` is a byte order of ``struct``."""
+    """Position of the first directory; ``order`` is a byte order of ``struct``."""
 
     order: str
     at: int

@@ -23,8 +23,8 @@ from train.evaluation.roc import roc_curve
 from train.evaluation.test_sets import FAR, BinSet, open_bin_set, open_bin_sets
 from train.evaluation.thresholds import identify, per_identity, unify
 from train.evaluation.verification import count_pairs, evaluate_features
-from train.report import layout
 from train.run_folder import write_json
+from train.tools.report import layout
 
 LAST: dict[str, Any] = {
     "type": int,

@@ -12,7 +12,7 @@ from torch import nn
 
 from train.config import Config
 from train.data.image_list import ImageList
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.errors import UserError
 from train.evaluation.embed import embed
 from train.evaluation.test_sets import HeldOut, open_test_sets
@@ -28,7 +28,7 @@ Figures = Mapping[str, Mapping[str, float]]
 class Evaluator:
     """The test sets of a run. Evaluating them changes nothing of what is trained."""
 
-    def __init__(self, config: Config, world: World, held_out: ImageList) -> None:
+    def __init__(self, config: Config, world: DistributedEnv, held_out: ImageList) -> None:
         self.every, self.figure, self.world = config.eval.every, config.eval.best, world
         self.sets = open_test_sets(config, held_out)
         # A mistake that would end the run at its first evaluation ends it now.

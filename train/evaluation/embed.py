@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from train.data.augment import normalize, to_unit
 from train.data.loader import ImageSource
-from train.distributed import World
+from train.distributed import DistributedEnv
 from train.stopping import StoppedError, requested
 
 # The rounding of features depends on it, so training and the commands have the same one.
@@ -27,7 +27,7 @@ def embed(
     source: ImageSource,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
-    world: World | None = None,
+    world: DistributedEnv | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Flip-summed float32 features (N, D) and labels (N,) of all images, in order.
 
@@ -37,7 +37,7 @@ def embed(
     Raises:
         StoppedError: on all processes, where a signal has asked one of them to stop.
     """
-    world = world or World(0, 1, device)
+    world = world or DistributedEnv(0, 1, device)
     # Module by module: some may be in evaluation mode while the rest is trained.
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
@@ -64,7 +64,7 @@ def embed(
     return _gather_rows(features, world).numpy(), _gather_rows(labels, world).numpy()
 
 
-def _gather_rows(parts: list[Tensor], world: World) -> Tensor:
+def _gather_rows(parts: list[Tensor], world: DistributedEnv) -> Tensor:
     """The rows of all processes in order; a process without any need not know their shape."""
     own = torch.cat(parts) if parts else torch.empty(0)
     shape = [len(own), *own.shape[1:]] if parts else [0]

@@ -1,8 +1,8 @@
-"""``--dry-run``: build everything a configuration asks for, take one step on made-up images, and
-say what the run would take. Nothing is written, and the data need not be there.
+"""``--dry-run``: build what a configuration describes, take one step on synthetic images, and print
+the memory and steps of the run. Nothing is written, and the data need not be there.
 
-What grows with the classes is built for at most :data:`CLASSES_BUILT` of them and scaled to the
-real number; what the backward pass keeps is counted in the run's precision, whatever the device.
+Tensors that grow with the classes are built for at most :data:`CLASSES_BUILT` of them and scaled to
+the real number; what the backward pass keeps is counted in the run's precision, on any device.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from train.data.loader import ImageSource
 from train.data.orl import HOLDOUT
 from train.data.records import Encoded
 from train.data.sampler import steps_per_epoch
-from train.distributed import World, choose_device
-from train.engine import Trainer
+from train.distributed import DistributedEnv, choose_device, place
 from train.errors import DivergedError, UserError
-from train.launch import place
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
-from train.step import AMP_DTYPES, autocast
+from train.train_step import AMP_DTYPES, autocast
+from train.trainer import Trainer
 
 CLASSES_BUILT = 65_536
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run on the real data would be."""
+    """Sizes of a run on the real data."""
 
     images: int
     identities: int
-    source: str  # where these numbers are from
+    source: str  # origin of these numbers
     steps_per_epoch: int
     total_steps: int
     processes: int
@@ -129,12 +128,12 @@ def make_plan(config: Config, processes: int) -> Plan:
 
 
 def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer:
-    """The run's trainer, for ``built`` classes and with ``batch`` made-up images as its data."""
+    """The run's trainer, for ``built`` classes and with ``batch`` synthetic images as its data."""
     enabled = "always" if plan.sharded else "never"
     # Every identity twice, so that there are positives and negatives.
     labels = np.arange(batch, dtype=np.int64) // 2 % built
     images = ImageList(
-        records=Encoded([], "made-up images"),
+        records=Encoded([], "synthetic images"),
         rows=np.arange(batch, dtype=np.int64),
         labels=labels,
         identities=[str(label) for label in range(built)],
@@ -148,7 +147,7 @@ def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer
         train=dataclasses.replace(config.train, batch_size=batch),
         partial_fc=dataclasses.replace(config.partial_fc, enabled=enabled),
     )
-    world = World(0, 1, choose_device(config.train.device, 0))
+    world = DistributedEnv(0, 1, choose_device(config.train.device, 0))
     return Trainer(changed, world, ImageSource(images, size, False, pixels=pixels))
 
 
@@ -236,7 +235,7 @@ def measure(trainer: Trainer, plan: Plan, built: int, bytes_per_image: int) -> M
         grows = tensor.is_sparse or (tensor.dim() > 0 and tensor.shape[0] == built)
         return size_of(tensor) * classes // built if grows else size_of(tensor)
 
-    # Of the classes in shards a process has its part, of all else it has all.
+    # A process holds its part of the sharded classes, and all of everything else.
     parts: list[tuple[nn.Module | None, int]] = [
         (trainer.backbone, built),
         (trainer.loss, plan.identities),

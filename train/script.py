@@ -1,0 +1,14 @@
+"""Start of the scripts in this folder: ``python train/x.py`` is ``python -m train.tools.x``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def start(module: str) -> None:
+    """Run ``main()`` of a module of this package and exit with its code."""
+    # A script's own folder stands first on the path, where the package's parent belongs.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.exit(importlib.import_module(module).main())

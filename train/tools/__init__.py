@@ -1,0 +1,1 @@
+"""Commands beside training and evaluation: ``python -m train.tools.export`` and so on."""

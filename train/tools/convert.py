@@ -1,0 +1,94 @@
+"""Backbone weights of other programs, or of a checkpoint, as a plain state dict.
+
+python train/convert.py INPUT OUTPUT [--model NAME] [--to insightface]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train import checkpoint
+from train.backbones import build_backbone
+from train.backbones.weights import differences, find_state, recognize, sizes
+from train.errors import Parser, UserError, exit_code
+
+INSIGHTFACE_SIZES = (112, 512)
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        prog="train/convert.py",
+        description="Write backbone weights as a plain state dict, for model.weights=OUTPUT. INPUT "
+        "is a state dict or checkpoint of insightface (arcface_torch), UniTSFace or UniFace, or a "
+        "checkpoint or run folder of this harness, of which averaged weights are preferred.",
+    )
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", help="backbone that INPUT must hold; default: what it holds")
+    parser.add_argument(
+        "--to",
+        choices=("plain", "insightface"),
+        default="plain",
+        help="insightface: only what its iresnet classes take, 112 x 112 to 512 numbers",
+    )
+    arguments = parser.parse_args(argv)
+    name, state, shape = read_weights(arguments.input)
+    if arguments.model not in (None, name):
+        raise UserError(f"--model={arguments.model}: {arguments.input} holds {name}")
+    if arguments.to == "insightface":
+        check_insightface(name, shape, arguments.input)
+    checkpoint.save_atomically(state, arguments.output)
+    print(f"{arguments.output}: {name}{_shown(shape)}, {len(state)} tensors")
+    return 0
+
+
+def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | None]:
+    """Name of the backbone, its state dict in float32, and input and embedding size.
+
+    A model of timm is recognized by the configuration in a checkpoint. Its tensors are not checked,
+    since that takes timm, and its sizes are not returned.
+    """
+    path, values = checkpoint.read_any(path)
+    state = find_state(values, averaged=True)
+    if state is None:
+        raise UserError(f"{path} holds no backbone state dict")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    model = values.get("config", {}).get("model", {}) if "trainer" in values else {}
+    if str(model.get("name")).startswith("timm:"):
+        return str(model["name"]), state, None
+    name = recognize(state)
+    if name is None:
+        raise UserError(f"{path} holds no backbone known here ({len(state)} tensors)")
+    found = sizes(state)
+    input_size, embedding_size = found or INSIGHTFACE_SIZES
+    with torch.device("meta"):
+        expected = build_backbone(name, input_size, 0.0, embedding_size).state_dict()
+    wrong = differences(state, expected)
+    if wrong:
+        raise UserError(f"{path} is not quite {name}: {'; '.join(wrong)}")
+    # In the order of the module, and no views of larger tensors, which would be saved whole.
+    return name, {key: state[key].clone() for key in expected}, found
+
+
+def check_insightface(name: str, shape: tuple[int, int] | None, path: Path) -> None:
+    if not name.startswith("iresnet") or shape != INSIGHTFACE_SIZES:
+        raise UserError(
+            f"--to insightface: {path} holds {name}{_shown(shape)}; its classes are iresnets "
+            "at 112 x 112, 512 features"
+        )
+
+
+def _shown(shape: tuple[int, int] | None) -> str:
+    return "" if shape is None else f" at {shape[0]} x {shape[0]}, {shape[1]} features"
+
+
+def main() -> int:
+    return exit_code(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
