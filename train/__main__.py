@@ -31,7 +31,7 @@ from train.data.identities import check_same
 from train.data.image_list import ImageList
 from train.distributed import open_world
 from train.errors import INTERRUPTED, Parser, UserError, exit_code
-from train.evaluation.during import Judge as Evaluator
+from train.evaluation.during import Evaluator
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder

@@ -1,49 +1,95 @@
-"""Judge a trained model.
+"""Evaluate a trained model.
 
-python train/evaluate.py COMMAND CHECKPOINT ... (--help lists commands; COMMAND --help, its options)
+python train/evaluate.py COMMAND CHECKPOINT ... [key=value ...]
+(--help lists commands; COMMAND --help, its options; keys are those of training)
 """
 
 from __future__ import annotations
 
-import importlib
+import re
 import sys
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.errors import Parser, UserError, exit_code
+from train.config import parse_overrides
+from train.errors import Parser, exit_code
+from train.evaluation import commands, ijb, megaface
+from train.evaluation.embed import BATCH_SIZE
 
-# What messages say in terms of training, in terms of these commands.
-FLAGS = {
-    "data.on_error=skip": "--on-error skip",
-    "data.workers=0": "--workers 0",
-    "train.device=cuda": "--device cuda",
+COMMANDS = {
+    "pairs": (commands.pairs, commands.PAIRS),
+    "thresholds": (commands.thresholds, commands.THRESHOLDS),
+    "verification": (commands.verification, commands.VERIFICATION),
+    "ijbc": (ijb.evaluate, ijb.ARGUMENTS),
+    "megaface": (megaface.evaluate, megaface.ARGUMENTS),
 }
-# Modules of train.evaluation.commands: HELP, add_arguments(parser) and run(arguments).
-COMMANDS = ("pairs", "thresholds", "verification", "ijbc", "megaface")
+# Options that stand for keys.
+ALIASES = {
+    "--model": "model.name",
+    "--device": "train.device",
+    "--workers": "data.workers",
+    "--on-error": "data.on_error",
+}
+_KEY = re.compile(r"[a-z_]+\.[\w.]+=", re.ASCII)
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+COMMON: dict[str, dict[str, Any]] = {
+    "checkpoint": {
+        "type": Path,
+        "help": "checkpoint file or folder, a run folder (its last one), or published weights",
+    },
+    "--batch-size": {"type": _positive, "default": BATCH_SIZE, "help": "images embedded at a time"},
+    "--out": {
+        "type": Path,
+        "help": "folder for metrics (JSON); pairs, thresholds and verification add plots",
+    },
+}
+
+
+def parse(argv: list[str]) -> Namespace:
+    parser = Parser(prog="train/evaluate.py", description=str(__doc__).split("\n")[0])
+    listed = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (run, arguments) in COMMANDS.items():
+        about = str(run.__doc__)
+        sub = listed.add_parser(
+            name,
+            help=about.split("\n")[0].rstrip("."),
+            description=about,
+            epilog="key=value: as in training, such as data.on_error=skip data.workers=0",
+        )
+        for flag, options in {**COMMON, **arguments}.items():
+            sub.add_argument(flag, **options)
+        for flag, key in ALIASES.items():
+            value = f"{key}={{}}".format
+            metavar = key.partition(".")[2].upper()
+            sub.add_argument(
+                flag,
+                dest="aliases",
+                action="append",
+                type=value,
+                metavar=metavar,
+                help=f"{key}={metavar}",
+            )
+    found = parser.parse_args([text for text in argv if not _KEY.match(text)])
+    found.overrides = [*(found.aliases or ()), *(text for text in argv if _KEY.match(text))]
+    parse_overrides(found.overrides)  # a mistake is found before a checkpoint is read
+    return found
 
 
 def run(argv: list[str]) -> int:
-    from train.evaluation.model import add_model_arguments
-
-    parser = Parser(prog="train/evaluate.py", description="Judge a trained model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {
-        name: importlib.import_module(f"train.evaluation.commands.{name}") for name in COMMANDS
-    }
-    for name, module in modules.items():
-        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        add_model_arguments(sub)
-        module.add_arguments(sub)
-    arguments = parser.parse_args(argv)
-    try:
-        return int(modules[arguments.command].run(arguments))
-    except UserError as error:
-        message = str(error).removeprefix("data.path: ")
-        for key, flag in FLAGS.items():
-            message = message.replace(key, flag)
-        raise UserError(message) from error
+    arguments = parse(argv)
+    COMMANDS[arguments.command][0](arguments)
+    return 0
 
 
 if __name__ == "__main__":

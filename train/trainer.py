@@ -27,7 +27,7 @@ from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import DistributedEnv, Vote
 from train.errors import DivergedError, UserError
-from train.evaluation.during import Judge as Evaluator
+from train.evaluation.during import Evaluator
 from train.losses import (
     NO_LOSS,
     build_head,

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 from support.evaluation_formats import array_bin, python2_bin, python2_text_bin  # of the tests
 
+from train.config import make_config
 from train.errors import UserError
-from train.evaluation.bins import open_bin_set
+from train.evaluation.test_sets import open_bin_set
 
 from .mutation import mutate, outcome
 from .samples import jpegs
 
+_CONFIG = make_config(
+    ("fuzz", {"model": {"input_size": 16}, "data": {"on_error": "skip", "workers": 0}})
+)
 _TOKENS = (
     *(bytes([code]) for code in b"(.0123FIJKLMNRSTUVXabcdeghijlopqrstu}]\x80\x81\x82\x85\x86\x87"),
     *(
@@ -55,7 +59,7 @@ def run_one(seed: int) -> str | None:
         path.write_bytes(damaged)
 
         def read() -> None:
-            images = open_bin_set(path, 16, on_error="skip", workers=0).source.images
+            images = open_bin_set(path, _CONFIG).source.images
             assert all(isinstance(images.read(i), bytes) for i in range(min(len(images), 20)))
 
         return outcome(read, (UserError,))

@@ -10,7 +10,6 @@ import io
 import random
 import tempfile
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def _read_file(path: Path) -> Any:
     for use in (
         lambda: checkpoint.read_any(path),
         lambda: load_config(["--resume", str(path)]),
-        lambda: load_model(Namespace(checkpoint=path, device="cpu")),
+        lambda: load_model(path, ["train.device=cpu"]),
     ):
         try:
             use()

@@ -14,10 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from train.errors import UserError
-from train.evaluation.ijb.meta import GALLERIES, Faces, read_faces, read_pairs, read_search
-from train.evaluation.megaface.features import FeatureError, read_feature, write_feature
-from train.evaluation.megaface.lists import read_list, read_noises, without_noises
-from train.evaluation.readable import read_matrix
+from train.evaluation.ijb_meta import GALLERIES, Faces, read_faces, read_pairs, read_search
+from train.evaluation.lists import read_matrix
+from train.evaluation.megaface_files import (
+    FeatureError,
+    read_feature,
+    read_list,
+    read_noises,
+    without_noises,
+    write_feature,
+)
 from train.tools import run_report
 from unitsface_kernels.backends.triton.autotune_store import Store
 

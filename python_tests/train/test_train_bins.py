@@ -21,13 +21,13 @@ from support.evaluation_formats import array_bin, orl_pairs, python2_bin, python
 from support.training import arguments, tiny, train, write_faces
 
 from train import evaluate, main
+from train.config import make_config
 from train.data.dataset import open_dataset
 from train.errors import UserError
 from train.evaluation import plain_pickle
-from train.evaluation.bins import BinSet, open_bin_set
 from train.evaluation.embed import embed
 from train.evaluation.plain_pickle import read_plain
-from train.evaluation.test_sets import open_test_sets
+from train.evaluation.test_sets import BinSet, open_bin_set, open_test_sets
 from train.evaluation.verification import best_threshold
 
 WRITERS: dict[str, Callable[[list[bytes], list[bool]], bytes]] = {
@@ -41,7 +41,8 @@ WRITERS: dict[str, Callable[[list[bytes], list[bool]], bytes]] = {
 
 
 def _open(path: Path, on_error: str = "fail") -> BinSet:
-    return open_bin_set(path, 16, on_error=on_error, workers=0)
+    keys = {"model": {"input_size": 16}, "data": {"on_error": on_error, "workers": 0}}
+    return open_bin_set(path, make_config(("test", keys)))
 
 
 @pytest.mark.parametrize("writer", WRITERS)

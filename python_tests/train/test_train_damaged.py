@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,8 @@ def test_a_runs_folder_is_its_last_checkpoint_everywhere(
         _, path, values = load_config(["--resume", str(run)])
         assert path == checkpoint.last(run)
         assert values is not None
-        judged = load_model(Namespace(checkpoint=run, device="cpu"))
-        assert_same_state(judged.backbone.state_dict(), values["backbone"])
+        evaluated = load_model(run, ["train.device=cpu"])
+        assert_same_state(evaluated.backbone.state_dict(), values["backbone"])
     started = trainer_of(tiny(faces, tmp_path / "x", model={"weights": str(sharded)}))
     assert_same_state(dict(started.backbone.state_dict()), dict(values["backbone"]))
     with pytest.raises(UserError, match=r"no such checkpoint: .*last\.pt"):
@@ -153,7 +152,7 @@ def test_a_checkpoint_is_no_reason_to_reach_for_the_network(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"x\.pt: model\.name=timm:hf-hub:a/b would be fetched"):
         load_config(["--resume", str(path)])
     with pytest.raises(UserError, match=r"x\.pt: model\.name=timm:hf-hub:a/b would be fetched"):
-        load_model(Namespace(checkpoint=path, device="cpu"))
+        load_model(path, ["train.device=cpu"])
     typed = load_config(["--resume", str(path), "model.name=timm:hf-hub:a/b"])[0]
     assert typed.model.name == "timm:hf-hub:a/b"
 

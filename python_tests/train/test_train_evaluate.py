@@ -17,6 +17,7 @@ from train.data.loader import open_images
 from train.distributed import DistributedEnv
 from train.errors import UserError
 from train.evaluation.embed import embed
+from train.evaluation.model import load_model
 from train.evaluation.test_sets import HeldOut
 from train.evaluation.verification import evaluate_features
 
@@ -36,7 +37,7 @@ def test_all_pairs_of_a_folder_by_a_run_or_its_checkpoint(
     assert "3 identities, 66 pairs" in capsys.readouterr().out
 
 
-def test_published_weights_are_judged_as_they_are(
+def test_published_weights_are_evaluated_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
@@ -88,25 +89,47 @@ def test_all_commands_give_the_same_figures_of_the_same_weights(tmp_path: Path) 
     assert json.loads((out / "verification.json").read_text())["lfw"] == last["eval"]["lfw"]
 
 
-def test_mistakes_are_found_at_once_and_named_by_their_flags(
+def test_mistakes_are_found_at_once_and_named_by_their_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
     train(tiny(data, tmp_path / "run", train={"epochs": 1}))
     given = ["pairs", str(tmp_path / "run"), str(data)]
-    for option, value in (("--batch-size", "0"), ("--workers", "-1"), ("--workers", "x")):
-        with pytest.raises(UserError, match=f"{option}: expected a whole number"):
-            evaluate.run([*given, f"{option}={value}"])
+    for wrong, message in (
+        ("--batch-size=0", "--batch-size: expected a whole number"),
+        ("--workers=-1", "data.workers: expected a number at least 0, got -1"),
+        ("--workers=x", "data.workers: expected a whole number, got 'x'"),
+        ("data.workers=x", "data.workers: expected a whole number, got 'x'"),
+        ("data.worker=0", "unknown key 'data.worker'; did you mean 'data.workers'"),
+        ("train.device=gpu", "train.device: expected one of auto, cpu, cuda; got 'gpu'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate.run([*given, wrong])
     lfw = tmp_path / "lfw.bin"
     lfw.write_bytes(python2_bin(*orl_pairs()))
     with pytest.raises(UserError, match="--out: cannot make the folder"):
         evaluate.run(["verification", *given[1:2], str(lfw), "--out", str(lfw)])
     bad = data / "person2" / "3.png"
     bad.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"3\.png: .*\(--on-error skip leaves such images out\)"):
+    with pytest.raises(
+        UserError, match=r"3\.png: .*\(data\.on_error=skip leaves such images out\)"
+    ):
         evaluate.run(given)
-    assert evaluate.run([*given, "--on-error", "skip"]) == 0
-    assert f"{data}: 1 images skipped, such as cannot read image {bad}" in capsys.readouterr().out
+    for skip in (["--on-error", "skip"], ["data.on_error=skip"]):
+        assert evaluate.run([*given, *skip]) == 0
+        shown = capsys.readouterr().out
+        assert f"{data}: 1 images skipped, such as cannot read image {bad}" in shown
+
+
+def test_how_a_run_read_its_images_is_not_how_it_is_evaluated(tmp_path: Path) -> None:
+    data = write_faces(tmp_path / "data", identities=3, images=4)
+    train(tiny(data, tmp_path / "run", data={"on_error": "skip", "cache": "never"}), stop_after=1)
+    config = load_model(tmp_path / "run", ["data.workers=0"]).config
+    assert (config.data.on_error, config.data.cache, config.data.workers) == ("fail", "auto", 0)
+    (data / "person2" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"3\.png"):
+        evaluate.run(["pairs", str(tmp_path / "run"), str(data)])
+    assert evaluate.run(["pairs", str(tmp_path / "run"), "data.on_error=skip", str(data)]) == 0
 
 
 @pytest.mark.parametrize("cache", ["always", "never"])

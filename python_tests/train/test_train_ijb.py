@@ -15,9 +15,9 @@ from support.training import tiny, train, write_faces
 
 from train import evaluate
 from train.errors import UserError
-from train.evaluation import rates, readable
-from train.evaluation.ijb import meta, search, templates
-from train.evaluation.ijb.align import PLACES, AlignedFaces, align, similarity
+from train.evaluation import ijb, ijb_meta, rates
+from train.evaluation.align import PLACES, AlignedFaces, align, similarity
+from train.evaluation.model import Model
 
 FACE = next(iter(orl_images(range(1), 1).values()))[0]  # 112 x 112
 
@@ -93,16 +93,16 @@ def _pooled_by_loops(features: Any, ids: Any, media: Any, scores: Any, norms: bo
 def test_templates_are_sums_over_media_of_means_over_images(
     norms: bool, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "ROWS", 7)
+    monkeypatch.setattr(ijb, "ROWS", 7)
     rng = np.random.default_rng(0)
     features, ids, media = _random_templates(rng)
     scores = rng.uniform(0.2, 1, len(ids)) if weighted else None
-    pooled = templates.pool(features, ids, media, scores=scores, norms=norms)
+    pooled = ijb.pool(features, ids, media, scores=scores, norms=norms)
     expected = _pooled_by_loops(features, ids, media, scores, norms)
     assert pooled.ids.tolist() == list(expected)
     np.testing.assert_allclose(pooled.features, list(expected.values()), atol=1e-6)
     with pytest.raises(UserError, match="not finite"):
-        templates.pool(features * np.nan, ids, media, scores=None, norms=True)
+        ijb.pool(features * np.nan, ids, media, scores=None, norms=True)
 
 
 def test_rates_accept_no_more_than_allowed() -> None:
@@ -130,14 +130,14 @@ def test_rates_that_the_negatives_do_not_resolve_are_none() -> None:
 
 
 def test_verification_of_listed_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "ROWS", 50)
+    monkeypatch.setattr(ijb, "ROWS", 50)
     rng = np.random.default_rng(2)
     features, ids, media = _random_templates(rng)
-    pooled = templates.pool(features, ids, media, scores=None, norms=True)
+    pooled = ijb.pool(features, ids, media, scores=None, norms=True)
     by_id = dict(zip(pooled.ids.tolist(), pooled.features, strict=True))
     first, second = rng.choice(pooled.ids, (2, 400))
     same = (first - second) // 7 % 10 == 0
-    figures = templates.verify(pooled, first, second, same, (0.01, 0.1))
+    figures = ijb.verify(pooled, first, second, same, (0.01, 0.1))
     scores = np.array([by_id[a] @ by_id[b] for a, b in zip(first, second, strict=True)])
     for far in (0.01, 0.1):
         negatives = sorted(scores[~same], reverse=True)
@@ -146,10 +146,10 @@ def test_verification_of_listed_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["pairs"] == 400
     # A template of which no image was read: its pairs are left out.
     first[:5] = 1
-    left = templates.verify(pooled, first, second, same, (0.1,))
+    left = ijb.verify(pooled, first, second, same, (0.1,))
     assert (left["pairs"], left["skipped_pairs"]) == (395, 5)
     with pytest.raises(UserError, match="no pairs of both kinds are left, 0 of 5"):
-        templates.verify(pooled, first[:5], second[:5], same[:5])
+        ijb.verify(pooled, first[:5], second[:5], same[:5])
 
 
 def _search_by_loops(by_id: dict, gallery: Any, probes: Any) -> dict[str, float]:
@@ -174,7 +174,7 @@ def _search_by_loops(by_id: dict, gallery: Any, probes: Any) -> dict[str, float]
 
 
 def test_search_in_galleries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "PROBES", 13)
+    monkeypatch.setattr(ijb, "PROBES", 13)
     rng = np.random.default_rng(3)
     count, size = 240, 16
     people = rng.normal(size=(40, size))
@@ -182,15 +182,15 @@ def test_search_in_galleries(monkeypatch: pytest.MonkeyPatch) -> None:
     features = people[subjects - 1000] + rng.normal(0, 1.6, (count, size))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     ids = np.sort(rng.choice(10_000, count, replace=False))
-    pooled = templates.Templates(ids, features.astype(np.float32))
+    pooled = ijb.Templates(ids, features.astype(np.float32))
     # Subjects up to 1014 in the first gallery, from 1025 on in the second, some twice; some in none
     lists: list[list[tuple[int, int]]] = [[], [], []]
     for template, subject in zip(ids.tolist(), subjects.tolist(), strict=True):
         side = 0 if subject < 1015 else 1 if subject >= 1025 else 2
         taken = sum(s == subject for _, s in lists[side])
         lists[side if taken < 1 + subject % 2 else 2].append((template, subject))
-    tables = [meta.Subjects(*np.array(sorted(entries), dtype=np.int64).T) for entries in lists]
-    figures = search.both_galleries(pooled, *tables)
+    tables = [ijb_meta.Subjects(*np.array(sorted(entries), dtype=np.int64).T) for entries in lists]
+    figures = ijb.both_galleries(pooled, *tables)
     by_id = dict(zip(ids.tolist(), pooled.features, strict=True))
     each = [_search_by_loops(by_id, lists[g], lists[2]) for g in (0, 1)]
     merged = _search_by_loops(by_id, lists[0] + lists[1], lists[2])
@@ -239,11 +239,11 @@ def test_the_command_from_meta_files_to_figures(
     seen = []
 
     def keep(*arguments: Any) -> Any:
-        seen.append(embed_readable(*arguments))
+        seen.append(embed_records(*arguments))
         return seen[-1]
 
-    embed_readable = readable.embed_readable
-    monkeypatch.setattr(readable, "embed_readable", keep)
+    embed_records = Model.embed_records
+    monkeypatch.setattr(Model, "embed_records", keep)
     line = ["ijbc", str(tmp_path / "run"), "--meta", str(meta_folder), "--images", str(crops)]
     line += ["--workers", "0", "--out", str(tmp_path / "out")]
     assert evaluate.run(line) == 0
@@ -293,7 +293,7 @@ def test_the_command_from_meta_files_to_figures(
             evaluate.run([*given_features, "--read-features", str(kept)])
     # Aligned, a face is what it was before it was put into its crop.
     source = AlignedFaces(
-        [str(crops / "7.jpg")], meta.read_faces(meta_folder, "ijbc").landmarks[6:]
+        [str(crops / "7.jpg")], ijb_meta.read_faces(meta_folder, "ijbc").landmarks[6:]
     )
     face = list(orl_images(range(2), 6).values())[1][0]
     aligned = np.asarray(Image.open(io.BytesIO(source.read(0))), float)
@@ -327,11 +327,11 @@ def test_the_command_from_meta_files_to_figures(
     ],
 )
 def test_malformed_files_are_named_with_their_line(
-    file: str, number: int, line: str | None, message: str, ijb: tuple[Path, Path], tmp_path: Path
+    file: str, number: int, line: str | None, message: str, small: tuple[Path, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "meta"
     folder.mkdir()
-    for path in ijb[0].iterdir():
+    for path in small[0].iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     path = folder / f"ijbc_{file}"
     if line is None:
@@ -340,11 +340,11 @@ def test_malformed_files_are_named_with_their_line(
         kept = path.read_text().splitlines()
         write_lines(path, [*kept[: number - 1], line, *kept[number:]])
     # Found before any model is loaded.
-    given = ["ijbc", "no_checkpoint", "--meta", str(folder), "--images", str(ijb[1])]
+    given = ["ijbc", "no_checkpoint", "--meta", str(folder), "--images", str(small[1])]
     with pytest.raises(UserError, match=message):
         evaluate.run(given)
 
 
 @pytest.fixture(scope="module")
-def ijb(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return _small_ijb(tmp_path_factory.mktemp("ijb") / "IJBC")[:2]

@@ -14,17 +14,19 @@ from support.training import tiny, train, write_faces
 
 from train import evaluate
 from train.errors import UserError
+from train.evaluation import megaface
 from train.evaluation.baselines import pca
-from train.evaluation.megaface import identification
-from train.evaluation.megaface.features import (
+from train.evaluation.megaface import Identification
+from train.evaluation.megaface_files import (
     FeatureError,
     feature_path,
     read_feature,
     read_features,
+    read_list,
+    read_noises,
+    without_noises,
     write_feature,
 )
-from train.evaluation.megaface.identification import Identification
-from train.evaluation.megaface.lists import read_list, read_noises, without_noises
 
 FACES = orl_images(range(40), 10, size=16)
 PEOPLE = list(FACES)
@@ -70,7 +72,7 @@ def _by_loops(
 
 def test_figures_on_orl_are_those_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten people search among thirty others, in blocks of no particular size."""
-    monkeypatch.setattr(identification, "SCORES", 100 * 17)
+    monkeypatch.setattr(megaface, "SCORES", 100 * 17)
     features = _eigenfaces()
     probes = [(person, row) for person in PEOPLE[30:] for row in features[person]]
     distractors = [row for person in PEOPLE[:30] for row in features[person]]
@@ -126,10 +128,10 @@ def test_from_feature_files_with_noises_left_out(pack: tuple[Path, dict[str, Pat
     folder, files = pack
     features = _eigenfaces()
     store = folder / "features"
-    for kind, list_name, parts in (("facescrub", "probe_list", 2), ("megaface", "gallery_list", 3)):
+    for kind, list_name in (("facescrub", "probe_list"), ("megaface", "gallery_list")):
         for name in files[list_name].read_text().split():
             person, number = name.split("/")[-1].removesuffix(".png").rsplit("_", 1)
-            path = feature_path(store, name, "pca", kind=kind, parts=parts)
+            path = feature_path(store, name, "pca", kind=kind)
             write_feature(path, features[person][int(number)])
     person, other = PEOPLE[33], PEOPLE[4]
     probe_noises = write_lines(folder / "facescrub_noises.txt", ["# no face", f"{person}_3.png"])
@@ -164,7 +166,7 @@ def test_from_images_and_the_feature_files_written_for_the_devkit(
     pack: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, files = pack
-    monkeypatch.setattr("train.evaluation.commands.megaface.BLOCK", 128)
+    monkeypatch.setattr(megaface, "BLOCK", 128)
     lists = ("--probe-list", files["probe_json"], "--gallery-list", files["gallery_json"])
     written = folder / "written"
     by_images = _run(folder, files, *lists, "--write-features", written)
@@ -180,7 +182,7 @@ def test_from_images_and_the_feature_files_written_for_the_devkit(
     gone = sorted((written / "megaface").rglob("*.bin"))[:2]
     gone[0].unlink()
     gone[1].write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot read .*\.bin: No such file.*--on-error skip"):
+    with pytest.raises(UserError, match=r"cannot read .*\.bin: No such file.*data\.on_error=skip"):
         _run(folder, files, *lists, "--read-features", written)
     left = _run(folder, files, *lists, "--read-features", written, "--on-error", "skip")
     assert (left["skipped_distractors"], left["distractors"]) == (2, 298)

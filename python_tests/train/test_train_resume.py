@@ -17,7 +17,7 @@ from train import checkpoint
 from train.data.image_list import whole
 from train.data.records import Encoded
 from train.errors import UserError
-from train.evaluation.during import Judge
+from train.evaluation.during import Evaluator
 from train.main import main
 from train.meter import Meter
 from train.run_folder import MetricsLog, prepare, read_metrics
@@ -111,15 +111,15 @@ def test_evaluations_that_cannot_be_are_refused_before_the_first_step(
 ) -> None:
     nobody = whole(Encoded([], ""), [], [])
     with pytest.raises(UserError, match=r"eval\.every=5: nothing to evaluate"):
-        Judge(tiny(faces, tmp_path, eval={"every": 5}), CPU, nobody)
+        Evaluator(tiny(faces, tmp_path, eval={"every": 5}), CPU, nobody)
     people = trainer_of(tiny(faces, tmp_path)).source.images
     wrong = tiny(faces, tmp_path, eval={"every": 5, "best": "charm"})
     with pytest.raises(UserError, match=r"eval\.best: expected one of accuracy, .* got 'charm'"):
-        Judge(wrong, CPU, people)
-    judge = Judge(tiny(faces, tmp_path, eval={"every": 5}), CPU, people)
-    assert judge.value({"held_out": {"accuracy": float("nan")}}) is None
+        Evaluator(wrong, CPU, people)
+    evaluator = Evaluator(tiny(faces, tmp_path, eval={"every": 5}), CPU, people)
+    assert evaluator.value({"held_out": {"accuracy": float("nan")}}) is None
     # What is said to be a figure is one.
-    (held_out,) = judge.sets
+    (held_out,) = evaluator.sets
     features = np.eye(len(people), 8, dtype=np.float32) + 0.1
     assert set(held_out.figures) <= set(held_out.score(features, threshold=0.5))
 
@@ -142,7 +142,7 @@ def test_the_clock_stops_for_evaluations_and_checkpoints(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    for cls, name in ((Meter, "take"), (Meter, "restart_clock"), (Judge, "figures")):
+    for cls, name in ((Meter, "take"), (Meter, "restart_clock"), (Evaluator, "figures")):
         method = getattr(cls, name)
 
         def noted(*given: Any, method: Any = method, name: str = name, **named: Any) -> Any:

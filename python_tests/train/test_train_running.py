@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -376,8 +375,8 @@ def test_the_average_of_the_weights_is_saved_and_preferred(faces: Path, tmp_path
                 values["ema"][name].double(), average[name], rtol=1e-5, atol=1e-6
             )
     assert not torch.equal(steps[2]["ema"]["fc.weight"], steps[2]["backbone"]["fc.weight"])
-    given = Namespace(checkpoint=tmp_path, device="cpu")
-    assert_same_state(dict(load_model(given).backbone.state_dict()), steps[2]["ema"])
+    loaded = load_model(tmp_path, ["train.device=cpu"]).backbone
+    assert_same_state(dict(loaded.state_dict()), steps[2]["ema"])
     assert trainer.evaluated is not trainer.backbone
 
 

@@ -14,10 +14,9 @@ from fuzz.mutation import outcome
 from support.training import ROOT  # noqa: F401  # makes train importable
 
 from train.errors import UserError
-from train.evaluation.ijb.meta import read_subjects
-from train.evaluation.lists import inside, integers
-from train.evaluation.megaface.lists import read_list
-from train.evaluation.readable import read_matrix
+from train.evaluation.ijb_meta import read_subjects
+from train.evaluation.lists import inside, integers, read_matrix
+from train.evaluation.megaface_files import read_list
 from train.small_files import load_npz
 from unitsface_kernels.backends.triton.autotune_store import Store
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from support.training import tiny, train, write_faces
 from train import evaluate
 from train.config import Config
 from train.data.dataset import scan
-from train.data.image_list import ImageList
-from train.data.loader import ImageSource, open_images
+from train.data.loader import open_images
 from train.data.orl import scan_orl
-from train.evaluation import plots, thresholds
-from train.evaluation.commands.thresholds import table, unique_names
+from train.evaluation import commands, plots, thresholds
+from train.evaluation.commands import table, unique_names
+from train.evaluation.test_sets import BinSet
 from train.evaluation.verification import all_pairs, balanced_accuracy
 from train.evaluation.verification import best_threshold as best_of_list
 
@@ -171,12 +170,8 @@ def test_command_prints_a_row_per_set_and_writes_files(
     assert cells[4] == f"{learned:.3f}"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """A verification set: of every two images in order, whether they show one person."""
-
-    source: ImageSource
-    name: str = "pairs"
+class Pairs(BinSet):
+    """A verification set with metrics that are easily told from others."""
 
     def score(
         self, features: np.ndarray, *, threshold: float | None = None, device: object = "cpu"
@@ -185,22 +180,23 @@ class Pairs:
         return figures if threshold is None else {**figures, "accuracy_at_threshold": 0.625}
 
 
-def test_verification_sets_are_judged_by_the_unified_threshold(
+def test_verification_sets_are_evaluated_at_the_unified_threshold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
     trainer = train(tiny(data, tmp_path / "run", train={"epochs": 1}))
     asked = []
 
-    def opened(config: Config, held_out: ImageList) -> list[Pairs]:
-        asked.append((config.eval.sets, config.data.on_error, len(held_out)))
-        return [Pairs(open_images(scan(str(data)), 16, on_error="fail"))]
+    def opened(path: str, config: Config) -> Pairs:
+        asked.append((path, config.data.on_error))
+        source = open_images(scan(str(data)), 16, on_error="fail")
+        return Pairs("pairs", source, np.arange(len(source.images) // 2) % 2 == 0)
 
-    monkeypatch.setattr("train.evaluation.test_sets.open_test_sets", opened)
+    monkeypatch.setattr(commands, "open_bin_set", opened)
     out = tmp_path / "out"
     given = ["thresholds", str(tmp_path / "run"), "--on-error", "skip", "--out", str(out)]
     assert evaluate.run([*given, "--data", "x/lfw.bin"]) == 0
-    assert asked == [(["x/lfw.bin"], "skip", 0)]
+    assert asked == [("x/lfw.bin", "skip")]
     learned = trainer.threshold()
     report = json.loads((out / "thresholds.json").read_text())["lfw.bin"]
     assert report["unified"] == {

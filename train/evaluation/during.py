@@ -1,4 +1,4 @@
-"""Evaluation in the course of a run, by all its processes: each embeds its share of the images."""
+"""Evaluation in the course of a run, by all its processes: each embeds a part of the images."""
 
 from __future__ import annotations
 
@@ -19,35 +19,31 @@ from train.evaluation.test_sets import HeldOut, open_test_sets
 from train.evaluation.verification import Verification, evaluate_features
 from train.run_folder import EVALUATION, FEATURES, write_arrays, write_json
 
-# Features of the people held out stay beside their figures up to this size.
+# Features of the people held out are stored beside their metrics up to this size.
 STORED_BYTES = 64 * 2**20
 
 Figures = Mapping[str, Mapping[str, float]]
 
 
-class Judge:
-    """The test sets of a run. Nothing it does changes what is trained."""
+class Evaluator:
+    """The test sets of a run. Evaluating them changes nothing of what is trained."""
 
     def __init__(self, config: Config, world: DistributedEnv, held_out: ImageList) -> None:
         self.every, self.figure, self.world = config.eval.every, config.eval.best, world
         self.sets = open_test_sets(config, held_out)
-        self._check()
-        # The last features of the people held out, and their step.
-        self._features: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        self._step: int | None = None
-
-    def _check(self) -> None:
-        """What would end the run at its first evaluation, or never be done, ends it now."""
-        if not self.every:
-            return
-        if not self.sets:
+        # A mistake that would end the run at its first evaluation ends it now.
+        if self.every and not self.sets:
             raise UserError(
                 f"eval.every={self.every}: nothing to evaluate; name sets in eval.sets, or keep "
                 "identities with several images out of training by data.holdout"
             )
-        self._known({name for test in self.sets for name in test.figures})
+        if self.every:
+            self._check_figure({name for test in self.sets for name in test.figures})
+        # The last features of the people held out, and their step.
+        self._features: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        self._step: int | None = None
 
-    def _known(self, names: set[str]) -> None:
+    def _check_figure(self, names: set[str]) -> None:
         if self.figure not in names:
             known = ", ".join(sorted(names))
             raise UserError(f"eval.best: expected one of {known}; got '{self.figure}'")
@@ -56,7 +52,7 @@ class Judge:
         return bool(self.sets) and (at_end or (self.every > 0 and step % self.every == 0))
 
     def figures(self, backbone: nn.Module, threshold: float | None, step: int) -> Figures:
-        """Of every set, by its name; every process calls, the first one's answer is everybody's."""
+        """Metrics of every set by its name: those of the first process, on all; every one calls."""
         found = {}
         for test in self.sets:
             features, labels = self._embed(backbone, test.source)
@@ -77,21 +73,23 @@ class Judge:
             yield f"step {step}, {name}: {', '.join(values)}"
 
     def value(self, figures: Figures) -> float | None:
-        """What the best is kept by, larger is better; None without evaluations on the way."""
+        """The value by which the best is kept, larger is better; None without evaluations on the
+        way.
+        """
         if not self.every or not figures:
             return None
         values = [of_set[self.figure] for of_set in figures.values() if self.figure in of_set]
         if not values:  # a figure of the learned threshold, and there is none
-            self._known({name for of_set in figures.values() for name in of_set})
+            self._check_figure({name for of_set in figures.values() for name in of_set})
         mean = float(np.mean(values))
         return mean if np.isfinite(mean) else None  # nothing is better than what is no number
 
     def report_held_out(
         self, folder: Path, backbone: nn.Module, threshold: float | None, step: int
     ) -> Verification | None:
-        """Write figures and features of the people held out, if there are any to score.
+        """Write metrics and features of the people held out, if there are any to score.
 
-        Every process calls; the first one gets the figures.
+        Every process calls; the first one gets the metrics.
         """
         test = next((test for test in self.sets if isinstance(test, HeldOut)), None)
         if test is None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import UserError
+from train.small_files import load_npy
 
 _MOST_NAME = 4096  # characters, as file systems allow
 
@@ -62,3 +63,14 @@ def whole_numbers(where: str, words: list[str], columns: str) -> list[int]:
     if len(values) != count:
         raise UserError(f"{where}: expected integers {columns}, got {' '.join(words[:80])[:80]!r}")
     return values
+
+
+def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
+    """A .npy file of (rows, D) floats."""
+    matrix = load_npy(path)
+    if matrix.ndim != 2 or len(matrix) != rows or not np.issubdtype(matrix.dtype, np.floating):
+        raise UserError(
+            f"{path}: expected {rows} rows of floats, got {matrix.shape} of {matrix.dtype}"
+        )
+    with np.errstate(over="ignore"):  # of float64, said where features are not finite
+        return np.ascontiguousarray(matrix, dtype=np.float32)

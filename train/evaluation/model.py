@@ -1,25 +1,28 @@
-"""A trained model out of a checkpoint, for the commands that judge or export it."""
+"""A trained model out of a checkpoint, for the commands that evaluate or export it."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from train import checkpoint
 from train.backbones import build_backbone
 from train.backbones.weights import find_state, recognize, sizes
-from train.config import COMMAND_LINE, Config, make_config, of_a_run
-from train.data.image_list import ImageList
-from train.data.loader import ImageSource, open_images
+from train.config import COMMAND_LINE, Config, make_config, of_a_run, parse_overrides
+from train.data.image_list import whole
+from train.data.loader import ImageSource
+from train.data.records import Records
 from train.distributed import choose_device
 from train.errors import UserError
-from train.evaluation.embed import BATCH_SIZE
+from train.evaluation.embed import BATCH_SIZE, embed
+from train.evaluation.test_sets import open_uncached
 
 
 @dataclass(frozen=True)
@@ -28,67 +31,49 @@ class Model:
     config: Config
     threshold: float | None  # learned unified threshold b / s, a cosine
     device: torch.device
-    path: Path
+    batch_size: int = BATCH_SIZE
+
+    def embed(self, source: ImageSource) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Flip-summed features (N, D) and labels (N,)."""
+        return embed(self.backbone, source, self.device, batch_size=self.batch_size)
+
+    def embed_records(self, records: Records) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(N, D) flip-summed features, and which of them are of their own image.
+
+        With ``data.on_error=skip`` the others are some other image's; otherwise they are an error.
+        """
+        source = open_uncached(self.config, whole(records, [0] * len(records), [""]))
+        return self.embed(source)[0], source.readable()
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number from ``low`` on."""
+def evaluation_config(overrides: Sequence[str], *layers: tuple[str, dict[str, Any]]) -> Config:
+    """``layers``, and ``key=value`` of the command line over them.
 
-    def parse(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < low:
-            raise ArgumentTypeError(f"expected a whole number of at least {low}, got '{text}'")
-        return int(text)
-
-    return parse
-
-
-def add_model_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="checkpoint file or folder, a run folder (its last one), or published weights",
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", help="model.name, where that of the checkpoint is fetched"
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=BATCH_SIZE, help="images embedded at a time"
-    )
-    parser.add_argument(
-        "--workers",
-        type=at_least(0),
-        default=2,
-        help="decoding processes, where images are not kept in memory",
-    )
-    parser.add_argument(
-        "--on-error",
-        default="fail",
-        choices=("fail", "skip"),
-        help="what to do of an unreadable image",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for figures (JSON); pairs, thresholds and verification add plots",
-    )
+    How images were read in training, and on which device, is no part of a model.
+    """
+    plain = Config()
+    keys = {
+        "data": {name: getattr(plain.data, name) for name in ("on_error", "cache", "workers")},
+        "train": {"device": plain.train.device},
+    }
+    return make_config(*layers, ("defaults", keys), (COMMAND_LINE, parse_overrides([*overrides])))
 
 
-def load_model(arguments: Namespace) -> Model:
+def load_model(
+    path: str | Path, overrides: Sequence[str] = (), batch_size: int = BATCH_SIZE
+) -> Model:
     """The backbone as it was trained, with the architecture of its checkpoint.
 
     What is no checkpoint of this harness may be published weights, of an architecture that their
     names and shapes tell.
     """
-    path, values = checkpoint.read_any(Path(arguments.checkpoint))
+    path, values = checkpoint.read_any(Path(path))
     threshold = None
     if checkpoint.is_run(values):
-        typed = getattr(arguments, "model", None)
-        layers = [(COMMAND_LINE, {"model": {"name": typed}})] if typed else []
-        config = make_config((str(path), of_a_run(values["config"])), *layers)
+        config = evaluation_config(overrides, (str(path), of_a_run(values["config"])))
         threshold = values["trainer"].get("threshold")
     else:
-        config = _published(values, path)
+        config = evaluation_config(overrides, (str(path), {"model": _published(values, path)}))
     model = config.model
     checkpoint.check_backbone(values, path=path, config=config, averaged=True)
     backbone = build_backbone(
@@ -96,28 +81,16 @@ def load_model(arguments: Namespace) -> Model:
     )
     # What was evaluated in training: the average over steps, if there is one.
     checkpoint.load_backbone(backbone, values, path=path, config=config, averaged=True)
-    device = choose_device(arguments.device, 0)
-    if model.channels_last:  # as in training: the same kernels, so the same figures
+    device = choose_device(config.train.device, 0)
+    if model.channels_last:  # as in training: the same kernels, so the same metrics
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(backbone.to(device).eval(), config, threshold, device, path)
+    return Model(backbone.to(device).eval(), config, threshold, device, batch_size)
 
 
-def _published(values: Any, path: Path) -> Config:
-    """Of insightface, UniTSFace or UniFace, or what train/convert.py has written."""
+def _published(values: Any, path: Path) -> dict[str, Any]:
+    """Weights of insightface, UniTSFace or UniFace, or what train/convert.py has written."""
     state = find_state(values, averaged=True) or {}
     name, found = recognize(state), sizes(state)
     if name is None or found is None:
         raise UserError(f"{path} is no checkpoint, and no weights of a backbone known here")
-    model = {"name": name, "input_size": found[0], "embedding_size": found[1]}
-    return make_config((str(path), {"model": model}))
-
-
-def open_images_of(model: Model, images: ImageList, arguments: Namespace) -> ImageSource:
-    """Images at the model's size."""
-    return open_images(
-        images,
-        model.config.model.input_size,
-        on_error=arguments.on_error,
-        workers=arguments.workers,
-        max_pixels=model.config.data.max_pixels,
-    )
+    return {"name": name, "input_size": found[0], "embedding_size": found[1]}

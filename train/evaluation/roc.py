@@ -6,9 +6,7 @@ the usual false accept rates are exact whatever the bins (docs/metrics.md).
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from train.evaluation import rates
+from train.evaluation.verification import Device, Floats, Labels, on_device
 from unitsface_kernels import metrics
-
-Floats = NDArray[np.floating[Any]]
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 # 3e-5 wide. Between two edges the curve is known at the rates of FARS only.
@@ -27,7 +24,7 @@ BINS = 2**16
 
 @dataclass(frozen=True)
 class RatePoint:
-    """The lowest threshold that accepts at most a share ``far`` of the negative pairs."""
+    """The lowest threshold that accepts at most a fraction ``far`` of the negative pairs."""
 
     far: float  # as asked
     tar: float
@@ -74,12 +71,9 @@ class Roc:
         return "\n".join(sorted(lines, key=lambda line: float(line.split("=")[1].split()[0])))
 
 
-def roc_curve(
-    features: Floats, labels: NDArray[np.integer[Any]], device: torch.device | str = "cpu"
-) -> Roc:
-    """Of all unordered pairs of (N, D) features; their (N,) labels form pairs of both kinds."""
-    feats = torch.as_tensor(features, dtype=torch.float32, device=device)
-    identities = torch.as_tensor(labels, dtype=torch.int64, device=device)
+def roc_curve(features: Floats, labels: Labels, device: Device = "cpu") -> Roc:
+    """All unordered pairs of (N, D) features, whose (N,) labels form pairs of both kinds."""
+    feats, identities = on_device(features, labels, device)
     histogram = metrics.pair_histogram(feats, identities, bins=BINS)
     curve = metrics.roc(histogram)
     negatives = histogram.num_negatives
@@ -110,12 +104,3 @@ def _points(feats: torch.Tensor, labels: torch.Tensor, fars: list[float]) -> lis
     found = metrics.tar_at_far(feats, labels, fars)
     columns = (found.tar, found.threshold, found.achieved_far)
     return [RatePoint(*p) for p in zip(fars, *(c.tolist() for c in columns), strict=True)]
-
-
-def write_csv(roc: Roc, path: Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["threshold", "far", "tar"])
-        writer.writerows(
-            zip(roc.thresholds.tolist(), roc.far.tolist(), roc.tar.tolist(), strict=True)
-        )

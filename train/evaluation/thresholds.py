@@ -1,11 +1,9 @@
-"""How far one threshold serves everybody: unified, per identity, and one against many."""
+"""One threshold for all identities: unified, beside one per identity, and one against many."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,17 @@ from torch.nn import functional as F
 
 from train.evaluation.verification import (
     LISTED_PAIRS,
+    Device,
     Floats,
+    Labels,
     all_pairs,
     balanced_accuracy,
     best_threshold,
     count_pairs,
+    fit_threshold,
+    on_device,
 )
 from unitsface_kernels import metrics
-
-Labels = NDArray[np.integer[Any]]
 
 # A tile of cosines takes 32 MB, and as much again for each of a few copies.
 TILE_ROWS, TILE_COLUMNS = 1024, 8192
@@ -49,18 +49,8 @@ class Unified:
         return {**asdict(self), "gap": self.gap}
 
 
-def _on(features: Floats, labels: Labels, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    return (
-        torch.as_tensor(features, dtype=torch.float32, device=device),
-        torch.as_tensor(labels, dtype=torch.int64, device=device),
-    )
-
-
 def unify(
-    features: Floats,
-    labels: Labels,
-    learned: float | None = None,
-    device: torch.device | str = "cpu",
+    features: Floats, labels: Labels, learned: float | None = None, device: Device = "cpu"
 ) -> Unified:
     """Over all unordered pairs of (N, D) features, in memory that does not grow with them."""
     pairs, positives = count_pairs(labels)
@@ -71,23 +61,18 @@ def unify(
         accuracy = balanced_accuracy(scores, same, threshold)
         at_learned = None if learned is None else balanced_accuracy(scores, same, learned)
         return Unified(pairs, positives, threshold, accuracy, learned, at_learned)
-    feats, identities = _on(features, labels, device)
-    if learned is None:
-        best = metrics.best_threshold(feats, identities)
-        return Unified(pairs, positives, best.threshold, best.accuracy, None, None)
-    gap = metrics.threshold_gap(feats, identities, learned, scale=1.0)
-    best = gap.best
-    return Unified(pairs, positives, best.threshold, best.accuracy, learned, gap.accuracy)
+    best, at_learned = fit_threshold(*on_device(features, labels, device), learned)
+    return Unified(pairs, positives, best.threshold, best.accuracy, learned, at_learned)
 
 
 @dataclass(frozen=True)
 class Identification:
     """One against many: each identity's first image stands for it, its others are recognized.
 
-    Shares of the probes that are right, each asking for more than the one before (docs/metrics.md):
-    the nearest identity is theirs; a threshold per identity, or one for all, lies between the
-    cosine with their own and those with all others. ``class_wise`` takes the identities' side:
-    nobody else's probe comes as near to theirs.
+    Fractions of the probes that are right, each under a stricter condition than the one before
+    (docs/metrics.md): the nearest identity is theirs; a threshold per identity, or one for all,
+    lies between the cosine with their own and those with all others. ``class_wise`` is the
+    identities' side: no probe of another identity comes as near as theirs.
     """
 
     identities: int
@@ -104,10 +89,7 @@ class Identification:
 
 
 def identify(
-    features: Floats,
-    labels: Labels,
-    learned: float | None = None,
-    device: torch.device | str = "cpu",
+    features: Floats, labels: Labels, learned: float | None = None, device: Device = "cpu"
 ) -> Identification | None:
     """None where no identity has a second image."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
@@ -115,7 +97,7 @@ def identify(
     probe[first] = False
     if not probe.any():
         return None
-    feats, classes = _on(features[probe], inverse[probe], device)
+    feats, classes = on_device(features[probe], inverse[probe], device)
     gallery = torch.as_tensor(features[first], dtype=torch.float32, device=device)
     rates = metrics.classification_accuracy(feats, gallery, classes)
     at_learned = None
@@ -147,9 +129,19 @@ class Spread:
     highest_negative: NDArray[np.float64]
 
     def separated_by(self, threshold: float) -> float:
-        """Share of the identities that a threshold tells from all others without an error."""
+        """Fraction of the identities that a threshold separates from all others."""
         right = (self.highest_negative < threshold) & (threshold <= self.lowest_positive)
         return float(right.mean()) if len(right) else float("nan")
+
+    def columns(self, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """A table with a row per identity."""
+        return {
+            "identity": [names[i] for i in self.identities],
+            "threshold": self.thresholds.tolist(),
+            "accuracy": self.accuracies.tolist(),
+            "lowest_positive": self.lowest_positive.tolist(),
+            "highest_negative": self.highest_negative.tolist(),
+        }
 
     def to_dict(self, unified: Unified) -> dict[str, Any]:
         values = self.thresholds
@@ -168,13 +160,13 @@ class Spread:
         return figures
 
 
-def per_identity(features: Floats, labels: Labels, device: torch.device | str = "cpu") -> Spread:
-    """The figures behind UniTSFace's figure 1 (NeurIPS 2023): the best threshold of each identity,
-    to be seen beside the learned unified one.
+def per_identity(features: Floats, labels: Labels, device: Device = "cpu") -> Spread:
+    """The values behind UniTSFace's figure 1 (NeurIPS 2023): the best threshold of each identity,
+    to be compared with the learned unified one.
 
     Two passes over all ordered pairs, in memory O(N).
     """
-    feats, identities = _on(features, labels, device)
+    feats, identities = on_device(features, labels, device)
     found = metrics.identity_thresholds(feats, identities)
     low, high = _extremes(feats, identities, feats, identities, paired=True)
     known = found.identities.to(low.device)
@@ -209,32 +201,9 @@ def _extremes(
             cosines = rows[own] @ columns[other].T
             same = labels[own, None] == column_labels[None, other]
             negative = cosines.masked_fill(same, -torch.inf).amax(1)
-            if paired:
-                _clear_diagonal(same, a - b)
+            if paired and -same.shape[0] < a - b < same.shape[1]:
+                same.diagonal(a - b).fill_(False)
             positive = cosines.masked_fill(~same, torch.inf).amin(1)
             low[own] = torch.minimum(low[own], positive)
             high[own] = torch.maximum(high[own], negative)
     return low, high
-
-
-def _clear_diagonal(tile: Tensor, offset: int) -> None:
-    """Where column - row is ``offset``, if the tile has such places."""
-    if -tile.shape[0] < offset < tile.shape[1]:
-        tile.diagonal(offset).fill_(False)
-
-
-def write_csv(spread: Spread, names: Sequence[str], path: Path) -> None:
-    """A line per identity."""
-    # Names of folders may be no text.
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        header = ["identity", "threshold", "accuracy", "lowest_positive", "highest_negative"]
-        writer.writerow(header)
-        columns = (
-            [names[i] for i in spread.identities],
-            spread.thresholds.tolist(),
-            spread.accuracies.tolist(),
-            spread.lowest_positive.tolist(),
-            spread.highest_negative.tolist(),
-        )
-        writer.writerows(zip(*columns, strict=True))

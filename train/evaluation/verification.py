@@ -1,6 +1,6 @@
 """Same person or not: scores of pairs, and what a threshold on them is worth.
 
-The figures of up to :data:`LISTED_PAIRS` pairs come from a list of their scores. Of more pairs no
+The metrics of up to :data:`LISTED_PAIRS` pairs come from a list of their scores. Of more pairs no
 list is made: ``unitsface_kernels.metrics`` passes over them tile by tile.
 """
 
@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from train.errors import UserError
-from train.evaluation.rates import resolved
+from train.evaluation.rates import resolved, tar_at_fars
 from unitsface_kernels import metrics
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
+Labels = NDArray[np.integer[Any]]
+Device = torch.device | str
 
 FOLDS = 10
 FARS = (1e-2, 1e-1)
@@ -28,7 +31,7 @@ LISTED_PAIRS = 2_000_000
 AUC_BINS = 2**16
 
 
-def all_pairs(features: Floats, labels: NDArray[np.integer[Any]]) -> tuple[Floats, Bools]:
+def all_pairs(features: Floats, labels: Labels) -> tuple[Floats, Bools]:
     """Cosines and same-identity flags of every unordered pair: (N, D), (N,) to two (N(N-1)/2,)."""
     wide = features.astype(np.float64)
     unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
@@ -60,10 +63,10 @@ def best_threshold(scores: Floats, same: Bools) -> float:
 
 
 def kfold_accuracy(scores: Floats, same: Bools, folds: int = FOLDS) -> tuple[float, float]:
-    """Balanced accuracy by cross-validation over pairs: each fold is judged at the threshold
+    """Balanced accuracy by cross-validation over pairs: each fold is evaluated at the threshold
     that is best on the others. Mean and standard deviation over folds.
 
-    Folds have equal shares of positives and are drawn with a fixed seed.
+    Folds have equal fractions of positives and are drawn with a fixed seed.
     """
     from sklearn.model_selection import StratifiedKFold  # slow to import
 
@@ -79,14 +82,10 @@ def kfold_accuracy(scores: Floats, same: Bools, folds: int = FOLDS) -> tuple[flo
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
-def tar_at_far(scores: Floats, same: Bools, far: float) -> float:
-    """Largest share of positives accepted by a threshold that accepts at most ``far`` of the
-    negatives. No interpolation: the threshold exists.
-    """
-    from sklearn.metrics import roc_curve  # slow to import
+def auc(scores: Floats, same: Bools) -> float:
+    from sklearn.metrics import roc_auc_score  # slow to import
 
-    fars, tars, _ = roc_curve(same, scores, drop_intermediate=False)
-    return float(tars[fars <= far].max())
+    return float(roc_auc_score(same, scores))
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,17 @@ class Verification:
 
 
 def evaluate_pairs(scores: Floats, same: Bools, *, threshold: float | None = None) -> Verification:
-    """Every figure of a verification test; (P,) scores, higher meaning more alike."""
-    from sklearn.metrics import roc_auc_score  # slow to import
-
+    """Every metric of a verification test; (P,) scores, higher meaning more alike."""
     accuracy, std = kfold_accuracy(scores, same)
     return Verification(
         pairs=len(same),
         positives=int(same.sum()),
         accuracy=accuracy,
         accuracy_std=std,
-        auc=float(roc_auc_score(same, scores)),
-        tar_at_far={f"{far:g}": tar_at_far(scores, same, far) for far in FARS},
+        auc=auc(scores, same),
+        tar_at_far={
+            name.partition("=")[2]: tar for name, tar in tar_at_fars(scores, same, FARS).items()
+        },
         threshold=threshold,
         accuracy_at_threshold=(
             None if threshold is None else balanced_accuracy(scores, same, threshold)
@@ -142,26 +141,39 @@ def evaluate_pairs(scores: Floats, same: Bools, *, threshold: float | None = Non
     )
 
 
-def count_pairs(labels: NDArray[np.integer[Any]]) -> tuple[int, int]:
+def count_pairs(labels: Labels) -> tuple[int, int]:
     """How many unordered pairs (N,) labels form, and how many of them are positive."""
     _, sizes = np.unique(labels, return_counts=True)
     return len(labels) * (len(labels) - 1) // 2, int((sizes * (sizes - 1) // 2).sum())
 
 
-def has_both_kinds(labels: NDArray[np.integer[Any]]) -> bool:
+def has_both_kinds(labels: Labels) -> bool:
     """Whether (N,) labels form positive and negative pairs."""
     pairs, positives = count_pairs(labels)
     return 0 < positives < pairs
 
 
+def on_device(features: Floats, labels: Labels, device: Device) -> tuple[Tensor, Tensor]:
+    return (
+        torch.as_tensor(features, dtype=torch.float32, device=device),
+        torch.as_tensor(labels, dtype=torch.int64, device=device),
+    )
+
+
+def fit_threshold(
+    feats: Tensor, labels: Tensor, learned: float | None
+) -> tuple[metrics.BestThreshold, float | None]:
+    """The best threshold over all pairs without a list of them, and the accuracy at the learned."""
+    if learned is None:
+        return metrics.best_threshold(feats, labels), None
+    gap = metrics.threshold_gap(feats, labels, learned, scale=1.0)
+    return gap.best, gap.accuracy
+
+
 def evaluate_features(
-    features: Floats,
-    labels: NDArray[np.integer[Any]],
-    *,
-    threshold: float | None = None,
-    device: torch.device | str = "cpu",
+    features: Floats, labels: Labels, *, threshold: float | None = None, device: Device = "cpu"
 ) -> Verification:
-    """Every figure of a verification test on all pairs of (N, D) features with (N,) labels.
+    """Every metric of a verification test on all pairs of (N, D) features with (N,) labels.
 
     Up to :data:`LISTED_PAIRS` those of :func:`evaluate_pairs`; beyond, in memory that does not
     grow with the pairs, on ``device``.
@@ -173,21 +185,15 @@ def evaluate_features(
     pairs, positives = count_pairs(labels)
     if pairs <= LISTED_PAIRS:
         return evaluate_pairs(*all_pairs(features, labels), threshold=threshold)
-    feats = torch.as_tensor(features, dtype=torch.float32, device=device)
-    identities = torch.as_tensor(labels, dtype=torch.int64, device=device)
-    at_threshold = None
-    if threshold is None:
-        best = metrics.best_threshold(feats, identities)
-    else:
-        gap = metrics.threshold_gap(feats, identities, threshold, scale=1.0)
-        best, at_threshold = gap.best, gap.accuracy
-    rates = metrics.tar_at_far(feats, identities, FARS)
+    given = on_device(features, labels, device)
+    best, at_threshold = fit_threshold(*given, threshold)
+    rates = metrics.tar_at_far(*given, FARS)
     return Verification(
         pairs=pairs,
         positives=positives,
         accuracy=best.accuracy,
         accuracy_std=None,
-        auc=_auc(metrics.pair_histogram(feats, identities, bins=AUC_BINS)),
+        auc=_auc(metrics.pair_histogram(*given, bins=AUC_BINS)),
         tar_at_far={f"{far:g}": tar for far, tar in zip(FARS, rates.tar.tolist(), strict=True)},
         threshold=threshold,
         accuracy_at_threshold=at_threshold,
@@ -196,7 +202,7 @@ def evaluate_features(
 
 
 def _auc(histogram: metrics.PairHistogram) -> float:
-    """Share of (positive, negative) pairs of pairs in the right order; ties count half."""
+    """Fraction of (positive, negative) pairs of pairs in the right order; ties count half."""
     positives, negatives = histogram.positives.double(), histogram.negatives.double()
     below = negatives.cumsum(0) - negatives / 2
     return float(positives @ below / (positives.sum() * negatives.sum()))

@@ -219,8 +219,7 @@ def run(argv: list[str]) -> int:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"export needs {error.name}, not installed here: {INSTALL}") from error
-    arguments.device = "cpu"
-    model = load_model(arguments)
+    model = load_model(arguments.checkpoint, ["train.device=cpu"])
     own = model.config.model.input_size
     size = arguments.input_size or (CHALLENGE_SIZE if arguments.zip is not None else own)
     network = scaled(model.backbone.float(), size, own)

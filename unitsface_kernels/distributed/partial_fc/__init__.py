@@ -10,11 +10,14 @@ from .checkpoint import (
 )
 from .clipping import clip_grad_norm_
 from .module import SHARDABLE, PartialFC
+from .plain_pickle import DamagedError, PlainUnpickler
 
 __all__ = [
     "SHARDABLE",
     "UNREADABLE",
+    "DamagedError",
     "PartialFC",
+    "PlainUnpickler",
     "clip_grad_norm_",
     "export_class_weights",
     "is_checkpoint",

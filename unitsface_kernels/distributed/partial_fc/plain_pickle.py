@@ -33,8 +33,8 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     append: Any
     pop_mark: Any
 
-    def __init__(self, file: io.BytesIO, size: int) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, size: int, encoding: str = "ASCII") -> None:
+        super().__init__(file, encoding=encoding)
         #: Characters that may yet be encoded: each has come out of a byte of the file.
         self._encoded_left = size
 

@@ -1,25 +1,43 @@
-"""Which images MegaFace consists of.
+"""Files of MegaFace: which images it consists of, and features of the devkit.
 
 Lists are insightface's (``facescrub_lst``, ``megaface_lst``: a path per line) or the devkit's
 (``facescrub_features_list.json``, ``megaface_features_list.json_1000000_1``: a JSON object with
 ``path``, and for FaceScrub ``id``, the person). Without a list, all images of the folder in order.
 
-Images that insightface found to show somebody else (``facescrub_noises.txt``: file names,
+Images that insightface found to show another person (``facescrub_noises.txt``: file names,
 ``megaface_noises.txt``: the last three parts of paths, possibly after a tab) are left out.
 insightface puts the mean of the person's other features in the place of such a probe, which makes a
-probe that is easy; a distractor it moves out of reach, which comes to the same.
+probe that is easy; a distractor it moves out of reach, which has the same effect.
+
+Feature files hold an OpenCV matrix each: four int32 (rows, columns, bytes per row, type 5 =
+CV_32F), then float32, all little-endian. Written as insightface does (``write_bin`` in
+gen_megaface.py): D rows of one column.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from train.data.folder import LeftOut, is_image
 from train.errors import UserError
 from train.evaluation.lists import inside, lines
 from train.small_files import parse_json, read_text
+
+HEADER = struct.Struct("<4i")
+CV_32F = 5
+LARGEST = 2**20  # numbers; features have some hundreds
+# Images of a person are person/file, distractors folder/folder/file.
+PARTS = {"facescrub": 2, "megaface": 3}
+
+
+class FeatureError(Exception):
+    """A feature file that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class Listed:
 
 
 def read_list(path: Path | None, folder: Path, *, people: bool) -> Listed:
-    """Names of images and, with ``people``, whom they show: by the list, else by their folder."""
+    """Names of images and, with ``people``, the person shown: by the list, else by their folder."""
     if path is None:
         names, ids = _scan(folder), None
     elif _is_json(path):
@@ -101,3 +119,68 @@ def without_noises(listed: Listed, noises: frozenset[str], parts: int) -> Listed
     ]
     people = [listed.people[i] for i in good] if listed.people else []
     return Listed([listed.names[i] for i in good], people)
+
+
+def write_feature(path: Path, feature: NDArray[np.float32]) -> None:
+    """A (D,) feature."""
+    header = HEADER.pack(len(feature), 1, 4, CV_32F)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(header + feature.astype("<f4").tobytes())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_feature(path: Path) -> NDArray[np.float32]:
+    """The numbers of a matrix, flat."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER.size)
+            if len(header) < HEADER.size:
+                raise FeatureError(f"{path}: cut off in its header of 16 bytes")
+            rows, columns, stride, kind = HEADER.unpack(header)
+            sizes = f"{rows} x {columns}, {stride} bytes per row, type {kind}"
+            if kind != CV_32F or min(rows, columns) < 1 or stride != 4 * columns:
+                raise FeatureError(f"{path}: expected a float32 matrix without gaps, got {sizes}")
+            if rows * columns > LARGEST:
+                raise FeatureError(f"{path}: expected at most {LARGEST} numbers, got {sizes}")
+            data = file.read(rows * stride + 1)
+    except OSError as error:
+        raise FeatureError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) != rows * stride:
+        has = "more" if len(data) > rows * stride else str(len(data))
+        raise FeatureError(f"{path}: expected {rows * stride} bytes of numbers, it has {has}")
+    values = np.frombuffer(data, "<f4").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise FeatureError(f"{path}: its numbers are not finite")
+    return values
+
+
+def feature_path(root: Path, name: str, algorithm: str, *, kind: str) -> Path:
+    """The devkit's place: ``facescrub/person/file_algorithm.bin`` and
+    ``megaface/folder/folder/file_algorithm.bin``.
+    """
+    return root / kind / ("/".join(name.split("/")[-PARTS[kind] :]) + f"_{algorithm}.bin")
+
+
+def read_features(
+    paths: list[Path], *, skip: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(N, D) features, and which of them could be read; zeros for the others."""
+    found: dict[int, NDArray[np.float32]] = {}
+    for i, path in enumerate(paths):
+        try:
+            found[i] = read_feature(path)
+        except FeatureError as error:
+            if not skip:
+                raise UserError(f"{error} (data.on_error=skip leaves such files out)") from error
+    if not found:
+        raise UserError(f"none of {len(paths)} feature files can be read: {paths[0]}, ...")
+    sizes = {len(feature): i for i, feature in found.items()}
+    if len(sizes) > 1:
+        given = ", ".join(f"{size} in {paths[i]}" for size, i in sizes.items())
+        raise UserError(f"features of different sizes: {given}")
+    features = np.zeros((len(paths), *sizes), dtype=np.float32)
+    for i, feature in found.items():
+        features[i] = feature
+    return features, np.isin(np.arange(len(paths)), list(found))

@@ -1,1 +1,0 @@
-"""What train/evaluate.py can do: one module per command."""

@@ -1,1 +1,0 @@
-"""MegaFace: probes among a million distractors."""
