@@ -82,7 +82,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """``metrics`` and ``adapters`` are imported when first used: training does without them."""
-    if name in ("adapters", "metrics"):
+    if name in ("adapters", "metrics", "partial_fc"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)
