@@ -22,8 +22,8 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
 - Sizes beyond a few tiles (``heavy``) are left out.
 
 Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
-the losses of ``representatives`` in the cases that move labels and thresholds. The mark ``extended``
-leaves the rest to ``make test-all``.
+the losses of ``representatives`` in the cases that move labels and thresholds. The mark
+``extended`` leaves the rest to ``make test-all``.
 """
 
 from __future__ import annotations
