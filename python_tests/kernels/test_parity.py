@@ -15,6 +15,7 @@ from support.cases import (
     interpreted_first,
     parity_cases,
     problem,
+    representatives,
 )
 from support.helpers import FUSED, Target
 from support.judgment import judge
@@ -31,7 +32,9 @@ def _grid() -> list:
             *(target, spec, values, case, dtype),
             id=f"{target}-{name}-{str(dtype).split('.')[1]}",
             marks=extended_if(
-                target.interpreted and not interpreted_first(spec, values, case, dtype)
+                not interpreted_first(spec, values, case, dtype)
+                if target.interpreted
+                else case.heavy and spec not in representatives(REGISTRY.values())
             ),
         )
         for target in FUSED
