@@ -11,7 +11,7 @@ SECONDS ?= 600
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-slow test-paths fuzz sanitize bench lint format clean
+.PHONY: env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed
 
@@ -34,8 +34,16 @@ losses: env
 	$(BIN)/python train/compare_losses.py --seeds 3 $(ARGS)
 
 # Most tests keep one core busy. The tests of a file share expensive fixtures: one worker per file.
+PYTEST := $(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: env
-	$(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# The rest of the grids, rare paths and runs of many processes; `test` has a representative of each.
+test-extended: env
+	$(PYTEST) -m "extended and not slow"
+
+test-all: test test-extended
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow

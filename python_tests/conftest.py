@@ -30,19 +30,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
-# Each keeps a worker busy for more than a minute: the others fill up what these leave of the time.
-LONGEST = ("test_codegen", "test_transforms", "test_cuda_codegen", "test_train_partial_fc")
+# Each keeps a worker busy for about a minute: the others fill up what these leave of the time.
+LONGEST = (
+    "test_codegen",
+    "test_parity",
+    "test_train_partial_fc",
+    "test_transforms",
+    "test_cuda_codegen",
+    "test_properties",
+)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files come first; tests marked slow run when asked for with -m."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-    if config.getoption("markexpr"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(autouse=True)

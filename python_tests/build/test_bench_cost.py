@@ -111,6 +111,7 @@ def test_time_grows_with_what_is_done():
     assert machine.exchange_seconds(Step(1, 128, 1_000_000)) == 0
 
 
+@pytest.mark.extended
 def test_heads_run_and_agree_on_the_loss(tmp_path):
     forkserver()
     out = ["--rounds", "2", "--out", str(tmp_path / "heads")]

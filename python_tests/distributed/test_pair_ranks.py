@@ -35,7 +35,10 @@ LOSSES = {
     "pair_logsumexp": uk.fused_pair_logsumexp,
 }
 # Tiles of 7 x 7 in the own batch and of 7 x 4 elsewhere: several of each.
-BATCHES = [(6,), (0, 0), (19, 4), (5, 0, 23), (17, 3, 0, 9)]
+BATCHES = [
+    *((6,), (0, 0), (19, 4), (5, 0, 23)),
+    pytest.param((17, 3, 0, 9), marks=pytest.mark.extended),
+]
 
 
 def _threshold(loss: str, dtype: torch.dtype) -> dict[str, Tensor]:

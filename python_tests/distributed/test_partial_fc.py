@@ -73,7 +73,15 @@ def _all_runs(rank: int) -> list[dict]:
     return [sharded(rank, run) for run in RUNS]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        1,
+        pytest.param(2, marks=pytest.mark.extended),
+        3,
+        pytest.param(4, marks=pytest.mark.extended),
+    ],
+)
 def test_sharded_training_is_that_of_one_process(ranks):
     found = run_ranks(ranks, _all_runs)
     for number, run in enumerate(RUNS):

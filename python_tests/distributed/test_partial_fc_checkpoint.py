@@ -149,7 +149,10 @@ def _load_all(rank: int, folder: str) -> list[dict[str, Any]]:
     return states
 
 
-@pytest.mark.parametrize(("savers", "loaders"), [(1, 3), (3, 1), (3, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("savers", "loaders"),
+    [(3, 2), *(pytest.param(*n, marks=pytest.mark.extended) for n in ((1, 3), (3, 1), (2, 4)))],
+)
 def test_loads_bitwise_on_any_number_of_ranks(savers: int, loaders: int, tmp_path: Path) -> None:
     saved = run_ranks(savers, _save_all, str(tmp_path))
     loaded = run_ranks(loaders, _load_all, str(tmp_path))

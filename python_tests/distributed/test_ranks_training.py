@@ -59,7 +59,9 @@ def _trained(rank: int, size: int, remembers: bool) -> dict[str, Any]:
     return {"losses": torch.stack(losses), "state": state, "momenta": momenta}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "size", [1, 3, *(pytest.param(k, marks=pytest.mark.extended) for k in (2, 4))]
+)
 @pytest.mark.parametrize("remembers", [False, True], ids=["batch", "memory"])
 def test_training_is_that_of_one_process(size: int, remembers: bool) -> None:
     """Batches of unequal sizes, some of them empty."""

@@ -276,7 +276,13 @@ def test_candidates_keep_what_kernels_rely_on(architecture: int, kind: str, dtyp
         assert min(wave.columns, wave.rows) % 64 == 0
 
 
-@pytest.mark.parametrize("loss", ["uss", "pair_bce", "margin_softmax", "uce", "pair_softmax"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *("uss", "margin_softmax", "pair_softmax"),
+        *(pytest.param(loss, marks=pytest.mark.extended) for loss in ("pair_bce", "uce")),
+    ],
+)
 def test_candidates_compute_the_same(loss: str) -> None:
     """Every third candidate, of both kinds and with every third size of a tile."""
     call = make_call(loss)

@@ -52,6 +52,8 @@ VARIANTS = {
     "float16": ("batch", "classes"),
     "float32": ("batch", "classes"),
 }
+# What ``make test`` compiles: with the first loss of each driver.
+REPRESENTATIVES = {"bfloat16": ("batch", "classes")}
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class Compiled:
         )
 
 
-def _dtypes(architecture: int) -> list[str]:
-    return [dtype for dtype in VARIANTS if dtype != "float32" or architecture == 90]
+def _variants(architecture: int, thorough: bool) -> dict[str, tuple[str, ...]]:
+    """By dtype."""
+    chosen = VARIANTS if thorough else REPRESENTATIVES
+    return {k: v for k, v in chosen.items() if k != "float32" or architecture == 90}
 
 
 def _tool() -> Path:
@@ -98,8 +102,8 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def _compile(architecture: int) -> Iterator[Compiled]:
-    """Every kernel of ``VARIANTS`` for one architecture; needs a process of its own."""
+def _compile(architecture: int, thorough: bool) -> Iterator[Compiled]:
+    """Every kernel of ``_variants`` for one architecture; needs a process of its own."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
@@ -178,8 +182,7 @@ def _compile(architecture: int) -> Iterator[Compiled]:
         )
         return dataclasses.replace(call, **changes)
 
-    for dtype in _dtypes(architecture):
-        variants = VARIANTS[dtype]
+    for dtype, variants in _variants(architecture, thorough).items():
         rows = torch.zeros(192, 512, dtype=getattr(torch, dtype))
         columns = torch.zeros(256, 512, dtype=rows.dtype)
         for variant in variants:
@@ -191,7 +194,9 @@ def _compile(architecture: int) -> Iterator[Compiled]:
                 if (spec.topology == "class") != (variant == "classes"):
                     continue
                 # Elsewhere the first of a driver stands for all.
-                kind = (loss,) if dtype == "bfloat16" else (spec.reduction, spec.topology)
+                kind = (
+                    (loss,) if thorough and dtype == "bfloat16" else (spec.reduction, spec.topology)
+                )
                 if kind in seen:
                     continue
                 seen.add(kind)
@@ -217,12 +222,12 @@ def _compile(architecture: int) -> Iterator[Compiled]:
     yield from found.values()
 
 
-def _compile_elsewhere(architecture: int, cache: Path) -> list[Compiled]:
+def _compile_elsewhere(architecture: int, thorough: bool, cache: Path) -> list[Compiled]:
     # The rest of the test session may run under the interpreter, which is decided at import.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_CACHE_DIR"] = str(cache)
     process = subprocess.run(
-        [sys.executable, __file__, "--json", str(architecture)],
+        [sys.executable, __file__, "--json", *["--thorough"] * thorough, str(architecture)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -233,14 +238,23 @@ def _compile_elsewhere(architecture: int, cache: Path) -> list[Compiled]:
     return [Compiled(**row | {"instructions": tuple(row["instructions"])}) for row in rows]
 
 
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.extended)],
+    ids=["representatives", "all"],
+)
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
+def kernels(thorough: bool, tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
     pytest.importorskip("triton")
     if not _tool().exists():
         pytest.skip("this Triton has no cuobjdump")
     cache = tmp_path_factory.mktemp("triton")
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(_compile_elsewhere, ARCHITECTURES, [cache] * len(ARCHITECTURES))
+        found = pool.map(lambda one: _compile_elsewhere(one, thorough, cache), ARCHITECTURES)
         return [kernel for kernels in found for kernel in kernels]
 
 
@@ -248,7 +262,7 @@ def _listed(kernels: list[Compiled]) -> str:
     return "\n".join(map(str, kernels))
 
 
-def test_every_kernel_is_compiled(kernels: list[Compiled]) -> None:
+def test_every_kernel_is_compiled(kernels: list[Compiled], thorough: bool) -> None:
     from unitsface_kernels.backends.triton import kernels as package
 
     names = set()
@@ -258,7 +272,7 @@ def test_every_kernel_is_compiled(kernels: list[Compiled]) -> None:
     for architecture in ARCHITECTURES:
         found = {k.kernel for k in kernels if k.architecture == architecture}
         assert found == names
-        for dtype in _dtypes(architecture):
+        for dtype in _variants(architecture, thorough):
             of_dtype = {
                 k.kernel for k in kernels if (k.architecture, k.dtype) == (architecture, dtype)
             }
@@ -303,11 +317,12 @@ def test_capped_kernels_share_an_sm(kernels: list[Compiled]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    everything = "--thorough" in sys.argv or "--json" not in sys.argv
     for one in map(int, arguments) if arguments else ARCHITECTURES:
         if "--json" in sys.argv:
-            for compiled_kernel in _compile(one):
+            for compiled_kernel in _compile(one, everything):
                 print(json.dumps(dataclasses.asdict(compiled_kernel)))
         else:
-            for compiled_kernel in _compile_elsewhere(one, Path(tempfile.mkdtemp())):
+            for compiled_kernel in _compile_elsewhere(one, everything, Path(tempfile.mkdtemp())):
                 print(compiled_kernel)

@@ -211,10 +211,10 @@ def cuda_headers() -> Path | None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("sum_tile", []),
-        ("logsumexp_tile", []),
+        pytest.param("sum_tile", [], marks=pytest.mark.extended),
+        pytest.param("logsumexp_tile", [], marks=pytest.mark.extended),
         ("logsumexp_pairs_tile", []),
-        ("nearest_tile", []),
+        pytest.param("nearest_tile", [], marks=pytest.mark.extended),
         ("normalize_rows", []),
         ("histogram_tile", []),
         ("permuted", []),

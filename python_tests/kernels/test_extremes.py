@@ -56,7 +56,7 @@ INTERPRETED |= {"identical-one", "zeros-single", "axes-distinct"}
 
 def _grid() -> list:
     return [
-        pytest.param(*call.values, case, id=f"{call.id}-{case.name}")
+        pytest.param(*call.values, case, id=f"{call.id}-{case.name}", marks=call.marks)
         for call in calls(FUSED)
         for case in CASES
         if case.applies(call.values[1])
@@ -78,7 +78,13 @@ def _lengths() -> list:
     # Squares overflow.
     kinds += [(1e20, torch.float32), (1e36, torch.float32), (1e30, torch.bfloat16)]
     return [
-        pytest.param(*call.values, *kind, columns, id=f"{call.id}-{kind[0]:g}-{kind[1]}-{columns}")
+        pytest.param(
+            *call.values,
+            *kind,
+            columns,
+            id=f"{call.id}-{kind[0]:g}-{kind[1]}-{columns}",
+            marks=call.marks,
+        )
         for call in calls(FUSED)
         for kind in kinds
         for columns in (None, 9)

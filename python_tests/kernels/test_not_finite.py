@@ -101,7 +101,7 @@ def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | No
 
 def _grid() -> list:
     return [
-        pytest.param(*call.values, dtype, place, id=f"{call.id}-{dtype}-{place}")
+        pytest.param(*call.values, dtype, place, id=f"{call.id}-{dtype}-{place}", marks=call.marks)
         for call in calls(TARGETS)
         for dtype in BITS
         for place in PLACES
@@ -173,7 +173,13 @@ SKIPPING = {"uss", "pair_bce", "margin_softmax", "uce", "class_bce", "sphereface
 
 def _skipping_grid() -> list:
     return [
-        pytest.param(*call.values, columns, tolerance, id=f"{call.id}-{columns}-{tolerance:g}")
+        pytest.param(
+            *call.values,
+            columns,
+            tolerance,
+            id=f"{call.id}-{columns}-{tolerance:g}",
+            marks=call.marks,
+        )
         for call in calls(TARGETS)
         for columns in (None, 23)
         for tolerance in (0.0, 1e9)

@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cases import HALF, Case, build, interpreted, parity_cases, problem
+from support.cases import (
+    HALF,
+    Case,
+    build,
+    extended_if,
+    interpreted,
+    interpreted_first,
+    parity_cases,
+    problem,
+    representatives,
+)
 from support.helpers import FUSED, Target
 from support.judgment import judge
 from support.tolerances import SAME_LOSS, check_same, conversion
@@ -19,7 +29,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _grid() -> list:
     return [
         pytest.param(
-            target, spec, values, case, dtype, id=f"{target}-{name}-{str(dtype).split('.')[1]}"
+            *(target, spec, values, case, dtype),
+            id=f"{target}-{name}-{str(dtype).split('.')[1]}",
+            marks=extended_if(
+                not interpreted_first(spec, values, case, dtype)
+                if target.interpreted
+                else case.heavy and spec not in representatives(REGISTRY.values())
+            ),
         )
         for target in FUSED
         for name, spec, values, case in parity_cases()

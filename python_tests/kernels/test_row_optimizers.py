@@ -165,6 +165,7 @@ print(json.dumps([index.tolist(), found]))
 """
 
 
+@pytest.mark.extended
 def test_instruction_sets_agree() -> None:
     results = []
     for isa in loader.extension().cpu.usable_isas():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import Problem, calls, problem
+from support.cases import Problem, calls, extended_if, problem
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
     AUTOCAST_GRADIENT,
@@ -34,7 +34,12 @@ def _forms(targets: list[Target]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("target", "spec", "columns", "reduction"),
         [
-            pytest.param(*call.values, *form, id=f"{call.id}-{form[0]}-{form[1]}")
+            pytest.param(
+                *call.values,
+                *form,
+                id=f"{call.id}-{form[0]}-{form[1]}",
+                marks=[*call.marks, *extended_if(form not in FORMS[:2])],
+            )
             for call in calls(targets)
             for form in (FORMS[:2] if call.values[0].interpreted else FORMS)
         ],
@@ -174,8 +179,14 @@ def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
         check_same("loss", step(value, b), want, SAME_LOSS)
 
 
-@each_loss
 @pytest.mark.parametrize("target", [t for t in FUSED if not t.interpreted], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, id=name, marks=extended_if(name not in ("uss", "margin_softmax")))
+        for name, spec in REGISTRY.items()
+    ],
+)
 def test_compile_with_inductor(target: Target, spec: LossSpec) -> None:
     p = problem(spec, target.device, rows=9, columns=6)
     _check_compiled(p, target.backend, "inductor")

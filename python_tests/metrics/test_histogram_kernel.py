@@ -173,6 +173,7 @@ for counts in (torch.zeros(2, 1003, dtype=torch.int64), torch.zeros(100, 2, 1003
 """
 
 
+@pytest.mark.extended
 def test_every_instruction_set_counts_the_same() -> None:
     isas = loader.extension().cpu.usable_isas()
     answers = set()

@@ -20,6 +20,10 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
 - A loss that has another's policy differs by its thresholds: the cases that move these.
 - Half precision is a matter of products and conversions: a driver's.
 - Sizes beyond a few tiles (``heavy``) are left out.
+
+Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
+the losses of ``representatives`` in the cases that move labels and thresholds. The mark
+``extended`` leaves the rest to ``make test-all``.
 """
 
 from __future__ import annotations
@@ -88,11 +92,22 @@ def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
     return found
 
 
+def extended_if(condition: bool) -> list[pytest.MarkDecorator]:
+    """Marks of a parameter that ``make test`` leaves out under this condition."""
+    return [pytest.mark.extended] if condition else []
+
+
 def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
     """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
     specs = list(specs)
+    first = {spec.topology: spec for spec in reversed(specs)}.values()
     return [
-        pytest.param(target, spec, id=f"{target}-{spec.name}")
+        pytest.param(
+            target,
+            spec,
+            id=f"{target}-{spec.name}",
+            marks=extended_if(target.interpreted and spec not in first),
+        )
         for target in targets
         for spec in (representatives(specs) if target.interpreted else specs)
     ]
@@ -107,6 +122,15 @@ def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) 
     policy = spec.negative, spec.positive, spec.triplet
     first = next(s for s in REGISTRY.values() if (s.negative, s.positive, s.triplet) == policy)
     return spec is first or case.name in THRESHOLDS
+
+
+def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
+    """Whether an interpreted parity problem represents the others in ``make test``."""
+    return (
+        not values
+        and spec in representatives(REGISTRY.values())
+        and case.name in (THRESHOLDS if dtype == torch.float32 else {"columns", "none-in-batch"})
+    )
 
 
 def detached(spec: LossSpec, values: Values) -> bool:

@@ -23,6 +23,8 @@ from torch import distributed as dist
 # finds this in the folder that the tests are started from.
 PRELOADED = [
     "torch",
+    # Ten times a second of every rank: initializers of parameters import it.
+    "torch._dynamo",
     "torch.distributed.run",
     "torch.nn.parallel",
     "unitsface_kernels",

@@ -49,7 +49,11 @@ def test_a_mistake_is_reported_in_one_line(tmp_path: Path, program: list[str]) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("memory", [False, True], ids=["the batch's pairs", "memory"])
+@pytest.mark.parametrize(
+    "memory",
+    [pytest.param(False, id="the batch's pairs", marks=pytest.mark.extended), True],
+    ids=lambda memory: "memory",
+)
 def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool) -> None:
     """One by torchrun, as a user starts it; the other without imports that take seconds."""
     config = tiny(

@@ -85,6 +85,7 @@ def test_without_an_earlier_one_it_is_an_error_even_for_auto(
     assert "no earlier checkpoint is kept here (run.keep)" in said
 
 
+@pytest.mark.extended
 def test_so_it_is_with_shards(
     sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

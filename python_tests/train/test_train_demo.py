@@ -63,6 +63,7 @@ def test_verdict_says_so_when_a_model_does_not_beat_the_better_baseline() -> Non
     assert "accuracy 0.850 against 0.840 (better)" in text
 
 
+@pytest.mark.extended
 def test_demo_writes_report_and_plots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

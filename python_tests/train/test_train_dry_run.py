@@ -84,7 +84,16 @@ def test_learning_rates_are_the_published_ones(data: str, steps: int, at: dict[i
 
 
 @pytest.mark.parametrize(
-    ("data", "loss"), [("casia_r50", name) for name in LOSSES] + [("webface42m_r200", "epl")]
+    ("data", "loss"),
+    [
+        *(("casia_r50", name) for name in ("uss", "unitsface")),
+        ("webface42m_r200", "epl"),
+        *(
+            pytest.param("casia_r50", name, marks=pytest.mark.extended)
+            for name in LOSSES
+            if name not in ("uss", "unitsface")
+        ),
+    ],
 )
 def test_small_dry_run_of_a_recipe(
     data: str, loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any

@@ -87,6 +87,7 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert names == {p.name for p in (whole / checkpoint.LAST.parent).iterdir()}
 
 
+@pytest.mark.extended
 def test_killed_ten_times_at_any_moment_it_ends_like_a_run_left_alone(tmp_path: Path) -> None:
     """Real faces, and everything that has a state: momentum, EMA, memory, dropout, the best."""
 

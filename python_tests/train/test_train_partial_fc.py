@@ -188,8 +188,9 @@ def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) 
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("others", [(), pytest.param((1, 3), marks=pytest.mark.extended)], ids=str)
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(
-    faces: Path, whole: Path, tmp_path: Path
+    faces: Path, whole: Path, tmp_path: Path, others: tuple[int, ...]
 ) -> None:
     run = tmp_path / "run"
     (code, output), (killed, _) = start(tmp_path, 2, argv_of(faces, run), change=die_in_step)
@@ -198,7 +199,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("error: lost another process of the run (")
     assert len(losses(run)) == 5  # the checkpoint is of the 4th step
-    for size in (1, 3):
+    for size in others:
         shutil.copytree(run, tmp_path / f"on{size}")
         succeed(tmp_path, size, ["--resume", f"run.dir={tmp_path / f'on{size}'}"])
         assert losses(tmp_path / f"on{size}") == pytest.approx(losses(whole), rel=1e-4)
@@ -215,6 +216,7 @@ def test_a_process_that_does_not_answer_is_given_up(faces: Path, tmp_path: Path)
     assert output.splitlines()[-1].startswith("error: lost another process of the run (")
 
 
+@pytest.mark.extended
 def test_sampled_classes_with_float16_and_a_fused_optimizer(faces: Path, tmp_path: Path) -> None:
     """Batch statistics, dropout and augmentation, too: the same on as many processes."""
     sections: dict[str, dict[str, Any]] = {
@@ -325,6 +327,7 @@ def start_agent(output: Path, script: str, argv: list[str], *options: str) -> An
     return process
 
 
+@pytest.mark.extended
 def test_torchrun_ends_with_a_killed_process_and_two_nodes_go_on(
     faces: Path, whole: Path, tmp_path: Path
 ) -> None:

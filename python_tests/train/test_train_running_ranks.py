@@ -52,6 +52,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.extended
 def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
     faces: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_parts_of_a_batch_are_averaged_once(faces: Path, tmp_path: Path) -> None
         assert_close_state(ours[part], theirs[part], part)
 
 
+@pytest.mark.extended
 def test_torchrun_passes_a_signal_on_and_all_is_saved(faces: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     given = argv(faces, run, train={"epochs": 500})
