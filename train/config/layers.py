@@ -172,7 +172,7 @@ def make_config(*layers: tuple[str, dict[str, Any]]) -> Config:
     if _NETWORK.match(named) and where != COMMAND_LINE:
         raise UserError(
             f"{where}: model.name={named} would be fetched from the network, which is done for a "
-            f"name on the command line only (model.name=..., in commands that judge --model)"
+            f"name on the command line only (model.name=..., in commands that evaluate --model)"
         )
     config = Config(
         **{f.name: f.default_factory(**merged[f.name]) for f in dataclasses.fields(Config)}  # type: ignore[misc]
