@@ -44,7 +44,7 @@ class DamagedError(UserError):
 
 
 def last(run_dir: Path) -> Path:
-    """Where a run's last checkpoint is, or would be."""
+    """The place of a run's last checkpoint, written or not."""
     sharded = run_dir / LAST_SHARDED
     return sharded if is_sharded(sharded) else run_dir / LAST
 
@@ -71,7 +71,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def read(path: Path) -> Any:
-    """What a file holds, or what all processes share of a folder of shards."""
+    """The contents of a file, or of a folder of shards the part that all processes share."""
     try:
         if is_sharded(path):
             return uk.partial_fc.read_extra(path)
@@ -85,7 +85,7 @@ def read(path: Path) -> Any:
 
 
 def read_any(path: Path) -> tuple[Path, Any]:
-    """What a file holds, a folder of shards, or the last checkpoint of a run folder; and which."""
+    """Path and contents of a file, a folder of shards, or the last checkpoint of a run folder."""
     path = found(path)
     values = read(path)
     if is_run(values):
@@ -214,7 +214,7 @@ def _steps(last: Path) -> dict[Path, int]:
 
 
 def _same(a: Path, b: Path) -> bool:
-    """Of folders it is their indexes that tell."""
+    """Folders are compared by their indexes."""
     names = [p / "index.json" if p.is_dir() else p for p in (a, b)]
     return all(p.exists() for p in names) and os.path.samefile(*names)
 
@@ -267,7 +267,7 @@ def keep(last: Path, step: int, count: int, *, best: bool = False) -> None:
 
 
 def _name(last: Path, name: str) -> None:
-    """One more name for a checkpoint. A reader sees what was there by that name, or this one."""
+    """One more name for a checkpoint; it leads to the former one until this one is complete."""
     target = last.with_name(name)
     if not last.is_dir():
         with replacing(target) as temporary:
@@ -277,7 +277,7 @@ def _name(last: Path, name: str) -> None:
     remove(temporary)
     shutil.copytree(last, temporary, copy_function=_link)
     flush(temporary)
-    # A folder cannot be renamed over another; readers know this place, too.
+    # A folder cannot be renamed over another; readers look in this place, too.
     old = last.with_name(f".{name}.old")
     if target.exists():
         remove(old)
@@ -309,7 +309,7 @@ def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimize
     try:
         uk.partial_fc.load_checkpoint(path, head, optimizer)
     except ValueError as error:
-        # Of one process or of another, which all of them are told.
+        # Raised on all processes, whichever of them it is of.
         damaged = uk.partial_fc.UNREADABLE in str(error)
         raise (DamagedError if damaged else UserError)(str(error)) from error
 
@@ -335,7 +335,7 @@ def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None
 def load_backbone(
     backbone: nn.Module, values: Any, *, path: Path, config: Config, averaged: bool = False
 ) -> None:
-    """Load backbone weights, or say which architecture the file holds and which was asked for.
+    """Load backbone weights; an error names the architecture of the file and the configured one.
 
     Args:
         values: what the file holds, see :mod:`train.backbones.weights`.
@@ -346,7 +346,7 @@ def load_backbone(
 
 
 def check_backbone(values: Any, *, path: Path, config: Config, averaged: bool = False) -> None:
-    """The errors of :func:`load_backbone`, without memory for what the configuration asks for.
+    """The errors of :func:`load_backbone`, without memory for the configured backbone.
 
     Models of timm cannot be built without it.
     """

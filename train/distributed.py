@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from train.errors import LostProcessError, UserError
 
-# What gloo and NCCL say when another process has gone or takes too long.
+# Parts of the errors of gloo and NCCL when another process has gone or takes too long.
 _LOST = (
     "closed by peer",
     "reset by peer",
@@ -164,7 +164,7 @@ class DistributedEnv:
 class Vote:
     """The largest number that any process gives, so that all of them act on it at the same step.
 
-    With several processes the answer is that of the call before: it has arrived by then, and
+    With several processes the result is that of the call before: it has arrived by then, and
     neither a process nor its device waits for another. The numbers travel in a group of their own,
     between processors.
     """
@@ -184,7 +184,7 @@ class Vote:
         return known
 
     def finish(self) -> int:
-        """The answer to the last call."""
+        """The result of the last call."""
         if self._work is None:
             return 0
         self._work.wait()
@@ -206,7 +206,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 def lost_process(error: Exception) -> bool:
-    """Whether a collective failed for want of another process."""
+    """True where a collective failed for want of another process."""
     if not isinstance(error, RuntimeError) or not dist.is_available():
         return False
     text = str(error).lower()
@@ -241,7 +241,7 @@ def open_world(device: str, timeout_s: float = 1800.0) -> Iterator[DistributedEn
     joined = not started
     try:
         if started:
-            # What the host knows travels between hosts: with NCCL alone it waits for the device.
+            # Numbers of the host travel between hosts: with NCCL alone they wait for the device.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         joined = True

@@ -1,4 +1,4 @@
-"""Mistakes a user can fix, and what a command says about them."""
+"""Mistakes a user can fix, and their reports in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DivergedError(UserError):
 
 
 class LostProcessError(UserError):
-    """Another process of the run has ended or does not answer; what it said itself says why."""
+    """Another process of the run has ended or does not respond; its own output has the reason."""
 
     code = LOST_PROCESS
 
@@ -95,7 +95,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def explained(error: BaseException) -> UserError | None:
-    """What the user is told where the cause is the machine's state; None for any other error."""
+    """The report of an error that the machine's state causes; None for any other error."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in _SYSTEM:

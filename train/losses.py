@@ -117,7 +117,7 @@ def _nothing(loss: nn.Module) -> Tensor:
 
 
 def set_epoch(losses: nn.Module, epoch: int) -> None:
-    """Tell the losses that change with the epoch, from 0, that it begins."""
+    """Begin an epoch, from 0, in the losses that change with it."""
     for module in losses.modules():
         if hasattr(module, "set_epoch"):
             module.set_epoch(epoch)
@@ -141,8 +141,8 @@ def cosine_threshold(loss: nn.Module) -> float | None:
     ``g(c) = 2 ((c + 1) / 2)^t - 1``, so there it is where ``g`` is ``-b / s``.
     """
     if isinstance(loss, uk.SphereFace2Loss):
-        share = (1.0 - float(loss.bias.detach()) / loss.scale) / 2.0
-        return 2.0 * max(0.0, share) ** (1.0 / float(loss.options["t"])) - 1.0
+        level = (1.0 - float(loss.bias.detach()) / loss.scale) / 2.0
+        return 2.0 * max(0.0, level) ** (1.0 / float(loss.options["t"])) - 1.0
     b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
     if isinstance(b, Tensor) and b.numel() == 1 and scale:
         return float(b.detach()) / float(scale)
@@ -182,7 +182,7 @@ def build_loss(
 
 
 def shards_classes(loss: LossConfig, partial_fc: PartialFCConfig, processes: int) -> bool:
-    """Whether a configuration's class loss has its classes in shards, :func:`build_head`."""
+    """True where a configuration's class loss has its classes in shards, :func:`build_head`."""
     if loss.class_name not in shardable_names() or partial_fc.enabled == "never":
         return False
     if loss.class_until_filled:

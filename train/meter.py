@@ -1,4 +1,4 @@
-"""What the steps since the last log line came to, and whether they still come to anything."""
+"""Averages over the steps since the last log line, and checks that numbers are finite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Averages:
 
 
 class Meter:
-    """Losses since the last log line, kept on the device until asked for."""
+    """Losses since the last log line, kept on the device until :meth:`take`."""
 
     def __init__(self, world: DistributedEnv) -> None:
         self.world = world
@@ -62,7 +62,7 @@ class Meter:
         self.images += images
 
     def restart_clock(self) -> None:
-        """What came since :meth:`take` was no training: a checkpoint, an evaluation."""
+        """Leave out the time since :meth:`take`, that of a checkpoint or an evaluation."""
         self.start = time.perf_counter()
 
     def take(self) -> Averages:
@@ -87,7 +87,7 @@ class Meter:
 
 
 def all_finite(modules: Iterable[nn.Module | None], world: DistributedEnv) -> bool:
-    """Whether weights and statistics are finite on all processes; every one calls."""
+    """True where weights and statistics are finite on all processes; every one calls."""
     flags = [
         torch.stack(torch.aminmax(tensor.detach())).isfinite().all()  # without a copy's memory
         for module in modules

@@ -20,8 +20,8 @@ def build_optimizer(
     """SGD or AdamW.
 
     Thresholds (parameters of the losses without a feature axis: one, or one per identity, whatever
-    its name) have no weight decay: they are positions on the cosine axis, and nothing says they
-    should be near zero. All else decays, norms and biases of a ViT's too, as it does where
+    its name) have no weight decay: they are positions on the cosine axis, and
+    nothing draws them to zero. All else decays, norms and biases of a ViT's too, as it does where
     insightface trains ViTs.
     """
     train = config.train

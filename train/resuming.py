@@ -1,4 +1,4 @@
-"""What a resumed run does otherwise than the one that wrote its checkpoint."""
+"""Differences of a resumed run from the one that wrote its checkpoint: allowed, or an error."""
 
 from __future__ import annotations
 

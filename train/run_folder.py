@@ -23,7 +23,7 @@ from train.small_files import replacing
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two starts in one folder are not told apart
+except ImportError:  # not on Windows, where two starts in one folder are not noticed
     fcntl = None  # type: ignore[assignment]
 
 METRICS = "metrics.jsonl"
@@ -163,13 +163,13 @@ class RunFolder(RunLock):
 
 
 def _has_checkpoints(folder: Path) -> bool:
-    """Whether there are any that are whole, by whatever name."""
+    """True where there is a whole one, by any name."""
     path = folder / LAST.parent
     return path.is_dir() and any(not n.endswith((".tmp", ".new")) for n in os.listdir(path))
 
 
 def _is_cut_off(folder: Path) -> bool:
-    """Whether all there is of a run will come again if it begins again."""
+    """True where all that there is of a run will come again if it begins again."""
     ended = any((folder / name).exists() for name in _AT_THE_END)
     return (folder / METRICS).exists() and not ended and not _has_checkpoints(folder)
 
@@ -185,7 +185,7 @@ def _move_aside(folder: Path) -> Path | None:
         with suppress(FileExistsError):
             target.mkdir()
             break
-    # What says that there is a run goes last: a process may die on the way.
+    # The mark of a run goes last: a process may die on the way.
     for name in sorted(found, key=lambda name: name == METRICS):
         os.rename(where / name, target / name)
     return target
@@ -215,7 +215,7 @@ def prepare(
                 remove(folder / name)
         else:
             moved = _move_aside(folder)
-        # What processes that died while they wrote or removed something left of it.
+        # Leftovers of processes that died while they wrote or removed something.
         unfinished = [f".{name}.*.tmp" for name in _OURS]
         for pattern in (f"{LAST.parent}/.*.tmp", *unfinished):
             for path in folder.glob(pattern):

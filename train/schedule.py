@@ -1,5 +1,5 @@
-"""Where in its epochs a run is at a step, and the learning rate there: functions of the step alone,
-so that resuming needs no state.
+"""The epoch and the learning rate at a step: functions of the step alone, so that resuming needs no
+state.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class ArrayError(Exception):
 
 
 def flush(path: Path) -> None:
-    """What was written to a file, or the names in a folder, is on the disk."""
+    """Force the contents of a file, or the names in a folder, to the disk."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -38,8 +38,8 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, renamed over it at the end: a reader has the old file or the
-    new one, and after an error the old one is left.
+    """A file to write beside ``path``, renamed over it at the end: a reader gets the old file or
+    the new one, and after an error the old one is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop, as schedulers send them to a job they preempt.
+"""Signals that stop a run, as schedulers send them to a job they preempt.
 
-The first one is noted, and the run stops where its state is whole. A thread sees to it that the
-process ends even where it waits for something that does not come: a batch, another process, a disk.
+The first one is noted, and the run stops where its state is whole. A thread ends
+the process even where it waits for something that does not come: a batch, another process, a disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _longest_s = 0.0
 
 
 class StoppedError(Exception):
-    """What was under way has been left, as a signal asked for; the next run begins it again."""
+    """Work was left unfinished because of a signal; the next run begins it again."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,7 +34,7 @@ class StoppedError(Exception):
 
 
 def requested() -> int:
-    """The signal that has asked the run to stop; 0 without any."""
+    """The signal that stops the run; 0 without any."""
     return _received[0] if _received and _in_main_thread() else 0
 
 

@@ -194,7 +194,7 @@ class Trainer:
             checkpoint.load_sharded(path, self.head, self.optimizer)
         else:
             checkpoint.load_optimizer(self.optimizer, values["optimizer"], path)
-        # The state is the checkpoint's; weight decay and the like are what is asked for now.
+        # The state is the checkpoint's; weight decay and the like are the present configuration's.
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
         if values["scaler"]:  # empty where the run was not in float16
@@ -289,7 +289,7 @@ class Trainer:
         return self.source.batches(batches[: self.total_steps - self.step])
 
     def has_pairs(self, step: int) -> bool:
-        """Whether the pair loss takes part in this step, counted from 0."""
+        """True where the pair loss takes part in this step, counted from 0."""
         filling = self.memory is not None and self.course.place(step)[0] == 0
         return self.loss.pair_loss is not None and not filling
 
@@ -327,7 +327,7 @@ class Trainer:
         return cut_off
 
     def _evaluate(self) -> int:
-        """Every process calls. The line that is written last says that all of it is done."""
+        """Every process calls. The line that is written last marks it as complete."""
         assert self.evaluator is not None
         try:
             metrics = self.evaluator.figures(self.evaluated, self.threshold(), self.step)
@@ -376,7 +376,7 @@ class Trainer:
             )
 
     def diagnosis(self, what: str, where: str = "") -> str:
-        """One line on a run that is no longer worth going on with."""
+        """One line on a run that has diverged."""
         amp = self.config.train.amp
         advice = "try a smaller train.lr" + (" or train.amp=none" if amp != "none" else "")
         scales = scale_of(self.loss.class_loss, self.head, self.loss.pair_loss)

@@ -63,7 +63,7 @@ def _shown(value: Any) -> str:
 def keys_that_differ(
     held: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Mapping[str, Any]]
 ) -> list[Difference]:
-    """Of two configurations as :func:`to_dict` gives them; the first may lack newer keys."""
+    """Differences of two results of :func:`to_dict`; the first may lack newer keys."""
     defaults = to_dict(Config())
     found = []
     for section, entries in asked.items():

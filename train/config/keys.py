@@ -1,4 +1,4 @@
-"""What a configuration key says of itself: its default, help text, choices and bounds."""
+"""The metadata of a configuration key: its default, help text, choices and bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def about(
     high: float | None = None,
     once: bool = False,
 ) -> dict[str, Any]:
-    """What a field says of itself. ``choices`` is a sequence, or a function giving one; ``once`` is
+    """The metadata of a field. ``choices`` is a sequence, or a function giving one; ``once`` is
     for what is true of one start only: it is neither written into a run nor read from a file.
     """
     return {

@@ -1,4 +1,4 @@
-"""What a configuration must keep to: bounds of single keys, and rules between keys."""
+"""Checks of a configuration: bounds of single keys, and rules between keys."""
 
 from __future__ import annotations
 

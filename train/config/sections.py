@@ -104,12 +104,12 @@ class PartialFCConfig:
         choices=("auto", "always", "never"),
     )
     sample_rate: float = key(
-        1.0, "share of the classes that a step compares with", low=0.0, high=1.0
+        1.0, "fraction of the classes that a step compares with", low=0.0, high=1.0
     )
     fused_optimizer: str = key(
         "none",
         "steps of the class weights without memory for their gradient: within the backward pass,"
-        " or in the optimizer's step, at the cost of one more product, as train.amp=fp16 and"
+        " or in the optimizer's step, at the cost of one more matmul, as train.amp=fp16 and"
         " train.clip_classes need",
         choices=("none", "backward", "step"),
     )
@@ -223,7 +223,7 @@ class EvalConfig:
         metadata=about("verification sets (.bin files) besides the identities held out"),
     )
     best: str = key(
-        "accuracy", "figure, averaged over the sets that have it, by which the best is kept"
+        "accuracy", "metric, averaged over the sets that have it, by which the best is kept"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a user writes, by the type of its key: text stays as it is typed, the rest is YAML."""
+"""Values as they are typed, by the type of their key: text stays as it is, the rest is YAML."""
 
 from __future__ import annotations
 
