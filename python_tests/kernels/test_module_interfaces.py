@@ -107,7 +107,7 @@ def described(module: nn.Module) -> dict[str, Any]:
         "values": {
             name: repr(value)
             for name, value in values.items()
-            if not callable(value) and not torch.is_tensor(value)
+            if isinstance(value, (str, int, float, tuple, dict, type(None)))
         },
         "state": {name: list(t.shape) for name, t in state if torch.is_tensor(t)},
         "parameters": [name for name, _ in module.named_parameters()],

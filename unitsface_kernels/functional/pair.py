@@ -9,6 +9,10 @@ from ..distributed.collectives import Group
 from ..losses import REGISTRY
 from .ranks import pair_loss
 
+_USS, _PAIR_BCE, _PAIR_SOFTMAX, _PAIR_LOGSUMEXP = (
+    REGISTRY[name].default for name in ("uss", "pair_bce", "pair_softmax", "pair_logsumexp")
+)
+
 
 def fused_uss_loss(
     feats: Tensor,
@@ -18,8 +22,8 @@ def fused_uss_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _USS.scale,
+    margin: float = _USS.margin,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -109,8 +113,8 @@ def fused_pair_bce_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _PAIR_BCE.scale,
+    margin: float = _PAIR_BCE.margin,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -173,8 +177,8 @@ def fused_pair_softmax_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _PAIR_SOFTMAX.scale,
+    margin: float = _PAIR_SOFTMAX.margin,
     reduction: str = "mean",
     backend: str = "auto",
     group: Group = None,
@@ -229,9 +233,9 @@ def fused_pair_logsumexp(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    lower: float = -2.0,
-    upper: float = 2.0,
+    scale: float = _PAIR_LOGSUMEXP.scale,
+    lower: float = _PAIR_LOGSUMEXP.lower,
+    upper: float = _PAIR_LOGSUMEXP.upper,
     reduction: str = "mean",
     backend: str = "auto",
     group: Group = None,
@@ -281,7 +285,7 @@ def uss_threshold_init(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
+    scale: float = _USS.scale,
     backend: str = "auto",
     group: Group = None,
     exchange: str = "auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 from torch import Tensor
@@ -116,3 +117,8 @@ class LossSpec:
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}
+
+    @property
+    def default(self) -> SimpleNamespace:
+        """:meth:`defaults` as attributes, for the signatures of the function and the modules."""
+        return SimpleNamespace(**self.defaults())

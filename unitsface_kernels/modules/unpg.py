@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,12 +12,10 @@ from .. import functional, validate
 from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..functional.call import product_dtype
-from ..losses import REGISTRY
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
 COSINE_ERROR = 1e-6
-_HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
 
 
 class UNPGLoss(ComposedLoss):
@@ -56,8 +55,9 @@ class UNPGLoss(ComposedLoss):
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
     """
 
-    #: Names the module where a registry of losses names functions: it composes them.
     loss = "unpg"
+    _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
+    _shown = ("base", "whisker", "reduction")
     head: MarginSoftmaxLoss
 
     def __init__(
@@ -74,15 +74,11 @@ class UNPGLoss(ComposedLoss):
         init_std: float | None = None,
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
-        validate.choice("base", base, tuple(_HEADS))
         validate.choice("reduction", reduction, validate.REDUCTIONS)
         if whisker is not None:
             validate.number("whisker", whisker, at_least=0.0)
-        self.base = base
-        self.whisker = whisker
-        self.reduction = reduction
-        self.head = _HEADS[base](
+        super().__init__(
+            base,
             embedding_size,
             num_classes,
             scale=scale,
@@ -93,9 +89,8 @@ class UNPGLoss(ComposedLoss):
             init_std=init_std,
             skip_tolerance=skip_tolerance,
         )
-
-    def reset_parameters(self) -> None:
-        self.head.reset_parameters()
+        self.whisker = whisker
+        self.reduction = reduction
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         per_row = self.head(feats, labels)
@@ -116,10 +111,8 @@ class UNPGLoss(ComposedLoss):
             own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
             unit = [normalize_rows(t) for t in (feats.to(dtype), own)]
             cosine = (unit[0] * unit[1]).sum(dim=1)
-        spec = REGISTRY[head.loss]
-        values = {p.name: getattr(head, p.name, p.default) for p in spec.parameters}
-        assert spec.positive is not None
-        return spec.positive(cosine, None, spec.pack(values))
+        assert head.spec.positive is not None
+        return head.spec.positive(cosine, None, head.spec.pack(head.values()))
 
     def _log_pairs(self, feats: Tensor, labels: Tensor) -> Tensor:
         """() log of the sum over the batch's negative pairs; very low if there are none."""
@@ -170,6 +163,3 @@ class UNPGLoss(ComposedLoss):
         rounding = torch.finfo(product_dtype(feats)).eps
         reach = max(self.whisker * (third - first), rounding) + COSINE_ERROR
         return first - reach, third + reach
-
-    def extra_repr(self) -> str:
-        return f"base={self.base!r}, whisker={self.whisker}, reduction={self.reduction!r}"
