@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import validate
 from ..backends.dense import is_dense
 from ..backends.native import rows as native
 from .update import AdamWRule, RowUpdate, Rule, SGDRule, Update
@@ -65,7 +64,7 @@ class RowOptimizer(torch.optim.Optimizer):
             ValueError: not one of the optimizer's parameters, or an option that a step on rows
                 cannot have.
         """
-        validate.row_options(self._group_of(parameter), self._refused)
+        self._check_options(self._group_of(parameter))
         self.fused.add(parameter)
         self._at_step.pop(parameter, None)
         if at_step is not None:
@@ -85,7 +84,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 cannot have.
         """
         group = self._group_of(parameter)
-        validate.row_options(group, self._refused)
+        self._check_options(group)
         rule, states = self._begin(parameter, group)
         return Update(parameter, states, rule)
 
@@ -153,9 +152,23 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check(self, parameter: Tensor, gradient: Tensor | None) -> None:
         if parameter not in self.fused:
-            validate.row_options(self._group_of(parameter), self._refused)
+            self._check_options(self._group_of(parameter))
         elif parameter in self._at_step and gradient is not None:
-            validate.fused_marker(gradient)
+            marker = gradient.is_sparse and gradient.sparse_dim() == 2
+            if not marker or gradient._values().numel() > 1:
+                raise ValueError(
+                    "the gradient of a fused parameter must come from one backward pass of its "
+                    f"loss alone, got one of shape {tuple(gradient.shape)} and layout "
+                    f"{gradient.layout} from elsewhere or added up"
+                )
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        for name in self._refused:
+            if group.get(name):
+                raise ValueError(
+                    f"{name} must be {'0' if name == 'dampening' else 'False'} for a parameter "
+                    f"that is updated by rows, got {group[name]}"
+                )
 
     def _run_hook(self, parameter: Tensor, gradient: Tensor | None) -> None:
         if parameter in self._at_step:
@@ -167,8 +180,10 @@ class RowOptimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
-        groups = (g for g in self.param_groups if any(p is parameter for p in g["params"]))
-        return validate.owned(next(groups, None))
+        for group in self.param_groups:
+            if any(p is parameter for p in group["params"]):
+                return group
+        raise ValueError("parameter must be one of the optimizer's parameters, got another")
 
 
 def _has_rows(gradient: Tensor | None) -> bool:

@@ -49,21 +49,20 @@ def number(
         raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
 
 
-def integer(name: str, value: object) -> None:
+def integer(name: str, value: object) -> int:
     """A 64-bit one."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must be in [-2^63, 2^63), got {_shown(value)}")
+    return value
 
 
 def positive_int(name: str, value: object) -> None:
-    integer(name, value)
-    assert isinstance(value, int)
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    if value > LARGEST_SIZE:
-        raise ValueError(f"{name} must be <= {LARGEST_SIZE}, got {value}")
+    size = integer(name, value)
+    if size < 1:
+        raise ValueError(f"{name} must be >= 1, got {size}")
+    at_most(name, size, LARGEST_SIZE)
 
 
 def at_most(name: str, value: int, largest: int) -> None:

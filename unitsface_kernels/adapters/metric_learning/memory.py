@@ -44,7 +44,7 @@ class CrossBatchMemory(nn.Module):
         validate.instance("loss", loss, PairLoss, "an NTXentLoss or a SupConLoss of this package")
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("memory_size", memory_size)
-        validate.unsupported("miner", miner, validate.ALL_PAIRS)
+        arguments.unsupported("miner", miner, arguments.ALL_PAIRS)
         self.loss = loss
         self.embedding_size = embedding_size
         self.memory_size = memory_size
@@ -76,8 +76,7 @@ class CrossBatchMemory(nn.Module):
         if enqueue_mask is None:
             queued, queued_labels = embeddings, labels
         else:
-            enqueue_mask = validate.mask("enqueue_mask", enqueue_mask, len(embeddings))
-            enqueue_mask = enqueue_mask.to(embeddings.device)
+            enqueue_mask = _mask(enqueue_mask, len(embeddings)).to(embeddings.device)
             queued, queued_labels = embeddings[enqueue_mask], labels[enqueue_mask]
             embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
         validate.at_most("the number of queued embeddings", len(queued), self.memory_size)
@@ -132,3 +131,12 @@ class CrossBatchMemory(nn.Module):
 
     def extra_repr(self) -> str:
         return f"embedding_size={self.embedding_size}, memory_size={self.memory_size}"
+
+
+def _mask(value: object, count: int) -> Tensor:
+    mask = validate.is_tensor("enqueue_mask", value)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"enqueue_mask must have dtype bool, got {mask.dtype}")
+    if tuple(mask.shape) != (count,):
+        raise ValueError(f"enqueue_mask must have shape ({count},), got {tuple(mask.shape)}")
+    return mask

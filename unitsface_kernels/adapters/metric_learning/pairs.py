@@ -32,7 +32,7 @@ class PairLoss(nn.Module):
     def __init__(self, temperature: float, backend: str, options: dict[str, object]) -> None:
         super().__init__()
         validate.number("temperature", temperature, above=0.0)
-        validate.metric_learning_options(options, self.reducer)
+        arguments.options_of_original(options, self.reducer)
         self.temperature = temperature
         self.backend = backend
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...validate import checkpoint as validate
 from ..agreement import agree
 from ..collectives import own_rank
 from . import torch_files
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .storage import Rows, Stored
 
 HEAD, OPTIMIZER = "head.", "optimizer."
+UNREADABLE = "cannot read checkpoint"
 
 T = TypeVar("T")
 
@@ -108,24 +108,53 @@ def load_checkpoint(
     wanted: dict[str, Rows] = {}
 
     def check() -> None:
-        validate.same_identity(path, stored.shared["identity"], head.identity())
-        sizes: dict[str, object] = {
-            name: tuple(value.shape) for name, value in _tensors(state).items()
-        }
-        for name in head.per_class:
-            sizes[name] = (head.num_classes, *state[name].shape[1:])
-        validate.same_tensors(path, _saved_sizes(stored), sizes)
+        _check_head(path, stored, head, state)
         wanted.update({HEAD + name: _rows(head, state[name]) for name in head.per_class})
         if optimizer is not None:
-            saved = stored.shared["optimizer"]
-            groups = saved and [len(group["params"]) for group in saved["param_groups"]]
-            validate.same_optimizer(path, groups, [len(g["params"]) for g in _groups(optimizer)])
+            _check_groups(path, stored, optimizer)
             wanted.update(_optimizer_rows(stored, head, optimizer))
 
     _each(check, head)
     _each(lambda: guarded(path, lambda: stored.read(wanted)), head)
     _each(lambda: guarded(path, lambda: _take(stored, wanted, state, head, optimizer)), head)
     return stored.shared["extra"]
+
+
+def _check_head(
+    path: str | os.PathLike[str], stored: Stored, head: PartialFC, state: dict[str, Any]
+) -> None:
+    """Identity, and names and sizes of tensors."""
+    identity = stored.shared["identity"]
+    for name, value in head.identity().items():
+        if identity.get(name) != value:
+            raise ValueError(
+                f"checkpoint {path} has {name} = {identity.get(name)}, this PartialFC has {value}"
+            )
+    own: dict[str, object] = {name: tuple(value.shape) for name, value in _tensors(state).items()}
+    for name in head.per_class:
+        own[name] = (head.num_classes, *state[name].shape[1:])
+    saved = _saved_sizes(stored)
+    for name in sorted(saved.keys() | own.keys()):
+        if saved.get(name) != own.get(name):
+            raise ValueError(
+                f"checkpoint {path} was made with other options of the loss: it has {name} = "
+                f"{saved.get(name)}, this PartialFC has {own.get(name)}"
+            )
+
+
+def _check_groups(path: str | os.PathLike[str], stored: Stored, optimizer: Optimizer) -> None:
+    """Numbers of parameters per group."""
+    saved = stored.shared["optimizer"]
+    if saved is None:
+        raise ValueError(f"checkpoint {path} has no optimizer state")
+    groups, own = (
+        [len(group["params"]) for group in of] for of in (saved["param_groups"], _groups(optimizer))
+    )
+    if groups != own:
+        raise ValueError(
+            f"the optimizer in checkpoint {path} has groups of {groups} parameters, this one has "
+            f"groups of {own}"
+        )
 
 
 def _take(
@@ -178,8 +207,8 @@ def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored
     """What ``find_checkpoint(path)`` found."""
     from . import storage
 
-    validate.exists(path, folder is not None)
-    assert folder is not None
+    if folder is None:
+        raise ValueError(f"no such checkpoint: {path}")
     return guarded(path, lambda: storage.Stored(folder))
 
 
@@ -196,14 +225,19 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
     try:
         return torch_files.read_file(path)
     except DamagedError as error:
-        validate.unreadable(path, error)
+        raise _unreadable(path, error) from error
 
 
 def guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
     try:
         return read()
     except Exception as error:  # files damaged in whatever way
-        validate.unreadable(path, error)
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return ValueError(f"{UNREADABLE} {path}: {reason[:400]}")
 
 
 def _each(work: Callable[[], T], head: PartialFC) -> T:
@@ -303,8 +337,12 @@ def _plain(name: str, value: Any) -> Any:
     for kind in (bool, int, float, str):
         if isinstance(value, kind):  # of which NumPy has subclasses
             return kind(value)
-    validate.plain(name, value, value is None)
-    return value
+    if value is not None:
+        raise TypeError(
+            f"{name} must consist of dicts, lists, tuples, tensors, numbers and strings, got "
+            f"{type(value).__name__}"
+        )
+    return None
 
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -319,10 +357,10 @@ def _clear_way(folder: Path) -> None:
     old = _sibling(folder, "old")
     if not folder.exists() and is_checkpoint(old):
         os.rename(old, folder)
-    replaceable = not folder.exists() or (
+    if folder.exists() and not (
         folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))
-    )
-    validate.replaceable(folder, replaceable)
+    ):
+        raise ValueError(f"{folder} exists and is no checkpoint: it will not be replaced")
     for leftover in (old, _sibling(folder, "new")):
         if leftover.exists():
             shutil.rmtree(leftover)
