@@ -270,10 +270,11 @@ def fused_npt_loss(
     which is :math:`\lVert \hat x_i - \hat w_y \rVert^2 - \lVert \hat x_i - \hat w_n \rVert^2
     + m`. With fewer than k other classes it is the mean over those; without any it is 0.
 
-    Source: "NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition". The paper's
-    hyper-parameters were not available to check; the defaults are those of code published for
-    its later version (cerebrai/npt-loss: k = 1, and a margin of 0.5 on half of this difference).
-    That code adds the k hinges, ``hinges="sum"``; with k = 1 both are the same.
+    Source: Khalid et al., "NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition",
+    arXiv 2103.03503. The paper's hyper-parameters were not available to check; the defaults are
+    those of code published for its later version (cerebrai/npt-loss: k = 1, and a margin of 0.5
+    on half of this difference). That code adds the k hinges, ``hinges="sum"``; with k = 1 both
+    are the same.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the

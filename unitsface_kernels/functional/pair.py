@@ -38,9 +38,9 @@ def fused_uss_loss(
     .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b))
                   + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b)
 
-    Source: Jia et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
-    Recognition", NeurIPS 2023, eq. 11 and, with the margin, eq. 24. The published code clamps
-    logits to [-s, s]; this function does not.
+    Source: Li et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
+    Recognition", NeurIPS 2023 (arXiv 2311.02523), eq. 11 and, with the margin, eq. 24. The
+    published code clamps logits to [-s, s]; this function does not.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
@@ -128,7 +128,7 @@ def fused_pair_bce_loss(
     .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b_{y_j}))
                   + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b_{y_j})
 
-    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 22.
+    Source: Li et al., "UniTSFace", NeurIPS 2023, eq. 22.
 
     Args:
         feats: (N, D) features, as for :func:`fused_uss_loss`.
@@ -192,7 +192,7 @@ def fused_pair_softmax_loss(
     Known as soft-m in UniTSFace; with s = 1, m = 0 the (N+1)-tuplet or multi-class N-pair loss on
     cosines. Positives of a row do not compete with each other.
 
-    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 17; Sohn, "Improved Deep Metric Learning
+    Source: Li et al., "UniTSFace", NeurIPS 2023, eq. 17; Sohn, "Improved Deep Metric Learning
     with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6.
 
     Args:

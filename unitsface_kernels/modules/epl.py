@@ -34,8 +34,9 @@ class EPLLoss(ComposedLoss):
     c - k c, the second c taken as a constant, and then has the head's margin: over ArcFace (on the
     angle of c - k c) and UCE as on the class weights, over CosFace none. UCE's threshold is shared.
 
-    Source: EPL ("Empirical Prototype Learning for Deep Face Recognition"), published code:
-    head_EPL.py of WakingHours-GitHub/EPL. It clamps UCE's logits to [-s, s]; this module does not.
+    Source: Fan et al., "EPL: Empirical Prototype Learning for Deep Face Recognition", arXiv
+    2405.12447, and its published code, head_EPL.py of WakingHours-GitHub/EPL. That code clamps
+    UCE's logits to [-s, s]; this module does not.
 
     Args:
         embedding_size: D.
