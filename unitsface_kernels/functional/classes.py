@@ -58,11 +58,11 @@ def fused_margin_softmax_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
-            d loss_i / d cosine left out of a row add up to at most this, in units of the
-            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
-            is left out. The loss is exact in any case. The reference backend and, for this loss,
-            ``torch.compile`` ignore it; on CUDA the host waits for the device.
+        skip_tolerance: gradient filtering: tiles of pairs are left out of the gradients as long
+            as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
+            units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
+            nothing is left out. The loss is exact in any case. The reference backend and, for this
+            loss, ``torch.compile`` ignore it; on CUDA the host synchronizes with the device.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).

@@ -58,11 +58,11 @@ def fused_uss_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
-            d loss_i / d cosine left out of a row add up to at most this, in units of the
-            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
-            is left out. Loss and gradient of b are exact in any case. The reference backend
-            ignores it; on CUDA the host waits for the device.
+        skip_tolerance: gradient filtering: tiles of pairs are left out of the gradients as long
+            as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
+            units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
+            nothing is left out. Loss and gradient of b are exact in any case. The reference backend
+            ignores it; on CUDA the host synchronizes with the device.
         group: compare with the batches of all its ranks (``torch.distributed.group.WORLD`` for
             every rank), which may differ in size and be empty. Every rank makes the same call,
             and the same backward pass. Rows are the rank's own; columns are the rows of all
@@ -70,16 +70,16 @@ def fused_uss_loss(
             compared by checksums (on CUDA a later call reports a difference). Features of a second
             network are gathered first, in rank order. The loss is that of one process with all
             batches, the same on every rank ("none": of the own rows). Gradients are those of the
-            mean over ranks of what each makes of its loss, once data parallelism has averaged them:
-            the gradient of ``feats`` is W times the one that single process has, for W ranks; those
-            of ``b`` and ``memory`` are complete on every rank, averaged again or not.
-            ``skip_tolerance`` leaves out tiles of the own batch only. A mistake on one rank is an
-            error on all. ``torch.compile`` breaks the graph here. Ranks first tell each other their
-            sizes: the host waits for that and, if the group is one of NCCL alone (not
-            "cpu:gloo,cuda:nccl"), for the device. None, or a group of one: the own batch.
-        exchange: how features of other ranks come here. "gather": all at once; "ring": half a
-            batch at a time, so that no more than the largest batch is ever held; "auto": "gather"
-            up to 64 MB. Either is deterministic; they add up in different orders.
+            mean over ranks of the objectives, after averaging by data parallelism: the gradient of
+            ``feats`` is W times that of the single process, for W ranks; those of ``b`` and
+            ``memory`` are complete on every rank, averaged again or not. ``skip_tolerance`` filters
+            tiles of the own batch only. A mistake on one rank is an error on all.
+            ``torch.compile`` breaks the graph here. Sizes are exchanged first, which synchronizes
+            the host with the other ranks and, if the group is one of NCCL alone (not
+            "cpu:gloo,cuda:nccl"), with the device. None, or a group of one: the own batch.
+        exchange: transport of the other ranks' features. "gather": all at once; "ring": half a
+            batch at a time, so that at most the size of the largest batch is held; "auto":
+            "gather" up to 64 MB. Both are deterministic; they add up in different orders.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -143,7 +143,7 @@ def fused_pair_bce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance, group, exchange: as for :func:`fused_uss_loss`. Every rank knows the
+        skip_tolerance, group, exchange: as for :func:`fused_uss_loss`. Every rank has the
             thresholds of all identities.
 
     Returns:
@@ -245,6 +245,8 @@ def fused_pair_logsumexp(
 
     The soft maximum, at scale s, of the cosines between a row and other identities.
 
+    Source: Li et al., "UniTSFace", NeurIPS 2023, published code (initial threshold).
+
     Args:
         feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
             :func:`fused_uss_loss`.
@@ -290,7 +292,7 @@ def uss_threshold_init(
     group: Group = None,
     exchange: str = "auto",
 ) -> Tensor:
-    r"""First value of the USS threshold, as UniTSFace's published code takes it from a batch.
+    r"""Initial USS threshold from a batch, as in UniTSFace's published code.
 
     .. math:: b_0 = \mathrm{mean}_i \log \sum_{j \in N(i)} e^{s c_{ij}}
 

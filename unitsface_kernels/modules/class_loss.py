@@ -57,7 +57,7 @@ class ShardableLoss(nn.Module):
         raise NotImplementedError
 
     def reset_thresholds(self) -> None:
-        """Initial values of what is not random; of all C classes, whatever the shard."""
+        """Sets thresholds to their initial values, which depend on C, not on the shard."""
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.
@@ -68,7 +68,7 @@ class ShardableLoss(nn.Module):
         """
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        """After them, with the same arguments."""
+        """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
 
 
 class ClassLoss(RegisteredLoss, ShardableLoss):

@@ -107,7 +107,7 @@ class EPLLoss(ComposedLoss):
         self.activation = activation
         self.register_buffer("prototypes", torch.empty(num_classes, embedding_size))
         self.register_buffer("epoch", torch.tensor(0))
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._epoch = 0
         self._reset_prototypes()
 

@@ -69,7 +69,7 @@ class _ThresholdLoss(PairLoss):
         super().__init__(given)
         self.init_threshold = given["init_threshold"]
         if self.init_threshold is not None:
-            # Tensors and NumPy numbers convert; text does too, but is no number.
+            # Tensors and NumPy numbers convert; so does text, which is refused.
             as_it_is = isinstance(self.init_threshold, (int, float, str, bytes, bytearray))
             number = self.init_threshold if as_it_is else float(self.init_threshold)
             validate.number("init_threshold", number)
@@ -82,7 +82,7 @@ class _ThresholdLoss(PairLoss):
         """A threshold without a first value is 0 until the first batch in training mode."""
         nn.init.constant_(self.threshold, self.init_threshold or 0.0)
         self.initialized.fill_(self.init_threshold is not None)
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._waiting = self.init_threshold is None
 
     @never_compiled
@@ -95,8 +95,8 @@ class _ThresholdLoss(PairLoss):
             group=self.group,
             exchange=self.exchange,
         )
-        # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
-        # gradients, not parameters: ranks have to agree from the start. A group's already do.
+        # Exactly 0: no negatives yet, as with an empty memory. Data parallelism averages gradients,
+        # not parameters: the first value must be the same on all ranks. In a group it already is.
         some = first.isfinite() & (first != 0)
         # The first value does not depend on positives; the loss, and so the step, does.
         finite = first.isfinite() & all_finite(batch["feats"], batch["labels"])

@@ -44,7 +44,7 @@ class UNPGLoss(ComposedLoss):
         margin: of the head.
         whisker: w >= 0, as published 1.5; None keeps every negative pair.
         reduction, backend, margin_gradient, skip_tolerance: as the head's function's. Finding the
-            quartiles waits for the device.
+            quartiles synchronizes with the device.
         init_std: standard deviation of the initial class weights; None: 0.01. The published code
             draws them uniformly by Xavier's rule, of deviation (2 / (C + D)) ** 0.5.
 
@@ -94,17 +94,17 @@ class UNPGLoss(ComposedLoss):
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         per_row = self.head(feats, labels)
-        counted = labels != -1
+        valid = labels != -1
         # log(e^L_i + e^(U - z_iy)): both divided by the target's e^z_iy.
         pairs = self._log_pairs(feats, labels) - self._target_logit(feats, labels)
-        per_row = torch.where(counted, torch.logaddexp(per_row, pairs), 0.0)
+        per_row = torch.where(valid, torch.logaddexp(per_row, pairs), 0.0)
         if self.reduction == "none":
             return per_row
         total = per_row.sum()
-        return total if self.reduction == "sum" else total / counted.sum().clamp(min=1)
+        return total if self.reduction == "sum" else total / valid.sum().clamp(min=1)
 
     def _target_logit(self, feats: Tensor, labels: Tensor) -> Tensor:
-        """(N,) logit of the row's own class, margin included: N products of D numbers."""
+        """(N,) logit of the row's own class, margin included: N dot products."""
         head = self.head
         dtype = torch.promote_types(feats.dtype, torch.float32)
         with torch.autocast(feats.device.type, enabled=False):
@@ -129,13 +129,13 @@ class UNPGLoss(ComposedLoss):
             backend=self.head.backend,
         )
         # A row has negatives if the batch has two identities, and is then not ignored itself.
-        counted = labels != -1
+        valid = labels != -1
         largest = torch.iinfo(torch.int64).max
         wide = labels.to(torch.int64)
-        lowest_label = torch.where(counted, wide, largest)
-        different = (wide.max() > lowest_label.min()) if labels.numel() else counted.any()
+        lowest_label = torch.where(valid, wide, largest)
+        different = (wide.max() > lowest_label.min()) if labels.numel() else valid.any()
         lowest = torch.finfo(per_row.dtype).min / 4
-        per_row = torch.where(counted & different, per_row, lowest)
+        per_row = torch.where(valid & different, per_row, lowest)
         if labels.numel() == 0:
             return per_row.new_full((), lowest)
         return torch.logsumexp(per_row, dim=0) - math.log(2.0)
@@ -146,7 +146,7 @@ class UNPGLoss(ComposedLoss):
         from ..metrics.order_statistics import ScorePartition
         from ..metrics.tiles import Scores
 
-        # What is not finite has to reach the loss, and has no order.
+        # Features that are not finite have no order, and must reach the loss.
         if feats.shape[0] < 2 or not bool(feats.isfinite().all()):
             return -2.0, 2.0
         partition = ScorePartition(Scores(feats, labels, None, None, "auto"))
@@ -158,7 +158,7 @@ class UNPGLoss(ComposedLoss):
         index = partition.kth_largest(ranks, negative=True)
         first, third = partition.thresholds()[index].tolist()
         assert self.whisker is not None
-        # The bounds are inclusive, and a loss computes a cosine to the last bits only. Those of
+        # The bounds are inclusive, and the loss rounds a cosine differently. Without this slack
         # half precision would drop pairs at random where all cosines are nearly the same.
         rounding = torch.finfo(product_dtype(feats)).eps
         reach = max(self.whisker * (third - first), rounding) + COSINE_ERROR

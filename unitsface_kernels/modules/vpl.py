@@ -33,8 +33,8 @@ class VPLLoss(ComposedLoss):
     its published code (insightface). Of several samples of a class in a batch the last one is
     stored; there any of them.
 
-    Mixing copies the (C, D) class weights once per step while some class is mixed, and waits for
-    the device to know which ones are.
+    While some class is mixed, every step copies the (C, D) class weights and synchronizes with the
+    device to find the mixed classes.
 
     Args:
         embedding_size: D.
@@ -106,7 +106,7 @@ class VPLLoss(ComposedLoss):
         self.register_buffer("features", torch.empty(num_classes, embedding_size))
         self.register_buffer("stamps", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("iteration", torch.tensor(0))
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._iteration = 0
         self._reset_features()
 
@@ -163,7 +163,7 @@ class VPLLoss(ComposedLoss):
             return weight
         unit = normalize_rows(weight[rows])
         mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
-        # The loss normalizes what it is given, mixed rows like all others.
+        # The loss normalizes its class weights, mixed rows like all others.
         return weight.index_copy(0, rows, mixed)
 
     @torch.no_grad()

@@ -20,12 +20,12 @@ LARGE = 1 << 22
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """What :class:`SampledSGD` and :class:`SampledAdamW` add to their base classes.
+    """Steps on rows, which :class:`SampledSGD` and :class:`SampledAdamW` add to Torch's.
 
-    Parameters with a dense gradient are the base class's, but for large float32 matrices, whose
-    step is the same without a copy of the gradient. A sparse gradient with one sparse
+    The base class updates parameters with a dense gradient, except large float32 matrices, whose
+    step gives the same result without a copy of the gradient. A sparse gradient with one sparse
     dimension, (1, K) indices and (K, ...) values, is a step on K rows: no other row changes,
-    neither by momentum nor by weight decay, nor do its states decay.
+    neither by momentum nor by weight decay, and its states do not decay.
 
     A parameter may also be stepped outside :meth:`step`, while its gradient is computed
     (:meth:`begin_row_update`, :meth:`fuse`).
@@ -46,7 +46,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A copy or an unpickled one has other parameters. Loading a state comes here, too.
+        # A copy or an unpickled optimizer has other parameters. Loading a state calls this, too.
         self.__dict__.setdefault("fused", set())
         self.__dict__.setdefault("_at_step", {})
 
@@ -77,7 +77,7 @@ class RowOptimizer(torch.optim.Optimizer):
             parameter: one of the optimizer's, with or without a gradient.
 
         Returns:
-            What updates rows from their gradient, in any number of blocks.
+            A function that updates rows from their gradient, in any number of blocks.
 
         Raises:
             ValueError: not one of the optimizer's parameters, or an option that a step on rows
@@ -143,7 +143,8 @@ class RowOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _base_step(self) -> None:
-        # Hooks of a step run around ours, and in the base class only once it has instances.
+        # Step hooks run around this class's step. The base class's step is wrapped, too, once that
+        # class has instances.
         step = super().step
         if getattr(step, "hooked", False):
             step.__wrapped__(self)  # type: ignore[attr-defined]
@@ -195,8 +196,8 @@ class SampledSGD(RowOptimizer, torch.optim.SGD):
 
     Arguments and states are those of the base class, dense, and states can be exchanged with it.
     See :class:`RowOptimizer`; a step on rows does without ``maximize``, ``differentiable``,
-    ``fused`` and ``dampening``, whose first step is another one. A learning rate in a CUDA tensor
-    makes it wait for the device.
+    ``fused`` and ``dampening``, whose first step differs. A learning rate in a CUDA tensor
+    synchronizes with the device.
     """
 
     _refused = ("dampening", "maximize", "differentiable", "fused")

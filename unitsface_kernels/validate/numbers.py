@@ -1,10 +1,10 @@
-"""Numbers by kind: what is passed on as float32 or as a 64-bit integer has to fit."""
+"""Numbers: values passed on as float32 or as 64-bit integers must fit."""
 
 from __future__ import annotations
 
 import math
 
-#: Of the numbers that kernels compute with.
+#: Range of the floats that kernels take.
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_TINY = 1.1754943508222875e-38
 #: Classes, identities and other sizes: kernels keep positions in 32 bits.
@@ -12,7 +12,7 @@ LARGEST_SIZE = 2**31 - 1
 
 
 def _shown(value: float) -> str:
-    """An integer of thousands of digits would be the whole message."""
+    """Without the thousands of digits of a large integer."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return str(value)
@@ -50,7 +50,7 @@ def number(
 
 
 def integer(name: str, value: object) -> int:
-    """A 64-bit one."""
+    """A 64-bit integer."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:

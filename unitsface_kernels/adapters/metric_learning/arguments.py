@@ -1,4 +1,4 @@
-"""What a user passes, as the fused functions take it."""
+"""Arguments of the original losses, checked and in the form of the fused functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def labels_of(name: str, labels: Tensor | None, like: Tensor, counted: str) -> T
 
 
 def options_of_original(options: dict[str, object], reducer: str) -> None:
-    """Known keywords with a value that changes nothing, the defaults' classes included."""
+    """Accepts the original's keywords with values that change nothing, such as the defaults."""
     for name, value in options.items():
         if name not in _METRIC_LEARNING_OPTIONS:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
