@@ -63,6 +63,9 @@ class FeatureMemory(nn.Module):
     Attributes:
         features: (K, D) buffer, not normalized; row k belongs to identity k.
         labels: (K,) int64 buffer, k once identity k has been seen, -1 before.
+
+    Raises:
+        TypeError, ValueError: num_identities or dim is not an int in [1, 2^31).
     """
 
     features: Tensor

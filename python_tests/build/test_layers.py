@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,8 @@ LOSS_FREE = [
     *(path for path in (CSRC / "include" / "unitsface").glob("*.h") if path.stem != "losses"),
     PACKAGE / "backends" / "reference.py",
     PACKAGE / "losses" / "spec.py",
+    PACKAGE / "modules" / "class_loss.py",
+    PACKAGE / "modules" / "registered.py",
     PACKAGE / "ops.py",
     PACKAGE / "dispatch.py",
     *(path for path in _sources(PACKAGE / "validate", ".py")),
@@ -203,10 +206,24 @@ def test_public_names_exist_and_are_documented() -> None:
         assert cls.__name__ in unitsface_kernels.__all__
 
 
-def test_defaults_of_functions_are_those_of_the_registry() -> None:
-    """One source for the eager formula, the tests and the documentation tables."""
+def _literal_defaults(function: object) -> set[str]:
+    """Parameters whose default stands in the signature, not in the spec."""
+    arguments = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].args
+    named = [*zip(arguments.args[::-1], arguments.defaults[::-1], strict=False)]
+    named += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {argument.arg for argument, default in named if isinstance(default, ast.Constant)}
+
+
+def test_defaults_of_a_loss_are_written_once() -> None:
+    """In its spec: signatures of functions and modules refer to it."""
+    classes = {**modules.CLASS_LOSSES, **modules.PAIR_LOSSES}
+    for cls in classes.values():
+        if "loss" in vars(cls) and cls.loss in REGISTRY:
+            assert not _literal_defaults(cls.__init__) & REGISTRY[cls.loss].defaults().keys()
     for spec in REGISTRY.values():
-        signature = inspect.signature(getattr(unitsface_kernels, spec.function))
+        function = getattr(unitsface_kernels, spec.function)
+        assert not _literal_defaults(function) & spec.defaults().keys()
+        signature = inspect.signature(function)
         for name, value in spec.defaults().items():
             assert signature.parameters[name].default == value, f"{spec.function}: {name}"
         assert signature.parameters["backend"].default == "auto"

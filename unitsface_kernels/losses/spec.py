@@ -24,7 +24,7 @@ class Parameter:
 
     Attributes:
         name: keyword of the public function.
-        default: value the public function gives it.
+        default: in the public function and in the module.
         minimum: exclusive lower bound, or None.
         at_least, maximum: inclusive bounds, or None.
         choices: for a keyword that is one of several words; the kernels receive its index.

@@ -31,6 +31,9 @@ class UCELoss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
     """
 
     loss = "uce"

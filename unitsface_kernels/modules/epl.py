@@ -60,6 +60,9 @@ class EPLLoss(ComposedLoss):
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
     """
 
     loss = "epl"

@@ -25,6 +25,9 @@ class MarginSoftmaxLoss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
     """
 
     loss = "margin_softmax"

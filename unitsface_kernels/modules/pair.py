@@ -143,6 +143,9 @@ class USSLoss(_ThresholdLoss):
     Shape:
         feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
         batch_offset -> () float32.
+
+    Raises:
+        TypeError, ValueError: a wrong init_threshold; from a call, as the function.
     """
 
     loss = "uss"
@@ -178,6 +181,9 @@ class PairBCELoss(_ThresholdLoss):
     Shape:
         feats (N, D), labels (N,) in [0, K) or -1, and optionally memory (M, D),
         memory_labels (M,) and the int batch_offset -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong num_identities or init_threshold; from a call, as the function.
     """
 
     loss = "pair_bce"

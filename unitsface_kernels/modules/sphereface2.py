@@ -35,6 +35,9 @@ class SphereFace2Loss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or parameters; from a call, as the function.
     """
 
     loss = "sphereface2"

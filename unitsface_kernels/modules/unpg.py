@@ -53,6 +53,9 @@ class UNPGLoss(ComposedLoss):
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
     """
 
     loss = "unpg"
