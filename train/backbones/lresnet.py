@@ -4,7 +4,7 @@ Names and shapes of the state dict are the published model's without its losses.
 evaluation adds the features of an image and of its mirror image; here that is left to whoever
 evaluates. The published training also keeps the slopes of the PReLUs above 0.01, which we do not.
 
-Source: Li et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
+Source: Zhou et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
 Recognition", NeurIPS 2023, CVI-SZU/UniTSFace; the same network serves CVI-SZU/UniFace.
 """
 
