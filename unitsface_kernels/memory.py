@@ -12,12 +12,12 @@ from .distributed.collectives import Group, start_gather_rows, world_size
 
 
 def all_finite(feats: Tensor, labels: Tensor | None = None) -> Tensor:
-    """() bool, on the device: whether features may enter what outlives their step.
+    """() bool, on the device: whether features may be stored beyond their step.
 
-    With ``labels``, those of ignored rows (-1) are of no account.
+    With ``labels``, the features of ignored rows (-1) are not checked.
 
-    A batch with NaN or infinity enters nothing, as a whole: a gradient scaler skips its step, and
-    every rank, which has the same gathered batch, decides the same.
+    A batch with NaN or infinity is not stored at all: a gradient scaler skips its step, and all
+    ranks, which have the same gathered batch, decide the same.
     """
     finite = feats.isfinite()
     if labels is not None:
@@ -26,20 +26,20 @@ def all_finite(feats: Tensor, labels: Tensor | None = None) -> Tensor:
 
 
 def nan_unless(finite: Tensor, dtype: torch.dtype) -> Tensor:
-    """() 0, or NaN to be added to what has to show that a batch is not finite."""
+    """() 0, or NaN unless ``finite``; added to the loss of a batch that is not finite."""
     return torch.zeros_like(finite, dtype=dtype).masked_fill_(~finite, torch.nan)
 
 
 def newest_rows(labels: Tensor, feats: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For every row the slot it writes to, and the row whose value belongs there, -1: keep.
+    """For every row the slot to write, and the row whose value to write there; -1: keep.
 
-    Of an identity that occurs twice the last row wins. Every row writes the value of the last one,
-    so that no order of writes decides; ignored rows write to the first slot what belongs there.
-    Work is O(N), memory O(N + count).
+    Of an identity that occurs twice the last row is stored. Every row of the identity writes that
+    value, so the order of writes has no effect; ignored rows write the value of the first slot
+    to it. Work is O(N), memory O(N + count).
 
     Args:
         labels: (N,) int64 in [0, count), -1 ignored.
-        feats: (N, D) what is written; unless all of it is finite, nothing is.
+        feats: (N, D) rows to store; unless all are finite, none is.
         count: slots.
     """
     places = torch.arange(labels.numel(), device=labels.device)
@@ -63,6 +63,9 @@ class FeatureMemory(nn.Module):
     Attributes:
         features: (K, D) buffer, not normalized; row k belongs to identity k.
         labels: (K,) int64 buffer, k once identity k has been seen, -1 before.
+
+    Raises:
+        TypeError, ValueError: num_identities or dim is not an int in [1, 2^31).
     """
 
     features: Tensor
@@ -81,8 +84,8 @@ class FeatureMemory(nn.Module):
 
         In an initialized process group every rank calls it and stores the batches of all ranks
         in rank order, so that the memories of all ranks stay identical; batches may differ in
-        size and be empty. A mistake on one rank is an error on all, and nothing is stored. Nor is
-        a batch, of all ranks together, that holds NaN or infinity.
+        size and be empty. A mistake on one rank is an error on all, and nothing is stored. If the
+        batch of any rank holds NaN or infinity, none is stored.
 
         Args:
             feats: (N, D) features.
@@ -108,7 +111,7 @@ class FeatureMemory(nn.Module):
         self.labels.index_copy_(0, slots, torch.where(known, slots, kept_labels))
 
     def _checked(self, feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch as it is stored."""
+        """A checked batch in the memory's dtypes."""
         validate.features("feats", feats)
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.width("feats", feats, self.features.shape[1])
@@ -129,7 +132,7 @@ class FeatureMemory(nn.Module):
         return pending[0](), pending[1]()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Empties the memory."""
         self.features.zero_()
         self.labels.fill_(-1)
 

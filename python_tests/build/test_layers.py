@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 from support.helpers import PACKAGE, ROOT
 
 import unitsface_kernels
-from unitsface_kernels import dispatch, modules
+from unitsface_kernels import dispatch, modules, validate
 from unitsface_kernels.losses import REGISTRY
 
 CSRC = ROOT / "csrc"
@@ -54,19 +55,62 @@ def test_only_one_header_knows_python() -> None:
     assert binding == ["csrc/fields.h"]
 
 
-def test_only_validate_raises_for_user_mistakes() -> None:
-    """ValueError and TypeError elsewhere: only the answer to a backend that cannot run."""
-    allowed = {_name(path) for path in _sources(PACKAGE / "validate", ".py")}
-    allowed.add("unitsface_kernels/dispatch.py")
+def _raised(path: Path) -> list[ast.Call]:
+    """Every ``raise ValueError(...)`` and ``raise TypeError(...)`` of a source."""
+    raised = [n.exc for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise)]
+    return [
+        exc
+        for exc in raised
+        if isinstance(exc, ast.Call) and ast.unparse(exc.func) in ("ValueError", "TypeError")
+    ]
+
+
+def test_arguments_are_checked_before_a_backend_runs() -> None:
+    """Drivers and engines raise no errors of arguments; the dispatcher raises the backend's."""
+    for path in _sources(PACKAGE / "backends", ".py"):
+        assert not _raised(path), _name(path)
+    assert len(_raised(PACKAGE / "dispatch.py")) == 1
+
+
+def test_messages_hold_what_was_given() -> None:
+    """A value or a name is part of every message, but where nothing can be shown."""
+    fixed = {
+        "parameter must be one of the optimizer's parameters, got another",
+        "far must have at least one rate, got none",
+        "batch_offset must be given together with memory, got memory=None",
+    }
+    found = set()
     for path in _sources(PACKAGE, ".py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Raise) or node.exc is None:
-                continue
-            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-            if isinstance(raised, ast.Name) and raised.id in ("ValueError", "TypeError"):
-                assert _name(path) in allowed, f"{_name(path)}:{node.lineno} raises {raised.id}"
-    source = (PACKAGE / "dispatch.py").read_text()
-    assert source.count("raise ") == 1
+        for exc in _raised(path):
+            assert len(exc.args) == 1, f"{_name(path)}:{exc.lineno}"
+            if isinstance(exc.args[0], ast.Constant):
+                found.add(exc.args[0].value)
+    assert found == fixed
+
+
+def test_asserts_only_narrow_types() -> None:
+    """``python -O`` drops an ``assert``, so none checks what a user passes."""
+    for folder in ("functional", "modules", "metrics", "adapters", "validate", "distributed"):
+        for path in _sources(PACKAGE / folder, ".py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Assert):
+                    condition = ast.unparse(node.test)
+                    narrows = re.fullmatch(r"[\w.]+ is not None|isinstance\(.*\)", condition)
+                    assert narrows, f"{_name(path)}:{node.lineno}"
+
+
+def test_checks_in_validate_are_shared() -> None:
+    """A check with one caller stands in its caller.
+
+    Excepted are what operators check for backends, and what belongs to the calls of all functions
+    of a topology.
+    """
+    alone = {"class_index", "memory_pair", "operands", "packed", "report_later"}
+    text = "\n".join(path.read_text() for path in _sources(PACKAGE, ".py"))
+    for name in validate.__all__:
+        if name.islower():
+            uses = len(re.findall(rf"(?<!def )\b{name}\(", text))
+            assert uses > 1 or name in alone, name
 
 
 @pytest.mark.parametrize("folder", ["train", "bench"])
@@ -120,6 +164,8 @@ LOSS_FREE = [
     *(path for path in (CSRC / "include" / "unitsface").glob("*.h") if path.stem != "losses"),
     PACKAGE / "backends" / "reference.py",
     PACKAGE / "losses" / "spec.py",
+    PACKAGE / "modules" / "class_loss.py",
+    PACKAGE / "modules" / "registered.py",
     PACKAGE / "ops.py",
     PACKAGE / "dispatch.py",
     *(path for path in _sources(PACKAGE / "validate", ".py")),
@@ -160,10 +206,24 @@ def test_public_names_exist_and_are_documented() -> None:
         assert cls.__name__ in unitsface_kernels.__all__
 
 
-def test_defaults_of_functions_are_those_of_the_registry() -> None:
-    """One source for the eager formula, the tests and the documentation tables."""
+def _literal_defaults(function: object) -> set[str]:
+    """Parameters whose default stands in the signature, not in the spec."""
+    arguments = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].args
+    named = [*zip(arguments.args[::-1], arguments.defaults[::-1], strict=False)]
+    named += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {argument.arg for argument, default in named if isinstance(default, ast.Constant)}
+
+
+def test_defaults_of_a_loss_are_written_once() -> None:
+    """In its spec: signatures of functions and modules refer to it."""
+    classes = {**modules.CLASS_LOSSES, **modules.PAIR_LOSSES}
+    for cls in classes.values():
+        if "loss" in vars(cls) and cls.loss in REGISTRY:
+            assert not _literal_defaults(cls.__init__) & REGISTRY[cls.loss].defaults().keys()
     for spec in REGISTRY.values():
-        signature = inspect.signature(getattr(unitsface_kernels, spec.function))
+        function = getattr(unitsface_kernels, spec.function)
+        assert not _literal_defaults(function) & spec.defaults().keys()
+        signature = inspect.signature(function)
         for name, value in spec.defaults().items():
             assert signature.parameters[name].default == value, f"{spec.function}: {name}"
         assert signature.parameters["backend"].default == "auto"

@@ -48,16 +48,22 @@ def agree(
         texts = gather_texts("" if mistake is None else str(mistake), group)
         if mistake is not None:
             raise mistake
-        validate.no_rank_failed({k: texts[k] for k, (_, able, _) in enumerate(headers) if not able})
+        mistakes = [f"rank {k}: {texts[k]}" for k, (_, able, _) in enumerate(headers) if not able]
+        raise ValueError("; ".join(mistakes))
     if len({digest for _, _, digest in headers}) > 1:
         # Rare, so the arguments themselves travel only now.
-        validate.same_on_ranks(_by_rank(gather_texts(shared, group)))
+        _refuse_differences([json.loads(text) for text in gather_texts(shared, group)])
     assert checked is not None
     return checked, [count for count, _, _ in headers]
 
 
-def _by_rank(texts: list[str]) -> list[dict[str, str]]:
-    return [json.loads(text) for text in texts]
+def _refuse_differences(arguments: list[dict[str, str]]) -> None:
+    """Compares the arguments of every rank, by name."""
+    for name in arguments[0]:
+        values = [of_rank.get(name, "nothing") for of_rank in arguments]
+        if len(set(values)) > 1:
+            found = ", ".join(f"{value} on rank {k}" for k, value in enumerate(values))
+            raise ValueError(f"{name} must be the same on every rank of the group, got {found}")
 
 
 def checksum(tensor: Tensor) -> Tensor:

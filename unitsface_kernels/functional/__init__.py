@@ -1,4 +1,4 @@
-"""The functional API: names, defaults, documentation. Everything else happens further down."""
+"""The functional API: names, signatures and documentation of the losses."""
 
 from .classes import (
     fused_margin_softmax_loss,

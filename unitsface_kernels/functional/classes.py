@@ -7,18 +7,22 @@ from torch import Tensor
 from ..losses import REGISTRY
 from .call import class_loss
 
+_MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
+    REGISTRY[name].default for name in ("margin_softmax", "uce", "sphereface2", "npt")
+)
+
 
 def fused_margin_softmax_loss(
     feats: Tensor,
     weight: Tensor,
     labels: Tensor,
     *,
-    scale: float = 64.0,
-    m1: float = 1.0,
-    m2: float = 0.0,
-    m3: float = 0.4,
-    margin_gradient: str = "exact",
-    adaptive_margin: float = 0.0,
+    scale: float = _MARGIN_SOFTMAX.scale,
+    m1: float = _MARGIN_SOFTMAX.m1,
+    m2: float = _MARGIN_SOFTMAX.m2,
+    m3: float = _MARGIN_SOFTMAX.m3,
+    margin_gradient: str = _MARGIN_SOFTMAX.margin_gradient,
+    adaptive_margin: float = _MARGIN_SOFTMAX.adaptive_margin,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -54,11 +58,11 @@ def fused_margin_softmax_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
-            d loss_i / d cosine left out of a row add up to at most this, in units of the
-            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
-            is left out. The loss is exact in any case. The reference backend and, for this loss,
-            ``torch.compile`` ignore it; on CUDA the host waits for the device.
+        skip_tolerance: gradient filtering: tiles of pairs are left out of the gradients as long
+            as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
+            units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
+            nothing is left out. The loss is exact in any case. The reference backend and, for this
+            loss, ``torch.compile`` ignore it; on CUDA the host synchronizes with the device.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -94,10 +98,10 @@ def fused_uce_loss(
     labels: Tensor,
     b: float | Tensor,
     *,
-    scale: float = 64.0,
-    margin: float = 0.4,
-    negative_weight: float = 1.0,
-    adaptive_margin: float = 0.0,
+    scale: float = _UCE.scale,
+    margin: float = _UCE.margin,
+    negative_weight: float = _UCE.negative_weight,
+    adaptive_margin: float = _UCE.adaptive_margin,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -166,13 +170,13 @@ def fused_sphereface2_loss(
     labels: Tensor,
     b: float | Tensor,
     *,
-    scale: float = 40.0,
-    margin: float = 0.4,
-    t: float = 3.0,
-    alpha: float = 0.7,
-    loss_weight: float = 50.0,
-    margin_type: str = "C",
-    margin_gradient: str = "detached",
+    scale: float = _SPHEREFACE2.scale,
+    margin: float = _SPHEREFACE2.margin,
+    t: float = _SPHEREFACE2.t,
+    alpha: float = _SPHEREFACE2.alpha,
+    loss_weight: float = _SPHEREFACE2.loss_weight,
+    margin_type: str = _SPHEREFACE2.margin_type,
+    margin_gradient: str = _SPHEREFACE2.margin_gradient,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -249,9 +253,9 @@ def fused_npt_loss(
     weight: Tensor,
     labels: Tensor,
     *,
-    margin: float = 1.0,
-    k: int = 1,
-    hinges: str = "mean",
+    margin: float = _NPT.margin,
+    k: int = _NPT.k,
+    hinges: str = _NPT.hinges,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -266,10 +270,11 @@ def fused_npt_loss(
     which is :math:`\lVert \hat x_i - \hat w_y \rVert^2 - \lVert \hat x_i - \hat w_n \rVert^2
     + m`. With fewer than k other classes it is the mean over those; without any it is 0.
 
-    Source: "NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition". The paper's
-    hyper-parameters were not available to check; the defaults are those of code published for
-    its later version (cerebrai/npt-loss: k = 1, and a margin of 0.5 on half of this difference).
-    That code adds the k hinges, ``hinges="sum"``; with k = 1 both are the same.
+    Source: Khalid et al., "NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition",
+    arXiv 2103.03503. The paper's hyper-parameters were not available to check; the defaults are
+    those of code published for its later version (cerebrai/npt-loss: k = 1, and a margin of 0.5
+    on half of this difference). That code adds the k hinges, ``hinges="sum"``; with k = 1 both
+    are the same.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the

@@ -9,6 +9,10 @@ from ..distributed.collectives import Group
 from ..losses import REGISTRY
 from .ranks import pair_loss
 
+_USS, _PAIR_BCE, _PAIR_SOFTMAX, _PAIR_LOGSUMEXP = (
+    REGISTRY[name].default for name in ("uss", "pair_bce", "pair_softmax", "pair_logsumexp")
+)
+
 
 def fused_uss_loss(
     feats: Tensor,
@@ -18,8 +22,8 @@ def fused_uss_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _USS.scale,
+    margin: float = _USS.margin,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -34,9 +38,9 @@ def fused_uss_loss(
     .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b))
                   + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b)
 
-    Source: Jia et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
-    Recognition", NeurIPS 2023, eq. 11 and, with the margin, eq. 24. The published code clamps
-    logits to [-s, s]; this function does not.
+    Source: Li et al., "UniTSFace: Unified Threshold Integrated Sample-to-Sample Loss for Face
+    Recognition", NeurIPS 2023 (arXiv 2311.02523), eq. 11 and, with the margin, eq. 24. The
+    published code clamps logits to [-s, s]; this function does not.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
@@ -54,11 +58,11 @@ def fused_uss_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: leave tiles of pairs out of the gradients as long as the magnitudes of
-            d loss_i / d cosine left out of a row add up to at most this, in units of the
-            largest that one pair can have; docs/math.md bounds the gradients' error. 0: nothing
-            is left out. Loss and gradient of b are exact in any case. The reference backend
-            ignores it; on CUDA the host waits for the device.
+        skip_tolerance: gradient filtering: tiles of pairs are left out of the gradients as long
+            as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
+            units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
+            nothing is left out. Loss and gradient of b are exact in any case. The reference backend
+            ignores it; on CUDA the host synchronizes with the device.
         group: compare with the batches of all its ranks (``torch.distributed.group.WORLD`` for
             every rank), which may differ in size and be empty. Every rank makes the same call,
             and the same backward pass. Rows are the rank's own; columns are the rows of all
@@ -66,16 +70,16 @@ def fused_uss_loss(
             compared by checksums (on CUDA a later call reports a difference). Features of a second
             network are gathered first, in rank order. The loss is that of one process with all
             batches, the same on every rank ("none": of the own rows). Gradients are those of the
-            mean over ranks of what each makes of its loss, once data parallelism has averaged them:
-            the gradient of ``feats`` is W times the one that single process has, for W ranks; those
-            of ``b`` and ``memory`` are complete on every rank, averaged again or not.
-            ``skip_tolerance`` leaves out tiles of the own batch only. A mistake on one rank is an
-            error on all. ``torch.compile`` breaks the graph here. Ranks first tell each other their
-            sizes: the host waits for that and, if the group is one of NCCL alone (not
-            "cpu:gloo,cuda:nccl"), for the device. None, or a group of one: the own batch.
-        exchange: how features of other ranks come here. "gather": all at once; "ring": half a
-            batch at a time, so that no more than the largest batch is ever held; "auto": "gather"
-            up to 64 MB. Either is deterministic; they add up in different orders.
+            mean over ranks of the objectives, after averaging by data parallelism: the gradient of
+            ``feats`` is W times that of the single process, for W ranks; those of ``b`` and
+            ``memory`` are complete on every rank, averaged again or not. ``skip_tolerance`` filters
+            tiles of the own batch only. A mistake on one rank is an error on all.
+            ``torch.compile`` breaks the graph here. Sizes are exchanged first, which synchronizes
+            the host with the other ranks and, if the group is one of NCCL alone (not
+            "cpu:gloo,cuda:nccl"), with the device. None, or a group of one: the own batch.
+        exchange: transport of the other ranks' features. "gather": all at once; "ring": half a
+            batch at a time, so that at most the size of the largest batch is held; "auto":
+            "gather" up to 64 MB. Both are deterministic; they add up in different orders.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -109,8 +113,8 @@ def fused_pair_bce_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _PAIR_BCE.scale,
+    margin: float = _PAIR_BCE.margin,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -124,7 +128,7 @@ def fused_pair_bce_loss(
     .. math:: L_i = \sum_{j \in P(i)} \sigma^+(-(s (c_{ij} - m) - b_{y_j}))
                   + \sum_{j \in N(i)} \sigma^+(s\, c_{ij} - b_{y_j})
 
-    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 22.
+    Source: Li et al., "UniTSFace", NeurIPS 2023, eq. 22.
 
     Args:
         feats: (N, D) features, as for :func:`fused_uss_loss`.
@@ -139,7 +143,7 @@ def fused_pair_bce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance, group, exchange: as for :func:`fused_uss_loss`. Every rank knows the
+        skip_tolerance, group, exchange: as for :func:`fused_uss_loss`. Every rank has the
             thresholds of all identities.
 
     Returns:
@@ -173,8 +177,8 @@ def fused_pair_softmax_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    margin: float = 0.1,
+    scale: float = _PAIR_SOFTMAX.scale,
+    margin: float = _PAIR_SOFTMAX.margin,
     reduction: str = "mean",
     backend: str = "auto",
     group: Group = None,
@@ -188,7 +192,7 @@ def fused_pair_softmax_loss(
     Known as soft-m in UniTSFace; with s = 1, m = 0 the (N+1)-tuplet or multi-class N-pair loss on
     cosines. Positives of a row do not compete with each other.
 
-    Source: Jia et al., "UniTSFace", NeurIPS 2023, eq. 17; Sohn, "Improved Deep Metric Learning
+    Source: Li et al., "UniTSFace", NeurIPS 2023, eq. 17; Sohn, "Improved Deep Metric Learning
     with Multi-class N-pair Loss Objective", NIPS 2016, eq. 6.
 
     Args:
@@ -229,9 +233,9 @@ def fused_pair_logsumexp(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
-    lower: float = -2.0,
-    upper: float = 2.0,
+    scale: float = _PAIR_LOGSUMEXP.scale,
+    lower: float = _PAIR_LOGSUMEXP.lower,
+    upper: float = _PAIR_LOGSUMEXP.upper,
     reduction: str = "mean",
     backend: str = "auto",
     group: Group = None,
@@ -240,6 +244,8 @@ def fused_pair_logsumexp(
     r"""Log-sum-exp of every row's negatives, :math:`\log \sum_{j \in N(i)} e^{s c_{ij}}`.
 
     The soft maximum, at scale s, of the cosines between a row and other identities.
+
+    Source: Li et al., "UniTSFace", NeurIPS 2023, published code (initial threshold).
 
     Args:
         feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
@@ -281,12 +287,12 @@ def uss_threshold_init(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
-    scale: float = 64.0,
+    scale: float = _USS.scale,
     backend: str = "auto",
     group: Group = None,
     exchange: str = "auto",
 ) -> Tensor:
-    r"""First value of the USS threshold, as UniTSFace's published code takes it from a batch.
+    r"""Initial USS threshold from a batch, as in UniTSFace's published code.
 
     .. math:: b_0 = \mathrm{mean}_i \log \sum_{j \in N(i)} e^{s c_{ij}}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from . import uce
 
-# The pair's maths is that of UCE; which threshold a pair meets is the drivers' business.
+# The formula of a pair is that of UCE; drivers select the pair's threshold.
 SPEC = replace(
     uce.SPEC,
     name="class_bce",

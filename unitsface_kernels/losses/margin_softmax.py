@@ -59,5 +59,5 @@ SPEC = LossSpec(
     negative=_negative,
     positive=_positive,
     function="fused_margin_softmax_loss",
-    source="CosFace (CVPR 2018) eq. 4, ArcFace (CVPR 2019) eq. 4, combined margin ArcFace eq. 5",
+    source="CosFace (CVPR 2018) eq. 4, ArcFace (CVPR 2019) eq. 3, combined margin ArcFace eq. 4",
 )

@@ -45,6 +45,6 @@ SPEC = LossSpec(
     negative=None,
     positive=None,
     function="fused_npt_loss",
-    source="NPT-Loss: A Metric Loss with Implicit Mining for Face Recognition",
+    source="NPT-Loss (arXiv 2103.03503), code of its later version",
     triplet=Triplet(_count, _adds, _value, _slopes),
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from . import uss
 
-# The pair's maths is that of USS; which threshold a pair meets is the drivers' business.
+# The formula of a pair is that of USS; drivers select the pair's threshold.
 SPEC = replace(
     uss.SPEC,
     name="pair_bce",

@@ -1,4 +1,4 @@
-"""Log-sum-exp of every row's negatives: what UniTSFace's threshold starts from."""
+"""Log-sum-exp of every row's negatives, from which UniTSFace's threshold is initialized."""
 
 from __future__ import annotations
 

@@ -26,6 +26,6 @@ SPEC = LossSpec(
     negative=_negative,
     positive=_positive,
     function="fused_pair_softmax_loss",
-    source="UniTSFace (NeurIPS 2023), eq. 17; multi-class N-pair (NeurIPS 2016), eq. 6",
+    source="UniTSFace (NeurIPS 2023), eq. 17; multi-class N-pair (NIPS 2016), eq. 6",
     counted="with_positives",
 )

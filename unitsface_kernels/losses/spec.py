@@ -1,9 +1,10 @@
-"""What the package knows about a loss besides its formula."""
+"""The specification of a loss: formula, parameters, topology and reduction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 from torch import Tensor
@@ -23,7 +24,7 @@ class Parameter:
 
     Attributes:
         name: keyword of the public function.
-        default: value the public function gives it.
+        default: in the public function and in the module.
         minimum: exclusive lower bound, or None.
         at_least, maximum: inclusive bounds, or None.
         choices: for a keyword that is one of several words; the kernels receive its index.
@@ -41,18 +42,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Triplet:
-    """How a ``nearest`` loss judges a row's nearest wrong columns against its target.
+    """Formula of a ``nearest`` loss: a row's nearest wrong columns against its target.
 
-    It sees N x k cosines, not N x M: plain tensor operations serve every backend, and there is
-    no policy in C++ or Triton.
+    It is evaluated on N x k cosines, not N x M: plain tensor operations serve every backend, and
+    there is no policy in C++ or Triton.
 
     Attributes:
         count: k, how many columns are searched for, from the parameters.
         adds: whether the row's loss is the sum of its terms, not their mean.
         value: eager formula: cosines of the nearest wrong columns (N, k) and of the targets (N, 1)
             to terms (N, k).
-        slopes: derivatives of ``value`` by the two, each (N, k), for backends that autograd does
-            not see into; 0 at a kink, as autograd takes it.
+        slopes: derivatives of ``value`` by the two, each (N, k), for backends outside autograd;
+            0 at a kink, as in autograd.
     """
 
     count: Callable[[tuple[float, ...]], int]
@@ -68,7 +69,7 @@ def scale_bound(params: tuple[float, ...]) -> float:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss as the drivers see it.
+    """A loss as drivers, tests and documentation tables use it.
 
     Attributes:
         name: registry key; the C++ and the Triton policy carry the same name.
@@ -80,11 +81,12 @@ class LossSpec:
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
         parameters: scalar hyper-parameters in the order in which kernels receive them.
         negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
-            Without ``positive``, positive pairs take no part. None for ``nearest``.
+            Without ``positive``, positive pairs are left out. None for ``nearest``.
         function: name of the public function.
         source: paper and equation.
-        counted: rows that ``reduction="mean"`` counts; the others' loss is 0. All that are not
-            ignored, or of these the ones with at least one positive, or one negative.
+        counted: the valid rows, over which ``reduction="mean"`` averages: those that are not
+            ignored, or of these the ones with at least one positive, or one negative. The loss of
+            all others is 0.
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
@@ -116,3 +118,8 @@ class LossSpec:
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}
+
+    @property
+    def default(self) -> SimpleNamespace:
+        """:meth:`defaults` as attributes, for the signatures of the function and the modules."""
+        return SimpleNamespace(**self.defaults())

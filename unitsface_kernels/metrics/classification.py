@@ -145,8 +145,15 @@ def classification_accuracy(
     Raises:
         ValueError, TypeError: wrong arguments, or a metric that is NaN.
     """
-    validate.classified(feats, weight, labels, bias, scale)
+    validate.features("feats", feats)
+    validate.features("weight", weight, feats)
+    validate.labels("labels", labels, feats.shape[0], feats)
+    validate.in_range("labels", labels, -1, weight.shape[0])
+    validate.number("scale", scale, above=0.0)
     if bias is not None:
+        one = isinstance(bias, Tensor) and bias.numel() == 1
+        per, size = (None, None) if one else ("class", weight.shape[0])
+        validate.threshold("bias", bias, feats, per=per, size=size)
         bias = torch.as_tensor(bias, dtype=torch.float32, device=feats.device).detach()
     classes = torch.arange(weight.shape[0], device=feats.device)
     scores = Scores(feats, labels, weight, classes, backend)

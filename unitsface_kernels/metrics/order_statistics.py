@@ -144,7 +144,10 @@ def kth_largest_score(
     partition = ScorePartition(Scores(feats, labels, other, other_labels, backend))
     negative = of == "negative"
     count = partition.num_negatives if negative else partition.num_positives
-    validate.ranks("ranks", wanted, count, of)
+    for rank in wanted:
+        validate.positive_int("ranks", rank)
+        if rank > count:
+            raise ValueError(f"ranks must be <= {count}, the number of {of} pairs, got {rank}")
     if not wanted:
         return torch.empty(0)
     index = partition.kth_largest(wanted, negative)

@@ -82,7 +82,12 @@ def tar_at_far(
     """
     validate.scored_pairs(feats, labels, other, other_labels)
     rates = [far] if isinstance(far, (int, float)) else list(far)
-    validate.rates("far", rates)
+    if not rates:
+        raise ValueError("far must have at least one rate, got none")
+    for rate in rates:
+        validate.number("far", rate)
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"far must be in [0, 1], got {rate}")
     partition = ScorePartition(Scores(feats, labels, other, other_labels, backend))
     positives, negatives = partition.num_positives, partition.num_negatives
     validate.both_kinds(positives, negatives)

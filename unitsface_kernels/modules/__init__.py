@@ -1,4 +1,4 @@
-"""Modules that own a loss's parameters. Formulas and arguments: see ``functional``."""
+"""Modules with the learnable parameters of the losses. Formulas: see ``functional``."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import functional, validate
-from ..losses import REGISTRY
-from .class_loss import ClassLoss, Comparison
+from ..losses.uce import SPEC
+from .class_loss import ClassLoss
+
+_DEFAULT = SPEC.default
 
 
 class UCELoss(ClassLoss):
@@ -31,73 +31,35 @@ class UCELoss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
     """
 
-    #: Name in the registry of losses.
     loss = "uce"
-    _threshold_per_class = False
+    scale: float
+    threshold: nn.Parameter
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 64.0,
-        margin: float = 0.4,
-        negative_weight: float = 1.0,
+        scale: float = _DEFAULT.scale,
+        margin: float = _DEFAULT.margin,
+        negative_weight: float = _DEFAULT.negative_weight,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
-        adaptive_margin: float = 0.0,
+        adaptive_margin: float = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
     ) -> None:
-        validate.positive_int("embedding_size", embedding_size)
-        std = embedding_size**-0.5
-        super().__init__(
-            *(embedding_size, num_classes, reduction, backend, std, init_std, skip_tolerance)
-        )
-        self.scale = scale
-        self.margin = margin
-        self.negative_weight = negative_weight
-        self.adaptive_margin = adaptive_margin
-        thresholds = (num_classes,) if self._threshold_per_class else ()
-        self.threshold = nn.Parameter(torch.empty(thresholds))
-        self.reset_parameters()
+        super().__init__(locals())
+
+    def _default_std(self, embedding_size: int) -> float:
+        return embedding_size**-0.5
 
     def reset_thresholds(self) -> None:
         nn.init.constant_(self.threshold, math.log(10 * self.sample_rate * self.num_classes))
-
-    def values(self) -> dict[str, float | str]:
-        return {
-            "scale": self.scale,
-            "margin": self.margin,
-            "negative_weight": self.negative_weight,
-            "adaptive_margin": self.adaptive_margin,
-        }
-
-    def comparisons(self) -> list[Comparison]:
-        spec = REGISTRY[self.loss]
-        return [Comparison(spec, self.values(), self.weight, self.threshold)]
-
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        return functional.fused_uce_loss(
-            feats,
-            self.weight,
-            labels,
-            self.threshold,
-            **self.values(),  # type: ignore[arg-type]
-            class_index=class_index,
-            reduction=self.reduction,
-            backend=self.backend,
-            skip_tolerance=self.skip_tolerance,
-        )
-
-    def extra_repr(self) -> str:
-        classes, size = self.weight.shape
-        return (
-            f"embedding_size={size}, num_classes={classes}, scale={self.scale}, "
-            f"margin={self.margin}, negative_weight={self.negative_weight}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
 
 
 class ClassBCELoss(UCELoss):
@@ -111,4 +73,3 @@ class ClassBCELoss(UCELoss):
     """
 
     loss = "class_bce"
-    _threshold_per_class = True

@@ -1,14 +1,16 @@
-"""What class losses have in common: class weights, and what a sharding module asks of them."""
+"""Base of the class losses: class weights, and the interface for sharding them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import validate
 from ..losses import LossSpec
+from .registered import RegisteredLoss
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Comparison:
 
 
 class ShardableLoss(nn.Module):
-    """A class loss that tells :class:`PartialFC` what it compares.
+    """A class loss as :class:`PartialFC` takes it.
 
     Its tensors whose first axis is the class are sharded, all others are the same on every rank.
     """
@@ -42,7 +44,7 @@ class ShardableLoss(nn.Module):
     backend: str
     skip_tolerance: float = 0.0
     num_classes: int
-    #: Share of the classes that a training step compares with, for initial thresholds.
+    #: Fraction of the classes in a training step's comparison, for initial thresholds.
     sample_rate: float = 1.0
     #: Names of per-class tensors that start random.
     random_rows: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ class ShardableLoss(nn.Module):
         raise NotImplementedError
 
     def reset_thresholds(self) -> None:
-        """Initial values of what is not random; of all C classes, whatever the shard."""
+        """Sets thresholds to their initial values, which depend on C, not on the shard."""
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.
@@ -66,38 +68,41 @@ class ShardableLoss(nn.Module):
         """
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        """After them, with the same arguments."""
+        """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
 
 
-class ClassLoss(ShardableLoss):
-    """A (C, D) parameter ``weight`` and the shape of the problem.
+class ClassLoss(RegisteredLoss, ShardableLoss):
+    """A class loss of the registry with its (C, D) parameter ``weight`` and its threshold, if any.
 
-    ``init_std`` is the standard deviation of the initial weights, None: ``default_std``.
+    Args:
+        given: arguments of the subclass's constructor by name: embedding_size D, num_classes C,
+            the options of :class:`RegisteredLoss`, and init_std, the standard deviation of the
+            initial weights; None: that of :meth:`_default_std`.
     """
 
     random_rows = ("weight",)
+    #: The threshold's attribute: () or (C,), as the loss has one or one per class.
+    _threshold_name = "threshold"
 
-    def __init__(
-        self,
-        embedding_size: int,
-        num_classes: int,
-        reduction: str,
-        backend: str,
-        default_std: float,
-        init_std: float | None,
-        skip_tolerance: float = 0.0,
-    ) -> None:
+    def __init__(self, given: dict[str, Any]) -> None:
         super().__init__()
+        embedding_size, num_classes = given["embedding_size"], given["num_classes"]
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
-        if init_std is not None:
-            validate.number("init_std", init_std, above=0.0)
-        self.num_classes = num_classes
-        self.reduction = reduction
-        self.backend = backend
-        self.skip_tolerance = skip_tolerance
-        self.init_std = default_std if init_std is None else init_std
+        self.num_classes, self.init_std = num_classes, given["init_std"]
+        if self.init_std is None:
+            self.init_std = self._default_std(embedding_size)
+        else:
+            validate.number("init_std", self.init_std, above=0.0)
+        self._keep(given)
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        if self.spec.threshold != "none":
+            shape = (num_classes,) if self.spec.threshold == "per_column" else ()
+            setattr(self, self._threshold_name, nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def _default_std(self, embedding_size: int) -> float:
+        return 0.01
 
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
         return normal * self.init_std
@@ -105,3 +110,23 @@ class ClassLoss(ShardableLoss):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.init_std)
         self.reset_thresholds()
+
+    def _threshold(self) -> Tensor | None:
+        return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
+
+    def comparisons(self) -> list[Comparison]:
+        return [Comparison(self.spec, self.values(), self.weight, self._threshold())]
+
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
+        return self.compare(feats, self.weight, labels, class_index=class_index)
+
+    def compare(self, feats: Tensor, weight: Tensor, labels: Tensor, **changed: Any) -> Tensor:
+        """The loss on other (C, D) class weights, and with other values of some parameters."""
+        threshold = self._threshold()
+        keywords = self._keywords() if threshold is None else {"b": threshold, **self._keywords()}
+        return self.function(feats, weight, labels, **keywords | changed)
+
+    def _shown(self) -> dict[str, Any]:
+        num_classes, embedding_size = self.weight.shape
+        sizes = {"embedding_size": embedding_size, "num_classes": num_classes}
+        return {**sizes, **super()._shown()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,11 @@ from torch import Tensor, nn
 from .. import validate
 from ..backends.reference import normalize_rows
 from ..distributed.collectives import gather_rows
-from ..functional.call import class_loss
 from ..memory import newest_rows
 from .bce import UCELoss
 from .class_loss import Comparison
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss
-
-_HEADS: dict[str, type[CosFaceLoss] | type[ArcFaceLoss] | type[UCELoss]] = {
-    "cosface": CosFaceLoss,
-    "arcface": ArcFaceLoss,
-    "uce": UCELoss,
-}
 
 
 class EPLLoss(ComposedLoss):
@@ -41,8 +34,9 @@ class EPLLoss(ComposedLoss):
     c - k c, the second c taken as a constant, and then has the head's margin: over ArcFace (on the
     angle of c - k c) and UCE as on the class weights, over CosFace none. UCE's threshold is shared.
 
-    Source: EPL ("Empirical Prototype Learning for Deep Face Recognition"), published code:
-    head_EPL.py of WakingHours-GitHub/EPL. It clamps UCE's logits to [-s, s]; this module does not.
+    Source: Fan et al., "EPL: Empirical Prototype Learning for Deep Face Recognition", arXiv
+    2405.12447, and its published code, head_EPL.py of WakingHours-GitHub/EPL. That code clamps
+    UCE's logits to [-s, s]; this module does not.
 
     Args:
         embedding_size: D.
@@ -66,10 +60,14 @@ class EPLLoss(ComposedLoss):
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
     """
 
-    #: Name in the registry of losses; the head says which one it is.
     loss = "epl"
+    _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss, "uce": UCELoss}
+    _shown = ("base", "k", "start_epoch", "activation")
     random_rows = ("prototypes",)
     prototypes: Tensor
     epoch: Tensor
@@ -90,20 +88,13 @@ class EPLLoss(ComposedLoss):
         init_std: float | None = None,
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
-        validate.choice("base", base, tuple(_HEADS))
         validate.choice("activation", activation, ("softsign", "sigmoid"))
         validate.number("k", k, at_least=0.0)
         validate.number("start_epoch", start_epoch, at_least=0)
         validate.choice("margin_gradient", margin_gradient, ("exact", "detached"))
-        self.base = base
-        self.k = k
-        self.start_epoch = start_epoch
-        self.activation = activation
-        options: dict[str, Any] = {}
-        if base != "uce":
-            options["margin_gradient"] = margin_gradient
-        self.head = _HEADS[base](
+        options = {} if base == "uce" else {"margin_gradient": margin_gradient}
+        super().__init__(
+            base,
             embedding_size,
             num_classes,
             scale=scale,
@@ -114,17 +105,17 @@ class EPLLoss(ComposedLoss):
             skip_tolerance=skip_tolerance,
             **options,
         )
-        self.num_classes = num_classes
-        self.reduction, self.backend = reduction, backend
-        self.skip_tolerance = skip_tolerance
+        self.k = k
+        self.start_epoch = start_epoch
+        self.activation = activation
         self.register_buffer("prototypes", torch.empty(num_classes, embedding_size))
         self.register_buffer("epoch", torch.tensor(0))
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._epoch = 0
         self._reset_prototypes()
 
     def reset_parameters(self) -> None:
-        self.head.reset_parameters()
+        super().reset_parameters()
         self._reset_prototypes()
 
     def _reset_prototypes(self) -> None:
@@ -155,10 +146,10 @@ class EPLLoss(ComposedLoss):
         new = unit[newest.clamp(min=0)]
         similarity = (old * new).sum(dim=1, keepdim=True)
         if self.activation == "softsign":
-            share = F.softsign(similarity)
+            momentum = F.softsign(similarity)
         else:
-            share = torch.sigmoid(similarity - 1.0)
-        moved = normalize_rows(share * old + (1.0 - share) * new)
+            momentum = torch.sigmoid(similarity - 1.0)
+        moved = normalize_rows(momentum * old + (1.0 - momentum) * new)
         self.prototypes.index_copy_(0, slots, torch.where(newest[:, None] >= 0, moved, old))
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
@@ -188,22 +179,5 @@ class EPLLoss(ComposedLoss):
 
     def _prototype_loss(self, feats: Tensor, labels: Tensor) -> Tensor:
         _, block = self.comparisons()
-        return class_loss(
-            block.spec,
-            block.values,
-            feats,
-            # A copy: the next batch moves them, and this one may not be differentiated yet.
-            block.columns.clone(),
-            labels,
-            block.threshold,
-            None,
-            self.head.reduction,
-            self.head.backend,
-            self.head.skip_tolerance,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"base={self.base!r}, k={self.k}, start_epoch={self.start_epoch}, "
-            f"activation={self.activation!r}"
-        )
+        # A copy: the next batch moves them, and this one may not be differentiated yet.
+        return self.head.compare(feats, block.columns.clone(), labels, **block.values)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from ..losses.margin_softmax import SPEC
+from .class_loss import ClassLoss
 
-from .. import functional
-from ..losses import REGISTRY
-from .class_loss import ClassLoss, Comparison
+_DEFAULT = SPEC.default
 
 
 class MarginSoftmaxLoss(ClassLoss):
@@ -26,73 +25,38 @@ class MarginSoftmaxLoss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
     """
 
-    #: Name in the registry of losses.
     loss = "margin_softmax"
+    scale: float
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 64.0,
-        m1: float = 1.0,
-        m2: float = 0.0,
-        m3: float = 0.4,
-        margin_gradient: str = "exact",
+        scale: float = _DEFAULT.scale,
+        m1: float = _DEFAULT.m1,
+        m2: float = _DEFAULT.m2,
+        m3: float = _DEFAULT.m3,
+        margin_gradient: str = _DEFAULT.margin_gradient,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
-        adaptive_margin: float = 0.0,
+        adaptive_margin: float = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
     ) -> None:
-        super().__init__(
-            *(embedding_size, num_classes, reduction, backend, 0.01, init_std, skip_tolerance)
-        )
-        self.scale = scale
-        self.m1, self.m2, self.m3 = m1, m2, m3
-        self.margin_gradient = margin_gradient
-        self.adaptive_margin = adaptive_margin
-        self.reset_parameters()
-
-    def values(self) -> dict[str, float | str]:
-        return {
-            "scale": self.scale,
-            "m1": self.m1,
-            "m2": self.m2,
-            "m3": self.m3,
-            "margin_gradient": self.margin_gradient,
-            "adaptive_margin": self.adaptive_margin,
-        }
-
-    def comparisons(self) -> list[Comparison]:
-        return [Comparison(REGISTRY[self.loss], self.values(), self.weight, None)]
-
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        return functional.fused_margin_softmax_loss(
-            feats,
-            self.weight,
-            labels,
-            **self.values(),  # type: ignore[arg-type]
-            class_index=class_index,
-            reduction=self.reduction,
-            backend=self.backend,
-            skip_tolerance=self.skip_tolerance,
-        )
-
-    def extra_repr(self) -> str:
-        classes, size = self.weight.shape
-        return (
-            f"embedding_size={size}, num_classes={classes}, scale={self.scale}, m1={self.m1}, "
-            f"m2={self.m2}, m3={self.m3}, margin_gradient={self.margin_gradient!r}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        super().__init__(locals())
 
 
 class NormFaceLoss(MarginSoftmaxLoss):
     """Cosine softmax without margin (Wang et al., "NormFace", ACM MM 2017, eq. 7)."""
 
-    def __init__(self, embedding_size: int, num_classes: int, scale: float = 64.0, **kwargs):
+    def __init__(
+        self, embedding_size: int, num_classes: int, scale: float = _DEFAULT.scale, **kwargs
+    ):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
 
 
@@ -103,7 +67,7 @@ class CosFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 64.0,
+        scale: float = _DEFAULT.scale,
         margin: float = 0.4,
         **kwargs,
     ):
@@ -117,7 +81,7 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 64.0,
+        scale: float = _DEFAULT.scale,
         margin: float = 0.5,
         **kwargs,
     ):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from ..losses.npt import SPEC
+from .class_loss import ClassLoss
 
-from .. import functional
-from ..losses import REGISTRY
-from .class_loss import ClassLoss, Comparison
+_DEFAULT = SPEC.default
 
 
 class NPTLoss(ClassLoss):
@@ -25,52 +24,22 @@ class NPTLoss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
     """
 
-    #: Name in the registry of losses.
     loss = "npt"
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        margin: float = 1.0,
-        k: int = 1,
+        margin: float = _DEFAULT.margin,
+        k: int = _DEFAULT.k,
         reduction: str = "mean",
         backend: str = "auto",
-        hinges: str = "mean",
+        hinges: str = _DEFAULT.hinges,
         init_std: float | None = None,
     ) -> None:
-        super().__init__(embedding_size, num_classes, reduction, backend, 0.01, init_std)
-        self.margin = margin
-        self.k = k
-        self.hinges = hinges
-        self.reset_parameters()
-
-    def comparisons(self) -> list[Comparison]:
-        values: dict[str, float | str] = {
-            "margin": self.margin,
-            "k": self.k,
-            "hinges": self.hinges,
-        }
-        return [Comparison(REGISTRY[self.loss], values, self.weight, None)]
-
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        return functional.fused_npt_loss(
-            feats,
-            self.weight,
-            labels,
-            margin=self.margin,
-            k=self.k,
-            hinges=self.hinges,
-            class_index=class_index,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        classes, size = self.weight.shape
-        return (
-            f"embedding_size={size}, num_classes={classes}, margin={self.margin}, k={self.k}, "
-            f"hinges={self.hinges!r}, reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        super().__init__(locals())

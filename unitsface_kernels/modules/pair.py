@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +12,23 @@ from .. import functional, validate
 from ..compiling import never_compiled
 from ..distributed import collectives
 from ..distributed.collectives import Group
+from ..losses import pair_softmax, uss
 from ..memory import all_finite
+from .registered import RegisteredLoss
+
+_USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
 
 
-class _PairLoss(nn.Module):
+class PairLoss(RegisteredLoss):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
+    scale: float
     group: Group
+    exchange: str
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self._keep(given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """Copies, as of averaged weights, stay in the same group, which cannot be copied."""
@@ -29,39 +38,42 @@ class _PairLoss(nn.Module):
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
+    def forward(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        memory: Tensor | None = None,
+        memory_labels: Tensor | None = None,
+        batch_offset: int | None = None,
+    ) -> Tensor:
+        batch: dict[str, Any] = {
+            "feats": feats,
+            "labels": labels,
+            "memory": memory,
+            "memory_labels": memory_labels,
+            "batch_offset": batch_offset,
+        }
+        return self.function(**batch, **self._thresholds(batch), **self._keywords())
 
-class _ThresholdLoss(_PairLoss):
+    def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The function's threshold, if it has one, before the loss of ``batch``."""
+        return {}
+
+
+class _ThresholdLoss(PairLoss):
     """A loss of pairs on either side of learnable thresholds, in logit units."""
 
-    #: The public function.
-    function: Callable[..., Tensor]
     initialized: Tensor
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        scale: float,
-        margin: float,
-        init_threshold: float | None,
-        reduction: str,
-        backend: str,
-        skip_tolerance: float,
-        group: Group,
-        exchange: str,
-    ) -> None:
-        super().__init__()
-        if init_threshold is not None:
-            # Tensors and NumPy numbers convert; text does too, but is no number.
-            as_it_is = isinstance(init_threshold, (int, float, str, bytes, bytearray))
-            validate.number("init_threshold", init_threshold if as_it_is else float(init_threshold))
-        self.scale = scale
-        self.margin = margin
-        self.init_threshold = init_threshold
-        self.reduction = reduction
-        self.backend = backend
-        self.skip_tolerance = skip_tolerance
-        self.group = group
-        self.exchange = exchange
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__(given)
+        self.init_threshold = given["init_threshold"]
+        if self.init_threshold is not None:
+            # Tensors and NumPy numbers convert; so does text, which is refused.
+            as_it_is = isinstance(self.init_threshold, (int, float, str, bytes, bytearray))
+            number = self.init_threshold if as_it_is else float(self.init_threshold)
+            validate.number("init_threshold", number)
+        shape = (given["num_identities"],) if self.spec.threshold == "per_column" else ()
         self.threshold = nn.Parameter(torch.empty(shape))
         self.register_buffer("initialized", torch.tensor(False))
         self.reset_parameters()
@@ -70,7 +82,7 @@ class _ThresholdLoss(_PairLoss):
         """A threshold without a first value is 0 until the first batch in training mode."""
         nn.init.constant_(self.threshold, self.init_threshold or 0.0)
         self.initialized.fill_(self.init_threshold is not None)
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._waiting = self.init_threshold is None
 
     @never_compiled
@@ -83,8 +95,8 @@ class _ThresholdLoss(_PairLoss):
             group=self.group,
             exchange=self.exchange,
         )
-        # Exactly 0: nothing to compare with yet, as with an empty memory. Data parallelism averages
-        # gradients, not parameters: ranks have to agree from the start. A group's already do.
+        # Exactly 0: no negatives yet, as with an empty memory. Data parallelism averages gradients,
+        # not parameters: the first value must be the same on all ranks. In a group it already is.
         some = first.isfinite() & (first != 0)
         # The first value does not depend on positives; the loss, and so the step, does.
         finite = first.isfinite() & all_finite(batch["feats"], batch["labels"])
@@ -105,43 +117,14 @@ class _ThresholdLoss(_PairLoss):
         super()._load_from_state_dict(*arguments)
         self._waiting = not bool(self.initialized)
 
-    def forward(
-        self,
-        feats: Tensor,
-        labels: Tensor,
-        memory: Tensor | None = None,
-        memory_labels: Tensor | None = None,
-        batch_offset: int | None = None,
-    ) -> Tensor:
+    def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self._waiting and self.training:
-            self._initialize(
-                feats=feats,
-                labels=labels,
-                memory=memory,
-                memory_labels=memory_labels,
-                batch_offset=batch_offset,
-            )
-        return type(self).function(
-            feats,
-            labels,
-            self.threshold,
-            memory=memory,
-            memory_labels=memory_labels,
-            batch_offset=batch_offset,
-            scale=self.scale,
-            margin=self.margin,
-            reduction=self.reduction,
-            backend=self.backend,
-            skip_tolerance=self.skip_tolerance,
-            group=self.group,
-            exchange=self.exchange,
-        )
+            self._initialize(**batch)
+        return {"b": self.threshold}
 
-    def extra_repr(self) -> str:
-        return (
-            f"scale={self.scale}, margin={self.margin}, init_threshold={self.init_threshold}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+    def _shown(self) -> dict[str, Any]:
+        start = {"init_threshold": self.init_threshold}
+        return {**self.values(), **start, **super()._shown()}
 
 
 class USSLoss(_ThresholdLoss):
@@ -160,16 +143,17 @@ class USSLoss(_ThresholdLoss):
     Shape:
         feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
         batch_offset -> () float32.
+
+    Raises:
+        TypeError, ValueError: a wrong init_threshold; from a call, as the function.
     """
 
-    #: Name in the registry of losses.
     loss = "uss"
-    function = functional.fused_uss_loss
 
     def __init__(
         self,
-        scale: float = 64.0,
-        margin: float = 0.1,
+        scale: float = _USS.scale,
+        margin: float = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -177,10 +161,7 @@ class USSLoss(_ThresholdLoss):
         group: Group = None,
         exchange: str = "auto",
     ) -> None:
-        super().__init__(
-            *((), scale, margin, init_threshold, reduction, backend, skip_tolerance),
-            *(group, exchange),
-        )
+        super().__init__(locals())
 
 
 class PairBCELoss(_ThresholdLoss):
@@ -200,16 +181,18 @@ class PairBCELoss(_ThresholdLoss):
     Shape:
         feats (N, D), labels (N,) in [0, K) or -1, and optionally memory (M, D),
         memory_labels (M,) and the int batch_offset -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong num_identities or init_threshold; from a call, as the function.
     """
 
     loss = "pair_bce"
-    function = functional.fused_pair_bce_loss
 
     def __init__(
         self,
         num_identities: int,
-        scale: float = 64.0,
-        margin: float = 0.1,
+        scale: float = _USS.scale,
+        margin: float = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -218,16 +201,13 @@ class PairBCELoss(_ThresholdLoss):
         exchange: str = "auto",
     ) -> None:
         validate.positive_int("num_identities", num_identities)
-        super().__init__(
-            *((num_identities,), scale, margin, init_threshold, reduction, backend, skip_tolerance),
-            *(group, exchange),
-        )
+        super().__init__(locals())
 
-    def extra_repr(self) -> str:
-        return f"num_identities={self.threshold.numel()}, {super().extra_repr()}"
+    def _shown(self) -> dict[str, Any]:
+        return {"num_identities": self.threshold.numel(), **super()._shown()}
 
 
-class PairSoftmaxLoss(_PairLoss):
+class PairSoftmaxLoss(PairLoss):
     """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
 
     Args:
@@ -238,50 +218,15 @@ class PairSoftmaxLoss(_PairLoss):
         batch_offset -> () float32.
     """
 
-    #: Name in the registry of losses.
     loss = "pair_softmax"
 
     def __init__(
         self,
-        scale: float = 64.0,
-        margin: float = 0.1,
+        scale: float = _SOFTMAX.scale,
+        margin: float = _SOFTMAX.margin,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,
         exchange: str = "auto",
     ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.margin = margin
-        self.reduction = reduction
-        self.backend = backend
-        self.group = group
-        self.exchange = exchange
-
-    def forward(
-        self,
-        feats: Tensor,
-        labels: Tensor,
-        memory: Tensor | None = None,
-        memory_labels: Tensor | None = None,
-        batch_offset: int | None = None,
-    ) -> Tensor:
-        return functional.fused_pair_softmax_loss(
-            feats,
-            labels,
-            memory=memory,
-            memory_labels=memory_labels,
-            batch_offset=batch_offset,
-            scale=self.scale,
-            margin=self.margin,
-            reduction=self.reduction,
-            backend=self.backend,
-            group=self.group,
-            exchange=self.exchange,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"scale={self.scale}, margin={self.margin}, reduction={self.reduction!r}, "
-            f"backend={self.backend!r}"
-        )
+        super().__init__(locals())

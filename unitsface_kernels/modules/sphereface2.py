@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import functional, validate
-from ..losses import REGISTRY
-from .class_loss import ClassLoss, Comparison
+from .. import validate
+from ..losses.sphereface2 import SPEC
+from .class_loss import ClassLoss
+
+_DEFAULT = SPEC.default
 
 
 class SphereFace2Loss(ClassLoss):
@@ -33,51 +35,51 @@ class SphereFace2Loss(ClassLoss):
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
         -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or parameters; from a call, as the function.
     """
 
-    #: Name in the registry of losses.
     loss = "sphereface2"
+    _threshold_name = "bias"
+    bias: nn.Parameter
+    options: dict[str, float | str]
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 40.0,
-        margin: float = 0.4,
-        t: float = 3.0,
-        alpha: float = 0.7,
-        loss_weight: float = 50.0,
-        margin_type: str = "C",
-        margin_gradient: str = "detached",
+        scale: float = _DEFAULT.scale,
+        margin: float = _DEFAULT.margin,
+        t: float = _DEFAULT.t,
+        alpha: float = _DEFAULT.alpha,
+        loss_weight: float = _DEFAULT.loss_weight,
+        margin_type: str = _DEFAULT.margin_type,
+        margin_gradient: str = _DEFAULT.margin_gradient,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
     ) -> None:
-        validate.positive_int("embedding_size", embedding_size)
-        validate.positive_int("num_classes", num_classes)
-        std = math.sqrt(2.0 / (embedding_size + num_classes))
-        super().__init__(
-            *(embedding_size, num_classes, reduction, backend, std, init_std, skip_tolerance)
-        )
-        self.options: dict[str, float | str] = {
-            "scale": scale,
-            "margin": margin,
-            "t": t,
-            "alpha": alpha,
-            "loss_weight": loss_weight,
-            "margin_type": margin_type,
-            "margin_gradient": margin_gradient,
-        }
-        validate.parameters(REGISTRY[self.loss], self.options)
-        self.bias = nn.Parameter(torch.empty(()))
-        self.reset_parameters()
+        super().__init__(locals())
+
+    def _keep_values(self, values: dict[str, Any]) -> None:
+        # The initial bias is computed from them.
+        validate.parameters(self.spec, values)
+        self.options = values
+
+    def _default_std(self, embedding_size: int) -> float:
+        return math.sqrt(2.0 / (embedding_size + self.num_classes))
+
+    def values(self) -> dict[str, float | str]:
+        return self.options
 
     def reset_thresholds(self) -> None:
         nn.init.constant_(self.bias, self._initial_bias())
 
-    def comparisons(self) -> list[Comparison]:
-        return [Comparison(REGISTRY[self.loss], self.options, self.weight, self.bias)]
+    @property
+    def scale(self) -> float:
+        return float(self.options["scale"])
 
     def _initial_bias(self) -> float:
         """The root of alpha sigma(-(a_y + b)) = (1 - alpha) (C - 1) sigma(a_j + b).
@@ -105,28 +107,3 @@ class SphereFace2Loss(ClassLoss):
             return math.log(2.0 * z) - other - math.log(1.0 - z + root)
         # The same number; 1 - z + root would cancel.
         return math.log(root + z - 1.0) - math.log(2.0) - target
-
-    @property
-    def scale(self) -> float:
-        return float(self.options["scale"])
-
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        return functional.fused_sphereface2_loss(
-            feats,
-            self.weight,
-            labels,
-            self.bias,
-            **self.options,  # type: ignore[arg-type]
-            class_index=class_index,
-            reduction=self.reduction,
-            backend=self.backend,
-            skip_tolerance=self.skip_tolerance,
-        )
-
-    def extra_repr(self) -> str:
-        classes, size = self.weight.shape
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return (
-            f"embedding_size={size}, num_classes={classes}, {options}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )

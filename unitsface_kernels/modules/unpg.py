@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,12 +12,10 @@ from .. import functional, validate
 from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..functional.call import product_dtype
-from ..losses import REGISTRY
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
 COSINE_ERROR = 1e-6
-_HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
 
 
 class UNPGLoss(ComposedLoss):
@@ -45,7 +44,7 @@ class UNPGLoss(ComposedLoss):
         margin: of the head.
         whisker: w >= 0, as published 1.5; None keeps every negative pair.
         reduction, backend, margin_gradient, skip_tolerance: as the head's function's. Finding the
-            quartiles waits for the device.
+            quartiles synchronizes with the device.
         init_std: standard deviation of the initial class weights; None: 0.01. The published code
             draws them uniformly by Xavier's rule, of deviation (2 / (C + D)) ** 0.5.
 
@@ -54,10 +53,14 @@ class UNPGLoss(ComposedLoss):
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
     """
 
-    #: Names the module where a registry of losses names functions: it composes them.
     loss = "unpg"
+    _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
+    _shown = ("base", "whisker", "reduction")
     head: MarginSoftmaxLoss
 
     def __init__(
@@ -74,15 +77,11 @@ class UNPGLoss(ComposedLoss):
         init_std: float | None = None,
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
-        validate.choice("base", base, tuple(_HEADS))
         validate.choice("reduction", reduction, validate.REDUCTIONS)
         if whisker is not None:
             validate.number("whisker", whisker, at_least=0.0)
-        self.base = base
-        self.whisker = whisker
-        self.reduction = reduction
-        self.head = _HEADS[base](
+        super().__init__(
+            base,
             embedding_size,
             num_classes,
             scale=scale,
@@ -93,33 +92,30 @@ class UNPGLoss(ComposedLoss):
             init_std=init_std,
             skip_tolerance=skip_tolerance,
         )
-
-    def reset_parameters(self) -> None:
-        self.head.reset_parameters()
+        self.whisker = whisker
+        self.reduction = reduction
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         per_row = self.head(feats, labels)
-        counted = labels != -1
+        valid = labels != -1
         # log(e^L_i + e^(U - z_iy)): both divided by the target's e^z_iy.
         pairs = self._log_pairs(feats, labels) - self._target_logit(feats, labels)
-        per_row = torch.where(counted, torch.logaddexp(per_row, pairs), 0.0)
+        per_row = torch.where(valid, torch.logaddexp(per_row, pairs), 0.0)
         if self.reduction == "none":
             return per_row
         total = per_row.sum()
-        return total if self.reduction == "sum" else total / counted.sum().clamp(min=1)
+        return total if self.reduction == "sum" else total / valid.sum().clamp(min=1)
 
     def _target_logit(self, feats: Tensor, labels: Tensor) -> Tensor:
-        """(N,) logit of the row's own class, margin included: N products of D numbers."""
+        """(N,) logit of the row's own class, margin included: N dot products."""
         head = self.head
         dtype = torch.promote_types(feats.dtype, torch.float32)
         with torch.autocast(feats.device.type, enabled=False):
             own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
             unit = [normalize_rows(t) for t in (feats.to(dtype), own)]
             cosine = (unit[0] * unit[1]).sum(dim=1)
-        spec = REGISTRY[head.loss]
-        values = {p.name: getattr(head, p.name, p.default) for p in spec.parameters}
-        assert spec.positive is not None
-        return spec.positive(cosine, None, spec.pack(values))
+        assert head.spec.positive is not None
+        return head.spec.positive(cosine, None, head.spec.pack(head.values()))
 
     def _log_pairs(self, feats: Tensor, labels: Tensor) -> Tensor:
         """() log of the sum over the batch's negative pairs; very low if there are none."""
@@ -136,13 +132,13 @@ class UNPGLoss(ComposedLoss):
             backend=self.head.backend,
         )
         # A row has negatives if the batch has two identities, and is then not ignored itself.
-        counted = labels != -1
+        valid = labels != -1
         largest = torch.iinfo(torch.int64).max
         wide = labels.to(torch.int64)
-        lowest_label = torch.where(counted, wide, largest)
-        different = (wide.max() > lowest_label.min()) if labels.numel() else counted.any()
+        lowest_label = torch.where(valid, wide, largest)
+        different = (wide.max() > lowest_label.min()) if labels.numel() else valid.any()
         lowest = torch.finfo(per_row.dtype).min / 4
-        per_row = torch.where(counted & different, per_row, lowest)
+        per_row = torch.where(valid & different, per_row, lowest)
         if labels.numel() == 0:
             return per_row.new_full((), lowest)
         return torch.logsumexp(per_row, dim=0) - math.log(2.0)
@@ -153,7 +149,7 @@ class UNPGLoss(ComposedLoss):
         from ..metrics.order_statistics import ScorePartition
         from ..metrics.tiles import Scores
 
-        # What is not finite has to reach the loss, and has no order.
+        # Features that are not finite have no order, and must reach the loss.
         if feats.shape[0] < 2 or not bool(feats.isfinite().all()):
             return -2.0, 2.0
         partition = ScorePartition(Scores(feats, labels, None, None, "auto"))
@@ -165,11 +161,8 @@ class UNPGLoss(ComposedLoss):
         index = partition.kth_largest(ranks, negative=True)
         first, third = partition.thresholds()[index].tolist()
         assert self.whisker is not None
-        # The bounds are inclusive, and a loss computes a cosine to the last bits only. Those of
+        # The bounds are inclusive, and the loss rounds a cosine differently. Without this slack
         # half precision would drop pairs at random where all cosines are nearly the same.
         rounding = torch.finfo(product_dtype(feats)).eps
         reach = max(self.whisker * (third - first), rounding) + COSINE_ERROR
         return first - reach, third + reach
-
-    def extra_repr(self) -> str:
-        return f"base={self.base!r}, whisker={self.whisker}, reduction={self.reduction!r}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import functional, validate
+from .. import validate
 from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..distributed.collectives import gather_rows
@@ -15,8 +16,6 @@ from ..memory import newest_rows
 from .class_loss import Comparison
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
-
-_HEADS = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
 
 
 class VPLLoss(ComposedLoss):
@@ -34,8 +33,8 @@ class VPLLoss(ComposedLoss):
     its published code (insightface). Of several samples of a class in a batch the last one is
     stored; there any of them.
 
-    Mixing copies the (C, D) class weights once per step while some class is mixed, and waits for
-    the device to know which ones are.
+    While some class is mixed, every step copies the (C, D) class weights and synchronizes with the
+    device to find the mixed classes.
 
     Args:
         embedding_size: D.
@@ -57,10 +56,14 @@ class VPLLoss(ComposedLoss):
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
     """
 
-    #: Names the module where a registry of losses names functions: it composes them.
     loss = "vpl"
+    _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
+    _shown = ("base", "mix", "max_age", "start_iteration")
     random_rows = ("features",)
     head: MarginSoftmaxLoss
     features: Tensor
@@ -83,18 +86,13 @@ class VPLLoss(ComposedLoss):
         init_std: float | None = None,
         skip_tolerance: float = 0.0,
     ) -> None:
-        super().__init__()
-        validate.choice("base", base, tuple(_HEADS))
         validate.number("mix", mix, at_least=0.0, at_most=1.0)
         validate.number("max_age", max_age, at_least=0)
         validate.number("start_iteration", start_iteration, at_least=0)
         if margin is None:
             margin = 0.5 if base == "arcface" else 0.4
-        self.base = base
-        self.mix = mix
-        self.max_age = max_age
-        self.start_iteration = start_iteration
-        self.head = _HEADS[base](
+        super().__init__(
+            base,
             embedding_size,
             num_classes,
             scale=scale,
@@ -105,18 +103,18 @@ class VPLLoss(ComposedLoss):
             init_std=init_std,
             skip_tolerance=skip_tolerance,
         )
-        self.num_classes = num_classes
-        self.reduction, self.backend = reduction, backend
-        self.skip_tolerance = skip_tolerance
+        self.mix = mix
+        self.max_age = max_age
+        self.start_iteration = start_iteration
         self.register_buffer("features", torch.empty(num_classes, embedding_size))
         self.register_buffer("stamps", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("iteration", torch.tensor(0))
-        # The buffer is for state dicts; looking at it would wait for the device at every step.
+        # The buffer is for state dicts; reading it would synchronize at every step.
         self._iteration = 0
         self._reset_features()
 
     def reset_parameters(self) -> None:
-        self.head.reset_parameters()
+        super().reset_parameters()
         self._reset_features()
 
     def _reset_features(self) -> None:
@@ -134,20 +132,7 @@ class VPLLoss(ComposedLoss):
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         if self.training:
             self._advance()
-        head = self.head
-        loss = functional.fused_margin_softmax_loss(
-            feats,
-            self._mixed_weight(),
-            labels,
-            scale=head.scale,
-            m1=head.m1,
-            m2=head.m2,
-            m3=head.m3,
-            margin_gradient=head.margin_gradient,
-            reduction=head.reduction,
-            backend=head.backend,
-            skip_tolerance=head.skip_tolerance,
-        )
+        loss = self.head.compare(feats, self._mixed_weight(), labels)
         if self.training:
             self.update(feats, labels)
         return loss
@@ -181,7 +166,7 @@ class VPLLoss(ComposedLoss):
             return weight
         unit = normalize_rows(weight[rows])
         mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
-        # The loss normalizes what it is given, mixed rows like all others.
+        # The loss normalizes its class weights, mixed rows like all others.
         return weight.index_copy(0, rows, mixed)
 
     @torch.no_grad()
@@ -199,9 +184,3 @@ class VPLLoss(ComposedLoss):
         self.features.index_copy_(0, slots, torch.where(known[:, None], unit, self.features[slots]))
         stamps = torch.where(known, self._iteration, self.stamps[slots])
         self.stamps.index_copy_(0, slots, stamps)
-
-    def extra_repr(self) -> str:
-        return (
-            f"base={self.base!r}, mix={self.mix}, max_age={self.max_age}, "
-            f"start_iteration={self.start_iteration}"
-        )

@@ -1,4 +1,4 @@
-"""Torch's SGD and AdamW, which besides take steps on single rows of a parameter."""
+"""Torch's SGD and AdamW with steps on single rows of a parameter."""
 
 from .optimizers import RowOptimizer, SampledAdamW, SampledSGD
 from .update import RowUpdate

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import validate
 from ..backends.dense import is_dense
 from ..backends.native import rows as native
 from .update import AdamWRule, RowUpdate, Rule, SGDRule, Update
@@ -21,12 +20,12 @@ LARGE = 1 << 22
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """What :class:`SampledSGD` and :class:`SampledAdamW` add to their base classes.
+    """Steps on rows, which :class:`SampledSGD` and :class:`SampledAdamW` add to Torch's.
 
-    Parameters with a dense gradient are the base class's, but for large float32 matrices, whose
-    step is the same without a copy of the gradient. A sparse gradient with one sparse
+    The base class updates parameters with a dense gradient, except large float32 matrices, whose
+    step gives the same result without a copy of the gradient. A sparse gradient with one sparse
     dimension, (1, K) indices and (K, ...) values, is a step on K rows: no other row changes,
-    neither by momentum nor by weight decay, nor do its states decay.
+    neither by momentum nor by weight decay, and its states do not decay.
 
     A parameter may also be stepped outside :meth:`step`, while its gradient is computed
     (:meth:`begin_row_update`, :meth:`fuse`).
@@ -47,7 +46,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A copy or an unpickled one has other parameters. Loading a state comes here, too.
+        # A copy or an unpickled optimizer has other parameters. Loading a state calls this, too.
         self.__dict__.setdefault("fused", set())
         self.__dict__.setdefault("_at_step", {})
 
@@ -65,7 +64,7 @@ class RowOptimizer(torch.optim.Optimizer):
             ValueError: not one of the optimizer's parameters, or an option that a step on rows
                 cannot have.
         """
-        validate.row_options(self._group_of(parameter), self._refused)
+        self._check_options(self._group_of(parameter))
         self.fused.add(parameter)
         self._at_step.pop(parameter, None)
         if at_step is not None:
@@ -78,14 +77,14 @@ class RowOptimizer(torch.optim.Optimizer):
             parameter: one of the optimizer's, with or without a gradient.
 
         Returns:
-            What updates rows from their gradient, in any number of blocks.
+            A function that updates rows from their gradient, in any number of blocks.
 
         Raises:
             ValueError: not one of the optimizer's parameters, or an option that a step on rows
                 cannot have.
         """
         group = self._group_of(parameter)
-        validate.row_options(group, self._refused)
+        self._check_options(group)
         rule, states = self._begin(parameter, group)
         return Update(parameter, states, rule)
 
@@ -144,7 +143,8 @@ class RowOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _base_step(self) -> None:
-        # Hooks of a step run around ours, and in the base class only once it has instances.
+        # Step hooks run around this class's step. The base class's step is wrapped, too, once that
+        # class has instances.
         step = super().step
         if getattr(step, "hooked", False):
             step.__wrapped__(self)  # type: ignore[attr-defined]
@@ -153,9 +153,23 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check(self, parameter: Tensor, gradient: Tensor | None) -> None:
         if parameter not in self.fused:
-            validate.row_options(self._group_of(parameter), self._refused)
+            self._check_options(self._group_of(parameter))
         elif parameter in self._at_step and gradient is not None:
-            validate.fused_marker(gradient)
+            marker = gradient.is_sparse and gradient.sparse_dim() == 2
+            if not marker or gradient._values().numel() > 1:
+                raise ValueError(
+                    "the gradient of a fused parameter must come from one backward pass of its "
+                    f"loss alone, got one of shape {tuple(gradient.shape)} and layout "
+                    f"{gradient.layout} from elsewhere or added up"
+                )
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        for name in self._refused:
+            if group.get(name):
+                raise ValueError(
+                    f"{name} must be {'0' if name == 'dampening' else 'False'} for a parameter "
+                    f"that is updated by rows, got {group[name]}"
+                )
 
     def _run_hook(self, parameter: Tensor, gradient: Tensor | None) -> None:
         if parameter in self._at_step:
@@ -167,8 +181,10 @@ class RowOptimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
-        groups = (g for g in self.param_groups if any(p is parameter for p in g["params"]))
-        return validate.owned(next(groups, None))
+        for group in self.param_groups:
+            if any(p is parameter for p in group["params"]):
+                return group
+        raise ValueError("parameter must be one of the optimizer's parameters, got another")
 
 
 def _has_rows(gradient: Tensor | None) -> bool:
@@ -180,8 +196,8 @@ class SampledSGD(RowOptimizer, torch.optim.SGD):
 
     Arguments and states are those of the base class, dense, and states can be exchanged with it.
     See :class:`RowOptimizer`; a step on rows does without ``maximize``, ``differentiable``,
-    ``fused`` and ``dampening``, whose first step is another one. A learning rate in a CUDA tensor
-    makes it wait for the device.
+    ``fused`` and ``dampening``, whose first step differs. A learning rate in a CUDA tensor
+    synchronizes with the device.
     """
 
     _refused = ("dampening", "maximize", "differentiable", "fused")

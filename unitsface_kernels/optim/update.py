@@ -25,7 +25,7 @@ class RowUpdate(Protocol):
         Args:
             rows: start and stop, m rows.
             gradient: (m, ...) of these rows; may be overwritten.
-            index: (K,) int64 rows that take part in the step.
+            index: (K,) int64 rows of the step.
             scale: () float32 factor of the gradient, read on its device; None: 1.
         """
 
@@ -113,7 +113,7 @@ class Update:
                 self.states,
                 vars(self.rule),
             )
-            # A graph that needs the old values has to notice.
+            # Autograd reports a graph that needs the old values.
             torch.autograd.graph.increment_version(tensors)
         else:
             self._step(rows, gradient, index, scale)

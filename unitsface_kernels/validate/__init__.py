@@ -1,25 +1,20 @@
-"""Every check of what a user passes; the only place that raises for user mistakes."""
+"""Checks of arguments that several public functions and modules share.
 
-from .adapters import (
-    ALL_PAIRS,
-    metric_learning_options,
-    unsupported,
-)
+A check with one caller stands in its caller.
+"""
+
 from .arguments import (
-    FEATURE_DTYPES,
-    INTEGER_DTYPES,
     REDUCTIONS,
     both_or_none,
     choice,
     class_index,
-    device,
     features,
     instance,
     is_tensor,
     labels,
-    mask,
     memory_pair,
     parameters,
+    process_group,
     same_device,
     threshold,
     width,
@@ -28,14 +23,10 @@ from .label_ranges import (
     call_labels,
     in_range,
     report_later,
-    report_pending,
 )
 from .metrics import (
     both_kinds,
-    classified,
     no_nan_scores,
-    ranks,
-    rates,
     scored_pairs,
 )
 from .numbers import (
@@ -45,23 +36,8 @@ from .numbers import (
     positive_int,
 )
 from .operands import operands, packed
-from .training import (
-    fused_backend,
-    fused_marker,
-    no_pending_step,
-    no_rank_failed,
-    owned,
-    process_group,
-    row_options,
-    same_on_ranks,
-    same_shard,
-    shardable,
-)
 
 __all__ = [
-    "ALL_PAIRS",
-    "FEATURE_DTYPES",
-    "INTEGER_DTYPES",
     "REDUCTIONS",
     "at_most",
     "both_kinds",
@@ -69,40 +45,23 @@ __all__ = [
     "call_labels",
     "choice",
     "class_index",
-    "classified",
-    "device",
     "features",
-    "fused_backend",
-    "fused_marker",
     "in_range",
     "instance",
     "integer",
     "is_tensor",
     "labels",
-    "mask",
     "memory_pair",
-    "metric_learning_options",
     "no_nan_scores",
-    "no_pending_step",
-    "no_rank_failed",
     "number",
     "operands",
-    "owned",
     "packed",
     "parameters",
     "positive_int",
     "process_group",
-    "ranks",
-    "rates",
     "report_later",
-    "report_pending",
-    "row_options",
     "same_device",
-    "same_on_ranks",
-    "same_shard",
     "scored_pairs",
-    "shardable",
     "threshold",
-    "unsupported",
     "width",
 ]

@@ -14,7 +14,7 @@ INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def is_tensor(name: str, value: object) -> None:
+def is_tensor(name: str, value: object) -> Tensor:
     """A tensor that has a shape and, behind its strides, memory."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -23,6 +23,7 @@ def is_tensor(name: str, value: object) -> None:
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
+    return value
 
 
 def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
@@ -143,22 +144,10 @@ def width(name: str, value: Tensor, size: int) -> None:
         raise ValueError(f"{name} must have D = {size} columns, got shape {tuple(value.shape)}")
 
 
-def mask(name: str, value: object, count: int) -> Tensor:
-    is_tensor(name, value)
-    assert isinstance(value, Tensor)
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name} must have dtype bool, got {value.dtype}")
-    if tuple(value.shape) != (count,):
-        raise ValueError(f"{name} must have shape ({count},), got {tuple(value.shape)}")
-    return value
-
-
-def device(name: str, value: torch.device | str | int | None) -> torch.device:
-    """Where parameters go; None: Torch's default."""
-    if value is None:
-        return torch.get_default_device()
-    try:
-        return torch.device(value)
-    except RuntimeError as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0': {reason}") from error
+def process_group(name: str, value: object) -> None:
+    """A group that this process is a member of, or None."""
+    if value is not None and not isinstance(value, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"{name} must be a torch.distributed.ProcessGroup of which this process is a member, "
+            f"or None, got {type(value).__name__}"
+        )

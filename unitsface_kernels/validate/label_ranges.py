@@ -1,7 +1,7 @@
 """Ranges of labels.
 
-On a CUDA tensor reading the labels would stall the stream. The range is checked on the device,
-its verdict copied to pinned memory, and reported by the first call that finds it arrived.
+On a CUDA tensor reading the labels would synchronize. The range is checked on the device, the
+result copied to pinned memory, and reported by the first call after its arrival.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
 
 def report_pending() -> None:
     """Raise for labels of an earlier CUDA call that were found out of range."""
-    # A busy device does not hold back the verdicts of another.
+    # A busy device does not delay the results of another.
     arrived: list[tuple[torch.cuda.Event, Tensor, str]] = []
     waiting: list[tuple[torch.cuda.Event, Tensor, str]] = []
     for check in _pending:
@@ -84,8 +84,8 @@ def call_labels(
 
 
 def report_later(bad: Tensor, message: str) -> None:
-    """An error of a later call if ``bad``, () bool of a CUDA device, is true; raises nothing now,
-    but with ``UNITSFACE_CHECK=1``.
+    """Raises in a later call if ``bad``, () bool of a CUDA device, is true; at once with
+    ``UNITSFACE_CHECK=1``.
     """
     with torch.cuda.device(bad.device):
         if not torch.cuda.is_current_stream_capturing():
@@ -93,7 +93,7 @@ def report_later(bad: Tensor, message: str) -> None:
 
 
 def _report(bad: Tensor, message: str) -> None:
-    """On the current device, which is that of ``bad``."""
+    """``bad`` is on the current device."""
     if os.environ.get("UNITSFACE_CHECK") == "1":
         if bool(bad):
             raise ValueError(f"{message}, got others")

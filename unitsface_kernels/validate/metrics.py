@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .arguments import features, labels, threshold
+from .arguments import both_or_none, features, labels
 from .label_ranges import in_range
-from .numbers import number, positive_int
 
 
 def scored_pairs(
@@ -15,47 +14,12 @@ def scored_pairs(
     """Features and identities whose pairs are scored."""
     features("feats", feats)
     labels("labels", row_labels, feats.shape[0], feats)
-    if (other is None) != (other_labels is None):
-        given, missing = (
-            ("other", "other_labels") if other_labels is None else ("other_labels", "other")
-        )
-        raise ValueError(f"{missing} must be given together with {given}, got None")
+    both_or_none("other", other, "other_labels", other_labels)
     if other is not None and other_labels is not None:
         features("other", other, feats)
         labels("other_labels", other_labels, other.shape[0], feats, "other")
         in_range("other_labels", other_labels, -1, None)
     in_range("labels", row_labels, -1, None)
-
-
-def classified(
-    feats: Tensor, weight: Tensor, row_labels: Tensor, bias: object, scale: object
-) -> None:
-    """Features, class weights and targets whose metrics scale * cosine - bias are compared."""
-    features("feats", feats)
-    features("weight", weight, feats)
-    labels("labels", row_labels, feats.shape[0], feats)
-    in_range("labels", row_labels, -1, weight.shape[0])
-    number("scale", scale, above=0.0)
-    if bias is not None:
-        scalar = isinstance(bias, Tensor) and bias.numel() == 1
-        per, size = (None, None) if scalar else ("class", weight.shape[0])
-        threshold("bias", bias, feats, per=per, size=size)
-
-
-def ranks(name: str, values: list[int], count: int, kind: str) -> None:
-    for value in values:
-        positive_int(name, value)
-        if value > count:
-            raise ValueError(f"{name} must be <= {count}, the number of {kind} pairs, got {value}")
-
-
-def rates(name: str, values: list[float]) -> None:
-    if not values:
-        raise ValueError(f"{name} must have at least one rate, got none")
-    for value in values:
-        number(name, value)
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def both_kinds(positives: int, negatives: int) -> None:

@@ -1,10 +1,10 @@
-"""Numbers by kind: what is passed on as float32 or as a 64-bit integer has to fit."""
+"""Numbers: values passed on as float32 or as 64-bit integers must fit."""
 
 from __future__ import annotations
 
 import math
 
-#: Of the numbers that kernels compute with.
+#: Range of the floats that kernels take.
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_TINY = 1.1754943508222875e-38
 #: Classes, identities and other sizes: kernels keep positions in 32 bits.
@@ -12,7 +12,7 @@ LARGEST_SIZE = 2**31 - 1
 
 
 def _shown(value: float) -> str:
-    """An integer of thousands of digits would be the whole message."""
+    """Without the thousands of digits of a large integer."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return str(value)
@@ -49,21 +49,20 @@ def number(
         raise ValueError(f"{name} must be <= {at_most:g}, got {value}")
 
 
-def integer(name: str, value: object) -> None:
-    """A 64-bit one."""
+def integer(name: str, value: object) -> int:
+    """A 64-bit integer."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must be in [-2^63, 2^63), got {_shown(value)}")
+    return value
 
 
 def positive_int(name: str, value: object) -> None:
-    integer(name, value)
-    assert isinstance(value, int)
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    if value > LARGEST_SIZE:
-        raise ValueError(f"{name} must be <= {LARGEST_SIZE}, got {value}")
+    size = integer(name, value)
+    if size < 1:
+        raise ValueError(f"{name} must be >= 1, got {size}")
+    at_most(name, size, LARGEST_SIZE)
 
 
 def at_most(name: str, value: int, largest: int) -> None:

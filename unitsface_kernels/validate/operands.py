@@ -1,6 +1,6 @@
-"""Shapes that kernels rely on; public functions have checked them with better messages.
+"""Shapes that kernels rely on, for direct calls of the registered operators.
 
-What remains are direct calls of the registered operators.
+Public functions have checked them before, with messages about their own arguments.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class _ClassLoss(nn.Module):
         super().__init__()
         validate.positive_int("num_classes", num_classes)
         validate.positive_int("embedding_size", embedding_size)
-        validate.metric_learning_options(options, "MeanReducer")
+        arguments.options_of_original(options, "MeanReducer")
         self.num_classes = num_classes
         self.margin = margin
         self.scale = scale
@@ -67,7 +67,7 @@ class _ClassLoss(nn.Module):
     ) -> Tensor:
         labels = arguments.batch(embeddings, labels, indices_tuple)
         for name, value in (("ref_emb", ref_emb), ("ref_labels", ref_labels)):
-            validate.unsupported(name, value, "the columns are the class weights")
+            arguments.unsupported(name, value, "the columns are the class weights")
         validate.in_range("labels", labels, 0, self.num_classes)
         m2, m3 = self._margins()
         return functional.fused_margin_softmax_loss(

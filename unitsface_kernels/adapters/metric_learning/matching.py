@@ -1,4 +1,4 @@
-"""Which samples share an identity, in O(N + M) numbers."""
+"""Samples of the same identity, in O(N + M) memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Matching:
 
 
 def match(labels: Tensor, column_labels: Tensor, holds_itself: bool) -> Matching:
-    """``holds_itself``: one column of each row's identity is the row's own, and is not counted."""
+    """``holds_itself``: each row is among the columns, and is not its own positive."""
     count = column_labels.shape[0]
     labels = labels.to(torch.int64).contiguous()
     column_labels = column_labels.to(torch.int64).contiguous()
@@ -60,10 +60,10 @@ def sums_of_matching(values: Tensor, matching: Matching, plain: bool = False) ->
 
 
 class _SumsOfMatching(torch.autograd.Function):
-    """The product with the N x M matrix of equal identities.
+    """Matmul with the N x M matrix of equal identities.
 
-    Its gradient is the product with the transpose: the same function with the sides exchanged.
-    Both add in a fixed order on every device, unlike the backward pass of an indexing.
+    Its gradient is the matmul with the transpose: the same function with the sides exchanged.
+    Both add in a fixed order on every device, unlike the backward pass of indexing.
     """
 
     @staticmethod

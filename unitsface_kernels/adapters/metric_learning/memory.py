@@ -29,9 +29,9 @@ class CrossBatchMemory(nn.Module):
     Attributes:
         embedding_memory: (memory_size, D) buffer, in the dtype of the last batch.
         label_memory: (memory_size,) int64 buffer.
-        queue_idx, has_been_filled: where the next batch goes, and whether the buffers are in use
-            from end to end. They travel with the state dict; the original's has none, and loading
-            it starts with an empty memory, as there.
+        queue_idx, has_been_filled: the next batch's place, and whether the whole buffers are in
+            use. Both are part of the state dict; the original's has neither, and loading it starts
+            with an empty memory, as there.
     """
 
     embedding_memory: Tensor
@@ -44,7 +44,7 @@ class CrossBatchMemory(nn.Module):
         validate.instance("loss", loss, PairLoss, "an NTXentLoss or a SupConLoss of this package")
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("memory_size", memory_size)
-        validate.unsupported("miner", miner, validate.ALL_PAIRS)
+        arguments.unsupported("miner", miner, arguments.ALL_PAIRS)
         self.loss = loss
         self.embedding_size = embedding_size
         self.memory_size = memory_size
@@ -66,9 +66,9 @@ class CrossBatchMemory(nn.Module):
         indices_tuple: None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """The batch enters the memory, then is compared with it, each sample but with itself.
+        """Stores the batch, then compares each sample with the memory, itself excluded.
 
-        With ``enqueue_mask``, (N,) of bool, the samples where it is true enter and only the
+        With ``enqueue_mask``, (N,) of bool, the samples where it is true are stored and only the
         others are compared.
         """
         labels = arguments.batch(embeddings, labels, indices_tuple).to(torch.int64)
@@ -76,17 +76,16 @@ class CrossBatchMemory(nn.Module):
         if enqueue_mask is None:
             queued, queued_labels = embeddings, labels
         else:
-            enqueue_mask = validate.mask("enqueue_mask", enqueue_mask, len(embeddings))
-            enqueue_mask = enqueue_mask.to(embeddings.device)
+            enqueue_mask = _mask(enqueue_mask, len(embeddings)).to(embeddings.device)
             queued, queued_labels = embeddings[enqueue_mask], labels[enqueue_mask]
             embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
         validate.at_most("the number of queued embeddings", len(queued), self.memory_size)
         start = self.queue_idx
         finite = all_finite(queued)
         if enqueue_mask is not None:
-            # What did not enter the memory would have reached the loss through it.
+            # A batch kept out of the memory must still make the loss NaN.
             embeddings = embeddings + nan_unless(finite, embeddings.dtype)
-        # Only while there is nothing that could stay in its place does a batch wait for the device.
+        # Synchronizes only while the memory is empty and has no rows to keep in the batch's place.
         if not (self.has_been_filled or start or bool(finite)):
             return self.loss.compare(embeddings, labels, None, labels, 0)
         self._enqueue(queued.detach(), queued_labels, finite)
@@ -104,7 +103,7 @@ class CrossBatchMemory(nn.Module):
         return self.loss.compare(embeddings, labels, columns, column_labels, start)
 
     def _enqueue(self, embeddings: Tensor, labels: Tensor, finite: Tensor) -> None:
-        """A batch that is not finite moves the ring on, over samples that it already holds."""
+        """A batch that is not finite advances the ring and keeps the samples in its place."""
         end = self.queue_idx + len(labels)
         place = torch.arange(self.queue_idx, end, device=labels.device) % self.memory_size
         held = place if self.has_been_filled else place % max(self.queue_idx, 1)
@@ -132,3 +131,12 @@ class CrossBatchMemory(nn.Module):
 
     def extra_repr(self) -> str:
         return f"embedding_size={self.embedding_size}, memory_size={self.memory_size}"
+
+
+def _mask(value: object, count: int) -> Tensor:
+    mask = validate.is_tensor("enqueue_mask", value)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"enqueue_mask must have dtype bool, got {mask.dtype}")
+    if tuple(mask.shape) != (count,):
+        raise ValueError(f"enqueue_mask must have shape ({count},), got {tuple(mask.shape)}")
+    return mask

@@ -14,7 +14,7 @@ from .matching import Matching, match, sums_of_matching
 
 
 class PairLoss(nn.Module):
-    """What the losses over pairs of samples have in common.
+    """Base of the losses over pairs of samples.
 
     Args:
         temperature: > 0; logits are cosines divided by it.
@@ -32,7 +32,7 @@ class PairLoss(nn.Module):
     def __init__(self, temperature: float, backend: str, options: dict[str, object]) -> None:
         super().__init__()
         validate.number("temperature", temperature, above=0.0)
-        validate.metric_learning_options(options, self.reducer)
+        arguments.options_of_original(options, self.reducer)
         self.temperature = temperature
         self.backend = backend
 
@@ -69,7 +69,7 @@ class PairLoss(nn.Module):
         """
         matching = match(labels, column_labels, holds_itself=batch_offset is not None)
         loss = self._loss(embeddings, columns, matching, batch_offset)
-        # Also of a row that has no positive, and so no term.
+        # A row without a positive has no term, and would hide its NaN.
         return loss + nan_unless(all_finite(embeddings), loss.dtype)
 
     def _loss(
@@ -82,7 +82,7 @@ class PairLoss(nn.Module):
 
 
 class NTXentLoss(PairLoss):
-    r"""NT-Xent, known as InfoNCE: the mean over positive pairs (a, p) of
+    r"""NT-Xent (InfoNCE; Chen et al., ICML 2020): the mean over positive pairs (a, p) of
 
     .. math:: -\log \frac{e^{c_{ap} / T}}{e^{c_{ap} / T} + \sum_{n \in N(a)} e^{c_{an} / T}}
 
@@ -115,7 +115,7 @@ class NTXentLoss(PairLoss):
 
 
 class SupConLoss(PairLoss):
-    r"""Supervised contrastive loss: the mean over anchors a whose loss is not zero of
+    r"""SupCon (Khosla et al., NeurIPS 2020): the mean over anchors a whose loss is not zero of
 
     .. math:: \log \sum_{j} e^{c_{aj} / T} - \frac{1}{|P(a)|} \sum_{p \in P(a)} c_{ap} / T
 
@@ -149,8 +149,8 @@ class SupConLoss(PairLoss):
         gap = log_sum - mean / self.temperature
         per_row = torch.where(lone, F.softplus(gap), gap)
         others = positives + matching.negatives
-        counted = (positives > 0) & (others > 1) & matching.meaningful
-        return torch.where(counted, per_row, 0.0).sum() / counted.sum().clamp(min=1)
+        valid = (positives > 0) & (others > 1) & matching.meaningful
+        return torch.where(valid, per_row, 0.0).sum() / valid.sum().clamp(min=1)
 
     def _log_sum(
         self,

@@ -1,7 +1,7 @@
 """Partial FC: class weights sharded over ranks, of which a step takes a sample."""
 
-from ...validate.checkpoint import UNREADABLE
 from .checkpoint import (
+    UNREADABLE,
     is_checkpoint,
     load_checkpoint,
     read_extra,

@@ -2,13 +2,13 @@
 
 A checkpoint is a folder of ``torch.distributed.checkpoint``, with an index beside its metadata
 (:mod:`.index`). Per-class tensors, the optimizer's included, are parts of tensors of all C
-classes, each written by the rank that holds the rows; what ranks share is written once. A file that
-is damaged or of another save is refused.
+classes, each written by the rank that holds the rows; values that ranks share are written once. A
+file that is damaged or of another save is refused.
 
-It is replaced as a whole: written to ``.NAME.new`` beside it, then the old folder is renamed to
-``.NAME.old``, the new one takes its place, and the old one is removed. Whatever dies at whatever
-moment, a complete checkpoint is in one of two places, where :func:`load_checkpoint` looks: the
-folder itself, or ``.NAME.old`` if there is none.
+A checkpoint is replaced as a whole: the new one is written to ``.NAME.new`` beside it, the old
+folder is renamed to ``.NAME.old``, the new one takes its place, and the old one is removed. After a
+crash at any moment a complete checkpoint is in one of two places, which :func:`load_checkpoint`
+tries in order: the folder itself, and ``.NAME.old``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...validate import checkpoint as validate
 from ..agreement import agree
 from ..collectives import own_rank
 from . import torch_files
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .storage import Rows, Stored
 
 HEAD, OPTIMIZER = "head.", "optimizer."
+UNREADABLE = "cannot read checkpoint"
 
 T = TypeVar("T")
 
@@ -48,8 +48,8 @@ def save_checkpoint(
     """Writes a checkpoint; every rank calls, and returns when it is complete.
 
     Args:
-        path: folder on a file system that all ranks see. A checkpoint there is replaced at the
-            end, as a whole; until then it is the one that is loaded.
+        path: folder on a file system that all ranks share. A checkpoint there is replaced at the
+            end, as a whole; until then it remains the one to load.
         head: the sharded classes.
         optimizer: whose parameters may include others than the head's, the same on every rank.
         extra: dicts, lists, tuples, tensors, numbers and strings that ranks share, such as the
@@ -57,9 +57,9 @@ def save_checkpoint(
 
     Raises:
         TypeError: something else in ``extra``, on all ranks (ValueError on the others).
-        ValueError: ``path`` is something else than a checkpoint.
-        OSError: it could not be written; what was at ``path`` is what is loaded. A ValueError on
-            the other ranks, if the first one could not replace the folder.
+        ValueError: ``path`` exists and is no checkpoint.
+        OSError: it could not be written; the checkpoint at ``path`` remains. A ValueError on the
+            other ranks, if the first one could not replace the folder.
     """
     from . import storage
 
@@ -108,24 +108,53 @@ def load_checkpoint(
     wanted: dict[str, Rows] = {}
 
     def check() -> None:
-        validate.same_identity(path, stored.shared["identity"], head.identity())
-        sizes: dict[str, object] = {
-            name: tuple(value.shape) for name, value in _tensors(state).items()
-        }
-        for name in head.per_class:
-            sizes[name] = (head.num_classes, *state[name].shape[1:])
-        validate.same_tensors(path, _saved_sizes(stored), sizes)
+        _check_head(path, stored, head, state)
         wanted.update({HEAD + name: _rows(head, state[name]) for name in head.per_class})
         if optimizer is not None:
-            saved = stored.shared["optimizer"]
-            groups = saved and [len(group["params"]) for group in saved["param_groups"]]
-            validate.same_optimizer(path, groups, [len(g["params"]) for g in _groups(optimizer)])
+            _check_groups(path, stored, optimizer)
             wanted.update(_optimizer_rows(stored, head, optimizer))
 
     _each(check, head)
     _each(lambda: guarded(path, lambda: stored.read(wanted)), head)
     _each(lambda: guarded(path, lambda: _take(stored, wanted, state, head, optimizer)), head)
     return stored.shared["extra"]
+
+
+def _check_head(
+    path: str | os.PathLike[str], stored: Stored, head: PartialFC, state: dict[str, Any]
+) -> None:
+    """Identity, and names and sizes of tensors."""
+    identity = stored.shared["identity"]
+    for name, value in head.identity().items():
+        if identity.get(name) != value:
+            raise ValueError(
+                f"checkpoint {path} has {name} = {identity.get(name)}, this PartialFC has {value}"
+            )
+    own: dict[str, object] = {name: tuple(value.shape) for name, value in _tensors(state).items()}
+    for name in head.per_class:
+        own[name] = (head.num_classes, *state[name].shape[1:])
+    saved = _saved_sizes(stored)
+    for name in sorted(saved.keys() | own.keys()):
+        if saved.get(name) != own.get(name):
+            raise ValueError(
+                f"checkpoint {path} was made with other options of the loss: it has {name} = "
+                f"{saved.get(name)}, this PartialFC has {own.get(name)}"
+            )
+
+
+def _check_groups(path: str | os.PathLike[str], stored: Stored, optimizer: Optimizer) -> None:
+    """Numbers of parameters per group."""
+    saved = stored.shared["optimizer"]
+    if saved is None:
+        raise ValueError(f"checkpoint {path} has no optimizer state")
+    groups, own = (
+        [len(group["params"]) for group in of] for of in (saved["param_groups"], _groups(optimizer))
+    )
+    if groups != own:
+        raise ValueError(
+            f"the optimizer in checkpoint {path} has groups of {groups} parameters, this one has "
+            f"groups of {own}"
+        )
 
 
 def _take(
@@ -135,7 +164,7 @@ def _take(
     head: PartialFC,
     optimizer: Optimizer | None,
 ) -> None:
-    """Everything beside the rows of the head, which are where they belong."""
+    """Loads everything beside the head's rows, which were read in place."""
     state.update(stored.shared["tensors"])
     state["_extra_state"] = {**head.get_extra_state(), "step": stored.shared["step"]}
     head.load_state_dict(state)
@@ -159,7 +188,7 @@ def read_extra(path: str | os.PathLike[str]) -> Any:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path | None:
-    """The folder to read: ``path``, or the old one of a process that died replacing it; of a run's
+    """The folder to read: ``path``, or the old one if a replacement was interrupted; for a run's
     folder, its last checkpoint.
     """
     for folder in (Path(path), Path(path) / "checkpoints" / "last"):
@@ -170,24 +199,25 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path | None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is one, be it damaged."""
+    """True for the folder of a checkpoint, damaged or not."""
     return (folder / INDEX).is_file() or (folder / METADATA).is_file()
 
 
 def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored:
-    """What ``find_checkpoint(path)`` found."""
+    """Opens the folder that ``find_checkpoint(path)`` returned."""
     from . import storage
 
-    validate.exists(path, folder is not None)
-    assert folder is not None
+    if folder is None:
+        raise ValueError(f"no such checkpoint: {path}")
     return guarded(path, lambda: storage.Stored(folder))
 
 
 def read_saved(path: str | os.PathLike[str]) -> Any:
-    """What ``torch.save`` wrote to a file: tensors, on the CPU, and plain values.
+    """Reads a file of ``torch.save``: tensors, on the CPU, and plain values.
 
-    As ``torch.load(path, map_location="cpu", weights_only=True)``, but for three things: checksums
-    are compared, memory is bounded by the size of the file, and parameters come as tensors.
+    Differs from ``torch.load(path, map_location="cpu", weights_only=True)`` in three points:
+    checksums are compared, memory is bounded by the size of the file, and parameters are returned
+    as tensors.
 
     Raises:
         OSError: the file cannot be read.
@@ -196,18 +226,23 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
     try:
         return torch_files.read_file(path)
     except DamagedError as error:
-        validate.unreadable(path, error)
+        raise _unreadable(path, error) from error
 
 
 def guarded(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
     try:
         return read()
-    except Exception as error:  # files damaged in whatever way
-        validate.unreadable(path, error)
+    except Exception as error:  # damaged files raise errors of any kind
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return ValueError(f"{UNREADABLE} {path}: {reason[:400]}")
 
 
 def _each(work: Callable[[], T], head: PartialFC) -> T:
-    """What ``work`` returns, which may fail on any rank: then it fails on all of them."""
+    """The result of ``work``; an error on one rank is an error on all."""
     (result,), _ = agree(lambda: ((work(),), 0, {}), head.group)
     return result
 
@@ -277,7 +312,7 @@ def _saved_sizes(stored: Stored) -> dict[str, object]:
 
 
 def _optimizer_rows(stored: Stored, head: PartialFC, optimizer: Optimizer) -> dict[str, Rows]:
-    """Memory for what the checkpoint holds of this rank's rows."""
+    """Memory for the states of this rank's rows in the checkpoint."""
     found = {}
     parameters = dict(head.named_parameters())
     for _, name in _per_class_parameters(head, optimizer):
@@ -289,10 +324,10 @@ def _optimizer_rows(stored: Stored, head: PartialFC, optimizer: Optimizer) -> di
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A copy without subclasses, graphs and devices, which a safe reader understands."""
+    """A copy without subclasses, graphs and devices, for readers that run no code."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        # Of a view, the whole memory would be written, of an expanded tensor less than it shows.
+        # A view would be written with its whole storage, an expanded tensor without its copies.
         whole = value.nbytes == value.untyped_storage().nbytes()
         return value if whole else value.clone(memory_format=torch.contiguous_format)
     if isinstance(value, dict):
@@ -301,10 +336,14 @@ def _plain(name: str, value: Any) -> Any:
         items = [_plain(name, v) for v in value]
         return items if isinstance(value, list) else tuple(items)
     for kind in (bool, int, float, str):
-        if isinstance(value, kind):  # of which NumPy has subclasses
+        if isinstance(value, kind):  # NumPy has subclasses of them
             return kind(value)
-    validate.plain(name, value, value is None)
-    return value
+    if value is not None:
+        raise TypeError(
+            f"{name} must consist of dicts, lists, tuples, tensors, numbers and strings, got "
+            f"{type(value).__name__}"
+        )
+    return None
 
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -315,14 +354,14 @@ def _sibling(folder: Path, kind: str) -> Path:
 
 
 def _clear_way(folder: Path) -> None:
-    """Leaves ``folder`` with the checkpoint to fall back to, if any, and nothing beside it."""
+    """Removes leftovers; ``folder`` keeps the last complete checkpoint, if any."""
     old = _sibling(folder, "old")
     if not folder.exists() and is_checkpoint(old):
         os.rename(old, folder)
-    replaceable = not folder.exists() or (
+    if folder.exists() and not (
         folder.is_dir() and (is_checkpoint(folder) or not any(folder.iterdir()))
-    )
-    validate.replaceable(folder, replaceable)
+    ):
+        raise ValueError(f"{folder} exists and is no checkpoint: it will not be replaced")
     for leftover in (old, _sibling(folder, "new")):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -344,7 +383,7 @@ def _replace(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Names of files are on the disk before anything is renamed over them."""
+    """Writes names of files to the disk, so that a rename cannot precede them."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -27,9 +27,9 @@ _DTYPES = {
 def export_class_weights(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
     """Writes (C, D) "weight", thresholds and prototypes of a checkpoint as safetensors.
 
-    One process without a process group does it, with memory for a block of rows: the
-    ``safetensors`` library, which reads such files, would need the matrix whole to write one. The
-    file's metadata are loss, num_classes, embedding_size and seed.
+    Runs in one process without a process group, with memory for a block of rows: to write a file,
+    the ``safetensors`` library would need the whole matrix in memory. The file's metadata are loss,
+    num_classes, embedding_size and seed.
 
     Args:
         path: folder that :func:`save_checkpoint` was given, or of a run of train/main.py.
@@ -72,7 +72,7 @@ def export_class_weights(path: str | os.PathLike[str], file: str | os.PathLike[s
 
 
 def _short(name: str) -> str:
-    """Without the modules on the way, which differ between losses."""
+    """The last name, without those of modules, which differ between losses."""
     return name.rsplit(".", 1)[-1]
 
 

@@ -19,20 +19,20 @@ def clip_grad_norm_(
     """Scales gradients so that their norm, taken over all ranks, is at most ``max_norm``.
 
     As ``torch.nn.utils.clip_grad_norm_`` for one process that holds every class. For weights whose
-    optimizer is fused at its step, the norm takes another pass over the gradient's tiles; one
-    that is fused into the backward pass has moved them already, and they are left out.
+    optimizer is fused at its step, the norm takes another pass over the gradient's tiles. Weights
+    whose optimizer is fused into the backward pass are already updated and are left out.
 
     Args:
-        parameters: what is the same on every rank after data-parallel averaging, such as the
-            backbone's; without the heads'.
+        parameters: those that are the same on every rank after data-parallel averaging, such as
+            the backbone's; without the heads'.
         max_norm: > 0.
-        heads: modules whose parameters take part too. All ranks call with the same ones.
+        heads: modules whose parameters are included. All ranks pass the same ones.
 
     Returns:
         () float32 norm before clipping, the same on every rank.
 
     Raises:
-        TypeError, ValueError: max_norm is no number > 0.
+        TypeError, ValueError: max_norm is not a number > 0.
     """
     validate.number("max_norm", max_norm, above=0.0)
     same = [p.grad for p in parameters if p.grad is not None]

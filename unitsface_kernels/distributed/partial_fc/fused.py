@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import dispatch, validate
+from ... import dispatch
 from ...backends.streaming import Call, ColumnSink, Gradients
 
 
@@ -74,7 +74,11 @@ class Fusion:
             factor of the gradient, NaN if it is not finite. What scales gradients scales it, and a
             gradient scaler that looks for overflows finds them there. None if m is 0.
         """
-        validate.no_pending_step(self._pending is not None and self.parameter.grad is not None)
+        if self._pending is not None and self.parameter.grad is not None:
+            raise RuntimeError(
+                "a fused optimizer takes one backward pass per step: call optimizer.step() and "
+                "zero_grad() between them, or train without PartialFC.fuse to accumulate gradients"
+            )
         columns_only = replace(
             call,
             # It may have its own step before this one.

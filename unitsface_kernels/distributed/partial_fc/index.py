@@ -1,9 +1,9 @@
-"""What is in a checkpoint's folder: which rows of which tensors are where in which file.
+"""Index of a checkpoint's folder: file and offset of every block of rows.
 
 ``index.json`` holds it as JSON, with a checksum in a second line. The files of a save end with its
-identifier, which the index has, too: a file of another save is found before anything is read.
-Beside it lies ``.metadata``, the same for other readers of ``torch.distributed.checkpoint``. It is
-a pickle, and all there is in folders of format 1: those are read by :mod:`.plain_pickle`.
+identifier, which is also in the index: a file of another save is refused before anything is read.
+``.metadata`` has the same content for other readers of ``torch.distributed.checkpoint``. It is a
+pickle, and the only index in folders of format 1, which :mod:`.plain_pickle` reads.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Index:
 
 
 def write_index(folder: Path, tensors: dict[str, Saved], shared: Place, save: str) -> None:
-    """``index.json``, once all other files are written; to the disk."""
+    """Writes ``index.json`` to the disk, after all other files."""
     files: dict[str, int] = {}
     for place in (shared, *(b.place for saved in tensors.values() for b in saved.blocks)):
         end = place.offset + place.length + ID_BYTES
@@ -97,12 +97,12 @@ def write_index(folder: Path, tensors: dict[str, Saved], shared: Place, save: st
 
 
 def read_index(folder: Path) -> Index:
-    """The index, if all files that it names are there, whole and of one save.
+    """Reads the index; all files that it names must exist, be complete and of one save.
 
     Raises:
         OSError: a file is missing.
         DamagedError: one is damaged or of another save.
-        Exception: of any kind, if the index is damaged on purpose.
+        Exception: any kind, for an index with a valid checksum and invalid content.
     """
     try:
         data = (folder / INDEX).read_bytes()
@@ -159,7 +159,7 @@ def _check_files(folder: Path, sizes: dict[str, int], save: bytes) -> None:
 
 
 def _checked(folder: Path, index: Index) -> Index:
-    """Every tensor has each of its rows once, and every block room for its rows."""
+    """Checks that every tensor has each row once, and every block the size of its rows."""
     places = [index.shared]
     for name, saved in index.tensors.items():
         row_bytes = math.prod(saved.size[1:]) * saved.dtype.itemsize
@@ -207,7 +207,7 @@ def _plain_name(name: Any) -> str:
 
 # -- .metadata of torch.distributed.checkpoint ----------------------------------------------------
 
-# The classes that it writes, with their fields.
+# Classes in the metadata, with their fields.
 _MODULE = "torch.distributed.checkpoint."
 _FIELDS = {
     f"{_MODULE}metadata.{name}": set(fields.split())
@@ -239,7 +239,7 @@ _FUNCTIONS = {
 
 
 class _Instance:
-    """In place of an object of a class: its fields. Equal to itself only, as a key of a dict."""
+    """Fields of an object, in its place. As a key of a dict it equals itself only."""
 
     def __init__(self, cls: str) -> None:
         self.cls = cls
@@ -262,7 +262,7 @@ class _Unpickler(PlainUnpickler):
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         if function not in _FUNCTIONS:
             raise DamagedError("metadata with a call of what is no function")
-        # Of the others nothing is used: layouts are strided, and the folder may have been moved.
+        # The results of other calls are not used: layouts are strided, and folders may be moved.
         return _naturals(arguments[0]) if function == "torch.Size" else None
 
     def new(self, cls: Any) -> _Instance:
@@ -317,7 +317,7 @@ def _unpickled(data: bytes) -> _Instance:
         metadata = _Unpickler(io.BytesIO(data), len(data)).load()
     except DamagedError:
         raise
-    except Exception as error:  # of whatever kind
+    except Exception as error:  # damaged files raise errors of any kind
         raise DamagedError(
             f"{METADATA} is no metadata, or damaged ({type(error).__name__})"
         ) from error

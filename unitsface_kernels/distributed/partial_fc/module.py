@@ -21,7 +21,7 @@ from .shard import Shard
 #: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
 # The others compare with what they make of their class weights, whose gradient is dense.
-SAMPLEABLE = sorted(set(SHARDABLE) - {"vpl"})
+SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
 
 
 class PartialFC(nn.Module):
@@ -98,12 +98,12 @@ class PartialFC(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        validate.shardable("loss", loss in SHARDABLE, loss, sorted(SHARDABLE))
+        validate.choice("loss", loss, tuple(sorted(SHARDABLE)))
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
         if sample_rate < 1.0:
-            validate.shardable("loss of sampled classes", loss in SAMPLEABLE, loss, SAMPLEABLE)
+            validate.choice("loss of sampled classes", loss, SAMPLEABLE)
         validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
         validate.process_group("group", group)
@@ -117,7 +117,7 @@ class PartialFC(nn.Module):
         with torch.device("meta"):
             module = SHARDABLE[loss](embedding_size, num_classes, **options)
         assert isinstance(module, ShardableLoss)
-        validate.fused_backend(module.backend)
+        _refuse_reference(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
         for part in module.modules():
@@ -129,7 +129,14 @@ class PartialFC(nn.Module):
         self.per_class = frozenset(
             name for name, tensor in self.state_dict().items() if self._per_class(tensor)
         )
-        self._materialize(validate.device("device", device))
+        try:
+            target = torch.get_default_device() if device is None else torch.device(device)
+        except RuntimeError as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(
+                f"device must be a device such as 'cpu' or 'cuda:0': {reason}"
+            ) from error
+        self._materialize(target)
         self.reset_parameters()
 
     def _materialize(self, device: torch.device) -> None:
@@ -218,8 +225,7 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        known = self.name in SAMPLEABLE
-        validate.shardable("loss of a fused optimizer", known, self.name, SAMPLEABLE)
+        validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
@@ -260,7 +266,7 @@ class PartialFC(nn.Module):
         # "auto" may stand for it, by its variable or for want of another.
         backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
         if backend == "reference":
-            validate.fused_backend(backend, dispatch.why_reference(feats.device, feats.dtype))
+            _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         wanted = torch.is_grad_enabled() and feats.requires_grad
@@ -346,7 +352,13 @@ class PartialFC(nn.Module):
         return {**self._identity(), "step": self.step}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        validate.same_shard(state, self._identity())
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"the saved shard has {name} = {state.get(name)}, this one has {value}; "
+                    "unitsface_kernels.partial_fc.load_checkpoint loads checkpoints on another "
+                    "number of ranks"
+                )
         self.step = int(state["step"])
 
     def identity(self) -> dict[str, Any]:
@@ -368,4 +380,13 @@ class PartialFC(nn.Module):
             f"classes {self.shard.start}:{self.shard.stop} of {self.num_classes}, "
             f"embedding_size={self.embedding_size}, sample_rate={self.sample_rate}, "
             f"seed={self.seed}"
+        )
+
+
+def _refuse_reference(backend: str, why: str | None = None) -> None:
+    """``why``: the reason for which "auto" is the reference."""
+    if backend == "reference":
+        raise ValueError(
+            "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
+            f"knows no shards{'' if why is None else f' ({why})'}"
         )

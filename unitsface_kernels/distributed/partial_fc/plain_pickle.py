@@ -1,10 +1,10 @@
 """Pickles of plain values, read without running any of their code.
 
 A pickle is a program: it names callables and calls them. Here names and calls are looked up in a
-table of the reader, and what is not in it is refused. The base is the standard library's unpickler
-in Python: unlike the one in C, its table of opcodes can be cut down (no instances of classes, no
-registered extensions, no buffers), and its memo is a dict, where the other allocates whatever index
-a file claims. All that is built takes memory in proportion to the file.
+table of the reader, and all others are refused. The base is the standard library's unpickler in
+Python: unlike the one in C, its table of opcodes can be reduced (no instances of classes, no
+registered extensions, no buffers), and its memo is a dict, where the one in C allocates up to any
+index in a file. The memory of all values is in proportion to the file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _OPCODES = (
 
 
 class DamagedError(Exception):
-    """What a file holds is not what it should; with a text of one line."""
+    """A file is damaged or of another kind; the text is one line."""
 
 
 class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Lists, dicts, numbers, text, and what a subclass makes of names and calls."""
+    """Lists, dicts, numbers and text; subclasses add names and calls."""
 
     stack: list[Any]
     append: Any
@@ -52,7 +52,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         raise DamagedError(f"it has a state for {type(target).__name__}")
 
     def key(self, key: Any) -> Any:
-        """A key of a dict, or what is in a set. Deep tuples would exhaust the stack as hashed."""
+        """A key of a dict or item of a set. Hashing deep tuples would exhaust the stack."""
         plain = (str, int, float, bytes, type(None))
         items = key if isinstance(key, tuple) else (key,)
         if not all(isinstance(item, plain) for item in items):
@@ -60,7 +60,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return key
 
     def encode(self, arguments: tuple[Any, ...]) -> bytes:
-        """How protocol 2 holds bytes."""
+        """Bytes, which protocol 2 stores as encoded text."""
         text, codec = arguments
         if not isinstance(text, str) or codec != "latin1":
             raise DamagedError("text in another encoding than latin1")
@@ -88,7 +88,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         state = self.stack.pop()
         self.set_state(self.stack[-1], state)
 
-    # The library's take any object with such methods, tensors for one.
+    # The library's versions accept any object with such methods, tensors among them.
 
     def _setitems(self) -> None:
         self._set(self.pop_mark())

@@ -1,4 +1,4 @@
-"""Which classes a rank holds, and what they start from."""
+"""The classes of a rank, and their initial rows."""
 
 from __future__ import annotations
 

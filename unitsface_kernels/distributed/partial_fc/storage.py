@@ -1,6 +1,6 @@
 """Tensors of which every rank holds consecutive rows, in ``torch.distributed.checkpoint``.
 
-``DTensor`` knows the split of ``torch.chunk`` only; here each rank says where its rows begin. They
+``DTensor`` supports the split of ``torch.chunk`` only; here each rank has its own first row. Rows
 are written in blocks, so that neither a copy to the host nor a read needs memory for a shard.
 """
 
@@ -66,7 +66,7 @@ class Rows:
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):
-    """Blocks of this rank's rows, and from the coordinator what all ranks share."""
+    """Plans blocks of this rank's rows, and on the coordinator the values that ranks share."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -95,14 +95,14 @@ class _SavePlanner(dcp.DefaultSavePlanner):
 
 
 class Stored:
-    """A checkpoint's folder, for reading. Nothing in here communicates.
+    """A checkpoint's folder, for reading, without communication.
 
     Attributes:
-        shared: what the ranks share.
-        tensors: what is known of those in it, with all their rows.
+        shared: values that the ranks share.
+        tensors: index entries of the tensors with all C rows.
 
     Raises:
-        Exception: of any kind that a missing or damaged file may cause.
+        Exception: any kind, for missing or damaged files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -149,7 +149,7 @@ class Stored:
 
 
 def _check_shared(shared: Any, index_format: int) -> None:
-    """Of the right types all through, for those who read it."""
+    """Checks all types, so that readers need not."""
     if not isinstance(shared, dict):
         raise DamagedError("what the ranks share is missing")
     if shared.get("format") != index_format:
@@ -176,7 +176,7 @@ def _all(values: Any, kind: type, item: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a rank's file is called, and the save that it ends with."""
+    """Prefix of a rank's file names, and the identifier at the end of its files."""
 
     prefix: str
     save: str
@@ -225,7 +225,7 @@ class _Writer(dcp.FileSystemWriter):
 
 
 def _append(path: Path, data: bytes) -> None:
-    """And to the disk, not only to its cache."""
+    """Appends and flushes to the disk."""
     with open(path, "ab") as file:
         file.write(data)
         file.flush()
@@ -233,13 +233,13 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def write(folder: Path, parts: dict[str, Rows], shared: dict[str, Any], group: Group) -> None:
-    """Every rank writes its rows, the first one ``shared``; to the disk, not only to its cache.
+    """Every rank writes its rows, the first one ``shared`` too; flushed to the disk.
 
     Raises:
         OSError: on every rank, if one could not write.
     """
     with warnings.catch_warnings():
-        # Without a group there is one process, as it guesses aloud.
+        # Without a group there is one process, which dcp.save assumes with a warning.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             dcp.save(

@@ -1,9 +1,9 @@
 """Files of ``torch.save``, read within their own size, with their checksums compared.
 
-``torch.load`` looks at no checksum, keeps whatever sizes and strides a file claims of its storages
-(a tensor of terabytes over four bytes, to be allocated by the first copy of it), and unpacks
-compressed records. Here every record is read once and is as long as the file says, a tensor has no
-more elements than its storage, and all tensors together no more than a few times the file.
+``torch.load`` compares no checksums, accepts any sizes and strides over a storage (a tensor of
+terabytes over four bytes, which its first copy allocates), and unpacks compressed records. Here
+every record is read once with its stated length, a tensor has at most the elements of its storage,
+and all tensors together have at most a few times the size of the file.
 
 Both formats are read: ZIP archives (``data.pkl`` and a record per storage, each with a CRC32), and
 the plain sequence of pickles before Torch 1.6, which has no checksums.
@@ -31,7 +31,7 @@ from .plain_pickle import DamagedError, PlainUnpickler
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _CHUNK = 2**24
-# Tied weights are stored once, and may be copied as often as they are used.
+# Tied weights are stored once; a copy of the values may hold them once per use.
 _SHARED = 8
 _DEPTH = 64
 _DTYPES = {
@@ -39,7 +39,7 @@ _DTYPES = {
     for name in dir(torch)
     if isinstance(value := getattr(torch, name), torch.dtype)
     and not value.is_complex
-    # Quantized tensors have other parts beside their elements.
+    # Quantized tensors have more than their elements.
     and not re.match("qu?int|bits", str(value).removeprefix("torch."))
 } | {"complex64": torch.complex64, "complex128": torch.complex128}
 _STORAGES = {
@@ -219,7 +219,7 @@ class _Archive(Storages):
         packed = any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries)
         if packed or sum(entry.file_size for entry in entries) > size:
             raise DamagedError("packed records, which torch.save does not write")
-        # Such are left out by torch.serialization.set_crc32_options(False).
+        # torch.serialization.set_crc32_options(False) writes none.
         self._checked = any(entry.CRC for entry in entries)
         roots = [e.filename[: -len("data.pkl")] for e in entries if e.filename.endswith("data.pkl")]
         if len(roots) != 1:
@@ -243,7 +243,7 @@ class _Archive(Storages):
                 part = view[start : start + _CHUNK]
                 if record.readinto(part) != len(part):  # type: ignore[attr-defined]
                     raise DamagedError(f"record {name[:80]} is cut off")
-            record.read()  # at the end the checksum is compared
+            record.read()  # the end of the record: compares the checksum
         if self._swapped:
             data.untyped_storage().byteswap(dtype)
         return data
@@ -263,7 +263,7 @@ class _Archive(Storages):
 
 
 class _Sequence(Storages):
-    """Storages that follow the pickles; until they are read they are empty."""
+    """Storages that follow the pickles; zeros until :meth:`fill`."""
 
     def load(self, key: str, size: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)
@@ -283,7 +283,7 @@ class _Sequence(Storages):
 
 
 def read(file: BinaryIO, size: int) -> Any:
-    """What a file of ``size`` bytes holds, tensors on the CPU; parameters are tensors.
+    """Reads a file of ``size`` bytes, tensors on the CPU; parameters become tensors.
 
     Raises:
         OSError: it cannot be read.
@@ -302,13 +302,13 @@ def read(file: BinaryIO, size: int) -> Any:
         return values
     except (OSError, DamagedError):
         raise
-    except Exception as error:  # of whatever kind, from wherever
+    except Exception as error:  # damaged files raise errors of any kind
         reason = "it is cut off" if isinstance(error, EOFError) else _reason(error)
         raise DamagedError(f"not a file of torch.save, or damaged ({reason})") from error
 
 
 def _check_extent(values: Any, size: int) -> None:
-    """For who walks through the values, or copies them: what is used twice counts twice."""
+    """Bounds the work of walking through the values or copying them: repeated uses add up."""
     left = tensors_left = _SHARED * size
     open_values = [(values, 0)]
     while open_values:
@@ -349,6 +349,6 @@ def _read_sequence(file: io.BytesIO, size: int) -> Any:
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """:func:`read`, of a file by its name."""
+    """:func:`read` of the file at ``path``."""
     with open(path, "rb") as file:
         return read(file, os.fstat(file.fileno()).st_size)
