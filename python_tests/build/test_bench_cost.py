@@ -14,9 +14,9 @@ from torch import distributed as dist
 import unitsface_kernels as uk
 from bench import heads, predict, predict_training
 from bench.cost import Machine, Step
-from train.tools import dry_run
 from train.backbones import build_backbone
 from train.config import make_config
+from train.tools import dry_run
 from unitsface_kernels.distributed.collectives import world_size
 
 
