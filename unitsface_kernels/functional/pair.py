@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..distributed.collectives import Group
 from ..losses import REGISTRY
+from .call import Options, Samples
 from .ranks import pair_loss
 
 
@@ -87,17 +88,10 @@ def fused_uss_loss(
     return pair_loss(
         REGISTRY["uss"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        b,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        skip_tolerance,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, b, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
     )
 
 
@@ -152,17 +146,10 @@ def fused_pair_bce_loss(
     return pair_loss(
         REGISTRY["pair_bce"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        b,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        skip_tolerance,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, b, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
     )
 
 
@@ -209,16 +196,10 @@ def fused_pair_softmax_loss(
     return pair_loss(
         REGISTRY["pair_softmax"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        None,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
     )
 
 
@@ -260,16 +241,10 @@ def fused_pair_logsumexp(
     return pair_loss(
         REGISTRY["pair_logsumexp"],
         {"scale": scale, "lower": lower, "upper": upper},
-        feats,
-        labels,
-        None,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
     )
 
 
