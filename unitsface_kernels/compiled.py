@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
-from . import dispatch
+R = TypeVar("R")
 
-#: The answer depends on the installation alone, so torch.compile may bake it in.
-resolve = torch.compiler.assume_constant_result(dispatch._resolve)
+
+@torch.compiler.assume_constant_result
+def constant(function: Callable[..., R], *arguments: object) -> R:
+    """The result of ``function``, which a graph may contain as a constant."""
+    return function(*arguments)

@@ -1,10 +1,11 @@
-"""Which backend runs a call, and what to say when the one asked for cannot."""
+"""The backend that runs a call, and the error where the one asked for cannot."""
 
 from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -17,6 +18,7 @@ BACKENDS = ("reference", "native", "triton")
 Device = torch.device | str
 
 
+@cache
 def load(name: str) -> ModuleType:
     return importlib.import_module(f".backends.{name}", __package__)
 
@@ -75,9 +77,10 @@ def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
     """
     if torch.compiler.is_compiling():
         # Imported here, as it needs Dynamo, which takes longer to import than Torch.
-        from .compiled import resolve as constant
+        from .compiled import constant
 
-        return constant(backend, device, dtype)
+        # The answer depends on the installation alone.
+        return constant(_resolve, backend, device, dtype)
     return _resolve(backend, device, dtype)
 
 

@@ -192,20 +192,19 @@ def make_call(loss: str, rows: int = 70, columns: int | None = None, **changes: 
     call = Call(
         spec,
         spec.pack(spec.defaults()),
-        normal(rows),
-        torch.arange(rows, device=DEVICE) % 7,
-        None if columns is None else normal(columns),
-        torch.arange(columns or 0, device=DEVICE) % 7 if pair else None,
-        None,
-        None if columns is not None else 0,
-        {
+        "mean",
+        "triton",
+        torch.float32,
+        rows=normal(rows),
+        row_labels=torch.arange(rows, device=DEVICE) % 7,
+        columns=None if columns is None else normal(columns),
+        column_labels=torch.arange(columns or 0, device=DEVICE) % 7 if pair else None,
+        self_offset=None if columns is not None else 0,
+        threshold={
             "none": None,
             "scalar": torch.zeros(1, device=DEVICE),
             "per_column": torch.zeros(columns or rows, device=DEVICE),
         }[spec.threshold],
-        "mean",
-        torch.float32,
-        skip_tolerance=0.0,
         need_rows=True,
         need_columns=True,
         need_threshold=True,
@@ -308,16 +307,18 @@ def test_candidates_compute_the_same(loss: str) -> None:
 
 
 def run_stage(call: Call, stage: str, config: configs.Config, state: Tensor) -> list[Tensor]:
-    from unitsface_kernels.backends import streaming
+    from unitsface_kernels.backends.streaming import driver
     from unitsface_kernels.backends.triton.engine import TritonEngine
 
     if stage == "forward":
         sums = call.spec.reduction == "sum"
-        found = streaming.forward(call, TritonEngine(call, sums, config=config), sums)
+        found = driver(call.spec).forward(call, TritonEngine(call, sums, config=config), sums)
         tensors = [found.loss, *found.gradients, found.state]
     else:
         weights = torch.linspace(0.2, 1.0, call.rows.shape[0], device=DEVICE)
-        tensors = list(streaming.backward(call, TritonEngine(call, config=config), state, weights))
+        tensors = list(
+            driver(call.spec).backward(call, TritonEngine(call, config=config), state, weights)
+        )
     return [tensor for tensor in tensors if tensor is not None]
 
 

@@ -108,7 +108,7 @@ def _compile(architecture: int, thorough: bool) -> Iterator[Compiled]:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from unitsface_kernels.backends import triton as backend
+    from unitsface_kernels import passes
     from unitsface_kernels.backends.streaming import Call, logsumexp_pairs
     from unitsface_kernels.backends.triton import configs, launch
     from unitsface_kernels.losses import REGISTRY
@@ -166,16 +166,15 @@ def _compile(architecture: int, thorough: bool) -> Iterator[Compiled]:
         call = Call(
             spec,
             spec.pack(spec.defaults()),
-            rows,
-            labels,
-            columns,
-            many if spec.topology == "pair" and columns is not None else None,
-            None,
-            None if columns is not None else 0,
-            None if spec.threshold == "none" else torch.zeros(1),
             "mean",
+            "triton",
             rows.dtype,
-            0.0,
+            rows=rows,
+            row_labels=labels,
+            columns=columns,
+            column_labels=many if spec.topology == "pair" and columns is not None else None,
+            self_offset=None if columns is not None else 0,
+            threshold=None if spec.threshold == "none" else torch.zeros(1),
             need_rows=True,
             need_columns=True,
             need_threshold=True,
@@ -203,22 +202,22 @@ def _compile(architecture: int, thorough: bool) -> Iterator[Compiled]:
                 other = columns if variant in ("classes", "memory") else None
                 call = make_call(loss, other)
                 if variant == "batch losses":
-                    backend.forward(call, gradients=False)
+                    passes.forward(call, gradients=False)
                 elif variant == "batch weights":
                     # Of the others, weights are what every backward pass has.
                     if spec.reduction == "sum":
-                        backend.backward(call, torch.zeros(0), torch.ones(192))
+                        passes.backward(call, torch.zeros(0), torch.ones(192))
                 else:
-                    result = backend.forward(call, gradients=True)
+                    result = passes.forward(call, gradients=True)
                     if result.state is not None:
-                        backend.backward(call, result.state, torch.ones(192))
+                        passes.backward(call, result.state, torch.ones(192))
         # Counts decide the size of tiles: the largest, too.
         variant = "largest counts"
         for loss, spec in REGISTRY.items():
             largest = {p.name: p.maximum for p in spec.parameters if p.integer}
             if largest:
                 params = spec.pack(spec.defaults() | largest)
-                backend.forward(make_call(loss, columns, params=params), gradients=False)
+                passes.forward(make_call(loss, columns, params=params), gradients=False)
     yield from found.values()
 
 

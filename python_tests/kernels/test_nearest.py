@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unitsface_kernels import fused_npt_loss, ops
 from unitsface_kernels.backends import reference, streaming
+from unitsface_kernels.backends.streaming import CallConfig
 from unitsface_kernels.backends.streaming.nearest import search
 from unitsface_kernels.losses import REGISTRY
 
@@ -30,10 +31,14 @@ DEPTH = 64
 
 def _engine(target: Target, rows: Tensor, columns: Tensor) -> streaming.Engine:
     labels = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-    absent = (None, None, None, None)
+    static = (SPEC, SPEC.pack(SPEC.defaults()), "sum", target.backend, rows.dtype)
     call = streaming.Call(
-        *(SPEC, SPEC.pack(SPEC.defaults()), rows, labels, columns),
-        *(*absent, "sum", rows.dtype, 0.0, True, True, False),
+        *static,
+        need_rows=True,
+        need_columns=True,
+        rows=rows,
+        row_labels=labels,
+        columns=columns,
     )
     if target.backend == "triton":
         from unitsface_kernels.backends.triton.engine import TritonEngine
@@ -41,7 +46,7 @@ def _engine(target: Target, rows: Tensor, columns: Tensor) -> streaming.Engine:
         return TritonEngine(call, gradients=False)
     from unitsface_kernels.backends import native
 
-    return native._engine(call)
+    return native.make_engine(call, "forward", False, lambda engine: None)
 
 
 def _features(count: int, levels: int, generator: torch.Generator) -> Tensor:
@@ -159,9 +164,9 @@ def test_search_of_sampled_columns(target: Target) -> None:
     columns = torch.randn(1500, 16, generator=generator).to(target.device)
     index = torch.randperm(1500, generator=generator)[:1300].to(target.device)
     labels = (torch.arange(30, device=target.device) * 40) - 1
+    static = (SPEC, SPEC.pack(SPEC.defaults()), "sum", target.backend, rows.dtype)
     call = streaming.Call(
-        *(SPEC, SPEC.pack(SPEC.defaults()), rows, labels, columns, None, index, None, None),
-        *("sum", rows.dtype, 0.0, False, False, False),
+        *static, rows=rows, row_labels=labels, columns=columns, column_index=index
     )
     engine = _engine(target, rows, columns)
     best, position, own = search(call, engine, 4)
@@ -219,14 +224,14 @@ def test_a_target_in_another_shard(target: Target, reduction: str) -> None:
     p = problem(SPEC, target.device, rows=6, columns=9)
     p.labels[2], p.labels[4] = -2, -1
     leaves = p.leaves()
-    columns = (leaves["columns"], None, None, None)
     params = SPEC.pack(SPEC.defaults())
     if target.backend == "reference":
-        arguments = (leaves["rows"], p.labels, *columns, None, reduction)
-        loss = reference.similarity_loss(SPEC, params, *arguments)
+        config = CallConfig(SPEC, params, reduction, "reference", p.rows.dtype)
+        loss = reference.similarity_loss(config, leaves["rows"], p.labels, leaves["columns"])
     else:
         loss, *_ = ops.similarity_loss(
-            *(leaves["rows"], p.labels, *columns, None, SPEC.name, list(params), reduction),
+            *(leaves["rows"], p.labels, leaves["columns"], None, None, None, None),
+            *(SPEC.name, list(params), reduction),
             *(target.backend, p.rows.dtype, 0.0, True, True, False),
         )
     here = torch.tensor([0, 1, 3, 5], device=target.device)

@@ -59,9 +59,8 @@ def make_call(
         spec = dataclasses.replace(spec, threshold="per_column")
     labels = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
     params = spec.pack(spec.defaults() | values)
-    absent = (None, None, None, None)
-    needed = (True, True, True)
-    return Call(spec, params, rows, labels, columns, *absent, "sum", rows.dtype, 0.0, *needed)
+    static = (spec, params, "sum", "triton", rows.dtype, None, 0.0, True, True, True)
+    return Call(*static, rows=rows, row_labels=labels, columns=columns)
 
 
 def relative(got: Tensor, want: Tensor) -> float:

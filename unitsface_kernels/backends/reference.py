@@ -5,11 +5,14 @@ Any floating dtype; float16 and bfloat16 inputs are computed in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import LossSpec
+from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
 #: Of the largest number, one over the root.
@@ -125,19 +128,10 @@ def _not_finite(
     return torch.where(bad & (row_labels != -1), torch.nan, 0.0).to(rows.dtype)
 
 
-def similarity_loss(
-    spec: LossSpec,
-    params: tuple[float, ...],
-    rows: Tensor,
-    row_labels: Tensor,
-    columns: Tensor | None,
-    column_labels: Tensor | None,
-    column_index: Tensor | None,
-    self_offset: int | None,
-    threshold: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """Loss of every row against every column; see ``ops.similarity_loss`` for the arguments."""
+def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
+    """Loss of every row against every column, of :class:`CallTensors`."""
+    spec = config.spec
+    rows, row_labels, columns, column_labels, column_index, threshold = CallTensors(*tensors)
     dtype = torch.promote_types(rows.dtype, torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
         # Compared as int64: uint8 has no -1.
@@ -154,14 +148,15 @@ def similarity_loss(
             column_labels = row_labels
         assert column_labels is not None
         column_labels = column_labels.to(torch.int64)
-        positive, negative = pair_masks(row_labels, column_labels, self_offset)
+        positive, negative = pair_masks(row_labels, column_labels, config.self_offset)
         if threshold is not None:
             threshold = threshold.to(dtype)
-        per_row = _REDUCTIONS[spec.reduction](spec, params, cosine, positive, negative, threshold)
+        reduce = _REDUCTIONS[spec.reduction]
+        per_row = reduce(spec, config.params, cosine, positive, negative, threshold)
         counted = counted_rows(spec, row_labels, positive, negative)
         per_row = torch.where(counted, per_row, 0.0)
         per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold)
-        if reduction == "none":
+        if config.reduction == "none":
             return per_row
         total = per_row.sum()
-        return total if reduction == "sum" else total / counted.sum().clamp(min=1)
+        return total if config.reduction == "sum" else total / counted.sum().clamp(min=1)

@@ -2,69 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import autograd, dispatch, ops, validate
 from ..backends import reference
+from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
 
 
-def pair_loss(
-    spec: LossSpec,
-    values: dict[str, float | str],
-    feats: Tensor,
-    labels: Tensor,
-    b: float | Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    batch_offset: int | None,
-    reduction: str,
-    backend: str,
-    skip_tolerance: float = 0.0,
-) -> Tensor:
-    identities = check_pairs(spec, feats, labels, b, memory, memory_labels, batch_offset)
-    columns = (memory, memory_labels, None, batch_offset if memory is not None else 0)
-    return _similarity_loss(
-        spec,
-        values,
-        feats,
-        labels,
-        columns,
-        b,
-        identities,
-        reduction,
-        backend,
-        skip_tolerance,
-    )
+class Options(NamedTuple):
+    """Arguments that every loss has; see the public functions."""
+
+    reduction: str
+    backend: str
+    skip_tolerance: float = 0.0
 
 
-def check_pairs(
-    spec: LossSpec,
-    feats: Tensor,
-    labels: Tensor,
-    b: float | Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    batch_offset: int | None,
-) -> int | None:
-    """How many identities have a threshold of their own; None: their number does not matter."""
-    validate.features("feats", feats)
-    validate.labels("labels", labels, feats.shape[0], feats)
-    validate.memory_pair(memory, memory_labels, batch_offset)
-    if memory is not None and memory_labels is not None:
-        validate.features("memory", memory, like=feats)
-        validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
-    if spec.threshold != "per_column":
-        return None
-    validate.threshold("b", b, feats, per="identity")
-    return b.shape[0] if isinstance(b, Tensor) else None
+class Samples(NamedTuple):
+    """Arguments of a loss over pairs; see the public functions."""
+
+    feats: Tensor
+    labels: Tensor
+    b: float | Tensor | None
+    memory: Tensor | None
+    memory_labels: Tensor | None
+    batch_offset: int | None
+
+    def tensors(self) -> CallTensors:
+        """Of the call, but for the threshold."""
+        return CallTensors(self.feats, self.labels, self.memory, self.memory_labels)
+
+
+Values = dict[str, float | str]
 
 
 def class_loss(
     spec: LossSpec,
-    values: dict[str, float | str],
+    values: Values,
     feats: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -81,83 +60,92 @@ def class_loss(
         validate.class_index("class_index", class_index, weight)
     if spec.threshold == "per_column":
         validate.threshold("b", b, feats, per="class", size=weight.shape[0])
-    columns = (weight, None, class_index, None)
-    return _similarity_loss(
-        spec, values, feats, labels, columns, b, None, reduction, backend, skip_tolerance
-    )
+    options = Options(reduction, backend, skip_tolerance)
+    tensors = CallTensors(feats, labels, weight, None, class_index)
+    config, tensors = _call(spec, values, tensors, b, options)
+    return runner(config, tensors)(config, *tensors)
 
 
-def _similarity_loss(
-    spec, values, feats, labels, column_arguments, b, identities, reduction, backend, skip_tolerance
-) -> Tensor:
-    columns, column_labels, column_index, self_offset = column_arguments
-    backend, params = check_settings(spec, values, feats, b, reduction, backend, skip_tolerance)
+def pair_call(
+    spec: LossSpec, values: Values, samples: Samples, options: Options
+) -> tuple[CallConfig, CallTensors]:
+    """The call of a loss over pairs of one process, checked."""
+    identities = check_samples(spec, samples)
+    self_offset = samples.batch_offset if samples.memory is not None else 0
+    return _call(spec, values, samples.tensors(), samples.b, options, self_offset, identities)
+
+
+def check_samples(spec: LossSpec, samples: Samples) -> int | None:
+    """Number of identities that have a threshold of their own; None: it does not matter."""
+    feats, labels, b, memory, memory_labels, batch_offset = samples
+    validate.features("feats", feats)
+    validate.labels("labels", labels, feats.shape[0], feats)
+    validate.memory_pair(memory, memory_labels, batch_offset)
+    if memory is not None and memory_labels is not None:
+        validate.features("memory", memory, like=feats)
+        validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
+    if spec.threshold != "per_column":
+        return None
+    validate.threshold("b", b, feats, per="identity")
+    return b.shape[0] if isinstance(b, Tensor) else None
+
+
+def _call(
+    spec: LossSpec,
+    values: Values,
+    tensors: CallTensors,
+    b: float | Tensor | None,
+    options: Options,
+    self_offset: int | None = None,
+    identities: int | None = None,
+) -> tuple[CallConfig, CallTensors]:
+    backend, params = check_options(spec, values, tensors.rows, b, options)
+    rows, row_labels, columns, column_labels, column_index, _ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
-        validate.call_labels(spec, labels, columns, column_labels, column_index, identities)
-    threshold = threshold_of_columns(spec, b, feats, labels, columns, column_labels, column_index)
-    if backend == "reference":
-        return reference.similarity_loss(
-            spec,
-            params,
-            feats,
-            labels,
-            columns,
-            column_labels,
-            column_index,
-            self_offset,
-            threshold,
-            reduction,
-        )
-    refuse_transforms(feats, columns, threshold)
-    differentiable = torch.is_grad_enabled()
-
-    def needed(tensor: Tensor | None) -> bool:
-        return differentiable and tensor is not None and tensor.requires_grad
-
-    arguments = (
-        feats,
-        labels,
-        columns,
-        column_labels,
-        column_index,
-        self_offset,
-        threshold,
-        spec.name,
-        list(params),
-        reduction,
+        validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
+    threshold = threshold_of_columns(spec, b, tensors)
+    config = CallConfig(
+        spec,
+        params,
+        options.reduction,
         backend,
-        product_dtype(feats),
-        float(skip_tolerance),
-        needed(feats),
-        needed(columns),
-        needed(threshold),
+        matmul_dtype(rows),
+        self_offset,
+        float(options.skip_tolerance),
+        *(needs_gradient(tensor) for tensor in (rows, columns, threshold)),
     )
-    if autograd.applies(feats, columns, threshold):
-        return autograd.similarity_loss(*arguments)
-    return ops.similarity_loss(*arguments)[0]
+    return config, CallTensors(rows, row_labels, columns, column_labels, column_index, threshold)
 
 
-def check_settings(
-    spec: LossSpec,
-    values: dict[str, float | str],
-    feats: Tensor,
-    b: float | Tensor | None,
-    reduction: str,
-    backend: str,
-    skip_tolerance: float,
+def check_options(
+    spec: LossSpec, values: Values, feats: Tensor, b: float | Tensor | None, options: Options
 ) -> tuple[str, tuple[float, ...]]:
     """The backend that runs a call, and the parameters as kernels receive them."""
     validate.parameters(spec, values)
-    validate.choice("reduction", reduction, validate.REDUCTIONS)
-    validate.number("skip_tolerance", skip_tolerance, at_least=0.0)
+    validate.choice("reduction", options.reduction, validate.REDUCTIONS)
+    validate.number("skip_tolerance", options.skip_tolerance, at_least=0.0)
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
-    return dispatch.resolve(backend, feats.device, feats.dtype), spec.pack(values)
+    return dispatch.resolve(options.backend, feats.device, feats.dtype), spec.pack(values)
 
 
-def product_dtype(feats: Tensor) -> torch.dtype:
-    """Of the operands of matrix products."""
+def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:
+    """The function of (config, \\*tensors) that computes the loss of a call."""
+    if config.backend == "reference":
+        return reference.similarity_loss
+    refuse_transforms(tensors.rows, tensors.columns, tensors.threshold)
+    if not autograd.applies(tensors):
+        return ops.loss
+    return autograd.FusedLoss.apply if config.need_any else autograd.loss_alone
+
+
+def needs_gradient(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+
+
+def matmul_dtype(feats: Tensor) -> torch.dtype:
+    """Dtype of the operands of matmuls."""
     device_type = feats.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -165,33 +153,32 @@ def product_dtype(feats: Tensor) -> torch.dtype:
 
 
 def threshold_of_columns(
-    spec: LossSpec,
-    b: float | Tensor | None,
-    feats: Tensor,
-    labels: Tensor,
-    columns: Tensor | None,
-    column_labels: Tensor | None,
-    column_index: Tensor | None,
+    spec: LossSpec, b: float | Tensor | None, tensors: CallTensors
 ) -> Tensor | None:
-    """The threshold as operators take it: one number, or one per column."""
+    """The threshold as a call has it, one number or one per column.
+
+    Args:
+        spec, b: of the loss.
+        tensors: the others of the call; without columns, ``column_labels`` may be those of all
+            ranks.
+    """
     if b is None:
         return None
+    rows, row_labels, columns, column_labels, column_index, _ = tensors
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
             # Of any rank: what it is broadcast against must keep its own.
             return b.reshape(())
-        return torch.full((), float(b), dtype=torch.float32, device=feats.device)
+        return torch.full((), float(b), dtype=torch.float32, device=rows.device)
+    identity = row_labels if column_labels is None else column_labels
     if not isinstance(b, Tensor):
-        # Without columns these are the batch, whose labels may be those of all ranks.
-        identity = labels if column_labels is None else column_labels
         count = (identity if columns is None else columns).shape[0]
         if column_index is not None:
             count = column_index.shape[0]
-        return torch.full((count,), float(b), dtype=torch.float32, device=feats.device)
+        return torch.full((count,), float(b), dtype=torch.float32, device=rows.device)
     # Indexing, whose backward pass is deterministic on every device.
     if spec.topology == "class":
         return b if column_index is None else b[column_index.to(torch.int64)]
-    identity = labels if column_labels is None else column_labels
     # The backward pass adds up an identity's samples: not in half precision.
     wide = b.to(torch.promote_types(b.dtype, torch.float32))
     if wide.shape[0] == 0:
@@ -202,7 +189,7 @@ def threshold_of_columns(
 
 
 def refuse_transforms(*tensors: Tensor | None) -> None:
-    """torch.func and forward-mode tangents would be dropped silently by the operator."""
+    """The operator would drop torch.func and forward-mode tangents silently."""
     if torch.compiler.is_compiling():
         return
     dual = any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

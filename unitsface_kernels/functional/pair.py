@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..distributed.collectives import Group
 from ..losses import REGISTRY
+from .call import Options, Samples
 from .ranks import pair_loss
 
 _USS, _PAIR_BCE, _PAIR_SOFTMAX, _PAIR_LOGSUMEXP = (
@@ -91,17 +92,10 @@ def fused_uss_loss(
     return pair_loss(
         REGISTRY["uss"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        b,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        skip_tolerance,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, b, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
     )
 
 
@@ -156,17 +150,10 @@ def fused_pair_bce_loss(
     return pair_loss(
         REGISTRY["pair_bce"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        b,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        skip_tolerance,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, b, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
     )
 
 
@@ -213,16 +200,10 @@ def fused_pair_softmax_loss(
     return pair_loss(
         REGISTRY["pair_softmax"],
         {"scale": scale, "margin": margin},
-        feats,
-        labels,
-        None,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
     )
 
 
@@ -266,16 +247,10 @@ def fused_pair_logsumexp(
     return pair_loss(
         REGISTRY["pair_logsumexp"],
         {"scale": scale, "lower": lower, "upper": upper},
-        feats,
-        labels,
-        None,
-        memory,
-        memory_labels,
-        batch_offset,
-        reduction,
-        backend,
-        group=group,
-        exchange=exchange,
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import functional, validate
 from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
-from ..functional.call import product_dtype
+from ..functional.call import matmul_dtype
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
@@ -163,6 +163,6 @@ class UNPGLoss(ComposedLoss):
         assert self.whisker is not None
         # The bounds are inclusive, and the loss rounds a cosine differently. Without this slack
         # half precision would drop pairs at random where all cosines are nearly the same.
-        rounding = torch.finfo(product_dtype(feats)).eps
+        rounding = torch.finfo(matmul_dtype(feats)).eps
         reach = max(self.whisker * (third - first), rounding) + COSINE_ERROR
         return first - reach, third + reach

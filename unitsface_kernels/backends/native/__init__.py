@@ -1,13 +1,14 @@
-"""The compiled extension: library matrix products on cache-sized tiles, our epilogues on them."""
+"""The compiled extension: library GEMMs on cache-sized tiles, and epilogues of its own on them."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
-from .. import streaming
+import torch
+
 from ..histogram import ScoreEngine
-from ..streaming import Call, Engine, Gradients, Result
+from ..streaming import Call, Engine
 from . import loader
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,7 +24,16 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return loader.failure() if device.type == "cpu" else loader.device_failure(device)
 
 
-def _engine(call: Call) -> Engine:
+_NOTHING = nullcontext()
+
+
+def context(call: Call) -> AbstractContextManager[object]:
+    """Nothing: kernels get their device, and matmuls write into float32, autocast or not."""
+    return _NOTHING
+
+
+def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine], object]) -> Engine:
+    """The engine of a pass; see ``passes.py`` for the arguments."""
     if call.rows.is_cuda:
         from .cuda_engine import CudaEngine
 
@@ -34,7 +44,7 @@ def _engine(call: Call) -> Engine:
 
 
 def score_engine(device: torch.device) -> ScoreEngine:
-    """Products and histograms of scores, in float32 whatever the features' dtype."""
+    """Matmuls and histograms of scores, in float32 whatever the features' dtype."""
     if device.type == "cuda":
         from .cuda_engine import CudaEngine
 
@@ -42,11 +52,3 @@ def score_engine(device: torch.device) -> ScoreEngine:
     from .cpu_engine import CpuEngine
 
     return CpuEngine(None, device)
-
-
-def forward(call: Call, gradients: bool) -> Result:
-    return streaming.forward(call, _engine(call), gradients)
-
-
-def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
-    return streaming.backward(call, _engine(call), state, weights)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from torch import Tensor
-
 from ...losses import LossSpec
-from ..dense import dense
 from . import logsumexp, logsumexp_pairs, nearest, sum
-from .call import Call, ColumnSink, Gradients, Kept, Result, make_call
+from .call import (
+    Blocks,
+    Call,
+    CallConfig,
+    CallTensors,
+    ColumnSink,
+    ForwardCache,
+    Gradients,
+    Result,
+    make_call,
+)
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
 from .shards import Shards
 
@@ -22,30 +29,27 @@ _DRIVERS = {
 }
 
 
-def _driver(spec: LossSpec) -> ModuleType:
+def driver(spec: LossSpec) -> ModuleType:
+    """Functions ``forward(call, engine, gradients)`` and ``backward(call, engine, state, weights)``
+    of a loss.
+    """
     return _DRIVERS[spec.reduction, spec.topology]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Rows of the (rows, N) float32 state that a loss keeps for its backward pass."""
-    return _driver(spec).state_rows(spec, params)
-
-
-def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    return _driver(call.spec).forward(call, engine, gradients)
-
-
-def backward(call: Call, engine: Engine, state: Tensor | None, weights: Tensor) -> Gradients:
-    state = None if state is None else dense(state)
-    return _driver(call.spec).backward(call, engine, state, dense(weights))
+    return driver(spec).state_rows(spec, params)
 
 
 __all__ = [
+    "Blocks",
     "Call",
+    "CallConfig",
+    "CallTensors",
     "ColumnSink",
     "Engine",
+    "ForwardCache",
     "Gradients",
-    "Kept",
     "NegativeSums",
     "PairTile",
     "PairWeights",
@@ -53,8 +57,7 @@ __all__ = [
     "Result",
     "Shards",
     "SumTile",
-    "backward",
-    "forward",
+    "driver",
     "make_call",
     "state_rows",
 ]

@@ -1,23 +1,132 @@
-"""One call of a fused operator, as the drivers receive it."""
+"""One call of a fused loss: what autograd receives, and what the drivers receive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ... import validate
-from ...losses import REGISTRY, LossSpec
+from ...losses import LossSpec
 from ..dense import dense
-from .ranks import Ranks
 from .shards import Shards
+
+#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
+ColumnSink = Callable[[slice, Tensor], None]
+#: Float32 gradients of rows, columns and threshold; None where not needed or not known yet.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+#: Slices of the rows of all ranks, which lie in rank order, and their features.
+Blocks = Iterator[tuple[slice, Tensor]]
+
+
+class Ranks(Protocol):
+    """The other ranks of a process group.
+
+    Every rank makes the same calls in the same order and exhausts the blocks that it requests.
+
+    Attributes:
+        counted: () float32 number of rows of all ranks that have a loss, at least 1.
+        weights: (T,) float32 upstream gradients of the losses of the T rows of all ranks; None:
+            columns are a memory, or the pass has no weights.
+    """
+
+    @property
+    def counted(self) -> Tensor: ...
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+    def blocks(self) -> Blocks:
+        """Begins to exchange features; a block is valid until the next one is requested."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        """(T, ...) concatenation of every rank's ``own`` rows."""
+
+
+class CallTensors(NamedTuple):
+    """Tensors of a call, of any strides and integer types, with their graph.
+
+    Attributes:
+        rows: (N, D) features.
+        row_labels: (N,). Pair topology: identity, -1 ignored. Class topology: position of the
+            target among the columns, -1 ignored, -2 no target in this shard.
+        columns: (M, D) memory or class weights; None: the batch itself, pair (i, i) excluded.
+        column_labels: (M,) identities, -1 neither positive nor negative; None for classes.
+        column_index: (K,) rows of ``columns`` that take part; None: all.
+        threshold: one element or, for ``spec.threshold == "per_column"``, one per column.
+    """
+
+    rows: Tensor
+    row_labels: Tensor
+    columns: Tensor | None = None
+    column_labels: Tensor | None = None
+    column_index: Tensor | None = None
+    threshold: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CallConfig:
+    """Static part of a call.
+
+    Attributes:
+        params: hyper-parameters as the kernels receive them.
+        reduction: "mean", "sum" or "none".
+        backend: "reference", "native" or "triton".
+        compute_dtype: operands of the matmuls, which accumulate in float32.
+        self_offset: the pair of row i and column i + self_offset is left out: 0 in-batch, else the
+            place of the batch in a memory that holds it; None: no pair is.
+        skip_tolerance: bound of what gradient filtering may leave out; 0: nothing.
+        need_rows, need_columns, need_threshold: gradients to compute.
+    """
+
+    spec: LossSpec
+    params: tuple[float, ...]
+    reduction: str
+    backend: str
+    compute_dtype: torch.dtype
+    self_offset: int | None = None
+    skip_tolerance: float = 0.0
+    need_rows: bool = False
+    need_columns: bool = False
+    need_threshold: bool = False
+
+    @property
+    def need_any(self) -> bool:
+        return self.need_rows or self.need_columns or self.need_threshold
+
+    @property
+    def forward_has_gradients(self) -> bool:
+        """Whether the tiles of the forward pass yield the gradients.
+
+        A pair's gradient in a ``sum`` loss needs only that pair. With ``reduction="none"`` the
+        rows' weights are known in the backward pass only.
+        """
+        return self.spec.reduction == "sum" and self.reduction != "none"
+
+    def rows_alone(self, columns: Tensor | None) -> bool:
+        """Whether the rows are the only features with a gradient: against a memory, most of all.
+
+        A row's gradient is then that of its own loss, which an upstream gradient scales, and the
+        forward pass can compute it. So nothing of the columns is kept for the backward pass, and
+        they may change before it.
+        """
+        return columns is not None and not self.need_columns
+
+    def forward_knows(self, columns: Tensor | None) -> bool:
+        """Whether every gradient is known after the forward pass, but for its scale."""
+        if not self.need_any:
+            return False
+        if not self.rows_alone(columns):
+            return self.forward_has_gradients
+        # One threshold for all rows would need every row's part of its gradient.
+        return self.reduction != "none" or not self.need_threshold
 
 
 @dataclass
-class Kept:
+class ForwardCache:
     """What a forward pass may leave to the backward passes of the same call, beside its state.
 
     Attributes:
@@ -30,61 +139,42 @@ class Kept:
     blocks: tuple[int, int] = (0, 0)
     cosines: Tensor | None = None
     tile_sums: tuple[Tensor, Tensor] | None = None
-    _scratch: Tensor | None = None
+    _workspace: Tensor | None = None
 
-    def scratch(self, size: int, like: Tensor) -> Tensor:
+    def workspace(self, size: int, like: Tensor) -> Tensor:
         """(size,) float32 that the next caller overwrites."""
-        if self._scratch is None or self._scratch.numel() < size:
-            self._scratch = like.new_empty(size)
-        return self._scratch[:size]
+        if self._workspace is None or self._workspace.numel() < size:
+            self._workspace = like.new_empty(size)
+        return self._workspace[:size]
 
     def take_cosines(self) -> Tensor | None:
         cosines, self.cosines = self.cosines, None
         return cosines
 
 
-@dataclass(frozen=True)
-class Call:
-    """Validated arguments; tensors are dense, of the shapes below, and on one device.
+@dataclass(frozen=True, kw_only=True)
+class Call(CallConfig):
+    """A call as the drivers receive it: its static part, its tensors, and what ranks share.
+
+    Tensors are those of :class:`CallTensors`, detached, dense and on one device; labels and
+    indices are int64, the threshold is (1,) or (M,) float32.
 
     Attributes:
-        rows: (N, D) features.
-        row_labels: (N,) int64. Pair topology: identity, -1 ignored. Class topology: position of
-            the target among the columns, -1 ignored, -2 no target in this shard.
-        columns: (M, D) memory or class weights; None: the batch itself, pair (i, i) excluded.
-        column_labels: (M,) int64 identities, -1 neither positive nor negative; None for classes.
-        column_index: (K,) int64 rows of ``columns`` that take part; None: all.
-        self_offset: the pair of row i and column i + self_offset is left out: 0 in-batch, else the
-            place of the batch in a memory that holds it; None: no pair is.
-        threshold: (1,) or, for ``spec.threshold == "per_column"``, one per identity or column.
-        reduction: "mean", "sum" or "none".
-        compute_dtype: operands of the matrix products; they accumulate in float32.
-        skip_tolerance: bound of what ``skipping.py`` may leave out of the gradients; 0: nothing.
-        kept: for more than the state to pass from forward to backward; None: nothing can.
+        cache: passes more than the state from forward to backward; None: nothing can be passed.
         shards: the columns are this rank's part of the classes; None: they are all there are.
-        sink: takes the gradient of the columns, a (m, D) float32 tile at a time that it may
-            overwrite, in place of one gradient of them all.
+        sink: takes the gradient of the columns tile by tile, in place of one gradient of them all.
         ranks: the batches of other ranks; None: there are none. Without ``columns``, columns are
             then the rows of all ranks: ``column_labels`` and thresholds are theirs, and
             ``self_offset`` is the place of the own rows among them.
     """
 
-    spec: LossSpec
-    params: tuple[float, ...]
     rows: Tensor
     row_labels: Tensor
-    columns: Tensor | None
-    column_labels: Tensor | None
-    column_index: Tensor | None
-    self_offset: int | None
-    threshold: Tensor | None
-    reduction: str
-    compute_dtype: torch.dtype
-    skip_tolerance: float
-    need_rows: bool
-    need_columns: bool
-    need_threshold: bool
-    kept: Kept | None = None
+    columns: Tensor | None = None
+    column_labels: Tensor | None = None
+    column_index: Tensor | None = None
+    threshold: Tensor | None = None
+    cache: ForwardCache | None = None
     shards: Shards | None = None
     sink: ColumnSink | None = None
     ranks: Ranks | None = None
@@ -98,13 +188,10 @@ class Call:
         return (self.rows if self.columns is None else self.columns).shape[0]
 
     @property
-    def skips(self) -> bool:
+    def filters(self) -> bool:
+        """Whether tiles may be left out of the gradients."""
         # What is left out is added pair by pair to a whole gradient in the end.
         return self.skip_tolerance > 0.0 and self.sink is None
-
-    @property
-    def need_any(self) -> bool:
-        return self.need_rows or self.need_columns or self.need_threshold
 
     @cached_property
     def pair_counts(self) -> tuple[Tensor, Tensor]:
@@ -136,7 +223,7 @@ class Call:
 
     @cached_property
     def may_have_ignored(self) -> bool:
-        """Where looking would wait for a device it is true."""
+        """Whether a row is ignored; true where the answer would wait for a device."""
         return self.row_labels.is_cuda or bool(self.ignored.any())
 
     @cached_property
@@ -155,68 +242,38 @@ class Call:
 
 
 def make_call(
-    rows: Tensor,
-    row_labels: Tensor,
-    columns: Tensor | None,
-    column_labels: Tensor | None,
-    column_index: Tensor | None,
-    self_offset: int | None,
-    threshold: Tensor | None,
-    loss: str,
-    params: Sequence[float],
-    reduction: str,
-    compute_dtype: torch.dtype,
-    skip_tolerance: float,
-    need_rows: bool,
-    need_columns: bool,
-    need_threshold: bool,
-    kept: Kept | None = None,
+    config: CallConfig,
+    tensors: CallTensors,
+    cache: ForwardCache | None = None,
     shards: Shards | None = None,
-    sink: ColumnSink | None = None,
 ) -> Call:
-    """A :class:`Call` of tensors as autograd has them: of any strides, integer types, graph.
-
-    Kernels read raw memory: what they may rely on is made true here, for all of them.
-    """
+    """Kernels read raw memory: what they rely on is made true here, for all of them."""
+    rows, row_labels, columns, column_labels, column_index, threshold = tensors
+    static = vars(config)
+    if columns is not None:
+        if config.self_offset is not None:
+            # Beyond either end no pair is left out; kernels add 64-bit integers to it.
+            offset = max(-rows.shape[0], min(config.self_offset, columns.shape[0]))
+            static = {**static, "self_offset": offset}
+        columns = dense(columns)
     column_index = _labels(column_index)
     if column_index is not None and column_index.is_cuda:
         assert columns is not None
         # The error for an index out of range comes later, see ``validate.in_range``.
         column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
-    if self_offset is not None and columns is not None:
-        # Beyond either end no pair is left out; kernels add 64-bit integers to it.
-        self_offset = max(-rows.shape[0], min(self_offset, columns.shape[0]))
-    call = Call(
-        REGISTRY[loss],
-        tuple(params),
-        dense(rows),
-        dense(row_labels.to(torch.int64)),
-        None if columns is None else dense(columns),
-        _labels(column_labels),
-        column_index,
-        self_offset,
-        None if threshold is None else dense(threshold.to(torch.float32).reshape(-1)),
-        reduction,
-        compute_dtype,
-        skip_tolerance,
-        need_rows,
-        need_columns,
-        need_threshold,
-        kept,
-        shards,
-        sink,
+    if threshold is not None:
+        threshold = dense(threshold.to(torch.float32).reshape(-1))
+    return Call(
+        **static,
+        rows=dense(rows),
+        row_labels=dense(row_labels.to(torch.int64)),
+        columns=columns,
+        column_labels=_labels(column_labels),
+        column_index=column_index,
+        threshold=threshold,
+        cache=cache,
+        shards=shards,
     )
-    validate.packed(call.params, len(call.spec.parameters))
-    validate.operands(
-        call.rows,
-        call.row_labels,
-        call.columns,
-        call.column_labels,
-        call.column_index,
-        call.threshold,
-        call.num_columns if call.spec.threshold == "per_column" else 1,
-    )
-    return call
 
 
 def _labels(tensor: Tensor | None) -> Tensor | None:
@@ -226,9 +283,9 @@ def _labels(tensor: Tensor | None) -> Tensor | None:
 def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
 
-    Added to the rows' losses, it is what such a row has where there is no pair to say so: no other
-    sample, no negatives, an empty memory, or an infinite threshold that makes a term 0. The sum of
-    an ignored row is for the caller to clear, once: its terms may be NaN as well.
+    Added to the rows' losses, it makes such a row NaN where no pair does: without another sample,
+    without negatives, against an empty memory, or with an infinite threshold that makes a term 0.
+    The caller clears the sum of an ignored row, once: its terms may be NaN as well.
 
     Args:
         inverse_norms: (N,) of :meth:`Engine.normalize_rows` of the rows.
@@ -282,7 +339,3 @@ class Result:
     loss: Tensor
     state: Tensor | None
     gradients: Gradients
-
-
-ColumnSink = Callable[[slice, Tensor], None]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]

@@ -50,8 +50,8 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     # An exact product even where the share underflows: 0 times a finite slope.
     target_gradient = -negative_weight * slope
     masses = None
-    if call.kept is not None and call.kept.tile_sums is not None:
-        maximum, total = call.kept.tile_sums
+    if call.cache is not None and call.cache.tile_sums is not None:
+        maximum, total = call.cache.tile_sums
         masses = share * total * torch.exp(maximum - log_negatives)
         masses = torch.where((total == 0.0) | (negative_weight == 0.0), 0.0, masses)
     return _gradients(call, engine, log_negatives, negative_weight, target_gradient, scale, masses)
@@ -71,7 +71,7 @@ def _kept(cosines: Tensor, columns: slice, rows: slice) -> Tensor | None:
 
 
 def _keeps(call: Call, engine: Engine) -> bool:
-    if call.kept is None or not call.need_columns or not engine.keeps_cosines:
+    if call.cache is None or not call.need_columns or not engine.keeps_cosines:
         return False
     assert call.columns is not None
     return call.columns.dtype == torch.float32
@@ -107,10 +107,10 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
                 target_cosine[block],
                 None if cosines is None else _kept(cosines, tile, block),
             )
-    if call.kept is not None:
-        call.kept.blocks = (row_block, column_block)
-        call.kept.cosines = cosines
-        call.kept.tile_sums = (maximum, total) if call.skips else None
+    if call.cache is not None:
+        call.cache.blocks = (row_block, column_block)
+        call.cache.cosines = cosines
+        call.cache.tile_sums = (maximum, total) if call.filters else None
     return _log_of_sums(maximum, total), target_cosine
 
 
@@ -176,7 +176,7 @@ def _gradients(
     clear_ignored(call, unit)
     rows = _Rows(unit, call.row_labels, log_negatives, negative_weight, target_gradient)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
-    cosines = None if call.kept is None else call.kept.take_cosines()
+    cosines = None if call.cache is None else call.cache.take_cosines()
     d_columns = cosines
     if call.need_columns and d_columns is None and call.sink is None:
         # Every tile writes its columns; zeroing all C x D first costs time.
@@ -236,8 +236,8 @@ def _stream(
     """
     assert call.columns is not None
     row_block, column_block = engine.class_block
-    if call.kept is not None and (cosines is not None or masses is not None):
-        row_block, column_block = call.kept.blocks
+    if call.cache is not None and (cosines is not None or masses is not None):
+        row_block, column_block = call.cache.blocks
     count = rows.unit.shape[0]
     tiles, blocks = _tiles(call.num_columns, column_block), _tiles(count, row_block)
     skipped = [[False] * len(tiles) for _ in blocks]
@@ -291,6 +291,6 @@ def _taken(
     width = everything.shape[1]
     rows = taken[block]
     # Not over the cosines of rows that another block may want.
-    assert call.kept is not None
-    scratch = call.kept.scratch(len(rows) * width, cosines)
-    return torch.index_select(everything, 0, rows, out=scratch.view(-1, width))
+    assert call.cache is not None
+    workspace = call.cache.workspace(len(rows) * width, cosines)
+    return torch.index_select(everything, 0, rows, out=workspace.view(-1, width))

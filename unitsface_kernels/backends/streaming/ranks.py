@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .call import Call
-    from .engine import Engine
-
-#: Places of rows among those of all ranks, which lie in rank order, and their features.
-Blocks = Iterator[tuple[slice, Tensor]]
-
-
-class Ranks(Protocol):
-    """The other ranks of a process group.
-
-    Every rank makes the same calls in the same order, and exhausts the blocks that it asks for.
-
-    Attributes:
-        counted: () float32 number of rows of all ranks that have a loss, at least 1.
-        weights: (T,) float32 upstream gradients of the losses of the T rows of all ranks; None:
-            columns are a memory, or the pass has no weights.
-    """
-
-    @property
-    def counted(self) -> Tensor: ...
-
-    @property
-    def weights(self) -> Tensor | None: ...
-
-    def blocks(self) -> Blocks:
-        """Begins to exchange features; a block is valid until the next one is asked for."""
-
-    def gather(self, own: Tensor) -> Tensor:
-        """(T, ...) what every rank has of its own rows."""
+from .call import Blocks, Call
+from .engine import Engine
 
 
 def remote_blocks(call: Call) -> Blocks:
-    """What else than itself a batch is compared with; nothing without other ranks."""
+    """Features of other ranks that a batch is compared with; none without other ranks."""
     return iter(()) if call.ranks is None or call.columns is not None else call.ranks.blocks()
 
 

@@ -81,7 +81,7 @@ def _stream(
         ),
     )
     d_columns = None
-    budget = Budget(call, engine, weights) if call.skips and len(rows) else None
+    budget = Budget(call, engine, weights) if call.filters and len(rows) else None
     if call.columns is None:
         # Their first rows travel while the own block is computed.
         blocks = remote_blocks(call)

@@ -1,24 +1,21 @@
-"""Triton backend: product, policy and reduction fused in one kernel per tile.
+"""Triton backend: matmul, policy and reduction fused in one kernel per tile.
 
-Importing this module needs neither triton nor a GPU; what is missing is what
-:func:`unavailable` answers.
+Importing this module needs neither triton nor a GPU; :func:`unavailable` returns what is missing.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-
-from .. import streaming
 
 if TYPE_CHECKING:
-    from ..streaming import Call, Result
-    from ..streaming.call import Gradients
+    from ..streaming import Call, Engine
+    from .autotune import Stage
     from .configs import Config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,8 +66,8 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _context(call: Call) -> ExitStack:
-    """Kernels launch on the tensors' device; autocast must not touch the library products."""
+def context(call: Call) -> ExitStack:
+    """Kernels launch on the tensors' device; autocast must not touch the library's matmuls."""
     stack = ExitStack()
     device = call.rows.device
     stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -79,36 +76,26 @@ def _context(call: Call) -> ExitStack:
     return stack
 
 
-def forward(call: Call, gradients: bool) -> Result:
-    """Loss, state and, with ``gradients``, the gradients for an upstream gradient of one."""
+def make_engine(
+    call: Call, stage: Stage, gradients: bool, run: Callable[[Engine], object]
+) -> Engine:
+    """The engine of a pass, with the tile sizes found for it; see ``passes.py``."""
     from . import autotune
     from .engine import TritonEngine
 
-    known = gradients and call.need_any and call.spec.reduction == "sum"
+    in_forward = gradients and call.need_any and call.spec.reduction == "sum"
+    yields = stage == "backward" or in_forward
     # What a first pass finds out about its tiles is of use if those of the second are the same.
-    tiles = known or (call.skips and call.need_any)
+    tiles = yields or (call.filters and call.need_any)
 
-    def run(config: Config) -> Result:
-        return streaming.forward(call, TritonEngine(call, tiles, config=config), gradients)
+    def trial(config: Config) -> object:
+        return run(TritonEngine(call, tiles, config=config))
 
-    with _context(call):
-        # Losses alone are another kernel than the one that is searched for.
-        search = (known or call.spec.reduction != "sum") and _repeatable(call)
-        return run(autotune.config(call, "forward", run, search))
-
-
-def backward(call: Call, state: Tensor, weights: Tensor) -> Gradients:
-    """Gradients of rows, columns and threshold for the rows' upstream gradients ``weights``."""
-    from . import autotune
-    from .engine import TritonEngine
-
-    def run(config: Config) -> Gradients:
-        return streaming.backward(call, TritonEngine(call, config=config), state, weights)
-
-    with _context(call):
-        return run(autotune.config(call, "backward", run, _repeatable(call)))
+    # Losses alone are another kernel than the one that is searched for.
+    search = (yields or call.spec.reduction != "sum") and _repeatable(call)
+    return TritonEngine(call, tiles, config=autotune.config(call, stage, trial, search))
 
 
 def _repeatable(call: Call) -> bool:
-    """Whether a search may run it several times: without a word to other ranks, or a step."""
+    """Whether a search may run it several times: without messages to other ranks, or a step."""
     return call.ranks is None and call.shards is None and call.sink is None

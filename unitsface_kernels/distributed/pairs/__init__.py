@@ -1,12 +1,12 @@
 """Losses over the pairs of all ranks' batches, each rank computing the rows of its own.
 
-A rank compares its rows with those of every other; the same pair in the other direction is that
-rank's. ``exchange.py`` brings the remote rows, ``fused.py`` runs the streaming backends and their
-gradients, ``eager.py`` the reference.
+A rank compares its rows with those of every other rank; the same pair in the other direction is
+computed there. ``exchange.py`` brings the remote rows, ``fused.py`` runs the streaming backends and
+their gradients, ``eager.py`` the reference.
 """
 
 from .eager import eager_loss, replica
-from .exchange import Exchange, takes_ring
-from .fused import Setting, fused_loss
+from .exchange import Exchange, Setting, takes_ring
+from .fused import fused_loss
 
 __all__ = ["Exchange", "Setting", "eager_loss", "fused_loss", "replica", "takes_ring"]

@@ -1,20 +1,21 @@
 """Losses across ranks in eager PyTorch: the oracle, whose gradients come from autograd.
 
-Collectives as autograd functions; with them the gradients are those of the sum over ranks of what
-every rank makes of its loss, W times the objective of ``fused.py``. Their derivatives are
+Collectives are autograd functions. The gradients are those of the sum over ranks of every rank's
+function of its loss: W times the objective of ``fused.py``. Derivatives of the collectives are
 collectives again, so that there are derivatives of any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from ...backends import reference
-from ...losses import LossSpec
+from ...backends.streaming import CallTensors
 from ..collectives import (
     Group,
     mean_over_ranks,
@@ -23,6 +24,7 @@ from ..collectives import (
     start_scatter_sums,
     sum_over_ranks,
 )
+from .exchange import Setting
 
 
 class _Gathered(Function):
@@ -65,7 +67,7 @@ class _Summed(Function):
 
 
 class _Replica(Function):
-    """What is the same on every rank; so is its gradient, the mean of what ranks find."""
+    """A tensor that is the same on every rank; so is its gradient, the mean of the ranks' own."""
 
     @staticmethod
     def forward(ctx, value: Tensor, group: Group) -> Tensor:
@@ -94,40 +96,20 @@ def replica(value: Tensor | None, group: Group) -> Tensor | None:
     return None if value is None else _Replica.apply(value, group)
 
 
-def eager_loss(
-    spec: LossSpec,
-    params: tuple[float, ...],
-    feats: Tensor,
-    labels: Tensor,
-    columns: Tensor | None,
-    column_labels: Tensor,
-    self_offset: int | None,
-    threshold: Tensor | None,
-    reduction: str,
-    counts: Sequence[int],
-    group: Group,
-) -> Tensor:
+def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     """As :func:`fused_loss`; the threshold's gradient is followed as if no other rank had one."""
-    if columns is None:
+    config, feats = setting.config, tensors.rows
+    if tensors.columns is None:
         wide = feats.to(torch.promote_types(feats.dtype, torch.float32))
-        columns = _Gathered.apply(wide, counts, group)
-    per_row = reference.similarity_loss(
-        spec,
-        params,
-        feats,
-        labels,
-        columns,
-        column_labels,
-        None,
-        self_offset,
-        threshold,
-        "none",
-    )
-    if reduction == "none":
+        tensors = tensors._replace(columns=_Gathered.apply(wide, setting.counts, setting.group))
+    per_row = reference.similarity_loss(replace(config, reduction="none"), *tensors)
+    if config.reduction == "none":
         return per_row
-    total = _Summed.apply(per_row.sum(), group)
-    if reduction == "sum":
+    total = _Summed.apply(per_row.sum(), setting.group)
+    if config.reduction == "sum":
         return total
-    positive, negative = reference.pair_masks(labels, column_labels, self_offset)
-    counted = reference.counted_rows(spec, labels, positive, negative).sum()
-    return total / sum_over_ranks(counted, group).clamp(min=1)
+    labels, column_labels = tensors.row_labels, tensors.column_labels
+    assert column_labels is not None
+    positive, negative = reference.pair_masks(labels, column_labels, config.self_offset)
+    counted = reference.counted_rows(config.spec, labels, positive, negative).sum()
+    return total / sum_over_ranks(counted, setting.group).clamp(min=1)

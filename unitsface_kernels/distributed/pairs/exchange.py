@@ -1,13 +1,14 @@
-"""How the features of other ranks come here: all at once, or a half batch at a time."""
+"""Exchange of features between ranks: all at once, or half a batch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from torch import Tensor
 
-from ...backends.streaming.ranks import Blocks
+from ...backends.streaming import Blocks, CallConfig
 from ..collectives import Group, own_rank, start_gather_rows, start_pass_on
 
 EXCHANGES = ("auto", "gather", "ring")
@@ -16,8 +17,26 @@ EXCHANGES = ("auto", "gather", "ring")
 LARGEST_GATHER = 64 * 2**20
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Static part of a call across ranks.
+
+    Attributes:
+        config: the call; its ``self_offset`` is the place of the own rows among the columns, and
+            it needs the same gradients on every rank.
+        group: the ranks.
+        counts: rows of every rank.
+        ring: whether half batches are passed around, instead of gathering all of them.
+    """
+
+    config: CallConfig
+    group: Group
+    counts: Sequence[int]
+    ring: bool
+
+
 def takes_ring(exchange: str, counts: Sequence[int], feats: Tensor) -> bool:
-    """What "auto" stands for, the same on every rank."""
+    """Whether features are passed around, the same on every rank."""
     if exchange != "auto":
         return exchange == "ring"
     return sum(counts) * feats.shape[1] * feats.element_size() > LARGEST_GATHER
@@ -29,33 +48,24 @@ def slot(rows: Tensor, count: int) -> Tensor:
 
 
 class Exchange:
-    """The other ranks of a call; see ``backends.streaming.ranks.Ranks``.
+    """The other ranks of a call; see ``backends.streaming.call.Ranks``.
 
     Args:
         rows: (n, D) features of this rank, contiguous.
-        counts: rows of every rank.
-        group: the ranks.
-        ring: pass half batches around instead of gathering all of them.
+        setting: of the call.
         gathered: (T, D) features of all ranks, if an earlier pass has gathered them.
     """
 
     counted: Tensor
     weights: Tensor | None = None
 
-    def __init__(
-        self,
-        rows: Tensor,
-        counts: Sequence[int],
-        group: Group,
-        ring: bool,
-        gathered: Tensor | None = None,
-    ) -> None:
+    def __init__(self, rows: Tensor, setting: Setting, gathered: Tensor | None = None) -> None:
         self._rows = rows
-        self._counts = counts
-        self._group = group
-        self._ring = ring
-        self._rank = own_rank(group)
-        self._starts = [0, *accumulate(counts)]
+        self._counts = setting.counts
+        self._group = setting.group
+        self._ring = setting.ring
+        self._rank = own_rank(setting.group)
+        self._starts = [0, *accumulate(setting.counts)]
         #: Set by the first pass that gathers.
         self.gathered = gathered
 

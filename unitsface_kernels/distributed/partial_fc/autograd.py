@@ -8,15 +8,23 @@ parameter itself, complete on every rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ... import dispatch, ops
-from ...autograd import Final, scaled
-from ...backends.streaming import Call, Gradients, Kept, Result, Shards, make_call
+from ... import passes
+from ...backends.streaming import (
+    Call,
+    CallConfig,
+    CallTensors,
+    ForwardCache,
+    Gradients,
+    Shards,
+    make_call,
+)
 from ..collectives import (
     Group,
     own_rank,
@@ -33,20 +41,22 @@ class Task:
     """One comparison of the rows with a matrix of class rows, tensors with gradients apart.
 
     Attributes:
-        loss, params: name in the registry of losses, packed hyper-parameters.
+        config: of the call; ``need_rows``, reduction and backend are those of every task.
         share: factor in the total.
-        per_class: whether the threshold is one per class.
         sparse: whether the columns are a parameter, whose gradient is given for the sampled rows
             alone.
         fusion: updates the columns in place of returning their gradient, or None.
     """
 
-    loss: str
-    params: tuple[float, ...]
+    config: CallConfig
     share: float
-    per_class: bool
     sparse: bool
     fusion: Fusion | None
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the threshold is one per class."""
+        return self.config.spec.threshold == "per_column"
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,6 @@ class Step:
         positions: (N,) targets among the columns that take part, -1 ignored, -2 elsewhere.
         index: (K,) rows of the shard that take part, ascending; None: all.
         counts: every rank's rows.
-        need_rows: whether the rows want a gradient; the same on all ranks.
     """
 
     tasks: tuple[Task, ...]
@@ -67,46 +76,20 @@ class Step:
     index: Tensor | None
     counts: list[int]
     group: Group
-    reduction: str
-    backend: str
-    compute_dtype: torch.dtype
-    skip_tolerance: float
-    need_rows: bool
+
+    @property
+    def reduction(self) -> str:
+        return self.tasks[0].config.reduction
+
+    @property
+    def need_rows(self) -> bool:
+        """Whether the rows need a gradient; the same on all ranks."""
+        return self.tasks[0].config.need_rows
 
     @property
     def own_rows(self) -> slice:
         start = sum(self.counts[: own_rank(self.group)])
         return slice(start, start + self.counts[own_rank(self.group)])
-
-    def call(
-        self,
-        task: Task,
-        columns: Tensor,
-        threshold: Tensor | None,
-        needs: tuple[bool, bool, bool],
-        kept: Kept | None = None,
-    ) -> Call:
-        if threshold is not None and task.per_class and self.index is not None:
-            threshold = threshold.detach()[self.index]
-        ranks = world_size(self.group)
-        return make_call(
-            self.rows,
-            self.positions,
-            columns,
-            None,
-            self.index,
-            None,
-            threshold,
-            task.loss,
-            task.params,
-            self.reduction,
-            self.compute_dtype,
-            # Every rank may leave out its part.
-            self.skip_tolerance / ranks,
-            *needs,
-            kept,
-            Shards(self.group) if ranks > 1 else None,
-        )
 
 
 def sharded_loss(step: Step, feats: Tensor, pairs: list[tuple[Tensor, Tensor | None]]) -> Tensor:
@@ -121,21 +104,20 @@ def sharded_loss(step: Step, feats: Tensor, pairs: list[tuple[Tensor, Tensor | N
 
 class _ShardedLoss(Function):
     @staticmethod
-    def forward(ctx, step: Step, feats: Tensor, *parameters):
+    def forward(ctx, step: Step, feats: Tensor, *parameters: Tensor | None) -> Tensor:
         total, states = None, []
-        ctx.known, ctx.kept = [], []
-        for task, columns, threshold, needs in _each(ctx, step, parameters):
-            kept = None if task.fusion is not None else Kept()
-            known = task.fusion is None and any(needs)
-            known = known and ops.forward_has_gradients(task.loss, step.reduction)
-            result = _forward(step, task, columns, threshold, needs, kept, known)
+        ctx.known, ctx.caches = [], []
+        caches = [ForwardCache() if task.fusion is None else None for task in step.tasks]
+        for comparison in _comparisons(ctx, step, parameters, caches):
+            task, call = comparison.task, comparison.call()
+            known = task.fusion is None and call.need_any and call.forward_has_gradients
+            result = passes.forward(call, gradients=known)
             loss = task.share * result.loss if task.share != 1.0 else result.loss
             total = loss if total is None else total + loss
             states.append(result.state)
             ctx.known.append(result.gradients if known else None)
-            ctx.kept.append(kept)
-        ctx.step, ctx.dtype = step, feats.dtype
-        # Of one rank, the rows are the features themselves; whoever writes on them is found out.
+        ctx.step, ctx.dtype, ctx.caches = step, feats.dtype, caches
+        # On one rank, the rows are the features themselves: writes to them are to be detected.
         guard = feats if world_size(step.group) == 1 else None
         ctx.save_for_backward(*parameters, *states, guard)
         ctx.set_materialize_grads(False)
@@ -144,26 +126,22 @@ class _ShardedLoss(Function):
         return total[step.own_rows] if step.reduction == "none" else total
 
     @staticmethod
-    def backward(ctx, grad_loss):
+    def backward(ctx, grad_loss: Tensor | None):
+        if grad_loss is None:
+            return (None,) * len(ctx.needs_input_grad)
         step: Step = ctx.step
         count = 2 * len(step.tasks)
-        if grad_loss is None:
-            return (None,) * (2 + count)
         parameters, states = ctx.saved_tensors[:count], ctx.saved_tensors[count:-1]
         with torch.no_grad():
             if step.reduction == "none":
-                # The objective is the mean over ranks of what each makes of its rows' losses.
+                # The objective is the mean over ranks of each rank's function of its losses.
                 grad_loss = start_gather_rows(grad_loss, step.counts, step.group)()
                 grad_loss = grad_loss / world_size(step.group)
             d_rows, found = None, []
-            for number, (task, columns, threshold, needs) in enumerate(
-                _each(ctx, step, parameters)
-            ):
+            for number, comparison in enumerate(_comparisons(ctx, step, parameters, ctx.caches)):
                 known, ctx.known[number] = ctx.known[number], None
-                gradients = _Gradients(step, task, columns, threshold, needs, ctx.kept[number])
-                of_rows, *others = gradients.find(
-                    states[number], known, grad_loss * task.share, ctx.finite
-                )
+                upstream = grad_loss * comparison.task.share
+                of_rows, *others = comparison.gradients(states[number], known, upstream, ctx.finite)
                 if of_rows is not None:
                     d_rows = of_rows if d_rows is None else d_rows.add_(of_rows)
                 found += others
@@ -180,51 +158,62 @@ class _ShardedLoss(Function):
                 own = (finish() * world_size(step.group)).to(ctx.dtype)
         if torch.is_grad_enabled():
             inputs = (grad_loss, *parameters)
-            return (None, *Final.apply(*inputs, own, *found)[len(inputs) :])
+            return (None, *passes.Final.apply(*inputs, own, *found)[len(inputs) :])
         return None, own, *found
 
 
-def _each(ctx, step: Step, parameters):
-    """Tasks with their tensors and which gradients they need."""
-    for number, task in enumerate(step.tasks):
+def _comparisons(
+    ctx,
+    step: Step,
+    parameters: Sequence[Tensor | None],
+    caches: Sequence[ForwardCache | None],
+) -> Iterator[_Comparison]:
+    for number, (task, cache) in enumerate(zip(step.tasks, caches, strict=True)):
         columns, threshold = parameters[2 * number : 2 * number + 2]
-        of_columns, of_threshold = ctx.needs_input_grad[2 + 2 * number : 4 + 2 * number]
-        yield task, columns, threshold, (step.need_rows, of_columns, of_threshold)
-
-
-def _forward(step, task, columns, threshold, needs, kept, gradients: bool) -> Result:
-    call = step.call(task, columns, threshold, needs, kept)
-    return dispatch.load(step.backend).forward(call, gradients=gradients)
+        need_columns, need_threshold = ctx.needs_input_grad[2 + 2 * number : 4 + 2 * number]
+        assert columns is not None
+        config = replace(task.config, need_columns=need_columns, need_threshold=need_threshold)
+        yield _Comparison(step, task, config, columns, threshold, cache)
 
 
 @dataclass
-class _Gradients:
+class _Comparison:
+    """A task with its tensors and the gradients that it needs."""
+
     step: Step
     task: Task
+    config: CallConfig
     columns: Tensor
     threshold: Tensor | None
-    needs: tuple[bool, bool, bool]
-    kept: Kept | None
+    cache: ForwardCache | None
 
-    def find(
+    def call(self, config: CallConfig | None = None) -> Call:
+        step, threshold = self.step, self.threshold
+        if threshold is not None and self.task.per_class and step.index is not None:
+            threshold = threshold.detach()[step.index]
+        return make_call(
+            config or self.config,
+            CallTensors(step.rows, step.positions, self.columns, None, step.index, threshold),
+            self.cache,
+            Shards(step.group) if world_size(step.group) > 1 else None,
+        )
+
+    def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of all ranks' rows, the columns and the threshold, from this rank's shard."""
-        step, task = self.step, self.task
+        task = self.task
         d_columns: Tensor | None
         if task.fusion is not None:
-            d_rows, d_columns, d_threshold = self._fused(state, grad_loss, finite)
+            d_rows, d_columns, d_threshold = self._fused(task.fusion, state, grad_loss, finite)
         else:
-            if known is None and ops.forward_has_gradients(task.loss, step.reduction):
+            if known is None and self.config.forward_has_gradients:
                 # A retained graph, whose gradients the first backward pass has given away.
-                known = _forward(
-                    step, task, self.columns, self.threshold, self.needs, None, True
-                ).gradients
+                known = passes.forward(self.call(), gradients=True).gradients
             if known is None:
-                call = step.call(task, self.columns, self.threshold, self.needs, self.kept)
-                known = ops.computed_gradients(call, step.backend, state, grad_loss)
+                known = passes.backward_of_loss(self.call(), state, grad_loss)
             else:
-                known = scaled(known, grad_loss)
+                known = passes.scaled(known, grad_loss)
             d_rows, d_columns, d_threshold = known
             d_columns = self._of_shard(d_columns, self.columns, task.sparse)
         if d_threshold is not None and self.threshold is not None:
@@ -249,23 +238,18 @@ class _Gradients:
             )
         return torch.zeros_like(whole).index_add(0, index, gradient.to(whole.dtype))
 
-    def _fused(self, state: Tensor, grad_loss: Tensor, finite: Tensor):
-        step, fusion = self.step, self.task.fusion
-        assert fusion is not None
-        of_rows, _, of_threshold = self.needs
+    def _fused(self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor) -> Gradients:
         now = fusion.when == "backward"
-        call = step.call(
-            self.task, self.columns, self.threshold, (of_rows, now, of_threshold), None
-        )
-        weights = ops.row_weights(call, grad_loss)
-        sink = fusion.update(step.index) if now else None
-        d_rows, _, d_threshold = fusion.run(call, step.backend, state, weights, sink)
+        call = self.call(replace(self.config, need_columns=now))
+        weights = passes.row_weights(call, grad_loss)
+        sink = fusion.update(self.step.index) if now else None
+        d_rows, _, d_threshold = fusion.run(call, state, weights, sink)
         if now:
             return d_rows, None, d_threshold
         finite = finite & torch.isfinite(weights).all()
         if d_rows is not None:
             finite = finite & torch.isfinite(d_rows).all()
-        return d_rows, fusion.hold(call, step.backend, state, weights, finite), d_threshold
+        return d_rows, fusion.hold(call, state, weights, finite), d_threshold
 
 
 def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:

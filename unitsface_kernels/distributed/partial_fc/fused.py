@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import dispatch
+from ... import passes
 from ...backends.streaming import Call, ColumnSink, Gradients
 
 
@@ -22,7 +22,6 @@ class _Pending:
     """A backward pass whose gradient of the columns is still to be computed."""
 
     call: Call
-    backend: str
     state: Tensor
     weights: Tensor
 
@@ -59,14 +58,10 @@ class Fusion:
 
         return sink
 
-    def run(
-        self, call: Call, backend: str, state: Tensor, weights: Tensor, sink: ColumnSink | None
-    ) -> Gradients:
-        return dispatch.load(backend).backward(replace(call, sink=sink), state, weights)
+    def run(self, call: Call, state: Tensor, weights: Tensor, sink: ColumnSink | None) -> Gradients:
+        return passes.backward(replace(call, sink=sink), state, weights)
 
-    def hold(
-        self, call: Call, backend: str, state: Tensor, weights: Tensor, finite: Tensor
-    ) -> Tensor | None:
+    def hold(self, call: Call, state: Tensor, weights: Tensor, finite: Tensor) -> Tensor | None:
         """Leaves the update to the optimizer's step.
 
         Returns:
@@ -87,7 +82,7 @@ class Fusion:
             need_columns=True,
             need_threshold=False,
         )
-        self._pending = _Pending(columns_only, backend, state, weights)
+        self._pending = _Pending(columns_only, state, weights)
         if self.parameter.numel() == 0:
             return None
         entry = torch.where(finite, 1.0, torch.nan).to(torch.float32).reshape(1)
@@ -115,4 +110,4 @@ class Fusion:
             self._run(pending, self.update(pending.call.column_index, factor))
 
     def _run(self, pending: _Pending, sink: ColumnSink) -> None:
-        self.run(pending.call, pending.backend, pending.state, pending.weights, sink)
+        self.run(pending.call, pending.state, pending.weights, sink)

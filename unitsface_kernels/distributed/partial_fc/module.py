@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import dispatch, validate
+from ...backends.streaming import CallConfig
 from ...compiling import never_compiled
+from ...functional.call import matmul_dtype
 from ...modules import CLASS_LOSSES
 from ...modules.class_loss import ClassLoss, Comparison, ShardableLoss
 from ..agreement import agree
@@ -158,7 +160,7 @@ class PartialFC(nn.Module):
     def _mark_coalesced(self, parameter: Tensor) -> None:
         """A sparse gradient that is accumulated forgets that its indices ascend.
 
-        Whoever needs that would sort and copy it. The sum of two has more entries than a draw.
+        Its readers would sort and copy it. The sum of two has more entries than a draw.
         """
         gradient = parameter.grad
         if gradient is None or not gradient.is_sparse or gradient.sparse_dim() != 1:
@@ -304,35 +306,33 @@ class PartialFC(nn.Module):
         counts: list[int],
         need_rows: bool,
     ) -> Tensor:
-        loss, device = self.loss, feats.device.type
-        comparisons = loss.comparisons()
+        comparisons = self.loss.comparisons()
         step = Step(
-            tasks=tuple(self._task(comparison) for comparison in comparisons),
+            tasks=tuple(self._task(c, feats, need_rows) for c in comparisons),
             rows=rows,
             positions=positions,
             index=index,
             counts=counts,
             group=self.group,
-            reduction=loss.reduction,
-            backend=dispatch.resolve(loss.backend, feats.device, feats.dtype),
-            compute_dtype=(
-                torch.get_autocast_dtype(device)
-                if torch.is_autocast_enabled(device)
-                else feats.dtype
-            ),
-            skip_tolerance=loss.skip_tolerance,
-            need_rows=need_rows,
         )
         return sharded_loss(step, feats, [(c.columns, c.threshold) for c in comparisons])
 
-    def _task(self, comparison: Comparison) -> Task:
-        spec, columns = comparison.spec, comparison.columns
+    def _task(self, comparison: Comparison, feats: Tensor, need_rows: bool) -> Task:
+        loss, spec, columns = self.loss, comparison.spec, comparison.columns
         fused = self.fusion is not None and columns is self.weight
+        config = CallConfig(
+            spec,
+            spec.pack(comparison.values),
+            loss.reduction,
+            dispatch.resolve(loss.backend, feats.device, feats.dtype),
+            matmul_dtype(feats),
+            # Every rank may leave out its part.
+            skip_tolerance=loss.skip_tolerance / world_size(self.group),
+            need_rows=need_rows,
+        )
         return Task(
-            loss=spec.name,
-            params=spec.pack(comparison.values),
+            config=config,
             share=comparison.share,
-            per_class=spec.threshold == "per_column",
             sparse=isinstance(columns, nn.Parameter),
             fusion=self.fusion if fused and columns.requires_grad else None,
         )

@@ -1,0 +1,144 @@
+"""The forward and the backward pass of a call on its backend, and what autograd needs of both."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import dispatch
+from .backends.dense import dense
+from .backends.streaming import Call, CallConfig, CallTensors, Gradients, Result, driver
+
+
+def forward(call: Call, gradients: bool) -> Result:
+    """Loss and state; with ``gradients`` also those that the tiles of this pass yield.
+
+    The engine of a pass may depend on what a trial ``run`` of the pass takes.
+    """
+    backend = dispatch.load(call.backend)
+    run = partial(driver(call.spec).forward, call, gradients=gradients)
+    with backend.context(call):
+        return run(backend.make_engine(call, "forward", gradients, run))
+
+
+def backward(call: Call, state: Tensor | None, weights: Tensor) -> Gradients:
+    """Gradients for (N,) float32 upstream gradients of the rows' losses."""
+    backend = dispatch.load(call.backend)
+    state = None if state is None else dense(state)
+    run = partial(driver(call.spec).backward, call, state=state, weights=dense(weights))
+    with backend.context(call):
+        return run(backend.make_engine(call, "backward", True, run))
+
+
+def backward_of_loss(call: Call, state: Tensor | None, grad_loss: Tensor) -> Gradients:
+    """Gradients for the upstream gradient of the loss."""
+    return backward(call, state, row_weights(call, grad_loss))
+
+
+def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
+    """(N,) float32 upstream gradients of the rows' losses, from that of the loss."""
+    weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
+    if call.reduction == "mean":
+        weights = weights / call.counted()
+    return weights.contiguous()
+
+
+def complete(call: Call, result: Result) -> Result:
+    """Computes gradients that the forward pass can know but did not yield, as with respect to the
+    rows alone; they are those for an upstream gradient of ones.
+    """
+    if call.spec.reduction != "sum":
+        ones = torch.ones_like(result.loss)
+        result.gradients = backward_of_loss(call, result.state, ones)
+    return result
+
+
+def forward_with_known(call: Call) -> tuple[Result, bool]:
+    """A result, and whether it holds the gradients, for an upstream gradient of ones."""
+    known = call.forward_knows(call.columns)
+    result = forward(call, gradients=known)
+    return (complete(call, result) if known else result), known
+
+
+def tensors_to_save(config: CallConfig, tensors: CallTensors, known: bool) -> CallTensors:
+    """Tensors as the backward pass gets them, safe from updates of a memory.
+
+    Args:
+        config, tensors: of the call.
+        known: whether the forward pass has the gradients.
+    """
+    columns, column_labels = tensors.columns, tensors.column_labels
+    if columns is None or config.need_columns:
+        return tensors
+    if known:
+        return tensors._replace(columns=None, column_labels=None)
+    if config.spec.topology == "class":
+        return tensors
+    labels = None if column_labels is None else column_labels.clone()
+    return tensors._replace(columns=columns.clone(), column_labels=labels)
+
+
+def times(gradients: Gradients, grad_loss: Tensor) -> Gradients:
+    """Gradients for the upstream gradient () or, of the rows alone, (N,) of the loss."""
+    factor = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
+    d_rows, d_columns, d_threshold = (None if g is None else g * factor for g in gradients)
+    return d_rows, d_columns, d_threshold
+
+
+def scaled(gradients: Gradients, grad_loss: Tensor) -> Gradients:
+    """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing."""
+    if not grad_loss.is_cuda and grad_loss.item() == 1.0:
+        return gradients
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(grad_loss)
+    return gradients
+
+
+def of_inputs(
+    tensors: CallTensors,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+    d_threshold: Tensor | None,
+) -> Gradients:
+    """Gradients in the dtype and the shape of rows, columns and threshold."""
+    rows, columns, threshold = tensors.rows, tensors.columns, tensors.threshold
+    if d_rows is not None:
+        d_rows = d_rows.to(rows.dtype)
+    if d_columns is not None and columns is not None:
+        d_columns = d_columns.to(columns.dtype)
+        if tensors.column_index is not None:
+            index = tensors.column_index.long()
+            d_columns = torch.zeros_like(columns).index_add(0, index, d_columns)
+    if d_threshold is not None and threshold is not None:
+        d_threshold = d_threshold.to(threshold.dtype).reshape(threshold.shape)
+    return d_rows, d_columns, d_threshold
+
+
+def no_second_derivative(ctx, *_):
+    raise RuntimeError(
+        "fused losses are differentiable once: their backward pass has no derivative; "
+        'use backend="reference" for second derivatives'
+    )
+
+
+class Final(Function):
+    """Gradients that depend on the inputs, but have no derivative by them."""
+
+    @staticmethod
+    def forward(ctx, *tensors):
+        return tuple(None if t is None else t.view_as(t) for t in tensors)
+
+    backward = staticmethod(no_second_derivative)
+
+
+def by_input(tensors: CallTensors, grad_loss: Tensor, gradients: Gradients) -> tuple:
+    """Gradients in the order of an autograd function's inputs ``(config, *tensors)``."""
+    inputs = (grad_loss, tensors.rows, tensors.columns, tensors.threshold)
+    if torch.is_grad_enabled():
+        gradients = Final.apply(*inputs, *gradients)[len(inputs) :]
+    d_rows, d_columns, d_threshold = gradients
+    return None, d_rows, None, d_columns, None, None, d_threshold
