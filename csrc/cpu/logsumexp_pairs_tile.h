@@ -16,8 +16,8 @@ namespace unitsface::cpu {
 inline namespace UF_ISA {
 
 // Column of the tile that row i leaves out, -1 if none.
-inline int32_t left_out(int64_t i, int64_t skip, int64_t m) {
-  const int64_t column = skip == INT64_MIN ? -1 : i + skip;
+inline int32_t left_out(int64_t i, int64_t diagonal, int64_t m) {
+  const int64_t column = diagonal == INT64_MIN ? -1 : i + diagonal;
   return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
 }
 
@@ -82,8 +82,8 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
         continue;
       }
-      const float highest =
-          negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m, left_out(i, t.skip, t.m));
+      const float highest = negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m,
+                                                left_out(i, t.diagonal, t.m));
       const float shift = finite_shift(highest);
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -138,16 +138,16 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
       positives_row<kBoth>(policy, t.product + i * t.stride, t.a_labels[i], t.b_labels,
-                           static_cast<int32_t>(t.m), left_out(i, t.skip, t.m),
-                           t.a_log_negatives[i], t.b_log_negatives, t.a_loss + i, t.a_share + i,
-                           losses.data() + (kBoth ? unit * t.m : 0),
+                           static_cast<int32_t>(t.m), left_out(i, t.diagonal, t.m),
+                           t.a_log_negatives[i], t.b_log_negatives, t.a_loss + i,
+                           t.a_negative_prob + i, losses.data() + (kBoth ? unit * t.m : 0),
                            shares.data() + (kBoth ? unit * t.m : 0));
     }
   }
   for (int64_t unit = 0; kBoth && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       t.b_loss[j] += losses[unit * t.m + j];
-      t.b_share[j] += shares[unit * t.m + j];
+      t.b_negative_prob[j] += shares[unit * t.m + j];
     }
   }
 }
@@ -172,7 +172,7 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* __restrict b_negative = t.b_negative_weight;
   const float* __restrict b_positive = t.b_positive_weight;
   const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
-  const int32_t skipped = left_out(i, t.skip, t.m);
+  const int32_t skipped = left_out(i, t.diagonal, t.m);
   const float log_negatives = t.a_log_negatives[i];
   const float negative = t.a_negative_weight[i], positive = t.a_positive_weight[i];
   // The gradient may lie over the cosines, element by element.

@@ -45,12 +45,12 @@ struct RowSums {
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums scalar_row(const Policy policy, const float* __restrict cosine,
                    Gradient* __restrict gradient, int32_t label, const int32_t* __restrict labels,
-                   int64_t m, int64_t skip, float threshold, float weight,
+                   int64_t m, int64_t excluded, float threshold, float weight,
                    const float* __restrict weights, float mirror, float both,
                    float* __restrict column_loss) {
   float loss = 0.0f, dthreshold = 0.0f;
   const int32_t count = static_cast<int32_t>(m);
-  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
+  const int32_t skipped = excluded >= 0 && excluded < m ? static_cast<int32_t>(excluded) : -1;
 #pragma omp simd reduction(+ : loss, dthreshold)
   for (int32_t j = 0; j < count; ++j) {
     const int32_t other = labels[j];
@@ -73,13 +73,13 @@ RowSums scalar_row(const Policy policy, const float* __restrict cosine,
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums per_column_row(const Policy policy, const float* __restrict cosine,
                        Gradient* __restrict gradient, int32_t label,
-                       const int32_t* __restrict labels, int64_t m, int64_t skip, float a_threshold,
-                       const float* __restrict b_threshold, float weight,
+                       const int32_t* __restrict labels, int64_t m, int64_t excluded,
+                       float a_threshold, const float* __restrict b_threshold, float weight,
                        const float* __restrict weights, float mirror, float* __restrict column_loss,
                        float* __restrict column_dthreshold) {
   float loss = 0.0f, dthreshold = 0.0f;
   const int32_t count = static_cast<int32_t>(m);
-  const int32_t skipped = skip >= 0 && skip < m ? static_cast<int32_t>(skip) : -1;
+  const int32_t skipped = excluded >= 0 && excluded < m ? static_cast<int32_t>(excluded) : -1;
 #pragma omp simd reduction(+ : loss, dthreshold)
   for (int32_t j = 0; j < count; ++j) {
     const int32_t other = labels[j];
@@ -130,17 +130,17 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
         continue;
       }
       const float weight = t.a_weights == nullptr ? 1.0f : t.a_weights[i];
-      const int64_t skip = t.skip == INT64_MIN ? -1 : i + t.skip;
+      const int64_t excluded = t.diagonal == INT64_MIN ? -1 : i + t.diagonal;
       // A memory or a shard has no thresholds for the rows: the other direction is not asked for.
       const float own_threshold =
           t.per_column && t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
       const RowSums sums =
           t.per_column
               ? per_column_row<kGradient, kColumns>(
-                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, skip, own_threshold,
-                    t.b_threshold, weight, weights, mirror, columns, thresholds)
+                    policy, cosine, gradient, t.a_labels[i], t.b_labels, t.m, excluded,
+                    own_threshold, t.b_threshold, weight, weights, mirror, columns, thresholds)
               : scalar_row<kGradient, kColumns>(policy, cosine, gradient, t.a_labels[i], t.b_labels,
-                                                t.m, skip, t.b_threshold[0], weight, weights,
+                                                t.m, excluded, t.b_threshold[0], weight, weights,
                                                 mirror, both, columns);
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;

@@ -203,7 +203,7 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         | {"best": torch.zeros(n, 2), "position": torch.zeros(n, 2, dtype=torch.int32)},
         "CpuHistogramTile": tile | sides | {"counts": torch.zeros(2, 4 + 3, dtype=torch.int64)},
         "CpuPairNegatives": tile | sides | both("maximum", "total"),
-        "CpuPairPositives": tile | sides | both("log_negatives", "loss", "share"),
+        "CpuPairPositives": tile | sides | both("log_negatives", "loss", "negative_prob"),
         "CpuPairGradient": tile | sides | gradient
         | both("log_negatives", "negative_weight", "positive_weight"),
         "NormalizeRows": {"source": matrix, "index": index, "unit": torch.zeros(n, m)}
@@ -213,8 +213,8 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         "UpdateRows": {"weight": matrix, "gradient": torch.zeros(n, m), "index": index}
         | {"gradient_scale": torch.zeros(1), "first": matrix, "second": matrix},
         "Permuted": {"classes": index, "out": index},
-        "Product": {"a": torch.zeros(n, 2), "b": torch.zeros(m, 2), "out": torch.zeros(n, m)}
-        | {"scratch": torch.zeros(loader.extension().cpu.product_scratch(0, n, m, 2))},
+        "Gemm": {"a": torch.zeros(n, 2), "b": torch.zeros(m, 2), "out": torch.zeros(n, m)}
+        | {"scratch": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
     }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_the_extension_refuses_short_vectors(name: str) -> None:
         sizes["k"] = 2
     if kind == "CpuHistogramTile":
         sizes |= {"bins": 4, "slots": 7}
-    if kind == "Product":
+    if kind == "Gemm":
         sizes |= {"depth": 2, "a_row": 2, "a_depth": 1, "b_row": 2, "b_depth": 1}
     if name.endswith("per column"):
         sizes["per_column"] = True

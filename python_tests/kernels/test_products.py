@@ -22,7 +22,7 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 
 def _has_product(dtype: torch.dtype) -> bool:
-    return loader.failure() is None and loader.extension().cpu.has_product(DTYPE_CODES[dtype])
+    return loader.failure() is None and loader.extension().cpu.has_gemm(DTYPE_CODES[dtype])
 
 
 needs_product = pytest.mark.skipif(
@@ -85,8 +85,8 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
     native = loader.extension()
     (n, depth), m = left.shape, right.shape[1]
     dtype = DTYPE_CODES[left.dtype]
-    scratch = torch.full((native.cpu.product_scratch(dtype, n, m, depth),), torch.nan)
-    arguments = native.Product(
+    scratch = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
+    arguments = native.Gemm(
         a=strided_address(left),
         b=strided_address(right),
         dtype=dtype,
@@ -102,7 +102,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         add=add,
         scratch=address(scratch),
     )
-    native.cpu.product(arguments, threads)
+    native.cpu.gemm(arguments, threads)
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tenso
                 held[f"{side}_{kind}_weight"] = torch.rand(size, generator=generator)
     options = {"n": n, "m": m, "stride": m, "gradient_dtype": DTYPE_CODES[dtype]}
     if not classes:
-        options["skip"] = 2
+        options["diagonal"] = 2
     if spec.reduction == "sum":
         options |= {"mirrored": True, "per_column": spec.threshold == "per_column"}
     kernel, arguments = {
@@ -257,15 +257,15 @@ def test_normalize_rows_are_rounded_once() -> None:
 def test_float32_losses_by_either_products(spec: LossSpec, products: str, monkeypatch) -> None:
     """Whatever the processor prefers; all products are large enough for ours."""
     monkeypatch.setenv("UNITSFACE_CPU_PRODUCTS", products)
-    monkeypatch.setattr(cpu_engine, "SMALL_PRODUCT", 0)
+    monkeypatch.setattr(cpu_engine, "SMALL_GEMM", 0)
     used = []
-    method = cpu_engine.CpuEngine._own_product
+    method = cpu_engine.CpuEngine._own_gemm
 
     def spied(self, *arguments, **options):
         used.append(arguments)
         return method(self, *arguments, **options)
 
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_own_product", spied)
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_own_gemm", spied)
     p = problem(spec, rows=77, columns=130, dim=51)
     judge(Target("native", "cpu"), p, torch.float32)
     assert bool(used) == (products == "own" and _has_product(torch.float32))
@@ -283,7 +283,7 @@ from support.cases import problem
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.losses import REGISTRY
 
-print(loader.extension().cpu.isa(), loader.extension().cpu.has_product(1))
+print(loader.extension().cpu.isa(), loader.extension().cpu.has_gemm(1))
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     for name, spec in REGISTRY.items():
         for columns in (None, 130):

@@ -20,7 +20,7 @@ def precision(target: Target, dtype: torch.dtype) -> Precision:
     processor that has instructions for it, and the reference always; others may use tensor cores.
     """
     if target.backend == "native" and target.device == "cpu" and dtype == torch.bfloat16:
-        widened = not loader.extension().cpu.has_product(DTYPE_CODES[dtype])
+        widened = not loader.extension().cpu.has_gemm(DTYPE_CODES[dtype])
     else:
         widened = target.backend == "reference" or target == Target("native", "cpu")
     return Precision(torch.float32 if widened else dtype, truncated=target.interpreted)

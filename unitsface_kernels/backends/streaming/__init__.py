@@ -10,7 +10,18 @@ from ...losses import LossSpec
 from ..dense import dense
 from . import logsumexp, logsumexp_pairs, nearest, sum
 from .call import Call, ColumnSink, Gradients, Kept, Result, make_call
-from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from .engine import (
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Engine,
+    Nearest,
+    NegativeSums,
+    PairTile,
+    PairWeights,
+    PositiveSums,
+    SumTile,
+)
 from .shards import Shards
 
 _DRIVERS = {
@@ -42,10 +53,14 @@ def backward(call: Call, engine: Engine, state: Tensor | None, weights: Tensor) 
 
 __all__ = [
     "Call",
+    "ClassSums",
+    "ClassTile",
+    "ClassWeights",
     "ColumnSink",
     "Engine",
     "Gradients",
     "Kept",
+    "Nearest",
     "NegativeSums",
     "PairTile",
     "PairWeights",

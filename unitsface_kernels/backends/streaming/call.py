@@ -59,7 +59,7 @@ class Call:
         threshold: (1,) or, for ``spec.threshold == "per_column"``, one per identity or column.
         reduction: "mean", "sum" or "none".
         compute_dtype: operands of the matrix products; they accumulate in float32.
-        skip_tolerance: bound of what ``skipping.py`` may leave out of the gradients; 0: nothing.
+        skip_tolerance: bound of what ``filtering.py`` may leave out of the gradients; 0: nothing.
         kept: for more than the state to pass from forward to backward; None: nothing can.
         shards: the columns are this rank's part of the classes; None: they are all there are.
         sink: takes the gradient of the columns, a (m, D) float32 tile at a time that it may

@@ -1,4 +1,4 @@
-"""Triton backend: product, policy and reduction fused in one kernel per tile.
+"""Triton backend: GEMM, policy and reduction fused in one kernel per tile.
 
 Importing this module needs neither triton nor a GPU; what is missing is what
 :func:`unavailable` answers.
@@ -70,7 +70,7 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
 
 
 def _context(call: Call) -> ExitStack:
-    """Kernels launch on the tensors' device; autocast must not touch the library products."""
+    """Kernels launch on the tensors' device; autocast must not touch the library GEMMs."""
     stack = ExitStack()
     device = call.rows.device
     stack.enter_context(torch.autocast(device.type, enabled=False))

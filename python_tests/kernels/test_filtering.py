@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 import unitsface_kernels
 from unitsface_kernels import fused_uss_loss
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
-from unitsface_kernels.backends.streaming import logsumexp, skipping
+from unitsface_kernels.backends.streaming import filtering, logsumexp
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 TOLERANCE = 1e-3
@@ -98,8 +98,8 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
 def _decisions(monkeypatch) -> list[bool]:
     """Filled with whether tiles, or some rows of them, were left out."""
     decisions: list[bool] = []
-    covers, unpaid = skipping.Budget.covers, skipping.Budget.unpaid
-    negligible = skipping.negligible
+    covers, unpaid = filtering.Budget.covers, filtering.Budget.unpaid
+    negligible = filtering.negligible
 
     def spied_covers(*arguments) -> bool:
         decisions.append(covers(*arguments))
@@ -116,8 +116,8 @@ def _decisions(monkeypatch) -> list[bool]:
         decisions.extend(found)
         return found
 
-    monkeypatch.setattr(skipping.Budget, "covers", spied_covers)
-    monkeypatch.setattr(skipping.Budget, "unpaid", spied_unpaid)
+    monkeypatch.setattr(filtering.Budget, "covers", spied_covers)
+    monkeypatch.setattr(filtering.Budget, "unpaid", spied_unpaid)
     monkeypatch.setattr(logsumexp, "negligible", spied_negligible)
     return decisions
 
@@ -317,7 +317,7 @@ def test_nan_is_not_negligible(monkeypatch) -> None:
 )
 def test_negligible_tiles(masses: list[list[float]], tolerance: float) -> None:
     table = torch.tensor(masses)
-    skipped = torch.tensor(skipping.negligible(table, tolerance))
+    skipped = torch.tensor(filtering.negligible(table, tolerance))
     spent = table.double()[skipped].sum(dim=0)
     assert bool((spent <= tolerance * (1 + 1e-12)).all())
     # Every further tile that is no heavier than the lightest one kept would break the bound.
@@ -328,7 +328,7 @@ def test_negligible_tiles(masses: list[list[float]], tolerance: float) -> None:
 
 def test_negligible_tiles_with_nan() -> None:
     table = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
-    assert skipping.negligible(table, 1.0) == [False, True]
+    assert filtering.negligible(table, 1.0) == [False, True]
 
 
 def test_torch_compile_takes_it() -> None:
