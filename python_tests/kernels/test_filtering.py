@@ -174,13 +174,13 @@ def test_rows_that_a_model_knows_are_in_no_ones_way(monkeypatch) -> None:
     """One hard row in each block of rows: only those are multiplied again."""
     patched_blocks(monkeypatch, BLOCKS)
     shapes = []
-    method = CpuEngine.overwrite
+    method = CpuEngine.matmul
 
     def spied(self, left, right):
         shapes.append(left.shape[1])
         return method(self, left, right)
 
-    monkeypatch.setattr(CpuEngine, "overwrite", spied)
+    monkeypatch.setattr(CpuEngine, "matmul", spied)
     leaves, loss, _ = _leaves(REGISTRY["margin_softmax"], False, 0.0, "cpu")
     leaves["rows"][::8] = torch.randn(ROWS // 8, DIM)
     _gradients(partial(loss, backend="native"), leaves, torch.tensor(1.0), TOLERANCE)
@@ -227,7 +227,7 @@ def test_separated_classes_cost_one_product(monkeypatch) -> None:
     """What the tolerance is for: no gradient product at all where every row has its class."""
     patched_blocks(monkeypatch, BLOCKS)
     products = []
-    for name in ("accumulate", "overwrite"):
+    for name in ("addmm", "matmul"):
         method = getattr(CpuEngine, name)
 
         def counted(self, *arguments, method=method):
