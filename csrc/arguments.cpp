@@ -60,7 +60,7 @@ void bind_sum_tile(py::module_& m, const char* name) {
                 [](const Args& t) { return t.per_column && t.b_loss != nullptr ? t.n : 0; })
       .optional("b_dthreshold", &Args::b_dthreshold,
                 [](const Args& t) { return t.per_column ? t.m : 1; })
-      .field("skip", &Args::skip)
+      .field("diagonal", &Args::diagonal)
       .field("mirrored", &Args::mirrored)
       .check(
           [](const Args& t) {
@@ -85,7 +85,7 @@ void bind_histogram_tile(py::module_& m, const char* name) {
       .field("stride", &Args::stride)
       .field("a_labels", &Args::a_labels, rows)
       .field("b_labels", &Args::b_labels, columns)
-      .field("skip", &Args::skip)
+      .field("diagonal", &Args::diagonal)
       .field("upper", &Args::upper)
       .field("low", &Args::low)
       .field("scale", &Args::scale)
@@ -110,7 +110,7 @@ Fields<Args> pair_fields(py::module_& m, const std::string& name) {
       .field("stride", &Args::stride)
       .field("a_labels", &Args::a_labels, rows)
       .field("b_labels", &Args::b_labels, columns)
-      .field("skip", &Args::skip);
+      .field("diagonal", &Args::diagonal);
   return fields;
 }
 
@@ -126,15 +126,16 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
   pair_fields<P>(m, device + "PairPositives")
       .field("a_log_negatives", &P::a_log_negatives, rows)
       .field("a_loss", &P::a_loss, rows)
-      .field("a_share", &P::a_share, rows)
+      .field("a_negative_prob", &P::a_negative_prob, rows)
       .optional("b_log_negatives", &P::b_log_negatives, columns)
       .optional("b_loss", &P::b_loss, columns)
-      .optional("b_share", &P::b_share, columns)
+      .optional("b_negative_prob", &P::b_negative_prob, columns)
       .check(
           [](const P& t) {
-            return t.b_loss == nullptr || (t.b_share != nullptr && t.b_log_negatives != nullptr);
+            return t.b_loss == nullptr ||
+                   (t.b_negative_prob != nullptr && t.b_log_negatives != nullptr);
           },
-          "b_log_negatives, b_loss and b_share go together");
+          "b_log_negatives, b_loss and b_negative_prob go together");
   pair_fields<G>(m, device + "PairGradient")
       .field("gradient", &G::gradient, gradient_tile)
       .field("gradient_dtype", &G::gradient_dtype)

@@ -208,8 +208,8 @@ void bind_cuda(py::module_ m) {
   });
   m.def("compiled_archs", &cuda::compiled_archs);
   m.def("image_failure", &cuda::image_failure);
-  m.def("sum_tile_scratch", &cuda::sum_tile_scratch);
-  m.def("logsumexp_tile_scratch", &cuda::logsumexp_tile_scratch);
+  m.def("sum_tile_workspace", &cuda::sum_tile_scratch);
+  m.def("logsumexp_tile_workspace", &cuda::logsumexp_tile_scratch);
   m.def(
       "sum_tile",
       [](const std::string& loss, Params params, const cuda::SumTile& args, const Span& scratch,
@@ -257,8 +257,8 @@ void bind_cuda(py::module_ m) {
         cuda::histogram_tile(args, handle(stream));
       },
       Unlock());
-  m.def("pair_negatives_tile_scratch", &cuda::pair_statistics_scratch);
-  m.def("pair_positives_tile_scratch", &cuda::pair_statistics_scratch);
+  m.def("pair_negatives_tile_workspace", &cuda::pair_statistics_scratch);
+  m.def("pair_positives_tile_workspace", &cuda::pair_statistics_scratch);
   bind_cuda_pair_tile(m, "pair_negatives_tile", &cuda::pair_negatives_tile);
   bind_cuda_pair_tile(m, "pair_positives_tile", &cuda::pair_positives_tile);
   m.def(
@@ -292,7 +292,7 @@ void bind_cuda(py::module_ m) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Tile kernels of unitsface_kernels; see csrc/include/unitsface/tile_args.h.";
-  m.attr("NO_SKIP") = INT64_MIN;
+  m.attr("NO_DIAGONAL") = INT64_MIN;
   m.attr("cuda_absence") = UF_CUDA_ABSENCE;  // Why there are no CUDA kernels; "" if there are.
   bind_arguments(m);
   bind_cpu(m.def_submodule("cpu"));

@@ -10,7 +10,9 @@ from types import ModuleType
 
 import torch
 
+from .backends.histogram import ReferenceScores, ScoreEngine
 from .backends.native import DTYPES, loader
+from .backends.native import score_engine as score_kernels
 from .validate import choice
 
 BACKENDS = ("reference", "native", "triton")
@@ -103,3 +105,36 @@ def _resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
             f"available here: {others}"
         )
     return backend
+
+
+# --- device work outside the losses ---------------------------------------------------------------
+
+#: Backends that count scores.
+SCORES = ("native", "reference")
+
+
+def score_engine(backend: str, device: torch.device, dtype: torch.dtype) -> ScoreEngine:
+    """What computes and counts scores of ``dtype`` features; ``backend`` as for :func:`resolve`.
+
+    ``UNITSFACE_BACKEND`` overrides "auto" if it names one of ``SCORES``; "triton" does not.
+    """
+    choice("backend", backend, ("auto", *SCORES))
+    if backend == "auto":
+        backend = os.environ.get("UNITSFACE_BACKEND", "auto")
+    if backend not in SCORES:
+        reason = unavailable("native", device, dtype)
+        backend = "native" if reason is None else "reference"
+        if reason is not None and meant_for_kernels(device, dtype):
+            loader.warn_of_fallback(f"native: {reason}")
+    found = resolve(backend, device, dtype)
+    return score_kernels(device) if found == "native" else ReferenceScores(device)
+
+
+def row_kernels(device: torch.device) -> ModuleType | None:
+    """Kernels on rows by index, ``backends/native/rows.py``; None: Torch operations do the work."""
+    if unavailable("native", device, torch.float32) is None:
+        return load("native.rows")
+    reason = loader.failure()
+    if reason is not None and device.type in ("cpu", "cuda"):
+        loader.warn_of_fallback(reason)
+    return None

@@ -35,8 +35,8 @@ struct RowPairs {
 };
 
 inline RowPairs row_pairs(const HistogramTile& t, int64_t i) {
-  if (t.skip == INT64_MIN) return {0, -1};
-  const int64_t skipped = i + t.skip;
+  if (t.diagonal == INT64_MIN) return {0, -1};
+  const int64_t skipped = i + t.diagonal;
   if (!t.upper) return {0, skipped};
   return {skipped < 0 ? 0 : skipped + 1, -1};
 }

@@ -77,7 +77,7 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
         continue;
       }
       const float highest = negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m,
-                                                excluded_column(i, t.skip, t.m));
+                                                excluded_column(i, t.diagonal, t.m));
       const float shift = finite_shift(highest);
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -103,7 +103,7 @@ void positives_row(const Policy policy, const PairPositives& t, int64_t i,
   const float* __restrict cosine = t.product + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_log_negatives = t.b_log_negatives;
-  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   const float log_negatives = t.a_log_negatives[i];
   float loss = 0.0f, share = 0.0f;
@@ -121,7 +121,7 @@ void positives_row(const Policy policy, const PairPositives& t, int64_t i,
     }
   }
   t.a_loss[i] += loss;
-  t.a_share[i] += share;
+  t.a_negative_prob[i] += share;
 }
 
 template <bool kBoth, class Policy>
@@ -141,7 +141,7 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
   for (int64_t unit = 0; kBoth && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       t.b_loss[j] += losses[unit * t.m + j];
-      t.b_share[j] += shares[unit * t.m + j];
+      t.b_negative_prob[j] += shares[unit * t.m + j];
     }
   }
 }
@@ -166,7 +166,7 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* __restrict b_negative = t.b_negative_weight;
   const float* __restrict b_positive = t.b_positive_weight;
   const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
-  const int32_t skipped = excluded_column(i, t.skip, t.m);
+  const int32_t skipped = excluded_column(i, t.diagonal, t.m);
   const float log_negatives = t.a_log_negatives[i];
   const float negative = t.a_negative_weight[i], positive = t.a_positive_weight[i];
   // The gradient may lie over the cosines, element by element.

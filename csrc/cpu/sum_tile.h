@@ -44,9 +44,9 @@ inline float row_weight(const SumTile& t, int64_t i) {
   return t.a_weights == nullptr ? 1.0f : t.a_weights[i];
 }
 
-// Excluded column of row i, -1 if none; `skip` is the tile's excluded diagonal.
-inline int32_t excluded_column(int64_t i, int64_t skip, int64_t m) {
-  const int64_t column = skip == INT64_MIN ? -1 : i + skip;
+// Excluded column of row i, -1 if none; `diagonal` is the tile's excluded diagonal.
+inline int32_t excluded_column(int64_t i, int64_t diagonal, int64_t m) {
+  const int64_t column = diagonal == INT64_MIN ? -1 : i + diagonal;
   return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
 }
 
@@ -56,7 +56,7 @@ RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* _
                    const float* __restrict weights, float* __restrict column_loss) {
   const float* __restrict cosine = t.product + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
-  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   const float threshold = t.b_threshold[0], weight = row_weight(t, i);
   const float mirror = t.mirrored ? 1.0f : 0.0f;  // the gradient counts both directions of a pair
@@ -88,7 +88,7 @@ RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
   const float* __restrict cosine = t.product + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_threshold = t.b_threshold;
-  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.skip, t.m);
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   // A memory or a shard has no thresholds for the rows, and no other direction is computed.
   const float a_threshold = t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;

@@ -53,12 +53,12 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t j = first_column + k * kThreads + threadIdx.x;
     labels[k] = j < args.m ? __ldg(args.b_labels + j) : -1;
   }
-  const bool some_left_out = args.skip != INT64_MIN;
+  const bool some_left_out = args.diagonal != INT64_MIN;
   for (int64_t i = first_row; i < end_row; ++i) {
     const int64_t label = __ldg(args.a_labels + i);
     if (label < 0) continue;
     int64_t* counts = args.counts + (args.per_row ? i * 2 * args.slots : 0);
-    const int64_t skipped = some_left_out ? i + args.skip : -1;
+    const int64_t skipped = some_left_out ? i + args.diagonal : -1;
     float scores[kItems];
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {

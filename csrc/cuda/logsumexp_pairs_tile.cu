@@ -67,7 +67,7 @@ struct RowPlace {
   int width, skipped;  // columns of the span; the excluded one among them, or negative
 };
 
-__device__ __forceinline__ RowPlace row_place(int64_t m, int64_t skip, int64_t segments) {
+__device__ __forceinline__ RowPlace row_place(int64_t m, int64_t diagonal, int64_t segments) {
   RowPlace place;
   place.segment = blockIdx.x % static_cast<unsigned>(segments);
   place.row = static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(segments)) * kWarps +
@@ -75,7 +75,7 @@ __device__ __forceinline__ RowPlace row_place(int64_t m, int64_t skip, int64_t s
   place.first_column = static_cast<int64_t>(place.segment) * kSpan;
   place.width = static_cast<int>(min(m - place.first_column, static_cast<int64_t>(kSpan)));
   // Unsigned: INT64_MIN wraps to far outside the span.
-  const uint64_t excluded = static_cast<uint64_t>(place.row) + static_cast<uint64_t>(skip) -
+  const uint64_t excluded = static_cast<uint64_t>(place.row) + static_cast<uint64_t>(diagonal) -
                             static_cast<uint64_t>(place.first_column);
   place.skipped = excluded < kSpan ? static_cast<int>(excluded) : -kSpan;
   return place;
@@ -87,14 +87,14 @@ struct ColumnPlace {
   int height, skipped;
 };
 
-__device__ __forceinline__ ColumnPlace column_place(int64_t n, int64_t m, int64_t skip) {
+__device__ __forceinline__ ColumnPlace column_place(int64_t n, int64_t m, int64_t diagonal) {
   ColumnPlace place;
   const unsigned blocks = static_cast<unsigned>(divide_up(m, kThreads));
   place.segment = blockIdx.x / blocks;
   place.column = static_cast<int64_t>(blockIdx.x % blocks) * kThreads + threadIdx.x;
   place.first_row = place.segment * kDepth;
   place.height = static_cast<int>(min(n - place.first_row, static_cast<int64_t>(kDepth)));
-  const uint64_t excluded = static_cast<uint64_t>(place.column) - static_cast<uint64_t>(skip) -
+  const uint64_t excluded = static_cast<uint64_t>(place.column) - static_cast<uint64_t>(diagonal) -
                             static_cast<uint64_t>(place.first_row);
   place.skipped = excluded < kDepth ? static_cast<int>(excluded) : -1;
   return place;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                                const Partials partials) {
   using Lane = Columns<kVector, kItems>;
   const int lane = threadIdx.x % kLanes;
-  const RowPlace place = row_place(args.m, args.skip, partials.segments);
+  const RowPlace place = row_place(args.m, args.diagonal, partials.segments);
   if (place.row >= args.n) return;
   const int64_t label = __ldg(args.a_labels + place.row);
   const int64_t* labels = args.b_labels + place.first_column + Lane::first(lane);
@@ -142,7 +142,7 @@ template <class Policy>
 __global__ void __launch_bounds__(kThreads, 2)
     pair_negatives_columns_kernel(const Policy policy, const PairNegatives args,
                                   const Partials partials) {
-  const ColumnPlace place = column_place(args.n, args.m, args.skip);
+  const ColumnPlace place = column_place(args.n, args.m, args.diagonal);
   if (place.column >= args.m) return;
   const int64_t label = __ldg(args.b_labels + place.column);
   const float* column = args.product + place.first_row * args.stride + place.column;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads)
     pair_positives_rows_kernel(const Policy policy, const PairPositives args,
                                const Partials partials) {
   const int lane = threadIdx.x % kLanes;
-  const RowPlace place = row_place(args.m, args.skip, partials.segments);
+  const RowPlace place = row_place(args.m, args.diagonal, partials.segments);
   if (place.row >= args.n) return;
   const int64_t label = __ldg(args.a_labels + place.row);
   const float log_negatives = __ldg(args.a_log_negatives + place.row);
@@ -195,7 +195,7 @@ template <class Policy>
 __global__ void __launch_bounds__(kThreads)
     pair_positives_columns_kernel(const Policy policy, const PairPositives args,
                                   const Partials partials) {
-  const ColumnPlace place = column_place(args.n, args.m, args.skip);
+  const ColumnPlace place = column_place(args.n, args.m, args.diagonal);
   if (place.column >= args.m) return;
   const int64_t label = __ldg(args.b_labels + place.column);
   const float log_negatives = __ldg(args.b_log_negatives + place.column);
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const float row_log_negatives = __ldg(args.a_log_negatives + i);
       const float row_negative = __ldg(args.a_negative_weight + i);
       const float row_positive = __ldg(args.a_positive_weight + i);
-      const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.skip) -
+      const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.diagonal) -
                                 static_cast<uint64_t>(first_column);
       const int skipped =
           excluded < kGradientSpan ? static_cast<int>(excluded) - Lane::first(lane) : -1;
@@ -347,11 +347,11 @@ void launch_pair_positives(const Policy& policy, const PairPositives& args, floa
     const Directions to(args.n, args.m, scratch);
     launch("pair_positives_tile", pair_positives_rows_kernel<Policy>, to.row_blocks(), 1, stream,
            policy, args, to.rows);
-    launch_fold<PlainSums>(to.rows, args.a_loss, args.a_share, stream);
+    launch_fold<PlainSums>(to.rows, args.a_loss, args.a_negative_prob, stream);
     if (args.b_loss == nullptr) return;
     launch("pair_positives_tile (columns)", pair_positives_columns_kernel<Policy>,
            to.column_blocks(), 1, stream, policy, args, to.columns);
-    launch_fold<PlainSums>(to.columns, args.b_loss, args.b_share, stream);
+    launch_fold<PlainSums>(to.columns, args.b_loss, args.b_negative_prob, stream);
   }
 }
 

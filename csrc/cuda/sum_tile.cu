@@ -119,13 +119,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = row + r;
       // Unsigned: INT64_MIN wraps to far outside the span.
-      const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.skip) -
+      const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.diagonal) -
                                 static_cast<uint64_t>(first_column);
-      const int skip = excluded < kSpan ? static_cast<int>(excluded) - Lane::first(lane) : -1;
+      const int left_out = excluded < kSpan ? static_cast<int>(excluded) - Lane::first(lane) : -1;
       float gradient[kItems];
 #pragma unroll
       for (int k = 0; k < kItems; ++k) {
-        const bool counted = row_labels[r] >= 0 && labels[k] >= 0 && skip != Lane::offset(k);
+        const bool counted = row_labels[r] >= 0 && labels[k] >= 0 && left_out != Lane::offset(k);
         const PairTerms terms = evaluate_pair<kSeparate>(
             policy, cosines[r][k], row_labels[r] == labels[k], thresholds[k], row_thresholds[r],
             {row_weights[r], mirror * weights[k], other * weights[k]});

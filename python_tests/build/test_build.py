@@ -220,7 +220,7 @@ def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **g
         n=n,
         m=m,
         stride=m,
-        skip=native.NO_SKIP,
+        diagonal=native.NO_DIAGONAL,
         mirrored=True,
         **{name: address(tensor) for name, tensor in (held | found).items()},
     )
@@ -273,10 +273,10 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
             f"{side}_maximum": torch.full((size,), -torch.inf),
             f"{side}_total": torch.zeros(size),
             f"{side}_loss": torch.zeros(size),
-            f"{side}_share": torch.zeros(size),
+            f"{side}_negative_prob": torch.zeros(size),
         }
     labels = [torch.arange(size, dtype=torch.int32) % 7 - 1 for size in (n, m)]
-    shared = {"n": n, "m": m, "stride": m, "skip": native.NO_SKIP}
+    shared = {"n": n, "m": m, "stride": m, "diagonal": native.NO_DIAGONAL}
     shared |= {"a_labels": address(labels[0]), "b_labels": address(labels[1])}
 
     def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
@@ -294,7 +294,7 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
         f"{side}_log_negatives": found[f"{side}_maximum"] + torch.log(found[f"{side}_total"])
         for side in "ab"
     }
-    run("pair_positives_tile", "CpuPairPositives", some("loss", "share") | log_negatives)
+    run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_negatives)
     gradient = product.clone()
     generator = torch.Generator().manual_seed(3)
     weights = {

@@ -18,7 +18,7 @@ import torch
 from support.helpers import PACKAGE, ROOT
 
 from unitsface_kernels import PartialFC, dispatch, fused_uss_loss, resolve_backend
-from unitsface_kernels.backends.native import images, loader, rows
+from unitsface_kernels.backends.native import images, loader
 
 # --- setup.py -------------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ def test_auto_takes_no_kernels_that_the_device_cannot_run(gpus) -> None:
         assert dispatch.resolve("auto", old, torch.float32) == "reference"
     with pytest.raises(ValueError, match=r"machine code for 8\.0 and 9\.0.*7\.5"):
         dispatch.resolve("native", old, torch.bfloat16)
-    assert not rows.usable(old)
+    assert dispatch.row_kernels(old) is None
     for device in ("cuda", torch.device("cuda", 0)):
         assert dispatch.resolve("native", device, torch.float32) == "native"
     gpus[0] = (8, 9)
@@ -253,7 +253,7 @@ def test_falling_back_for_want_of_the_extension_is_said_once(monkeypatch, fresh,
     assert resolve_backend("auto", "cpu", torch.float64) == "reference"
     with pytest.raises(ValueError, match="played away"):
         PartialFC("cosface", embedding_size=8, num_classes=4)(feats, labels)
-    assert not rows.usable(torch.device("cpu"))
+    assert dispatch.row_kernels(torch.device("cpu")) is None
 
 
 def test_nothing_is_said_of_tensors_that_no_kernel_is_for(recwarn, fresh) -> None:

@@ -113,6 +113,55 @@ def test_checks_in_validate_are_shared() -> None:
             assert uses > 1 or name in alone, name
 
 
+def _strided_ranges(path: Path) -> list[int]:
+    """Lines of loops over ``range`` with a step: an order of blocks."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "range"
+        and len(node.args) == 3
+    ]
+
+
+def test_one_file_orders_tiles() -> None:
+    """Drivers and metrics take their tiles from ``tiles.py`` and its blocks from nowhere else."""
+    scheduler = PACKAGE / "backends" / "streaming" / "tiles.py"
+    assert len(_strided_ranges(scheduler)) == 1
+    for folder in (scheduler.parent, PACKAGE / "metrics"):
+        for path in _sources(folder, ".py"):
+            if path != scheduler:
+                assert _strided_ranges(path) == [], _name(path)
+
+
+def test_kernels_are_reached_through_the_dispatcher() -> None:
+    """Only it, and ``python -m unitsface_kernels``, which reports on it, import the extension's."""
+    found = set()
+    for path in _sources(PACKAGE, ".py"):
+        if (PACKAGE / "backends") in path.parents:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+                if any(re.search(r"backends\.native\b", name) for name in names):
+                    found.add(_name(path))
+    assert found == {"unitsface_kernels/dispatch.py", "unitsface_kernels/__main__.py"}
+
+
+def test_tile_work_takes_few_arguments() -> None:
+    """At most 10 in engines and drivers; kernels of Triton take every tensor on its own."""
+    for path in _sources(PACKAGE / "backends", ".py"):
+        if path.name == "call.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            jitted = any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+            count = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+            assert jitted or count <= 10, f"{_name(path)}:{node.lineno} {node.name}: {count}"
+
+
 @pytest.mark.parametrize("folder", ["train", "bench"])
 def test_applications_import_only_the_public_api(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):

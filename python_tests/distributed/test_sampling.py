@@ -10,7 +10,7 @@ from support.helpers import DEVICES
 from support.tolerances import check_uniform
 from torch import Tensor
 
-from unitsface_kernels.backends.native import rows as native
+from unitsface_kernels import dispatch
 from unitsface_kernels.distributed.partial_fc.permutation import (
     Permutation,
     draw_key,
@@ -29,7 +29,7 @@ each_device = pytest.mark.parametrize("device", DEVICES)
 @pytest.fixture
 def in_torch(monkeypatch):
     """No extension: what runs then is Torch."""
-    monkeypatch.setattr(native, "usable", lambda device: False)
+    monkeypatch.setattr(dispatch, "row_kernels", lambda device: None)
 
 
 # --- the permutation ------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_bijection_and_its_inverse(size: int, key: int) -> None:
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("size", [*SIZES, 2**31 + 11, 2**33, 2**62])
 def test_kernels_give_the_same_bits(size: int, key: int, device: str) -> None:
-    assert native.usable(torch.device(device))
+    assert dispatch.row_kernels(torch.device(device)) is not None
     wanted = Permutation(size, key).at(torch.arange(min(size, 1000)))
     got = first_classes(size, key, min(size, 1000), torch.device(device))
     assert torch.equal(got.cpu(), wanted)
@@ -132,7 +132,7 @@ def test_sample(name: str, step: int, device: str) -> None:
 def test_torch_draws_the_same(name: str, monkeypatch) -> None:
     labels, size, wanted = CASES[name]
     found = sample_classes(labels, size, wanted, seed=7, rank=0, step=3)
-    monkeypatch.setattr(native, "usable", lambda device: False)
+    monkeypatch.setattr(dispatch, "row_kernels", lambda device: None)
     for got, other in zip(
         sample_classes(labels, size, wanted, seed=7, rank=0, step=3), found, strict=True
     ):

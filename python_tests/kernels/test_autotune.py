@@ -144,9 +144,9 @@ def test_without_a_search_nothing_runs_and_nothing_is_written(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda entry: entry["product"].update(block_k=48),
-        lambda entry: entry["product"].update(num_warps="8"),
-        lambda entry: entry["product"].pop("parts"),
+        lambda entry: entry["tile"].update(block_k=48),
+        lambda entry: entry["tile"].update(num_warps="8"),
+        lambda entry: entry["tile"].pop("epilogue_subtiles"),
         lambda entry: entry["wave"].update(rows=7, unknown=1),
         lambda entry: entry.pop("wave"),
     ],
@@ -164,6 +164,19 @@ def test_an_entry_that_no_search_can_have_found_is_ignored(tmp_path: Path, damag
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once, not with every call
         assert search(tuner, given, search=False) == BASE
+
+
+def test_a_result_with_the_former_names_of_its_fields_is_read(tmp_path: Path) -> None:
+    given = clock(blocks=0.5)
+    found = search(Tuner(Store(tmp_path, HERE), given), given)
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    entry = content["entries"][KEY]
+    entry["product"] = tile = entry.pop("tile")
+    tile["parts"], tile["group"] = tile.pop("epilogue_subtiles"), tile.pop("group_m")
+    path.write_text(json.dumps(content))
+    assert found != BASE
+    assert search(Tuner(Store(tmp_path, HERE), given), given, search=False) == found
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path) -> None:
@@ -260,16 +273,16 @@ def test_candidates_keep_what_kernels_rely_on(architecture: int, kind: str, dtyp
     torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     config = configs.select(architecture, torch_dtype, DTYPES[dtype])
     shipped = getattr(config, autotune.SLOTS[kind])
-    found = autotune.products(shipped, kind)
+    found = autotune.tile_configs(shipped, kind)
     assert found[0] == shipped
     assert len(found) == len(set(found)) >= 5
-    for product in found:
-        assert 64 % product.block_k == 0
-        sizes = (product.block_m, product.block_n, product.block_k, product.num_warps)
-        assert all(size > 0 and size & (size - 1) == 0 for size in (*sizes, product.parts))
-        assert product.parts in (1, 2, 4, 8)
+    for tile in found:
+        assert 64 % tile.block_k == 0
+        sizes = (tile.block_m, tile.block_n, tile.block_k, tile.num_warps)
+        assert all(size > 0 and size & (size - 1) == 0 for size in (*sizes, tile.epilogue_subtiles))
+        assert tile.epilogue_subtiles in (1, 2, 4, 8)
         # Both passes must see the same cosines.
-        assert kind in autotune.ONE_PASS or product.block_k == shipped.block_k
+        assert kind in autotune.ONE_PASS or tile.block_k == shipped.block_k
     for wave in autotune.waves(config.wave):
         assert wave.gradient_bytes // (2 * 64) >= wave.gradient_rows
         assert min(wave.columns, wave.rows) % 64 == 0
@@ -291,7 +304,7 @@ def test_candidates_compute_the_same(loss: str) -> None:
         assert kind is not None
         base = shipped_config(call)
         shipped = getattr(base, autotune.SLOTS[kind])
-        choices = [Choice(p, base.wave) for p in autotune.products(shipped, kind)[::3]]
+        choices = [Choice(p, base.wave) for p in autotune.tile_configs(shipped, kind)[::3]]
         choices += [Choice(shipped, wave) for wave in autotune.waves(base.wave)[1::3]]
         results = []
         for choice in choices:

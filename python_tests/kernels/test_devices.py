@@ -9,7 +9,7 @@ import torch
 from support.helpers import run_python
 
 from unitsface_kernels import validate
-from unitsface_kernels.backends.triton import launch, products
+from unitsface_kernels.backends.triton import launch, matmul
 from unitsface_kernels.distributed import collectives
 from unitsface_kernels.validate import label_ranges
 
@@ -80,14 +80,14 @@ def test_the_tensors_device_decides_launches(monkeypatch) -> None:
     assert launch.capability(torch.device("cuda", 0)) == 80
 
 
-# --- products -------------------------------------------------------------------------------------
+# --- matmul ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def factors() -> tuple[torch.Tensor, ...]:
-    products._mixes.cache_clear()
+    matmul._mixes.cache_clear()
     yield torch.zeros(2, 2), *(torch.eye(2, dtype=torch.bfloat16) for _ in range(2))
-    products._mixes.cache_clear()
+    matmul._mixes.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_errors_are_no_refusal(monkeypatch, factors, error) -> None:
     monkeypatch.setattr(torch, "addmm", addmm)
     fails = [True]
     with pytest.raises(type(error), match=str(error)):
-        products._accumulate_mixed(*factors)
+        matmul._addmm_mixed(*factors)
     fails[0] = False
-    products._accumulate_mixed(*factors)
+    matmul._addmm_mixed(*factors)
     assert calls[-1] == (2, 2)
     fails[0] = True
     with pytest.raises(type(error), match=str(error)):
-        products._accumulate_mixed(*factors)
+        matmul._addmm_mixed(*factors)
     fails[0] = False
-    products._accumulate_mixed(*factors)
+    matmul._addmm_mixed(*factors)
     assert calls[-1] == (2, 2)
 
 
@@ -128,7 +128,7 @@ def test_a_refusal_is_remembered(monkeypatch, factors) -> None:
     monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
     total, left, right = factors
     for _ in range(3):
-        products._accumulate_mixed(total, left, right)
+        matmul._addmm_mixed(total, left, right)
     assert len(calls) == 1
     assert torch.equal(total, 3 * torch.eye(2))
 

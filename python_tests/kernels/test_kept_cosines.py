@@ -19,13 +19,13 @@ def _run(feats: Tensor, weight: Tensor, labels: Tensor, **options) -> tuple[Tens
 
 def _count_products(monkeypatch) -> list[tuple[int, ...]]:
     products: list[tuple[int, ...]] = []
-    method = CpuEngine._product
+    method = CpuEngine.cosines
 
     def counted(self, a, b, *out):
         products.append((a.shape[0], b.shape[0]))
         return method(self, a, b, *out)
 
-    monkeypatch.setattr(CpuEngine, "_product", counted)
+    monkeypatch.setattr(CpuEngine, "cosines", counted)
     return products
 
 

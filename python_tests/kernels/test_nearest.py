@@ -82,7 +82,8 @@ def _found(
     position = torch.full(best.shape, -1, dtype=torch.int32, device=target.device)
     own = torch.zeros(a.shape[0], device=target.device)
     for start, stop in itertools.pairwise(tiles):
-        engine.nearest_tile(a, b[start:stop], targets, start, best, position, own)
+        tile = streaming.ClassTile(a, b[start:stop], targets, start)
+        engine.nearest_tile(tile, streaming.Nearest(best, position, own))
     return best.cpu(), position.cpu().long(), own.cpu()
 
 
@@ -139,13 +140,13 @@ def test_a_large_count_takes_several_launches(
     from unitsface_kernels.backends.triton import nearest_tile
 
     launches = []
-    run = nearest_tile.launch.run_product
+    run = nearest_tile.launch.run_tile
 
     def counting(*args, **options):
         launches.append(1)
         run(*args, **options)
 
-    monkeypatch.setattr(nearest_tile.launch, "run_product", counting)
+    monkeypatch.setattr(nearest_tile.launch, "run_tile", counting)
     monkeypatch.setattr(nearest_tile, "CANDIDATE_BYTES", 5 * 64 * 8)
     generator = torch.Generator().manual_seed(5)
     a, b = _features(5, 2, generator), _features(160, 2, generator)

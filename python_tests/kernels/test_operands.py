@@ -203,7 +203,7 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         | {"best": torch.zeros(n, 2), "position": torch.zeros(n, 2, dtype=torch.int32)},
         "CpuHistogramTile": tile | sides | {"counts": torch.zeros(2, 4 + 3, dtype=torch.int64)},
         "CpuPairNegatives": tile | sides | both("maximum", "total"),
-        "CpuPairPositives": tile | sides | both("log_negatives", "loss", "share"),
+        "CpuPairPositives": tile | sides | both("log_negatives", "loss", "negative_prob"),
         "CpuPairGradient": tile | sides | gradient
         | both("log_negatives", "negative_weight", "positive_weight"),
         "NormalizeRows": {"source": matrix, "index": index, "unit": torch.zeros(n, m)}

@@ -201,7 +201,7 @@ def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tenso
                 held[f"{side}_{kind}_weight"] = torch.rand(size, generator=generator)
     options = {"n": n, "m": m, "stride": m, "gradient_dtype": DTYPE_CODES[dtype]}
     if not classes:
-        options["skip"] = 2
+        options["diagonal"] = 2
     if spec.reduction == "sum":
         options |= {"mirrored": True, "per_column": spec.threshold == "per_column"}
     kernel, arguments = {
@@ -257,15 +257,15 @@ def test_normalize_rows_are_rounded_once() -> None:
 def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -> None:
     """Independent of the processor's default; no matmul is too small for the own GEMM."""
     monkeypatch.setenv("UNITSFACE_CPU_GEMM", gemm)
-    monkeypatch.setattr(cpu_engine, "SMALL_PRODUCT", 0)
+    monkeypatch.setattr(cpu_engine, "SMALL_GEMM", 0)
     used = []
-    method = cpu_engine.CpuEngine._own_product
+    method = cpu_engine.CpuEngine._own_gemm
 
     def spied(self, *arguments, **options):
         used.append(arguments)
         return method(self, *arguments, **options)
 
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_own_product", spied)
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_own_gemm", spied)
     p = problem(spec, rows=77, columns=130, dim=51)
     judge(Target("native", "cpu"), p, torch.float32)
     assert bool(used) == (gemm == "own" and _has_gemm(torch.float32))
@@ -286,7 +286,7 @@ def test_the_earlier_name_of_the_variable_is_read(
     monkeypatch.setattr(loader.extension().cpu, "has_gemm", lambda dtype: True)
     monkeypatch.setattr(loader.extension().cpu, "own_float32_gemm", lambda: True)
     engine = cpu_engine.CpuEngine(None, torch.device("cpu"))
-    assert engine.library_product == library
+    assert engine.library_gemm == library
 
 
 # --- when they are used ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unitsface_kernels.backends import triton as backend
 from unitsface_kernels.backends.reference import cosines
-from unitsface_kernels.backends.streaming import Call, SumTile
+from unitsface_kernels.backends.streaming import Call, ClassSums, ClassTile, ClassWeights, SumTile
 from unitsface_kernels.losses import REGISTRY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,7 +173,7 @@ def test_sum_tile(
         *(a_loss, b_loss, d_threshold),
         a_start=start,
         b_start=0,
-        skip=None if kind in ("memory", "remote") else start,
+        diagonal=None if kind in ("memory", "remote") else start,
         mirrored=kind != "memory",
         gradient=True,
     )
@@ -188,9 +188,9 @@ def test_sum_tile(
     if b_loss is not None:
         assert relative(b_loss - 1, want["b_loss"]) < tolerance
     found = torch.zeros(n, 50, device=DEVICE)
-    engine.accumulate(found, gradient, b)
+    engine.addmm(found, gradient, b)
     assert relative(found, want["gradient"] @ b.double()) < tolerance
-    assert relative(engine.overwrite(gradient.T, a), want["gradient"].T @ a.double()) < tolerance
+    assert relative(engine.matmul(gradient.T, a), want["gradient"].T @ a.double()) < tolerance
     expected = torch.zeros(d_threshold.shape, dtype=torch.float64, device=DEVICE)
     if per_column:
         expected[start : start + n] += want["d_a"]
@@ -212,7 +212,7 @@ def test_sum_tile_of_losses_only_equals_the_one_with_gradients() -> None:
             *(unit, unit, labels, labels, threshold, threshold, None, None, loss, None, None),
             a_start=128,
             b_start=128,
-            skip=0,
+            diagonal=0,
             mirrored=True,
             gradient=gradient,
         )
@@ -223,15 +223,15 @@ def test_sum_tile_of_losses_only_equals_the_one_with_gradients() -> None:
 
 def statistics(
     engine: TritonEngine, rows: Tensor, columns: Tensor, targets: Tensor, waves: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ClassSums:
     count = rows.shape[0]
     unit, _ = engine.normalize_rows(rows, 0, count)
     maximum = torch.full((count,), -torch.inf, device=DEVICE)
-    total, target_cosine = torch.zeros(2, count, device=DEVICE)
+    sums = ClassSums(maximum, *torch.zeros(2, count, device=DEVICE))
     for start, stop in itertools.pairwise(waves):
         tile, _ = engine.normalize_rows(columns, start, stop, reuse=True)
-        engine.logsumexp_tile(unit, tile, targets, start, maximum, total, target_cosine)
-    return maximum, total, target_cosine
+        engine.logsumexp_tile(ClassTile(unit, tile, targets, start), sums)
+    return sums
 
 
 @pytest.mark.parametrize("scale", [8.0, 2000.0])
@@ -276,11 +276,13 @@ def test_logsumexp_gradient_tile(dtype: torch.dtype) -> None:
     weight = torch.rand(45, device=DEVICE)
     own = -weight * torch.linspace(1.0, 3e5, 45, device=DEVICE)
     start = 3
-    tile = engine.logsumexp_gradient_tile(a, b, targets, start, log_negatives.float(), weight, own)
+    tile = engine.logsumexp_gradient_tile(
+        ClassTile(a, b, targets, start), ClassWeights(log_negatives.float(), weight, own)
+    )
     want = 16.0 * weight[:, None] * torch.exp(logits - log_negatives[:, None])
     want[torch.arange(2, 45), targets[2:] - start] = own[2:].double()
     assert tile.isfinite().all()
-    assert relative(engine.overwrite(tile, b), want @ b.double()) < TOLERANCE[dtype]
+    assert relative(engine.matmul(tile, b), want @ b.double()) < TOLERANCE[dtype]
 
 
 def test_float16_keeps_gradients_below_its_own_range() -> None:
@@ -291,9 +293,11 @@ def test_float16_keeps_gradients_below_its_own_range() -> None:
     nothing = torch.zeros(40, device=DEVICE)
     targets = torch.full((40,), -2, device=DEVICE)
     weight = torch.full((40,), 1e-8, device=DEVICE)
-    tile = engine.logsumexp_gradient_tile(a, b, targets, 0, nothing, weight, nothing)
+    tile = engine.logsumexp_gradient_tile(
+        ClassTile(a, b, targets, 0), ClassWeights(nothing, weight, nothing)
+    )
     want = 1e-8 * torch.exp(a.double() @ b.double().T) @ b.double()
-    assert relative(engine.overwrite(tile, b), want) < 4e-2
+    assert relative(engine.matmul(tile, b), want) < 4e-2
 
 
 @pytest.mark.parametrize("parameters", [

@@ -70,7 +70,7 @@ def _loop(product: Tensor, tile: HistogramTile) -> Tensor:
     keys = score_key(product)
     for i, j in itertools.product(*map(range, product.shape)):
         a, b = int(tile.a_labels[i]), int(tile.b_labels[j])
-        place = math.inf if tile.skip is None else j - i - tile.skip
+        place = math.inf if tile.diagonal is None else j - i - tile.diagonal
         if a < 0 or b < 0 or place == 0 or (tile.upper and place < 0):
             continue
         slot = int(bins[i, j])

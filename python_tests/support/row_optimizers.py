@@ -7,8 +7,7 @@ import torch
 from support.helpers import DEVICES
 from torch import Tensor, nn
 
-from unitsface_kernels import SampledAdamW, SampledSGD
-from unitsface_kernels.backends.native import rows as native
+from unitsface_kernels import SampledAdamW, SampledSGD, dispatch
 
 CLASSES = 23
 SAMPLED = {torch.optim.SGD: SampledSGD, torch.optim.AdamW: SampledAdamW}
@@ -59,6 +58,6 @@ def states_of(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> dict[str, Te
 def use_kernels(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are stepped by the extension's kernel, or by what runs without it."""
     if which == "torch":
-        monkeypatch.setattr(native, "usable", lambda device: False)
+        monkeypatch.setattr(dispatch, "row_kernels", lambda device: None)
     else:
-        assert all(native.usable(torch.device(device)) for device in DEVICES)
+        assert all(dispatch.row_kernels(torch.device(device)) for device in DEVICES)

@@ -80,8 +80,8 @@ class HistogramTile:
 
     Attributes:
         a_labels, b_labels: (n,), (m,) identities as the engine prepared them; below 0: ignored.
-        skip: the pair (i, i + skip) of the tile is left out; None: no pair is.
-        upper: only pairs (i, j) with j > i + skip.
+        diagonal: the pair (i, i + diagonal) of the tile is left out; None: no pair is.
+        upper: only pairs (i, j) with j > i + diagonal.
         counts: (2, slots) int64, positives first, added to; (n, 2, slots): row by row.
         range_of_bin: (bins + 3,) int32 range in a bin, -1: none. None: bins are counted.
         ranges: (R, 4) int64: key of the lowest score, number of float32 values, binary logarithm
@@ -91,7 +91,7 @@ class HistogramTile:
     binning: Binning
     a_labels: Tensor
     b_labels: Tensor
-    skip: int | None
+    diagonal: int | None
     upper: bool
     counts: Tensor
     range_of_bin: Tensor | None = None
@@ -99,7 +99,7 @@ class HistogramTile:
 
 
 class ScoreEngine(Protocol):
-    """What a backend does for the metrics, on one tile; see ``streaming.Engine``."""
+    """The work of a backend on one tile of the metrics; see ``streaming.Engine``."""
 
     @property
     def sum_block(self) -> tuple[int, int]:
@@ -119,14 +119,14 @@ class ScoreEngine(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
     def cosines(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m) float32 products of unit rows, valid until the next ones; may be overwritten."""
+        """(n, m) float32 cosines of unit rows, valid until the next ones; may be overwritten."""
 
-    def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
+    def histogram_tile(self, cosines: Tensor, tile: HistogramTile) -> None:
         """Adds a tile's scores to ``tile.counts``."""
 
 
 class ReferenceScores:
-    """Unit rows, products and histograms in Torch operations, on any device."""
+    """Unit rows, cosines and histograms in Torch operations, on any device."""
 
     #: Rows and columns of a tile.
     sum_block = (1024, 1024)
@@ -156,15 +156,15 @@ class ReferenceScores:
         with torch.autocast(self.device.type, enabled=False):
             return (a @ b.T).to(torch.float32)
 
-    def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
-        n, m = product.shape
+    def histogram_tile(self, cosines: Tensor, tile: HistogramTile) -> None:
+        n, m = cosines.shape
         counted = (tile.a_labels >= 0)[:, None] & (tile.b_labels >= 0)[None, :]
-        if tile.skip is not None:
-            place = torch.arange(m, device=product.device)[None, :] - tile.skip
-            row = torch.arange(n, device=product.device)[:, None]
+        if tile.diagonal is not None:
+            place = torch.arange(m, device=cosines.device)[None, :] - tile.diagonal
+            row = torch.arange(n, device=cosines.device)[:, None]
             counted &= place > row if tile.upper else place != row
         i, j = counted.nonzero(as_tuple=True)
-        score, negative = product[i, j], tile.a_labels[i] != tile.b_labels[j]
+        score, negative = cosines[i, j], tile.a_labels[i] != tile.b_labels[j]
         slot = tile.binning.bin_of(score)
         if tile.range_of_bin is not None:
             assert tile.ranges is not None

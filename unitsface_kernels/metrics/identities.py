@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import validate
 from ..backends.histogram import Binning, score_of_key
+from ..backends.streaming.tiles import blocks
 from .tiles import Scores
 
 LARGEST_BINS = 2**12
@@ -58,9 +59,9 @@ def _histograms(
     The last identity of a block of rows goes on in the next block.
     """
     carried: tuple[Tensor, Tensor] | None = None
-    for start in range(0, len(labels), ROWS):
-        rows = range(start, min(start + ROWS, len(labels)))
-        identities, place = labels[start : rows.stop].unique_consecutive(return_inverse=True)
+    for part in blocks(0, len(labels), ROWS):
+        rows = range(part.start, part.stop)
+        identities, place = labels[part].unique_consecutive(return_inverse=True)
         counts = torch.zeros(
             (len(identities), 2, binning.slots), dtype=torch.int64, device=labels.device
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,39 +10,15 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends.dense import dense
-from ..backends.histogram import Binning, HistogramTile, ReferenceScores, ScoreEngine
-from ..backends.native import loader, score_engine
-from ..validate import choice
+from ..backends.histogram import Binning, HistogramTile
+from ..backends.streaming.tiles import Columns, scores
 
-BACKENDS = ("native", "reference")
-# Blocks of rows whose unit vectors are kept while the columns pass by. Columns are normalized again
-# for every such group: less than a hundredth of the time of the products, and no copy of N x D.
+# Blocks of rows in a group, see ``scores``.
 BLOCKS_KEPT = 4
 
 
-def resolve(backend: str, device: dispatch.Device, dtype: torch.dtype) -> str:
-    """As :func:`unitsface_kernels.dispatch.resolve`, among the backends that have histograms.
-
-    ``UNITSFACE_BACKEND`` overrides "auto" if it names one of them; "triton" does not.
-    """
-    choice("backend", backend, ("auto", *BACKENDS))
-    if backend == "auto":
-        wanted = os.environ.get("UNITSFACE_BACKEND", "auto")
-        backend = wanted if wanted in BACKENDS else _fastest(device, dtype)
-    return dispatch.resolve(backend, device, dtype)
-
-
-def _fastest(device: dispatch.Device, dtype: torch.dtype) -> str:
-    reason = dispatch.unavailable("native", device, dtype)
-    if reason is None:
-        return "native"
-    if dispatch.meant_for_kernels(device, dtype):
-        loader.warn_of_fallback(f"native: {reason}")
-    return "reference"
-
-
 @dataclass(frozen=True)
-class Tile:
+class ScoreTile:
     """Scores of rows ``start:stop`` with columns ``other:end``, valid until the next tile."""
 
     start: int
@@ -51,11 +26,6 @@ class Tile:
     other: int
     end: int
     cosines: Tensor
-
-    @property
-    def skip(self) -> int:
-        """Pair (i, i + skip) is a sample with itself, if rows and columns are the same."""
-        return self.start - self.other
 
 
 class Scores:
@@ -76,11 +46,7 @@ class Scores:
         backend: str,
         index: Tensor | None = None,
     ) -> None:
-        name = resolve(backend, feats.device, feats.dtype)
-        device = feats.device
-        self.engine: ScoreEngine = (
-            score_engine(device) if name == "native" else ReferenceScores(device)
-        )
+        self.engine = dispatch.score_engine(backend, feats.device, feats.dtype)
         self.feats = dense(feats)
         self.in_batch = other is None
         self.columns = self.feats if other is None else dense(other)
@@ -91,23 +57,25 @@ class Scores:
             column_labels = dense(other_labels.to(torch.int64))
         self.row_labels, self.column_labels = self.engine.prepare_labels(row_labels, column_labels)
 
-    def tiles(self, rows: range | None = None, upper: bool = False) -> Iterator[Tile]:
+    def tiles(self, rows: range | None = None, upper: bool = False) -> Iterator[ScoreTile]:
         """Tiles of the given rows with all columns; ``upper``: without those below the diagonal."""
-        block, width = self.engine.sum_block
-        rows = range(len(self.row_labels)) if rows is None else rows
-        count = len(self.column_labels)
-        for kept in range(rows.start, rows.stop, BLOCKS_KEPT * block):
-            kept_end = min(kept + BLOCKS_KEPT * block, rows.stop)
-            unit, _ = self.engine.normalize_rows(self.feats, kept, kept_end, self.row_index)
-            for other in range(kept if upper else 0, count, width):
-                end = min(other + width, count)
-                columns, _ = self.engine.normalize_rows(
-                    self.columns, other, end, self.column_index, reuse=True
+        block, columns = (
+            self.engine.sum_block,
+            Columns(self.columns, self.column_index, len(self.column_labels)),
+        )
+        part = slice(0, len(self.row_labels)) if rows is None else slice(rows.start, rows.stop)
+        for group in scores(columns, part, block, BLOCKS_KEPT * block[0], upper):
+            kept = group.rows
+            unit, _ = self.engine.normalize_rows(self.feats, kept.start, kept.stop, self.row_index)
+            for panel in group.panels:
+                place = panel.columns
+                unit_columns, _ = self.engine.normalize_rows(
+                    self.columns, place.start, place.stop, self.column_index, reuse=True
                 )
-                for start in range(kept, min(kept_end, end) if upper else kept_end, block):
-                    stop = min(start + block, kept_end)
-                    cosines = self.engine.cosines(unit[start - kept : stop - kept], columns)
-                    yield Tile(start, stop, other, end, cosines)
+                for some in panel.rows:
+                    a = unit[some.start - kept.start : some.stop - kept.start]
+                    cosines = self.engine.cosines(a, unit_columns)
+                    yield ScoreTile(some.start, some.stop, place.start, place.stop, cosines)
 
     def count(
         self,
@@ -136,7 +104,7 @@ class Scores:
 
     def _count_tile(
         self,
-        tile: Tile,
+        tile: ScoreTile,
         binning: Binning,
         counts: Tensor,
         upper: bool,
@@ -149,7 +117,7 @@ class Scores:
                 binning=binning,
                 a_labels=self.row_labels[tile.start : tile.stop],
                 b_labels=self.column_labels[tile.other : tile.end],
-                skip=tile.skip if self.in_batch else None,
+                diagonal=tile.start - tile.other if self.in_batch else None,
                 upper=upper,
                 counts=counts,
                 range_of_bin=range_of_bin,

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..backends.dense import is_dense
-from ..backends.native import rows as native
 from .update import AdamWRule, RowUpdate, Rule, SGDRule, Update
 
 AtStep = Callable[[Tensor | None], None]
@@ -134,7 +134,7 @@ class RowOptimizer(torch.optim.Optimizer):
             and parameter.numel() >= LARGE
             and parameter.dtype == gradient.dtype == torch.float32
             and is_dense(parameter)
-            and native.usable(parameter.device)
+            and dispatch.row_kernels(parameter.device) is not None
             and not any(self._group_of(parameter).get(name) for name in self._refused)
         )
 

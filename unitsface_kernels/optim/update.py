@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..backends.dense import dense, is_dense
-from ..backends.native import rows as native
 
 
 class RowUpdate(Protocol):
@@ -36,7 +36,7 @@ class Rule:
 
     step_size: float
 
-    #: RowRule of the kernel.
+    #: RowRule of ``row_update.h``.
     code: ClassVar[int]
 
     def step(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
@@ -52,7 +52,7 @@ class SGDRule(Rule):
     momentum: float
     nesterov: bool
 
-    code: ClassVar[int] = native.SGD
+    code: ClassVar[int] = 0
 
     def step(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
         gradient.add_(weight, alpha=self.weight_decay)
@@ -73,7 +73,7 @@ class AdamWRule(Rule):
     second_correction: float
     eps: float
 
-    code: ClassVar[int] = native.ADAMW
+    code: ClassVar[int] = 1
 
     def step(self, weight: Tensor, gradient: Tensor, states: tuple[Tensor, ...]) -> None:
         mean, square = states
@@ -100,10 +100,9 @@ class Update:
             assert index.dtype == torch.int64
             index = dense(index[rows])
         tensors = (self.weight, *self.states)
-        if native.usable(self.weight.device) and all(
-            t.dtype == torch.float32 and is_dense(t) for t in tensors
-        ):
-            native.update_rows(
+        kernels = dispatch.row_kernels(self.weight.device)
+        if kernels is not None and all(t.dtype == torch.float32 and is_dense(t) for t in tensors):
+            kernels.update_rows(
                 self.rule.code,
                 self.weight,
                 dense(gradient.to(torch.float32)),

@@ -9,7 +9,7 @@ using namespace unitsface;
 using namespace unitsface::checks;
 
 struct Case {
-  int64_t n, m, gap, bins, skip;
+  int64_t n, m, gap, bins, diagonal;
   bool upper, per_row, ranges;
 };
 
@@ -60,7 +60,7 @@ void test_histogram(const Case& c, bool crowded) {
   args.product = product.data;
   args.n = c.n, args.m = c.m, args.stride = stride;
   args.a_labels = a_labels.data, args.b_labels = b_labels.data;
-  args.skip = c.skip, args.upper = c.upper, args.per_row = c.per_row;
+  args.diagonal = c.diagonal, args.upper = c.upper, args.per_row = c.per_row;
   args.low = -1.0f, args.bins = c.bins, args.scale = static_cast<float>(c.bins) / 2.0f;
   args.slots = c.bins + 3;
   // The whole of one bin in single values, and the middle of another in groups of 8.
@@ -83,7 +83,8 @@ void test_histogram(const Case& c, bool crowded) {
   std::vector<int64_t> wanted(size_of_counts, 3);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
-      const bool left_out = c.skip != INT64_MIN && (c.upper ? j <= i + c.skip : j == i + c.skip);
+      const bool left_out =
+          c.diagonal != INT64_MIN && (c.upper ? j <= i + c.diagonal : j == i + c.diagonal);
       if (a_labels[i] < 0 || b_labels[j] < 0 || left_out) continue;
       const int64_t slot = expected_slot(product[i * stride + j], args);
       const int64_t kind = a_labels[i] == b_labels[j] ? 0 : 1;

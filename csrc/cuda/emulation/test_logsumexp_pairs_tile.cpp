@@ -13,7 +13,7 @@ struct PairCase {
   int64_t n, m, gap;  // gap: stride - m
   int shift;          // off alignment
   bool both;          // statistics and gradients of the columns too
-  int64_t skip, labels;
+  int64_t diagonal, labels;
   DType dtype;
   bool in_place;
 };
@@ -46,7 +46,8 @@ struct Tile {
     }
   }
   bool valid(int64_t i, int64_t j) {
-    return a_labels[i] >= 0 && b_labels[j] >= 0 && !(c.skip != INT64_MIN && j == i + c.skip);
+    return a_labels[i] >= 0 && b_labels[j] >= 0 &&
+           !(c.diagonal != INT64_MIN && j == i + c.diagonal);
   }
   bool same(int64_t i, int64_t j) { return a_labels[i] == b_labels[j]; }
   float cosine(int64_t i, int64_t j) const { return cosines[i * stride + j]; }
@@ -58,7 +59,7 @@ struct Tile {
     args.product = product.data;
     args.n = c.n, args.m = c.m, args.stride = stride;
     args.a_labels = a_labels.data, args.b_labels = b_labels.data;
-    args.skip = c.skip;
+    args.diagonal = c.diagonal;
     return args;
   }
 };
@@ -116,10 +117,10 @@ void test_positives(const float* params, Tile& tile) {
   Sides log_negatives(c, -10.0f, 15.0f), loss(c, 0.5f), share(c, 0.25f);
   auto args = tile.arguments<cuda::PairPositives>(product);
   args.a_log_negatives = log_negatives.a.data;
-  args.a_loss = loss.a.data, args.a_share = share.a.data;
+  args.a_loss = loss.a.data, args.a_negative_prob = share.a.data;
   if (c.both) {
     args.b_log_negatives = log_negatives.b.data;
-    args.b_loss = loss.b.data, args.b_share = share.b.data;
+    args.b_loss = loss.b.data, args.b_negative_prob = share.b.data;
   }
   cuda::pair_positives_tile("pair_softmax", params, args, scratch.data, nullptr);
   std::vector<double> rows(c.n, 0.5), columns(c.m, 0.5);
@@ -205,7 +206,7 @@ void test_pairs() {
         c.gap = k % 4 == 1 ? 4 : k % 4 == 2 ? 3 : 0;
         c.shift = k % 7 == 3 ? 1 : 0;
         c.both = both;
-        c.skip = k % 3 == 0 ? INT64_MIN : k % 3 == 1 ? 0 : (k % 2 == 0 ? -3 : 2);
+        c.diagonal = k % 3 == 0 ? INT64_MIN : k % 3 == 1 ? 0 : (k % 2 == 0 ? -3 : 2);
         c.labels = k % 5 == 4 ? 1 : k % 2 == 0 ? 3 : 40;
         c.dtype = static_cast<DType>(d);
         c.in_place = d == 0 && k % 2 == 0;
@@ -224,7 +225,7 @@ void test_pairs() {
 void test_nan() {
   const float params[] = {16.0f, 0.1f};
   PairCase c = {};
-  c.n = 3, c.m = 5, c.both = true, c.skip = INT64_MIN, c.labels = 1;
+  c.n = 3, c.m = 5, c.both = true, c.diagonal = INT64_MIN, c.labels = 1;
   Tile tile(c);
   for (int64_t i = 0; i < c.n; ++i) tile.a_labels[i] = 1;
   for (int64_t j = 0; j < c.m; ++j) tile.b_labels[j] = 2;

@@ -14,7 +14,7 @@ struct SumCase {
   bool per_column, mirrored, both;  // both: b_loss given
   bool weights, dthreshold;
   int gradient;  // 0: none, 1: in place, 2: float32, 3: bfloat16, 4: float16
-  int64_t skip;
+  int64_t diagonal;
   int64_t labels;  // number of identities
 };
 
@@ -44,7 +44,8 @@ void test_sum(const SumCase& c) {
     for (int64_t j = 0; j < c.m; ++j) b_weights[j] = uniform(-1.0f, 2.0f);
   }
   const auto counted = [&](int64_t i, int64_t j) {
-    return a_labels[i] >= 0 && b_labels[j] >= 0 && !(c.skip != INT64_MIN && j == i + c.skip);
+    return a_labels[i] >= 0 && b_labels[j] >= 0 &&
+           !(c.diagonal != INT64_MIN && j == i + c.diagonal);
   };
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
@@ -79,7 +80,7 @@ void test_sum(const SumCase& c) {
   args.b_loss = c.both ? b_loss.data : nullptr;
   args.a_dthreshold = c.dthreshold ? a_dthreshold.data : nullptr;
   args.b_dthreshold = c.dthreshold ? b_dthreshold.data : nullptr;
-  args.skip = c.skip;
+  args.diagonal = c.diagonal;
   args.mirrored = c.mirrored;
   cuda::sum_tile("uss", params, args, scratch.data, nullptr);
 
@@ -148,7 +149,7 @@ void test_sums() {
           c.weights = k % 3 != 0;
           c.dthreshold = k % 5 != 4;
           c.gradient = gradient;
-          c.skip = mode == 1 ? 0 : mode == 2 ? (k % 2 == 0 ? -3 : 2) : INT64_MIN;
+          c.diagonal = mode == 1 ? 0 : mode == 2 ? (k % 2 == 0 ? -3 : 2) : INT64_MIN;
           c.labels = k % 2 == 0 ? 3 : 1;
           test_sum(c);
         }

@@ -31,7 +31,7 @@ struct SumTileArgs {
   Stat* b_loss;            // [m], added to; null: the tile serves its rows only
   Stat* a_dthreshold;      // per_column: [n], added to if b_loss; else unused
   Stat* b_dthreshold;      // per_column: [m], added to; else [1], added to; null: not wanted
-  int64_t skip;            // the pair (i, i + skip) is left out; INT64_MIN: none
+  int64_t diagonal;        // the pair (i, i + diagonal) is left out; INT64_MIN: none
   bool mirrored;           // the gradient counts both directions of a pair
 };
 
@@ -77,8 +77,8 @@ struct HistogramTileArgs {
   int64_t n, m, stride;
   const Label* a_labels;  // [n], < 0: ignored
   const Label* b_labels;  // [m]
-  int64_t skip;           // the pair (i, i + skip) is left out; INT64_MIN: none
-  bool upper;             // only pairs (i, j) with j > i + skip
+  int64_t diagonal;       // the pair (i, i + diagonal) is left out; INT64_MIN: none
+  bool upper;             // only pairs (i, j) with j > i + diagonal
   float low, scale;       // bin of c: floor((c - low) * scale)
   int64_t bins;
   const int32_t* range_of_bin;  // [bins + 3], -1: no range; null: bins are counted, not ranges
@@ -96,7 +96,7 @@ struct PairNegativesArgs {
   int64_t n, m, stride;
   const Label* a_labels;       // [n], < 0: ignored
   const Label* b_labels;       // [m]
-  int64_t skip;                // the pair (i, i + skip) is left out; INT64_MIN: none
+  int64_t diagonal;            // the pair (i, i + diagonal) is left out; INT64_MIN: none
   float *a_maximum, *a_total;  // [n]
   float *b_maximum, *b_total;  // [m] or null
 };
@@ -107,11 +107,11 @@ struct PairPositivesArgs {
   int64_t n, m, stride;
   const Label* a_labels;
   const Label* b_labels;
-  int64_t skip;
-  const float* a_log_negatives;  // [n]
-  float *a_loss, *a_share;       // [n], added to: softplus and sigmoid of (log_negatives - z)
-  const float* b_log_negatives;  // [m] or null
-  float *b_loss, *b_share;       // [m] or null
+  int64_t diagonal;
+  const float* a_log_negatives;     // [n]
+  float *a_loss, *a_negative_prob;  // [n], added to: softplus and sigmoid of (log_negatives - z)
+  const float* b_log_negatives;     // [m] or null
+  float *b_loss, *b_negative_prob;  // [m] or null
 };
 
 template <class Label>
@@ -123,7 +123,7 @@ struct PairGradientArgs {
   int64_t n, m, stride;
   const Label* a_labels;
   const Label* b_labels;
-  int64_t skip;
+  int64_t diagonal;
   // Of a row with log-sum-exp N: a negative's gradient is negative_weight exp(z - N) dz/dc, a
   // positive's -positive_weight sigmoid(N - z) dz/dc. N = +inf with weights 0 takes a row out.
   const float *a_log_negatives, *a_negative_weight, *a_positive_weight;  // [n]

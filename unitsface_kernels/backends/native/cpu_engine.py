@@ -1,6 +1,6 @@
-"""Tiles on the CPU: products, and the extension's vectorized epilogues on them.
+"""Tiles on the CPU: GEMMs, and the extension's vectorized epilogues on them.
 
-Products are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
+GEMMs are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
 multiplies into a float32 result, and in float32 where the library is known to be slower.
 ``UNITSFACE_CPU_GEMM=library`` or ``own`` decides otherwise about float32.
 """
@@ -8,6 +8,7 @@ multiplies into a float32 result, and in float32 where the library is known to b
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,17 +17,17 @@ from torch import Tensor
 from ..streaming import Call
 from .engine import DTYPE_CODES, NativeEngine, address, strided_address
 
-# Product tiles of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
-# `python -m bench.tile_sizes` compares these lose least to the bare products, by 5 to 10 %.
+# Cosines of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
+# `python -m bench.tile_sizes` compares these lose least to the bare GEMMs, by 5 to 10 %.
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
-# Multiplications below which packing and waking the threads outweigh what own products gain.
-SMALL_PRODUCT = 1 << 23
+# Multiplications below which packing and waking the threads outweigh what own GEMMs gain.
+SMALL_GEMM = 1 << 23
 
 
 class CpuEngine(NativeEngine):
-    """Rows are widened to float32 tile by tile and, for products in bfloat16, rounded as units.
+    """Rows are widened to float32 tile by tile and, for GEMMs in bfloat16, rounded as units.
 
     float16 is computed in float32.
     """
@@ -47,32 +48,32 @@ class CpuEngine(NativeEngine):
         # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
         wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
         own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_gemm())
-        self.library_product = not (own and has_gemm(DTYPE_CODES[torch.float32]))
+        self.library_gemm = not (own and has_gemm(DTYPE_CODES[torch.float32]))
 
-    def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
+    def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
         getattr(self.native.cpu, name)(*arguments, *threads)
 
-    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
-            out = self._buffer("product", a.shape[0], b.shape[0])
+            out = self._workspace("cosines", a.shape[0], b.shape[0])
         return self._mm(a, b.T, out)
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         if self._by_library(left, right):
             return torch.mm(left, right, out=out)
-        self._own_product(left, right, out, add=False)
+        self._own_gemm(left, right, out, add=False)
         return out
 
     def _by_library(self, left: Tensor, right: Tensor) -> bool:
         if left.dtype != torch.float32:
             return False
-        return self.library_product or left.numel() * right.shape[1] < SMALL_PRODUCT
+        return self.library_gemm or left.numel() * right.shape[1] < SMALL_GEMM
 
-    def _own_product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    def _own_gemm(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         (n, depth), m = left.shape, right.shape[1]
         dtype = DTYPE_CODES[left.dtype]
-        scratch = self._buffer("packed", self.native.cpu.gemm_workspace(dtype, n, m, depth))
+        packed = self._workspace("packed", self.native.cpu.gemm_workspace(dtype, n, m, depth))
         self._kernel(
             "gemm",
             self.native.Gemm(
@@ -89,7 +90,7 @@ class CpuEngine(NativeEngine):
                 out=strided_address(out),
                 stride=out.stride(0),
                 add=add,
-                scratch=address(scratch),
+                scratch=address(packed),
             ),
         )
 
@@ -119,16 +120,16 @@ class CpuEngine(NativeEngine):
     def _writable(self, out: Tensor, fallback: Tensor) -> Tensor:
         return out if out.dtype == torch.float32 else fallback
 
-    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         if self._by_library(left, right):
             total.addmm_(left, right)
         else:
-            self._own_product(left, right, total, add=True)
+            self._own_gemm(left, right, total, add=True)
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         # Several times as fast as a vector norm, which the CPU does not vectorize.
-        absolute = self._buffer("absolute", *tile.shape, dtype=tile.dtype)
+        absolute = self._workspace("absolute", *tile.shape, dtype=tile.dtype)
         return torch.abs(tile, out=absolute).sum(dim=dim, dtype=torch.float32)
 
-    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
-        return self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        return self._mm(left, right, self._workspace("d_unit", left.shape[0], right.shape[1]))

@@ -1,4 +1,4 @@
-"""Tiles on CUDA: cuBLAS products into an L2-sized buffer, the extension's epilogues on it.
+"""Tiles on CUDA: cuBLAS GEMMs into an L2-sized workspace, the extension's epilogues on it.
 
 Everything is enqueued on the current stream of the rows' device; nothing waits for it.
 """
@@ -6,6 +6,7 @@ Everything is enqueued on the current stream of the rows' device; nothing waits 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..streaming import Call
 from .engine import NativeEngine, address
 
-# Float32 product tiles of 36 and 32 MB: they stay in the 40-60 MB L2 cache of A100, H100 and H200,
+# Float32 cosines of 36 and 32 MB: they stay in the 40-60 MB L2 cache of A100, H100 and H200,
 # and are large enough that launches do not dominate. Not measured yet.
 PAIR_BLOCK = 3072
 CLASS_BLOCK = (2048, 4096)
@@ -22,7 +23,7 @@ FLOAT16_LARGEST = 2.0**15
 
 
 class CudaEngine(NativeEngine):
-    """Operands in the compute dtype; products and gradients accumulate in float32."""
+    """Operands in the compute dtype; cosines and gradients accumulate in float32."""
 
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
     class_block = CLASS_BLOCK
@@ -38,12 +39,12 @@ class CudaEngine(NativeEngine):
         if call.compute_dtype == torch.float16 and call.spec.reduction != "nearest":
             self.gradient_scale = _float16_scale(call)
 
-    def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
+    def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         cuda = self.native.cuda
         extra: tuple[object, ...] = ()
-        if scratch is not None:
-            floats = getattr(cuda, name + "_scratch")(*scratch)
-            extra = (address(self._buffer("scratch", floats)),)
+        if workspace is not None:
+            floats = getattr(cuda, name + "_workspace")(*workspace)
+            extra = (address(self._workspace("partial sums", floats)),)
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
             getattr(cuda, name)(*arguments, *extra, stream)
@@ -60,22 +61,22 @@ class CudaEngine(NativeEngine):
             return torch.mm(left, right, out=out)
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
 
-    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
-            out = self._buffer("product", a.shape[0], b.shape[0])
+            out = self._workspace("cosines", a.shape[0], b.shape[0])
         return self._mm(a, b.T, out)
 
-    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         if left.dtype == torch.float32:
             total.addmm_(left, right)
         else:
             total.add_(
-                self._mm(left, right, self._buffer("partial", *total.shape)),
+                self._mm(left, right, self._workspace("partial", *total.shape)),
                 alpha=1.0 / self.gradient_scale,
             )
 
-    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
-        result = self._mm(left, right, self._buffer("d_unit", left.shape[0], right.shape[1]))
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        result = self._mm(left, right, self._workspace("d_unit", left.shape[0], right.shape[1]))
         return result if self.gradient_scale == 1.0 else result.div_(self.gradient_scale)
 
 

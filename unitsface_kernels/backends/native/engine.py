@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..histogram import HistogramTile
-from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from ..streaming import (
+    Call,
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Nearest,
+    NegativeSums,
+    PairTile,
+    PairWeights,
+    PositiveSums,
+    SumTile,
+)
 from .loader import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -42,19 +54,19 @@ class NativeEngine(ABC):
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
     """
 
-    #: Element type of unit rows and of gradient tiles, the operands of the products.
+    #: Element type of unit rows and of gradient tiles, the operands of the GEMMs.
     operand_dtype = torch.float32
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
-    #: Scratch would do as well where products are cheaper than memory.
+    #: A workspace would do as well where GEMMs are cheaper than memory.
     keeps_cosines = False
     #: Prefix of the extension's argument types that depend on the device.
     arguments_prefix: str
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
-        """Without a call, on ``device``: unit rows, products and histograms, but no loss."""
+        """Without a call, on ``device``: unit rows, cosines and histograms, but no loss."""
         self.native = extension()
-        self.buffers: dict[str, Tensor] = {}
+        self.workspaces: dict[str, Tensor] = {}
         if call is None:
             assert device is not None
             self.device = device
@@ -66,34 +78,30 @@ class NativeEngine(ABC):
         self.per_column = call.spec.threshold == "per_column"
 
     @abstractmethod
-    def _kernel(self, name: str, *arguments: Any, scratch: tuple[int, int] | None = None) -> None:
-        """Runs the extension's kernel ``name``; ``scratch``: rows and columns of its tile."""
+    def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
+        """Runs the extension's kernel ``name``; ``workspace``: rows and columns of its tile."""
 
     def _arguments(self, name: str, **values: Any) -> Any:
         return getattr(self.native, self.arguments_prefix + name)(**values)
 
     @abstractmethod
-    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        """(n, D), (m, D) -> (n, m) float32 cosines, in ``out`` or valid until the next product."""
+    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, D), (m, D) -> (n, m) float32 cosines, in ``out`` or valid until the next ones."""
 
-    def cosines(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m) float32 cosines of unit rows, valid until the next product."""
-        return self._product(a, b)
-
-    def _buffer(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Scratch that the next buffer of this name overwrites."""
+    def _workspace(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory that the next workspace of this name overwrites."""
         size = math.prod(shape)
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=dtype, device=self.device)
-            self.buffers[name] = buffer
-        return buffer[:size].view(shape)
+        held = self.workspaces.get(name)
+        if held is None or held.numel() < size:
+            held = torch.empty(size, dtype=dtype, device=self.device)
+            self.workspaces[name] = held
+        return held[:size].view(shape)
 
-    def _gradient_buffer(self, product: Tensor) -> Tensor:
-        """Where a gradient tile goes: over the product if it has the operands' dtype."""
-        if product.dtype == self.operand_dtype:
-            return product
-        return self._buffer("gradient", *product.shape, dtype=self.operand_dtype)
+    def _gradient_workspace(self, cosines: Tensor) -> Tensor:
+        """Where a gradient tile goes: over the cosines if it has the operands' dtype."""
+        if cosines.dtype == self.operand_dtype:
+            return cosines
+        return self._workspace("gradient", *cosines.shape, dtype=self.operand_dtype)
 
     def _class_labels(self, row_labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Classes are positions; a target in another shard (-2) is the position of none."""
@@ -110,8 +118,8 @@ class NativeEngine(ABC):
     ) -> tuple[Tensor, Tensor]:
         count, size = stop - start, source.shape[1]
         if reuse:
-            unit = self._buffer("unit", count, size, dtype=self.operand_dtype)
-            inverse_norms = self._buffer("norms", count)
+            unit = self._workspace("unit", count, size, dtype=self.operand_dtype)
+            inverse_norms = self._workspace("norms", count)
         else:
             unit = torch.empty(count, size, dtype=self.operand_dtype, device=self.device)
             inverse_norms = torch.empty(count, dtype=torch.float32, device=self.device)
@@ -177,16 +185,16 @@ class NativeEngine(ABC):
         return out
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        product = self._product(tile.a, tile.b)
-        n, m = product.shape
-        gradient = self._gradient_buffer(product) if tile.gradient else None
+        cosines = self.cosines(tile.a, tile.b)
+        n, m = cosines.shape
+        gradient = self._gradient_workspace(cosines) if tile.gradient else None
         d_rows = d_columns = tile.d_threshold
         if self.per_column and tile.d_threshold is not None:
             d_rows = tile.d_threshold[tile.a_start : tile.a_start + n]
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            product=address(product),
+            product=address(cosines),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
@@ -204,61 +212,29 @@ class NativeEngine(ABC):
             b_loss=address(tile.b_loss),
             a_dthreshold=address(d_rows),
             b_dthreshold=address(d_columns),
-            skip=self.native.NO_SKIP if tile.skip is None else tile.skip,
+            diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
         )
-        self._kernel("sum_tile", self.loss, self.params, arguments, scratch=(n, m))
+        self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
         return gradient
 
-    def logsumexp_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        maximum: Tensor,
-        total: Tensor,
-        target_cosine: Tensor,
-        cosines: Tensor | None = None,
-    ) -> None:
-        product = self._product(a, b, cosines)
-        n, m = product.shape
+    def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
+        cosines = self.cosines(tile.a, tile.b, tile.cosines)
         arguments = self.native.LogsumexpTile(
-            product=address(product),
-            n=n,
-            m=m,
-            stride=m,
-            targets=address(targets),
-            start=start,
-            maximum=address(maximum),
-            total=address(total),
-            target_cosine=address(target_cosine),
+            **self._classes(tile, cosines),
+            maximum=address(rows.maximum),
+            total=address(rows.total),
+            target_cosine=address(rows.target_cosine),
         )
-        self._kernel("logsumexp_tile", self.loss, self.params, arguments, scratch=(n, m))
+        self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
 
-    def nearest_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        best: Tensor,
-        position: Tensor,
-        target_cosine: Tensor,
-    ) -> None:
-        product = self._product(a, b)
-        n, m = product.shape
+    def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         arguments = self.native.NearestTile(
-            product=address(product),
-            n=n,
-            m=m,
-            stride=m,
-            targets=address(targets),
-            start=start,
-            k=best.shape[1],
-            best=address(best),
-            position=address(position),
-            target_cosine=address(target_cosine),
+            **self._classes(tile, self.cosines(tile.a, tile.b)),
+            k=rows.best.shape[1],
+            best=address(rows.best),
+            position=address(rows.position),
+            target_cosine=address(rows.target_cosine),
         )
         self._kernel("nearest_tile", arguments)
 
@@ -276,33 +252,17 @@ class NativeEngine(ABC):
         )
         return logits, slope
 
-    def logsumexp_gradient_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        log_negatives: Tensor,
-        negative_weight: Tensor,
-        target_gradient: Tensor,
-        cosines: Tensor | None = None,
-    ) -> Tensor:
-        product = self._product(a, b) if cosines is None else cosines
-        n, m = product.shape
-        gradient = self._gradient_buffer(product)
+    def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
+        cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines
+        gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
-            product=address(product),
+            **self._classes(tile, cosines),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
-            n=n,
-            m=m,
-            stride=m,
-            targets=address(targets),
-            start=start,
-            log_negatives=address(log_negatives),
-            negative_weight=address(negative_weight),
-            target_gradient=address(target_gradient),
+            log_negatives=address(rows.log_negatives),
+            negative_weight=address(rows.negative),
+            target_gradient=address(rows.target),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -314,17 +274,17 @@ class NativeEngine(ABC):
     def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return tile[rows, columns].float() / self.gradient_scale
 
-    def histogram_tile(self, product: Tensor, tile: HistogramTile) -> None:
-        n, m = product.shape
+    def histogram_tile(self, cosines: Tensor, tile: HistogramTile) -> None:
+        n, m = cosines.shape
         arguments = self._arguments(
             "HistogramTile",
-            product=address(product),
+            product=address(cosines),
             n=n,
             m=m,
             stride=m,
             a_labels=address(tile.a_labels),
             b_labels=address(tile.b_labels),
-            skip=self.native.NO_SKIP if tile.skip is None else tile.skip,
+            diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             upper=tile.upper,
             low=tile.binning.low,
             scale=tile.binning.scale,
@@ -340,51 +300,51 @@ class NativeEngine(ABC):
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
-        product = self._product(tile.a, tile.b)
+        cosines = self.cosines(tile.a, tile.b)
         self._kernel(
             "pair_negatives_tile",
             self.loss,
             self.params,
             self._arguments(
                 "PairNegatives",
-                **self._pairs(tile, product),
+                **self._pairs(tile, cosines),
                 a_maximum=address(rows.maximum),
                 a_total=address(rows.total),
                 b_maximum=address(columns and columns.maximum),
                 b_total=address(columns and columns.total),
             ),
-            scratch=(product.shape[0], product.shape[1]),
+            workspace=cosines.shape,
         )
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
-        product = self._product(tile.a, tile.b)
+        cosines = self.cosines(tile.a, tile.b)
         self._kernel(
             "pair_positives_tile",
             self.loss,
             self.params,
             self._arguments(
                 "PairPositives",
-                **self._pairs(tile, product),
+                **self._pairs(tile, cosines),
                 a_log_negatives=address(rows.log_negatives),
                 a_loss=address(rows.loss),
-                a_share=address(rows.share),
+                a_negative_prob=address(rows.negative_prob),
                 b_log_negatives=address(columns and columns.log_negatives),
                 b_loss=address(columns and columns.loss),
-                b_share=address(columns and columns.share),
+                b_negative_prob=address(columns and columns.negative_prob),
             ),
-            scratch=(product.shape[0], product.shape[1]),
+            workspace=cosines.shape,
         )
 
     def pair_gradient_tile(
         self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
     ) -> Tensor:
-        product = self._product(tile.a, tile.b)
-        gradient = self._gradient_buffer(product)
+        cosines = self.cosines(tile.a, tile.b)
+        gradient = self._gradient_workspace(cosines)
         arguments = self._arguments(
             "PairGradient",
-            **self._pairs(tile, product),
+            **self._pairs(tile, cosines),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
@@ -398,15 +358,27 @@ class NativeEngine(ABC):
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
 
-    def _pairs(self, tile: PairTile, product: Tensor) -> dict[str, Any]:
-        """The arguments that all tiles of a log-sum-exp over samples have."""
-        n, m = product.shape
+    def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:
+        """The arguments that all tiles against classes have."""
+        n, m = cosines.shape
         return {
-            "product": address(product),
+            "product": address(cosines),
+            "n": n,
+            "m": m,
+            "stride": m,
+            "targets": address(tile.targets),
+            "start": tile.start,
+        }
+
+    def _pairs(self, tile: PairTile, cosines: Tensor) -> dict[str, Any]:
+        """The arguments that all tiles of a log-sum-exp over samples have."""
+        n, m = cosines.shape
+        return {
+            "product": address(cosines),
             "n": n,
             "m": m,
             "stride": m,
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
-            "skip": self.native.NO_SKIP if tile.skip is None else tile.skip,
+            "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
         }

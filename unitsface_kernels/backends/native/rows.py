@@ -11,19 +11,6 @@ from ..dense import dense
 from . import loader
 from .engine import address
 
-SGD, ADAMW = 0, 1  # RowRule of csrc/include/unitsface/row_update.h
-
-
-def usable(device: torch.device) -> bool:
-    """Whether the extension has kernels for tensors on ``device``."""
-    if device.type not in ("cpu", "cuda"):
-        return False
-    reason = loader.failure()
-    if reason is not None:
-        loader.warn_of_fallback(reason)
-        return False
-    return device.type == "cpu" or loader.device_failure(device) is None
-
 
 def _run(name: str, arguments: Any, device: torch.device) -> None:
     native = loader.extension()

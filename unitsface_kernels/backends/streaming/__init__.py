@@ -17,7 +17,18 @@ from .call import (
     Result,
     make_call,
 )
-from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from .engine import (
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Engine,
+    Nearest,
+    NegativeSums,
+    PairTile,
+    PairWeights,
+    PositiveSums,
+    SumTile,
+)
 from .shards import Shards
 
 _DRIVERS = {
@@ -46,10 +57,14 @@ __all__ = [
     "Call",
     "CallConfig",
     "CallTensors",
+    "ClassSums",
+    "ClassTile",
+    "ClassWeights",
     "ColumnSink",
     "Engine",
     "ForwardCache",
     "Gradients",
+    "Nearest",
     "NegativeSums",
     "PairTile",
     "PairWeights",

@@ -1,12 +1,31 @@
-"""Where the gradient of a tile of columns goes."""
+"""The columns of a call: where they come from, and where the gradient of a tile of them goes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .call import Call
+from .call import Blocks, Call
 from .engine import Engine
+from .tiles import Columns, Panel
+
+
+def columns_of(call: Call) -> Columns:
+    """All columns of a call that has any of its own."""
+    assert call.columns is not None
+    return Columns(call.columns, call.column_index, call.num_columns)
+
+
+def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
+    """Unit columns and inverse norms of a panel, valid until those of the next one."""
+    return engine.normalize_rows(
+        panel.source, panel.part.start, panel.part.stop, panel.index, reuse=True
+    )
+
+
+def remote_blocks(call: Call) -> Blocks:
+    """What a batch is compared with besides itself; nothing without other ranks."""
+    return iter(()) if call.ranks is None or call.columns is not None else call.ranks.blocks()
 
 
 def finish_columns(

@@ -1,14 +1,14 @@
 """What a backend supplies to the drivers: the work on one tile.
 
-A tile compares n rows with m columns. Drivers (``sum.py``, ``logsumexp.py``) own tiling,
-accumulation over tiles and everything of size N; engines own everything of size n x m, and the
-products. Nothing here or in the drivers knows a loss.
+A tile compares n rows with m columns. ``tiles.py`` has their order. Drivers (``sum.py``,
+``logsumexp.py``) own accumulation over tiles and everything of size N; engines own everything of
+size n x m, and the GEMMs. Nothing here or in the drivers depends on a loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,10 +34,11 @@ class SumTile:
         d_threshold: accumulates the threshold's gradient, the shape of the whole call's
             threshold: (1,), or (M,) per column; None if not needed.
         a_start, b_start: position of the tile in the whole matrix.
-        skip: the pair (i, i + skip) of the tile is left out; None: no pair is.
+        diagonal: the pair (i, i + diagonal) of the tile is left out; None: no pair is.
         mirrored: gradients count both directions of each pair (in-batch symmetry). Without
             ``b_loss``, losses and the threshold's gradient are still those of the rows alone: on
-            the diagonal, and against rows of another rank, somebody else has the other direction.
+            the diagonal the same tile, and against rows of another rank that rank, has the other
+            direction.
         gradient: whether d loss / d cosine is wanted.
     """
 
@@ -54,7 +55,7 @@ class SumTile:
     d_threshold: Tensor | None
     a_start: int
     b_start: int
-    skip: int | None
+    diagonal: int | None
     mirrored: bool
     gradient: bool
 
@@ -64,8 +65,8 @@ class PairTile:
     """Pairs of a tile of a ``logsumexp`` loss over samples.
 
     Attributes:
-        a, b, a_labels, b_labels, skip: as of :class:`SumTile`.
-        diagonal: ``a`` and ``b`` are the same rows of a batch: the tile is its own mirror image,
+        a, b, a_labels, b_labels, diagonal: as of :class:`SumTile`.
+        symmetric: ``a`` and ``b`` are the same rows of a batch: the tile is its own mirror image,
             and its rows have both directions of every pair.
     """
 
@@ -73,8 +74,28 @@ class PairTile:
     b: Tensor
     a_labels: Tensor
     b_labels: Tensor
-    skip: int | None
-    diagonal: bool
+    diagonal: int | None
+    symmetric: bool
+
+
+@dataclass
+class ClassTile:
+    """Pairs of a tile of a ``logsumexp`` or ``nearest`` loss over classes.
+
+    Attributes:
+        a, b: as of :class:`SumTile`.
+        targets: (n,) int64 positions among all columns; of a target outside the tile nothing
+            is known here.
+        start: position of the tile's first column.
+        cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
+            overwrite them; None: nowhere, the second pass multiplies again.
+    """
+
+    a: Tensor
+    b: Tensor
+    targets: Tensor
+    start: int
+    cosines: Tensor | None = None
 
 
 class NegativeSums(NamedTuple):
@@ -83,19 +104,16 @@ class NegativeSums(NamedTuple):
     maximum: Tensor
     total: Tensor
 
-    def part(self, rows: slice) -> NegativeSums:
-        return NegativeSums(*(vector[rows] for vector in self))
-
 
 class PositiveSums(NamedTuple):
-    """Sums over positives of softplus and sigmoid of N - z; N = ``log_negatives`` is given."""
+    """Sums over positives of softplus and sigmoid of N - z; N = ``log_negatives`` is given.
+
+    The sigmoid is the negatives' probability in a softmax with the positive.
+    """
 
     log_negatives: Tensor
     loss: Tensor
-    share: Tensor
-
-    def part(self, rows: slice) -> PositiveSums:
-        return PositiveSums(*(vector[rows] for vector in self))
+    negative_prob: Tensor
 
 
 class PairWeights(NamedTuple):
@@ -109,8 +127,46 @@ class PairWeights(NamedTuple):
     negative: Tensor
     positive: Tensor
 
-    def part(self, rows: slice) -> PairWeights:
-        return PairWeights(*(vector[rows] for vector in self))
+
+class ClassSums(NamedTuple):
+    """Running ``maximum`` and ``total`` as of :class:`NegativeSums`, and the targets' cosines."""
+
+    maximum: Tensor
+    total: Tensor
+    target_cosine: Tensor
+
+
+class ClassWeights(NamedTuple):
+    """What a row's gradient needs of it.
+
+    A negative has ``negative exp(z - N) dz/dc``, N = ``log_negatives``; the target ``target``.
+    """
+
+    log_negatives: Tensor
+    negative: Tensor
+    target: Tensor
+
+
+class Nearest(NamedTuple):
+    """The k largest cosines of each row so far, and its target's.
+
+    ``best`` (n, k) float32 in descending order, ``position`` (n, k) int32 among all columns;
+    unfilled: -inf and -1. ``target_cosine`` (n,).
+    """
+
+    best: Tensor
+    position: Tensor
+    target_cosine: Tensor
+
+
+Vectors = TypeVar(
+    "Vectors", NegativeSums, PositiveSums, PairWeights, ClassSums, ClassWeights, Nearest
+)
+
+
+def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
+    """The same of some rows."""
+    return type(vectors)(*(vector[rows] for vector in vectors))
 
 
 class Engine(Protocol):
@@ -130,9 +186,9 @@ class Engine(Protocol):
 
     @property
     def keeps_cosines(self) -> bool:
-        """Whether tiles can leave their cosines where they are told to, and take them up there.
+        """Whether :attr:`ClassTile.cosines` is of use.
 
-        Worth it where memory is not much slower than products.
+        Worth it where memory is not much slower than GEMMs.
         """
 
     def __init__(self, call: Call) -> None: ...
@@ -140,7 +196,7 @@ class Engine(Protocol):
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Identities as the tile kernels want them; equal stays equal, -1 stays -1."""
+        """Identities as the tile kernels take them; equal stays equal, -1 stays -1."""
 
     def normalize_rows(
         self,
@@ -153,9 +209,9 @@ class Engine(Protocol):
         """Rows ``start:stop`` of ``source`` (of ``source[index]``), divided by their norms.
 
         Returns:
-            (n, D) unit rows in the dtype of the products, and (n,) float32 inverse norms,
+            (n, D) unit rows in the dtype of the GEMMs, and (n,) float32 inverse norms,
             where a norm below 1e-5 counts as 1e-5. With ``reuse`` (a tile of columns) they may
-            lie in a buffer that the next such call overwrites; else they last for the call.
+            lie in a workspace that the next such call overwrites; else they last for the call.
         """
 
     def normalize_rows_backward(
@@ -179,44 +235,17 @@ class Engine(Protocol):
         The result is valid until the next tile.
         """
 
-    def logsumexp_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        maximum: Tensor,
-        total: Tensor,
-        target_cosine: Tensor,
-        cosines: Tensor | None = None,
-    ) -> None:
-        """Folds a tile's negatives into (n,) ``maximum`` and ``total`` = sum exp(z - maximum).
+    def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
+        """Folds a tile's negatives into the sums of its rows.
 
-        ``targets`` (n,) are positions among all columns; a target inside the tile is left out
-        of the sum and its cosine stored in ``target_cosine`` (n,). All cosines are left in
-        ``cosines`` (n, m) float32, if given.
+        A target inside the tile is left out of the sum, and its cosine stored.
         """
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
 
-    def logsumexp_gradient_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        log_negatives: Tensor,
-        negative_weight: Tensor,
-        target_gradient: Tensor,
-        cosines: Tensor | None = None,
-    ) -> Tensor:
-        """(n, m) d loss / d cosine.
-
-        Negatives: ``negative_weight_i exp(z - log_negatives_i) dz/dc``; targets:
-        ``target_gradient_i``. Valid until the next tile. ``cosines``: as the first pass left
-        them, to be overwritten; None: they are multiplied again.
-        """
+    def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
+        """(n, m) d loss / d cosine, valid until the next tile."""
 
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
@@ -236,28 +265,17 @@ class Engine(Protocol):
         Valid until the next tile.
         """
 
-    def nearest_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        best: Tensor,
-        position: Tensor,
-        target_cosine: Tensor,
-    ) -> None:
+    def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         """Folds a tile into each row's k largest cosines with columns other than its target.
 
-        ``best`` (n, k) float32 in descending order, ``position`` (n, k) int32 among all columns;
-        unfilled: -inf and -1. Of equal cosines the smaller position comes first, and tiles come
-        in ascending order of ``start``. NaN counts as larger than every number. Targets as for
-        :meth:`logsumexp_tile`. Knows no loss.
+        Of equal cosines the smaller position comes first, and tiles come in ascending order of
+        ``start``. NaN counts as larger than every number. Targets as for :meth:`logsumexp_tile`.
         """
 
-    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         """``total += left @ right`` in float32, for a tile's gradient and unit rows."""
 
-    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """``left @ right`` in float32, valid until the next call."""
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:

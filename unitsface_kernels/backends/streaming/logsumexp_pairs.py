@@ -4,7 +4,7 @@ With z the logits and N_i the log-sum-exp of row i's negatives, a row's loss is 
 positives p of softplus(N_i - z_ip), or N_i itself if positives take no part in the loss. Every pass
 streams all tiles: negatives for N, positives for the loss and for Q_i = mean_p sigmoid(N_i - z_ip),
 and the gradient. In-batch each tile on or above the diagonal serves both directions of its pairs:
-0.5 products of N x N x D for each pass and 1 for what consumes the gradient. Where reading a label
+0.5 GEMMs of N x N x D for each pass and 1 for what consumes the gradient. Where reading a label
 does not stall a device, the positives' pass visits only pairs that may be positive. Against the
 batches of other ranks a tile serves its rows, which get the gradient of both directions.
 """
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, clear_ignored, not_finite, split_weights
-from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums
-from .ranks import Blocks, remote_blocks, remote_tiles
+from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
+from .columns import remote_blocks, unit_columns
+from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, part
+from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch
 
 
 @dataclass
@@ -42,18 +43,18 @@ class _Operands:
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
-    """Log-sum-exp of the negatives, and the share Q of it that the gradient takes."""
+    """Log-sum-exp of the negatives, and their mean probability Q."""
     return 2
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    """Loss, and (2, N) state: log-sum-exp N of the negatives and share Q."""
+    """Loss, and (2, N) state: log-sum-exp N of the negatives and probability Q."""
     operands, inverse_norms = _operands(call, engine)
     log_negatives = _log_negatives(call, engine, operands)
     if call.spec.positive is None:
-        per_row, share = log_negatives, torch.ones_like(log_negatives)
+        per_row, negative_prob = log_negatives, torch.ones_like(log_negatives)
     else:
-        per_row, share = _positives(call, engine, operands, log_negatives)
+        per_row, negative_prob = _positives(call, engine, operands, log_negatives)
     per_row = torch.where(call.counted_rows, per_row, not_finite(call, inverse_norms))
     clear_ignored(call, per_row)
     loss = per_row
@@ -61,18 +62,18 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.counted()
-    return Result(loss, torch.stack([log_negatives, share]), (None, None, None))
+    return Result(loss, torch.stack([log_negatives, negative_prob]), (None, None, None))
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    log_negatives, share = state.unbind(0)
+    log_negatives, negative_prob = state.unbind(0)
     weights, scale = split_weights(call, weights)
     # A row without negatives has a constant loss: 0, or -inf.
     live = call.counted_rows & (log_negatives != -torch.inf)
     factors = PairWeights(
         log_negatives=torch.where(live, log_negatives, torch.inf),
-        negative=torch.where(live, weights * share, 0.0),
+        negative=torch.where(live, weights * negative_prob, 0.0),
         positive=torch.where(live, weights / call.pair_counts[0].clamp(min=1), 0.0),
     )
     operands, inverse_norms = _operands(call, engine)
@@ -114,9 +115,9 @@ def _log_negatives(call: Call, engine: Engine, operands: _Operands) -> Tensor:
     )
     blocks = remote_blocks(call)
     for tile, rows, columns in _tiles(call, engine, operands):
-        engine.pair_negatives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+        engine.pair_negatives_tile(tile, part(sums, rows), _other_side(call, tile, sums, columns))
     for tile, rows, _ in _remote_tiles(engine, operands, blocks):
-        engine.pair_negatives_tile(tile, sums.part(rows), None)
+        engine.pair_negatives_tile(tile, part(sums, rows), None)
     # -inf, not NaN, for a row without negatives.
     return torch.where(sums.total == 0, -torch.inf, sums.maximum + torch.log(sums.total))
 
@@ -132,7 +133,7 @@ def _positives(
     some = log_negatives if chosen is None else log_negatives[chosen]
     sums = PositiveSums(some, torch.zeros_like(some), torch.zeros_like(some))
     for tile, rows, columns in _tiles(call, engine, own):
-        engine.pair_positives_tile(tile, sums.part(rows), _other_side(call, tile, sums, columns))
+        engine.pair_positives_tile(tile, part(sums, rows), _other_side(call, tile, sums, columns))
     if chosen is not None:
         totals = (torch.zeros_like(log_negatives).index_copy(0, chosen, t) for t in sums[1:])
         sums = PositiveSums(log_negatives, *totals)
@@ -140,9 +141,9 @@ def _positives(
     if call.ranks is not None and call.columns is None and not call.rows.is_cuda:
         possible = torch.isin(operands.column_labels, operands.labels)
     for tile, rows, _ in _remote_tiles(engine, operands, blocks, possible):
-        engine.pair_positives_tile(tile, sums.part(rows), None)
+        engine.pair_positives_tile(tile, part(sums, rows), None)
     count = call.pair_counts[0].clamp(min=1)
-    return sums.loss / count, sums.share / count
+    return sums.loss / count, sums.negative_prob / count
 
 
 def _possible_positives(
@@ -171,21 +172,16 @@ def _possible_positives(
 
 
 _Sums = TypeVar("_Sums", NegativeSums, PositiveSums)
+_Placed = tuple[PairTile, slice, slice]
 
 
 def _other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
     """Statistics of the columns, where a tile serves them as well."""
-    return None if call.columns is not None or tile.diagonal else sums.part(columns)
+    return None if call.columns is not None or tile.symmetric else part(sums, columns)
 
 
-def _blocks(count: int, size: int, start: int = 0) -> Iterator[slice]:
-    for first in range(start, count, size):
-        yield slice(first, min(first + size, count))
-
-
-def _tiles(
-    call: Call, engine: Engine, operands: _Operands
-) -> Iterator[tuple[PairTile, slice, slice]]:
+def _tiles(call: Call, engine: Engine, operands: _Operands) -> Iterator[_Placed]:
+    """Tiles with the rows of the call, and the places of their rows and columns."""
     if call.columns is None:
         yield from _batch_tiles(engine, operands)
         return
@@ -193,65 +189,62 @@ def _tiles(
         yield tile, rows, columns
 
 
-def _batch_tiles(engine: Engine, operands: _Operands) -> Iterator[tuple[PairTile, slice, slice]]:
-    """On and above the diagonal; of sorted rows only those that may hold a positive."""
+def _batch_tiles(engine: Engine, operands: _Operands) -> Iterator[_Placed]:
     unit, labels = operands.unit, operands.labels
-    count, block = unit.shape[0], engine.sum_block[0]
-    for rows in _blocks(count, block):
-        for columns in _blocks(count, block, rows.start):
-            if operands.sorted and bool(labels[columns.start] > labels[rows.stop - 1]):
-                break
-            tile = PairTile(
-                a=unit[rows],
-                b=unit[columns],
-                a_labels=labels[rows],
-                b_labels=labels[columns],
-                skip=rows.start - columns.start,
-                diagonal=rows.start == columns.start,
-            )
-            yield tile, rows, columns
+
+    def may_hold_a_positive(tile: Tile) -> bool:
+        return not bool(labels[tile.columns.start] > labels[tile.rows.stop - 1])
+
+    reaches = may_hold_a_positive if operands.sorted else None
+    for place in in_batch(unit.shape[0], engine.sum_block[0], reaches):
+        rows, columns = place
+        tile = PairTile(
+            a=unit[rows],
+            b=unit[columns],
+            a_labels=labels[rows],
+            b_labels=labels[columns],
+            diagonal=place.diagonal,
+            symmetric=place.symmetric,
+        )
+        yield tile, rows, columns
+
+
+def _panel_tiles(
+    engine: Engine, operands: _Operands, panel: Panel, labels: Tensor, offset: int | None = None
+) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
+    """Also yields the inverse norms of a tile's columns."""
+    b, norms = unit_columns(engine, panel)
+    for place in panel.tiles:
+        rows, columns = place
+        tile = PairTile(
+            a=operands.unit[rows],
+            b=b,
+            a_labels=operands.labels[rows],
+            b_labels=labels[columns],
+            diagonal=None if offset is None else place.diagonal + offset,
+            symmetric=False,
+        )
+        yield tile, rows, columns, norms
 
 
 def _memory_tiles(
     call: Call, engine: Engine, operands: _Operands
 ) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
-    """Also yields the inverse norms of a tile's columns."""
     assert call.columns is not None
-    row_block, column_block = engine.class_block
-    for columns in _blocks(operands.column_labels.shape[0], column_block):
-        unit_columns, norms = engine.normalize_rows(
-            call.columns, columns.start, columns.stop, operands.column_index, reuse=True
-        )
-        for rows in _blocks(operands.unit.shape[0], row_block):
-            skip = None
-            if call.self_offset is not None:
-                skip = rows.start + call.self_offset - columns.start
-            tile = PairTile(
-                a=operands.unit[rows],
-                b=unit_columns,
-                a_labels=operands.labels[rows],
-                b_labels=operands.column_labels[columns],
-                skip=skip,
-                diagonal=False,
-            )
-            yield tile, rows, columns, norms
+    labels = operands.column_labels
+    columns = Columns(call.columns, operands.column_index, labels.shape[0])
+    for panel in against_columns(columns, operands.unit.shape[0], engine.class_block):
+        yield from _panel_tiles(engine, operands, panel, labels, call.self_offset)
 
 
 def _remote_tiles(
     engine: Engine, operands: _Operands, blocks: Blocks, possible: Tensor | None = None
-) -> Iterator[tuple[PairTile, slice, slice]]:
+) -> Iterator[_Placed]:
     """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
     labels = operands.column_labels if possible is None else operands.column_labels[possible]
-    for rows, columns, unit_columns in remote_tiles(engine, operands.unit, blocks, possible):
-        tile = PairTile(
-            a=operands.unit[rows],
-            b=unit_columns,
-            a_labels=operands.labels[rows],
-            b_labels=labels[columns],
-            skip=None,
-            diagonal=False,
-        )
-        yield tile, rows, columns
+    for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
+        for tile, rows, columns, _ in _panel_tiles(engine, operands, panel, labels):
+            yield tile, rows, columns
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -268,13 +261,13 @@ def _gradients_in_batch(
         everyone = PairWeights(*gathered.T.contiguous())
     blocks = remote_blocks(call)
     for tile, rows, columns in _batch_tiles(engine, operands):
-        gradient = engine.pair_gradient_tile(tile, factors.part(rows), factors.part(columns))
-        engine.accumulate(d_rows[rows], gradient, tile.b)
-        if not tile.diagonal:
-            engine.accumulate(d_rows[columns], gradient.T, tile.a)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
+        engine.addmm(d_rows[rows], gradient, tile.b)
+        if not tile.symmetric:
+            engine.addmm(d_rows[columns], gradient.T, tile.a)
     for tile, rows, columns in _remote_tiles(engine, operands, blocks):
-        gradient = engine.pair_gradient_tile(tile, factors.part(rows), everyone.part(columns))
-        engine.accumulate(d_rows[rows], gradient, tile.b)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
+        engine.addmm(d_rows[rows], gradient, tile.b)
 
 
 def _gradients_against_columns(
@@ -291,12 +284,12 @@ def _gradients_against_columns(
     if call.need_columns:
         d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
     for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
-        gradient = engine.pair_gradient_tile(tile, factors.part(rows), None)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), None)
         if d_rows is not None:
-            engine.accumulate(d_rows[rows], gradient, tile.b)
+            engine.addmm(d_rows[rows], gradient, tile.b)
         if d_columns is not None:
             d_unit = d_columns[columns]
-            engine.accumulate(d_unit, gradient.T, tile.a)
+            engine.addmm(d_unit, gradient.T, tile.a)
             if rows.stop == count:
                 engine.normalize_rows_backward(
                     d_unit, call.columns, columns.start, norms, d_unit, scale

@@ -1,6 +1,6 @@
 """Driver of ``nearest`` losses over classes: each row against its k nearest wrong columns.
 
-One product: a search streams the columns once and keeps, per row, the k largest cosines with wrong
+One GEMM: a search streams the columns once and keeps, per row, the k largest cosines with wrong
 columns, where they are, and the target's cosine. Everything after it has N x k numbers, and the
 backward pass touches the N (k + 1) unit columns that it found, not all M.
 """
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...losses import LossSpec, Triplet
 from .call import Call, Gradients, Result, clear_ignored, not_finite
-from .engine import Engine
+from .columns import columns_of, unit_columns
+from .engine import ClassTile, Engine, Nearest, part
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
+from .tiles import against_columns
 
 
 def _triplet(spec: LossSpec) -> Triplet:
@@ -59,39 +61,26 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
 
 
-def search(
-    call: Call, engine: Engine, count: int, unit: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def search(call: Call, engine: Engine, count: int, unit: Tensor | None = None) -> Nearest:
     """The ``count`` largest cosines of each row with columns that are not its target.
 
-    Returns:
-        (N, count) float32 cosines in descending order, -inf where there are fewer; (N, count)
-        int32 positions among the columns, -1 there; and (N,) cosines of the targets, 0 without.
+    Positions are -1 where there are fewer; a row without a target has 0 as the target's cosine.
     """
     rows = call.rows
     size = rows.shape[0]
     if unit is None:
         unit, _ = engine.normalize_rows(rows, 0, size)
-    best = rows.new_full((size, count), -torch.inf, dtype=torch.float32)
-    position = rows.new_full((size, count), -1, dtype=torch.int32)
-    target_cosine = rows.new_zeros(size, dtype=torch.float32)
-    assert call.columns is not None
-    row_block, column_block = engine.class_block
-    for start in range(0, call.num_columns, column_block):
-        stop = min(start + column_block, call.num_columns)
-        columns, _ = engine.normalize_rows(call.columns, start, stop, call.column_index, reuse=True)
-        for first in range(0, size, row_block):
-            block = slice(first, min(first + row_block, size))
-            engine.nearest_tile(
-                unit[block],
-                columns,
-                call.row_labels[block],
-                start,
-                best[block],
-                position[block],
-                target_cosine[block],
-            )
-    return best, position, target_cosine
+    found = Nearest(
+        best=rows.new_full((size, count), -torch.inf, dtype=torch.float32),
+        position=rows.new_full((size, count), -1, dtype=torch.int32),
+        target_cosine=rows.new_zeros(size, dtype=torch.float32),
+    )
+    for panel in against_columns(columns_of(call), size, engine.class_block):
+        columns, _ = unit_columns(engine, panel)
+        for block in panel.rows:
+            tile = ClassTile(unit[block], columns, call.row_labels[block], panel.columns.start)
+            engine.nearest_tile(tile, part(found, block))
+    return found
 
 
 def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:

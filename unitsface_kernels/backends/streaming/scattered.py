@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .call import Call
 from .engine import Engine
+from .tiles import blocks
 
 
 def add_pairs(
@@ -103,9 +104,8 @@ def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slope
     starts = torch.arange(0, call.num_columns + block, block, device=unit.device)
     bounds = torch.searchsorted(ordered, starts).tolist()
     gradient = unit.new_empty((block, size), dtype=torch.float32)
-    for number, start in enumerate(range(0, call.num_columns, block)):
-        tile = slice(start, min(start + block, call.num_columns))
-        out = gradient[: tile.stop - start].zero_()
+    for number, tile in enumerate(blocks(0, call.num_columns, block)):
+        out = gradient[: tile.stop - tile.start].zero_()
         pairs = slice(bounds[number], bounds[number + 1])
         if pairs.start < pairs.stop:
             place, row = ordered[pairs], order[pairs] % count
@@ -114,7 +114,7 @@ def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slope
             slope = slopes[pairs, None]
             d_unit = torch.where(slope != 0.0, slope * unit[row], 0.0)
             engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
-            _add_rows(out, place - start, d_unit)
+            _add_rows(out, place - tile.start, d_unit)
         call.sink(tile, out)
 
 

@@ -6,7 +6,7 @@ gradients for its loss, shape and dtype; ``0``, neither. Without a result the co
 the shipped one (``configs.py``). Only CUDA tensors have results.
 
 A search times the stage of the call that asked for it (forward or backward, with its own tensors,
-library products included), because where a gradient tile lies when the products read it is part
+library GEMMs included), because where a gradient tile lies when the GEMMs read it is part
 of what a configuration decides. It is never made while a CUDA graph is being captured, and a
 configuration that has run in a process stays in use there: results read from disk are read once.
 """
@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,7 @@ from ...validate import choice
 from ..streaming import Call
 from . import launch, sum_tile
 from .autotune_store import Store, folder
-from .configs import Config, ProductConfig, WaveConfig
+from .configs import Config, TileConfig, WaveConfig
 from .workspace import DEPTH_MULTIPLE, shipped_config, uses_tf32
 
 Stage = Literal["forward", "backward"]
@@ -59,11 +59,11 @@ _log = logging.getLogger("unitsface_kernels.autotune")
 class Choice:
     """What is chosen for one kind of kernel: its launch, and the work of one launch."""
 
-    product: ProductConfig
+    tile: TileConfig
     wave: WaveConfig
 
     def applied(self, config: Config, kind: str) -> Config:
-        return replace(config, wave=self.wave, **{SLOTS[kind]: self.product})
+        return replace(config, wave=self.wave, **{SLOTS[kind]: self.tile})
 
 
 def kind_of(call: Call, stage: Stage) -> str | None:
@@ -99,38 +99,51 @@ def key_of(call: Call, kind: str) -> str:
     return f"{kind}, {call.spec.name}, {dtype}, {shape_class(call)}"
 
 
-def products(base: ProductConfig, kind: str) -> list[ProductConfig]:
+def tile_configs(base: TileConfig, kind: str) -> list[TileConfig]:
     """Candidates: the shipped launch first, then one change at a time."""
-    parts, warps = base.parts, base.num_warps
+    subtiles, warps = base.epilogue_subtiles, base.num_warps
     free = replace(base, max_registers=None)
     found = [
         base,
         free,
         replace(base, num_stages=base.num_stages + 1),
         replace(base, num_stages=max(base.num_stages - 1, 2)),
-        # Fewer loads per cosine, and one program per SM; parts as wide as before.
-        replace(free, block_n=2 * base.block_n, parts=2 * parts if parts > 1 else 1),
+        # Fewer loads per cosine, and one program per SM; subtiles as wide as before.
+        replace(
+            free, block_n=2 * base.block_n, epilogue_subtiles=2 * subtiles if subtiles > 1 else 1
+        ),
         replace(free, block_m=2 * base.block_m),
-        # More programs per SM, with as many cosines per thread, and no more of them in a part.
+        # More programs per SM, with as many cosines per thread, and no more of them in a subtile.
         replace(base, block_n=base.block_n // 2, num_warps=warps // 2),
         replace(base, block_m=base.block_m // 2, num_warps=warps // 2),
-        replace(base, group=base.group // 2),
-        replace(base, group=base.group * 2),
+        replace(base, group_m=base.group_m // 2),
+        replace(base, group_m=base.group_m * 2),
     ]
     if kind != "gradient":  # its kernel takes the block whole
-        found += [replace(base, parts=parts * 2), replace(free, parts=max(parts // 2, 1))]
+        found += [
+            replace(base, epilogue_subtiles=subtiles * 2),
+            replace(free, epilogue_subtiles=max(subtiles // 2, 1)),
+        ]
     if kind in ONE_PASS:
         found += [replace(base, block_k=base.block_k // 2), replace(base, block_k=base.block_k * 2)]
-    return [product for product in dict.fromkeys(found) if product == base or _sensible(product)]
+    return [tile for tile in dict.fromkeys(found) if tile == base or _sensible(tile)]
 
 
-def _sensible(product: ProductConfig) -> bool:
+def _stored_tile(entry: dict[str, Any]) -> TileConfig:
+    """The launch of an entry on disk, also of one with the names that its fields had before."""
+    if "tile" in entry:
+        return TileConfig(**entry["tile"])
+    former = {"parts": "epilogue_subtiles", "group": "group_m"}
+    return TileConfig(**{former.get(name, name): v for name, v in entry["product"].items()})
+
+
+def _sensible(tile: TileConfig) -> bool:
     return (
-        product.parts <= 8
-        and product.num_warps >= 4
-        and min(product.block_m, product.block_n, product.block_k) >= 16
-        and DEPTH_MULTIPLE % product.block_k == 0
-        and product.group >= 1
+        tile.epilogue_subtiles <= 8
+        and tile.num_warps >= 4
+        and min(tile.block_m, tile.block_n, tile.block_k) >= 16
+        and DEPTH_MULTIPLE % tile.block_k == 0
+        and tile.group_m >= 1
     )
 
 
@@ -188,14 +201,14 @@ class Tuner:
         if entry is None:
             return None
         try:
-            chosen = Choice(ProductConfig(**entry["product"]), WaveConfig(**entry["wave"]))
+            chosen = Choice(_stored_tile(entry), WaveConfig(**entry["wave"]))
         except (TypeError, KeyError):
             chosen = None
         # A search can have found nothing else; whatever else is there was not written by one.
         shipped = getattr(base, SLOTS[kind])
         if (
             chosen is None
-            or chosen.product not in products(shipped, kind)
+            or chosen.tile not in tile_configs(shipped, kind)
             or chosen.wave not in waves(base.wave)
         ):
             warnings.warn(
@@ -212,7 +225,7 @@ class Tuner:
         # What fails here fails in the call itself, too.
         run(base)
         shipped_seconds = self._timer(lambda: run(base))
-        launches = [replace(shipped, product=p) for p in products(shipped.product, kind)[1:]]
+        launches = [replace(shipped, tile=p) for p in tile_configs(shipped.tile, kind)[1:]]
         best, seconds = self._fastest(shipped, shipped_seconds, launches, kind, base, run)
         sizes = [replace(best, wave=wave) for wave in waves(base.wave)[1:]]
         best, seconds = self._fastest(best, seconds, sizes, kind, base, run)
@@ -220,7 +233,7 @@ class Tuner:
         self._store.add(
             key,
             {
-                "product": vars(best.product),
+                "tile": vars(best.tile),
                 "wave": vars(best.wave),
                 "seconds": seconds,
                 "shipped_seconds": shipped_seconds,
@@ -299,4 +312,4 @@ def config(call: Call, stage: Stage, run: Run, search: bool = True) -> Config:
     return _tuner(call.rows.device.index).config(key_of(call, kind), kind, base, run, search)
 
 
-__all__ = ["Choice", "Tuner", "config", "key_of", "kind_of", "products", "shape_class", "waves"]
+__all__ = ["Choice", "Tuner", "config", "key_of", "kind_of", "shape_class", "tile_configs", "waves"]

@@ -12,15 +12,15 @@ import torch
 
 
 @dataclass(frozen=True)
-class ProductConfig:
-    """Launch of a product kernel.
+class TileConfig:
+    """Launch of a tile kernel.
 
     Attributes:
         block_m, block_n, block_k: block of cosines of one program and its step along D.
         num_warps, num_stages: warps of a program and depth of its load pipeline.
         max_registers: cap per thread, or None; it decides how many programs share an SM.
-        parts: pieces of the block that the policy works through one after the other.
-        group: row blocks that are visited together, see ``grouped_block``.
+        epilogue_subtiles: subtiles of the block that the policy works through one after the other.
+        group_m: row blocks that are visited together, see ``grouped_block``.
     """
 
     block_m: int
@@ -29,8 +29,8 @@ class ProductConfig:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
-    parts: int = 1
-    group: int = 16
+    epilogue_subtiles: int = 1
+    group_m: int = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WaveConfig:
 
     Attributes:
         gradient_bytes: size of the gradient tile that is reused; it should stay in L2 until the
-            library products have read it.
+            library GEMMs have read it.
         gradient_rows: its rows at most.
         unit_bytes: size of the unit columns of one wave.
         columns: columns of a wave at most.
@@ -81,37 +81,37 @@ class Config:
         wave: tile sizes.
     """
 
-    sum: ProductConfig
-    sum_heavy: ProductConfig
-    statistics: ProductConfig
-    gradient: ProductConfig
+    sum: TileConfig
+    sum_heavy: TileConfig
+    statistics: TileConfig
+    gradient: TileConfig
     wave: WaveConfig
 
     @property
-    def nearest(self) -> ProductConfig:
+    def nearest(self) -> TileConfig:
         """Launch of ``nearest_kernel``: the whole block at once, and its keys in registers."""
-        return replace(self.gradient, parts=1, max_registers=None)
+        return replace(self.gradient, epilogue_subtiles=1, max_registers=None)
 
 
-# Small enough for every path over blocks, parts, tiles and waves to run on a few hundred rows.
+# Small enough for every path over blocks, subtiles, tiles and waves to run on a few hundred rows.
 INTERPRETED = Config(
-    sum=ProductConfig(32, 32, 32, 4, 2, parts=2),
-    sum_heavy=ProductConfig(32, 32, 64, 4, 2, parts=4),
-    statistics=ProductConfig(32, 64, 32, 4, 2, parts=2, group=2),
-    gradient=ProductConfig(64, 32, 32, 4, 2, group=2),
+    sum=TileConfig(32, 32, 32, 4, 2, epilogue_subtiles=2),
+    sum_heavy=TileConfig(32, 32, 64, 4, 2, epilogue_subtiles=4),
+    statistics=TileConfig(32, 64, 32, 4, 2, epilogue_subtiles=2, group_m=2),
+    gradient=TileConfig(64, 32, 32, 4, 2, group_m=2),
     wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512),
 )
 
 # Hopper. 64 accumulators per thread; at 128 registers and 96 KB two
-# programs share an SM, so that the policy of one runs beside the products of the other. Taking
-# the policy in four parts is what keeps it within 128 (the triangle with gradients uses all of
+# programs share an SM, so that the policy of one runs beside the GEMMs of the other. Taking
+# the policy in four subtiles is what keeps it within 128 (the triangle with gradients uses all of
 # them, without spills). A wider block loads less from L2 (12 bytes per cosine instead of 16 at
 # D = 512 in bfloat16), but needs every register, and nothing runs beside its policy.
-_WIDE = ProductConfig(128, 128, 64, num_warps=8, num_stages=3, max_registers=128, parts=4)
+_WIDE = TileConfig(128, 128, 64, num_warps=8, num_stages=3, max_registers=128, epilogue_subtiles=4)
 # More state than 128 registers hold.
 _WIDE_HEAVY = replace(_WIDE, max_registers=None)
-# Its policy is a handful of operations; in parts it would only have more of them.
-_WIDE_GRADIENT = replace(_WIDE, parts=1)
+# Its policy is a handful of operations; in subtiles it would only have more of them.
+_WIDE_GRADIENT = replace(_WIDE, epilogue_subtiles=1)
 # TF32 elements are twice as large: half the step for the same pipeline. The shared memory of a
 # transposed float32 gradient rules out a second program anyway.
 _WIDE_TF32 = replace(_WIDE, block_k=32, max_registers=None)
@@ -120,19 +120,19 @@ _WIDE_TF32_LIGHT = replace(_WIDE, block_k=32)
 # Blackwell's accumulators lie in tensor memory, which takes the pressure off; what is left varies
 # with the compiler's version, and a cap would make some of them spill.
 _BLACKWELL = replace(_WIDE, max_registers=None)
-_BLACKWELL_GRADIENT = replace(_BLACKWELL, parts=1)
+_BLACKWELL_GRADIENT = replace(_BLACKWELL, epilogue_subtiles=1)
 _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 
 # Ampere, Ada and consumer Blackwell: mma.sync keeps its operands in registers too, so a program
 # has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
 # The pipeline fits the 99 KB of the consumer chips.
-_NARROW = ProductConfig(128, 128, 32, num_warps=8, num_stages=4, parts=4)
-_NARROW_GRADIENT = replace(_NARROW, parts=1)
+_NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=4)
+_NARROW_GRADIENT = replace(_NARROW, epilogue_subtiles=1)
 _NARROW_TF32 = replace(_NARROW, num_stages=3)
 
-# Exact float32 products run outside the tensor cores: 32 accumulators per thread, or the
+# Exact float32 GEMMs run outside the tensor cores: 32 accumulators per thread, or the
 # operands that each multiplication takes from shared memory no longer fit beside them.
-_EXACT = ProductConfig(64, 64, 32, num_warps=4, num_stages=2)
+_EXACT = TileConfig(64, 64, 32, num_warps=4, num_stages=2)
 
 # A gradient tile of 32 MB fits the 40 and 50 MB of L2 of A100 and H100 beside its unit rows, in
 # bfloat16 4096 x 4096 or 512 x 32768. Blackwell's L2 is more than twice as large. Losses alone

@@ -7,10 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from ..streaming import Call, NegativeSums, PairTile, PairWeights, PositiveSums, SumTile
+from ..streaming import (
+    Call,
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Nearest,
+    NegativeSums,
+    PairTile,
+    PairWeights,
+    PositiveSums,
+    SumTile,
+)
 from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
 from .kernels import rows
-from .products import accumulate, product
+from .matmul import addmm, matmul
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
 
 
@@ -30,7 +41,7 @@ class TritonEngine:
     """
 
     stat_dtype = torch.float32
-    # A product never leaves the chip here, and the memory it would go to is slower than it is.
+    # Cosines never leave the chip here, and the memory they would go to is slower than the GEMM.
     keeps_cosines = False
 
     def __init__(
@@ -109,7 +120,7 @@ class TritonEngine:
     ) -> tuple[Tensor, Tensor]:
         count, width = stop - start, source.shape[1]
         stride = padded(width, DEPTH_MULTIPLE)
-        unit = self._space.unit_buffer(count, stride, reuse)
+        unit = self._space.unit_tile(count, stride, reuse)
         inverse_norms = self._space.empty(count)
         config = configs.rows(stride)
         launch.run(
@@ -163,38 +174,16 @@ class TritonEngine:
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         return sum_tile.run(self._space, tile)
 
-    def logsumexp_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        maximum: Tensor,
-        total: Tensor,
-        target_cosine: Tensor,
-        cosines: Tensor | None = None,
-    ) -> None:
-        assert cosines is None
-        logsumexp_tile.statistics(self._space, a, b, targets, start, maximum, total, target_cosine)
+    def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
+        assert tile.cosines is None
+        logsumexp_tile.statistics(self._space, tile, rows)
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         return logsumexp_tile.positive_rows(self._space, target_cosine)
 
-    def logsumexp_gradient_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        log_negatives: Tensor,
-        negative_weight: Tensor,
-        target_gradient: Tensor,
-        cosines: Tensor | None = None,
-    ) -> Tensor:
-        assert cosines is None
-        return logsumexp_tile.gradient(
-            self._space, a, b, targets, start, log_negatives, negative_weight, target_gradient
-        )
+    def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
+        assert tile.cosines is None
+        return logsumexp_tile.gradient(self._space, tile, rows)
 
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
@@ -211,25 +200,16 @@ class TritonEngine:
     ) -> Tensor:
         return logsumexp_pairs_tile.gradient(self._space, tile, rows, columns)
 
-    def nearest_tile(
-        self,
-        a: Tensor,
-        b: Tensor,
-        targets: Tensor,
-        start: int,
-        best: Tensor,
-        position: Tensor,
-        target_cosine: Tensor,
-    ) -> None:
-        nearest_tile.search(self._space, a, b, targets, start, best, position, target_cosine)
+    def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
+        nearest_tile.search(self._space, tile, rows)
 
-    # Products of gradient tiles
+    # GEMMs of gradient tiles
 
-    def accumulate(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        accumulate(total, left, right, self._space.inverse_scale)
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        addmm(total, left, right, self._space.inverse_scale)
 
-    def overwrite(self, left: Tensor, right: Tensor) -> Tensor:
-        return product(left, right, self._space.inverse_scale)
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        return matmul(left, right, self._space.inverse_scale)
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)

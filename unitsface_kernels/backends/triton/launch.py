@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.runtime.jit import KernelInterface
 
-from .configs import ProductConfig
+from .configs import TileConfig
 
 #: Whether kernels run in the interpreter; their decorators read the same variable, at import.
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -24,13 +24,13 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-# Compiled product kernels as they are launched, while a search asks for them.
+# Compiled tile kernels as they are launched, while a search asks for them.
 _launched: list[Any] | None = None
 
 
 @contextmanager
 def observed() -> Iterator[list[Any]]:
-    """Collects the compiled product kernels that are launched inside, for their resources."""
+    """Collects the compiled tile kernels that are launched inside, for their resources."""
     global _launched
     found: list[Any] = []
     _launched = found
@@ -52,10 +52,10 @@ def run(kernel: KernelInterface, programs: int, *args: Any, **options: Any) -> A
     return None
 
 
-def run_product(
-    kernel: KernelInterface, config: ProductConfig, programs: int, *args: Any, **options: Any
+def run_tile(
+    kernel: KernelInterface, config: TileConfig, programs: int, *args: Any, **options: Any
 ) -> None:
-    """A product kernel with the blocks and resources of its configuration."""
+    """A tile kernel with the blocks and resources of its configuration."""
     if config.max_registers is not None:
         options["maxnreg"] = config.max_registers
     compiled = run(
@@ -65,7 +65,7 @@ def run_product(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        GROUP=config.group,
+        GROUP_M=config.group_m,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **options,

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..streaming import NegativeSums, PairTile, PairWeights, PositiveSums
-from . import configs, launch
-from .configs import ProductConfig
-from .kernels import logsumexp, logsumexp_pairs
+from . import launch
+from .configs import TileConfig
+from .kernels import logsumexp_pairs
+from .logsumexp_tile import merge
 from .workspace import Workspace, operands
 
 
@@ -23,29 +24,29 @@ class _Partials:
     triangle: bool
 
     @classmethod
-    def of(cls, space: Workspace, config: ProductConfig, tile: PairTile, both: bool) -> _Partials:
+    def of(cls, space: Workspace, config: TileConfig, tile: PairTile, both: bool) -> _Partials:
         count, width = tile.a.shape[0], tile.b.shape[0]
         triangle = _is_triangle(config, tile)
-        row_stretches = -(-width // config.block_n) * config.parts
+        row_stretches = -(-width // config.block_n) * config.epilogue_subtiles
         rows = (space.empty((row_stretches, count)), space.empty((row_stretches, count)))
         if triangle:
             # Blocks above the diagonal fill the places that those below it would have.
             return cls(rows, rows, True)
         if not both:
             return cls(rows, (None, None), False)
-        column_stretches = -(-count // config.block_m) * config.parts
+        column_stretches = -(-count // config.block_m) * config.epilogue_subtiles
         shape = (column_stretches, width)
         return cls(rows, (space.empty(shape), space.empty(shape)), False)
 
 
-def _is_triangle(config: ProductConfig, tile: PairTile) -> bool:
-    return tile.diagonal and config.block_m == config.block_n
+def _is_triangle(config: TileConfig, tile: PairTile) -> bool:
+    return tile.symmetric and config.block_m == config.block_n
 
 
 def _launch(
     space: Workspace,
     kernel: Any,
-    config: ProductConfig,
+    config: TileConfig,
     tile: PairTile,
     *arguments: Any,
     **options: Any,
@@ -55,19 +56,19 @@ def _launch(
     programs = row_blocks * -(-width // config.block_n)
     if _is_triangle(config, tile):
         programs = row_blocks * (row_blocks + 1) // 2
-    launch.run_product(
+    launch.run_tile(
         kernel,
         config,
         programs,
         *operands(tile.a, tile.b),
-        0 if tile.skip is None else tile.skip,
+        0 if tile.diagonal is None else tile.diagonal,
         tile.a_labels,
         tile.b_labels,
         *arguments,
         space.call.params,
         TRIANGLE=_is_triangle(config, tile),
-        EXCLUDE=tile.skip is not None,
-        PARTS=config.parts,
+        EXCLUDE=tile.diagonal is not None,
+        EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
         **options,
     )
@@ -97,21 +98,8 @@ def negatives(
 def _merge(partials: tuple[Tensor | None, Tensor | None], sums: NegativeSums) -> None:
     maximum, total = partials
     assert maximum is not None
-    stretches, count = maximum.shape
-    merge = configs.MERGE
-    launch.run(
-        logsumexp.merge_kernel,
-        -(-count // merge.rows),
-        maximum,
-        total,
-        sums.maximum,
-        sums.total,
-        stretches,
-        count,
-        ROWS=merge.rows,
-        BLOCK=merge.block,
-        num_warps=merge.num_warps,
-    )
+    assert total is not None
+    merge(maximum, total, sums)
 
 
 def positives(
@@ -139,11 +127,11 @@ def positives(
 
 
 def _add(partials: tuple[Tensor | None, Tensor | None], sums: PositiveSums) -> None:
-    loss, share = partials
+    loss, negative_prob = partials
     assert loss is not None
-    assert share is not None
+    assert negative_prob is not None
     sums.loss.add_(loss.sum(0))
-    sums.share.add_(share.sum(0))
+    sums.negative_prob.add_(negative_prob.sum(0))
 
 
 def gradient(

@@ -5,59 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
 from . import configs, launch
 from .kernels import logsumexp
 from .workspace import Workspace, operands
 
 
-def statistics(
-    space: Workspace,
-    a: Tensor,
-    b: Tensor,
-    targets: Tensor,
-    start: int,
-    maximum: Tensor,
-    total: Tensor,
-    target_cosine: Tensor,
-) -> None:
+def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     """See ``Engine.logsumexp_tile``."""
     config = space.config.statistics
-    count, width = a.shape[0], b.shape[0]
+    count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
-    stretches = column_blocks * config.parts
+    stretches = column_blocks * config.epilogue_subtiles
     stretch_maximum, stretch_total = (
         space.empty((stretches, count)),
         space.empty((stretches, count)),
     )
-    launch.run_product(
+    launch.run_tile(
         logsumexp.statistics_kernel,
         config,
         row_blocks * column_blocks,
-        *operands(a, b),
-        targets,
-        start,
+        *operands(tile.a, tile.b),
+        tile.targets,
+        tile.start,
         stretch_maximum,
         stretch_total,
-        target_cosine,
+        rows.target_cosine,
         space.call.params,
         NEGATIVE=space.logsumexp_policy.negative,
-        PARTS=config.parts,
+        EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
-    merge = configs.MERGE
+    merge(stretch_maximum, stretch_total, rows)
+
+
+def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> None:
+    """Folds (stretches, N) partial maxima and totals into ``sums``, in order."""
+    stretches, count = maximum.shape
+    config = configs.MERGE
     launch.run(
         logsumexp.merge_kernel,
-        -(-count // merge.rows),
-        stretch_maximum,
-        stretch_total,
+        -(-count // config.rows),
         maximum,
         total,
+        sums.maximum,
+        sums.total,
         stretches,
         count,
-        ROWS=merge.rows,
-        BLOCK=merge.block,
-        num_warps=merge.num_warps,
+        ROWS=config.rows,
+        BLOCK=config.block,
+        num_warps=config.num_warps,
     )
 
 
@@ -81,36 +79,25 @@ def positive_rows(space: Workspace, target_cosine: Tensor) -> tuple[Tensor, Tens
     return logits, slopes
 
 
-def gradient(
-    space: Workspace,
-    a: Tensor,
-    b: Tensor,
-    targets: Tensor,
-    start: int,
-    log_negatives: Tensor,
-    negative_weight: Tensor,
-    target_gradient: Tensor,
-) -> Tensor:
+def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     policy, config = space.logsumexp_policy, space.config.gradient
-    count, width = a.shape[0], b.shape[0]
-    tile = space.gradient_tile(count, width)
-    space.set_scale(space.call.spec.slope_bound(space.call.params), target_gradient)
-    launch.run_product(
+    count, width = tile.a.shape[0], tile.b.shape[0]
+    result = space.gradient_tile(count, width)
+    space.set_scale(space.call.spec.slope_bound(space.call.params), rows.target)
+    launch.run_tile(
         logsumexp.gradient_kernel,
         config,
         -(-count // config.block_m) * -(-width // config.block_n),
-        *operands(a, b),
-        targets,
-        start,
-        log_negatives,
-        negative_weight,
-        target_gradient,
-        tile,
-        tile.stride(0),
+        *operands(tile.a, tile.b),
+        tile.targets,
+        tile.start,
+        *rows,
+        result,
+        result.stride(0),
         space.scale,
         space.call.params,
         NEGATIVE=policy.negative,
         PRECISION=space.precision,
     )
-    return tile
+    return result

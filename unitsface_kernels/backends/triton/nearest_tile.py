@@ -2,64 +2,48 @@
 
 from __future__ import annotations
 
-from torch import Tensor, int32, int64
+from dataclasses import replace
 
+from torch import int32, int64
+
+from ..streaming import ClassTile, Nearest
 from . import configs, launch
 from .kernels import nearest
 from .workspace import Workspace, operands
 
-#: Candidates of one launch. For a large k they would outgrow the product tile: it then takes
+#: Candidates of one launch. For a large k they would outgrow the tile of cosines: it then takes
 #: several launches, of which the later ones find few.
 CANDIDATE_BYTES = 1 << 25
 
 
-def search(
-    space: Workspace,
-    a: Tensor,
-    b: Tensor,
-    targets: Tensor,
-    start: int,
-    best: Tensor,
-    position: Tensor,
-    target_cosine: Tensor,
-) -> None:
+def search(space: Workspace, tile: ClassTile, rows: Nearest) -> None:
     """See ``Engine.nearest_tile``."""
-    config = space.config.nearest
-    of_block = 8 * max(a.shape[0], 1) * best.shape[1]
-    step = max(CANDIDATE_BYTES // of_block, 1) * config.block_n
-    for first in range(0, b.shape[0], step):
-        columns = b[first : first + step]
-        _search(space, a, columns, targets, start + first, best, position, target_cosine)
+    of_block = 8 * max(tile.a.shape[0], 1) * rows.best.shape[1]
+    step = max(CANDIDATE_BYTES // of_block, 1) * space.config.nearest.block_n
+    for first in range(0, tile.b.shape[0], step):
+        columns = tile.b[first : first + step]
+        _search(space, replace(tile, b=columns, start=tile.start + first), rows)
 
 
-def _search(
-    space: Workspace,
-    a: Tensor,
-    b: Tensor,
-    targets: Tensor,
-    start: int,
-    best: Tensor,
-    position: Tensor,
-    target_cosine: Tensor,
-) -> None:
+def _search(space: Workspace, tile: ClassTile, found: Nearest) -> None:
     config = space.config.nearest
-    rows, columns, count = a.shape[0], b.shape[0], best.shape[1]
+    rows, columns, count = tile.a.shape[0], tile.b.shape[0], found.best.shape[1]
     row_blocks = -(-rows // config.block_m)
     column_blocks = -(-columns // config.block_n)
     candidates = space.empty((column_blocks * count, rows), int64)
-    found = space.empty((column_blocks, rows), int32)
-    launch.run_product(
+    sizes = space.empty((column_blocks, rows), int32)
+    launch.run_tile(
         nearest.nearest_kernel,
         config,
         row_blocks * column_blocks,
-        *operands(a, b),
-        targets,
-        start,
-        best,
+        *operands(tile.a, tile.b),
+        tile.targets,
+        tile.start,
+        found.best,
         count,
         candidates,
-        found,
-        target_cosine,
+        sizes,
+        found.target_cosine,
         PRECISION=space.precision,
     )
     slots = max(1 << (count - 1).bit_length(), 2)
@@ -68,9 +52,9 @@ def _search(
         nearest.merge_nearest_kernel,
         -(-rows // merge.rows),
         candidates,
-        found,
-        best,
-        position,
+        sizes,
+        found.best,
+        found.position,
         column_blocks,
         rows,
         count,

@@ -41,10 +41,10 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         programs = row_blocks * (row_blocks + 1) // 2
 
     def partial(wanted: bool, blocks: int, size: int) -> Tensor | None:
-        return space.empty((blocks * config.parts, size)) if wanted else None
+        return space.empty((blocks * config.epilogue_subtiles, size)) if wanted else None
 
     need_threshold = tile.d_threshold is not None
-    row_loss = space.empty((column_blocks * config.parts, count))
+    row_loss = space.empty((column_blocks * config.epilogue_subtiles, count))
     column_loss = partial(both, row_blocks, width)
     row_threshold = partial(
         need_threshold and (both or triangle or not per_column), column_blocks, count
@@ -62,12 +62,12 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
     if tile.gradient:
         gradient = space.gradient_tile(count, width)
         space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
-    launch.run_product(
+    launch.run_tile(
         sum.sum_kernel,
         config,
         programs,
         *operands(tile.a, tile.b),
-        0 if tile.skip is None else tile.skip,
+        0 if tile.diagonal is None else tile.diagonal,
         tile.a_labels,
         tile.b_labels,
         tile.a_threshold,
@@ -86,9 +86,9 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         TRIANGLE=triangle,
         BOTH=both,
         MIRRORED=tile.mirrored,
-        EXCLUDE=tile.skip is not None,
+        EXCLUDE=tile.diagonal is not None,
         PER_COLUMN=per_column,
-        PARTS=config.parts,
+        EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
     tile.a_loss += row_loss.sum(0)

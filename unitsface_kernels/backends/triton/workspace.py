@@ -1,4 +1,4 @@
-"""What the tiles of one call share: configuration, reused buffers and float16 scaling."""
+"""What the tiles of one call share: configuration, reused memory and float16 scaling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def padded(size: int, multiple: int) -> int:
 
 
 def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, int]:
-    """Unit rows and unit columns as product kernels take them, with strides, sizes and depth.
+    """Unit rows and unit columns as tile kernels take them, with strides, sizes and depth.
 
     Kernels read the padding behind every row: it takes rows as ``Engine.normalize_rows`` made them.
     """
@@ -37,7 +37,7 @@ def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, 
 
 
 def uses_tf32() -> bool:
-    """Whether the user lets float32 products run in TF32."""
+    """Whether the user lets float32 GEMMs run in TF32."""
     matmul = torch.backends.cuda.matmul
     # Reading the older flag raises once the newer one was set.
     precision = getattr(matmul, "fp32_precision", None)
@@ -52,10 +52,10 @@ def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
 
 
 class Workspace:
-    """Buffers that every tile of a call reuses, so that they stay in the L2 cache.
+    """Memory that every tile of a call reuses, so that they stay in the L2 cache.
 
     Attributes:
-        precision: of float32 products, as ``tl.dot`` names it.
+        precision: of float32 GEMMs, as ``tl.dot`` names it.
         scale, inverse_scale: float16 only, (1,): factor of the current gradient tile and its
             inverse; else None.
     """
@@ -91,8 +91,8 @@ class Workspace:
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.rows.device)
 
-    def unit_buffer(self, count: int, stride: int, reuse: bool) -> Tensor:
-        """(count, stride) in the dtype of the products; with ``reuse`` always the same memory."""
+    def unit_tile(self, count: int, stride: int, reuse: bool) -> Tensor:
+        """(count, stride) in the dtype of the GEMMs; with ``reuse`` always the same memory."""
         size = count * stride
         if not reuse:
             return self.empty((count, stride), self.call.compute_dtype)

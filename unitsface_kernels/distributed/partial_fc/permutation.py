@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...backends.native import rows as native
+from ... import dispatch
 
 ROUNDS = 12
 FEWEST_BITS = 6
@@ -84,13 +84,15 @@ class Permutation:
 
 def first_classes(size: int, key: int, count: int, device: torch.device) -> Tensor:
     """(count,) int64: the classes at the first ``count`` places."""
-    if native.usable(device):
-        return native.permuted(key, size, count, device)
+    kernels = dispatch.row_kernels(device)
+    if kernels is not None:
+        return kernels.permuted(key, size, count, device)
     return Permutation(size, key).at(torch.arange(count, device=device))
 
 
 def places_of(size: int, key: int, classes: Tensor) -> Tensor:
     """(N,) int64: the place of each class; ``size`` if it is outside [0, size)."""
-    if native.usable(classes.device):
-        return native.places(key, size, classes)
+    kernels = dispatch.row_kernels(classes.device)
+    if kernels is not None:
+        return kernels.places(key, size, classes)
     return Permutation(size, key).place_of(classes)

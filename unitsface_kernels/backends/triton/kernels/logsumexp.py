@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_parts, cosine_tile, grouped_block
+from .tiles import column_subtiles, cosine_tile, grouped_block
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -30,18 +30,18 @@ def statistics_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Per stretch of columns and row: largest negative logit and sum of exp(logit - largest).
 
-    ``stretch_maximum``, ``stretch_total``: (column blocks * PARTS, rows). A target's cosine goes
-    to ``target_cosine`` (rows,), by the one program that meets it.
+    ``stretch_maximum``, ``stretch_total``: (column blocks * EPILOGUE_SUBTILES, rows). A target's
+    cosine goes to ``target_cosine`` (rows,), by the one program that meets it.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
-    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP)
+    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -51,23 +51,23 @@ def statistics_kernel(
     i = row + tl.arange(0, BLOCK_M)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
-    WIDTH: tl.constexpr = BLOCK_N // PARTS
-    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
-    for part in tl.static_range(PARTS):
-        first = column + part * WIDTH
+    WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
+    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    for subtile in tl.static_range(EPILOGUE_SUBTILES):
+        first = column + subtile * WIDTH
         j = first + tl.arange(0, WIDTH)
         is_target = target[:, None] == j[None, :]
         has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
         if tl.max(has_target.to(tl.int32), axis=0) > 0:
-            own = tl.sum(tl.where(is_target, parts[part], 0.0), axis=1)
+            own = tl.sum(tl.where(is_target, subtiles[subtile], 0.0), axis=1)
             tl.store(target_cosine + i, own, mask=has_target)
-        logit, _ = NEGATIVE(parts[part], parameters)
+        logit, _ = NEGATIVE(subtiles[subtile], parameters)
         logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
         maximum = tl.max(logit, axis=1)
         # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
         shift = tl.where(maximum == -float("inf"), 0.0, maximum)
         total = tl.sum(tl.exp2((logit - shift[:, None]) * LOG2_E), axis=1)
-        out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
         tl.store(stretch_maximum + out, maximum, mask=in_rows)
         tl.store(stretch_total + out, total, mask=in_rows)
 
@@ -126,13 +126,13 @@ def gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """d loss / d cosine of a tile; ``gradient_scale``: (1,) factor for float16, or None."""
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
-    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP)
+    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -151,8 +151,8 @@ def gradient_kernel(
         weight *= factor
         own *= factor
     logit, slope = NEGATIVE(cosine, parameters)
-    share = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
-    value = weight[:, None] * (share * slope)
+    probability = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
+    value = weight[:, None] * (probability * slope)
     value = tl.where(target[:, None] == j[None, :], own[:, None], value)
     # Up to the padded width: full-width stores, and the caller never reads past the columns.
     corner = gradient + row.to(tl.int64) * gradient_stride + column

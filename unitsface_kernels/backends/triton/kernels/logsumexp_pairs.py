@@ -3,7 +3,7 @@
 Common arguments: ``rows`` unit rows ``a`` against ``columns`` unit rows ``b``, labels below 0 take
 no part. TRIANGLE: the tile is its own mirror image; only blocks on and above the diagonal have a
 program, and what those above it find for their columns fills the places of those below. BOTH: in
-any other tile, pairs count in both directions. EXCLUDE: the pair (i, i + ``skip``) is left out.
+any other tile, pairs count in both directions. EXCLUDE: the pair (i, i + ``diagonal``) is left out.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import triton
 import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
-from .tiles import column_parts, cosine_tile, grouped_block, triangle_block
+from .tiles import column_subtiles, cosine_tile, grouped_block, triangle_block
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _block(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+def _block(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
            TRIANGLE: tl.constexpr):  # fmt: skip
     row_blocks = tl.cdiv(rows, BLOCK_M)
     if TRIANGLE:
         return triangle_block(tl.program_id(0), row_blocks)
     else:
-        return grouped_block(tl.program_id(0), row_blocks, tl.cdiv(columns, BLOCK_N), GROUP)
+        return grouped_block(tl.program_id(0), row_blocks, tl.cdiv(columns, BLOCK_N), GROUP_M)
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _log_sum(logit, AXIS: tl.constexpr):
     return maximum, total
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+@triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
 def pair_negatives_kernel(
     a,
     b,
@@ -47,7 +47,7 @@ def pair_negatives_kernel(
     rows,
     columns,
     depth,
-    skip,
+    diagonal,
     a_labels,
     b_labels,
     row_maximum,
@@ -62,16 +62,16 @@ def pair_negatives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Per stretch: largest negative logit and sum of exp(logit - largest).
 
-    ``row_maximum``, ``row_total``: (column blocks * PARTS, rows); ``column_maximum``,
-    ``column_total``: (row blocks * PARTS, columns), or None.
+    ``row_maximum``, ``row_total``: (column blocks * EPILOGUE_SUBTILES, rows); ``column_maximum``,
+    ``column_total``: (row blocks * EPILOGUE_SUBTILES, columns), or None.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -83,35 +83,37 @@ def pair_negatives_kernel(
     in_rows = i < rows
     # Past the end is as good as ignored.
     i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
-    WIDTH: tl.constexpr = BLOCK_N // PARTS
-    HEIGHT: tl.constexpr = BLOCK_M // PARTS
-    stretches = tl.arange(0, PARTS)
-    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
-    for part in tl.static_range(PARTS):
-        j = column + part * WIDTH + tl.arange(0, WIDTH)
+    WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
+    HEIGHT: tl.constexpr = BLOCK_M // EPILOGUE_SUBTILES
+    stretches = tl.arange(0, EPILOGUE_SUBTILES)
+    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    for subtile in tl.static_range(EPILOGUE_SUBTILES):
+        j = column + subtile * WIDTH + tl.arange(0, WIDTH)
         in_columns = j < columns
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         counted = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
         counted &= i_label[:, None] != j_label[None, :]
         if EXCLUDE:
-            counted &= (i + skip)[:, None] != j[None, :]
-        logit, _ = NEGATIVE(parts[part], parameters)
+            counted &= (i + diagonal)[:, None] != j[None, :]
+        logit, _ = NEGATIVE(subtiles[subtile], parameters)
         logit = tl.where(counted, logit, -float("inf"))
         maximum, total = _log_sum(logit, 1)
-        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        row_out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
         tl.store(row_maximum + row_out, maximum, mask=in_rows)
         tl.store(row_total + row_out, total, mask=in_rows)
         # The outer condition is known to the compiler, the inner one may not be.
         if column_maximum is not None:  # noqa: SIM102
             if above:
-                stacked = tl.reshape(logit, (PARTS, HEIGHT, WIDTH))
+                stacked = tl.reshape(logit, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
                 other_maximum, other_total = _log_sum(stacked, 1)
-                out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+                out = (row_block * EPILOGUE_SUBTILES + stretches).to(tl.int64)[
+                    :, None
+                ] * columns + j[None, :]
                 tl.store(column_maximum + out, other_maximum, mask=in_columns[None, :])
                 tl.store(column_total + out, other_total, mask=in_columns[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+@triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
 def pair_positives_kernel(
     a,
     b,
@@ -120,15 +122,15 @@ def pair_positives_kernel(
     rows,
     columns,
     depth,
-    skip,
+    diagonal,
     a_labels,
     b_labels,
     a_log_negatives,
     b_log_negatives,
     row_loss,
-    row_share,
+    row_sigmoid,
     column_loss,
-    column_share,
+    column_sigmoid,
     parameters,
     POSITIVE: tl.constexpr,
     TRIANGLE: tl.constexpr,
@@ -137,15 +139,15 @@ def pair_positives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Per stretch: sums over positives of softplus and sigmoid of (log_negatives - logit).
 
     Shapes of results: as of :func:`pair_negatives_kernel`.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -157,33 +159,35 @@ def pair_positives_kernel(
     in_rows = i < rows
     i_label = tl.load(a_labels + i, mask=in_rows, other=-1)
     i_negatives = tl.load(a_log_negatives + i, mask=in_rows, other=0.0)
-    WIDTH: tl.constexpr = BLOCK_N // PARTS
-    HEIGHT: tl.constexpr = BLOCK_M // PARTS
-    stretches = tl.arange(0, PARTS)
-    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
-    for part in tl.static_range(PARTS):
-        j = column + part * WIDTH + tl.arange(0, WIDTH)
+    WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
+    HEIGHT: tl.constexpr = BLOCK_M // EPILOGUE_SUBTILES
+    stretches = tl.arange(0, EPILOGUE_SUBTILES)
+    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    for subtile in tl.static_range(EPILOGUE_SUBTILES):
+        j = column + subtile * WIDTH + tl.arange(0, WIDTH)
         in_columns = j < columns
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         counted = (i_label >= 0)[:, None] & (i_label[:, None] == j_label[None, :])
         if EXCLUDE:
-            counted &= (i + skip)[:, None] != j[None, :]
-        logit, _ = POSITIVE(parts[part], parameters)
+            counted &= (i + diagonal)[:, None] != j[None, :]
+        logit, _ = POSITIVE(subtiles[subtile], parameters)
         # Far above every log-sum-exp: both results are 0, without a selection of each.
         logit = tl.where(counted, logit, float("inf"))
-        value, share = softplus_and_sigmoid(i_negatives[:, None] - logit)
-        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
+        value, sigmoid = softplus_and_sigmoid(i_negatives[:, None] - logit)
+        row_out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
         tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
-        tl.store(row_share + row_out, tl.sum(share, axis=1), mask=in_rows)
+        tl.store(row_sigmoid + row_out, tl.sum(sigmoid, axis=1), mask=in_rows)
         if column_loss is not None:  # noqa: SIM102
             if above:
                 j_negatives = tl.load(b_log_negatives + j, mask=in_columns, other=0.0)
-                value, share = softplus_and_sigmoid(j_negatives[None, :] - logit)
-                values = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
-                shares = tl.sum(tl.reshape(share, (PARTS, HEIGHT, WIDTH)), axis=1)
-                out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+                value, sigmoid = softplus_and_sigmoid(j_negatives[None, :] - logit)
+                values = tl.sum(tl.reshape(value, (EPILOGUE_SUBTILES, HEIGHT, WIDTH)), axis=1)
+                sigmoids = tl.sum(tl.reshape(sigmoid, (EPILOGUE_SUBTILES, HEIGHT, WIDTH)), axis=1)
+                out = (row_block * EPILOGUE_SUBTILES + stretches).to(tl.int64)[
+                    :, None
+                ] * columns + j[None, :]
                 tl.store(column_loss + out, values, mask=in_columns[None, :])
-                tl.store(column_share + out, shares, mask=in_columns[None, :])
+                tl.store(column_sigmoid + out, sigmoids, mask=in_columns[None, :])
 
 
 @triton.jit
@@ -200,7 +204,7 @@ def _direction(logit, positive, log_negatives, negative_weight, positive_weight)
     return weight * tl.where(positive, root * root, e)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+@triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
 def pair_gradient_kernel(
     a,
     b,
@@ -209,7 +213,7 @@ def pair_gradient_kernel(
     rows,
     columns,
     depth,
-    skip,
+    diagonal,
     a_labels,
     b_labels,
     a_log_negatives,
@@ -230,15 +234,15 @@ def pair_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """d loss / d cosine of a tile, times ``gradient_scale`` (1,) or 1 if that is None.
 
     MIRRORED: of both directions of each pair, with the ``b_`` vectors. POSITIVE may be None.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP, TRIANGLE)
+    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -254,21 +258,21 @@ def pair_gradient_kernel(
     factor = 1.0
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
-    WIDTH: tl.constexpr = BLOCK_N // PARTS
-    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
-    for part in tl.static_range(PARTS):
-        j = column + part * WIDTH + tl.arange(0, WIDTH)
+    WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
+    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    for subtile in tl.static_range(EPILOGUE_SUBTILES):
+        j = column + subtile * WIDTH + tl.arange(0, WIDTH)
         in_columns = j < columns
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         same = i_label[:, None] == j_label[None, :]
         counted = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
         if EXCLUDE:
-            counted &= (i + skip)[:, None] != j[None, :]
-        logit, slope = NEGATIVE(parts[part], parameters)
+            counted &= (i + diagonal)[:, None] != j[None, :]
+        logit, slope = NEGATIVE(subtiles[subtile], parameters)
         if POSITIVE is None:
             counted &= i_label[:, None] != j_label[None, :]
         else:
-            own_logit, own_slope = POSITIVE(parts[part], parameters)
+            own_logit, own_slope = POSITIVE(subtiles[subtile], parameters)
             logit = tl.where(same, own_logit, logit)
             slope = tl.where(same, own_slope, slope)
         total = _direction(logit, same, i_log, i_negative, i_positive)

@@ -60,7 +60,7 @@ def nearest_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The at most ``count`` columns of each block that beat the last one found so far.
@@ -71,7 +71,7 @@ def nearest_kernel(
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
-    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP)
+    row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(

@@ -24,7 +24,7 @@ def normalize_rows_kernel(
 ):
     """Rows ``start:start + count`` of ``source`` (of ``source[index]``) at unit length.
 
-    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that products need no masks. The
+    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that GEMMs need no masks. The
     inverse norm of a row with an element that is not finite is NaN.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -1,14 +1,14 @@
-"""Kernel of ``sum`` losses: product, policy, reductions and gradient of a tile in one launch."""
+"""Kernel of ``sum`` losses: GEMM, policy, reductions and gradient of a tile in one launch."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .tiles import column_parts, cosine_tile, grouped_block, triangle_block
+from .tiles import column_subtiles, cosine_tile, grouped_block, triangle_block
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "skip"])
+@triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
 def sum_kernel(
     a,
     b,
@@ -17,7 +17,7 @@ def sum_kernel(
     rows,
     columns,
     depth,
-    skip,
+    diagonal,
     a_labels,
     b_labels,
     a_threshold,
@@ -41,8 +41,8 @@ def sum_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One (BLOCK_M, BLOCK_N) block of a tile that compares ``rows`` with ``columns``.
@@ -61,7 +61,7 @@ def sum_kernel(
     program, those above it count in both directions and write their gradient to both places.
     BOTH: in any other tile, pairs count in both directions. MIRRORED (implied by the other two):
     a gradient holds both directions of its pair.
-    EXCLUDE: the pair (i, i + ``skip``) is left out.
+    EXCLUDE: the pair (i, i + ``diagonal``) is left out.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -70,7 +70,7 @@ def sum_kernel(
         row_block, column_block = triangle_block(program, row_blocks)
         above = row_block != column_block
     else:
-        row_block, column_block = grouped_block(program, row_blocks, column_blocks, GROUP)
+        row_block, column_block = grouped_block(program, row_blocks, column_blocks, GROUP_M)
         above = BOTH
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
@@ -94,22 +94,24 @@ def sum_kernel(
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
 
-    WIDTH: tl.constexpr = BLOCK_N // PARTS
-    HEIGHT: tl.constexpr = BLOCK_M // PARTS
-    stretches = tl.arange(0, PARTS)
-    parts = column_parts(cosine, BLOCK_M, BLOCK_N, PARTS)
-    for part in tl.static_range(PARTS):
-        j = column + part * WIDTH + tl.arange(0, WIDTH)
+    WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
+    HEIGHT: tl.constexpr = BLOCK_M // EPILOGUE_SUBTILES
+    stretches = tl.arange(0, EPILOGUE_SUBTILES)
+    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    for subtile in tl.static_range(EPILOGUE_SUBTILES):
+        j = column + subtile * WIDTH + tl.arange(0, WIDTH)
         in_columns = j < columns
-        row_out = (column_block * PARTS + part).to(tl.int64) * rows + i
-        column_out = (row_block * PARTS + stretches).to(tl.int64)[:, None] * columns + j[None, :]
+        row_out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
+        column_out = (row_block * EPILOGUE_SUBTILES + stretches).to(tl.int64)[
+            :, None
+        ] * columns + j[None, :]
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         valid = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
         if EXCLUDE:
-            valid &= (i + skip)[:, None] != j[None, :]
+            valid &= (i + diagonal)[:, None] != j[None, :]
         # One selection here instead of one per result of the policy: a negative pair with a
         # cosine of -inf gives zeros, see the policies' contract.
-        c = tl.where(valid, parts[part], -float("inf"))
+        c = tl.where(valid, subtiles[subtile], -float("inf"))
         positive = (i_label[:, None] == j_label[None, :]) & valid
         j_weight = 1.0
         if b_weights is not None:
@@ -120,7 +122,7 @@ def sum_kernel(
         value, slope, d_threshold = EVALUATE(c, threshold, positive, parameters)
         tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
         if column_threshold is not None:
-            column_sums = tl.reshape(d_threshold * i_weight, (PARTS, HEIGHT, WIDTH))
+            column_sums = tl.reshape(d_threshold * i_weight, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
             column_sums = tl.sum(column_sums, axis=1)
             tl.store(column_threshold + column_out, column_sums, mask=in_columns[None, :])
         if PER_COLUMN and (BOTH or MIRRORED):
@@ -129,7 +131,7 @@ def sum_kernel(
         # Here and below: the outer condition is known to the compiler, the inner one may not be.
         if column_loss is not None:  # noqa: SIM102
             if above:
-                losses = tl.sum(tl.reshape(value, (PARTS, HEIGHT, WIDTH)), axis=1)
+                losses = tl.sum(tl.reshape(value, (EPILOGUE_SUBTILES, HEIGHT, WIDTH)), axis=1)
                 tl.store(column_loss + column_out, losses, mask=in_columns[None, :])
         # With one threshold both directions of a pair have the same derivatives.
         pair_weight = i_weight + j_weight if MIRRORED or BOTH else i_weight

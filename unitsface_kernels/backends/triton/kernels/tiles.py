@@ -1,4 +1,4 @@
-"""Pieces that every product kernel shares: tile order, the product, and its bounds."""
+"""Pieces that every tile kernel shares: order of the blocks, the GEMM, and its bounds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def grouped_block(program, row_blocks, column_blocks, GROUP: tl.constexpr):
-    """Program number -> (row block, column block), ``GROUP`` row blocks at a time.
+def grouped_block(program, row_blocks, column_blocks, GROUP_M: tl.constexpr):
+    """Program number -> (row block, column block), ``GROUP_M`` row blocks at a time.
 
     Programs that run together then share their operands in L2, whatever the longer side is.
     """
-    in_group = GROUP * column_blocks
-    first = (program // in_group) * GROUP
-    height = tl.minimum(row_blocks - first, GROUP)
+    in_group = GROUP_M * column_blocks
+    first = (program // in_group) * GROUP_M
+    height = tl.minimum(row_blocks - first, GROUP_M)
     inside = program % in_group
     return first + inside % height, inside // height
 
@@ -56,7 +56,7 @@ def cosine_tile(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """(BLOCK_M, BLOCK_N) float32 products of unit rows ``row:`` with unit columns ``column:``.
+    """(BLOCK_M, BLOCK_N) float32 GEMMs of unit rows ``row:`` with unit columns ``column:``.
 
     ``depth`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
     past the end repeat the last one instead of being masked: their cosines are masked later, and
@@ -95,17 +95,17 @@ def _quarters(x, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def column_parts(x, M: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr):
-    """(M, N) -> PARTS (1, 2, 4 or 8) tiles of (M, N / PARTS), left to right.
+def column_subtiles(x, M: tl.constexpr, N: tl.constexpr, EPILOGUE_SUBTILES: tl.constexpr):
+    """(M, N) -> 1, 2, 4 or 8 (EPILOGUE_SUBTILES) tiles of equal width, left to right.
 
-    Threads keep their elements, nothing moves. Working through the parts one after the other
+    Threads keep their elements, nothing moves. Working through the subtiles one after the other
     bounds the registers that the intermediate results of a policy take.
     """
-    if PARTS == 1:
+    if EPILOGUE_SUBTILES == 1:
         return (x,)
-    elif PARTS == 2:
+    elif EPILOGUE_SUBTILES == 2:
         return _halves(x, M, N)
-    elif PARTS == 4:
+    elif EPILOGUE_SUBTILES == 4:
         return _quarters(x, M, N)
     else:
         left, right = _halves(x, M, N)

@@ -1,4 +1,4 @@
-"""Which tiles the gradients may do without: ``skip_tolerance``.
+"""Gradient filtering: tiles that the gradients may leave out within ``skip_tolerance``.
 
 The mass of row i in a tile is the sum over its pairs of |d loss_i / d cosine|, in units of the
 largest value that one pair can have. Tiles are left out only as long as the masses left out of a
@@ -18,8 +18,8 @@ from .engine import Engine
 def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:
     """Which rows have more mass in all their tiles together; the others need no tile at all.
 
-    In a batch that a model knows, that is most of them, and their tiles are in no one's way then.
-    NaN is heavy. Waits for the device.
+    In a batch that a model has learned, the others are most rows. NaN is heavy. Waits for the
+    device.
     """
     return torch.nonzero(~(masses.sum(dim=0, dtype=torch.float64) <= tolerance)).flatten()
 
@@ -30,7 +30,7 @@ def negligible(masses: Tensor, tolerance: float) -> list[bool]:
     Args:
         masses: (tiles, N), NaN where nothing is known.
 
-    Waits for the device: which products to launch is decided here.
+    Waits for the device: which GEMMs to launch is decided here.
     """
     order = masses.amax(dim=1).argsort()
     spent = masses[order].to(torch.float64).cumsum(0)
@@ -42,7 +42,7 @@ def negligible(masses: Tensor, tolerance: float) -> list[bool]:
 
 
 class Budget:
-    """What the rows of a ``sum`` loss have left: tiles come one by one and are judged at once."""
+    """What the rows of a ``sum`` loss may still leave out; each tile is decided on at once."""
 
     def __init__(self, call: Call, engine: Engine, weights: Tensor | None) -> None:
         self._engine = engine
@@ -69,9 +69,9 @@ class Budget:
         return True
 
     def unpaid(self, tile: Tensor, rows: slice) -> Tensor | None:
-        """Which rows of a tile against columns are still wanted; the others have paid.
+        """Rows of a tile against columns that are still wanted; the others have paid.
 
-        None: all, and nobody has paid, since too few could to be worth the copy of the rest.
+        None: all, and no row has paid: too few could for a copy of the rest to be worth it.
         """
         spent = self._spent[rows] + self._engine.absolute_sums(tile, dim=1)
         pays = spent <= self._limit
@@ -83,7 +83,7 @@ class Budget:
 
 
 def worth_taking(wanted: int, count: int) -> bool:
-    """Whether products with fewer rows save more than it takes to copy those rows together."""
+    """Whether GEMMs with fewer rows save more than it takes to copy those rows together."""
     return 10 * wanted <= 9 * count
 
 
@@ -92,7 +92,7 @@ MOST_POSITIVES = 4
 
 
 class Positives:
-    """A few positives per row, scattered over all tiles: taken out, they are in none's way.
+    """A few positives per row, taken out of the tiles, which could not be left out with them.
 
     Attributes:
         places: (K, N) positions among the columns, below 0: none.

@@ -1,4 +1,4 @@
-"""Library products of gradient tiles with unit rows, accumulated in float32."""
+"""Library GEMMs of gradient tiles with unit rows, accumulated in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def product(left: Tensor, right: Tensor, factor: Tensor | None) -> Tensor:
+def matmul(left: Tensor, right: Tensor, factor: Tensor | None) -> Tensor:
     """(n, k) @ (k, m) in float32, times ``factor`` (1,) if given."""
     if left.dtype == torch.float32:
         result = torch.mm(left, right)
@@ -20,19 +20,19 @@ def product(left: Tensor, right: Tensor, factor: Tensor | None) -> Tensor:
     return result if factor is None else result.mul_(factor)
 
 
-def accumulate(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | None) -> None:
+def addmm(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | None) -> None:
     """``total += factor * (left @ right)``; ``total`` is (n, m) float32."""
     if factor is not None:
-        total.addcmul_(product(left, right, None), factor)
+        total.addcmul_(matmul(left, right, None), factor)
     elif left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.is_cuda:
-        _accumulate_mixed(total, left, right)
+        _addmm_mixed(total, left, right)
     else:
         total.addmm_(left.float(), right.float())
 
 
-def _accumulate_mixed(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _addmm_mixed(total: Tensor, left: Tensor, right: Tensor) -> None:
     if _mixes(left.dtype, left.device):
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
@@ -43,7 +43,7 @@ def _accumulate_mixed(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _mixes(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether torch.addmm takes a float32 sum beside 16-bit factors; older Torch refuses it.
 
-    Found out with a product of its own, so that an error of a real one, such as a lack of memory,
+    Tried on a GEMM of its own, so that an error of a real one, such as a lack of memory,
     is never taken for a refusal. Any other error is raised and nothing is remembered.
     """
     factor = torch.zeros(16, 16, dtype=dtype, device=device)

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 import unitsface_kernels
 from unitsface_kernels import fused_uss_loss
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
-from unitsface_kernels.backends.streaming import logsumexp, skipping
+from unitsface_kernels.backends.streaming import filtering, logsumexp
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 TOLERANCE = 1e-3
@@ -98,8 +98,8 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
 def _decisions(monkeypatch) -> list[bool]:
     """Filled with whether tiles, or some rows of them, were left out."""
     decisions: list[bool] = []
-    covers, unpaid = skipping.Budget.covers, skipping.Budget.unpaid
-    negligible = skipping.negligible
+    covers, unpaid = filtering.Budget.covers, filtering.Budget.unpaid
+    negligible = filtering.negligible
 
     def spied_covers(*arguments) -> bool:
         decisions.append(covers(*arguments))
@@ -116,8 +116,8 @@ def _decisions(monkeypatch) -> list[bool]:
         decisions.extend(found)
         return found
 
-    monkeypatch.setattr(skipping.Budget, "covers", spied_covers)
-    monkeypatch.setattr(skipping.Budget, "unpaid", spied_unpaid)
+    monkeypatch.setattr(filtering.Budget, "covers", spied_covers)
+    monkeypatch.setattr(filtering.Budget, "unpaid", spied_unpaid)
     monkeypatch.setattr(logsumexp, "negligible", spied_negligible)
     return decisions
 
@@ -176,13 +176,13 @@ def test_rows_that_a_model_knows_are_in_no_ones_way(monkeypatch) -> None:
     """One hard row in each block of rows: only those are multiplied again."""
     patched_blocks(monkeypatch, BLOCKS)
     shapes = []
-    method = CpuEngine.overwrite
+    method = CpuEngine.matmul
 
     def spied(self, left, right):
         shapes.append(left.shape[1])
         return method(self, left, right)
 
-    monkeypatch.setattr(CpuEngine, "overwrite", spied)
+    monkeypatch.setattr(CpuEngine, "matmul", spied)
     leaves, loss, _ = _leaves(REGISTRY["margin_softmax"], False, 0.0, "cpu")
     leaves["rows"][::8] = torch.randn(ROWS // 8, DIM)
     _gradients(partial(loss, backend="native"), leaves, torch.tensor(1.0), TOLERANCE)
@@ -229,7 +229,7 @@ def test_separated_classes_cost_one_product(monkeypatch) -> None:
     """What the tolerance is for: no gradient product at all where every row has its class."""
     patched_blocks(monkeypatch, BLOCKS)
     products = []
-    for name in ("accumulate", "overwrite"):
+    for name in ("addmm", "matmul"):
         method = getattr(CpuEngine, name)
 
         def counted(self, *arguments, method=method):
@@ -319,7 +319,7 @@ def test_nan_is_not_negligible(monkeypatch) -> None:
 )
 def test_negligible_tiles(masses: list[list[float]], tolerance: float) -> None:
     table = torch.tensor(masses)
-    skipped = torch.tensor(skipping.negligible(table, tolerance))
+    skipped = torch.tensor(filtering.negligible(table, tolerance))
     spent = table.double()[skipped].sum(dim=0)
     assert bool((spent <= tolerance * (1 + 1e-12)).all())
     # Every further tile that is no heavier than the lightest one kept would break the bound.
@@ -330,7 +330,7 @@ def test_negligible_tiles(masses: list[list[float]], tolerance: float) -> None:
 
 def test_negligible_tiles_with_nan() -> None:
     table = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
-    assert skipping.negligible(table, 1.0) == [False, True]
+    assert filtering.negligible(table, 1.0) == [False, True]
 
 
 def test_torch_compile_takes_it() -> None:
