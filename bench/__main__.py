@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import harness, isolation, report
-from .implementations import NAMES
+from .implementations import NAMES, implementations
 from .machine import machine
 from .workloads import WORKLOADS, Workload
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _names(arguments: argparse.Namespace, workload: Workload) -> list[str]:
-    every = list(workload.implementations(arguments.device))
+    every = list(implementations(workload, arguments.device))
     if arguments.implementations is None:
         return every
     primary = harness.PRIMARY[arguments.device]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .implementations import Implementation
+from .inputs import make_inputs
 from .workloads import SCALE, Workload, step
 
 ROWS, COLUMNS = 256, 4096
@@ -44,7 +45,7 @@ def errors(workload: Workload, implementation: Implementation, device: str) -> d
         ArithmeticError: they are too large for the same work.
     """
     small = workload.shrunk(ROWS, COLUMNS)
-    inputs = small.inputs(device)
+    inputs = make_inputs(small, device)
     wide = {
         name: t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
         for name, t in inputs.items()

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .implementations import implementations
+from .inputs import make_inputs
 from .workloads import WORKLOADS, step
 
 ROUNDS = 7
@@ -27,7 +29,7 @@ def _forward(loss: Callable[..., Tensor], enabled: bool, **inputs: Tensor) -> Te
 
 def main() -> None:
     workload = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "pair-8k"]
-    inputs, losses = workload.inputs(), workload.implementations()
+    inputs, losses = make_inputs(workload), implementations(workload)
     runs = {"float32": ("native", False), "bfloat16": ("native", True), "eager": ("eager", True)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     found: dict[str, tuple[Tensor, Tensor]] = {}

@@ -13,6 +13,8 @@ from functools import wraps
 
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
 
+from .implementations import implementations
+from .inputs import make_inputs
 from .workloads import WORKLOADS, step
 
 METHODS = (
@@ -48,7 +50,7 @@ def instrument(spent: dict[str, float]) -> None:
 
 def main() -> None:
     workload = WORKLOADS[sys.argv[1] if len(sys.argv) > 1 else "class-100k"]
-    inputs, loss = workload.inputs(), workload.implementations()["native"]
+    inputs, loss = make_inputs(workload), implementations(workload)["native"]
     spent: dict[str, float] = defaultdict(float)
     instrument(spent)
     step(loss, inputs)

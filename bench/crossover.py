@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from .inputs import make_inputs
 from .machine import machine
 from .workloads import Workload, step
 
@@ -34,7 +35,7 @@ def workload(loss: str, side: int, size: int) -> Workload:
 
 def medians(work: Workload, seconds: float) -> dict[str, float]:
     """Median seconds of a step of each backend, interleaved."""
-    inputs = work.inputs()
+    inputs = make_inputs(work)
     losses = {backend: work.fused(backend) for backend in BACKENDS}
     times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     for loss in losses.values():

@@ -9,7 +9,7 @@ import time
 import torch
 
 from . import accuracy
-from .implementations import OURS, PRIMARY
+from .implementations import OURS, PRIMARY, implementations
 from .machine import available_bytes, copy_rate, gemm_rate, has_bfloat16_gemm
 from .session import ImplementationFailedError, start
 from .workloads import Workload
@@ -30,7 +30,7 @@ def misfit(workload: Workload, name: str, device: str, beside: int = 0) -> str |
     Args:
         beside: number of other implementations whose inputs are in memory at the same time.
     """
-    implementation = workload.implementations(device)[name]
+    implementation = implementations(workload, device)[name]
     width = torch.finfo(workload.dtype(device)).bits // 8
     rows = workload.rows * workload.size * width
     columns = workload.columns * workload.size * width
@@ -57,7 +57,7 @@ def run(
     """
     if workload.autocast and device == "cpu" and not has_bfloat16_gemm():
         return {"skipped": "this processor has no bfloat16 matmul"}
-    known = workload.implementations(device)
+    known = implementations(workload, device)
     names = [name for name in known if name in names]
     rows: dict[str, dict[str, object]] = {name: {} for name in names}
     samples: dict[str, dict[int, float]] = {name: {} for name in names}

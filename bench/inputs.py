@@ -18,7 +18,7 @@ TARGET_RANGE = (0.4, 0.95)
 SAMPLE_ROWS = 64
 
 
-def make(workload: Workload, device: str) -> dict[str, Tensor]:
+def make_inputs(workload: Workload, device: str = "cpu") -> dict[str, Tensor]:
     """Keyword tensors of a loss; features of norm about sqrt(D), as random directions have it."""
     generator = torch.Generator(device).manual_seed(0)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 
 from . import accuracy, inputs, machine
+from .implementations import implementations
+from .inputs import make_inputs
 from .workloads import Workload, step
 
 CUDA_WARM_UP = 3
@@ -32,7 +34,7 @@ class Session:
 
     def __init__(self, workload: Workload, name: str, device: str) -> None:
         self.workload, self.device = workload, device
-        self.implementation = workload.implementations(device)[name]
+        self.implementation = implementations(workload, device)[name]
         self.inputs = None
 
     def check(self) -> dict[str, float]:
@@ -40,11 +42,11 @@ class Session:
         return accuracy.errors(self.workload, self.implementation, self.device)
 
     def warm_up(self) -> None:
-        step(self.implementation, self.workload.shrunk(64, 64).inputs(self.device))
+        step(self.implementation, make_inputs(self.workload.shrunk(64, 64), self.device))
 
     def first(self) -> dict[str, float]:
         """The first full step, with its peak of memory; ``seconds`` are those of a later one."""
-        self.inputs = self.workload.inputs(self.device)
+        self.inputs = make_inputs(self.workload, self.device)
         for _ in range(
             CUDA_WARM_UP if self.device == "cuda" else int(self.implementation.compiled)
         ):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from .implementations import implementations
+from .inputs import make_inputs
 from .workloads import QUICK, WORKLOADS, step
 
 IMPLEMENTATIONS = ("native", "eager", "published")
@@ -16,7 +18,7 @@ IMPLEMENTATIONS = ("native", "eager", "published")
 @pytest.mark.parametrize("name", QUICK)
 def test_forward_backward(benchmark, name: str, implementation: str) -> None:
     workload = WORKLOADS[name]
-    inputs, loss = workload.inputs(), workload.implementations()[implementation]
+    inputs, loss = make_inputs(workload), implementations(workload)[implementation]
     benchmark.group = name
     rounds = 20 if workload.flops < 1e10 else 5
     value = benchmark.pedantic(

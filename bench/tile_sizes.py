@@ -10,6 +10,8 @@ import time
 
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
 
+from .implementations import implementations
+from .inputs import make_inputs
 from .workloads import WORKLOADS, step
 
 PAIR_BLOCKS = (512, 1024, 1536, 2048)
@@ -19,7 +21,7 @@ ROUNDS = 7
 
 def compare(workload_name: str, attribute: str, blocks: tuple) -> None:
     workload = WORKLOADS[workload_name]
-    inputs, loss = workload.inputs(), workload.implementations()["native"]
+    inputs, loss = make_inputs(workload), implementations(workload)["native"]
     times: dict[tuple, list[float]] = {block: [] for block in blocks}
     for _ in range(ROUNDS):
         for block in blocks:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unitsface_kernels import fused_margin_softmax_loss, fused_uce_loss, fused_uss_loss
-
-if TYPE_CHECKING:
-    from .implementations import Implementation
 
 SCALE, PAIR_MARGIN, CLASS_MARGIN = 64.0, 0.1, 0.4
 FUSED = {
@@ -94,18 +90,6 @@ class Workload:
         if self.skip_tolerance:
             options["skip_tolerance"] = self.skip_tolerance
         return partial(FUSED[self.loss], backend=backend, **options)
-
-    def inputs(self, device: str = "cpu") -> dict[str, Tensor]:
-        """Keyword tensors of a loss, leaves with gradients where training has them."""
-        from .inputs import make
-
-        return make(self, device)
-
-    def implementations(self, device: str = "cpu") -> dict[str, Implementation]:
-        """Implementations of the workload on ``device``, ours first."""
-        from .implementations import implementations
-
-        return implementations(self, device)
 
 
 def _pair(name: str, rows: int, **options) -> Workload:

@@ -23,7 +23,8 @@ if str(ROOT) not in sys.path:
 from bench import accuracy, crossover, harness, inputs, isolation, plots, report, scaling
 from bench.__main__ import main
 from bench.baselines.eager import uss_eager
-from bench.implementations import EAGER, NAMES, PUBLISHED, Implementation
+from bench.implementations import EAGER, NAMES, PUBLISHED, Implementation, implementations
+from bench.inputs import make_inputs
 from bench.report import TIMES
 from bench.session import DeviceLostError, ImplementationFailedError, Local, Remote, Session
 from bench.targets import TARGETS, Target
@@ -34,7 +35,7 @@ CPU = [name for name, workload in WORKLOADS.items() if "cpu" in workload.on]
 PAIRS_OF_NAMES = [
     (workload, name)
     for workload in CPU
-    for name in WORKLOADS[workload].implementations()
+    for name in implementations(WORKLOADS[workload])
     if name != "torch.compile"
 ]
 
@@ -59,7 +60,7 @@ def test_implementations_agree_with_float64(name: str, implementation: str) -> N
     workload = WORKLOADS[name].shrunk(48, 160)
     if implementation == "metric-learning":
         pytest.importorskip("pytorch_metric_learning")
-    found = accuracy.errors(workload, workload.implementations()[implementation], "cpu")
+    found = accuracy.errors(workload, implementations(workload)[implementation], "cpu")
     assert found.keys() >= {"loss", "feats"}
 
 
@@ -67,7 +68,7 @@ def test_implementations_agree_with_float64(name: str, implementation: str) -> N
 @pytest.mark.parametrize("part", ["loss", "gradient"])
 def test_other_work_does_not_pass_the_check(name: str, part: str) -> None:
     workload = WORKLOADS[name].shrunk(16, 40)
-    eager = workload.implementations()["eager"]
+    eager = implementations(workload)["eager"]
 
     def changed(**tensors: torch.Tensor) -> torch.Tensor:
         value = eager(**tensors)
@@ -79,7 +80,7 @@ def test_other_work_does_not_pass_the_check(name: str, part: str) -> None:
 
 def test_a_gradient_that_is_missing_does_not_pass_the_check() -> None:
     workload = WORKLOADS["class-casia"].shrunk(16, 40)
-    eager = workload.implementations()["eager"]
+    eager = implementations(workload)["eager"]
 
     def detached(feats, weight, labels):
         return eager(feats=feats, weight=weight.detach(), labels=labels)
@@ -95,7 +96,7 @@ def test_formulas_of_implementations_are_those_of_the_package(loss: str) -> None
     workload = Workload("", loss, 24, columns, 512, 1.0)
     tensors = {
         name: t.detach().double() if t.is_floating_point() else t
-        for name, t in workload.inputs().items()
+        for name, t in make_inputs(workload).items()
     }
     want = workload.fused("reference")(**tensors)
     options = {"scale": 64.0, "margin": workload.margin}
@@ -107,7 +108,7 @@ def test_formulas_of_implementations_are_those_of_the_package(loss: str) -> None
 
 def test_trained_inputs_are_as_described() -> None:
     workload = replace(WORKLOADS["pair-1k"].shrunk(256, 0), target_cosine=0.7)
-    tensors = workload.inputs()
+    tensors = make_inputs(workload)
     cosines, positive = inputs.sample_cosines(workload, tensors)
     pairs = positive & ~cosines.isnan()
     assert float(cosines[pairs].mean()) == pytest.approx(0.7, abs=0.05)
@@ -115,14 +116,14 @@ def test_trained_inputs_are_as_described() -> None:
     # On all rows, though found on a sample: the terms of the derivative by b cancel.
     value = step(lambda **t: uss_eager(**t, scale=64.0, margin=0.1), tensors)
     assert abs(float(tensors["b"].grad)) < 0.3 * float(value.detach())
-    fresh = replace(workload, target_cosine=None).inputs()
+    fresh = make_inputs(replace(workload, target_cosine=None))
     step(lambda **t: uss_eager(**t, scale=64.0, margin=0.1), fresh)
     assert abs(float(fresh["b"].grad)) > 0.3
 
 
 def test_probability_of_the_negatives_in_the_softmax() -> None:
     workload = replace(WORKLOADS["class-casia"].shrunk(24, 40), target_cosine=0.7)
-    tensors = workload.inputs()
+    tensors = make_inputs(workload)
     unit = torch.nn.functional.normalize(tensors["feats"].detach(), dim=1)
     columns = torch.nn.functional.normalize(tensors["weight"].detach(), dim=1)
     logits = 64.0 * unit @ columns.T
@@ -305,11 +306,11 @@ def test_targets_and_tables_name_what_exists() -> None:
         assert target.device in workload.on
         assert target.speedup is not None or target.memory_mb is not None
         if target.device == "cpu":
-            assert {target.against, target.ours or "native"} <= workload.implementations().keys()
+            assert {target.against, target.ours or "native"} <= implementations(workload).keys()
         # Their names and formulas are known without a device.
         else:
-            assert (target.ours or "auto") in workload.implementations("cuda")
-    assert "liger-kernel" in WORKLOADS["class-1m"].implementations("cuda")
+            assert (target.ours or "auto") in implementations(workload, "cuda")
+    assert "liger-kernel" in implementations(WORKLOADS["class-1m"], "cuda")
     assert report.README_ROWS.keys() <= WORKLOADS.keys()
     assert report.README_COLUMNS.keys() <= set(NAMES)
     assert set(QUICK) <= set(CPU)
