@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from support.cases import calls, problem
+from support.cases import problem
+from support.grid import calls
 from support.helpers import PACKAGE, ROOT, TARGETS, Target, run_python
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, SATURATED, SCALAR, check_same
 from torch import Tensor

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cases import problem, representatives
+from support.cases import problem
+from support.grid import representatives
 from support.helpers import FUSED, Target
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 

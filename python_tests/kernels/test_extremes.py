@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cases import Case, build, calls
+from support.cases import Case, build
+from support.grid import calls
 from support.helpers import FUSED, Target
 from support.judgment import judge
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cases import extended_if, problem
+from support.cases import problem
+from support.grid import extended_if
 from support.helpers import FUSED, Target, patched_blocks
 from support.tolerances import ROUNDED_ONCE, SAME_GRADIENT, SKIP_ROUNDING, check_same
 from torch import Tensor

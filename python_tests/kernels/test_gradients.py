@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from support.cases import Case, Problem, build, calls, detached, parity_cases, problem, variants
+from support.cases import Case, Problem, build, detached, problem, variants
+from support.grid import calls, parity_cases
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
     DIFFERENCE,

@@ -11,7 +11,8 @@ import math
 
 import pytest
 import torch
-from support.cases import build, parity_cases, problem
+from support.cases import build, problem
+from support.grid import parity_cases
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor

@@ -11,7 +11,8 @@ import math
 import pytest
 import torch
 from support.cases import Case as Conditions
-from support.cases import build, calls
+from support.cases import build
+from support.grid import calls
 from support.helpers import TARGETS, Target, patched_blocks
 from support.ranks import run_ranks
 from torch import Tensor

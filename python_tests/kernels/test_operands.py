@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cases import calls, problem
+from support.cases import problem
+from support.grid import calls
 from support.helpers import TARGETS, Target
 from torch import Tensor
 

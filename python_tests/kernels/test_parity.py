@@ -6,17 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cases import (
-    HALF,
-    Case,
-    build,
-    extended_if,
-    interpreted,
-    interpreted_first,
-    parity_cases,
-    problem,
-    representatives,
-)
+from support.cases import HALF, Case, build, problem
+from support.grid import extended_if, interpreted, interpreted_first, parity_cases, representatives
 from support.helpers import FUSED, Target
 from support.judgment import judge
 from support.tolerances import SAME_LOSS, check_same, conversion

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cases import Problem, calls, problem
+from support.cases import Problem, problem
+from support.grid import calls
 from support.helpers import TARGETS, Target
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor

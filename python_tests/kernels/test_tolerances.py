@@ -8,7 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from support.cases import CASES, Problem, build, parity_cases, problem
+from support.cases import CASES, Problem, build, problem
+from support.grid import parity_cases
 from support.helpers import FUSED, Target
 from support.judgment import expected
 from support.rounding import Rounded, Spread, spreads

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import Problem, calls, extended_if, problem
+from support.cases import Problem, problem
+from support.grid import calls, extended_if
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
     AUTOCAST_GRADIENT,

@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.cases import Problem, calls, extended_if, variants
+from support.cases import Problem, variants
+from support.grid import calls, extended_if
 from support.helpers import TARGETS, Target
 from support.judgment import expected
 from support.tolerances import check

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import conftest  # noqa: F401  (what has to precede Torch)
 import torch
-from support.cases import Problem, build, parity_cases
+from support.cases import Problem, build
+from support.grid import parity_cases
 from support.helpers import FUSED, Target
 from support.judgment import expected
 from support.tolerances import FACTOR, TINY

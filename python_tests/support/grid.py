@@ -1,0 +1,102 @@
+"""Where the cases of ``cases.py`` run: parity, the interpreter, ``make test``, ``make test-all``.
+
+Triton's interpreter takes milliseconds per tile, and with every loss it would take most of the
+suite's time. What it runs (``interpreted`` for parity, ``representatives`` for all else) follows
+from what the code shares; a compiled backend, a GPU's included, runs everything:
+
+- Autograd, compilation, masks and reductions are the work of the operator and of a driver, not of
+  a policy: one loss for every driver and kind of threshold. The operator is also one for all
+  backends, so its forms are crossed with losses on a compiled one.
+- A policy's parameters are crossed with the cases that reach all of it: cosines of every kind and
+  exactly +-1, weights known in the backward pass only.
+- A loss that has another's policy differs by its thresholds: the cases that move these.
+- Half precision is a matter of GEMMs and conversions: a driver's.
+- Sizes beyond a few tiles (``heavy``) are left out.
+
+Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
+the losses of ``representatives`` in the cases that move labels and thresholds. The mark
+``extended`` leaves the rest to ``make test-all``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from support.cases import (
+    ALL_VARIANTS,
+    CASES,
+    INTERPRETED_VARIANTS,
+    THRESHOLDS,
+    Case,
+    Values,
+    variants,
+)
+from support.helpers import Target
+
+from unitsface_kernels.losses import REGISTRY, LossSpec
+
+
+def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
+    """One loss, the first, for every driver (reduction and topology) and kind of threshold."""
+    found: list[LossSpec] = []
+    seen: set[object] = set()
+    for spec in specs:
+        kinds = {(spec.reduction, spec.topology), spec.threshold}
+        if not kinds <= seen:
+            found.append(spec)
+            seen |= kinds
+    return found
+
+
+def extended_if(condition: bool) -> list[pytest.MarkDecorator]:
+    """Marks of a parameter that ``make test`` leaves out under this condition."""
+    return [pytest.mark.extended] if condition else []
+
+
+def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
+    """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
+    specs = list(specs)
+    first = {spec.topology: spec for spec in reversed(specs)}.values()
+    return [
+        pytest.param(
+            target,
+            spec,
+            id=f"{target}-{spec.name}",
+            marks=extended_if(target.interpreted and spec not in first),
+        )
+        for target in targets
+        for spec in (representatives(specs) if target.interpreted else specs)
+    ]
+
+
+def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
+    """Whether a parity problem is worth an interpreter's time."""
+    if case.heavy or (values and case.name not in INTERPRETED_VARIANTS):
+        return False
+    if dtype != torch.float32 and spec not in representatives(REGISTRY.values()):
+        return False
+    policy = spec.negative, spec.positive, spec.triplet
+    first = next(s for s in REGISTRY.values() if (s.negative, s.positive, s.triplet) == policy)
+    return spec is first or case.name in THRESHOLDS
+
+
+def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
+    """Whether an interpreted parity problem represents the others in ``make test``."""
+    return (
+        not values
+        and spec in representatives(REGISTRY.values())
+        and case.name in (THRESHOLDS if dtype == torch.float32 else {"columns", "none-in-batch"})
+    )
+
+
+def parity_cases() -> list[tuple[str, LossSpec, Values, Case]]:
+    """Every (id, loss, parameters, case) in float32."""
+    found = []
+    for spec in REGISTRY.values():
+        for name, values in variants(spec).items():
+            for case in CASES:
+                if case.applies(spec) and (name == "default" or case.name in ALL_VARIANTS):
+                    found.append((f"{spec.name}-{name}-{case.name}", spec, values, case))
+    return found
