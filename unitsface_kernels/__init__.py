@@ -3,6 +3,7 @@
 Large batch-pair and sample-to-class cosine losses that never store the N x M matrix.
 """
 
+from . import functional, modules
 from ._version import __version__
 from .dispatch import resolve as resolve_backend
 from .distributed.partial_fc import PartialFC, clip_grad_norm_
@@ -78,6 +79,12 @@ __all__ = [
     "resolve_backend",
     "uss_threshold_init",
 ]
+
+
+# Functions and modules of losses that have none of their own.
+_derived = {f.__name__: f for f in (*functional.DERIVED.values(), *modules.DERIVED.values())}
+globals().update(_derived)
+__all__ += _derived
 
 
 def __getattr__(name: str) -> object:

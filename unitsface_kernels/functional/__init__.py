@@ -1,11 +1,13 @@
 """The functional API: names, signatures and documentation of the losses."""
 
+from ..losses import REGISTRY
 from .classes import (
     fused_margin_softmax_loss,
     fused_npt_loss,
     fused_sphereface2_loss,
     fused_uce_loss,
 )
+from .derived import public_function
 from .pair import (
     fused_pair_bce_loss,
     fused_pair_logsumexp,
@@ -25,3 +27,9 @@ __all__ = [
     "fused_uss_loss",
     "uss_threshold_init",
 ]
+
+#: Functions of losses that have none of their own, by the loss's name.
+DERIVED = {
+    spec.name: public_function(spec) for spec in REGISTRY.values() if spec.function not in __all__
+}
+globals().update({function.__name__: function for function in DERIVED.values()})

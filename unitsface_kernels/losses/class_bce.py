@@ -10,6 +10,7 @@ from . import uce
 SPEC = replace(
     uce.SPEC,
     name="class_bce",
+    policy="uce",
     threshold="per_column",
     source="UniFace (ICCV 2023), binary cross-entropy with a bias per class",
 )

@@ -10,6 +10,7 @@ from . import uss
 SPEC = replace(
     uss.SPEC,
     name="pair_bce",
+    policy="uss",
     threshold="per_column",
     function="fused_pair_bce_loss",
     source="UniTSFace (NeurIPS 2023), eq. 22 (BCE; with a margin BCE-m)",

@@ -90,6 +90,7 @@ class LossSpec:
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
+        policy: name of the loss with the same Triton policy; None: it has its own.
     """
 
     name: str
@@ -104,6 +105,7 @@ class LossSpec:
     counted: Counted = "labeled"
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
+    policy: str | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
         """Hyper-parameters as the floats that kernels receive, in order."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from .. import functional
+from ..losses import REGISTRY
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .derived import module_of
 from .epl import EPLLoss
 from .margin_softmax import (
     ArcFaceLoss,
@@ -60,3 +63,9 @@ __all__ = [
     "UniTSFaceLoss",
     "VPLLoss",
 ]
+
+#: Modules of losses that have none of their own, by the loss's name.
+DERIVED = {name: module_of(REGISTRY[name]) for name in functional.DERIVED}
+for _name, _cls in DERIVED.items():
+    (CLASS_LOSSES if _cls.spec.topology == "class" else PAIR_LOSSES)[_name] = _cls
+globals().update({cls.__name__: cls for cls in DERIVED.values()})

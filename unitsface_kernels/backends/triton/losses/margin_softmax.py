@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .math import acos, half_turns, sin_cos_half_turn
+from .policy import LogsumexpPolicy
 
 
 @triton.jit
@@ -44,3 +45,6 @@ def positive(cosine, params):
     slope = m1 * sin_rest / tl.where(sin_theta < 1e-4, 1e-4, sin_theta)
     slope = tl.where(no_angle | (detached != 0.0), 1.0, slope)
     return scale * (target - m3), scale * slope
+
+
+POLICY = LogsumexpPolicy(negative, positive)

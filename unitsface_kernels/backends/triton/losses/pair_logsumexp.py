@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .policy import LogsumexpPairsPolicy
+
 
 @triton.jit
 def negative(cosine, params):
@@ -13,3 +15,6 @@ def negative(cosine, params):
     # False for NaN, which stays.
     outside = (cosine < lower) | (cosine > upper)
     return tl.where(outside, -float("inf"), scale * cosine), tl.where(outside, 0.0, scale)
+
+
+POLICY = LogsumexpPairsPolicy(negative, positive=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl  # noqa: F401  (the interpreter requires it)
 
+from .policy import LogsumexpPairsPolicy
+
 
 @triton.jit
 def negative(cosine, params):
@@ -18,3 +20,6 @@ def positive(cosine, params):
     """Logit of a positive pair and its derivative."""
     scale, margin = params
     return scale * (cosine - margin), scale
+
+
+POLICY = LogsumexpPairsPolicy(negative, positive)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .math import sin_cos_half_turn, softplus_and_sigmoid
+from .policy import SumPolicy
 
 
 @triton.jit
@@ -45,3 +46,6 @@ def evaluate(cosine, threshold, positive, params):
     weight = loss_weight / scale * tl.where(positive, alpha, 1.0 - alpha)
     d_logit = tl.where(positive, -weight, weight) * share
     return weight * value, scale * slope * d_logit, d_logit
+
+
+POLICY = SumPolicy(evaluate, heavy=True)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .math import softplus_and_sigmoid
+from .policy import SumPolicy
 
 
 @triton.jit
@@ -21,3 +22,6 @@ def evaluate(cosine, threshold, positive, params):
     value, share = softplus_and_sigmoid(tl.where(positive, target, logit))
     d_threshold = tl.where(positive, share, -negative_weight * share)
     return tl.where(positive, value, negative_weight * value), -scale * d_threshold, d_threshold
+
+
+POLICY = SumPolicy(evaluate)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .math import softplus_and_sigmoid
+from .policy import SumPolicy
 
 
 @triton.jit
@@ -17,3 +18,6 @@ def evaluate(cosine, threshold, positive, params):
     value, share = softplus_and_sigmoid(tl.where(positive, scale * margin - logit, logit))
     d_threshold = tl.where(positive, share, -share)
     return value, -scale * d_threshold, d_threshold
+
+
+POLICY = SumPolicy(evaluate)

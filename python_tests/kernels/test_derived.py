@@ -1,0 +1,63 @@
+"""Functions and modules made from a spec, against those of the same losses written by hand."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+from support.cases import problem
+from torch import Tensor
+
+import unitsface_kernels as uk
+from unitsface_kernels.functional.derived import public_function
+from unitsface_kernels.losses import REGISTRY, LossSpec
+from unitsface_kernels.modules.derived import module_of
+
+SPECS = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+
+
+@SPECS
+def test_a_derived_function_is_the_one_written_by_hand(spec: LossSpec) -> None:
+    derived, own = public_function(spec), getattr(uk, spec.function)
+    known = inspect.signature(own).parameters
+    made = inspect.signature(derived).parameters
+    assert made.keys() - known.keys() <= {"skip_tolerance"}  # npt has no tiles to leave out
+    assert known.keys() <= made.keys()
+    # ``b`` of a function for several losses stands where this loss has it.
+    for name in known:
+        assert made[name].default == known[name].default, name
+    p = problem(spec, rows=9, dim=7)
+    arguments = {"feats": p.rows, "labels": p.labels}
+    if spec.topology == "class":
+        arguments["weight"] = p.columns
+    if p.b is not None:
+        arguments["b"] = p.b
+    assert torch.equal(derived(**arguments), own(**arguments))
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        derived(**arguments, temperature=1.0)
+
+
+@SPECS
+def test_a_derived_module_computes_the_loss_and_trains(spec: LossSpec) -> None:
+    made = module_of(spec)
+    p = problem(spec, rows=9, dim=7)
+    sizes: tuple[int, ...] = (7, 11) if spec.topology == "class" else ()
+    if spec.topology == "pair" and spec.threshold == "per_column":
+        sizes = (512,)
+    module = made(*sizes)
+    assert all(bool((t == 0).all()) for n, t in module.named_parameters() if n == "threshold")
+    feats = p.rows.detach().requires_grad_()
+    loss = module(feats, p.labels)
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    arguments = {"feats": feats, "labels": p.labels}
+    if "weight" in tensors:
+        arguments["weight"] = tensors["weight"]
+    if "threshold" in tensors:
+        arguments["b"] = tensors["threshold"]
+    assert torch.equal(loss, getattr(uk, spec.function)(**arguments))
+    loss.sum().backward()
+    assert all(t.grad is not None for t in (feats, *tensors.values()))
+    assert torch.equal(copy.deepcopy(module)(feats, p.labels), loss)
+    assert next(iter(spec.defaults())) in repr(module)
