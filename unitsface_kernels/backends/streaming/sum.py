@@ -59,31 +59,29 @@ class _Pass:
         diagonal: int | None = None,
         b_weights: Tensor | None = None,
         b_loss: Tensor | None = None,
-    ) -> Tensor | None:
-        """One tile of all rows, with ``b`` the unit columns at the places ``columns``."""
+    ) -> SumTile:
+        """Arguments of a tile; ``b``: the unit columns at the places ``columns``."""
         threshold = self.call.threshold
         assert threshold is not None
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold
-        return self.engine.sum_tile(
-            SumTile(
-                a=self.unit[rows],
-                b=b,
-                a_labels=self.a_labels[rows],
-                b_labels=self.b_labels[columns],
-                a_threshold=a_threshold if mirrored else None,
-                b_threshold=threshold[columns] if per_column else threshold,
-                a_weights=None if self.weights is None else self.weights[rows],
-                b_weights=b_weights,
-                a_loss=self.loss[rows],
-                b_loss=b_loss,
-                d_threshold=self.d_threshold,
-                a_start=place.start,
-                b_start=columns.start,
-                diagonal=diagonal,
-                mirrored=mirrored,
-                gradient=self.gradient,
-            )
+        return SumTile(
+            a=self.unit[rows],
+            b=b,
+            a_labels=self.a_labels[rows],
+            b_labels=self.b_labels[columns],
+            a_threshold=a_threshold if mirrored else None,
+            b_threshold=threshold[columns] if per_column else threshold,
+            a_weights=None if self.weights is None else self.weights[rows],
+            b_weights=b_weights,
+            a_loss=self.loss[rows],
+            b_loss=b_loss,
+            d_threshold=self.d_threshold,
+            a_start=place.start,
+            b_start=columns.start,
+            diagonal=diagonal,
+            mirrored=mirrored,
+            gradient=self.gradient,
         )
 
 
@@ -166,7 +164,7 @@ def _in_batch(state: _Pass) -> None:
     unit, weights, d_rows = state.unit, state.weights, state.d_rows
     for place in in_batch(unit.shape[0], state.engine.sum_block[0]):
         rows, columns = place
-        tile = state.tile(
+        arguments = state.tile(
             rows,
             shifted(columns, state.own),
             unit[columns],
@@ -175,6 +173,7 @@ def _in_batch(state: _Pass) -> None:
             b_weights=None if weights is None else weights[columns],
             b_loss=None if place.symmetric else state.loss[columns],
         )
+        tile = state.engine.sum_tile(arguments)
         if tile is None or d_rows is None:
             continue
         if state.budget is not None and state.budget.covers(tile, rows, columns):
@@ -200,7 +199,9 @@ def _against_ranks(state: _Pass, blocks: Blocks) -> None:
         b, _ = unit_columns(engine, panel)
         b_weights = None if everyone is None else everyone[panel.columns]
         for rows in panel.rows:
-            tile = state.tile(rows, panel.columns, b, mirrored=True, b_weights=b_weights)
+            tile = engine.sum_tile(
+                state.tile(rows, panel.columns, b, mirrored=True, b_weights=b_weights)
+            )
             if tile is not None and d_rows is not None:
                 engine.addmm(d_rows[rows], tile, b)
 
@@ -220,7 +221,9 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         for place in panel.tiles:
             rows, wanted = place.rows, None
             diagonal = None if call.self_offset is None else place.diagonal + call.self_offset
-            tile = state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
+            tile = engine.sum_tile(
+                state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
+            )
             if tile is None:
                 continue
             if budget is not None and positives is not None:
