@@ -175,7 +175,7 @@ def test_chosen_rows_keep_their_padding() -> None:
 def _vectors() -> dict[str, dict[str, Tensor]]:
     """What a tile of 3 x 5, or 3 rows of 5, reads and writes, by argument type."""
     n, m, labels = 3, 5, torch.int32
-    tile = {"product": torch.zeros(n, m)}
+    tile = {"cosines": torch.zeros(n, m)}
     sides = {"a_labels": torch.zeros(n, dtype=labels), "b_labels": torch.zeros(m, dtype=labels)}
 
     def both(*names: str) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         | {"gradient_scale": torch.zeros(1), "first": matrix, "second": matrix},
         "Permuted": {"classes": index, "out": index},
         "Gemm": {"a": torch.zeros(n, 2), "b": torch.zeros(m, 2), "out": torch.zeros(n, m)}
-        | {"scratch": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
+        | {"workspace": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
     }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
     native = loader.extension()
     (n, depth), m = left.shape, right.shape[1]
     dtype = DTYPE_CODES[left.dtype]
-    scratch = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
+    workspace = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
     arguments = native.Gemm(
         a=strided_address(left),
         b=strided_address(right),
@@ -100,7 +100,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         out=strided_address(out),
         stride=out.stride(0),
         add=add,
-        scratch=address(scratch),
+        workspace=address(workspace),
     )
     native.cpu.gemm(arguments, threads)
 
@@ -173,14 +173,14 @@ def test_operands_of_no_unit_stride_are_refused(dtype: torch.dtype) -> None:
 # --- what surrounds the products ------------------------------------------------------------------
 
 
-def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tensor:
+def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tensor:
     """d loss / d cosine of a tile with ignored labels, in both directions where there are two."""
     native = loader.extension()
-    n, m = product.shape
+    n, m = cosines.shape
     gradient = torch.empty(n, m, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     classes = (spec.reduction, spec.topology) == ("logsumexp", "class")
-    held = {"product": product, "gradient": gradient}
+    held = {"cosines": cosines, "gradient": gradient}
     if classes:
         held["targets"] = torch.arange(n) % (2 * m) - 1
         held |= {"log_negatives": torch.full((n,), 20.0), "target_gradient": torch.ones(n) / 3}
@@ -221,9 +221,9 @@ def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tenso
 )
 def test_gradient_tiles_are_rounded_once(spec: LossSpec) -> None:
     """Finished in float32, then to the nearest bfloat16."""
-    product = 2 * torch.rand(67, 133) - 1
-    exact = _gradient_tile(spec, product, torch.float32)
-    rounded = _gradient_tile(spec, product, torch.bfloat16)
+    cosines = 2 * torch.rand(67, 133) - 1
+    exact = _gradient_tile(spec, cosines, torch.float32)
+    rounded = _gradient_tile(spec, cosines, torch.bfloat16)
     assert bool((exact != exact.to(torch.bfloat16)).sum() > exact.numel() // 3)
     assert torch.equal(rounded, exact.to(torch.bfloat16))
 

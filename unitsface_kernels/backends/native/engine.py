@@ -194,7 +194,7 @@ class NativeEngine(ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            product=address(cosines),
+            cosines=address(cosines),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
@@ -278,7 +278,7 @@ class NativeEngine(ABC):
         n, m = cosines.shape
         arguments = self._arguments(
             "HistogramTile",
-            product=address(cosines),
+            cosines=address(cosines),
             n=n,
             m=m,
             stride=m,
@@ -362,7 +362,7 @@ class NativeEngine(ABC):
         """The arguments that all tiles against classes have."""
         n, m = cosines.shape
         return {
-            "product": address(cosines),
+            "cosines": address(cosines),
             "n": n,
             "m": m,
             "stride": m,
@@ -374,7 +374,7 @@ class NativeEngine(ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
         return {
-            "product": address(cosines),
+            "cosines": address(cosines),
             "n": n,
             "m": m,
             "stride": m,
