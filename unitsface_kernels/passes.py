@@ -42,7 +42,7 @@ def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
     """(N,) float32 upstream gradients of the rows' losses, from that of the loss."""
     weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
     if call.reduction == "mean":
-        weights = weights / call.counted()
+        weights = weights / call.num_valid_rows()
     return weights.contiguous()
 
 

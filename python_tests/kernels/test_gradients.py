@@ -333,7 +333,7 @@ def test_bad_features_reach_the_loss(
         everything = where == "columns" or columns is None
         meets = compared[:, 3].cpu() if everything else torch.zeros(9, dtype=torch.bool)
     meets[3] |= where == "rows"
-    meets &= p.counted().cpu()
+    meets &= p.valid_rows().cpu()
     assert bool(meets[3]) or where == "columns"
     assert torch.equal(rows.isfinite().cpu(), ~meets)
 

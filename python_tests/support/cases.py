@@ -289,12 +289,12 @@ class Problem:
         same = self.labels[:, None] == columns[None, :]
         return valid & same, valid & ~same
 
-    def counted(self) -> Tensor:
+    def valid_rows(self) -> Tensor:
         """(N,) rows that have a loss."""
-        if self.spec.counted == "labeled":
+        if self.spec.valid_rows == "labeled":
             return self.labels != -1
         positive, negative = self.pairs()
-        return (positive if self.spec.counted == "with_positives" else negative).any(dim=1)
+        return (positive if self.spec.valid_rows == "with_positives" else negative).any(dim=1)
 
     def converted(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype; thresholds stay float32 with half features."""

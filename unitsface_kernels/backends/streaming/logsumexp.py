@@ -40,7 +40,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
-            loss = loss / call.counted()
+            loss = loss / call.num_valid_rows()
     return Result(loss, torch.stack([log_negatives, negative_prob, slope]), (None, None, None))
 
 

@@ -56,7 +56,7 @@ class Exchange:
         gathered: (T, D) features of all ranks, if an earlier pass has gathered them.
     """
 
-    counted: Tensor
+    num_valid_rows: Tensor
     weights: Tensor | None = None
 
     def __init__(self, rows: Tensor, setting: Setting, gathered: Tensor | None = None) -> None:
