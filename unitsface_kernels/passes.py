@@ -58,7 +58,7 @@ def complete(call: Call, result: Result) -> Result:
 
 def forward_with_known(call: Call) -> tuple[Result, bool]:
     """A result, and whether it holds the gradients, for an upstream gradient of ones."""
-    known = call.forward_knows(call.columns)
+    known = call.gradients_known(call.columns)
     result = forward(call, gradients=known)
     return (complete(call, result) if known else result), known
 

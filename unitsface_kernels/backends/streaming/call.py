@@ -115,7 +115,7 @@ class CallConfig:
         """
         return columns is not None and not self.need_columns
 
-    def forward_knows(self, columns: Tensor | None) -> bool:
+    def gradients_known(self, columns: Tensor | None) -> bool:
         """Whether every gradient is known after the forward pass, but for its scale."""
         if not self.need_any:
             return False
@@ -127,7 +127,7 @@ class CallConfig:
 
 @dataclass
 class ForwardCache:
-    """What a forward pass may leave to the backward passes of the same call, beside its state.
+    """Data that a forward pass may leave to the backward passes of its call, beside its state.
 
     Attributes:
         cosines: (M or K, D) float32, in whose memory lie cosines until the first backward pass
@@ -327,7 +327,7 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class Result:
-    """What a forward pass returns; gradients are float32, for an upstream gradient of one.
+    """Result of a forward pass; gradients are float32, for an upstream gradient of one.
 
     Attributes:
         loss: () or, with ``reduction="none"``, (N,) float32.

@@ -132,7 +132,7 @@ def _finish_rows(
 
 
 class _Rows(NamedTuple):
-    """What the second pass needs of its rows.
+    """Inputs of the second pass, by row.
 
     Attributes:
         taken: (n,) places of these among all rows; None: they are all rows.

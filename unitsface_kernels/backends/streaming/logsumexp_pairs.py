@@ -149,7 +149,7 @@ def _positives(
 def _possible_positives(
     call: Call, engine: Engine, operands: _Operands
 ) -> tuple[_Operands, Tensor | None]:
-    """What the positives' pass has to visit, and which rows these are; None: all of them.
+    """Rows and columns visited by the positives' pass, and the places of its rows; None: all.
 
     In-batch rows that have a positive, those of one identity next to each other: all but the
     tiles around the diagonal are free of positives. Against a memory the columns of identities

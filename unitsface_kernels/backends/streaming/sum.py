@@ -23,7 +23,7 @@ from .tiles import against_columns, against_ranks, in_batch, shifted
 
 @dataclass
 class _Pass:
-    """What the tiles of a pass read, and what they add to.
+    """Inputs and accumulators of a pass over tiles.
 
     Attributes:
         a_labels, b_labels: of the rows, and of all columns; in-batch those of all ranks.
@@ -234,9 +234,9 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
                 if kept is None:
                     engine.addmm(d_rows[rows], tile, b)
                 else:
-                    d_wanted = d_rows[rows][kept]
-                    engine.addmm(d_wanted, tile, b)
-                    d_rows[rows][kept] = d_wanted
+                    d_kept = d_rows[rows][kept]
+                    engine.addmm(d_kept, tile, b)
+                    d_rows[rows][kept] = d_kept
             if need_columns:
                 if d_unit is None:
                     d_unit = engine.matmul(tile.T, a)

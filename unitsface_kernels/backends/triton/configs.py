@@ -76,7 +76,7 @@ class Config:
 
     Attributes:
         sum: ``sum_kernel``; sum_heavy: with row weights, a threshold per column,
-            or a policy that says so.
+            or a policy that is marked heavy.
         statistics, gradient: the kernels of ``logsumexp`` losses.
         wave: tile sizes.
     """

@@ -85,7 +85,7 @@ def _scaled(
     d_columns: Tensor | None,
     d_threshold: Tensor | None,
 ) -> Gradients:
-    """Gradients that the forward pass knew, for upstream gradients of one."""
+    """Gradients from the forward pass, for upstream gradients of one."""
     if setting.config.reduction == "none":  # against a memory, of which every rank has its own rows
         return passes.times((d_rows, None, None), upstream)
     # One message for the upstream gradients and for the threshold's.
