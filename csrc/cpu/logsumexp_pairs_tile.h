@@ -99,49 +99,49 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
 // Adds the positives of row i to its own sums and, with kBoth, to those of the columns.
 template <bool kBoth, class Policy>
 void positives_row(const Policy policy, const PairPositives& t, int64_t i,
-                   float* __restrict column_loss, float* __restrict column_share) {
+                   float* __restrict column_loss, float* __restrict column_negative_prob) {
   const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_log_negatives = t.b_log_negatives;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   const float log_negatives = t.a_log_negatives[i];
-  float loss = 0.0f, share = 0.0f;
-#pragma omp simd reduction(+ : loss, share)
+  float loss = 0.0f, negative_prob = 0.0f;
+#pragma omp simd reduction(+ : loss, negative_prob)
   for (int32_t j = 0; j < count; ++j) {
     const bool counted = (labels[j] == label) & (j != skipped);
     const float z = policy.positive(cosine[j]).value;
     const Softplus forth = softplus(log_negatives - z);
     loss += counted ? forth.value : 0.0f;
-    share += counted ? forth.sigmoid : 0.0f;
+    negative_prob += counted ? forth.sigmoid : 0.0f;
     if (kBoth) {
       const Softplus back = softplus(b_log_negatives[j] - z);
       column_loss[j] += counted ? back.value : 0.0f;
-      column_share[j] += counted ? back.sigmoid : 0.0f;
+      column_negative_prob[j] += counted ? back.sigmoid : 0.0f;
     }
   }
   t.a_loss[i] += loss;
-  t.a_negative_prob[i] += share;
+  t.a_negative_prob[i] += negative_prob;
 }
 
 template <bool kBoth, class Policy>
 void pair_positives_tile(const Policy policy, const PairPositives& t, int threads) {
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   Workspace losses(kBoth ? units * t.m : 0);
-  Workspace shares(kBoth ? units * t.m : 0);
+  Workspace negative_probs(kBoth ? units * t.m : 0);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t unit = 0; unit < units; ++unit) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
       positives_row<kBoth>(policy, t, i, losses.data() + (kBoth ? unit * t.m : 0),
-                           shares.data() + (kBoth ? unit * t.m : 0));
+                           negative_probs.data() + (kBoth ? unit * t.m : 0));
     }
   }
   for (int64_t unit = 0; kBoth && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       t.b_loss[j] += losses[unit * t.m + j];
-      t.b_negative_prob[j] += shares[unit * t.m + j];
+      t.b_negative_prob[j] += negative_probs[unit * t.m + j];
     }
   }
 }

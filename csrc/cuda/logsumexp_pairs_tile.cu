@@ -177,18 +177,18 @@ __global__ void __launch_bounds__(kThreads)
   const float log_negatives = __ldg(args.a_log_negatives + place.row);
   const float* row = args.cosines + place.row * args.stride + place.first_column;
   const int width = label >= 0 ? place.width : 0;
-  float loss = 0.0f, share = 0.0f;
+  float loss = 0.0f, negative_prob = 0.0f;
 #pragma unroll 8
   for (int column = lane; column < width; column += kLanes) {
     if (__ldg(args.b_labels + place.first_column + column) != label) continue;
     if (column == place.skipped) continue;
     const Softplus term = softplus(log_negatives - policy.positive(row[column]).value);
     loss += term.value;
-    share += term.sigmoid;
+    negative_prob += term.sigmoid;
   }
   loss = warp_sum(loss);
-  share = warp_sum(share);
-  if (lane == 0) partials.write(place.segment, place.row, {loss, share});
+  negative_prob = warp_sum(negative_prob);
+  if (lane == 0) partials.write(place.segment, place.row, {loss, negative_prob});
 }
 
 template <class Policy>
@@ -201,15 +201,15 @@ __global__ void __launch_bounds__(kThreads)
   const float log_negatives = __ldg(args.b_log_negatives + place.column);
   const float* column = args.cosines + place.first_row * args.stride + place.column;
   const int height = label >= 0 ? place.height : 0;
-  float loss = 0.0f, share = 0.0f;
+  float loss = 0.0f, negative_prob = 0.0f;
 #pragma unroll 8
   for (int r = 0; r < height; ++r) {
     if (__ldg(args.a_labels + place.first_row + r) != label || r == place.skipped) continue;
     const Softplus term = softplus(log_negatives - policy.positive(column[r * args.stride]).value);
     loss += term.value;
-    share += term.sigmoid;
+    negative_prob += term.sigmoid;
   }
-  partials.write(place.segment, place.column, {loss, share});
+  partials.write(place.segment, place.column, {loss, negative_prob});
 }
 
 // A block serves 32 rows or columns; its warps share the segments.

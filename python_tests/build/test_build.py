@@ -326,7 +326,7 @@ def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int)
 
 @each_loss
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
-    """Library products may; everything of the extension may not."""
+    """The extension's results are the same for any number of threads, unlike the library's."""
     cosines = 2 * torch.rand(201, 333) - 1
     run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):

@@ -1,4 +1,4 @@
-"""What reaches a kernel: dense memory of the length it reads, whatever the tensors were like."""
+"""Operands of kernels: dense memory of the length that is read, for tensors of any layout."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_no_identity_has_a_threshold() -> None:
 
 @pytest.mark.skipif(not [t for t in TARGETS if t.backend == "triton"], reason="needs Triton")
 def test_chosen_rows_keep_their_padding() -> None:
-    """A second pass over few rows; Triton's products read each up to a multiple of 64."""
+    """A second pass over few rows; Triton's matmuls read each up to a multiple of 64."""
     from unitsface_kernels.backends.triton import workspace
 
     for width in (20, 64, 100):
@@ -173,7 +173,7 @@ def test_chosen_rows_keep_their_padding() -> None:
 
 
 def _vectors() -> dict[str, dict[str, Tensor]]:
-    """What a tile of 3 x 5, or 3 rows of 5, reads and writes, by argument type."""
+    """Operands of a tile of 3 x 5, or of 3 rows of 5, by argument type."""
     n, m, labels = 3, 5, torch.int32
     tile = {"cosines": torch.zeros(n, m)}
     sides = {"a_labels": torch.zeros(n, dtype=labels), "b_labels": torch.zeros(m, dtype=labels)}

@@ -1,4 +1,4 @@
-"""What a loss means, without a formula: relations that hold for each backend by itself.
+"""Semantics of losses without formulas: relations that hold for each backend by itself.
 
 They tie the reference too, which the parity tests can only compare with. Relations that hold for
 any input at all are in test_properties.py.

@@ -18,7 +18,7 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
 - A policy's parameters are crossed with the cases that reach all of it: cosines of every kind and
   exactly +-1, weights known in the backward pass only.
 - A loss that has another's policy differs by its thresholds: the cases that move these.
-- Half precision is a matter of products and conversions: a driver's.
+- Half precision concerns GEMMs and conversions, thus the driver.
 - Sizes beyond a few tiles (``heavy``) are left out.
 
 Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
@@ -114,7 +114,7 @@ def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values
 
 
 def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
-    """Whether a parity problem is worth an interpreter's time."""
+    """Whether a parity problem runs in the interpreter."""
     if case.heavy or (values and case.name not in INTERPRETED_VARIANTS):
         return False
     if dtype != torch.float32 and spec not in representatives(REGISTRY.values()):
@@ -141,7 +141,7 @@ def detached(spec: LossSpec, values: Values) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """What a problem looks like.
+    """Shape and kind of a problem.
 
     Attributes:
         columns: classes, or samples of a memory; None: 11 classes, or the batch itself.

@@ -114,35 +114,35 @@ void test_positives(const float* params, Tile& tile) {
   const PairCase& c = tile.c;
   Buffer<float> stored(tile.size, 7.0f, c.shift);
   Buffer<float> workspace(cuda::pair_statistics_workspace(c.n, c.m), kNaN);
-  Sides log_negatives(c, -10.0f, 15.0f), loss(c, 0.5f), share(c, 0.25f);
+  Sides log_negatives(c, -10.0f, 15.0f), loss(c, 0.5f), negative_prob(c, 0.25f);
   auto args = tile.arguments<cuda::PairPositives>(stored);
   args.a_log_negatives = log_negatives.a.data;
-  args.a_loss = loss.a.data, args.a_negative_prob = share.a.data;
+  args.a_loss = loss.a.data, args.a_negative_prob = negative_prob.a.data;
   if (c.both) {
     args.b_log_negatives = log_negatives.b.data;
-    args.b_loss = loss.b.data, args.b_negative_prob = share.b.data;
+    args.b_loss = loss.b.data, args.b_negative_prob = negative_prob.b.data;
   }
   cuda::pair_positives_tile("pair_softmax", params, args, workspace.data, nullptr);
   std::vector<double> rows(c.n, 0.5), columns(c.m, 0.5);
-  std::vector<double> row_shares(c.n, 0.25), column_shares(c.m, 0.25);
+  std::vector<double> row_negative_prob(c.n, 0.25), column_negative_prob(c.m, 0.25);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
       if (!tile.valid(i, j) || !tile.same(i, j)) continue;
       const double z = policy.positive(tile.cosine(i, j)).value;
       rows[i] += std::log1p(std::exp(log_negatives.a[i] - z));
-      row_shares[i] += 1.0 / (1.0 + std::exp(z - log_negatives.a[i]));
+      row_negative_prob[i] += 1.0 / (1.0 + std::exp(z - log_negatives.a[i]));
       if (!c.both) continue;
       columns[j] += std::log1p(std::exp(log_negatives.b[j] - z));
-      column_shares[j] += 1.0 / (1.0 + std::exp(z - log_negatives.b[j]));
+      column_negative_prob[j] += 1.0 / (1.0 + std::exp(z - log_negatives.b[j]));
     }
   }
   for (int64_t i = 0; i < c.n; ++i) {
     expect(loss.a[i], rows[i], 1e-5, "loss of a row", i, 0);
-    expect(share.a[i], row_shares[i], 1e-5, "share of a row", i, 0);
+    expect(negative_prob.a[i], row_negative_prob[i], 1e-5, "negative_prob of a row", i, 0);
   }
   for (int64_t j = 0; j < c.m; ++j) {
     expect(loss.b[j], columns[j], 1e-5, "loss of a column", j, 0);
-    expect(share.b[j], column_shares[j], 1e-5, "share of a column", j, 0);
+    expect(negative_prob.b[j], column_negative_prob[j], 1e-5, "negative_prob of a column", j, 0);
   }
 }
 

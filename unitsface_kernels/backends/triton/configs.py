@@ -35,7 +35,7 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class WaveConfig:
-    """How much work a launch gets.
+    """Amount of work of a launch.
 
     Attributes:
         gradient_bytes: size of the gradient tile that is reused; it should stay in L2 until the
