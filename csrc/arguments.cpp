@@ -38,7 +38,7 @@ int64_t columns(const Args& t) {
 template <class Args>
 void bind_sum_tile(py::module_& m, const char* name) {
   Fields<Args>(m, name)
-      .field("product", &Args::product, tile)
+      .field("cosines", &Args::cosines, tile)
       .optional("gradient", &Args::gradient, gradient_tile)
       .field("gradient_dtype", &Args::gradient_dtype)
       .field("gradient_scale", &Args::gradient_scale)
@@ -79,7 +79,7 @@ void bind_sum_tile(py::module_& m, const char* name) {
 template <class Args>
 void bind_histogram_tile(py::module_& m, const char* name) {
   Fields<Args>(m, name)
-      .field("product", &Args::product, tile)
+      .field("cosines", &Args::cosines, tile)
       .field("n", &Args::n)
       .field("m", &Args::m)
       .field("stride", &Args::stride)
@@ -104,7 +104,7 @@ void bind_histogram_tile(py::module_& m, const char* name) {
 template <class Args>
 Fields<Args> pair_fields(py::module_& m, const std::string& name) {
   Fields<Args> fields(m, name.c_str());
-  fields.field("product", &Args::product, tile)
+  fields.field("cosines", &Args::cosines, tile)
       .field("n", &Args::n)
       .field("m", &Args::m)
       .field("stride", &Args::stride)
@@ -176,7 +176,7 @@ void bind_arguments(py::module_& m) {
 #endif
   using L = LogsumexpTileArgs;
   Fields<L>(m, "LogsumexpTile")
-      .field("product", &L::product, tile)
+      .field("cosines", &L::cosines, tile)
       .field("n", &L::n)
       .field("m", &L::m)
       .field("stride", &L::stride)
@@ -187,7 +187,7 @@ void bind_arguments(py::module_& m) {
       .field("target_cosine", &L::target_cosine, rows);
   using G = LogsumexpGradientArgs;
   Fields<G>(m, "LogsumexpGradientTile")
-      .field("product", &G::product, tile)
+      .field("cosines", &G::cosines, tile)
       .field("gradient", &G::gradient, gradient_tile)
       .field("gradient_dtype", &G::gradient_dtype)
       .field("gradient_scale", &G::gradient_scale)
@@ -201,7 +201,7 @@ void bind_arguments(py::module_& m) {
       .field("target_gradient", &G::target_gradient, rows);
   using K = NearestTileArgs;
   Fields<K>(m, "NearestTile")
-      .field("product", &K::product, tile)
+      .field("cosines", &K::cosines, tile)
       .field("n", &K::n)
       .field("m", &K::m)
       .field("stride", &K::stride)
@@ -252,7 +252,7 @@ void bind_arguments(py::module_& m) {
       .field("out", &P::out, tile)
       .field("stride", &P::stride)
       .field("add", &P::add)
-      .field("scratch", &P::scratch,
+      .field("workspace", &P::workspace,
              [](const P& t) { return 4 * cpu::gemm_workspace(t.dtype, t.n, t.m, t.depth); });
   using B = NormalizeRowsBackwardArgs;
   Fields<B>(m, "NormalizeRowsBackward")

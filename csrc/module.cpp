@@ -192,9 +192,9 @@ void bind_cuda_pair_tile(py::module_& m, const char* name,
                                         void*)) {
   m.def(
       name,
-      [kernel](const std::string& loss, Params params, const Args& args, const Span& scratch,
+      [kernel](const std::string& loss, Params params, const Args& args, const Span& workspace,
                std::uintptr_t stream) {
-        kernel(loss, numbers(params), args, floats(scratch, 0), handle(stream));
+        kernel(loss, numbers(params), args, floats(workspace, 0), handle(stream));
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -208,20 +208,20 @@ void bind_cuda(py::module_ m) {
   });
   m.def("compiled_archs", &cuda::compiled_archs);
   m.def("image_failure", &cuda::image_failure);
-  m.def("sum_tile_workspace", &cuda::sum_tile_scratch);
-  m.def("logsumexp_tile_workspace", &cuda::logsumexp_tile_scratch);
+  m.def("sum_tile_workspace", &cuda::sum_tile_workspace);
+  m.def("logsumexp_tile_workspace", &cuda::logsumexp_tile_workspace);
   m.def(
       "sum_tile",
-      [](const std::string& loss, Params params, const cuda::SumTile& args, const Span& scratch,
+      [](const std::string& loss, Params params, const cuda::SumTile& args, const Span& workspace,
          std::uintptr_t stream) {
-        cuda::sum_tile(loss, numbers(params), args, floats(scratch, 0), handle(stream));
+        cuda::sum_tile(loss, numbers(params), args, floats(workspace, 0), handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_tile",
-      [](const std::string& loss, Params params, const LogsumexpTileArgs& args, const Span& scratch,
-         std::uintptr_t stream) {
-        cuda::logsumexp_tile(loss, numbers(params), args, floats(scratch, 0), handle(stream));
+      [](const std::string& loss, Params params, const LogsumexpTileArgs& args,
+         const Span& workspace, std::uintptr_t stream) {
+        cuda::logsumexp_tile(loss, numbers(params), args, floats(workspace, 0), handle(stream));
       },
       Unlock());
   m.def(
@@ -257,8 +257,8 @@ void bind_cuda(py::module_ m) {
         cuda::histogram_tile(args, handle(stream));
       },
       Unlock());
-  m.def("pair_negatives_tile_workspace", &cuda::pair_statistics_scratch);
-  m.def("pair_positives_tile_workspace", &cuda::pair_statistics_scratch);
+  m.def("pair_negatives_tile_workspace", &cuda::pair_statistics_workspace);
+  m.def("pair_positives_tile_workspace", &cuda::pair_statistics_workspace);
   bind_cuda_pair_tile(m, "pair_negatives_tile", &cuda::pair_negatives_tile);
   bind_cuda_pair_tile(m, "pair_positives_tile", &cuda::pair_positives_tile);
   m.def(

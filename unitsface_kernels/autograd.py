@@ -2,7 +2,7 @@
 
 Beside the operators' overhead (most of the time of a small call) this saves what an operator may
 not do: hand a workspace from the forward to the backward pass and give it away there. Gradients
-that the forward pass knows are scaled in place, and cosines lie in the memory of the gradient to
+that the forward pass computes are scaled in place, and cosines lie in the memory of the gradient to
 come.
 """
 
@@ -51,7 +51,7 @@ class FusedLoss(Function):
         tensors = CallTensors(*inputs)
         ctx.cache = ForwardCache()
         call = make_call(config, tensors, ctx.cache)
-        known = config.forward_knows(tensors.columns)
+        known = config.gradients_known(tensors.columns)
         # As ``passes.forward``, without its frame.
         backend = dispatch.load(config.backend)
         run = partial(driver(config.spec).forward, call, gradients=known)

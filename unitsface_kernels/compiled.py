@@ -1,4 +1,4 @@
-"""What only :func:`torch.compile` needs; importing it imports Dynamo."""
+"""Parts used by :func:`torch.compile` only; importing this module imports Dynamo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch.compile is told about the package, without importing Dynamo before it is used.
+"""Registration with torch.compile, without importing Dynamo before it is used.
 
 Dynamo takes longer to import than Torch, and the decorators of ``torch.compiler`` import it.
 """

@@ -69,8 +69,8 @@ def why_reference(device: Device, dtype: torch.dtype) -> str | None:
 def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
     """The backend that runs a call with ``dtype`` tensors on ``device``.
 
-    "auto" is the fastest that can, or what the environment variable ``UNITSFACE_BACKEND`` says.
-    Where that is the reference for want of working kernels, a RuntimeWarning says why, once per
+    "auto" is the fastest that can, or the environment variable ``UNITSFACE_BACKEND``. If
+    that is the reference because no kernels work, a RuntimeWarning gives the reason, once per
     process.
 
     Raises:
@@ -114,7 +114,9 @@ SCORES = ("native", "reference")
 
 
 def score_engine(backend: str, device: torch.device, dtype: torch.dtype) -> ScoreEngine:
-    """What computes and counts scores of ``dtype`` features; ``backend`` as for :func:`resolve`.
+    """Implementation of scores and their counts for ``dtype`` features.
+
+    ``backend`` is resolved as in :func:`resolve`.
 
     ``UNITSFACE_BACKEND`` overrides "auto" if it names one of ``SCORES``; "triton" does not.
     """

@@ -142,7 +142,7 @@ def _(*flat):
     def float32(*shape):
         return rows.new_empty(shape, dtype=torch.float32)
 
-    known = config.forward_knows(given.columns)
+    known = config.gradients_known(given.columns)
     kept = state_rows(config.spec, config.params)
     return (
         float32(rows.shape[0]) if given.reduction == "none" else float32(),
@@ -192,7 +192,7 @@ def _(grad_loss, state, d_rows, d_columns, d_threshold, *flat):
 def _setup_context(ctx, inputs, output):
     given = Arguments(*inputs)
     _, *results = output
-    known = given.config.forward_knows(given.columns)
+    known = given.config.gradients_known(given.columns)
     saved = passes.tensors_to_save(given.config, given.tensors, known)
     ctx.save_for_backward(*results, *saved)
     ctx.config = given.config

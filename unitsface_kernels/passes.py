@@ -42,7 +42,7 @@ def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
     """(N,) float32 upstream gradients of the rows' losses, from that of the loss."""
     weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
     if call.reduction == "mean":
-        weights = weights / call.counted()
+        weights = weights / call.num_valid_rows()
     return weights.contiguous()
 
 
@@ -58,7 +58,7 @@ def complete(call: Call, result: Result) -> Result:
 
 def forward_with_known(call: Call) -> tuple[Result, bool]:
     """A result, and whether it holds the gradients, for an upstream gradient of ones."""
-    known = call.forward_knows(call.columns)
+    known = call.gradients_known(call.columns)
     result = forward(call, gradients=known)
     return (complete(call, result) if known else result), known
 

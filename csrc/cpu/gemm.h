@@ -172,7 +172,7 @@ void multiply_matrices(const GemmArgs& t, int threads) {
   const Operand<Element> b_rows = {static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};
   const int64_t a_pairs = ceil_div(t.n, 2 * kGroup), b_pairs = ceil_div(t.m, 2 * kGroup);
   const int64_t words = ceil_div(t.depth, Element::kPerWord);
-  auto* a = static_cast<uint32_t*>(t.scratch);
+  auto* a = static_cast<uint32_t*>(t.workspace);
   uint32_t* b = a + ceil_div(t.n, kGroup) * words * kGroup;
   const int64_t panels = ceil_div(t.m, kTileGroups * kGroup);
   const int64_t blocks = ceil_div(t.n, kBlockGroups * kGroup);

@@ -11,7 +11,7 @@
 namespace unitsface::cpu {
 inline namespace UF_ISA {
 
-// Zeroed counters; Scratch in sum_tile.h explains why this is not a std::vector.
+// Zeroed counters; Workspace in sum_tile.h explains why this is not a std::vector.
 class Counters {
  public:
   explicit Counters(int64_t count)
@@ -65,7 +65,7 @@ void for_places(const HistogramTile& t, int64_t i, const CountPlaces& count_plac
   for (int64_t j = pairs.first; j < t.m; j += kChunk) {
     const int32_t count = static_cast<int32_t>(t.m - j < kChunk ? t.m - j : kChunk);
     const int64_t skipped = pairs.skipped - j;
-    const float* cosine = t.product + i * t.stride + j;
+    const float* cosine = t.cosines + i * t.stride + j;
     pair_places(t, cosine, t.a_labels[i], t.b_labels + j, count,
                 skipped >= 0 && skipped < count ? static_cast<int32_t>(skipped) : -1, place);
     count_places(cosine, place, count);

@@ -64,14 +64,14 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool both = t.b_maximum != nullptr;
   const int32_t m = static_cast<int32_t>(t.m);
-  Scratch maxima(both ? units * t.m : 0);
-  Scratch sums(both ? units * t.m : 0);
+  Workspace maxima(both ? units * t.m : 0);
+  Workspace sums(both ? units * t.m : 0);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t unit = 0; unit < units; ++unit) {
     const int64_t first = unit * kRowsPerUnit;
     const int64_t end = t.n < first + kRowsPerUnit ? t.n : first + kRowsPerUnit;
     for (int64_t i = first; i < end; ++i) {
-      float* __restrict row = t.product + i * t.stride;
+      float* __restrict row = t.cosines + i * t.stride;
       if (t.a_labels[i] < 0) {
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
         continue;
@@ -85,7 +85,7 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
       fold_log_sum(highest, sum, t.a_maximum + i, t.a_total + i);
     }
     if (both) {
-      log_sum_columns(t.product + first * t.stride, end - first, t.stride, m,
+      log_sum_columns(t.cosines + first * t.stride, end - first, t.stride, m,
                       maxima.data() + unit * t.m, sums.data() + unit * t.m);
     }
   }
@@ -99,49 +99,49 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
 // Adds the positives of row i to its own sums and, with kBoth, to those of the columns.
 template <bool kBoth, class Policy>
 void positives_row(const Policy policy, const PairPositives& t, int64_t i,
-                   float* __restrict column_loss, float* __restrict column_share) {
-  const float* __restrict cosine = t.product + i * t.stride;
+                   float* __restrict column_loss, float* __restrict column_negative_prob) {
+  const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_log_negatives = t.b_log_negatives;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   const float log_negatives = t.a_log_negatives[i];
-  float loss = 0.0f, share = 0.0f;
-#pragma omp simd reduction(+ : loss, share)
+  float loss = 0.0f, negative_prob = 0.0f;
+#pragma omp simd reduction(+ : loss, negative_prob)
   for (int32_t j = 0; j < count; ++j) {
     const bool counted = (labels[j] == label) & (j != skipped);
     const float z = policy.positive(cosine[j]).value;
     const Softplus forth = softplus(log_negatives - z);
     loss += counted ? forth.value : 0.0f;
-    share += counted ? forth.sigmoid : 0.0f;
+    negative_prob += counted ? forth.sigmoid : 0.0f;
     if (kBoth) {
       const Softplus back = softplus(b_log_negatives[j] - z);
       column_loss[j] += counted ? back.value : 0.0f;
-      column_share[j] += counted ? back.sigmoid : 0.0f;
+      column_negative_prob[j] += counted ? back.sigmoid : 0.0f;
     }
   }
   t.a_loss[i] += loss;
-  t.a_negative_prob[i] += share;
+  t.a_negative_prob[i] += negative_prob;
 }
 
 template <bool kBoth, class Policy>
 void pair_positives_tile(const Policy policy, const PairPositives& t, int threads) {
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
-  Scratch losses(kBoth ? units * t.m : 0);
-  Scratch shares(kBoth ? units * t.m : 0);
+  Workspace losses(kBoth ? units * t.m : 0);
+  Workspace negative_probs(kBoth ? units * t.m : 0);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t unit = 0; unit < units; ++unit) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
       positives_row<kBoth>(policy, t, i, losses.data() + (kBoth ? unit * t.m : 0),
-                           shares.data() + (kBoth ? unit * t.m : 0));
+                           negative_probs.data() + (kBoth ? unit * t.m : 0));
     }
   }
   for (int64_t unit = 0; kBoth && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       t.b_loss[j] += losses[unit * t.m + j];
-      t.b_negative_prob[j] += shares[unit * t.m + j];
+      t.b_negative_prob[j] += negative_probs[unit * t.m + j];
     }
   }
 }
@@ -159,7 +159,7 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
 
 template <bool kBoth, class Gradient, class Policy>
 void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
-  const float* cosine = t.product + i * t.stride;
+  const float* cosine = t.cosines + i * t.stride;
   Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_log_negatives = t.b_log_negatives;

@@ -15,7 +15,7 @@ template <class Policy>
 void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
-    float* __restrict row = t.product + i * t.stride;
+    float* __restrict row = t.cosines + i * t.stride;
     const int64_t target = t.targets[i] - t.start;
     const bool inside = t.targets[i] >= 0 && target >= 0 && target < t.m;
     const float target_cosine = inside ? row[target] : 0.0f;
@@ -54,7 +54,7 @@ template <class Gradient, class Policy>
 void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
-    const float* cosine = t.product + i * t.stride;
+    const float* cosine = t.cosines + i * t.stride;
     Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
     const float weight = t.negative_weight[i];
     if (weight == 0.0f) {

@@ -39,7 +39,7 @@ inline void nearest_tile(const NearestTileArgs& t, int threads) {
   constexpr int64_t kBlock = 128;  // columns per test against the top-k
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < t.n; ++i) {
-    float* row = t.product + i * t.stride;
+    float* row = t.cosines + i * t.stride;
     float* best = t.best + i * t.k;
     int32_t* positions = t.position + i * t.k;
     const int64_t target = t.targets[i] - t.start;

@@ -18,15 +18,15 @@ constexpr int64_t kRowsPerUnit = 32;
 
 // Zeroed floats. Not std::vector: its out-of-line members would be merged by the linker across
 // instruction sets, and a baseline processor could run AVX-512 code.
-class Scratch {
+class Workspace {
  public:
-  explicit Scratch(int64_t count)
+  explicit Workspace(int64_t count)
       : data_(static_cast<float*>(std::calloc(count > 0 ? count : 1, sizeof(float)))) {
     if (data_ == nullptr) throw std::bad_alloc();
   }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
   float* data() { return data_; }
   float operator[](int64_t i) const { return data_[i]; }
 
@@ -54,7 +54,7 @@ inline int32_t excluded_column(int64_t i, int64_t diagonal, int64_t m) {
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
                    const float* __restrict weights, float* __restrict column_loss) {
-  const float* __restrict cosine = t.product + i * t.stride;
+  const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
@@ -85,7 +85,7 @@ template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
                        Gradient* __restrict gradient, const float* __restrict weights,
                        float* __restrict column_loss, float* __restrict column_dthreshold) {
-  const float* __restrict cosine = t.product + i * t.stride;
+  const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_threshold = t.b_threshold;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
@@ -120,12 +120,12 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   if (t.m == 0) return;
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
-  Scratch ones(t.b_weights == nullptr ? t.m : 0);
+  Workspace ones(t.b_weights == nullptr ? t.m : 0);
   for (int64_t j = 0; t.b_weights == nullptr && j < t.m; ++j) ones.data()[j] = 1.0f;
   const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
-  Scratch column_loss(kColumns ? units * t.m : 0);
-  Scratch column_dthreshold(t.per_column ? units * t.m : 0);
-  Scratch row_dthreshold(t.n);
+  Workspace column_loss(kColumns ? units * t.m : 0);
+  Workspace column_dthreshold(t.per_column ? units * t.m : 0);
+  Workspace row_dthreshold(t.n);
 
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t unit = 0; unit < units; ++unit) {

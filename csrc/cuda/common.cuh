@@ -178,9 +178,9 @@ struct Columns {
 };
 
 // True if Columns<true, ...> may be used for a tile.
-inline bool vectorizable(const float* product, const void* gradient, DType gradient_dtype,
+inline bool vectorizable(const float* cosines, const void* gradient, DType gradient_dtype,
                          int64_t m, int64_t stride) {
-  return m % 4 == 0 && stride % 4 == 0 && aligned(product, 16) &&
+  return m % 4 == 0 && stride % 4 == 0 && aligned(cosines, 16) &&
          aligned(gradient, 4 * size_of(gradient_dtype));
 }
 

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
       const int64_t j = first_column + k * kThreads + threadIdx.x;
-      scores[k] = j < args.m ? __ldg(args.product + i * args.stride + j) : 0.0f;
+      scores[k] = j < args.m ? __ldg(args.cosines + i * args.stride + j) : 0.0f;
     }
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {

@@ -17,25 +17,25 @@ using PairPositives = PairPositivesArgs<int64_t>;
 using PairGradient = PairGradientArgs<int64_t>;
 
 // Floats of workspace that a kernel needs for its partial sums.
-int64_t sum_tile_scratch(int64_t n, int64_t m);
-int64_t logsumexp_tile_scratch(int64_t n, int64_t m);
+int64_t sum_tile_workspace(int64_t n, int64_t m);
+int64_t logsumexp_tile_workspace(int64_t n, int64_t m);
 // Of pair_negatives_tile and pair_positives_tile.
-int64_t pair_statistics_scratch(int64_t n, int64_t m);
+int64_t pair_statistics_workspace(int64_t n, int64_t m);
 
 // `loss` is a name of loss_list.def, `params` its parameters on the host, `stream` a cudaStream_t.
 // Throw std::invalid_argument for an unknown loss, std::runtime_error for a CUDA error.
-void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* scratch,
+void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* workspace,
               void* stream);
 void logsumexp_tile(const std::string& loss, const float* params, const LogsumexpTileArgs& args,
-                    float* scratch, void* stream);
+                    float* workspace, void* stream);
 void logsumexp_gradient_tile(const std::string& loss, const float* params,
                              const LogsumexpGradientArgs& args, void* stream);
 void positive_rows(const std::string& loss, const float* params, const float* cosine, int64_t n,
                    float* logit, float* slope, void* stream);
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
-                         float* scratch, void* stream);
+                         float* workspace, void* stream);
 void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
-                         float* scratch, void* stream);
+                         float* workspace, void* stream);
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream);
 void normalize_rows(const NormalizeRowsArgs& args, void* stream);

@@ -17,7 +17,7 @@ constexpr int kDepth = 32;  // rows per thread
 constexpr int kGradientItems = 4, kGradientRows = 4;
 constexpr int kGradientSpan = kGradientItems * kLanes, kGradientBlockRows = 64;
 
-int64_t pair_statistics_scratch(int64_t n, int64_t m) {
+int64_t pair_statistics_workspace(int64_t n, int64_t m) {
   return 2 * (divide_up(m, kSpan) * n + divide_up(n, kDepth) * m);
 }
 
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int width = place.width - Lane::first(lane);
   const int skipped = place.skipped - Lane::first(lane);
   float logits[kItems] = {};
-  Lane::read(args.product + place.row * args.stride + place.first_column, lane, place.width,
+  Lane::read(args.cosines + place.row * args.stride + place.first_column, lane, place.width,
              logits);
   float maximum = -INFINITY;
 #pragma unroll
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const ColumnPlace place = column_place(args.n, args.m, args.diagonal);
   if (place.column >= args.m) return;
   const int64_t label = __ldg(args.b_labels + place.column);
-  const float* column = args.product + place.first_row * args.stride + place.column;
+  const float* column = args.cosines + place.first_row * args.stride + place.column;
   float logits[kDepth];
   float maximum = -INFINITY;
 #pragma unroll
@@ -175,20 +175,20 @@ __global__ void __launch_bounds__(kThreads)
   if (place.row >= args.n) return;
   const int64_t label = __ldg(args.a_labels + place.row);
   const float log_negatives = __ldg(args.a_log_negatives + place.row);
-  const float* row = args.product + place.row * args.stride + place.first_column;
+  const float* row = args.cosines + place.row * args.stride + place.first_column;
   const int width = label >= 0 ? place.width : 0;
-  float loss = 0.0f, share = 0.0f;
+  float loss = 0.0f, negative_prob = 0.0f;
 #pragma unroll 8
   for (int column = lane; column < width; column += kLanes) {
     if (__ldg(args.b_labels + place.first_column + column) != label) continue;
     if (column == place.skipped) continue;
     const Softplus term = softplus(log_negatives - policy.positive(row[column]).value);
     loss += term.value;
-    share += term.sigmoid;
+    negative_prob += term.sigmoid;
   }
   loss = warp_sum(loss);
-  share = warp_sum(share);
-  if (lane == 0) partials.write(place.segment, place.row, {loss, share});
+  negative_prob = warp_sum(negative_prob);
+  if (lane == 0) partials.write(place.segment, place.row, {loss, negative_prob});
 }
 
 template <class Policy>
@@ -199,17 +199,17 @@ __global__ void __launch_bounds__(kThreads)
   if (place.column >= args.m) return;
   const int64_t label = __ldg(args.b_labels + place.column);
   const float log_negatives = __ldg(args.b_log_negatives + place.column);
-  const float* column = args.product + place.first_row * args.stride + place.column;
+  const float* column = args.cosines + place.first_row * args.stride + place.column;
   const int height = label >= 0 ? place.height : 0;
-  float loss = 0.0f, share = 0.0f;
+  float loss = 0.0f, negative_prob = 0.0f;
 #pragma unroll 8
   for (int r = 0; r < height; ++r) {
     if (__ldg(args.a_labels + place.first_row + r) != label || r == place.skipped) continue;
     const Softplus term = softplus(log_negatives - policy.positive(column[r * args.stride]).value);
     loss += term.value;
-    share += term.sigmoid;
+    negative_prob += term.sigmoid;
   }
-  partials.write(place.segment, place.column, {loss, share});
+  partials.write(place.segment, place.column, {loss, negative_prob});
 }
 
 // A block serves 32 rows or columns; its warps share the segments.
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int r = 0; r < kGradientRows; ++r) {
       const int64_t i = min(row + r, end_row - 1);
-      Lane::read(args.product + i * args.stride + first_column, lane, width, cosines[r]);
+      Lane::read(args.cosines + i * args.stride + first_column, lane, width, cosines[r]);
     }
 #pragma unroll
     for (int r = 0; r < kGradientRows; ++r) {
@@ -309,9 +309,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 struct Directions {
   Partials rows, columns;
 
-  Directions(int64_t n, int64_t m, float* scratch)
-      : rows{scratch, divide_up(m, kSpan), n},
-        columns{scratch + 2 * rows.segments * n, divide_up(n, kDepth), m} {}
+  Directions(int64_t n, int64_t m, float* workspace)
+      : rows{workspace, divide_up(m, kSpan), n},
+        columns{workspace + 2 * rows.segments * n, divide_up(n, kDepth), m} {}
   int64_t row_blocks() const { return divide_up(rows.length, kWarps) * rows.segments; }
   int64_t column_blocks() const { return divide_up(columns.length, kThreads) * columns.segments; }
 };
@@ -323,11 +323,11 @@ void launch_fold(const Partials& partials, float* first, float* second, void* st
 }
 
 template <class Policy>
-void launch_pair_negatives(const Policy& policy, const PairNegatives& args, float* scratch,
+void launch_pair_negatives(const Policy& policy, const PairNegatives& args, float* workspace,
                            void* stream) {
   if (args.n == 0 || args.m == 0) return;
-  const Directions to(args.n, args.m, scratch);
-  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const Directions to(args.n, args.m, workspace);
+  const bool vector = vectorizable(args.cosines, nullptr, DType::kFloat32, args.m, args.stride);
   launch(
       "pair_negatives_tile",
       vector ? pair_negatives_rows_kernel<Policy, true> : pair_negatives_rows_kernel<Policy, false>,
@@ -340,11 +340,11 @@ void launch_pair_negatives(const Policy& policy, const PairNegatives& args, floa
 }
 
 template <class Policy>
-void launch_pair_positives(const Policy& policy, const PairPositives& args, float* scratch,
+void launch_pair_positives(const Policy& policy, const PairPositives& args, float* workspace,
                            void* stream) {
   if constexpr (Policy::kPositives) {
     if (args.n == 0 || args.m == 0) return;
-    const Directions to(args.n, args.m, scratch);
+    const Directions to(args.n, args.m, workspace);
     launch("pair_positives_tile", pair_positives_rows_kernel<Policy>, to.row_blocks(), 1, stream,
            policy, args, to.rows);
     launch_fold<PlainSums>(to.rows, args.a_loss, args.a_negative_prob, stream);
@@ -360,7 +360,7 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
   if (args.n == 0 || args.m == 0) return;
   const int64_t column_blocks = divide_up(args.m, kGradientSpan);
   const bool vector =
-      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel = args.b_log_negatives != nullptr
                     ? (vector ? pair_gradient_kernel<Policy, true, true>
                               : pair_gradient_kernel<Policy, true, false>)
@@ -371,17 +371,17 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
 }
 
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
-                         float* scratch, void* stream) {
+                         float* workspace, void* stream) {
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_negatives(Policy(params), args, scratch, stream);
+  if (loss == #name) return launch_pair_negatives(Policy(params), args, workspace, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }
 
 void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
-                         float* scratch, void* stream) {
+                         float* workspace, void* stream) {
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_positives(Policy(params), args, scratch, stream);
+  if (loss == #name) return launch_pair_positives(Policy(params), args, workspace, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }

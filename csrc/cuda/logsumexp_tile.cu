@@ -12,7 +12,7 @@ namespace unitsface::cuda {
 constexpr int kItems = 32;  // columns per lane
 constexpr int kSpan = kItems * kLanes;
 
-int64_t logsumexp_tile_scratch(int64_t n, int64_t m) { return 2 * divide_up(m, kSpan) * n; }
+int64_t logsumexp_tile_workspace(int64_t n, int64_t m) { return 2 * divide_up(m, kSpan) * n; }
 
 // sum = sum of exp(z - maximum). The sum carries NaN, which fmaxf drops.
 struct LogSum {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (place.row >= args.n) return;
   place.target = position_in_span(args.targets[place.row], args.start, place);
 
-  const float* row = args.product + place.row * args.stride + place.first_column;
+  const float* row = args.cosines + place.row * args.stride + place.first_column;
   float logits[kItems] = {};
   Lane::read(row, lane, place.width, logits);
   const int target = place.target - Lane::first(lane);
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const float target_gradient = args.target_gradient[place.row];
   const int target = place.target - Lane::first(lane);
   float values[kItems] = {};
-  Lane::read(args.product + offset, lane, place.width, values);
+  Lane::read(args.cosines + offset, lane, place.width, values);
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const Logit z = policy.negative(values[k]);
@@ -151,17 +151,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Policy>
-void launch_logsumexp_tile(const Policy& policy, const LogsumexpTileArgs& args, float* scratch,
+void launch_logsumexp_tile(const Policy& policy, const LogsumexpTileArgs& args, float* workspace,
                            void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const int64_t segments = divide_up(args.m, kSpan);
-  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const bool vector = vectorizable(args.cosines, nullptr, DType::kFloat32, args.m, args.stride);
   launch("logsumexp_tile",
          vector ? logsumexp_tile_kernel<Policy, true> : logsumexp_tile_kernel<Policy, false>,
-         divide_up(args.n, kWarps) * segments, 1, stream, policy, args, scratch,
+         divide_up(args.n, kWarps) * segments, 1, stream, policy, args, workspace,
          static_cast<unsigned>(segments));
   launch("logsumexp_tile (merge)", merge_partials_kernel, divide_up(args.n, kLanes), 1, stream,
-         scratch, segments, args.n, args.maximum, args.total);
+         workspace, segments, args.n, args.maximum, args.total);
 }
 
 template <class Policy>
@@ -170,7 +170,7 @@ void launch_logsumexp_gradient_tile(const Policy& policy, const LogsumexpGradien
   if (args.n == 0 || args.m == 0) return;
   const int64_t segments = divide_up(args.m, kSpan);
   const bool vector =
-      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
   launch(
       "logsumexp_gradient_tile",
       vector ? logsumexp_gradient_kernel<Policy, true> : logsumexp_gradient_kernel<Policy, false>,
@@ -179,9 +179,9 @@ void launch_logsumexp_gradient_tile(const Policy& policy, const LogsumexpGradien
 }
 
 void logsumexp_tile(const std::string& loss, const float* params, const LogsumexpTileArgs& args,
-                    float* scratch, void* stream) {
+                    float* workspace, void* stream) {
 #define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_logsumexp_tile(Policy(params), args, scratch, stream);
+  if (loss == #name) return launch_logsumexp_tile(Policy(params), args, workspace, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss is called " + loss);
 }

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 2) nearest_tile_kernel(const Nearest
   const int lane = threadIdx.x % kLanes;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (i >= args.n) return;
-  const float* row = args.product + i * args.stride;
+  const float* row = args.cosines + i * args.stride;
   const int64_t target = args.targets[i] < 0 ? -1 : args.targets[i] - args.start;
   Found found;
   found.read(args, i, lane);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 2) nearest_tile_kernel(const Nearest
 
 void nearest_tile(const NearestTileArgs& args, void* stream) {
   if (args.n == 0 || args.m == 0) return;
-  const bool vector = vectorizable(args.product, nullptr, DType::kFloat32, args.m, args.stride);
+  const bool vector = vectorizable(args.cosines, nullptr, DType::kFloat32, args.m, args.stride);
   launch("nearest_tile", vector ? nearest_tile_kernel<true> : nearest_tile_kernel<false>,
          divide_up(args.n, kWarps), 1, stream, args);
 }

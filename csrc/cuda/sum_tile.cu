@@ -32,7 +32,7 @@ struct SumGrid {
   int64_t blocks() const { return row_blocks * column_blocks; }
 };
 
-int64_t sum_tile_scratch(int64_t n, int64_t m) {
+int64_t sum_tile_workspace(int64_t n, int64_t m) {
   const SumGrid grid(n, m);
   return 2 * (grid.column_blocks * n + grid.row_blocks * m);
 }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = min(row + r, end_row - 1);
-      Lane::read(args.product + i * args.stride + first_column, lane, width, cosines[r]);
+      Lane::read(args.cosines + i * args.stride + first_column, lane, width, cosines[r]);
       row_labels[r] = __ldg(args.a_labels + i);
       row_weights[r] = args.a_weights != nullptr ? __ldg(args.a_weights + i) : 1.0f;
       row_thresholds[r] = kSeparate ? __ldg(args.a_threshold + i) : 0.0f;
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const Additions 
 }
 
 template <class Policy>
-void launch_sum_tile(const Policy& policy, const SumTile& args, float* scratch, void* stream) {
+void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace, void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const SumGrid grid(args.n, args.m);
   const bool both = args.b_loss != nullptr;
@@ -240,15 +240,15 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* scratch, 
   partials.block_rows = grid.block_rows;
   const int64_t row_count = grid.column_blocks * args.n;
   const int64_t column_count = grid.row_blocks * args.m;
-  partials.row_loss = scratch;
-  if (row_dthreshold) partials.row_dthreshold = scratch + row_count;
-  if (both) partials.column_loss = scratch + 2 * row_count;
+  partials.row_loss = workspace;
+  if (row_dthreshold) partials.row_dthreshold = workspace + row_count;
+  if (both) partials.column_loss = workspace + 2 * row_count;
   if (args.b_dthreshold != nullptr) {
-    partials.column_dthreshold = scratch + 2 * row_count + column_count;
+    partials.column_dthreshold = workspace + 2 * row_count + column_count;
   }
 
   const bool vector =
-      vectorizable(args.product, args.gradient, args.gradient_dtype, args.m, args.stride);
+      vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel =
       separate
           ? (vector ? sum_tile_kernel<Policy, true, true> : sum_tile_kernel<Policy, true, false>)
@@ -268,10 +268,10 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* scratch, 
          additions);
 }
 
-void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* scratch,
+void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* workspace,
               void* stream) {
 #define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return launch_sum_tile(Policy(params), args, scratch, stream);
+  if (loss == #name) return launch_sum_tile(Policy(params), args, workspace, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no sum loss is called " + loss);
 }

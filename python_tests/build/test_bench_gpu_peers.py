@@ -39,7 +39,7 @@ def _module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Callable) -> 
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """What each package computes, with its parameters by name and in its order."""
+    """Computation of each package, with its parameters by name and in its order."""
     seen: list[tuple[str, object]] = []
 
     def liger(input, weight, target, bias=None, ce_weight=None, reduction="mean"):

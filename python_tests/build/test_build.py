@@ -198,11 +198,11 @@ def test_results_are_bitwise_repeatable(
             assert torch.equal(gradient, gradients[name]), name
 
 
-def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **given) -> dict:
+def _sum_tile(loss: str, params: list[float], cosines: Tensor, threads: int, **given) -> dict:
     """One tile of a ``sum`` loss in place; everything that it accumulates."""
     native = loader.extension()
-    n, m = product.shape
-    cosine = product.clone()
+    n, m = cosines.shape
+    cosine = cosines.clone()
     found = {
         "a_loss": torch.zeros(n, dtype=torch.float64),
         "b_loss": torch.zeros(m, dtype=torch.float64),
@@ -216,7 +216,7 @@ def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **g
         **given,
     }
     tile = native.CpuSumTile(
-        product=address(cosine),
+        cosines=address(cosine),
         gradient=address(cosine),
         n=n,
         m=m,
@@ -229,10 +229,10 @@ def _sum_tile(loss: str, params: list[float], product: Tensor, threads: int, **g
     return {**found, "gradient": cosine}
 
 
-def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+def _logsumexp_tile(loss: str, params: list[float], cosines: Tensor, threads: int) -> dict:
     native = loader.extension()
-    n, m = product.shape
-    cosine = product.clone()
+    n, m = cosines.shape
+    cosine = cosines.clone()
     targets = torch.arange(n) % (2 * m) - 1
     found = {
         "maximum": torch.full((n,), -torch.inf),
@@ -241,10 +241,10 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
     }
     shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0}
     tile = native.LogsumexpTile(
-        product=address(cosine), **shared, **{k: address(t) for k, t in found.items()}
+        cosines=address(cosine), **shared, **{k: address(t) for k, t in found.items()}
     )
     native.cpu.logsumexp_tile(loss, params, tile, threads)
-    gradient = product.clone()
+    gradient = cosines.clone()
     rows = {
         "log_negatives": found["maximum"] + torch.log(found["total"]),
         "negative_weight": torch.rand(n, generator=torch.Generator().manual_seed(3)),
@@ -254,7 +254,7 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
         loss,
         params,
         native.LogsumexpGradientTile(
-            product=address(gradient),
+            cosines=address(gradient),
             gradient=address(gradient),
             **shared,
             **{k: address(t) for k, t in rows.items()},
@@ -264,10 +264,10 @@ def _logsumexp_tile(loss: str, params: list[float], product: Tensor, threads: in
     return {**found, "gradient": gradient}
 
 
-def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -> dict:
     """Every tile of a log-sum-exp over samples, in both directions."""
     native = loader.extension()
-    n, m = product.shape
+    n, m = cosines.shape
     found = {}
     for side, size in (("a", n), ("b", m)):
         found |= {
@@ -281,9 +281,9 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
     shared |= {"a_labels": address(labels[0]), "b_labels": address(labels[1])}
 
     def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
-        tile = product.clone()
+        tile = cosines.clone()
         given = {name: address(tensor) for name, tensor in tensors.items()}
-        tile_arguments = getattr(native, arguments)(product=address(tile), **shared, **given)
+        tile_arguments = getattr(native, arguments)(cosines=address(tile), **shared, **given)
         getattr(native.cpu, kernel)(loss, params, tile_arguments, threads)
         return tile
 
@@ -296,7 +296,7 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
         for side in "ab"
     }
     run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_negatives)
-    gradient = product.clone()
+    gradient = cosines.clone()
     generator = torch.Generator().manual_seed(3)
     weights = {
         f"{side}_{kind}_weight": torch.rand(size, generator=generator)
@@ -309,10 +309,10 @@ def _pair_tiles(loss: str, params: list[float], product: Tensor, threads: int) -
     return {**found, "gradient": gradient}
 
 
-def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int) -> dict:
+def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int) -> dict:
     native = loader.extension()
-    n, m = product.shape
-    cosine, targets, k = product.clone(), torch.arange(n) % (2 * m) - 1, 5
+    n, m = cosines.shape
+    cosine, targets, k = cosines.clone(), torch.arange(n) % (2 * m) - 1, 5
     found = {
         "best": torch.full((n, k), -torch.inf),
         "position": torch.full((n, k), -1, dtype=torch.int32),
@@ -320,23 +320,23 @@ def _nearest_tile(loss: str, params: list[float], product: Tensor, threads: int)
     }
     shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0, "k": k}
     addresses = {name: address(tensor) for name, tensor in found.items()}
-    tile = native.NearestTile(product=address(cosine), **shared, **addresses)
+    tile = native.NearestTile(cosines=address(cosine), **shared, **addresses)
     native.cpu.nearest_tile(tile, threads)
     return found
 
 
 @each_loss
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
-    """Library products may; everything of the extension may not."""
-    product = 2 * torch.rand(201, 333) - 1
+    """The extension's results are the same for any number of threads, unlike the library's."""
+    cosines = 2 * torch.rand(201, 333) - 1
     run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
         run = _pair_tiles
     params = list(spec.pack(spec.defaults()))
-    want = run(spec.name, params, product, 1)
+    want = run(spec.name, params, cosines, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
     for threads in (2, 3, 7):
-        for name, tensor in run(spec.name, params, product, threads).items():
+        for name, tensor in run(spec.name, params, cosines, threads).items():
             assert torch.equal(tensor, want[name]), f"{name} with {threads} threads"
 
 
@@ -393,7 +393,7 @@ def test_exp() -> None:
         "margin_softmax",
         [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
-            product=address(cosine),
+            cosines=address(cosine),
             n=len(z),
             m=1,
             stride=1,
@@ -413,14 +413,14 @@ def test_large_offsets_of_a_tile() -> None:
     """Targets and positions are 64-bit: a shard's first column may lie beyond 2^31."""
     native = loader.extension()
     far = 2**33
-    product = torch.tensor([[0.5, -0.25, 0.75]])
+    cosines = torch.tensor([[0.5, -0.25, 0.75]])
     found = [torch.tensor([-torch.inf]), torch.zeros(1), torch.zeros(1)]
     targets = torch.tensor([far + 2])
     native.cpu.logsumexp_tile(
         "margin_softmax",
         [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         native.LogsumexpTile(
-            product=address(product),
+            cosines=address(cosines),
             n=1,
             m=3,
             stride=3,

@@ -46,7 +46,7 @@ def test_policies_need_neither_framework_nor_runtime() -> None:
                 assert not re.search(r"pybind11|cuda|Python\.h", line), f"{_name(path)}: {line}"
 
 
-def test_only_one_header_knows_python() -> None:
+def test_only_one_header_includes_python() -> None:
     binding = [
         _name(path)
         for path in _sources(CSRC, ".h", ".cpp", ".cu")

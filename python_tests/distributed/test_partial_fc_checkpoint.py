@@ -165,7 +165,7 @@ def test_loads_bitwise_on_any_number_of_ranks(savers: int, loaders: int, tmp_pat
         )
         _assert_equal(before, now)
         assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
-    # Whoever knows torch.distributed.checkpoint can read it.
+    # The format is readable by torch.distributed.checkpoint.
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     dcp_to_torch_save(tmp_path / "vpl7", tmp_path / "vpl.pt")
@@ -291,7 +291,7 @@ def test_damage_is_an_error(tmp_path: Path) -> None:
 
 
 class _Crash(BaseException):
-    """What no clean-up of ours catches."""
+    """An exit that bypasses all clean-up."""
 
 
 @pytest.mark.parametrize("function", ["rename", "fsync", "rmtree"])

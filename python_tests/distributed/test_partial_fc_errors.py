@@ -1,4 +1,4 @@
-"""What PartialFC refuses, on every rank."""
+"""Errors of PartialFC, on every rank."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_an_expanded_tensor_beside_the_head_is_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def first_format(tmp_path: Path) -> Path:
-    """Of two ranks; class c has (2 c, 2 c + 1) / 8, thresholds c / 8, after a step of -0.1."""
+    """Two ranks; class c has (2 c, 2 c + 1) / 8, thresholds c / 8, after a step of -0.1."""
     with zipfile.ZipFile(ROOT / "python_tests" / "data" / "partial_fc_format1.zip") as archive:
         archive.extractall(tmp_path / "c")
     return tmp_path / "c"

@@ -1,4 +1,4 @@
-"""What ranks do not agree on, or one of them gets wrong, is an error on every rank."""
+"""Disagreement between ranks, or a mistake on one of them, is an error on every rank."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _mistakes(rank: int) -> None:
         memory = uk.FeatureMemory(4, 3)
         with pytest.raises(ValueError, match=r"^feats must have D = 3 columns"):
             memory.update(torch.ones(2, 4), torch.arange(2))
-    # Nobody is a message ahead.
+    # The ranks' messages still match.
     assert torch.equal(call(), want)
     wide = torch.cat([columns["memory"]] * 2, dim=1)[:, :D]
     same = {"memory": wide, "memory_labels": columns["memory_labels"].to(_LABELS[rank])}

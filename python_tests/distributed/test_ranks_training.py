@@ -17,7 +17,7 @@ D, WIDTH, STEPS = 11, 8, 20
 
 
 class _Model(torch.nn.Module):
-    """A layer and its loss in one module, as data parallelism wants them."""
+    """A layer and its loss in one module, as data parallelism requires."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         super().__init__()

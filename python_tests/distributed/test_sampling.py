@@ -186,7 +186,7 @@ def _draws(size: int, wanted: int, *positives: int) -> Tensor:
 
 
 def _check_classes(draws: Tensor, classes: list[int]) -> None:
-    """How often each class was drawn."""
+    """Number of draws of each class."""
     number, expected = draws.shape[1], len(draws) * draws.shape[1] / len(classes)
     counts = torch.bincount(draws.flatten(), minlength=max(classes) + 1)
     assert int(counts.sum()) == int(counts[classes].sum())
@@ -226,7 +226,7 @@ def test_negatives_are_uniform_beside_positives() -> None:
 
 
 def test_a_biased_draw_is_noticed(monkeypatch, in_torch) -> None:
-    """What the checks are worth: samplers that look random and are not."""
+    """The checks reject samplers that look random and are not."""
     classes = list(range(8))
     random = torch.Generator().manual_seed(0)
     # The remainder of a power of two: five classes come more often, four times instead of three.

@@ -1,9 +1,10 @@
-"""How far a result may be from the float64 reference.
+"""Bounds of a result's distance from the float64 reference.
 
 ``tolerances.py`` moves every operation of the reference, which takes ten times as long. Here only
 its operands are moved, by several units in the last place, and it is taken again: that measures
 what depends on the case (scale, cancellation, ties, filters that a cosine lies next to). A floor
-stands for the rounding of long sums and of the result. What is beyond is judged by the rule itself.
+stands for the rounding of long sums and of the result. Results beyond it are checked by the rule
+itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from support.rounding import Precision, spreads
 from support.tolerances import TINY, check
 from torch import Tensor
 
-#: Relative moves of operands: some roundings of their products' dtype.
+#: Relative moves of operands: some roundings of the GEMMs' dtype.
 MOVES = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 #: Of the largest change that two moves have found: another move may find a larger one.
 LARGER = 6.0
@@ -41,7 +42,7 @@ def off(
     dtype: torch.dtype,
     size: float,
 ) -> str | None:
-    """What is wrong with ``got``.
+    """The error in ``got``, if any.
 
     Args:
         eager, moved: other computations of it; where one of them is not finite, either is right.
@@ -73,16 +74,16 @@ def off(
 def beyond(
     got: Mapping[str, Tensor],
     exact: Callable[[], dict[str, Tensor]],
-    products: torch.dtype,
+    gemm_dtype: torch.dtype,
     backend: str,
 ) -> str | None:
-    """What the rule of ``tolerances.py`` says.
+    """The error by the rule of ``tolerances.py``, if any.
 
     Args:
         exact: evaluates the same in float64; what is not finite there is not compared.
-        products: the dtype of their operands.
+        gemm_dtype: of the GEMMs' operands.
     """
-    precision = Precision(products, truncated=backend == "triton")
+    precision = Precision(gemm_dtype, truncated=backend == "triton")
     found = spreads(exact, precision, {name: t.dtype for name, t in got.items()})
     try:
         for name, spread in found.items():

@@ -161,7 +161,7 @@ def outcome(
     *,
     memory: int = MEMORY,
 ) -> str | None:
-    """What is wrong with a call, in one line; None if it returns or raises an error of ``own``.
+    """The fault of a call, in one line; None if it returns or raises an error of ``own``.
 
     Wrong are other errors, errors of several lines or without a text, more than ``CPU_SECONDS``,
     and more than ``memory`` bytes. Limits of time hold in the main thread, of memory on Linux.

@@ -111,7 +111,7 @@ def _argument(rng: random.Random) -> str | None:
 
 
 def _round_trip(*layers: tuple[str, dict[str, Any]]) -> None:
-    """What is accepted is written and read back as it is."""
+    """Accepted values are written and read back unchanged."""
     config = make_config(*layers)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -134,7 +134,7 @@ def _first(config: Config, again: Config) -> str:
 
 
 def _text(rng: random.Random) -> str | None:
-    """What is typed for a key of text is its value, there and in a file."""
+    """The text given for a string key is its value, on the command line and in a file."""
     key = rng.choice(_TEXT_KEYS)
     text = "".join(rng.choice(_TYPED) for _ in range(rng.choice((1, 1, 2, 3, 8))))
     if key == "model.name":

@@ -42,7 +42,7 @@ class Drawn:
     values: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def products(self) -> torch.dtype:
+    def gemm_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.autocast else self.dtype
 
 
@@ -159,7 +159,7 @@ def exact(d: Drawn, move: float = 0.0, seed: int = 0) -> tuple[Tensor, dict[str,
 
 
 def _scaled(d: Drawn, name: str, gradient: Tensor) -> Tensor:
-    """Of features, by the logarithm of their norm: independent of it."""
+    """Gradients of features by the logarithm of their norm: independent of it."""
     if name not in MATRICES:
         return gradient.double()
     norms = d.tensors[name].double().norm(dim=1, keepdim=True)
@@ -181,12 +181,12 @@ def run_one(seed: int) -> str | None:
     loss, gradients = evaluate(d, d.backend)
     want, wanted = exact(d)
     eager, of_eager = evaluate(replace(d, autocast=False, watched=False), "reference")
-    moved = [exact(d, MOVES[d.products], k) for k in (1, 2)]
-    if _angular(d.values) and sharp(d.tensors["feats"], d.tensors["weight"], d.products):
+    moved = [exact(d, MOVES[d.gemm_dtype], k) for k in (1, 2)]
+    if _angular(d.values) and sharp(d.tensors["feats"], d.tensors["weight"], d.gemm_dtype):
         return None
     terms = want.double().nan_to_num(posinf=0.0, neginf=0.0) * d.upstream
     size = float(terms.abs().sum())
-    found = off("loss", loss, want, eager, [m[0] for m in moved], d.products, 0.0)
+    found = off("loss", loss, want, eager, [m[0] for m in moved], d.gemm_dtype, 0.0)
     params = d.spec.pack({**d.spec.defaults(), **d.values})
     slope = 4.0 if d.spec.triplet else d.spec.slope_bound(params)
     slope *= max(1.0, float(d.values.get("m1", 1.0)))
@@ -201,7 +201,7 @@ def run_one(seed: int) -> str | None:
                 name,
                 *(_scaled(d, name, g) for g in (gradient, wanted[name], of_eager[name])),
                 [_scaled(d, name, m[1][name]) for m in moved],
-                d.products if d.products != torch.float32 else d.dtype,
+                d.gemm_dtype if d.gemm_dtype != torch.float32 else d.dtype,
                 size * (1.0 if name == "b" else slope),
             )
     if found is not None and "error" in found:
@@ -209,7 +209,7 @@ def run_one(seed: int) -> str | None:
         def named(loss: Tensor, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
             return {"loss": loss, **(gradients if finite else {})}
 
-        found = beyond(named(loss, gradients), lambda: named(*exact(d)), d.products, d.backend)
+        found = beyond(named(loss, gradients), lambda: named(*exact(d)), d.gemm_dtype, d.backend)
     if found is None:
         return None
     shapes = {n: (tuple(t.shape), t.stride()) for n, t in d.tensors.items()}

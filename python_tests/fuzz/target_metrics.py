@@ -11,7 +11,7 @@ from unitsface_kernels.backends.reference import cosines
 from . import draw
 from .draw import Source
 
-#: Error of a score: of a float32 product, and of unit rows.
+#: Error of a score: of a float32 GEMM, and of unit rows.
 ERROR = 2e-6
 
 

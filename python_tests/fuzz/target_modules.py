@@ -80,16 +80,16 @@ def run_one(seed: int) -> str | None:
     if name in ("npt",):
         del options["scale"]
     own: nn.Module = _made(name, width, count, **options)
-    twin = copy.deepcopy(own)
-    for module in twin.modules():
+    copied = copy.deepcopy(own)
+    for module in copied.modules():
         if hasattr(module, "backend"):
             module.backend = "reference"
     sharded = name in CLASS_LOSSES and name != "unpg" and s.chance(0.5)
     if sharded:
         own = PartialFC(name, width, count, **options)
-        twin.load_state_dict(own.loss.state_dict())
+        copied.load_state_dict(own.loss.state_dict())
     if name in ("epl",):
-        for module in (own.loss if sharded else own, twin):
+        for module in (own.loss if sharded else own, copied):
             module.set_epoch(1)
     batches = []
     for _ in range(2):
@@ -116,7 +116,7 @@ def run_one(seed: int) -> str | None:
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             return x + move * (x.abs() + 0.1 * size) * noise
 
-        module = copy.deepcopy(twin).double()
+        module = copy.deepcopy(copied).double()
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.copy_(moved(parameter))
@@ -128,10 +128,10 @@ def run_one(seed: int) -> str | None:
 
     fresh = copy.deepcopy(own)
     got = _steps(own, batches, upstream)
-    eager = _steps(copy.deepcopy(twin), batches, upstream)
+    eager = _steps(copy.deepcopy(copied), batches, upstream)
     want, others = exact(0.0, 0), [exact(MOVES[dtype], k) for k in (1, 2)]
     angular = name in ("arcface", "sphereface", "epl", "vpl", "adapter arcface")
-    weights = [p for p in twin.parameters() if p.dim() == 2]
+    weights = [p for p in copied.parameters() if p.dim() == 2]
     for feats, _, _ in batches if angular else []:
         if any(sharp(feats, w.T if name == "adapter arcface" else w, dtype) for w in weights):
             return None

@@ -152,11 +152,11 @@ def test_single_samples_leave_out_their_own_copy(cls: type) -> None:
 def test_nothing_queued_changes_nothing(cls: type) -> None:
     memory = CrossBatchMemory(cls(), 8, memory_size=16)
     embeddings, labels = _random()
-    nobody = torch.zeros(6, dtype=torch.bool)
-    assert float(memory(embeddings, labels, enqueue_mask=nobody)) == 0
+    none_queued = torch.zeros(6, dtype=torch.bool)
+    assert float(memory(embeddings, labels, enqueue_mask=none_queued)) == 0
     assert (memory.queue_idx, memory.has_been_filled) == (0, False)
     memory(embeddings, labels)
-    got = memory(embeddings, labels, enqueue_mask=nobody)
+    got = memory(embeddings, labels, enqueue_mask=none_queued)
     want = cls()(embeddings, labels, ref_emb=embeddings, ref_labels=labels.clone())
     check_same("loss", got, want, SAME_LOSS)
     assert float(memory(embeddings[:0], labels[:0])) == 0
@@ -203,7 +203,7 @@ def test_state_dict_continues_where_the_memory_was(tmp_path) -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 11), (11, 7), (1, 1), (0, 3), (3, 0)])
 def test_sums_of_matching(rows: int, columns: int) -> None:
-    """The product with the matrix of equal labels, and its transpose as the gradient."""
+    """The matmul with the matrix of equal labels, and its transpose as the gradient."""
     labels, others = torch.randint(-3, 4, (rows,)), torch.randint(-3, 4, (columns,))
     values = torch.randn(columns, 5, dtype=torch.float64, requires_grad=True)
     matrix = (labels[:, None] == others[None, :]).double()
@@ -219,7 +219,7 @@ def test_sums_of_matching(rows: int, columns: int) -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """How many elements the largest result of an operator has."""
+    """Number of elements of an operator's largest result."""
 
     numel = 0
 
@@ -234,7 +234,7 @@ class _Largest(TorchDispatchMode):
 @each_pair_loss
 @pytest.mark.parametrize("memory", [False, True], ids=["batch", "memory"])
 def test_nothing_of_size_n_by_m(cls: type, memory: bool) -> None:
-    """What surrounds the fused functions is linear in N and M, forward and backward."""
+    """Work outside the fused functions is linear in N and M, forward and backward."""
     embeddings, labels = torch.randn(200, 4, requires_grad=True), torch.arange(200) % 3
     loss = CrossBatchMemory(cls(), 4, memory_size=300) if memory else cls()
     with _Largest() as largest:

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for GPUs that need not be here.
+"""Triton's compilation of the kernels for GPUs that need not be present.
 
 Runs whole calls through the engine with a driver that only names its target, so that every kernel
 is compiled with the arguments, the specialization and the configuration of a real launch, and
@@ -32,7 +32,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 REGISTERS_OF_AN_SM = 65536
 SHARED_OF_AN_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-PRODUCTS = (
+MATMUL_KERNELS = (
     "sum_kernel",
     "statistics_kernel",
     "gradient_kernel",
@@ -275,7 +275,7 @@ def test_every_kernel_is_compiled(kernels: list[Compiled], thorough: bool) -> No
             of_dtype = {
                 k.kernel for k in kernels if (k.architecture, k.dtype) == (architecture, dtype)
             }
-            assert set(PRODUCTS) <= of_dtype
+            assert set(MATMUL_KERNELS) <= of_dtype
 
 
 def test_no_kernel_spills_or_has_a_stack(kernels: list[Compiled]) -> None:
@@ -283,12 +283,12 @@ def test_no_kernel_spills_or_has_a_stack(kernels: list[Compiled]) -> None:
     assert not wasteful, _listed(wasteful)
 
 
-def test_products_run_on_tensor_cores(kernels: list[Compiled]) -> None:
+def test_matmuls_run_on_tensor_cores(kernels: list[Compiled]) -> None:
     """float32 does not: without TF32 there is no tensor core that is exact enough."""
     slow = [
         kernel
         for kernel in kernels
-        if kernel.kernel in PRODUCTS
+        if kernel.kernel in MATMUL_KERNELS
         and kernel.dtype != "float32"
         and TENSOR_CORES[kernel.architecture] not in kernel.instructions
     ]

@@ -94,7 +94,7 @@ def factors() -> tuple[torch.Tensor, ...]:
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_X")]
 )
 def test_errors_are_no_refusal(monkeypatch, factors, error) -> None:
-    """Raised, whether by the product that finds out or by a real one, and forgotten."""
+    """The error is raised by a trial matmul as by a real one, and does not persist."""
     calls = []
 
     def addmm(total, left, right, **options) -> None:

@@ -296,7 +296,7 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_broken_extension_is_told_not_raised_on_import() -> None:
-    """Importing works; "auto" goes on; asking by name tells the reason."""
+    """Importing works; "auto" goes on; requested by name, the error gives the reason."""
     code = """
 import sys, torch
 sys.modules["unitsface_kernels._native"] = None

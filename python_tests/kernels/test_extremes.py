@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.cases import Case, build
+from support.evaluation import check_against_reference
 from support.grid import calls
 from support.helpers import FUSED, Target
-from support.judgment import judge
 
 from unitsface_kernels.losses import LossSpec
 
@@ -67,7 +67,9 @@ def _grid() -> list:
 
 @pytest.mark.parametrize(("target", "spec", "case"), _grid())
 def test_ends_of_every_range(target: Target, spec: LossSpec, case: Case) -> None:
-    loss, gradients = judge(target, build(case, spec, device=target.device), torch.float32)
+    loss, gradients = check_against_reference(
+        target, build(case, spec, device=target.device), torch.float32
+    )
     assert bool(loss.isfinite())
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
@@ -98,6 +100,8 @@ def test_lengths_of_features(
     target: Target, spec: LossSpec, norm: float, dtype: torch.dtype, columns: int | None
 ) -> None:
     case = Case("", columns=columns, norm=norm, values={"scale": 16.0})
-    loss, gradients = judge(target, build(case, spec, None, dtype, target.device), dtype)
+    loss, gradients = check_against_reference(
+        target, build(case, spec, None, dtype, target.device), dtype
+    )
     assert bool(loss.isfinite())
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())

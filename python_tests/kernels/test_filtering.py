@@ -99,26 +99,26 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
 def _decisions(monkeypatch) -> list[bool]:
     """Filled with whether tiles, or some rows of them, were left out."""
     decisions: list[bool] = []
-    covers, unpaid = filtering.Budget.covers, filtering.Budget.unpaid
+    skips_tile, rows_to_keep = filtering.RowFilter.skips_tile, filtering.RowFilter.rows_to_keep
     negligible = filtering.negligible
 
-    def spied_covers(*arguments) -> bool:
-        decisions.append(covers(*arguments))
+    def spied_skips_tile(*arguments) -> bool:
+        decisions.append(skips_tile(*arguments))
         return decisions[-1]
 
-    def spied_unpaid(self, tile, rows):
-        wanted = unpaid(self, tile, rows)
-        kept = tile.shape[0] if wanted is None else len(wanted)
+    def spied_rows_to_keep(self, tile, rows):
+        indices = rows_to_keep(self, tile, rows)
+        kept = tile.shape[0] if indices is None else len(indices)
         decisions.extend([True] * (kept < tile.shape[0]) + [False] * (kept > 0))
-        return wanted
+        return indices
 
     def spied_negligible(*arguments) -> list[bool]:
         found = negligible(*arguments)
         decisions.extend(found)
         return found
 
-    monkeypatch.setattr(filtering.Budget, "covers", spied_covers)
-    monkeypatch.setattr(filtering.Budget, "unpaid", spied_unpaid)
+    monkeypatch.setattr(filtering.RowFilter, "skips_tile", spied_skips_tile)
+    monkeypatch.setattr(filtering.RowFilter, "rows_to_keep", spied_rows_to_keep)
     monkeypatch.setattr(logsumexp, "negligible", spied_negligible)
     return decisions
 
@@ -173,7 +173,7 @@ def test_bound_with_more_rows_than_features(monkeypatch) -> None:
     _check_bound(spec, params, leaves["rows"], leaves["columns"], exact, found, weights)
 
 
-def test_rows_that_a_model_knows_are_in_no_ones_way(monkeypatch) -> None:
+def test_learned_rows_are_left_out_of_tiles(monkeypatch) -> None:
     """One hard row in each block of rows: only those are multiplied again."""
     patched_blocks(monkeypatch, BLOCKS)
     shapes = []
@@ -226,25 +226,25 @@ def test_a_million_flat_scores_are_not_negligible(name: str) -> None:
     assert touched.float().mean() > 0.99
 
 
-def test_separated_classes_cost_one_product(monkeypatch) -> None:
-    """What the tolerance is for: no gradient product at all where every row has its class."""
+def test_separated_classes_take_no_gradient_gemm(monkeypatch) -> None:
+    """Every row is at its class: no gradient GEMM is needed."""
     patched_blocks(monkeypatch, BLOCKS)
-    products = []
+    calls = []
     for name in ("addmm", "matmul"):
         method = getattr(CpuEngine, name)
 
         def counted(self, *arguments, method=method):
-            products.append(arguments)
+            calls.append(arguments)
             return method(self, *arguments)
 
         monkeypatch.setattr(CpuEngine, name, counted)
     leaves, loss, _ = _leaves(REGISTRY["margin_softmax"], False, 0.0, "cpu")
     run = lambda **k: loss(**k, backend="native", m3=0.0)  # noqa: E731
     _, exact = _gradients(run, leaves, torch.tensor(1.0), 0.0)
-    assert len(products) == 2 * -(-ROWS // BLOCKS[0]) * -(-IDENTITIES // BLOCKS[1])
-    products.clear()
+    assert len(calls) == 2 * -(-ROWS // BLOCKS[0]) * -(-IDENTITIES // BLOCKS[1])
+    calls.clear()
     _, found = _gradients(run, leaves, torch.tensor(1.0), TOLERANCE)
-    assert not products
+    assert not calls
     # The targets are not skipped.
     assert bool((found["columns"] != 0.0).any())
     assert exact["columns"].shape == found["columns"].shape

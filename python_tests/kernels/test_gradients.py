@@ -60,7 +60,7 @@ def _reference_function(problem: Problem, names: list[str]):
         pytest.param(spec, values, reduction, id=f"{spec.name}-{name}-{reduction}")
         for spec in REGISTRY.values()
         for name, values in variants(spec).items()
-        # A reduction knows nothing of a loss's parameters.
+        # A reduction does not use a loss's parameters.
         for reduction in (("mean", "sum", "none") if name == "default" else ("mean",))
         if not detached(spec, values)
     ],
@@ -283,7 +283,7 @@ def test_second_derivative_is_refused(
 
 @each_loss
 def test_reference_has_second_derivatives(spec: LossSpec) -> None:
-    """What the refusal points to."""
+    """The alternative that the error names."""
     values = {"scale": 2.0, "margin_gradient": "exact"}
     p = problem(spec, rows=4, dim=3, columns=3, values=values).converted(torch.float64)
     leaves = p.leaves()
@@ -334,7 +334,7 @@ def test_bad_features_reach_the_loss(
         everything = where == "columns" or columns is None
         meets = compared[:, 3].cpu() if everything else torch.zeros(9, dtype=torch.bool)
     meets[3] |= where == "rows"
-    meets &= p.counted().cpu()
+    meets &= p.valid_rows().cpu()
     assert bool(meets[3]) or where == "columns"
     assert torch.equal(rows.isfinite().cpu(), ~meets)
 

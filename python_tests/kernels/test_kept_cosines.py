@@ -17,16 +17,16 @@ def _run(feats: Tensor, weight: Tensor, labels: Tensor, **options) -> tuple[Tens
     return loss.detach(), *torch.autograd.grad(loss, (feats, weight))
 
 
-def _count_products(monkeypatch) -> list[tuple[int, ...]]:
-    products: list[tuple[int, ...]] = []
+def _count_gemms(monkeypatch) -> list[tuple[int, ...]]:
+    gemms: list[tuple[int, ...]] = []
     method = CpuEngine.cosines
 
     def counted(self, a, b, *out):
-        products.append((a.shape[0], b.shape[0]))
+        gemms.append((a.shape[0], b.shape[0]))
         return method(self, a, b, *out)
 
     monkeypatch.setattr(CpuEngine, "cosines", counted)
-    return products
+    return gemms
 
 
 # More rows than features: only the first blocks find room. 24 features, blocks of 10 rows.
@@ -38,10 +38,10 @@ def test_equals_multiplying_again(rows: int, again: int, subset: bool, monkeypat
     options = {"class_index": torch.randperm(50)[:33]} if subset else {}
     classes = 33 if subset else 50
     labels = torch.randint(-1, classes, (rows,))
-    products = _count_products(monkeypatch)
+    gemms = _count_gemms(monkeypatch)
     found = _run(feats, weight, labels, **options)
     tiles, blocks = -(-classes // 16), -(-rows // 10)
-    assert len(products) == tiles * (blocks + again)
+    assert len(gemms) == tiles * (blocks + again)
     monkeypatch.setattr(CpuEngine, "keeps_cosines", False)
     for kept, multiplied in zip(found, _run(feats, weight, labels, **options), strict=True):
         assert torch.equal(kept, multiplied)

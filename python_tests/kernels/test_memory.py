@@ -97,7 +97,7 @@ def test_mistakes(feats: Tensor, labels: Tensor, error: type, part: str) -> None
 
 
 def _batch(rank: int) -> tuple[Tensor, Tensor]:
-    """Of different sizes; the second rank has none."""
+    """Batches of different sizes; the second rank has none."""
     generator = torch.Generator().manual_seed(rank)
     count = (5, 0, 3)[rank]
     return torch.randn(count, 4, generator=generator), torch.randint(0, 4, (count,))
@@ -153,7 +153,7 @@ def _stored(device: str) -> tuple[FeatureMemory, Tensor, Tensor]:
 def _gradients(
     target: Target, spec: LossSpec, order: str, reduction: str, offset: int | None, step
 ) -> list[Tensor]:
-    """Of features and threshold; ``order``: what comes before the backward pass."""
+    """Gradients of features and threshold; ``order``: what comes before the backward pass."""
     memory, feats, labels = _stored(target.device)
     feats.requires_grad_()
     b = []

@@ -1,4 +1,4 @@
-"""What users of the modules and functions rely on: signatures, texts, attributes, saved names.
+"""Interfaces of modules and functions: signatures, texts, attributes, saved names.
 
 ``python python_tests/kernels/test_module_interfaces.py`` (from the root, after an intended change)
 writes data/interfaces.json anew.

@@ -73,7 +73,7 @@ def test_compile_of_every_module(name: str) -> None:
 
 
 class _Model(nn.Module):
-    """A layer and its losses in one module, as data parallelism wants them."""
+    """A layer and its losses in one module, as data parallelism requires."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ def test_modules_are_their_functions(target: Target) -> None:
 
 
 def _arguments(cls: type[nn.Module]) -> set[str]:
-    """What a user can give a module, following ``**kwargs`` to the base classes' constructors."""
+    """Arguments that a module accepts, following ``**kwargs`` to the base classes' constructors."""
     names: set[str] = set()
     for base in cls.__mro__:
         if "__init__" not in vars(base):

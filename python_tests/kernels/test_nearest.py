@@ -114,7 +114,7 @@ def test_nearest_tile(target: Target, rows: int, tiles: list[int], k: int, level
 
 @each_fused
 def test_nan_comes_before_every_number(target: Target) -> None:
-    """Of columns, of rows, of targets, and of more columns than are searched for."""
+    """NaN in columns, rows and targets, and in more columns than are searched for."""
     generator = torch.Generator().manual_seed(5)
     a, b = _features(9, 128, generator), _features(100, 128, generator)
     b[torch.tensor([3, 40, 41, 99])] = torch.nan

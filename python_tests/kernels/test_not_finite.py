@@ -73,7 +73,7 @@ def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | No
         rows[row, 3] = bad
         reached = torch.arange(len(rows), device=rows.device) == row
         if p.columns is None:
-            reached |= compared[:, row] & p.counted()
+            reached |= compared[:, row] & p.valid_rows()
         return {"rows": rows}, reached
     if place == "columns" and p.columns is not None and len(p.columns):
         column = len(p.columns) // 2
@@ -81,7 +81,7 @@ def _broken(p, place: str, bad: Tensor) -> tuple[dict[str, Tensor], Tensor] | No
         columns[column, 3] = bad
         places = torch.arange(len(columns), device=columns.device)
         hit = (places if p.index is None else p.index.long()) == column
-        return {"columns": columns}, (compared & hit).any(dim=1) & p.counted()
+        return {"columns": columns}, (compared & hit).any(dim=1) & p.valid_rows()
     if place == "b" and isinstance(p.b, Tensor):
         b = p.b.clone()
         if p.spec.threshold == "scalar":

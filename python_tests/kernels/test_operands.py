@@ -1,4 +1,4 @@
-"""What reaches a kernel: dense memory of the length it reads, whatever the tensors were like."""
+"""Operands of kernels: dense memory of the length that is read, for tensors of any layout."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_no_identity_has_a_threshold() -> None:
 
 @pytest.mark.skipif(not [t for t in TARGETS if t.backend == "triton"], reason="needs Triton")
 def test_chosen_rows_keep_their_padding() -> None:
-    """A second pass over few rows; Triton's products read each up to a multiple of 64."""
+    """A second pass over few rows; Triton's matmuls read each up to a multiple of 64."""
     from unitsface_kernels.backends.triton import workspace
 
     for width in (20, 64, 100):
@@ -174,9 +174,9 @@ def test_chosen_rows_keep_their_padding() -> None:
 
 
 def _vectors() -> dict[str, dict[str, Tensor]]:
-    """What a tile of 3 x 5, or 3 rows of 5, reads and writes, by argument type."""
+    """Operands of a tile of 3 x 5, or of 3 rows of 5, by argument type."""
     n, m, labels = 3, 5, torch.int32
-    tile = {"product": torch.zeros(n, m)}
+    tile = {"cosines": torch.zeros(n, m)}
     sides = {"a_labels": torch.zeros(n, dtype=labels), "b_labels": torch.zeros(m, dtype=labels)}
 
     def both(*names: str) -> dict[str, Tensor]:
@@ -215,7 +215,7 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         | {"gradient_scale": torch.zeros(1), "first": matrix, "second": matrix},
         "Permuted": {"classes": index, "out": index},
         "Gemm": {"a": torch.zeros(n, 2), "b": torch.zeros(m, 2), "out": torch.zeros(n, m)}
-        | {"scratch": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
+        | {"workspace": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
     }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.cases import HALF, Case, build, problem
+from support.evaluation import check_against_reference
 from support.grid import extended_if, interpreted, interpreted_first, parity_cases, representatives
 from support.helpers import FUSED, Target
-from support.judgment import judge
 from support.tolerances import SAME_LOSS, check_same, conversion
 
 from unitsface_kernels.losses import REGISTRY, LossSpec
@@ -52,7 +52,7 @@ def test_parity(
     target: Target, spec: LossSpec, values: dict, case: Case, dtype: torch.dtype
 ) -> None:
     problem = build(case, spec, values, dtype, target.device)
-    loss, gradients = judge(target, problem, dtype)
+    loss, gradients = check_against_reference(target, problem, dtype)
     if case.labels == "all ignored":
         assert not bool(loss.any())
         assert not any(bool(gradient.any()) for gradient in gradients.values())
@@ -66,7 +66,9 @@ def test_mixed_dtypes(target: Target, name: str) -> None:
         if case.name != name or values:
             continue
         problem = build(case, spec, values, torch.float32, target.device)
-        judge(target, replace(problem, rows=problem.rows.bfloat16()), torch.bfloat16)
+        check_against_reference(
+            target, replace(problem, rows=problem.rows.bfloat16()), torch.bfloat16
+        )
 
 
 @pytest.mark.slow

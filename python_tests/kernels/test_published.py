@@ -1,4 +1,4 @@
-"""What the documents say about published training code, against its rules written anew."""
+"""Claims of the documents about published training code, against its rules written anew."""
 
 from __future__ import annotations
 

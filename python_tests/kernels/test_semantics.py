@@ -1,4 +1,4 @@
-"""What a loss means, without a formula: relations that hold for each backend by itself.
+"""Semantics of losses without formulas: relations that hold for each backend by itself.
 
 They tie the reference too, which the parity tests can only compare with. Relations that hold for
 any input at all are in test_properties.py.
@@ -58,20 +58,20 @@ def test_an_ignored_column_is_an_absent_column(target: Target, spec: LossSpec) -
 @each_call
 @both_shapes
 def test_reductions(target: Target, spec: LossSpec, columns: int | None) -> None:
-    """Sum and mean are those of the counted rows, and so are their gradients."""
+    """Sum and mean are those of the valid rows, and so are their gradients."""
     p = problem(spec, target.device, rows=10, columns=columns, labels="ignored")
-    has_loss = p.counted()
-    counted = int(has_loss.sum())
-    assert 0 < counted < 10
+    valid = p.valid_rows()
+    count = int(valid.sum())
+    assert 0 < count < 10
     per_row = p.loss(target.backend, reduction="none")
     assert per_row.shape == (10,)
-    assert not bool(per_row[~has_loss].any())
-    assert bool((per_row[has_loss] > 0).all())
+    assert not bool(per_row[~valid].any())
+    assert bool((per_row[valid] > 0).all())
     check_same("sum", p.loss(target.backend, reduction="sum"), per_row.sum(), SAME_LOSS)
-    check_same("mean", p.loss(target.backend), per_row.sum() / counted, SAME_LOSS)
+    check_same("mean", p.loss(target.backend), per_row.sum() / count, SAME_LOSS)
     one = torch.ones((), device=target.device)
     _, of_sum = replace(p, reduction="sum", upstream=one).evaluate(target.backend)
-    _, of_mean = replace(p, upstream=one * counted).evaluate(target.backend)
+    _, of_mean = replace(p, upstream=one * count).evaluate(target.backend)
     _, of_none = replace(p, reduction="none", upstream=one.expand(10)).evaluate(target.backend)
     for name, gradient in of_sum.items():
         check_same(f"mean {name}", of_mean[name], gradient, SAME_GRADIENT)

@@ -1,4 +1,4 @@
-"""What outlives a step: no batch that is not finite enters it, and no step that is skipped."""
+"""State that outlives a step: not changed by batches that are not finite or by skipped steps."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import torch
 from support.cases import CASES, Problem, build, problem
+from support.evaluation import expected
 from support.grid import parity_cases
 from support.helpers import FUSED, Target
-from support.judgment import expected
 from support.rounding import Rounded, Spread, spreads
 from support.tolerances import check, check_all
 from torch import Tensor
@@ -46,7 +46,7 @@ def _evaluated(p: Problem, backend: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("spec", "values", "case"), CALLS)
 def test_any_order_of_adding_is_below_half_of_the_limit(spec, values, case) -> None:
-    """What another processor does to the last bits, an order of the dimensions does here."""
+    """Permuted dimensions change the last bits as another processor would."""
     p = build(case, spec, values)
     want = expected(EAGER, p, torch.float32)
     backends = {"reference", *(target.backend for target in FUSED if not target.interpreted)}

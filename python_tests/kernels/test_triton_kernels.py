@@ -31,7 +31,7 @@ from unitsface_kernels.backends.triton.kernels.tiles import (  # noqa: E402
     triangle_block,
 )
 
-# Of one tile: products in the dtype, everything else in float32.
+# For one tile: matmuls in the dtype, everything else in float32.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3}
 
 
@@ -349,7 +349,7 @@ def test_normalize_rows_and_their_jacobian(width: int, indexed: bool) -> None:
     expected = torch.autograd.grad(want, rows, 0.25 * d_unit.double())[0]
     for out in (torch.empty_like(d_unit), d_unit):
         engine.normalize_rows_backward(d_unit, source, start, inverse, out, scale, index)
-        # Clamped rows have large gradients: judged by themselves.
+        # Clamped rows have large gradients: compared by themselves.
         large = expected.norm(dim=1) > 100 * math.sqrt(width)
         for chosen in (large, ~large):
             if width > 1 or not torch.equal(chosen, ~large):

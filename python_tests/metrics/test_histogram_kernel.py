@@ -63,12 +63,12 @@ def test_edges_are_where_the_bin_changes(binning: Binning) -> None:
     assert binning.bin_of(torch.tensor(math.nan)) == binning.bins + 2
 
 
-def _loop(product: Tensor, tile: HistogramTile) -> Tensor:
+def _loop(cosines: Tensor, tile: HistogramTile) -> Tensor:
     """The counts that a tile has to add."""
     counts = torch.zeros_like(tile.counts)
-    bins = tile.binning.bin_of(product)
-    keys = score_key(product)
-    for i, j in itertools.product(*map(range, product.shape)):
+    bins = tile.binning.bin_of(cosines)
+    keys = score_key(cosines)
+    for i, j in itertools.product(*map(range, cosines.shape)):
         a, b = int(tile.a_labels[i]), int(tile.b_labels[j])
         place = math.inf if tile.diagonal is None else j - i - tile.diagonal
         if a < 0 or b < 0 or place == 0 or (tile.upper and place < 0):
@@ -89,9 +89,9 @@ def _loop(product: Tensor, tile: HistogramTile) -> Tensor:
 
 
 def _tile(n: int, m: int, skip: int | None, upper: bool, per_row: bool, ranges: bool):
-    product = torch.randn(n, m) / 4
+    cosines = torch.randn(n, m) / 4
     special = torch.rand(n, m) < 0.2
-    product[special] = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (int(special.sum()),))]
+    cosines[special] = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (int(special.sum()),))]
     binning, slots, range_of_bin, table = Binning(37), 40, None, None
     if ranges:
         # Bins of 0 and of 1/4 in groups of 2^20 values, what lies above 1 in single ones.
@@ -112,7 +112,7 @@ def _tile(n: int, m: int, skip: int | None, upper: bool, per_row: bool, ranges: 
     shape = (n, 2, slots) if per_row else (2, slots)
     counts = torch.full(shape, 5)
     labels = torch.randint(-1, 4, (n,)), torch.randint(-1, 4, (m,))
-    return product, HistogramTile(binning, *labels, skip, upper, counts, range_of_bin, table)
+    return cosines, HistogramTile(binning, *labels, skip, upper, counts, range_of_bin, table)
 
 
 @pytest.mark.parametrize("engine", engines(), ids=lambda e: f"{type(e).__name__}-{e.device.type}")
@@ -135,8 +135,8 @@ def _tile(n: int, m: int, skip: int | None, upper: bool, per_row: bool, ranges: 
     ],
 )
 def test_tile(engine, n, m, skip, upper, per_row, ranges) -> None:
-    product, tile = _tile(n, m, skip, upper, per_row, ranges)
-    wanted = tile.counts + _loop(product, tile)
+    cosines, tile = _tile(n, m, skip, upper, per_row, ranges)
+    wanted = tile.counts + _loop(cosines, tile)
     if n * m > 500:
         assert not torch.equal(wanted, tile.counts)
     a_labels, b_labels = engine.prepare_labels(
@@ -152,7 +152,7 @@ def test_tile(engine, n, m, skip, upper, per_row, ranges) -> None:
         None if tile.range_of_bin is None else tile.range_of_bin.to(engine.device),
         None if tile.ranges is None else tile.ranges.to(engine.device),
     )
-    engine.histogram_tile(product.to(engine.device), moved)
+    engine.histogram_tile(cosines.to(engine.device), moved)
     assert torch.equal(moved.counts.cpu(), wanted)
 
 
@@ -161,12 +161,12 @@ import torch
 from unitsface_kernels.backends.histogram import Binning, HistogramTile
 from unitsface_kernels.backends.native import score_engine
 torch.manual_seed(0)
-product, labels = torch.randn(100, 2000) / 3, torch.randint(-1, 5, (2000,), dtype=torch.int32)
-product[3, 7] = torch.nan
+cosines, labels = torch.randn(100, 2000) / 3, torch.randint(-1, 5, (2000,), dtype=torch.int32)
+cosines[3, 7] = torch.nan
 engine = score_engine(torch.device("cpu"))
 for counts in (torch.zeros(2, 1003, dtype=torch.int64), torch.zeros(100, 2, 1003).long()):
     engine.histogram_tile(
-        product, HistogramTile(Binning(1000), labels[:100], labels, 5, True, counts)
+        cosines, HistogramTile(Binning(1000), labels[:100], labels, 5, True, counts)
     )
     weights = torch.arange(counts.numel()) % 10007
     print(int((counts.flatten() * weights).sum()), int(counts.sum()))

@@ -171,7 +171,7 @@ def test_crowded_bins_and_many_ranges_take_more_passes(monkeypatch: pytest.Monke
     assert metrics.best_threshold(feats, labels).accuracy == best.accuracy
 
 
-# --- what every metric has to say -----------------------------------------------------------------
+# --- all metrics ----------------------------------------------------------------------------------
 
 PAIR_METRICS = {
     "histogram": metrics.pair_histogram,

@@ -68,7 +68,7 @@ def detached(spec: LossSpec, values: Values) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """What a problem looks like.
+    """Shape and kind of a problem.
 
     Attributes:
         columns: classes, or samples of a memory; None: 11 classes, or the batch itself.
@@ -216,12 +216,12 @@ class Problem:
         same = self.labels[:, None] == columns[None, :]
         return valid & same, valid & ~same
 
-    def counted(self) -> Tensor:
+    def valid_rows(self) -> Tensor:
         """(N,) rows that have a loss."""
-        if self.spec.counted == "labeled":
+        if self.spec.valid_rows == "labeled":
             return self.labels != -1
         positive, negative = self.pairs()
-        return (positive if self.spec.counted == "with_positives" else negative).any(dim=1)
+        return (positive if self.spec.valid_rows == "with_positives" else negative).any(dim=1)
 
     def converted(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype; thresholds stay float32 with half features."""

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.cases import Problem, variants
+from support.evaluation import expected
 from support.grid import calls, extended_if
 from support.helpers import TARGETS, Target
-from support.judgment import expected
 from support.tolerances import check
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ Evaluation = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Draw:
-    """What a drawn problem looks like; a loss takes what applies to it.
+    """Shape and kind of a drawn problem; a loss uses the fields that apply to it.
 
     Attributes:
         columns: of a memory; 0: the batch itself. Classes are one more.

@@ -61,5 +61,5 @@ def full_matrix(
 
 
 def count_at(sorted_scores: Tensor, thresholds: Tensor) -> Tensor:
-    """How many scores are at least each threshold."""
+    """Number of scores that are at least each threshold."""
     return len(sorted_scores) - torch.searchsorted(sorted_scores, thresholds, right=False)

@@ -50,7 +50,7 @@ class Run:
 
 
 def batch(step: int, classes: int) -> tuple[Tensor, Tensor]:
-    """What all ranks see together; some rows ignored, classes repeated."""
+    """The batch of all ranks; some rows ignored, classes repeated."""
     generator = torch.Generator().manual_seed(1000 + step)
     images = torch.randn(ROWS, SIZE, generator=generator)
     return images, torch.randint(-1, classes, (ROWS,), generator=generator)
@@ -214,7 +214,7 @@ def _end(body: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def joined(ranks: list[dict[str, Any]], classes: int) -> dict[str, Any]:
-    """What the ranks hold together: shards in order, what is shared once, found the same."""
+    """State of all ranks: shards in order, shared entries once, after checking that they agree."""
     result: dict[str, Any] = {}
     for key, first in ranks[0].items():
         if key == "losses" or not key.startswith("loss.") or first.dim() == 0:

@@ -17,9 +17,9 @@ from pathlib import Path
 import conftest  # noqa: F401  (what has to precede Torch)
 import torch
 from support.cases import Problem, build
+from support.evaluation import expected
 from support.grid import parity_cases
 from support.helpers import FUSED, Target
-from support.judgment import expected
 from support.tolerances import FACTOR, TINY
 
 INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"

@@ -61,14 +61,14 @@ def own_rows(counts: Sequence[int], rank: int) -> slice:
 
 
 class RankError(AssertionError):
-    """What ranks raised, with their tracebacks."""
+    """Errors raised on ranks, with their tracebacks."""
 
 
 def forkserver() -> Any:
     """The context of processes that are forked with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    # Code under test that asks for one, too, is to find this one.
+    # Code under test that starts one finds this one.
     ensure_running()
     return context
 
@@ -149,7 +149,7 @@ def run_ranks(
 
 
 def _answers(connections: list[Connection], timeout: float) -> list[tuple[bool, Any] | None]:
-    """Whether each rank succeeded and what it says; None: it died or did not finish."""
+    """Whether each rank succeeded, and its output; None: it died or did not finish."""
     answers: list[tuple[bool, Any] | None] = [None] * len(connections)
     open_ends = dict(zip(connections, range(len(connections)), strict=True))
     deadline = time.monotonic() + timeout

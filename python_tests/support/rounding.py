@@ -43,7 +43,7 @@ _SIGNS = torch.randint(2, (2**22,), generator=torch.Generator().manual_seed(0)) 
 
 @dataclass(frozen=True)
 class Precision:
-    """What the operands of products are rounded to.
+    """Precision to which the operands of GEMMs are rounded.
 
     Attributes:
         operand: their dtype.
@@ -133,7 +133,7 @@ class Rounded(TorchDispatchMode):
     def _terms(
         self, name: str, func: Any, args: tuple, kwargs: dict
     ) -> tuple[float | Tensor, Tensor]:
-        """How many terms each sum has, and the sum of their squares."""
+        """Number of terms of each sum, and the sum of their squares."""
         if name in ("sum", "mean"):
             squares = func(args[0].square(), *args[1:], **kwargs)
             terms = args[0].numel() / squares.numel()
@@ -171,7 +171,7 @@ def spreads(
     """Spreads of what ``evaluate`` computes in float64, forward and backward pass.
 
     Args:
-        precision: of products; None: float32.
+        precision: of GEMMs; None: float32.
         dtypes: of results, by name; absent: float32.
     """
     want = {name: t.detach().double() for name, t in evaluate().items()}

@@ -36,7 +36,7 @@ units() {
 tests_of_losses() {
   tests python_tests/kernels/test_parity.py \
     -k "native and (base or empty or no-rows or ignored or subset) and not float16"
-  tests python_tests/distributed/test_sampling.py python_tests/kernels/test_products.py \
+  tests python_tests/distributed/test_sampling.py python_tests/kernels/test_gemm.py \
     python_tests/metrics/test_histogram_kernel.py python_tests/kernels/test_row_optimizers.py -k "not isa and not triton"
 }
 # Most of the time is spent on one core.

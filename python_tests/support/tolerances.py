@@ -11,9 +11,9 @@ half a unit in the last place:
 - A sum S of n terms in any order, one by one: n - 1 additions round their partial sums. Over random
   orders the square of a partial sum averages to S^2 / 3 + Q / 6 with Q the sum of the terms'
   squares, hence an error of u sqrt((n - 1) (S^2 / 3 + Q / 6)). Trees and vector lanes do better.
-  Products of rows of length D are such sums, and so are a row's terms and a gradient's.
+  Cosines of rows of length D are such sums, and so are a row's terms and a gradient's.
 - A result that float32 can hold (powers of two, zeros, copies) is exact.
-- In half precision the operands of products are rounded to it, and gradients at the end.
+- In half precision the operands of GEMMs are rounded to it, and gradients at the end.
 - Each number errs by itself, and once more with all others: equal operands round equally.
 
 So a cosine errs by about u (1 + |c| sqrt(D / 3)) and its logit by s times that plus u |z|: at
@@ -59,7 +59,7 @@ EXACT = 1e-10
 DIFFERENCE_STEP = 1e-6
 DIFFERENCE = 2e-5
 
-# Mixed precision against float32: the products of the model before the loss are in bfloat16.
+# Mixed precision against float32: the GEMMs of the model before the loss are in bfloat16.
 AUTOCAST_LOSS = 2e-2
 AUTOCAST_GRADIENT = 6e-2
 
@@ -121,7 +121,7 @@ def conversion(dtype: torch.dtype) -> float:
     return 2 * CONVERSION[dtype][0]
 
 
-# Rounding of two gradients whose difference is judged against a bound, relative to the larger.
+# Rounding of two gradients whose difference is compared with a bound, relative to the larger.
 SKIP_ROUNDING = 2e-6
 # Two gradients of bfloat16 weights, each rounded once from float32: few elements round to different
 # sides, by 2^-8 each. A second rounding moves nearly all of them, which makes 2^-8 of the norm.

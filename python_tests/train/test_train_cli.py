@@ -92,7 +92,7 @@ def test_first_signal_asks_to_stop_and_the_handler_is_restored() -> None:
     assert INTERRUPTED == 130
 
 
-def test_nobody_reads_on() -> None:
+def test_closed_pipe() -> None:
     """As ``command | head`` does not, before the end and before the last of it is written."""
     for count in (10**6, 10):
         code = f"from train.errors import exit_code; exit(exit_code(lambda: print('x' * {count})))"

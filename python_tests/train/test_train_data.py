@@ -66,7 +66,7 @@ def scanned(monkeypatch: pytest.MonkeyPatch, folder: Path, *, reverse: bool) -> 
 def test_names_that_are_equal_as_numbers_have_one_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of identities and of their images, whatever the file system lists first."""
+    """Order of identities and of their images, whatever the file system lists first."""
     for who in ("1", "01", "001", "a1", "a01"):
         (tmp_path / who).mkdir()
         for image in ("2.png", "02.png", "10.png"):

@@ -135,7 +135,7 @@ def test_how_a_run_read_its_images_is_not_how_it_is_evaluated(tmp_path: Path) ->
 @pytest.mark.parametrize("cache", ["always", "never"])
 def test_what_cannot_be_read_is_no_pair(tmp_path: Path, cache: str) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
-    (data / "person1" / "4.png").write_bytes(b"no image")  # before one of somebody else
+    (data / "person1" / "4.png").write_bytes(b"no image")  # before one of another person
     backbone = train(tiny(data, tmp_path / "run", data={"on_error": "skip"}), 1).backbone
     source = open_images(scan(str(data)), 16, on_error="skip", cache=cache)
     found, labels = embed(backbone, source, CPU.device)

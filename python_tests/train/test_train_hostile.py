@@ -429,7 +429,7 @@ def test_a_decoding_process_that_dies_is_an_error_in_one_line() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on POSIX")
 def test_only_regular_files_are_images(tmp_path: Path) -> None:
-    """A pipe that nobody writes into, and a file without an end."""
+    """A pipe without a writer, and a file without an end."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "zero.jpg"):

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: in the end nothing tells them from one that was left alone."""
+"""Runs that are killed and resumed: the results equal those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH = 10
 
 
 def _process(argv: list[str], output: str) -> None:
-    """What ``python train/main.py`` is, without the seconds that its imports take."""
+    """As ``python train/main.py``, without the seconds that its imports take."""
     torch.set_num_threads(1)
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
@@ -82,7 +82,7 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert (run / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
     rows = [line.split(",") for line in (run / TABLE).read_text().splitlines()]
     assert [float(row[2]) for row in rows[1:]] == [line["loss"] for line in read_metrics(run)]
-    # Nothing is left of the checkpoints that nobody finished.
+    # No unfinished checkpoint is left.
     names = {p.name for p in (run / checkpoint.LAST.parent).iterdir()}
     assert names == {p.name for p in (whole / checkpoint.LAST.parent).iterdir()}
 

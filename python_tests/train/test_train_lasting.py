@@ -156,7 +156,7 @@ def _interrupt_the_start(rank: int) -> None:
     torch.distributed.init_process_group = interrupted
 
 
-def test_an_interruption_ends_a_process_that_nobody_joins(faces: Path, tmp_path: Path) -> None:
+def test_an_interruption_ends_a_process_without_a_join(faces: Path, tmp_path: Path) -> None:
     """It waits for the others without a handler of its own."""
     process = forkserver().Process(
         target=_process,

@@ -158,7 +158,7 @@ def test_losses_hear_of_every_epoch_also_after_resuming(
 MEMORY = {"memory": True}
 
 
-def test_pair_loss_sees_the_newest_feature_of_each_identity_from_the_second_epoch_on(
+def test_pair_loss_uses_the_newest_feature_of_each_identity_from_the_second_epoch_on(
     faces: Path, tmp_path: Path
 ) -> None:
     trainer = trainer_of(tiny(faces, tmp_path, loss=MEMORY, train={"epochs": 3}))

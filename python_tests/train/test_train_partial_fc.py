@@ -45,7 +45,7 @@ def _write_to(output: str) -> None:
 def _process(
     rank: int, size: int, port: int, output: str, argv: list[str], change: Change | None
 ) -> None:
-    """What ``python train/main.py`` is, without the seconds that its imports take."""
+    """As ``python train/main.py``, without the seconds that its imports take."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -148,7 +148,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def argv_of(faces: Path, run: Path, /, **sections: dict[str, Any]) -> list[str]:
-    """What does not depend on the number of processes: 4 epochs of 2 steps."""
+    """State that does not depend on the number of processes: 4 epochs of 2 steps."""
     values: dict[str, dict[str, Any]] = {
         "model": {"freeze_bn": True},
         "loss": {"class": "class_bce"},
@@ -165,7 +165,7 @@ def argv_of(faces: Path, run: Path, /, **sections: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that nobody disturbed."""
+    """An uninterrupted run of two processes."""
     run = tmp_path_factory.mktemp("whole") / "run"
     succeed(run.parent, 2, argv_of(faces, run))
     return run
@@ -313,7 +313,7 @@ def test_one_process_samples_and_fuses_and_keeps_its_format(
 
 
 def _agent(argv: list[str], output: str) -> None:
-    """What ``torchrun`` is, without the seconds that its imports take. What it starts is new."""
+    """As ``torchrun``, without the seconds that its imports take. It starts new processes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     _write_to(output)
     torchrun(argv)

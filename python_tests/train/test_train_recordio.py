@@ -136,7 +136,7 @@ def test_more_records_than_float32_can_number(
     offset = {int(key): int(byte) for key, byte in lines}
     for stored in (19.0, 21.0, 23.0):
         struct.pack_into("<ff", rec, offset[0] + 32, stored, stored + 5)
-        for key in range(21, 26):  # ranges that nobody may believe
+        for key in range(21, 26):  # ranges that must be rejected
             struct.pack_into("<ff", rec, offset[key] + 32, 1, 21)
         (tmp_path / "train.rec").write_bytes(rec)
         assert contents(scan(str(tmp_path))) == expected()

@@ -1,4 +1,4 @@
-"""What a resumed run takes from its checkpoint, and what from the command line."""
+"""Settings that a resumed run takes from its checkpoint or from the command line."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def test_a_full_disk_is_one_line(
 def test_evaluations_that_cannot_be_are_refused_before_the_first_step(
     faces: Path, tmp_path: Path
 ) -> None:
-    nobody = whole(Encoded([], ""), [], [])
+    empty = whole(Encoded([], ""), [], [])
     with pytest.raises(UserError, match=r"eval\.every=5: nothing to evaluate"):
-        Evaluator(tiny(faces, tmp_path, eval={"every": 5}), CPU, nobody)
+        Evaluator(tiny(faces, tmp_path, eval={"every": 5}), CPU, empty)
     people = trainer_of(tiny(faces, tmp_path)).source.images
     wrong = tiny(faces, tmp_path, eval={"every": 5, "best": "charm"})
     with pytest.raises(UserError, match=r"eval\.best: expected one of accuracy, .* got 'charm'"):

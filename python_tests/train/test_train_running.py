@@ -220,33 +220,33 @@ def test_evaluation_on_the_way_changes_nothing_and_the_best_is_kept(
         "data": {"holdout": 2, "cache": "never"},
         "train": {"max_steps": 4},
     }
-    for name, every in (("plain", 0), ("judged", 1)):
+    for name, every in (("plain", 0), ("evaluated", 1)):
         argv = arguments(tiny(faces, tmp_path / name, eval={"every": every}, **common))
         assert main(argv) == 0
-    plain, judged = (
-        checkpoint.read_run(tmp_path / n / checkpoint.LAST) for n in ("plain", "judged")
+    plain, evaluated = (
+        checkpoint.read_run(tmp_path / n / checkpoint.LAST) for n in ("plain", "evaluated")
     )
     for part in ("backbone", "loss", "optimizer"):
-        assert_same_state(plain[part], judged[part])
-    assert losses(tmp_path / "plain") == losses(tmp_path / "judged")
+        assert_same_state(plain[part], evaluated[part])
+    assert losses(tmp_path / "plain") == losses(tmp_path / "evaluated")
     assert names(tmp_path / "plain") == {"last.pt"}
-    assert names(tmp_path / "judged") == {"last.pt", "best.pt"}
+    assert names(tmp_path / "evaluated") == {"last.pt", "best.pt"}
     lines = [
         json.loads(line)
-        for line in (tmp_path / "judged" / "evaluations.jsonl").read_text().splitlines()
+        for line in (tmp_path / "evaluated" / "evaluations.jsonl").read_text().splitlines()
     ]
     assert [(line["step"], line["epoch"]) for line in lines] == [
         (1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)
     ]  # fmt: skip
     values = [line["eval"]["held_out"]["accuracy"] for line in lines]
-    best = checkpoint.read_run(tmp_path / "judged" / "checkpoints" / "best.pt")["trainer"]
+    best = checkpoint.read_run(tmp_path / "evaluated" / "checkpoints" / "best.pt")["trainer"]
     first = values.index(max(values)) + 1
     assert best["best"] == {"figure": "accuracy", "value": max(values), "step": first}
     assert best["step"] == first
     # The last figures are those of the report, and its features give them.
-    result = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert lines[-1]["eval"]["held_out"]["auc"] == result["auc"]
-    stored = np.load(tmp_path / "judged" / "features.npz")
+    stored = np.load(tmp_path / "evaluated" / "features.npz")
     assert stored["features"].shape == (8, 512)
     assert stored["labels"].tolist() == [0] * 4 + [1] * 4
     assert stored["identities"].tolist() == ["person5", "person6"]
@@ -257,7 +257,7 @@ def test_evaluation_on_the_way_changes_nothing_and_the_best_is_kept(
 
 
 def _shares(rank: int, size: int, folder: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of 24 images, of 5, and of 1: less than there are processes."""
+    """Batches of 24 images, of 5, and of 1: less than there are processes."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
     device = torch.device("cpu")
@@ -339,7 +339,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(
         gradients.append((row, [g.to_dense() for g in found if g is not None]))
     (whole_row, whole), (row, summed) = gradients
     if "sample_rate" in partial_fc:
-        # Every part draws classes of its own; whoever takes the norm meets each of them once.
+        # Every part draws classes of its own; their norm counts each class once.
         assert trainer.head is not None
         gradient = trainer.head.weight.grad
         assert gradient is not None

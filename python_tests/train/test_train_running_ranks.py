@@ -58,8 +58,8 @@ def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
 ) -> None:
     # Three: sums of two do not depend on the order, in which a resumed run must take them, too.
     whole, plain, run = (tmp_path / name for name in ("whole", "plain", "run"))
-    judged = {"eval": {"every": 3}, "run": {"keep": 2}, "train": {"ema": 0.5}}
-    succeed(tmp_path, 3, argv(faces, whole, **judged))
+    evaluated = {"eval": {"every": 3}, "run": {"keep": 2}, "train": {"ema": 0.5}}
+    succeed(tmp_path, 3, argv(faces, whole, **evaluated))
     assert [line["step"] for line in evaluations(whole)] == [3, 6, 8]
     names = {path.name for path in (whole / "checkpoints").iterdir()}
     assert names == {"last", "best", "step-000006", "step-000008"}
@@ -73,7 +73,7 @@ def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
     assert_same_state(ours, theirs)
 
     sigterm = functools.partial(die_in_step, number=signal.SIGTERM)
-    found = start(tmp_path, 3, argv(faces, run, **judged), change=sigterm)
+    found = start(tmp_path, 3, argv(faces, run, **evaluated), change=sigterm)
     assert [code for code, _ in found] == [0, 0, 0], found
     step = len(losses(run))
     assert step in (6, 7)  # asked for in the 6th, agreed on one later

@@ -92,7 +92,7 @@ def test_a_threshold_per_identity_by_counting(
     orl: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]
 ) -> None:
     features, labels = (x[:90] for x in orl)
-    # Somebody alone has no positive pair, and no threshold.
+    # An identity with one image has no positive pair, and no threshold.
     labels = np.append(labels, 1000)
     features = np.append(features, features[:1] * 0.5 + features[1:2], axis=0)
     monkeypatch.setattr(thresholds, "TILE_ROWS", tile[0])

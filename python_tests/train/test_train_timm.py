@@ -19,7 +19,7 @@ from train.errors import UserError
 
 
 class SmallViT(nn.Module):
-    """What the harness sees of a timm model: (N, 3, S, S) to (N, D), or to tokens unpooled."""
+    """Output of a timm model in the harness: (N, 3, S, S) to (N, D), or to tokens unpooled."""
 
     def __init__(self, img_size: int, patch_size: int, width: int, global_pool: str) -> None:
         super().__init__()

@@ -93,9 +93,9 @@ def test_kfold_of_separable_scores_is_perfect_and_of_noise_is_chance() -> None:
     assert std > 0
 
 
-def test_kfold_judges_each_fold_at_the_other_folds_threshold() -> None:
+def test_kfold_evaluates_each_fold_at_the_other_folds_threshold() -> None:
     # No threshold separates all four, and with one positive and one negative per fold the
-    # threshold of either fold misjudges the other.
+    # threshold of either fold misclassifies pairs of the other.
     scores = np.array([1.0, 11.0, 0.0, 10.0])
     same = np.array([True, True, False, False])
     mean, _ = kfold_accuracy(scores, same, folds=2)
@@ -148,7 +148,7 @@ def test_many_pairs_have_the_figures_that_their_list_would_give(
     assert passed.threshold == threshold
     assert passed.accuracy_at_threshold == pytest.approx(listed.accuracy_at_threshold)
     assert passed.best_threshold == pytest.approx(listed.best_threshold, abs=1e-6)
-    # The threshold is fitted to the pairs that it is judged on.
+    # The threshold is fitted to the pairs that it is evaluated on.
     best = balanced_accuracy(scores, same, listed.best_threshold)
     assert passed.accuracy == pytest.approx(best, rel=1e-12)
     assert passed.accuracy_std is None

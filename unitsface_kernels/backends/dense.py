@@ -1,4 +1,4 @@
-"""What kernels may rely on when they read a tensor's memory."""
+"""Memory layout that kernels require of a tensor."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Binning:
 
 @dataclass
 class HistogramTile:
-    """What is counted of a tile of n x m scores.
+    """Counting arguments of a tile of n x m scores.
 
     Attributes:
         a_labels, b_labels: (n,), (m,) identities as the engine prepared them; below 0: ignored.

@@ -105,11 +105,11 @@ def pair_masks(
     return valid & same, valid & ~same
 
 
-def counted_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+def valid_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """(N,) rows that have a loss."""
-    if spec.counted == "labeled":
+    if spec.valid_rows == "labeled":
         return row_labels != -1
-    return (positive if spec.counted == "with_positives" else negative).any(dim=1)
+    return (positive if spec.valid_rows == "with_positives" else negative).any(dim=1)
 
 
 def _not_finite(
@@ -153,10 +153,10 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             threshold = threshold.to(dtype)
         reduce = _REDUCTIONS[spec.reduction]
         per_row = reduce(spec, config.params, cosine, positive, negative, threshold)
-        counted = counted_rows(spec, row_labels, positive, negative)
-        per_row = torch.where(counted, per_row, 0.0)
+        valid = valid_rows(spec, row_labels, positive, negative)
+        per_row = torch.where(valid, per_row, 0.0)
         per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold)
         if config.reduction == "none":
             return per_row
         total = per_row.sum()
-        return total if config.reduction == "sum" else total / counted.sum().clamp(min=1)
+        return total if config.reduction == "sum" else total / valid.sum().clamp(min=1)

@@ -24,7 +24,7 @@ Checked = TypeVar("Checked")
 def agree(
     check: Callable[[], tuple[Checked, int, dict[str, object]]], group: Group
 ) -> tuple[Checked, list[int]]:
-    """What ``check`` returned on this rank, and the rows of every rank.
+    """The result of ``check`` on this rank, and the number of rows of every rank.
 
     Args:
         check: raises for a mistake of this rank; else returns anything, the number of rows, and

@@ -1,4 +1,4 @@
-"""What ranks of a process group exchange; nothing happens without an initialized group.
+"""Exchanges between the ranks of a process group; no-ops without an initialized group.
 
 ``group=None`` is the default group. Rows of ranks lie in rank order and may differ in number.
 """
@@ -169,7 +169,7 @@ def ordered_sum(value: Tensor, group: Group = None) -> Tensor:
 
 
 def host_device(group: Group = None) -> torch.device:
-    """Where numbers that the host knows are exchanged: without a GPU, if the group can."""
+    """Device on which host values are exchanged: the CPU if the group supports it."""
     if world_size(group) == 1 or "cpu:" in dist.get_backend_config(group):
         return torch.device("cpu")
     members = dist.group.WORLD if group is None else group

@@ -34,7 +34,7 @@ class Samples(NamedTuple):
     batch_offset: int | None
 
     def tensors(self) -> CallTensors:
-        """Of the call, but for the threshold."""
+        """The call's tensors without the threshold."""
         return CallTensors(self.feats, self.labels, self.memory, self.memory_labels)
 
 

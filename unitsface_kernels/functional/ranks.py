@@ -120,7 +120,7 @@ def _check(
 
 
 def _described(value: float | Tensor | None) -> str:
-    """What has to be the same on every rank and can be known without reading a tensor."""
+    """The part of an argument that must agree on all ranks, without reading tensor values."""
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     return str(value)

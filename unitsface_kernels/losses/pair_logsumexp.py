@@ -29,5 +29,5 @@ SPEC = LossSpec(
     positive=None,
     function="fused_pair_logsumexp",
     source="UniTSFace (NeurIPS 2023), published code: initialization of the threshold",
-    counted="with_negatives",
+    valid_rows="with_negatives",
 )

@@ -27,5 +27,5 @@ SPEC = LossSpec(
     positive=_positive,
     function="fused_pair_softmax_loss",
     source="UniTSFace (NeurIPS 2023), eq. 17; multi-class N-pair (NIPS 2016), eq. 6",
-    counted="with_positives",
+    valid_rows="with_positives",
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 Topology = Literal["pair", "class"]
 Reduction = Literal["sum", "logsumexp", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
-Counted = Literal["labeled", "with_positives", "with_negatives"]
+ValidRows = Literal["labeled", "with_positives", "with_negatives"]
 
 # positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
 EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
@@ -84,7 +84,7 @@ class LossSpec:
             Without ``positive``, positive pairs are left out. None for ``nearest``.
         function: name of the public function.
         source: paper and equation.
-        counted: the valid rows, over which ``reduction="mean"`` averages: those that are not
+        valid_rows: those over which ``reduction="mean"`` averages: all that are not
             ignored, or of these the ones with at least one positive, or one negative. The loss of
             all others is 0.
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
@@ -102,7 +102,7 @@ class LossSpec:
     positive: EagerTerm | None
     function: str
     source: str
-    counted: Counted = "labeled"
+    valid_rows: ValidRows = "labeled"
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
     policy: str | None = None

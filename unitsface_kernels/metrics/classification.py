@@ -123,7 +123,7 @@ def classification_accuracy(
     - uniform: one threshold t for all: m_iy >= t > m_ij for all j != y. The accuracy is the largest
       over all t.
     - class-wise: m_iy > m_i'y for all samples i' of other classes: a threshold of class y on the
-      metrics with class y tells its samples from all others.
+      metrics with class y separates its samples from all others.
 
     Uniform accuracy is that of "Rediscovering BCE Loss for Uniform Classification"
     (arXiv 2403.07289), which compares it with a sample-wise and a class-wise one. Which of our two

@@ -163,7 +163,7 @@ def threshold_gap(
     other_labels: Tensor | None = None,
     backend: str = "auto",
 ) -> ThresholdGap:
-    """How far the learned threshold b / scale lies from the best one, and what that costs.
+    """Distance of the learned threshold b / scale from the best one, and the cost of it.
 
     Args:
         b: the learned threshold of a loss, in logit units: a float or a one-element tensor.

@@ -92,7 +92,7 @@ def tar_at_far(
     positives, negatives = partition.num_positives, partition.num_negatives
     validate.both_kinds(positives, negatives)
     ranks = [_accepted_at_most(rate, negatives) + 1 for rate in rates]
-    # A rank beyond the last negative: all are accepted, whatever the index says.
+    # A rank beyond the last negative: all are accepted, and the index is not used.
     index = partition.kth_largest([min(r, negatives) for r in ranks], negative=True)
     everything = torch.tensor(ranks) > negatives
     above = partition.at_or_above()

@@ -46,9 +46,9 @@ int64_t expected_slot(float score, const cuda::HistogramTile& args) {
 
 void test_histogram(const Case& c, bool crowded) {
   const int64_t stride = c.m + c.gap, size = (c.n - 1) * stride + c.m;
-  Buffer<float> product(size, kNaN);
+  Buffer<float> stored(size, kNaN);
   for (int64_t i = 0; i < c.n; ++i) {
-    for (int64_t j = 0; j < c.m; ++j) product[i * stride + j] = crowded ? 0.01f : random_score();
+    for (int64_t j = 0; j < c.m; ++j) stored[i * stride + j] = crowded ? 0.01f : random_score();
   }
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);
   for (int64_t i = 0; i < c.n; ++i) a_labels[i] = integer(-1, 5) + (int64_t(1) << 40);
@@ -57,7 +57,7 @@ void test_histogram(const Case& c, bool crowded) {
   if (c.m > 2) b_labels[2] = -1;
 
   cuda::HistogramTile args = {};
-  args.product = product.data;
+  args.cosines = stored.data;
   args.n = c.n, args.m = c.m, args.stride = stride;
   args.a_labels = a_labels.data, args.b_labels = b_labels.data;
   args.diagonal = c.diagonal, args.upper = c.upper, args.per_row = c.per_row;
@@ -86,7 +86,7 @@ void test_histogram(const Case& c, bool crowded) {
       const bool left_out =
           c.diagonal != INT64_MIN && (c.upper ? j <= i + c.diagonal : j == i + c.diagonal);
       if (a_labels[i] < 0 || b_labels[j] < 0 || left_out) continue;
-      const int64_t slot = expected_slot(product[i * stride + j], args);
+      const int64_t slot = expected_slot(stored[i * stride + j], args);
       const int64_t kind = a_labels[i] == b_labels[j] ? 0 : 1;
       if (slot >= 0) ++wanted[((c.per_row ? i : 0) * 2 + kind) * args.slots + slot];
     }

@@ -53,10 +53,10 @@ struct Tile {
   float cosine(int64_t i, int64_t j) const { return cosines[i * stride + j]; }
 
   template <class Args>
-  Args arguments(Buffer<float>& product) {
-    std::copy(cosines.begin(), cosines.end(), product.data);
+  Args arguments(Buffer<float>& stored) {
+    std::copy(cosines.begin(), cosines.end(), stored.data);
     Args args = {};
-    args.product = product.data;
+    args.cosines = stored.data;
     args.n = c.n, args.m = c.m, args.stride = stride;
     args.a_labels = a_labels.data, args.b_labels = b_labels.data;
     args.diagonal = c.diagonal;
@@ -78,17 +78,17 @@ template <class Policy>
 void test_negatives(const char* loss, const float* params, Tile& tile) {
   const Policy policy(params);
   const PairCase& c = tile.c;
-  Buffer<float> product(tile.size, 7.0f, c.shift);
-  Buffer<float> scratch(cuda::pair_statistics_scratch(c.n, c.m), kNaN);
+  Buffer<float> stored(tile.size, 7.0f, c.shift);
+  Buffer<float> workspace(cuda::pair_statistics_workspace(c.n, c.m), kNaN);
   // Some rows have negatives in earlier tiles.
   Sides maximum(c, -INFINITY), total(c, 0.0f);
   for (int64_t i = 0; i < c.n; i += 3) maximum.a[i] = 5.0f, total.a[i] = 2.0f;
   std::vector<double> rows(c.n), columns(c.m, 0.0);
   for (int64_t i = 0; i < c.n; ++i) rows[i] = i % 3 == 0 ? 2.0 * std::exp(5.0) : 0.0;
-  auto args = tile.arguments<cuda::PairNegatives>(product);
+  auto args = tile.arguments<cuda::PairNegatives>(stored);
   args.a_maximum = maximum.a.data, args.a_total = total.a.data;
   if (c.both) args.b_maximum = maximum.b.data, args.b_total = total.b.data;
-  cuda::pair_negatives_tile(loss, params, args, scratch.data, nullptr);
+  cuda::pair_negatives_tile(loss, params, args, workspace.data, nullptr);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
       if (!tile.valid(i, j) || tile.same(i, j)) continue;
@@ -112,37 +112,37 @@ void test_negatives(const char* loss, const float* params, Tile& tile) {
 void test_positives(const float* params, Tile& tile) {
   const PairSoftmax policy(params);
   const PairCase& c = tile.c;
-  Buffer<float> product(tile.size, 7.0f, c.shift);
-  Buffer<float> scratch(cuda::pair_statistics_scratch(c.n, c.m), kNaN);
-  Sides log_negatives(c, -10.0f, 15.0f), loss(c, 0.5f), share(c, 0.25f);
-  auto args = tile.arguments<cuda::PairPositives>(product);
+  Buffer<float> stored(tile.size, 7.0f, c.shift);
+  Buffer<float> workspace(cuda::pair_statistics_workspace(c.n, c.m), kNaN);
+  Sides log_negatives(c, -10.0f, 15.0f), loss(c, 0.5f), negative_prob(c, 0.25f);
+  auto args = tile.arguments<cuda::PairPositives>(stored);
   args.a_log_negatives = log_negatives.a.data;
-  args.a_loss = loss.a.data, args.a_negative_prob = share.a.data;
+  args.a_loss = loss.a.data, args.a_negative_prob = negative_prob.a.data;
   if (c.both) {
     args.b_log_negatives = log_negatives.b.data;
-    args.b_loss = loss.b.data, args.b_negative_prob = share.b.data;
+    args.b_loss = loss.b.data, args.b_negative_prob = negative_prob.b.data;
   }
-  cuda::pair_positives_tile("pair_softmax", params, args, scratch.data, nullptr);
+  cuda::pair_positives_tile("pair_softmax", params, args, workspace.data, nullptr);
   std::vector<double> rows(c.n, 0.5), columns(c.m, 0.5);
-  std::vector<double> row_shares(c.n, 0.25), column_shares(c.m, 0.25);
+  std::vector<double> row_negative_prob(c.n, 0.25), column_negative_prob(c.m, 0.25);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
       if (!tile.valid(i, j) || !tile.same(i, j)) continue;
       const double z = policy.positive(tile.cosine(i, j)).value;
       rows[i] += std::log1p(std::exp(log_negatives.a[i] - z));
-      row_shares[i] += 1.0 / (1.0 + std::exp(z - log_negatives.a[i]));
+      row_negative_prob[i] += 1.0 / (1.0 + std::exp(z - log_negatives.a[i]));
       if (!c.both) continue;
       columns[j] += std::log1p(std::exp(log_negatives.b[j] - z));
-      column_shares[j] += 1.0 / (1.0 + std::exp(z - log_negatives.b[j]));
+      column_negative_prob[j] += 1.0 / (1.0 + std::exp(z - log_negatives.b[j]));
     }
   }
   for (int64_t i = 0; i < c.n; ++i) {
     expect(loss.a[i], rows[i], 1e-5, "loss of a row", i, 0);
-    expect(share.a[i], row_shares[i], 1e-5, "share of a row", i, 0);
+    expect(negative_prob.a[i], row_negative_prob[i], 1e-5, "negative_prob of a row", i, 0);
   }
   for (int64_t j = 0; j < c.m; ++j) {
     expect(loss.b[j], columns[j], 1e-5, "loss of a column", j, 0);
-    expect(share.b[j], column_shares[j], 1e-5, "share of a column", j, 0);
+    expect(negative_prob.b[j], column_negative_prob[j], 1e-5, "negative_prob of a column", j, 0);
   }
 }
 
@@ -150,15 +150,15 @@ template <class Policy>
 void test_gradient(const char* loss, const float* params, Tile& tile) {
   const Policy policy(params);
   const PairCase& c = tile.c;
-  Buffer<float> product(tile.size, 7.0f, c.shift);
+  Buffer<float> stored(tile.size, 7.0f, c.shift);
   Buffer<char> other(tile.size * bytes_of(c.dtype), 42);
   Sides log_negatives(c, 16.0f, 25.0f), negative(c, 0.1f, 1.0f), positive(c, 0.1f, 1.0f);
   // An ignored row.
   for (int64_t i = 0; i < c.n; i += 4) {
     log_negatives.a[i] = INFINITY, negative.a[i] = positive.a[i] = 0.0f;
   }
-  auto args = tile.arguments<cuda::PairGradient>(product);
-  args.gradient = c.in_place ? static_cast<void*>(product.data) : other.data;
+  auto args = tile.arguments<cuda::PairGradient>(stored);
+  args.gradient = c.in_place ? static_cast<void*>(stored.data) : other.data;
   args.gradient_dtype = c.dtype;
   args.gradient_scale = 32.0f;
   args.a_log_negatives = log_negatives.a.data;
@@ -189,7 +189,7 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
     }
     if (!c.in_place) continue;
     for (int64_t j = c.m; j < tile.stride && i + 1 < c.n; ++j) {
-      expect(product[i * tile.stride + j], 7.0, 0.0, "between rows", i, j);
+      expect(stored[i * tile.stride + j], 7.0, 0.0, "between rows", i, j);
     }
   }
 }
@@ -231,12 +231,12 @@ void test_nan() {
   for (int64_t j = 0; j < c.m; ++j) tile.b_labels[j] = 2;
   std::fill(tile.cosines.begin(), tile.cosines.end(), 0.5f);
   tile.cosines[tile.stride + 2] = kNaN;
-  Buffer<float> product(tile.size, 0.0f), scratch(cuda::pair_statistics_scratch(3, 5), kNaN);
+  Buffer<float> stored(tile.size, 0.0f), workspace(cuda::pair_statistics_workspace(3, 5), kNaN);
   Sides maximum(c, -INFINITY), total(c, 0.0f);
-  auto args = tile.arguments<cuda::PairNegatives>(product);
+  auto args = tile.arguments<cuda::PairNegatives>(stored);
   args.a_maximum = maximum.a.data, args.a_total = total.a.data;
   args.b_maximum = maximum.b.data, args.b_total = total.b.data;
-  cuda::pair_negatives_tile("pair_softmax", params, args, scratch.data, nullptr);
+  cuda::pair_negatives_tile("pair_softmax", params, args, workspace.data, nullptr);
   for (int64_t i = 0; i < c.n; ++i) expect(total.a[i], i == 1 ? kNaN : 5.0, 1e-6, "NaN row", i, 0);
   for (int64_t j = 0; j < c.m; ++j)
     expect(total.b[j], j == 2 ? kNaN : 3.0, 1e-6, "NaN column", j, 0);

@@ -25,20 +25,20 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
   // Two tiles, the second without targets, then the first one's gradient.
   std::vector<float> first;
   for (int tile = 1; tile >= 0; --tile) {
-    Buffer<float> product(size, 7.0f, shift);
+    Buffer<float> stored(size, 7.0f, shift);
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < m; ++j) product[i * stride + j] = uniform(-1.0f, 1.0f);
+      for (int64_t j = 0; j < m; ++j) stored[i * stride + j] = uniform(-1.0f, 1.0f);
     }
-    if (n > 3) product[3 * stride + m / 2] = kNaN;
-    first.assign(product.data, product.data + size);
+    if (n > 3) stored[3 * stride + m / 2] = kNaN;
+    first.assign(stored.data, stored.data + size);
     const int64_t origin = start + tile * 100000;
-    Buffer<float> scratch(cuda::logsumexp_tile_scratch(n, m), kNaN);
+    Buffer<float> workspace(cuda::logsumexp_tile_workspace(n, m), kNaN);
     LogsumexpTileArgs args = {
-        product.data,      n, m, stride, targets.data, origin, maximum.data, total.data,
+        stored.data,       n, m, stride, targets.data, origin, maximum.data, total.data,
         target_cosine.data};
     // A row whose only column is its target has no negatives.
     if (tile == 0 || m > 1) {
-      cuda::logsumexp_tile("margin_softmax", params, args, scratch.data, nullptr);
+      cuda::logsumexp_tile("margin_softmax", params, args, workspace.data, nullptr);
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j < m; ++j) {
           if (origin + j != targets[i]) {
@@ -63,11 +63,11 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
     weights[i] = i % 4 == 1 ? 0.0f : uniform(0.1f, 1.0f);
     target_gradients[i] = uniform(-16.0f, 0.0f);
   }
-  Buffer<float> product(size, 7.0f, shift);
-  std::copy(first.begin(), first.end(), product.data);
+  Buffer<float> stored(size, 7.0f, shift);
+  std::copy(first.begin(), first.end(), stored.data);
   Buffer<char> other(size * bytes_of(dtype), 42);
-  void* gradient = in_place ? static_cast<void*>(product.data) : other.data;
-  const LogsumexpGradientArgs args = {product.data,
+  void* gradient = in_place ? static_cast<void*>(stored.data) : other.data;
+  const LogsumexpGradientArgs args = {stored.data,
                                       gradient,
                                       dtype,
                                       32.0f,
@@ -139,7 +139,7 @@ void test_empty() {
   expect_no_launch(
       [&] { cuda::positive_rows("margin_softmax", params, nullptr, 0, nullptr, nullptr, nullptr); },
       "list of positives");
-  expect(static_cast<float>(cuda::logsumexp_tile_scratch(5, 0)), 0.0, 0.0, "scratch", 0, 0);
+  expect(static_cast<float>(cuda::logsumexp_tile_workspace(5, 0)), 0.0, 0.0, "workspace", 0, 0);
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ void test_nearest(int64_t n, int64_t m, int64_t k, int64_t gap, int shift, int64
   }
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t start = origin + tile * m;
-    Buffer<float> product((n - 1) * stride + m, 7.0f, shift);
+    Buffer<float> stored((n - 1) * stride + m, 7.0f, shift);
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < m; ++j) {
         float cosine = uniform(-1.0f, 1.0f);
@@ -43,7 +43,7 @@ void test_nearest(int64_t n, int64_t m, int64_t k, int64_t gap, int shift, int64
         if (cosine == 0.0f && j % 2 == 1) cosine = -0.0f;
         // NaN of either sign: infinity times 0 gives a negative one.
         if (i % 4 == 3 && integer(0, m) < 3) cosine = std::copysign(kNaN, cosine);
-        product[i * stride + j] = cosine;
+        stored[i * stride + j] = cosine;
         if (start + j == targets[i]) {
           wanted_target[i] = cosine;
         } else {
@@ -51,8 +51,8 @@ void test_nearest(int64_t n, int64_t m, int64_t k, int64_t gap, int shift, int64
         }
       }
     }
-    const NearestTileArgs args = {product.data, n, m,         stride,        targets.data,
-                                  start,        k, best.data, position.data, target_cosine.data};
+    const NearestTileArgs args = {stored.data, n, m,         stride,        targets.data,
+                                  start,       k, best.data, position.data, target_cosine.data};
     cuda::nearest_tile(args, nullptr);
   }
   for (int64_t i = 0; i < n; ++i) {

@@ -22,7 +22,7 @@ void test_sum(const SumCase& c) {
   const float params[] = {16.0f, 0.1f};
   const Uss policy(params);
   const int64_t stride = c.m + c.gap;
-  Buffer<float> product((c.n - 1) * stride + c.m, 7.0f, c.shift);
+  Buffer<float> stored((c.n - 1) * stride + c.m, 7.0f, c.shift);
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);
   Buffer<float> a_threshold(c.per_column ? c.n : 1, 3.0f),
       b_threshold(c.per_column ? c.m : 1, 3.0f);
@@ -50,23 +50,23 @@ void test_sum(const SumCase& c) {
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
       // Excluded pairs may be NaN.
-      product[i * stride + j] = counted(i, j) ? uniform(-1.0f, 1.0f) : kNaN;
+      stored[i * stride + j] = counted(i, j) ? uniform(-1.0f, 1.0f) : kNaN;
     }
   }
-  const std::vector<float> cosines(product.data, product.data + product.size);
+  const std::vector<float> cosines(stored.data, stored.data + stored.size);
 
   const DType dtype = c.gradient == 3   ? DType::kBFloat16
                       : c.gradient == 4 ? DType::kFloat16
                                         : DType::kFloat32;
-  Buffer<char> other(product.size * bytes_of(dtype), 42);
+  Buffer<char> other(stored.size * bytes_of(dtype), 42);
   void* gradient = c.gradient == 0   ? nullptr
-                   : c.gradient == 1 ? static_cast<void*>(product.data)
+                   : c.gradient == 1 ? static_cast<void*>(stored.data)
                                      : other.data;
   const float gradient_scale = c.gradient == 4 ? 64.0f : 1.0f;
-  Buffer<float> scratch(cuda::sum_tile_scratch(c.n, c.m), kNaN);
+  Buffer<float> workspace(cuda::sum_tile_workspace(c.n, c.m), kNaN);
 
   cuda::SumTile args = {};
-  args.product = product.data;
+  args.cosines = stored.data;
   args.gradient = gradient;
   args.gradient_dtype = dtype;
   args.gradient_scale = gradient_scale;
@@ -82,7 +82,7 @@ void test_sum(const SumCase& c) {
   args.b_dthreshold = c.dthreshold ? b_dthreshold.data : nullptr;
   args.diagonal = c.diagonal;
   args.mirrored = c.mirrored;
-  cuda::sum_tile("uss", params, args, scratch.data, nullptr);
+  cuda::sum_tile("uss", params, args, workspace.data, nullptr);
 
   std::vector<double> rows(c.n, 0.5), columns(c.m, 0.25), d_rows(c.n, -1.0);
   std::vector<double> d_columns(b_dthreshold.size, 2.0);
@@ -112,7 +112,7 @@ void test_sum(const SumCase& c) {
     }
     if (c.gradient == 1) {
       for (int64_t j = c.m; j < stride && i + 1 < c.n; ++j) {
-        expect(product[i * stride + j], 7.0, 0.0, "between rows", i, j);
+        expect(stored[i * stride + j], 7.0, 0.0, "between rows", i, j);
       }
     }
   }
@@ -168,7 +168,7 @@ void test_edges() {
   expect_no_launch(call, "sum tile without rows");
   sum.n = 5, sum.m = 0;
   expect_no_launch(call, "sum tile without columns");
-  expect(static_cast<float>(cuda::sum_tile_scratch(0, 5)), 0.0, 0.0, "scratch", 0, 0);
+  expect(static_cast<float>(cuda::sum_tile_workspace(0, 5)), 0.0, 0.0, "workspace", 0, 0);
   bool thrown = false;
   try {
     cuda::sum_tile("margin_softmax", params, sum, nullptr, nullptr);

@@ -1,6 +1,6 @@
 // Arguments of the tile kernels; the same for CPU and CUDA.
 //
-// A tile holds the cosines of n rows with m columns, row-major, row i at product + i * stride.
+// A tile holds the cosines of n rows with m columns, row-major, row i at cosines + i * stride.
 // Pointers are to host memory for CPU kernels and to device memory for CUDA kernels.
 // unitsface_kernels/backends/streaming/engine.py defines labels, targets and statistics.
 #pragma once
@@ -15,8 +15,8 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // (twice as many per vector) and accumulates in double, CUDA takes the user's 64 bits and float.
 template <class Label, class Stat>
 struct SumTileArgs {
-  const float* product;  // [n, m], stride
-  void* gradient;        // [n, m] d loss / d cosine, stride; null: none. May be product.
+  const float* cosines;  // [n, m], stride
+  void* gradient;        // [n, m] d loss / d cosine, stride; null: none. May be cosines.
   DType gradient_dtype;
   float gradient_scale;  // factor of what is stored in gradient (for float16)
   int64_t n, m, stride;
@@ -36,7 +36,7 @@ struct SumTileArgs {
 };
 
 struct LogsumexpTileArgs {
-  float* product;  // [n, m], stride; the CPU writes to it on the way and restores it
+  float* cosines;  // [n, m], stride; the CPU writes to it on the way and restores it
   int64_t n, m, stride;
   const int64_t* targets;  // [n], position among all columns
   int64_t start;           // position of the tile's first column
@@ -46,8 +46,8 @@ struct LogsumexpTileArgs {
 };
 
 struct LogsumexpGradientArgs {
-  const float* product;  // [n, m], stride
-  void* gradient;        // [n, m], stride; may be product
+  const float* cosines;  // [n, m], stride
+  void* gradient;        // [n, m], stride; may be cosines
   DType gradient_dtype;
   float gradient_scale;
   int64_t n, m, stride;
@@ -73,7 +73,7 @@ struct ScoreRange {
 // its sub-bins; `slots` is then the sum of theirs. n * m < 2^32.
 template <class Label>
 struct HistogramTileArgs {
-  const float* product;  // [n, m], stride
+  const float* cosines;  // [n, m], stride
   int64_t n, m, stride;
   const Label* a_labels;  // [n], < 0: ignored
   const Label* b_labels;  // [m]
@@ -92,7 +92,7 @@ struct HistogramTileArgs {
 // rows only; otherwise each pair counts in both directions.
 template <class Label>
 struct PairNegativesArgs {
-  float* product;  // [n, m], stride; may be overwritten
+  float* cosines;  // [n, m], stride; may be overwritten
   int64_t n, m, stride;
   const Label* a_labels;       // [n], < 0: ignored
   const Label* b_labels;       // [m]
@@ -103,7 +103,7 @@ struct PairNegativesArgs {
 
 template <class Label>
 struct PairPositivesArgs {
-  const float* product;
+  const float* cosines;
   int64_t n, m, stride;
   const Label* a_labels;
   const Label* b_labels;
@@ -116,8 +116,8 @@ struct PairPositivesArgs {
 
 template <class Label>
 struct PairGradientArgs {
-  const float* product;
-  void* gradient;  // [n, m], stride; may be product
+  const float* cosines;
+  void* gradient;  // [n, m], stride; may be cosines
   DType gradient_dtype;
   float gradient_scale;
   int64_t n, m, stride;
@@ -133,7 +133,7 @@ struct PairGradientArgs {
 // Folds a tile into the top-k cosines of each row, over columns that are not its target. NaN is
 // ordered before every number, and of equal cosines the smaller position comes first.
 struct NearestTileArgs {
-  float* product;  // [n, m], stride; may be overwritten
+  float* cosines;  // [n, m], stride; may be overwritten
   int64_t n, m, stride;
   const int64_t* targets;  // [n], position among all columns
   int64_t start;           // position of the tile's first column; positions are below 2^31
@@ -182,8 +182,8 @@ struct GemmArgs {
   int64_t b_row, b_depth;
   float* out;  // [n, m], stride
   int64_t stride;
-  bool add;       // to what is in out
-  void* scratch;  // gemm_workspace 32-bit words, aligned to 64 bytes
+  bool add;         // to what is in out
+  void* workspace;  // gemm_workspace 32-bit words, aligned to 64 bytes
 };
 
 // Smaller norms are clamped to this.

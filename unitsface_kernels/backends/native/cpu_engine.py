@@ -90,7 +90,7 @@ class CpuEngine(NativeEngine):
                 out=strided_address(out),
                 stride=out.stride(0),
                 add=add,
-                scratch=address(packed),
+                workspace=address(packed),
             ),
         )
 

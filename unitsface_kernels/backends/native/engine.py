@@ -1,4 +1,4 @@
-"""What the CPU and the CUDA engine have in common: arguments of the extension's tile kernels."""
+"""Shared part of the CPU and the CUDA engine: arguments of the extension's tile kernels."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def address(tensor: Tensor | None) -> tuple[int, int] | None:
-    """What the extension takes for a pointer: where a dense tensor lies, and its bytes.
+    """Pointer argument of the extension: address and size in bytes of a dense tensor.
 
-    The extension knows what its kernels read and write, and refuses a shorter one.
+    The extension checks the size against the extent that its kernels read and write.
     """
     if tensor is None:
         return None
@@ -194,7 +194,7 @@ class NativeEngine(ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            product=address(cosines),
+            cosines=address(cosines),
             gradient=address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
@@ -278,7 +278,7 @@ class NativeEngine(ABC):
         n, m = cosines.shape
         arguments = self._arguments(
             "HistogramTile",
-            product=address(cosines),
+            cosines=address(cosines),
             n=n,
             m=m,
             stride=m,
@@ -362,7 +362,7 @@ class NativeEngine(ABC):
         """The arguments that all tiles against classes have."""
         n, m = cosines.shape
         return {
-            "product": address(cosines),
+            "cosines": address(cosines),
             "n": n,
             "m": m,
             "stride": m,
@@ -374,7 +374,7 @@ class NativeEngine(ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
         return {
-            "product": address(cosines),
+            "cosines": address(cosines),
             "n": n,
             "m": m,
             "stride": m,

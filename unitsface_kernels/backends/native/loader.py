@@ -23,7 +23,7 @@ def _built(folder: Path) -> bool:
 
 
 def _remedy() -> str:
-    """What to do about an extension that cannot be imported."""
+    """Advice for an extension that cannot be imported."""
     if _built(PACKAGE):
         return "build it again here with 'pip install -e .'"
     found = (Path(entry or ".").resolve() / PACKAGE.name for entry in sys.path)
@@ -53,7 +53,7 @@ def extension() -> ModuleType:
     """The extension module ``unitsface_kernels._native``.
 
     Raises:
-        RuntimeError: it is not built or cannot be loaded; says why.
+        RuntimeError: it is not built or cannot be loaded; includes the reason.
     """
     module, reason = _load()
     if module is None:
@@ -118,7 +118,7 @@ def device_failure(device: torch.device) -> str | None:
 
 @functools.cache
 def _image_failure(index: int) -> str | None:
-    """What the driver says to the kernels: it may be too old for their PTX."""
+    """The driver's error when it loads the kernels: it may be too old for their PTX."""
     with torch.cuda.device(index):
         reason = extension().cuda.image_failure()
     return f"its CUDA kernels cannot be loaded on this device ({reason})" if reason else None

@@ -36,7 +36,7 @@ def places(key: int, size: int, classes: Tensor) -> Tensor:
     """(N,) int64: the place of each class in that permutation, ``size`` outside [0, size)."""
     assert classes.dtype == torch.int64
     if not classes.numel():
-        # An empty tensor's address is null, which asks for the classes at places.
+        # An empty tensor's address is null, which the kernel takes as: compute the classes.
         return torch.empty_like(classes)
     classes = dense(classes)
     out = torch.empty_like(classes)

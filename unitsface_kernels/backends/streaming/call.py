@@ -28,13 +28,13 @@ class Ranks(Protocol):
     Every rank makes the same calls in the same order and exhausts the blocks that it requests.
 
     Attributes:
-        counted: () float32 number of rows of all ranks that have a loss, at least 1.
+        num_valid_rows: () float32 number of rows of all ranks that have a loss, at least 1.
         weights: (T,) float32 upstream gradients of the losses of the T rows of all ranks; None:
             columns are a memory, or the pass has no weights.
     """
 
     @property
-    def counted(self) -> Tensor: ...
+    def num_valid_rows(self) -> Tensor: ...
 
     @property
     def weights(self) -> Tensor | None: ...
@@ -115,7 +115,7 @@ class CallConfig:
         """
         return columns is not None and not self.need_columns
 
-    def forward_knows(self, columns: Tensor | None) -> bool:
+    def gradients_known(self, columns: Tensor | None) -> bool:
         """Whether every gradient is known after the forward pass, but for its scale."""
         if not self.need_any:
             return False
@@ -127,7 +127,7 @@ class CallConfig:
 
 @dataclass
 class ForwardCache:
-    """What a forward pass may leave to the backward passes of the same call, beside its state.
+    """Data that a forward pass may leave to the backward passes of its call, beside its state.
 
     Attributes:
         cosines: (M or K, D) float32, in whose memory lie cosines until the first backward pass
@@ -227,18 +227,18 @@ class Call(CallConfig):
         return self.row_labels.is_cuda or bool(self.ignored.any())
 
     @cached_property
-    def counted_rows(self) -> Tensor:
+    def valid_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
-        if self.spec.counted == "labeled":
+        if self.spec.valid_rows == "labeled":
             return ~self.ignored
         positives, negatives = self.pair_counts
-        return (positives if self.spec.counted == "with_positives" else negatives) > 0
+        return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 
-    def counted(self) -> Tensor:
+    def num_valid_rows(self) -> Tensor:
         """Number of rows, of all ranks, that have a loss, at least 1; () float32, no host sync."""
         if self.ranks is not None:
-            return self.ranks.counted
-        return self.counted_rows.sum().clamp(min=1).to(torch.float32)
+            return self.ranks.num_valid_rows
+        return self.valid_rows.sum().clamp(min=1).to(torch.float32)
 
 
 def make_call(
@@ -327,7 +327,7 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass
 class Result:
-    """What a forward pass returns; gradients are float32, for an upstream gradient of one.
+    """Result of a forward pass; gradients are float32, for an upstream gradient of one.
 
     Attributes:
         loss: () or, with ``reduction="none"``, (N,) float32.

@@ -24,7 +24,7 @@ def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
 
 
 def remote_blocks(call: Call) -> Blocks:
-    """What a batch is compared with besides itself; nothing without other ranks."""
+    """Blocks of other ranks' rows that a batch is compared with; empty without other ranks."""
     return iter(()) if call.ranks is None or call.columns is not None else call.ranks.blocks()
 
 

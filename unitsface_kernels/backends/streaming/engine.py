@@ -1,4 +1,4 @@
-"""What a backend supplies to the drivers: the work on one tile.
+"""Interface of a backend to the drivers: the work on one tile.
 
 A tile compares n rows with m columns. ``tiles.py`` has their order. Drivers (``sum.py``,
 ``logsumexp.py``) own accumulation over tiles and everything of size N; engines own everything of
@@ -117,7 +117,7 @@ class PositiveSums(NamedTuple):
 
 
 class PairWeights(NamedTuple):
-    """What a row's gradient needs of it.
+    """Per-row factors of the gradient.
 
     A negative has ``negative exp(z - N) dz/dc`` and a positive ``-positive sigmoid(N - z) dz/dc``,
     N = ``log_negatives``. A row that takes no part has N = +inf and zero weights.
@@ -137,7 +137,7 @@ class ClassSums(NamedTuple):
 
 
 class ClassWeights(NamedTuple):
-    """What a row's gradient needs of it.
+    """Per-row factors of the gradient.
 
     A negative has ``negative exp(z - N) dz/dc``, N = ``log_negatives``; the target ``target``.
     """

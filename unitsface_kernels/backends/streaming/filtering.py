@@ -16,42 +16,42 @@ from .engine import Engine
 
 
 def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:
-    """Which rows have more mass in all their tiles together; the others need no tile at all.
+    """Indices of rows whose total mass exceeds the tolerance; the others need no gradient tile.
 
-    In a batch that a model has learned, the others are most rows. NaN is heavy. Waits for the
-    device.
+    In a batch that a model has learned, the others are most rows. A NaN mass exceeds it. Waits
+    for the device.
     """
     return torch.nonzero(~(masses.sum(dim=0, dtype=torch.float64) <= tolerance)).flatten()
 
 
 def negligible(masses: Tensor, tolerance: float) -> list[bool]:
-    """Which of the tiles to leave out, the lightest first.
+    """For each tile, whether to leave it out. Tiles of the smallest masses go first.
 
     Args:
-        masses: (tiles, N), NaN where nothing is known.
+        masses: (tiles, N), NaN where unknown.
 
-    Waits for the device: which GEMMs to launch is decided here.
+    Waits for the device: the result decides which GEMMs are launched.
     """
     order = masses.amax(dim=1).argsort()
-    spent = masses[order].to(torch.float64).cumsum(0)
-    # Sums of nonnegative terms grow, so what fits is a beginning of the order.
-    fits = (spent <= tolerance).all(dim=1)
+    left_out = masses[order].to(torch.float64).cumsum(0)
+    # Masses are nonnegative and the sums monotone: the tiles within the tolerance are a prefix.
+    fits = (left_out <= tolerance).all(dim=1)
     skipped = torch.zeros_like(fits)
     skipped[order] = fits
     return skipped.tolist()
 
 
-class Budget:
-    """What the rows of a ``sum`` loss may still leave out; each tile is decided on at once."""
+class RowFilter:
+    """Gradient filter of a ``sum`` loss: adds up the mass left out of each row, tile by tile."""
 
     def __init__(self, call: Call, engine: Engine, weights: Tensor | None) -> None:
         self._engine = engine
-        self._spent = call.rows.new_zeros(call.rows.shape[0], dtype=torch.float64)
+        self._left_out = call.rows.new_zeros(call.rows.shape[0], dtype=torch.float64)
         limit = call.skip_tolerance * call.spec.slope_bound(call.params)
         self._limit = limit if weights is None else limit * weights.abs().amax()
 
-    def covers(self, tile: Tensor, rows: slice, columns: slice) -> bool:
-        """Whether an in-batch gradient tile can be left out; if so, it is paid for.
+    def skips_tile(self, tile: Tensor, rows: slice, columns: slice) -> bool:
+        """Whether to leave out an in-batch gradient tile; if so, its mass is added to the rows'.
 
         Args:
             tile: (n, m) as :meth:`Engine.sum_tile` returns it.
@@ -59,32 +59,32 @@ class Budget:
 
         Waits for the device.
         """
-        by_rows = self._spent[rows] + self._engine.absolute_sums(tile, dim=1)
-        by_columns = self._spent[columns] + self._engine.absolute_sums(tile, dim=0)
+        by_rows = self._left_out[rows] + self._engine.absolute_sums(tile, dim=1)
+        by_columns = self._left_out[columns] + self._engine.absolute_sums(tile, dim=0)
         fits = (by_rows <= self._limit).all() & (by_columns <= self._limit).all()
         if not bool(fits):
             return False
-        self._spent[rows] = by_rows
-        self._spent[columns] = by_columns
+        self._left_out[rows] = by_rows
+        self._left_out[columns] = by_columns
         return True
 
-    def unpaid(self, tile: Tensor, rows: slice) -> Tensor | None:
-        """Rows of a tile against columns that are still wanted; the others have paid.
+    def rows_to_keep(self, tile: Tensor, rows: slice) -> Tensor | None:
+        """Indices of a tile's rows whose gradients are needed; the others are left out.
 
-        None: all, and no row has paid: too few could for a copy of the rest to be worth it.
+        None: all rows. Too few could be left out to make a copy of the rest worth it.
         """
-        spent = self._spent[rows] + self._engine.absolute_sums(tile, dim=1)
-        pays = spent <= self._limit
-        wanted = torch.nonzero(~pays).flatten()
-        if worth_taking(len(wanted), len(pays)):
-            self._spent[rows] = torch.where(pays, spent, self._spent[rows])
-            return wanted
+        left_out = self._left_out[rows] + self._engine.absolute_sums(tile, dim=1)
+        fits = left_out <= self._limit
+        kept = torch.nonzero(~fits).flatten()
+        if worth_taking(len(kept), len(fits)):
+            self._left_out[rows] = torch.where(fits, left_out, self._left_out[rows])
+            return kept
         return None
 
 
-def worth_taking(wanted: int, count: int) -> bool:
-    """Whether GEMMs with fewer rows save more than it takes to copy those rows together."""
-    return 10 * wanted <= 9 * count
+def worth_taking(kept: int, count: int) -> bool:
+    """Whether GEMMs over the kept rows save more time than copying these rows takes."""
+    return 10 * kept <= 9 * count
 
 
 # Rows with more positives than this keep them in their tiles.
@@ -92,21 +92,21 @@ MOST_POSITIVES = 4
 
 
 class Positives:
-    """A few positives per row, taken out of the tiles, which could not be left out with them.
+    """A few positives per row, handled outside the tiles: their mass would keep every tile.
 
     Attributes:
         places: (K, N) positions among the columns, below 0: none.
-        slopes: (K, N) d loss / d cosine of those that were left out of their tiles, else 0.
+        slopes: (K, N) d loss / d cosine of positives whose row is left out of the tile, else 0.
     """
 
     def __init__(self, call: Call) -> None:
         self.places = _positives(call)
         self.slopes = self.places.new_zeros(self.places.shape, dtype=torch.float32)
 
-    def unpaid(
-        self, budget: Budget, engine: Engine, tile: Tensor, rows: slice, start: int
+    def rows_to_keep(
+        self, row_filter: RowFilter, engine: Engine, tile: Tensor, rows: slice, start: int
     ) -> Tensor | None:
-        """As :meth:`Budget.unpaid`; the slopes of positives whose rows have paid are kept."""
+        """As :meth:`RowFilter.rows_to_keep`; stores the slopes of positives in rows left out."""
         found = []
         for places, slopes in zip(self.places[:, rows], self.slopes[:, rows], strict=True):
             position = places - start
@@ -115,15 +115,15 @@ class Positives:
             found.append((slopes, entries, tile[entries], engine.entries(tile, *entries)))
         for _, entries, _, _ in found:
             tile[entries] = 0.0
-        wanted = budget.unpaid(tile, rows)
-        paid = torch.zeros(tile.shape[0], dtype=torch.bool, device=tile.device)
-        if wanted is not None:
-            paid = paid.logical_not_().index_fill_(0, wanted, False)
+        kept = row_filter.rows_to_keep(tile, rows)
+        left_out = torch.zeros(tile.shape[0], dtype=torch.bool, device=tile.device)
+        if kept is not None:
+            left_out = left_out.logical_not_().index_fill_(0, kept, False)
         for slopes, entries, stored, values in found:
-            of_paid = paid[entries[0]]
-            slopes[entries[0]] = torch.where(of_paid, values, slopes[entries[0]])
-            tile[entries] = torch.where(of_paid, 0.0, stored)
-        return wanted
+            outside = left_out[entries[0]]
+            slopes[entries[0]] = torch.where(outside, values, slopes[entries[0]])
+            tile[entries] = torch.where(outside, 0.0, stored)
+        return kept
 
 
 def _positives(call: Call) -> Tensor:

@@ -40,7 +40,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
-            loss = loss / call.counted()
+            loss = loss / call.num_valid_rows()
     return Result(loss, torch.stack([log_negatives, negative_prob, slope]), (None, None, None))
 
 
@@ -132,7 +132,7 @@ def _finish_rows(
 
 
 class _Rows(NamedTuple):
-    """What the second pass needs of its rows.
+    """Inputs of the second pass, by row.
 
     Attributes:
         taken: (n,) places of these among all rows; None: they are all rows.

@@ -55,13 +55,13 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         per_row, negative_prob = log_negatives, torch.ones_like(log_negatives)
     else:
         per_row, negative_prob = _positives(call, engine, operands, log_negatives)
-    per_row = torch.where(call.counted_rows, per_row, not_finite(call, inverse_norms))
+    per_row = torch.where(call.valid_rows, per_row, not_finite(call, inverse_norms))
     clear_ignored(call, per_row)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
-            loss = loss / call.counted()
+            loss = loss / call.num_valid_rows()
     return Result(loss, torch.stack([log_negatives, negative_prob]), (None, None, None))
 
 
@@ -70,7 +70,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     log_negatives, negative_prob = state.unbind(0)
     weights, scale = split_weights(call, weights)
     # A row without negatives has a constant loss: 0, or -inf.
-    live = call.counted_rows & (log_negatives != -torch.inf)
+    live = call.valid_rows & (log_negatives != -torch.inf)
     factors = PairWeights(
         log_negatives=torch.where(live, log_negatives, torch.inf),
         negative=torch.where(live, weights * negative_prob, 0.0),
@@ -98,9 +98,9 @@ def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)
     else:
-        # Not counted is as good as ignored, but for a row that is a column to others.
-        counted = torch.where(call.counted_rows, call.row_labels, -1)
-        labels = engine.prepare_labels(counted, call.column_labels)
+        # An invalid row counts as ignored here, but remains a column of the others.
+        labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
+        labels = engine.prepare_labels(labels_of_valid, call.column_labels)
     return _Operands(unit, *labels), inverse_norms
 
 
@@ -149,7 +149,7 @@ def _positives(
 def _possible_positives(
     call: Call, engine: Engine, operands: _Operands
 ) -> tuple[_Operands, Tensor | None]:
-    """What the positives' pass has to visit, and which rows these are; None: all of them.
+    """Rows and columns visited by the positives' pass, and the places of its rows; None: all.
 
     In-batch rows that have a positive, those of one identity next to each other: all but the
     tiles around the diagonal are free of positives. Against a memory the columns of identities
@@ -157,7 +157,7 @@ def _possible_positives(
     """
     labels, column_labels = operands.labels, operands.column_labels
     if call.columns is None:
-        some = torch.nonzero(call.counted_rows).flatten()
+        some = torch.nonzero(call.valid_rows).flatten()
         order = some[labels[some].argsort(stable=True)]
         unit, _ = engine.normalize_rows(call.rows, 0, len(order), order)
         return _Operands(unit, labels[order], labels[order], sorted=True), order

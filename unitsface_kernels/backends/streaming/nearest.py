@@ -43,7 +43,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     if call.reduction != "none":
         loss = loss.sum()
         if call.reduction == "mean":
-            loss = loss / call.counted()
+            loss = loss / call.num_valid_rows()
     state = torch.cat([best.T, position.view(torch.float32).T, target_cosine[None]])
     return Result(loss, state, (None, None, None))
 

@@ -1,4 +1,4 @@
-"""What ranks that hold different columns tell each other about the rows they share."""
+"""Row statistics exchanged by ranks that hold different columns."""
 
 from __future__ import annotations
 

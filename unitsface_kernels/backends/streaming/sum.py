@@ -16,21 +16,21 @@ from ...losses import LossSpec
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import columns_of, finish_columns, remote_blocks, unit_columns
 from .engine import Engine, SumTile
-from .filtering import Budget, Positives
+from .filtering import Positives, RowFilter
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
 
 
 @dataclass
 class _Pass:
-    """What the tiles of a pass read, and what they add to.
+    """Inputs and accumulators of a pass over tiles.
 
     Attributes:
         a_labels, b_labels: of the rows, and of all columns; in-batch those of all ranks.
         own: place of the rows among the columns, in-batch.
         weights: (N,) upstream gradients; None: ones.
         scale: () factor of the gradients, or None.
-        gradient: whether any gradient of rows or columns is wanted.
+        gradient: whether any gradient of rows or columns is kept.
         loss: (N,).
         d_rows: (N, D), of the unit rows.
         d_threshold: (1,), or (M,) per column.
@@ -48,7 +48,7 @@ class _Pass:
     loss: Tensor
     d_rows: Tensor | None
     d_threshold: Tensor | None
-    budget: Budget | None
+    row_filter: RowFilter | None
 
     def tile(
         self,
@@ -92,7 +92,7 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
-    scale = 1.0 / call.counted() if call.reduction == "mean" else None
+    scale = 1.0 / call.num_valid_rows() if call.reduction == "mean" else None
     per_row, found = _stream(call, engine, None, scale, gradients and call.need_any)
     loss = per_row if call.reduction == "none" else per_row.sum()
     if call.shards is not None:
@@ -140,7 +140,7 @@ def _stream(
         loss=not_finite(call, inverse_norms).to(engine.stat_dtype),
         d_rows=rows.new_zeros(rows.shape, dtype=torch.float32) if need_rows else None,
         d_threshold=d_threshold,
-        budget=Budget(call, engine, weights) if call.filters and len(rows) else None,
+        row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
     )
     d_rows, d_columns = state.d_rows, None
     if call.columns is None:
@@ -176,7 +176,7 @@ def _in_batch(state: _Pass) -> None:
         tile = state.engine.sum_tile(arguments)
         if tile is None or d_rows is None:
             continue
-        if state.budget is not None and state.budget.covers(tile, rows, columns):
+        if state.row_filter is not None and state.row_filter.skips_tile(tile, rows, columns):
             continue
         state.engine.addmm(d_rows[rows], tile, unit[columns])
         if not place.symmetric:
@@ -208,8 +208,8 @@ def _against_ranks(state: _Pass, blocks: Blocks) -> None:
 
 def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
     call, engine, unit, d_rows = state.call, state.engine, state.unit, state.d_rows
-    columns, budget, scale = columns_of(call), state.budget, state.scale
-    positives = None if budget is None else Positives(call)
+    columns, row_filter, scale = columns_of(call), state.row_filter, state.scale
+    positives = None if row_filter is None else Positives(call)
     d_columns = None
     if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
@@ -219,27 +219,27 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         b, column_norms = unit_columns(engine, panel)
         d_unit = None
         for place in panel.tiles:
-            rows, wanted = place.rows, None
+            rows, kept = place.rows, None
             diagonal = None if call.self_offset is None else place.diagonal + call.self_offset
             tile = engine.sum_tile(
                 state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
             )
             if tile is None:
                 continue
-            if budget is not None and positives is not None:
-                wanted = positives.unpaid(budget, engine, tile, rows, panel.columns.start)
+            if row_filter is not None and positives is not None:
+                kept = positives.rows_to_keep(row_filter, engine, tile, rows, panel.columns.start)
             a = unit[rows]
-            if wanted is not None:
-                if len(wanted) == 0:
+            if kept is not None:
+                if len(kept) == 0:
                     continue
-                tile, a = tile[wanted], a[wanted]
+                tile, a = tile[kept], a[kept]
             if d_rows is not None:
-                if wanted is None:
+                if kept is None:
                     engine.addmm(d_rows[rows], tile, b)
                 else:
-                    d_wanted = d_rows[rows][wanted]
-                    engine.addmm(d_wanted, tile, b)
-                    d_rows[rows][wanted] = d_wanted
+                    d_kept = d_rows[rows][kept]
+                    engine.addmm(d_kept, tile, b)
+                    d_rows[rows][kept] = d_kept
             if need_columns:
                 if d_unit is None:
                     d_unit = engine.matmul(tile.T, a)

@@ -1,7 +1,7 @@
 """Every order in which tiles are visited: those of the losses, and that of the metrics.
 
-A tile compares a block of rows with a block of columns. Drivers say what happens to a tile, this
-file says which comes next: the schedule of a loss is one function. The order is also that in which
+A tile compares a block of rows with a block of columns. Drivers process a tile, this
+file selects the next one: the schedule of a loss is one function. The order is also that in which
 partial results are added up, so another one changes the last bits of losses and gradients.
 """
 
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """What rows are compared with: ``count`` rows of ``source``, or of ``source[index]``."""
+    """Columns of a comparison: ``count`` rows of ``source``, or of ``source[index]``."""
 
     source: Tensor
     index: Tensor | None

@@ -57,7 +57,7 @@ _log = logging.getLogger("unitsface_kernels.autotune")
 
 @dataclass(frozen=True)
 class Choice:
-    """What is chosen for one kind of kernel: its launch, and the work of one launch."""
+    """Configuration of one kind of kernel: its launch, and the work of one launch."""
 
     tile: TileConfig
     wave: WaveConfig

@@ -49,7 +49,7 @@ class Store:
 
     @cached_property
     def entries(self) -> dict[str, Any]:
-        """What the file held when it was first asked for, and what was added since."""
+        """Entries of the file at its first reading, and those added since."""
         return self._read()
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Store:
 
     @staticmethod
     def _write(path: Path, text: str) -> None:
-        """In one step: a reader sees the old file or the new one."""
+        """Atomically: a reader gets the old file or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         try:

@@ -35,7 +35,7 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class WaveConfig:
-    """How much work a launch gets.
+    """Amount of work of a launch.
 
     Attributes:
         gradient_bytes: size of the gradient tile that is reused; it should stay in L2 until the
@@ -76,7 +76,7 @@ class Config:
 
     Attributes:
         sum: ``sum_kernel``; sum_heavy: with row weights, a threshold per column,
-            or a policy that says so.
+            or a policy that is marked heavy.
         statistics, gradient: the kernels of ``logsumexp`` losses.
         wave: tile sizes.
     """

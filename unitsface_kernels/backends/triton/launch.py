@@ -24,7 +24,7 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-# Compiled tile kernels as they are launched, while a search asks for them.
+# Compiled tile kernels as they are launched, recorded during a search.
 _launched: list[Any] | None = None
 
 

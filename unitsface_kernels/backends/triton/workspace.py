@@ -1,4 +1,4 @@
-"""What the tiles of one call share: configuration, reused memory and float16 scaling."""
+"""State shared by the tiles of one call: configuration, reused memory and float16 scaling."""
 
 from __future__ import annotations
 

@@ -111,5 +111,5 @@ def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     labels, column_labels = tensors.row_labels, tensors.column_labels
     assert column_labels is not None
     positive, negative = reference.pair_masks(labels, column_labels, config.self_offset)
-    counted = reference.counted_rows(config.spec, labels, positive, negative).sum()
-    return total / sum_over_ranks(counted, setting.group).clamp(min=1)
+    valid = reference.valid_rows(config.spec, labels, positive, negative).sum()
+    return total / sum_over_ranks(valid, setting.group).clamp(min=1)

@@ -56,7 +56,7 @@ class Exchange:
         gathered: (T, D) features of all ranks, if an earlier pass has gathered them.
     """
 
-    counted: Tensor
+    num_valid_rows: Tensor
     weights: Tensor | None = None
 
     def __init__(self, rows: Tensor, setting: Setting, gathered: Tensor | None = None) -> None:
@@ -85,7 +85,7 @@ class Exchange:
         return self._of_gathered(start_gather_rows(self._rows, self._counts, self._group))
 
     def _of_gathered(self, finish: Callable[[], Tensor] | None) -> Blocks:
-        """What lies before and after the own rows: at most two blocks, whatever the ranks."""
+        """Rows before and after the own ones: at most two blocks for any number of ranks."""
         if finish is not None:
             self.gathered = finish()
         assert self.gathered is not None

@@ -2,7 +2,7 @@
 
 The functions of the ranks' losses are averaged over ranks, as data parallelism does with gradients:
 the objective is F = (1/W) sum_r f_r(loss on rank r). With the upstream gradients a_r = f_r', a row
-i has the weight w_i = sum_r a_r (divided by the counted rows for the mean), or its own upstream
+i has the weight w_i = sum_r a_r (over the number of valid rows for the mean), or its own upstream
 gradient if losses are not reduced. Then
 
 - W dF/dx_i = the gradient of sum_k w_k L_k by x_i, which this rank computes whole, and from which
@@ -49,14 +49,14 @@ class _PairLoss(Function):
     def forward(ctx, setting: Setting, *inputs: Any) -> Tensor:
         tensors, config = CallTensors(*inputs), setting.config
         call, exchange = _call(setting, tensors, None)
-        counted = sum_over_ranks(call.counted_rows.sum(), setting.group)
-        exchange.counted = counted.clamp(min=1).to(torch.float32)
+        num_valid_rows = sum_over_ranks(call.valid_rows.sum(), setting.group)
+        exchange.num_valid_rows = num_valid_rows.clamp(min=1).to(torch.float32)
         result, known = passes.forward_with_known(call)
         ctx.setting, ctx.known = setting, known
         gathered = exchange.gathered if not known else None
         ctx.save_for_backward(
             *passes.tensors_to_save(config, tensors, known),
-            *(exchange.counted, gathered, None if known else result.state),
+            *(exchange.num_valid_rows, gathered, None if known else result.state),
             *result.gradients,
         )
         if config.reduction == "none":
@@ -65,14 +65,14 @@ class _PairLoss(Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        *saved, counted, gathered, state, d_rows, d_columns, d_threshold = ctx.saved_tensors
+        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold = ctx.saved_tensors
         tensors = CallTensors(*saved)
         with torch.no_grad():
             if ctx.known:
                 gradients = _scaled(ctx.setting, upstream, d_rows, d_columns, d_threshold)
             else:
                 call, exchange = _call(ctx.setting, tensors, gathered)
-                exchange.counted = counted
+                exchange.num_valid_rows = num_valid_rows
                 gradients = _computed(ctx.setting, call, exchange, upstream, state)
             gradients = passes.of_inputs(tensors, *gradients)
         return passes.by_input(tensors, upstream, gradients)
@@ -85,7 +85,7 @@ def _scaled(
     d_columns: Tensor | None,
     d_threshold: Tensor | None,
 ) -> Gradients:
-    """Gradients that the forward pass knew, for upstream gradients of one."""
+    """Gradients from the forward pass, for upstream gradients of one."""
     if setting.config.reduction == "none":  # against a memory, of which every rank has its own rows
         return passes.times((d_rows, None, None), upstream)
     # One message for the upstream gradients and for the threshold's.
@@ -109,7 +109,7 @@ def _computed(
     else:
         weight = sum_over_ranks(weights, setting.group)
         if call.reduction == "mean":
-            weight = weight / exchange.counted
+            weight = weight / exchange.num_valid_rows
         weights = weight.expand(own)
         everyone = weight.expand(sum(setting.counts))
     if call.columns is None:

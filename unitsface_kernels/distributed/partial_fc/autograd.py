@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """What the tasks of a step have in common.
+    """State shared by the tasks of a step.
 
     Attributes:
         rows: (N, D) all ranks' rows.

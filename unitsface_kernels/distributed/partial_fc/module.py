@@ -40,7 +40,7 @@ class PartialFC(nn.Module):
 
     **Contract**: after data-parallel averaging of the backbone's gradients
     (``DistributedDataParallel``), losses, gradients and weights are those of one process that
-    holds all classes and sees the concatenated batch. Batches may differ in size and be empty.
+    holds all classes and takes the concatenated batch. Batches may differ in size and be empty.
     Do not wrap this module in ``DistributedDataParallel``: it would take the shards for copies of
     each other. Gradients of thresholds that all ranks share are complete without it.
 
@@ -205,14 +205,14 @@ class PartialFC(nn.Module):
         """Makes the step of the class weights tile by tile, so that they have no gradient.
 
         Memory is that of the weights and of the optimizer's state alone; the gradient of a tile is
-        computed again, four products for three. Thresholds keep their gradients.
+        computed again, four GEMMs instead of three. Thresholds keep their gradients.
 
         Args:
             optimizer: :class:`SampledSGD` or :class:`SampledAdamW` that holds the class weights.
                 Learning rate, decay and state are its own, schedulers and state dicts work as
                 ever.
             when: "backward": the backward pass moves the weights, ``optimizer.step()`` does not.
-                "step": ``optimizer.step()`` moves them, at the cost of one more product, for
+                "step": ``optimizer.step()`` moves them, at the cost of one more GEMM, for
                 gradient scalers that skip steps and for :func:`clip_grad_norm_`. Either takes one
                 backward pass per step.
 
@@ -260,12 +260,12 @@ class PartialFC(nn.Module):
         return loss
 
     def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
-        """Whether rows want a gradient, their number, and what must be the same on all ranks."""
+        """Whether rows need a gradient, their number, and what must be the same on all ranks."""
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
-        # "auto" may stand for it, by its variable or for want of another.
+        # "auto" resolves to it by the environment variable, or if nothing else is available.
         backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
         if backend == "reference":
             _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
@@ -362,7 +362,7 @@ class PartialFC(nn.Module):
         self.step = int(state["step"])
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint and the module that takes it must have in common."""
+        """Settings that a checkpoint and the loading module must share."""
         return {
             "loss": self.name,
             "num_classes": self.num_classes,

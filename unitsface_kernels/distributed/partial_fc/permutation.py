@@ -1,8 +1,8 @@
 """A permutation of the classes that is computed element by element, in both directions.
 
 The arithmetic of ``csrc/include/unitsface/permutation.h`` in Torch, bit for bit: 32-bit words in
-int64, whose products wrap around. It runs where the extension has no kernels, and waits for the
-device in every round of the cycles. Places and classes are the same there and here.
+int64, whose multiplication wraps around. It runs where the extension has no kernels, and waits
+for the device in every round of the cycles. Places and classes are the same there and here.
 """
 
 from __future__ import annotations

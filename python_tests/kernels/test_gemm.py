@@ -1,7 +1,7 @@
-"""The extension's products on the CPU, and what the native backend computes with those in bfloat16.
+"""The extension's GEMM on the CPU, and the native backend with its bfloat16 GEMM.
 
-Operands are small integers where a result is compared: every sum of products is exact in float32,
-so that there is one right answer in any order of summation.
+Operands are small integers where a result is compared: every sum is exact in float32, so
+that the result is the same in any order of summation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import itertools
 import pytest
 import torch
 from support.cases import problem
+from support.evaluation import check_against_reference
 from support.helpers import Target, run_python
-from support.judgment import judge
 from support.tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
@@ -25,8 +25,8 @@ def _has_gemm(dtype: torch.dtype) -> bool:
     return loader.failure() is None and loader.extension().cpu.has_gemm(DTYPE_CODES[dtype])
 
 
-needs_product = pytest.mark.skipif(
-    not _has_gemm(torch.bfloat16), reason="no bfloat16 products on this processor"
+needs_gemm = pytest.mark.skipif(
+    not _has_gemm(torch.bfloat16), reason="no bfloat16 GEMM on this processor"
 )
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -35,7 +35,7 @@ each_dtype = pytest.mark.parametrize(
             dtype,
             id=str(dtype).removeprefix("torch."),
             marks=pytest.mark.skipif(
-                not _has_gemm(dtype), reason=f"no products of {dtype} on this processor"
+                not _has_gemm(dtype), reason=f"no GEMM of {dtype} on this processor"
             ),
         )
         for dtype in (torch.float32, torch.bfloat16)
@@ -85,7 +85,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
     native = loader.extension()
     (n, depth), m = left.shape, right.shape[1]
     dtype = DTYPE_CODES[left.dtype]
-    scratch = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
+    workspace = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
     arguments = native.Gemm(
         a=strided_address(left),
         b=strided_address(right),
@@ -100,7 +100,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threa
         out=strided_address(out),
         stride=out.stride(0),
         add=add,
-        scratch=address(scratch),
+        workspace=address(workspace),
     )
     native.cpu.gemm(arguments, threads)
 
@@ -113,9 +113,7 @@ LAYOUTS = pytest.mark.parametrize(
 @each_dtype
 @LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product(
-    shape: tuple[int, int, int], layout: tuple[bool, bool], dtype: torch.dtype
-) -> None:
+def test_gemm(shape: tuple[int, int, int], layout: tuple[bool, bool], dtype: torch.dtype) -> None:
     """Overwritten, then added to; nothing but the operands is read, nothing else is written."""
     n, m, depth = shape
     a, b = _integers(n, depth, dtype=dtype), _integers(depth, m, dtype=dtype)
@@ -138,7 +136,7 @@ def test_sums_are_float32_whatever_the_number_of_threads(
     left, right = _operand(a, layout[0]), _operand(b, layout[1])
     first = torch.empty(201, 333)
     _multiply(left, right, first, threads=1)
-    check_same("product", first, a.double() @ b.double(), SAME_LOSS)
+    check_same("gemm", first, a.double() @ b.double(), SAME_LOSS)
     for threads in (2, 3, 7):
         again = torch.empty(201, 333)
         _multiply(left, right, again, threads=threads)
@@ -170,17 +168,17 @@ def test_operands_of_no_unit_stride_are_refused(dtype: torch.dtype) -> None:
         _multiply(b, a[:, ::2], torch.empty(4, 4))
 
 
-# --- what surrounds the products ------------------------------------------------------------------
+# --- before and after a GEMM ----------------------------------------------------------------------
 
 
-def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tensor:
+def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tensor:
     """d loss / d cosine of a tile with ignored labels, in both directions where there are two."""
     native = loader.extension()
-    n, m = product.shape
+    n, m = cosines.shape
     gradient = torch.empty(n, m, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     classes = (spec.reduction, spec.topology) == ("logsumexp", "class")
-    held = {"product": product, "gradient": gradient}
+    held = {"cosines": cosines, "gradient": gradient}
     if classes:
         held["targets"] = torch.arange(n) % (2 * m) - 1
         held |= {"log_negatives": torch.full((n,), 20.0), "target_gradient": torch.ones(n) / 3}
@@ -221,9 +219,9 @@ def _gradient_tile(spec: LossSpec, product: Tensor, dtype: torch.dtype) -> Tenso
 )
 def test_gradient_tiles_are_rounded_once(spec: LossSpec) -> None:
     """Finished in float32, then to the nearest bfloat16."""
-    product = 2 * torch.rand(67, 133) - 1
-    exact = _gradient_tile(spec, product, torch.float32)
-    rounded = _gradient_tile(spec, product, torch.bfloat16)
+    cosines = 2 * torch.rand(67, 133) - 1
+    exact = _gradient_tile(spec, cosines, torch.float32)
+    rounded = _gradient_tile(spec, cosines, torch.bfloat16)
     assert bool((exact != exact.to(torch.bfloat16)).sum() > exact.numel() // 3)
     assert torch.equal(rounded, exact.to(torch.bfloat16))
 
@@ -267,19 +265,19 @@ def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -
 
     monkeypatch.setattr(cpu_engine.CpuEngine, "_own_gemm", spied)
     p = problem(spec, rows=77, columns=130, dim=51)
-    judge(Target("native", "cpu"), p, torch.float32)
+    check_against_reference(Target("native", "cpu"), p, torch.float32)
     assert bool(used) == (gemm == "own" and _has_gemm(torch.float32))
 
 
 @pytest.mark.parametrize(
-    ("gemm", "products", "library"),
+    ("gemm", "former", "library"),
     [("library", None, True), (None, "library", True), ("own", "library", False)],
 )
 def test_the_earlier_name_of_the_variable_is_read(
-    gemm: str | None, products: str | None, library: bool, monkeypatch
+    gemm: str | None, former: str | None, library: bool, monkeypatch
 ) -> None:
     """UNITSFACE_CPU_PRODUCTS, unless UNITSFACE_CPU_GEMM is set."""
-    for name, value in (("UNITSFACE_CPU_GEMM", gemm), ("UNITSFACE_CPU_PRODUCTS", products)):
+    for name, value in (("UNITSFACE_CPU_GEMM", gemm), ("UNITSFACE_CPU_PRODUCTS", former)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -289,9 +287,9 @@ def test_the_earlier_name_of_the_variable_is_read(
     assert engine.library_gemm == library
 
 
-# --- when they are used ---------------------------------------------------------------------------
+# --- when it is used ------------------------------------------------------------------------------
 
-# Says of each loss whether it differs from that of the same numbers in float32; float32 features
+# Prints for each loss whether it differs from that of the same numbers in float32; float32 features
 # are under autocast.
 _DIFFERENT = """
 import sys
@@ -323,7 +321,7 @@ def _different(isa: str) -> tuple[bool, dict[str, bool]]:
 
 
 @pytest.mark.parametrize("isa", loader.extension().cpu.usable_isas())
-def test_bfloat16_products_are_used_where_there_are_any(isa: str) -> None:
+def test_the_bfloat16_gemm_is_used_where_available(isa: str) -> None:
     """Elsewhere, and for other dtypes, the same numbers are multiplied in float32."""
     has_gemm, different = _different(isa)
     assert has_gemm == (isa == "avx512bf16")
@@ -332,7 +330,7 @@ def test_bfloat16_products_are_used_where_there_are_any(isa: str) -> None:
         assert differs == (has_gemm and not name.startswith("torch.float16")), name
 
 
-@needs_product
+@needs_gemm
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 def test_results_are_bitwise_repeatable_in_bfloat16(spec: LossSpec) -> None:
     p = problem(spec, rows=300, columns=40, dim=33, reduction="none").converted(torch.bfloat16)

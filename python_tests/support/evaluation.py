@@ -14,7 +14,7 @@ from unitsface_kernels.backends.native.engine import DTYPE_CODES
 
 
 def precision(target: Target, dtype: torch.dtype) -> Precision:
-    """What the products of ``target`` may round their operands to for features of ``dtype``.
+    """Precision to which the GEMMs of ``target`` round operands for features of ``dtype``.
 
     On the CPU the native backend multiplies in float32 whatever the inputs, but for bfloat16 on a
     processor that has instructions for it, and the reference always; others may use tensor cores.
@@ -38,8 +38,10 @@ def expected(target: Target, problem: Problem, dtype: torch.dtype) -> dict[str, 
     return spreads(evaluate, precision(target, dtype), dtypes)
 
 
-def judge(target: Target, problem: Problem, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    """Checks loss and gradients and returns them. ``dtype``: that of the products."""
+def check_against_reference(
+    target: Target, problem: Problem, dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Checks loss and gradients and returns them. ``dtype``: of the GEMMs' operands."""
     want = expected(target, problem, dtype)
     assert all(bool(spread.want.isfinite().all()) for spread in want.values())
     loss, gradients = problem.evaluate(target.backend)
