@@ -6,6 +6,7 @@ of the engine is checked when it is there, which waits for the device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -100,13 +101,15 @@ def _norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows.to(torch.float64), dim=1)
 
 
-class _Origin(NamedTuple):
+@dataclass(frozen=True)
+class _Origin:
     """Where unit rows come from: rows ``start + i`` of ``source``, or of ``source[index]``."""
 
     unit: Tensor
     source: Tensor
     start: int
-    index: Tensor | None
+    index: Tensor | None = None
+    reuse: bool = False
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -165,8 +168,13 @@ class CheckedEngine:
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         unit, inverse_norms = self._engine.normalize_rows(source, start, stop, index, reuse)
-        origin = _Origin(unit, source, start, index)
-        self._origins = [known for known in self._origins if not known.overlaps(origin)]
+        origin = _Origin(unit, source, start, index, reuse)
+        # Freed memory is used again, and of columns the next ones replace the last.
+        self._origins = [
+            known
+            for known in self._origins
+            if not known.overlaps(origin) and not (reuse and known.reuse)
+        ]
         self._origins.append(origin)
         values = torch.cat([unit.float(), inverse_norms[:, None]], dim=1)
         self._check_normalized("normalization", values, origin)
