@@ -56,7 +56,7 @@ class FusedLoss(Function):
         backend = dispatch.load(config.backend)
         run = partial(driver(config.spec).forward, call, gradients=known)
         with backend.context(call):
-            result = run(backend.make_engine(call, "forward", known, run))
+            result = run(passes.make_engine(backend, call, "forward", known, run))
         ctx.known = passes.complete(call, result).gradients if known else None
         # Gradients of the rows alone are small: kept, so that nothing else need be.
         ctx.keeps = known and config.rows_alone(tensors.columns)

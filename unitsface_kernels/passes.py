@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -10,27 +13,45 @@ from torch.autograd import Function
 
 from . import dispatch
 from .backends.dense import dense
-from .backends.streaming import Call, CallConfig, CallTensors, Gradients, Result, driver
+from .backends.streaming import Call, CallConfig, CallTensors, Engine, Gradients, Result, driver
+
+
+def make_engine(
+    backend: ModuleType,
+    call: Call,
+    stage: str,
+    gradients: bool,
+    run: Callable[[Engine], object],
+    weights: Tensor | None = None,
+) -> Engine:
+    """The engine of a pass, which may depend on what a trial ``run`` of the pass takes.
+
+    With ``UNITSFACE_CHECK=1`` operands (``weights``: upstream gradients) and tiles are checked.
+    """
+    engine = backend.make_engine(call, stage, gradients, run)
+    if os.environ.get("UNITSFACE_CHECK") != "1":
+        return engine
+    from .backends.streaming.checked import checked
+
+    return checked(engine, call, weights)
 
 
 def forward(call: Call, gradients: bool) -> Result:
-    """Loss and state; with ``gradients`` also those that the tiles of this pass yield.
-
-    The engine of a pass may depend on what a trial ``run`` of the pass takes.
-    """
+    """Loss and state; with ``gradients`` also those that the tiles of this pass yield."""
     backend = dispatch.load(call.backend)
     run = partial(driver(call.spec).forward, call, gradients=gradients)
     with backend.context(call):
-        return run(backend.make_engine(call, "forward", gradients, run))
+        return run(make_engine(backend, call, "forward", gradients, run))
 
 
 def backward(call: Call, state: Tensor | None, weights: Tensor) -> Gradients:
     """Gradients for (N,) float32 upstream gradients of the rows' losses."""
     backend = dispatch.load(call.backend)
     state = None if state is None else dense(state)
-    run = partial(driver(call.spec).backward, call, state=state, weights=dense(weights))
+    weights = dense(weights)
+    run = partial(driver(call.spec).backward, call, state=state, weights=weights)
     with backend.context(call):
-        return run(backend.make_engine(call, "backward", True, run))
+        return run(make_engine(backend, call, "backward", True, run, weights))
 
 
 def backward_of_loss(call: Call, state: Tensor | None, grad_loss: Tensor) -> Gradients:
