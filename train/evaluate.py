@@ -12,8 +12,10 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # started as a script: sys.path[0] is train/, the package is one above
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # started as a script
+    from script import start
+
+    start("train.evaluate")
 
 from train.config import parse_overrides
 from train.errors import Parser, exit_code
@@ -92,5 +94,9 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def main() -> int:
+    return exit_code(lambda: run(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: run(sys.argv[1:])))
+    sys.exit(main())

@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
     start("train.__main__")
 
-from train.__main__ import load_config, main, parse_arguments, run
+from train.__main__ import main
+from train.command import load_config, parse_arguments, run
 
 __all__ = ["load_config", "main", "parse_arguments", "run"]

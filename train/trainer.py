@@ -330,7 +330,7 @@ class Trainer:
         """Every process calls. The line that is written last marks it as complete."""
         assert self.evaluator is not None
         try:
-            metrics = self.evaluator.figures(self.evaluated, self.threshold(), self.step)
+            metrics = self.evaluator.evaluate(self.evaluated, self.threshold(), self.step)
         except StoppedError as stopped:
             return stopped.number
         value, name = self.evaluator.value(metrics), self.config.eval.best

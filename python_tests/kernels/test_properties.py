@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unitsface_kernels.backends import reference
+from unitsface_kernels.backends.streaming import CallConfig, CallTensors
 from unitsface_kernels.losses import LossSpec
+from unitsface_kernels.ops import Arguments
 
 ELSEWHERE = -2  # the operators' label of a row whose class is in another shard
 
@@ -161,20 +163,20 @@ def _of_block(p: Problem, backend: str, block: Tensor, leaves: dict[str, Tensor]
     if p.spec.threshold == "per_column":
         b = b[block]
     params = p.spec.pack({**p.spec.defaults(), **p.values})
-    tensors = (leaves["rows"], labels, columns, None, block, None, b)
-    if backend == "reference":
-        return reference.similarity_loss(p.spec, params, *tensors, "none")
-    static = (
+    tensors = CallTensors(leaves["rows"], labels, columns, None, block, b)
+    config = CallConfig(
+        p.spec,
+        params,
         "none",
         backend,
         p.rows.dtype,
+        None,
         0.0,
-        *(t.requires_grad for t in (leaves["rows"], columns)),
+        *(t is not None and t.requires_grad for t in (leaves["rows"], columns, b)),
     )
-    needs_b = b is not None and b.requires_grad
-    return torch.ops.unitsface.similarity_loss(
-        *tensors, p.spec.name, list(params), *static, needs_b
-    )[0]
+    if backend == "reference":
+        return reference.similarity_loss(config, *tensors)
+    return torch.ops.unitsface.similarity_loss(*Arguments.of(config, tensors))[0]
 
 
 @for_all(losses(reduction="sum"))

@@ -92,6 +92,22 @@ def test_first_signal_asks_to_stop_and_the_handler_is_restored() -> None:
     assert INTERRUPTED == 130
 
 
+@pytest.mark.parametrize("command", [[MAIN], MODULE, [str(ROOT / "train" / "evaluate.py")]])
+def test_interrupt_while_torch_is_imported(command: list[str], tmp_path: Path) -> None:
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
+    (tmp_path / "torch.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, *command, "run.dir=x"],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "interrupted\n")
+
+
 def test_closed_pipe() -> None:
     """As ``command | head`` does not, before the end and before the last of it is written."""
     for count in (10**6, 10):

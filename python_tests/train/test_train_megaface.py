@@ -1,4 +1,4 @@
-"""MegaFace: lists, feature files, and figures on ORL faces against loops."""
+"""MegaFace: lists, feature files, and metrics on ORL faces against loops."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def _by_loops(
             if i < j:
                 positives.append(score)
     negatives.sort(reverse=True)
-    figures = {f"rank-{rank}": found[rank] / searches for rank in ranks}
+    metrics = {f"rank-{rank}": found[rank] / searches for rank in ranks}
     for far in fars:
         bar = negatives[int(far * len(negatives))]
-        figures[f"tar@far={far:g}"] = sum(p > bar for p in positives) / len(positives)
-    return figures
+        metrics[f"tar@far={far:g}"] = sum(p > bar for p in positives) / len(positives)
+    return metrics
 
 
 def test_figures_on_orl_are_those_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +82,12 @@ def test_figures_on_orl_are_those_of_loops(monkeypatch: pytest.MonkeyPatch) -> N
     found = Identification(np.stack([row for _, row in probes]), names, 300, ranks=ranks, fars=fars)
     for start, stop in ((0, 1), (1, 40), (40, 41), (41, 300)):
         found.add(np.stack(distractors[start:stop]))
-    figures = found.figures()
+    metrics = found.metrics()
     for name, value in expected.items():
-        assert figures[name] == pytest.approx(value, abs=1e-9), name
+        assert metrics[name] == pytest.approx(value, abs=1e-9), name
     assert 0.2 < expected["rank-1"] < expected["rank-10"] < 1  # a case that decides something
     assert 0 < expected["tar@far=0.0001"] < expected["tar@far=0.01"] < 1
-    assert (figures["probes"], figures["distractors"], figures["negatives"]) == (100, 300, 30000)
+    assert (metrics["probes"], metrics["distractors"], metrics["negatives"]) == (100, 300, 30000)
     # Memory is what the largest rate allows, whatever went by.
     assert len(found._largest) == 301
 
@@ -96,8 +96,8 @@ def test_ties_and_lonely_probes() -> None:
     one = np.eye(3, dtype=np.float32)
     tied = Identification(one[[0, 0, 1]], ["a", "a", "b"], 2, fars=(0.5,))
     tied.add(one[[0, 2]])  # a distractor that scores exactly as the mate does
-    assert tied.figures()["rank-1"] == 0
-    assert tied.figures()["rank-10"] == 1
+    assert tied.metrics()["rank-1"] == 0
+    assert tied.metrics()["rank-10"] == 1
     with pytest.raises(UserError, match="no person has two readable probes"):
         Identification(one, ["a", "b", "c"], 2)
     with pytest.raises(UserError, match="differ in size: 3 and 4"):
@@ -110,8 +110,8 @@ def _run(tmp_path: Path, files: dict[str, Path], *more: Any) -> dict[str, float]
     line = ["megaface", str(tmp_path / "run"), "--probes", str(files["probes"])]
     line += ["--gallery", str(files["gallery"]), "--workers", "0", "--out", str(tmp_path / "out")]
     assert evaluate.run([*line, *map(str, more)]) == 0
-    figures: dict[str, float] = json.loads((tmp_path / "out" / "megaface.json").read_text())
-    return figures
+    metrics: dict[str, float] = json.loads((tmp_path / "out" / "megaface.json").read_text())
+    return metrics
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_from_feature_files_with_noises_left_out(pack: tuple[Path, dict[str, Pat
         folder / "megaface_noises.txt",
         ["# rank, path", f"12\t100/{other}/{other}_0.png", f"100/{other}/{other}_7.png"],
     )
-    figures = _run(
+    metrics = _run(
         folder,
         files,
         *("--probe-list", files["probe_list"], "--gallery-list", files["gallery_list"]),
@@ -156,10 +156,10 @@ def test_from_feature_files_with_noises_left_out(pack: tuple[Path, dict[str, Pat
         if p != other or i not in (0, 7)
     ]
     for name, value in _by_loops(probes, distractors, (1, 10), (1e-4,)).items():
-        assert figures[name] == pytest.approx(value, abs=1e-9), name
-    assert figures["tar@far=1e-06"] is None  # 29502 negatives do not resolve it
-    assert (figures["noise_probes"], figures["noise_distractors"]) == (1, 2)
-    assert (figures["probes"], figures["distractors"]) == (99, 298)
+        assert metrics[name] == pytest.approx(value, abs=1e-9), name
+    assert metrics["tar@far=1e-06"] is None  # 29502 negatives do not resolve it
+    assert (metrics["noise_probes"], metrics["noise_distractors"]) == (1, 2)
+    assert (metrics["probes"], metrics["distractors"]) == (99, 298)
 
 
 def test_from_images_and_the_feature_files_written_for_the_devkit(

@@ -121,7 +121,7 @@ def test_evaluations_that_cannot_be_are_refused_before_the_first_step(
     # What is said to be a figure is one.
     (held_out,) = evaluator.sets
     features = np.eye(len(people), 8, dtype=np.float32) + 0.1
-    assert set(held_out.figures) <= set(held_out.score(features, threshold=0.5))
+    assert set(held_out.metrics) <= set(held_out.score(features, threshold=0.5))
 
 
 def test_speed_is_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_the_clock_stops_for_evaluations_and_checkpoints(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    for cls, name in ((Meter, "take"), (Meter, "restart_clock"), (Evaluator, "figures")):
+    for cls, name in ((Meter, "take"), (Meter, "restart_clock"), (Evaluator, "evaluate")):
         method = getattr(cls, name)
 
         def noted(*given: Any, method: Any = method, name: str = name, **named: Any) -> Any:
@@ -152,6 +152,6 @@ def test_the_clock_stops_for_evaluations_and_checkpoints(
         monkeypatch.setattr(cls, name, noted)
     config = tiny(faces, tmp_path, eval={"every": 2}, data={"holdout": 2}, train={"epochs": 1})
     assert main(arguments(config)) == 0
-    assert calls == ["restart_clock", "take", "take", "figures", "restart_clock"]
+    assert calls == ["restart_clock", "take", "take", "evaluate", "restart_clock"]
     lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2]

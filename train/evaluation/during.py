@@ -22,14 +22,14 @@ from train.run_folder import EVALUATION, FEATURES, write_arrays, write_json
 # Features of the people held out are stored beside their metrics up to this size.
 STORED_BYTES = 64 * 2**20
 
-Figures = Mapping[str, Mapping[str, float]]
+Metrics = Mapping[str, Mapping[str, float]]
 
 
 class Evaluator:
     """The test sets of a run. Evaluating them changes nothing of what is trained."""
 
     def __init__(self, config: Config, world: DistributedEnv, held_out: ImageList) -> None:
-        self.every, self.figure, self.world = config.eval.every, config.eval.best, world
+        self.every, self.metric, self.world = config.eval.every, config.eval.best, world
         self.sets = open_test_sets(config, held_out)
         # A mistake that would end the run at its first evaluation ends it now.
         if self.every and not self.sets:
@@ -38,20 +38,20 @@ class Evaluator:
                 "identities with several images out of training by data.holdout"
             )
         if self.every:
-            self._check_figure({name for test in self.sets for name in test.figures})
+            self._check_metric({name for test in self.sets for name in test.metrics})
         # The last features of the people held out, and their step.
         self._features: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
         self._step: int | None = None
 
-    def _check_figure(self, names: set[str]) -> None:
-        if self.figure not in names:
+    def _check_metric(self, names: set[str]) -> None:
+        if self.metric not in names:
             known = ", ".join(sorted(names))
-            raise UserError(f"eval.best: expected one of {known}; got '{self.figure}'")
+            raise UserError(f"eval.best: expected one of {known}; got '{self.metric}'")
 
     def due(self, step: int, at_end: bool) -> bool:
         return bool(self.sets) and (at_end or (self.every > 0 and step % self.every == 0))
 
-    def figures(self, backbone: nn.Module, threshold: float | None, step: int) -> Figures:
+    def evaluate(self, backbone: nn.Module, threshold: float | None, step: int) -> Metrics:
         """Metrics of every set by its name: those of the first process, on all; every one calls."""
         found = {}
         for test in self.sets:
@@ -66,21 +66,21 @@ class Evaluator:
         return found
 
     @staticmethod
-    def lines(figures: Figures, step: int) -> Iterator[str]:
+    def lines(metrics: Metrics, step: int) -> Iterator[str]:
         """A line per set, for the terminal."""
-        for name, of_set in figures.items():
+        for name, of_set in metrics.items():
             values = (f"{key} {value:.4g}" for key, value in of_set.items() if "std" not in key)
             yield f"step {step}, {name}: {', '.join(values)}"
 
-    def value(self, figures: Figures) -> float | None:
+    def value(self, metrics: Metrics) -> float | None:
         """The value by which the best is kept, larger is better; None without evaluations on the
         way.
         """
-        if not self.every or not figures:
+        if not self.every or not metrics:
             return None
-        values = [of_set[self.figure] for of_set in figures.values() if self.figure in of_set]
-        if not values:  # a figure of the learned threshold, and there is none
-            self._check_figure({name for of_set in figures.values() for name in of_set})
+        values = [of_set[self.metric] for of_set in metrics.values() if self.metric in of_set]
+        if not values:  # a metric of the learned threshold, and there is none
+            self._check_metric({name for of_set in metrics.values() for name in of_set})
         mean = float(np.mean(values))
         return mean if np.isfinite(mean) else None  # nothing is better than what is no number
 

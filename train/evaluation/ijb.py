@@ -173,11 +173,11 @@ def verify(
         part = slice(start, start + ROWS)
         a, b = templates.features[rows[part]], templates.features[columns[part]]
         scores[part] = np.einsum("nd,nd->n", a, b)
-    figures = tar_at_fars(scores, same, fars)
+    metrics = tar_at_fars(scores, same, fars)
     counts = {"pairs": len(same), "positives": int(same.sum())}
     if len(same) < len(known):
         counts["skipped_pairs"] = len(known) - len(same)
-    return {**figures, **counts}
+    return {**metrics, **counts}
 
 
 def search(
@@ -227,18 +227,18 @@ def identify(
     """Closed-set rates by rank and open-set rates by false alarms, where there are probes for."""
     mate, other, rank, lost = search(templates, gallery, probes)
     mated = rank > 0
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if mated.any():
-        figures |= {f"rank-{r}": float((rank[mated] <= r).mean()) for r in ranks}
+        metrics |= {f"rank-{r}": float((rank[mated] <= r).mean()) for r in ranks}
     alarms = np.sort(other[~mated])[::-1]
     if mated.any() and alarms.size:
         for fpir in fpirs:
             k = allowed(fpir, len(alarms))
             threshold = alarms[k] if k < len(alarms) else -np.inf
             found = (rank[mated] == 1) & (mate[mated] > threshold)
-            figures[f"tpir@fpir={fpir:g}"] = float(found.mean())
-    figures |= {"mated": int(mated.sum()), "non_mated": int((~mated).sum())}
-    return figures | ({"skipped_probes": lost} if lost else {})
+            metrics[f"tpir@fpir={fpir:g}"] = float(found.mean())
+    metrics |= {"mated": int(mated.sum()), "non_mated": int((~mated).sum())}
+    return metrics | ({"skipped_probes": lost} if lost else {})
 
 
 def both_galleries(

@@ -90,7 +90,7 @@ def evaluate(arguments: Namespace) -> None:
         names = gallery.names[start : start + BLOCK]
         features, read = _features(model, "megaface", names, arguments)
         identification.add(features[read])
-    found = identification.figures()
+    found = identification.metrics()
     metrics = without_unresolved(found, int(found["negatives"])) | {
         "noise_probes": listed[0] - len(probes.names),
         "noise_distractors": listed[1] - len(gallery.names),
@@ -165,7 +165,7 @@ class Identification:
         flat = torch.cat([self._largest, flat])
         self._largest = flat.topk(min(self._keep, len(flat))).values
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         found = dict.fromkeys(self.ranks, 0)
         searches, positives = 0, []
         for person in range(int(self.person.max()) + 1):

@@ -30,14 +30,14 @@ def resolved(far: float, negatives: int) -> bool:
     return allowed(far, negatives) >= 1
 
 
-def without_unresolved(figures: Mapping[str, Any], negatives: int) -> dict[str, Any]:
+def without_unresolved(metrics: Mapping[str, Any], negatives: int) -> dict[str, Any]:
     """Figures of which ``tar@far=`` are None at rates that ``negatives`` do not resolve."""
 
     def known(name: str) -> bool:
         far = name.partition("@far=")[2]
         return not far or resolved(float(far), negatives)
 
-    return {name: value if known(name) else None for name, value in figures.items()}
+    return {name: value if known(name) else None for name, value in metrics.items()}
 
 
 def shown(value: float | None) -> str:

@@ -39,7 +39,7 @@ class HeldOut:
     source: ImageSource
     name: str = "held_out"
     # By which a best model may be chosen.
-    figures: ClassVar[Sequence[str]] = (
+    metrics: ClassVar[Sequence[str]] = (
         "accuracy",
         "auc",
         *(f"tar@far={far:g}" for far in FARS),
@@ -60,15 +60,15 @@ class HeldOut:
         read = self.source.readable()
         labels = self.source.images.labels[read]
         result = evaluate_features(features[read], labels, threshold=threshold, device=device)
-        figures = {
+        metrics = {
             "accuracy": result.accuracy,
             "auc": result.auc,
             **{f"tar@far={far}": tar for far, tar in result.tar_at_far.items()},
             "best_threshold": result.best_threshold,
         }
         if result.accuracy_at_threshold is not None:
-            figures["accuracy_at_threshold"] = result.accuracy_at_threshold
-        return figures
+            metrics["accuracy_at_threshold"] = result.accuracy_at_threshold
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class BinSet:
     name: str
     source: ImageSource
     same: Bools  # (P,)
-    figures: ClassVar[Sequence[str]] = (
+    metrics: ClassVar[Sequence[str]] = (
         "accuracy",
         "auc",
         f"val@far={FAR:g}",
@@ -100,7 +100,7 @@ class BinSet:
         cosines = 1 - distances / 2
         fold = fold_of(len(self.same))[self._read_pairs()]
         accuracies, rates = ten_folds(distances, same, fold)
-        figures = {
+        metrics = {
             "accuracy": float(np.mean(accuracies)),
             "accuracy_std": float(np.std(accuracies)),
             "auc": auc(cosines, same),
@@ -110,10 +110,10 @@ class BinSet:
             "pairs": len(same),
         }
         if threshold is not None:
-            figures["accuracy_at_threshold"] = float(((cosines >= threshold) == same).mean())
+            metrics["accuracy_at_threshold"] = float(((cosines >= threshold) == same).mean())
         if len(same) < len(self.same):
-            figures["skipped_pairs"] = len(self.same) - len(same)
-        return figures
+            metrics["skipped_pairs"] = len(self.same) - len(same)
+        return metrics
 
     def pair_scores(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], Bools]:
         """Cosines and same-identity flags of the pairs that could be read."""
