@@ -94,8 +94,8 @@ def test_first_signal_asks_to_stop_and_the_handler_is_restored() -> None:
 
 @pytest.mark.parametrize("command", [[MAIN], MODULE, [str(ROOT / "train" / "evaluate.py")]])
 def test_interrupt_while_torch_is_imported(command: list[str], tmp_path: Path) -> None:
-    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
-    (tmp_path / "torch.py").write_text(code)
+    # Not by a signal: a process that was started in the background may ignore it.
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
         [sys.executable, *command, "run.dir=x"],
         cwd=tmp_path,

@@ -57,10 +57,12 @@ class CpuEngine(NativeEngine):
     def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = self._workspace("cosines", a.shape[0], b.shape[0])
-        right = b.T
-        if self._by_library(a, right):
-            return torch.mm(a, right, out=out)
-        self._own_gemm(a, right, out, add=False)
+        return self._mm(a, b.T, out)
+
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        if self._by_library(left, right):
+            return torch.mm(left, right, out=out)
+        self._own_gemm(left, right, out, add=False)
         return out
 
     def _by_library(self, left: Tensor, right: Tensor) -> bool:
@@ -130,4 +132,4 @@ class CpuEngine(NativeEngine):
         return torch.abs(tile, out=absolute).sum(dim=dim, dtype=torch.float32)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.cosines(left, right.T, self._workspace("d_unit", left.shape[0], right.shape[1]))
+        return self._mm(left, right, self._workspace("d_unit", left.shape[0], right.shape[1]))
