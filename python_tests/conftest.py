@@ -38,6 +38,7 @@ LONGEST = (
     "test_transforms",
     "test_cuda_codegen",
     "test_properties",
+    "test_train_running",
 )
 
 

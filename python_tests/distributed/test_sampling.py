@@ -225,6 +225,7 @@ def test_negatives_are_uniform_beside_positives() -> None:
     _check_sets(draws, classes)
 
 
+@pytest.mark.extended
 def test_a_biased_draw_is_noticed(monkeypatch, in_torch) -> None:
     """The checks reject samplers that look random and are not."""
     classes = list(range(8))

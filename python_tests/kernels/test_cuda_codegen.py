@@ -213,7 +213,7 @@ def cuda_headers() -> Path | None:
     [
         pytest.param("sum_tile", [], marks=pytest.mark.extended),
         pytest.param("logsumexp_tile", [], marks=pytest.mark.extended),
-        ("logsumexp_pairs_tile", []),
+        pytest.param("logsumexp_pairs_tile", [], marks=pytest.mark.extended),
         pytest.param("nearest_tile", [], marks=pytest.mark.extended),
         ("normalize_rows", []),
         ("histogram_tile", []),

@@ -96,6 +96,7 @@ def spoil_features(rank: int) -> None:
     IResNet.forward = spoiled  # type: ignore[method-assign]
 
 
+@pytest.mark.extended
 def test_the_process_that_saw_the_first_bad_loss_is_named(faces: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     alone = {"loss": {"pair_across_ranks": False}, "partial_fc": {"enabled": "never"}}
@@ -111,6 +112,7 @@ def test_the_process_that_saw_the_first_bad_loss_is_named(faces: Path, tmp_path:
     assert checkpoint.read_run(run / checkpoint.LAST)["trainer"]["step"] == 2
 
 
+@pytest.mark.extended
 def test_parts_of_a_batch_are_averaged_once(faces: Path, tmp_path: Path) -> None:
     sections: dict[str, dict[str, Any]] = {
         "model": {"freeze_bn": True, "dropout": 0.0},

@@ -146,7 +146,13 @@ def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
         assert_same_state([list(b) for b in batches(workers, 2)], [list(b) for b in whole[2:]])
 
 
-@pytest.mark.parametrize("data", [{}, BALANCED], ids=["shuffle", "balanced"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({}, id="shuffle", marks=pytest.mark.extended),
+        pytest.param(BALANCED, id="balanced"),
+    ],
+)
 def test_a_run_cut_within_an_epoch_goes_on_as_if_it_had_not_been(
     tmp_path: Path, data: dict[str, Any]
 ) -> None:
