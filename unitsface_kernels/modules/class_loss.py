@@ -111,6 +111,11 @@ class ClassLoss(RegisteredLoss, ShardableLoss):
         nn.init.normal_(self.weight, std=self.init_std)
         self.reset_thresholds()
 
+    def reset_thresholds(self) -> None:
+        threshold = self._threshold()
+        if threshold is not None:
+            nn.init.zeros_(threshold)
+
     def _threshold(self) -> Tensor | None:
         return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
 

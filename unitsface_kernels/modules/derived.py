@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from inspect import Parameter, Signature
+from inspect import signature as signature_of
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from ..losses import LossSpec
 from .class_loss import ClassLoss
 from .pair import PairLoss
-
-_SETTINGS: dict[str, Any] = {"reduction": "mean", "backend": "auto", "skip_tolerance": 0.0}
-
-
-class _DerivedClassLoss(ClassLoss):
-    """Thresholds start at 0."""
-
-    def reset_thresholds(self) -> None:
-        threshold = self._threshold()
-        if threshold is not None:
-            nn.init.zeros_(threshold)
+from .registered import SETTINGS
 
 
 class _DerivedPairLoss(PairLoss):
@@ -44,16 +36,13 @@ def module_of(spec: LossSpec) -> type[ClassLoss] | type[PairLoss]:
     with a threshold per identity, the loss's parameters, and the settings of its function; for
     classes init_std, as of ``MarginSoftmaxLoss``.
     """
-    options = {**spec.defaults(), **_SETTINGS}
-    sizes = ["embedding_size", "num_classes"]
-    base: type[ClassLoss] | type[PairLoss] = _DerivedClassLoss
+    known = signature_of(getattr(functional, spec.function)).parameters
+    options = {n: known[n].default for n in (*spec.defaults(), *SETTINGS) if n in known}
+    base: type[ClassLoss] | type[PairLoss] = _DerivedPairLoss
+    sizes = ["num_identities"] if spec.threshold == "per_column" else []
     if spec.topology == "class":
+        base, sizes = ClassLoss, ["embedding_size", "num_classes"]
         options["init_std"] = None
-    else:
-        base, sizes = _DerivedPairLoss, []
-        options |= {"group": None, "exchange": "auto"}
-        if spec.threshold == "per_column":
-            sizes = ["num_identities"]
     signature = Signature(
         [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in sizes]
         + [
