@@ -280,6 +280,15 @@ def _labels(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else dense(tensor.to(torch.int64))
 
 
+def thresholds_in_use(call: Call) -> Tensor | None:
+    """The call's thresholds; 0 in place of those of ignored samples, which may be NaN."""
+    if call.spec.threshold != "per_column" or call.spec.topology == "class":
+        return call.threshold
+    assert call.threshold is not None
+    labels = call.row_labels if call.column_labels is None else call.column_labels
+    return torch.where(labels >= 0, call.threshold, 0.0)
+
+
 def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
 
@@ -290,12 +299,8 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
     Args:
         inverse_norms: (N,) of :meth:`Engine.normalize_rows` of the rows.
     """
-    doubtful = inverse_norms
-    if call.threshold is not None:
-        thresholds = call.threshold
-        if call.spec.threshold == "per_column" and call.spec.topology == "pair":
-            labels = call.row_labels if call.column_labels is None else call.column_labels
-            thresholds = torch.where(labels >= 0, thresholds, 0.0)
+    doubtful, thresholds = inverse_norms, thresholds_in_use(call)
+    if thresholds is not None:
         # One number as it is: on a GPU launches count. The sum of many could overflow.
         one = thresholds if call.spec.threshold == "scalar" else (thresholds * 0.0).sum()
         doubtful = doubtful + one

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .call import Call
+from .call import Call, thresholds_in_use
 from .engine import (
     ClassSums,
     ClassTile,
@@ -54,12 +54,9 @@ def _check_operands(call: Call, weights: Tensor | None) -> None:
         taken = None if call.column_labels is None else call.column_labels >= 0
         columns = "class weights" if classes else "memory"
         _check_rows(name, columns, call.columns, taken, call.column_index)
-    threshold = call.threshold
-    if threshold is not None:
-        if call.spec.threshold == "per_column" and call.spec.topology == "pair":
-            labels = call.row_labels if call.column_labels is None else call.column_labels
-            threshold = torch.where(labels >= 0, threshold, 0.0)
-        _check_vector(name, "thresholds", threshold)
+    thresholds = thresholds_in_use(call)
+    if thresholds is not None:
+        _check_vector(name, "thresholds", thresholds)
     if weights is not None:
         _check_vector(name, "upstream gradients", torch.where(valid, weights, 0.0))
 
