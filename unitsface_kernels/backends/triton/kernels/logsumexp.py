@@ -19,7 +19,7 @@ def statistics_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     targets,
     start,
     stretch_maximum,
@@ -45,7 +45,7 @@ def statistics_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)
@@ -112,7 +112,7 @@ def gradient_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     targets,
     start,
     log_negatives,
@@ -136,7 +136,7 @@ def gradient_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)

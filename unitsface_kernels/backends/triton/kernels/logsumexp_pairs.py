@@ -46,7 +46,7 @@ def pair_negatives_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     diagonal,
     a_labels,
     b_labels,
@@ -75,7 +75,7 @@ def pair_negatives_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     above = (row_block != column_block) if TRIANGLE else BOTH
@@ -121,7 +121,7 @@ def pair_positives_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     diagonal,
     a_labels,
     b_labels,
@@ -151,7 +151,7 @@ def pair_positives_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     above = (row_block != column_block) if TRIANGLE else BOTH
@@ -212,7 +212,7 @@ def pair_gradient_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     diagonal,
     a_labels,
     b_labels,
@@ -246,7 +246,7 @@ def pair_gradient_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)

@@ -49,7 +49,7 @@ def nearest_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     targets,
     start,
     best,
@@ -75,7 +75,7 @@ def nearest_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)

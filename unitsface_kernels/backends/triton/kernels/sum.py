@@ -16,7 +16,7 @@ def sum_kernel(
     b_stride,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     diagonal,
     a_labels,
     b_labels,
@@ -75,7 +75,7 @@ def sum_kernel(
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
-        a, b, a_stride, b_stride, row, column, rows, columns, depth,
+        a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def cosine_tile(
     column,
     rows,
     columns,
-    depth,
+    DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -58,7 +58,7 @@ def cosine_tile(
 ):
     """(BLOCK_M, BLOCK_N) float32 GEMMs of unit rows ``row:`` with unit columns ``column:``.
 
-    ``depth`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
+    ``DEPTH`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
     past the end repeat the last one instead of being masked: their cosines are masked later, and
     every load keeps its full vector width.
     """
@@ -69,7 +69,7 @@ def cosine_tile(
     a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
     b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for _ in range(0, depth, BLOCK_K):
+    for _ in range(0, DEPTH, BLOCK_K):
         left = tl.load(a_tile)
         right = tl.load(b_tile)
         if WIDEN:
