@@ -82,6 +82,19 @@ def cosine_tile(
 
 
 @triton.jit
+def column_factors(factors, j, columns):
+    """(1, n) factors of the products with the columns ``j`` of a tile: what is missing to cosines.
+
+    ``factors``: (columns,), the inverse norms of columns that were not brought to unit length; or
+    None, for 1.
+    """
+    if factors is None:
+        return tl.full((1, 1), 1.0, dtype=tl.float32)
+    else:
+        return tl.load(factors + j, mask=j < columns, other=0.0)[None, :]
+
+
+@triton.jit
 def _halves(x, M: tl.constexpr, N: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
 
