@@ -164,10 +164,10 @@ class TritonEngine:
         """Inverse norms of the call's columns; the first pass keeps them for the others."""
         cache, first = self._call.cache, start
         if cache is None or start > cache.num_norms:
-            norms = self._space.empty(stop - start)
+            norms = self._space.factors(stop - start)
         else:
             if cache.inverse_norms is None:
-                cache.inverse_norms = self._space.empty(source.shape[0])
+                cache.inverse_norms = self._space.factors(source.shape[0])
             norms = cache.inverse_norms[start:stop]
             first = cache.num_norms
             cache.num_norms = max(first, stop)

@@ -13,6 +13,8 @@ from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
 DEPTH_MULTIPLE = 64
 #: Leading dimension of gradient tiles: full-width stores, and rows aligned for the library.
 STRIDE_MULTIPLE = 64
+#: Columns of a tile at most.
+LARGEST_BLOCK = 256
 #: Largest float16 gradient aimed at; a quarter of the format's range is left for rounding up.
 FLOAT16_TARGET = 2.0**14
 
@@ -100,6 +102,10 @@ class Workspace:
             # Else every load of the kernels, and the library's, would be narrower.
             and columns.storage_offset() * columns.element_size() % 16 == 0
         )
+
+    def factors(self, count: int) -> Tensor:
+        """(count,) in memory that goes on to the end of the last tile, see ``column_factors``."""
+        return self.empty(count + LARGEST_BLOCK)[:count]
 
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.rows.device)

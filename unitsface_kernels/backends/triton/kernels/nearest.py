@@ -82,7 +82,7 @@ def nearest_kernel(
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
     if b_factors is not None:
-        cosine *= column_factors(b_factors, j, columns)
+        cosine *= column_factors(b_factors, j)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1)
     target = tl.where(target < 0, -1, target - start).to(tl.int32)
