@@ -46,6 +46,10 @@ CASES = [
     Case("frozen", **SIZES, column_gradient=False),
 ]
 COPIED = {"subset", "padded"}
+NORMS = [
+    *((1e-4, torch.bfloat16), (1e30, torch.bfloat16)),
+    *((1e20, torch.float32), (1e36, torch.float32)),
+]
 
 
 @pytest.fixture
@@ -90,8 +94,7 @@ def test_a_policy_that_is_not_linear(
     check_against_reference(target, build(case, SOFTMAX, device=target.device), torch.float32)
 
 
-@pytest.mark.parametrize("norm", [(1e-4, torch.bfloat16), (1e30, torch.bfloat16),
-                                  (1e20, torch.float32), (1e36, torch.float32)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("norm", NORMS, ids=str)
 @each_loss
 @each_target
 def test_lengths(
