@@ -24,9 +24,18 @@ from .kernels import rows
 from .matmul import addmm, matmul
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
 
+#: Rows and columns of a tile, where there are several: whole blocks of the kernels.
+BLOCK_MULTIPLE = 128
+
 
 def _floor(size: int, multiple: int) -> int:
     return max(size // multiple, 1) * multiple
+
+
+def _even(count: int, largest: int) -> int:
+    """Size of the fewest blocks that ``count`` takes, all alike: small GEMMs fill no GPU."""
+    parts = max(-(-count // largest), 1)
+    return min(padded(max(-(-count // parts), 1), BLOCK_MULTIPLE), largest)
 
 
 class TritonEngine:
@@ -58,24 +67,28 @@ class TritonEngine:
 
     @property
     def sum_block(self) -> tuple[int, int]:
-        wave = self._wave
-        if not self._gradients:
-            return wave.rows, wave.rows
-        side = math.isqrt(wave.gradient_bytes // self._call.compute_dtype.itemsize)
-        block = min(wave.gradient_rows, _floor(side, STRIDE_MULTIPLE))
+        wave, largest = self._wave, self._wave.rows
+        if self._gradients:
+            side = math.isqrt(wave.gradient_bytes // self._call.compute_dtype.itemsize)
+            largest = min(wave.gradient_rows, _floor(side, STRIDE_MULTIPLE))
+        block = _even(self._call.rows.shape[0], largest)
         return block, block
 
     @property
     def class_block(self) -> tuple[int, int]:
         call, wave = self._call, self._wave
         size = call.compute_dtype.itemsize
-        count, width = (padded(max(extent, 1), DEPTH_MULTIPLE) for extent in call.rows.shape)
-        columns = min(wave.columns, wave.unit_bytes // (width * size))
-        height = wave.rows
+        count, width = call.rows.shape
+        columns = min(wave.columns, wave.unit_bytes // (padded(width, DEPTH_MULTIPLE) * size))
+        height = _even(count, wave.gradient_rows if self._gradients else wave.rows)
         if self._gradients:
-            height = min(wave.gradient_rows, count)
             columns = min(columns, wave.gradient_bytes // (height * size))
-        return height, _floor(columns, STRIDE_MULTIPLE)
+        else:
+            # Two float32 partial results per row and subtile.
+            tile = self._space.config.statistics
+            subtile = tile.block_n // tile.epilogue_subtiles
+            columns = min(columns, wave.gradient_bytes * subtile // (height * 8))
+        return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
 
     # Rows
 

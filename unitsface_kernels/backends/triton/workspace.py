@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..memory import device_memory
 from ..streaming import Call
 from . import configs, launch
 from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
@@ -47,8 +48,9 @@ def uses_tf32() -> bool:
 def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
     """The configuration of ``configs.py`` for a call; ``capability`` None: of its device."""
     tf32 = call.compute_dtype == torch.float32 and uses_tf32()
-    found = launch.capability(call.rows.device) if capability is None else capability
-    return configs.select(found, call.compute_dtype, tf32)
+    device = call.rows.device
+    found = launch.capability(device) if capability is None else capability
+    return configs.select(found, call.compute_dtype, tf32, device_memory(device))
 
 
 class Workspace:
