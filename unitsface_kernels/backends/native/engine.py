@@ -22,6 +22,7 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
+    UnitRows,
 )
 from .loader import extension
 
@@ -48,7 +49,7 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), elements * matrix.element_size()
 
 
-class NativeEngine(ABC):
+class NativeEngine(UnitRows, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.

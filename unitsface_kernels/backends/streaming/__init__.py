@@ -28,6 +28,7 @@ from .engine import (
     PairWeights,
     PositiveSums,
     SumTile,
+    UnitRows,
 )
 from .shards import Shards
 
@@ -72,6 +73,7 @@ __all__ = [
     "Result",
     "Shards",
     "SumTile",
+    "UnitRows",
     "driver",
     "make_call",
     "state_rows",

@@ -230,7 +230,7 @@ class Call(CallConfig):
     def valid_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
         if self.spec.valid_rows == "labeled":
-            return ~self.ignored
+            return self.row_labels != -1
         positives, negatives = self.pair_counts
         return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 

@@ -24,6 +24,7 @@ from .engine import (
     PairWeights,
     PositiveSums,
     SumTile,
+    UnitRows,
 )
 from .tiles import blocks
 
@@ -137,7 +138,7 @@ class _Side(NamedTuple):
         return f"{some}{first}:{stop}"
 
 
-class CheckedEngine:
+class CheckedEngine(UnitRows):
     """See :class:`Engine`; everything without a check is the engine's own.
 
     Args:

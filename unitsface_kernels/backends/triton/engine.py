@@ -131,10 +131,23 @@ class TritonEngine:
         index: Tensor | None = None,
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
+        return self._normalize(source, start, stop, index, reuse)
+
+    def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
+        return self._normalize(call.rows, 0, call.rows.shape[0], labels=call.row_labels)
+
+    def _normalize(
+        self,
+        source: Tensor,
+        start: int,
+        stop: int,
+        index: Tensor | None = None,
+        reuse: bool = False,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         count, width = stop - start, source.shape[1]
+        unit, inverse_norms = self._space.unit_tile(count, width, reuse)
         stride = padded(width, DEPTH_MULTIPLE)
-        unit = self._space.unit_tile(count, stride, reuse)
-        inverse_norms = self._space.empty(count)
         config = configs.rows(stride)
         launch.run(
             rows.normalize_rows_kernel,
@@ -147,11 +160,12 @@ class TritonEngine:
             inverse_norms,
             count,
             width,
+            labels,
             ROWS=config.rows,
             BLOCK=config.block,
             num_warps=config.num_warps,
         )
-        return unit[:, :width], inverse_norms
+        return unit, inverse_norms
 
     def normalize_rows_backward(
         self,
@@ -162,6 +176,26 @@ class TritonEngine:
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+    ) -> None:
+        self._normalize_backward(d_unit, source, start, inverse_norms, out, scale, index)
+
+    def unit_rows_backward(
+        self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        self._normalize_backward(
+            d_unit, call.rows, 0, inverse_norms, d_unit, scale, labels=call.row_labels
+        )
+
+    def _normalize_backward(
+        self,
+        d_unit: Tensor,
+        source: Tensor,
+        start: int,
+        inverse_norms: Tensor,
+        out: Tensor,
+        scale: Tensor | None,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         count, width = d_unit.shape
         config = configs.rows(width)
@@ -177,6 +211,7 @@ class TritonEngine:
             out,
             count,
             width,
+            labels,
             ROWS=config.rows,
             BLOCK=config.block,
             num_warps=config.num_warps,

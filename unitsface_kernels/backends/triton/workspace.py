@@ -71,8 +71,9 @@ class Workspace:
         self.inverse_scale: Tensor | None = None
         # None for a nearest loss: its formula is eager.
         self._policy = POLICIES.get(call.spec.name)
-        self._columns: Tensor | None = None
-        self._gradient: Tensor | None = None
+        self._held: dict[str, Tensor] = {}
+        # Most tiles have the shape of the one before: each view is made once.
+        self._views: dict[tuple[str, int, int, int], Tensor] = {}
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -93,22 +94,33 @@ class Workspace:
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.rows.device)
 
-    def unit_tile(self, count: int, stride: int, reuse: bool) -> Tensor:
-        """(count, stride) in the dtype of the GEMMs; with ``reuse`` always the same memory."""
-        size = count * stride
+    def unit_tile(self, count: int, width: int, reuse: bool) -> tuple[Tensor, Tensor]:
+        """(count, width) in the dtype of the GEMMs with padded rows, and (count,) float32.
+
+        With ``reuse`` always the same memory.
+        """
+        shape = (count, padded(width, DEPTH_MULTIPLE))
         if not reuse:
-            return self.empty((count, stride), self.call.compute_dtype)
-        if self._columns is None or self._columns.numel() < size:
-            self._columns = self.empty(size, self.call.compute_dtype)
-        return self._columns[:size].view(count, stride)
+            return self.empty(shape, self.call.compute_dtype)[:, :width], self.empty(count)
+        columns = self._kept("columns", shape, width, self.call.compute_dtype)
+        return columns, self._kept("norms", (1, count), count, torch.float32)[0]
 
     def gradient_tile(self, count: int, width: int) -> Tensor:
         """(count, width) with padded rows, always the same memory."""
-        stride = padded(width, STRIDE_MULTIPLE)
-        size = count * stride
-        if self._gradient is None or self._gradient.numel() < size:
-            self._gradient = self.empty(size, self.call.compute_dtype)
-        return self._gradient[:size].view(count, stride)[:, :width]
+        shape = (count, padded(width, STRIDE_MULTIPLE))
+        return self._kept("gradient", shape, width, self.call.compute_dtype)
+
+    def _kept(self, name: str, shape: tuple[int, int], width: int, dtype: torch.dtype) -> Tensor:
+        """The first ``width`` columns of (n, m) memory that each of this name overwrites."""
+        found = self._views.get((name, *shape, width))
+        if found is None:
+            size, held = shape[0] * shape[1], self._held.get(name)
+            if held is None or held.numel() < size:
+                held = self._held[name] = self.empty(size, dtype)
+                self._views = {key: view for key, view in self._views.items() if key[0] != name}
+            found = held[:size].view(shape)[:, :width]
+            self._views[name, *shape, width] = found
+        return found
 
     def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
         """Picks the power of two that brings float16 gradients to the top of the format's range.
