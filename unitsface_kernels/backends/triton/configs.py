@@ -130,6 +130,8 @@ _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 # has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
 # The pipeline fits the 99 KB of the consumer chips.
 _NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=4)
+# In four subtiles 255 registers and, with Triton 3.6, a stack; in eight at most 254 and none.
+_NARROW_HEAVY = replace(_NARROW, epilogue_subtiles=8)
 _NARROW_GRADIENT = replace(_NARROW, epilogue_subtiles=1)
 _NARROW_TF32 = replace(_NARROW, num_stages=3)
 
@@ -202,7 +204,7 @@ def select(
     elif tf32:
         kernels = (_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32)
     else:
-        kernels = (_NARROW, _NARROW, _NARROW, _NARROW_GRADIENT)
+        kernels = (_NARROW, _NARROW_HEAVY, _NARROW, _NARROW_GRADIENT)
     return Config(*kernels, wave(memory or DeviceMemory.common(capability)))
 
 
