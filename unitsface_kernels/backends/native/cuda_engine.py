@@ -17,10 +17,9 @@ from ..streaming import Call
 from .engine import NativeEngine, address
 
 # Cosines are written and read, gradients written and read twice: 14 bytes per pair with 16-bit
-# operands, 3.3 ps at the 4.3 TB/s of an H200, whose three GEMMs at D = 512 take 3.9 ps. So a tile has
-# to stay in L2: with 40, 50, 60 and 126 MB (A100, H100, H200, B200) 2432, 2688, 3072 and 4352 rows
-# of a batch with themselves. Below 2048 rows launches dominate, and a smaller L2 does without. Not
-# measured yet.
+# operands, 3.3 ps at the 4.3 TB/s of an H200, whose three GEMMs at D = 512 take 3.9 ps. So a tile
+# has to stay in L2: with 40, 50, 60 and 126 MB (A100, H100, H200, B200) it has 2432, 2688, 3072 and
+# 4352 rows of a batch. Below 2048 launches dominate, and a smaller L2 does without. Not measured.
 L2_SHARE = 0.9
 LEAST_ROWS = 2048
 BLOCK_MULTIPLE = 128

@@ -155,11 +155,11 @@ _LARGEST = replace(_LARGE, gradient_bytes=1 << 28, unit_bytes=1 << 28, columns=2
 # Chips with less L2 have at most a quarter of the rate: 4096 x 4096 pairs keep them busy for a
 # millisecond, longer than the host needs, and half of their SMs are few.
 _SMALL = WaveConfig(1 << 25, 4096, 1 << 25, 32768, 8192)
-#: L2 from which a chip takes them: of a B200 126 MB, of H200 and H100 60 and 50, of A100 40; of large
-#: Ada and consumer Blackwell 72 to 96. Consumer Ampere has 6, small Ada up to 32.
+#: L2 from which a chip takes them. A B200 has 126 MB, an H200 60, an H100 50, an A100 40, large Ada
+#: and consumer Blackwell have 72 to 96, small Ada at most 32, consumer Ampere 6.
 _WAVES = ((100 << 20, _LARGEST), (36 << 20, _LARGE), (0, _SMALL))
-#: Parts of a device's memory that a gradient tile may be at least: with unit columns, their
-#: gradient and partial results the workspace takes at most a 60th.
+#: A gradient tile is at most this part of the device's memory; with unit columns, their gradient
+#: and partial results the workspace then takes at most a 60th.
 _PARTS_OF_MEMORY = 240
 
 

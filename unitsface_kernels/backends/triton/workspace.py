@@ -112,14 +112,15 @@ class Workspace:
 
     def _kept(self, name: str, shape: tuple[int, int], width: int, dtype: torch.dtype) -> Tensor:
         """The first ``width`` columns of (n, m) memory that each of this name overwrites."""
-        found = self._views.get((name, *shape, width))
+        key = (name, *shape, width)
+        found = self._views.get(key)
         if found is None:
             size, held = shape[0] * shape[1], self._held.get(name)
             if held is None or held.numel() < size:
                 held = self._held[name] = self.empty(size, dtype)
-                self._views = {key: view for key, view in self._views.items() if key[0] != name}
+                self._views = {k: view for k, view in self._views.items() if k[0] != name}
             found = held[:size].view(shape)[:, :width]
-            self._views[name, *shape, width] = found
+            self._views[key] = found
         return found
 
     def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
