@@ -151,14 +151,14 @@ def test_the_copy_gives_the_same(target: Target, tolerance: float) -> None:
 def test_norms_are_computed_once(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the first pass, also of a retained graph; anew without a place to keep them."""
     made: list[int] = []
-    normalize = TritonEngine._normalize
+    write = TritonEngine._write_unit
 
-    def spied(self, source, index, start, unit, inverse_norms):
+    def spied(self, source, index, start, unit, inverse_norms, *labels):
         if unit is None:
             made.append(len(inverse_norms))
-        normalize(self, source, index, start, unit, inverse_norms)
+        write(self, source, index, start, unit, inverse_norms, *labels)
 
-    monkeypatch.setattr(TritonEngine, "_normalize", spied)
+    monkeypatch.setattr(TritonEngine, "_write_unit", spied)
     monkeypatch.setattr(TritonEngine, "class_block", (40, 64))
     p = build(Case("", **SIZES), SOFTMAX, device=target.device)
     leaves = p.leaves()

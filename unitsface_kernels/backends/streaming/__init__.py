@@ -29,6 +29,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    UnitRows,
 )
 from .shards import Shards
 
@@ -74,6 +75,7 @@ __all__ = [
     "Shards",
     "SumTile",
     "TileColumns",
+    "UnitRows",
     "driver",
     "make_call",
     "state_rows",

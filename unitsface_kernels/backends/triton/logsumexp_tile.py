@@ -18,7 +18,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
-    maximum, total = space.empty((2, column_blocks, count)).unbind(0)
+    maximum, total = space.partial_sums(column_blocks, count)
     launch.run_tile(
         logsumexp.statistics_kernel,
         config,
