@@ -22,6 +22,8 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
+    TileColumns,
+    UnitRows,
 )
 from .loader import extension
 
@@ -48,7 +50,7 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), elements * matrix.element_size()
 
 
-class NativeEngine(ABC):
+class NativeEngine(UnitRows, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
@@ -141,6 +143,11 @@ class NativeEngine(ABC):
         )
         return unit, inverse_norms
 
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
     def normalize_rows_backward(
         self,
         d_unit: Tensor,
@@ -150,7 +157,9 @@ class NativeEngine(ABC):
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
+        assert not raw
         count, size = d_unit.shape
         source, start, index = self._readable(source, start, count, index)
         result = self._writable(out, d_unit)
@@ -251,6 +260,9 @@ class NativeEngine(ABC):
             address(slope),
         )
         return logits, slope
+
+    def finish_rows(self, sums: ClassSums) -> None:
+        return None
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines

@@ -28,6 +28,8 @@ from .engine import (
     PairWeights,
     PositiveSums,
     SumTile,
+    TileColumns,
+    UnitRows,
 )
 from .shards import Shards
 
@@ -72,6 +74,8 @@ __all__ = [
     "Result",
     "Shards",
     "SumTile",
+    "TileColumns",
+    "UnitRows",
     "driver",
     "make_call",
     "state_rows",

@@ -8,12 +8,12 @@ size n x m, and the GEMMs. Nothing here or in the drivers depends on a loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .call import Call
+from .call import Call, clear_ignored
 
 
 @dataclass
@@ -83,12 +83,14 @@ class ClassTile:
     """Pairs of a tile of a ``logsumexp`` or ``nearest`` loss over classes.
 
     Attributes:
-        a, b: as of :class:`SumTile`.
+        a: as of :class:`SumTile`.
+        b: (m, D) :attr:`TileColumns.matrix`.
         targets: (n,) int64 positions among all columns; of a target outside the tile nothing
             is known here.
         start: position of the tile's first column.
         cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
             overwrite them; None: nowhere, the second pass multiplies again.
+        b_factors: (m,) :attr:`TileColumns.factors`.
     """
 
     a: Tensor
@@ -96,6 +98,29 @@ class ClassTile:
     targets: Tensor
     start: int
     cosines: Tensor | None = None
+    b_factors: Tensor | None = None
+
+
+class TileColumns(NamedTuple):
+    """A block of columns as the tiles against it multiply them.
+
+    Attributes:
+        matrix: (m, D) in the dtype of the GEMMs: the columns at unit length, or as they are.
+        inverse_norms: (m,) float32, as of :meth:`Engine.normalize_rows`.
+        raw: they are as they are. A product with a unit row times the column's inverse norm is
+            then the cosine, and a gradient tile has that factor as well: multiplied by ``matrix``
+            it gives the gradient of the rows, and its product with the rows is the gradient of
+            the unit columns times their inverse norms.
+    """
+
+    matrix: Tensor
+    inverse_norms: Tensor
+    raw: bool = False
+
+    @property
+    def factors(self) -> Tensor | None:
+        """(m,) of every product with ``matrix``; None: ones."""
+        return self.inverse_norms if self.raw else None
 
 
 class NegativeSums(NamedTuple):
@@ -166,6 +191,8 @@ Vectors = TypeVar(
 
 def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
+    if isinstance(rows, slice) and rows == slice(0, len(vectors[0])):
+        return vectors
     return type(vectors)(*(vector[rows] for vector in vectors))
 
 
@@ -214,6 +241,15 @@ class Engine(Protocol):
             lie in a workspace that the next such call overwrites; else they last for the call.
         """
 
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        """Rows ``start:stop`` of ``source`` (of ``source[index]``) as the columns of tiles.
+
+        Valid until the next call. For :class:`ClassTile` only: whether they are raw is the
+        engine's choice.
+        """
+
     def normalize_rows_backward(
         self,
         d_unit: Tensor,
@@ -223,11 +259,21 @@ class Engine(Protocol):
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
         """``out`` = gradient of the raw rows: ``r (g - <g, u> u)`` times ``scale`` (()).
 
-        A clamped norm is constant, so its row has no ``<g, u> u``. ``out`` may be ``d_unit``.
+        A clamped norm is constant, so its row has no ``<g, u> u``. ``out`` may be ``d_unit``,
+        which is g, or with ``raw`` (see :class:`TileColumns`) r g.
         """
+
+    def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
+        """:meth:`normalize_rows` of a call's rows; ignored ones, which may be NaN, are 0."""
+
+    def unit_rows_backward(
+        self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        """:meth:`normalize_rows_backward` of a call's rows, in place; ignored ones are 0."""
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         """One tile of a ``sum`` loss; returns (n, m) d loss / d cosine, if wanted.
@@ -243,6 +289,16 @@ class Engine(Protocol):
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
+
+    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
+        """Losses (N,) and state (3, N) of all rows of a ``logsumexp`` loss over classes.
+
+        See ``logsumexp.py``, which makes them of Torch operators and :meth:`positive_rows` where
+        an engine has no kernel for all of it and returns None.
+
+        Args:
+            sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
+        """
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         """(n, m) d loss / d cosine, valid until the next tile."""
@@ -283,3 +339,18 @@ class Engine(Protocol):
 
     def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Values (k,) of a gradient tile at (k,) places, float32."""
+
+
+class UnitRows:
+    """Both directions of a call's unit rows, by the kernels for any rows."""
+
+    def unit_rows(self: Any, call: Call) -> tuple[Tensor, Tensor]:
+        unit, inverse_norms = self.normalize_rows(call.rows, 0, call.rows.shape[0])
+        clear_ignored(call, unit)
+        return unit, inverse_norms
+
+    def unit_rows_backward(
+        self: Any, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        self.normalize_rows_backward(d_unit, call.rows, 0, inverse_norms, d_unit, scale)
+        clear_ignored(call, d_unit)

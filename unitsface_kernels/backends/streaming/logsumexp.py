@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, clear_ignored, split_weights
-from .columns import columns_of, finish_columns, unit_columns
-from .engine import ClassSums, ClassTile, ClassWeights, Engine, part
+from .call import Call, Gradients, Result, split_weights
+from .columns import columns_of, finish_columns, tile_columns
+from .engine import ClassSums, ClassTile, ClassWeights, Engine, TileColumns, part
 from .filtering import heavy_rows, negligible, worth_taking
 from .scattered import Targets, add_pairs
+from .shards import Shards
 from .tiles import against_columns
 
 
@@ -32,16 +33,16 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (3, N) state."""
-    log_negatives, target_cosine = _statistics(call, engine)
+    sums = _statistics(call, engine)
     if call.shards is not None:
-        log_negatives, target_cosine = call.shards.log_of_sums(log_negatives, target_cosine)
-    per_row, negative_prob, slope = _finish_rows(call, engine, log_negatives, target_cosine)
+        sums = _of_all_shards(call.shards, sums)
+    per_row, state = engine.finish_rows(sums) or _finish_rows(call, engine, sums)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, torch.stack([log_negatives, negative_prob, slope]), (None, None, None))
+    return Result(loss, state, (None, None, None))
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -76,11 +77,11 @@ def _keeps(call: Call, engine: Engine) -> bool:
     return call.columns.dtype == torch.float32
 
 
-def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
+def _statistics(call: Call, engine: Engine) -> ClassSums:
+    """(panels, N) maxima and totals, and (N,) cosines of the targets."""
     rows = call.rows
     count = rows.shape[0]
-    unit, _ = engine.normalize_rows(rows, 0, count)
-    clear_ignored(call, unit)
+    unit, _ = engine.unit_rows(call)
     panels = against_columns(columns_of(call), count, engine.class_block)
     # One sum per tile, so that it is known how little each contributes.
     maximum = rows.new_full((len(panels), count), -torch.inf, dtype=torch.float32)
@@ -90,10 +91,10 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     if _keeps(call, engine):
         cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
     for panel, panel_maximum, panel_total in zip(panels, maximum, total, strict=True):
-        columns, _ = unit_columns(engine, panel)
+        columns = tile_columns(engine, panel)
         sums = ClassSums(panel_maximum, panel_total, target_cosine)
         for block in panel.rows:
-            tile = ClassTile(unit[block], columns, call.row_labels[block], panel.columns.start)
+            tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
             if cosines is not None:
                 tile.cosines = _kept(cosines, panel.columns, block)
             engine.logsumexp_tile(tile, part(sums, block))
@@ -101,7 +102,19 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
         call.cache.blocks = engine.class_block
         call.cache.cosines = cosines
         call.cache.tile_sums = (maximum, total) if call.filters else None
-    return _log_of_sums(maximum, total), target_cosine
+    return ClassSums(maximum, total, target_cosine)
+
+
+def _tile(unit: Tensor, columns: TileColumns, targets: Tensor, place: slice) -> ClassTile:
+    return ClassTile(unit, columns.matrix, targets, place.start, b_factors=columns.factors)
+
+
+def _of_all_shards(shards: Shards, sums: ClassSums) -> ClassSums:
+    """The sums of all ranks, as those of one panel."""
+    own = _log_of_sums(sums.maximum, sums.total)
+    log_negatives, target_cosine = shards.log_of_sums(own, sums.target_cosine)
+    some = (log_negatives != -torch.inf).to(torch.float32)
+    return ClassSums(log_negatives[None], some[None], target_cosine)
 
 
 def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
@@ -113,22 +126,22 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
-def _finish_rows(
-    call: Call, engine: Engine, log_negatives: Tensor, target_cosine: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: loss, probability q of the negatives in the softmax, and d logit / d cosine.
+def _finish_rows(call: Call, engine: Engine, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """Losses (N,), and the state: N, probability q of the negatives in the softmax, d logit / d
+    cosine of the target.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
     q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
     """
-    logits, slope = engine.positive_rows(target_cosine)
+    log_negatives = _log_of_sums(sums.maximum, sums.total)
+    logits, slope = engine.positive_rows(sums.target_cosine)
     # Of shards together every row that takes part has its target.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     gap = log_negatives - logits
     per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
     negative_prob = torch.where(has_target, torch.sigmoid(gap), 1.0)
     per_row = torch.where(call.ignored, 0.0, per_row)
-    return per_row, negative_prob, slope
+    return per_row, torch.stack([log_negatives, negative_prob, slope])
 
 
 class _Rows(NamedTuple):
@@ -157,8 +170,7 @@ def _gradients(
     columns = call.columns
     assert columns is not None
     count, size = call.rows.shape
-    unit, inverse_norms = engine.normalize_rows(call.rows, 0, count)
-    clear_ignored(call, unit)
+    unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
@@ -190,8 +202,7 @@ def _gradients(
             d_rows[wanted] = d_some
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
-        engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
-        clear_ignored(call, d_rows)
+        engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     return d_rows, d_columns, None
 
 
@@ -224,23 +235,24 @@ def _stream(
             if targets is not None and d_columns is not None:
                 targets.write(own, d_columns, scale)
             continue
-        columns, column_norms = unit_columns(engine, panel)
+        columns = tile_columns(engine, panel)
         d_unit = None
         for block in panel.rows:
-            tile = ClassTile(rows.unit[block], columns, rows.labels[block], place.start)
+            tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))
             if d_rows is not None:
-                engine.addmm(d_rows[block], gradient, columns)
+                engine.addmm(d_rows[block], gradient, columns.matrix)
             if call.need_columns:
                 if d_unit is None:
                     d_unit = engine.matmul(gradient.T, tile.a)
                 else:
                     engine.addmm(d_unit, gradient.T, tile.a)
         if targets is not None and d_unit is not None:
-            targets.add(own, place, d_unit)
-        finish_columns(call, engine, place, d_unit, column_norms, d_columns, scale)
+            targets.add(own, place, d_unit, columns.factors)
+        norms, raw = columns.inverse_norms, columns.raw
+        finish_columns(call, engine, place, d_unit, norms, d_columns, scale, raw)
 
 
 def _taken(

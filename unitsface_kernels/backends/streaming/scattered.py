@@ -71,9 +71,10 @@ class Targets:
         bounds = [0, *torch.searchsorted(self._places, stops).tolist()]
         return [slice(*pair) for pair in pairwise(bounds)]
 
-    def add(self, part: slice, tile: slice, d_unit: Tensor) -> None:
-        """To the gradient (m, D) of a tile's unit columns."""
-        d_unit[self._places[part] - tile.start] += self._d_unit[part]
+    def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
+        """To the gradient (m, D) of a tile's unit columns, which is times ``factors`` (m,)."""
+        place, own = self._places[part] - tile.start, self._d_unit[part]
+        d_unit[place] += own if factors is None else factors[place, None] * own
 
     def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
         """As the whole gradient of their columns, in a tile that has no other."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
+from ..streaming.shards import ELSEWHERE
 from . import configs, launch
 from .kernels import logsumexp
 from .workspace import Workspace, operands
@@ -17,27 +18,25 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
-    stretches = column_blocks * config.epilogue_subtiles
-    stretch_maximum, stretch_total = (
-        space.empty((stretches, count)),
-        space.empty((stretches, count)),
-    )
+    maximum, total = space.partial_sums(column_blocks, count)
     launch.run_tile(
         logsumexp.statistics_kernel,
         config,
         row_blocks * column_blocks,
         *operands(tile.a, tile.b),
+        tile.b_factors,
         tile.targets,
         tile.start,
-        stretch_maximum,
-        stretch_total,
+        maximum,
+        total,
         rows.target_cosine,
         space.call.params,
         NEGATIVE=space.logsumexp_policy.negative,
+        LINEAR=space.logsumexp_policy.linear,
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
-    merge(stretch_maximum, stretch_total, rows)
+    merge(maximum, total, rows)
 
 
 def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> None:
@@ -79,6 +78,30 @@ def positive_rows(space: Workspace, target_cosine: Tensor) -> tuple[Tensor, Tens
     return logits, slopes
 
 
+def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """See ``Engine.finish_rows``."""
+    call = space.call
+    parts, count = sums.maximum.shape
+    losses, state = space.empty(count), space.empty((3, count))
+    launch.run(
+        logsumexp.finish_rows_kernel,
+        -(-count // configs.VECTOR.block),
+        *sums,
+        call.row_labels,
+        losses,
+        state,
+        parts,
+        count,
+        # Of shards together every row that takes part has its target.
+        0 if call.shards is None else ELSEWHERE,
+        call.params,
+        POSITIVE=space.logsumexp_policy.positive,
+        BLOCK=configs.VECTOR.block,
+        num_warps=configs.VECTOR.num_warps,
+    )
+    return losses, state
+
+
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     policy, config = space.logsumexp_policy, space.config.gradient
@@ -90,6 +113,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         config,
         -(-count // config.block_m) * -(-width // config.block_n),
         *operands(tile.a, tile.b),
+        tile.b_factors,
         tile.targets,
         tile.start,
         *rows,
@@ -98,6 +122,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         space.scale,
         space.call.params,
         NEGATIVE=policy.negative,
+        LINEAR=policy.linear,
         PRECISION=space.precision,
     )
     return result

@@ -5,10 +5,37 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_subtiles, cosine_tile, grouped_block
+from ..losses.math import softplus_and_sigmoid
+from .tiles import column_factors, column_subtiles, cosine_tile, grouped_block
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def negative_logits(
+    products,
+    factors,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
+):
+    """Logits of products with columns that are times ``factors`` away from unit length, and d
+    logit / d cosine times these factors: what a gradient tile has for each product."""
+    if LINEAR:
+        # One multiplication per pair: the column's factor and the logit's are multiplied before.
+        slope, _ = NEGATIVE(factors, parameters)
+        return products * slope, slope
+    else:
+        logit, slope = NEGATIVE(products * factors, parameters)
+        return logit, slope * factors
+
+
+@triton.jit
+def has_one(target, column, WIDTH: tl.constexpr):
+    """Whether a target is among the ``WIDTH`` columns from ``column``."""
+    inside = (target >= column) & (target < column + WIDTH)
+    return tl.max(inside.to(tl.int32), axis=0) > 0
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "start"])
@@ -20,13 +47,15 @@ def statistics_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
-    stretch_maximum,
-    stretch_total,
+    block_maximum,
+    block_total,
     target_cosine,
     parameters,
     NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -34,17 +63,18 @@ def statistics_kernel(
     EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Per stretch of columns and row: largest negative logit and sum of exp(logit - largest).
+    """Per block of columns and row: largest negative logit and sum of exp(logit - largest).
 
-    ``stretch_maximum``, ``stretch_total``: (column blocks * EPILOGUE_SUBTILES, rows). A target's
-    cosine goes to ``target_cosine`` (rows,), by the one program that meets it.
+    ``block_maximum``, ``block_total``: (column blocks, rows). A target's
+    cosine goes to ``target_cosine`` (rows,), by the one program that meets it. ``b_factors``
+    (columns,): see ``column_factors``.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
-    cosine = cosine_tile(
+    products = cosine_tile(
         a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
@@ -52,24 +82,35 @@ def statistics_kernel(
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
     WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
-    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    subtiles = column_subtiles(products, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    # Few blocks have a target or columns past the end: the others compare none.
+    takes_out = has_one(target, column, BLOCK_N) | (column + BLOCK_N > columns)
+    largest = tl.full((BLOCK_M,), -float("inf"), dtype=tl.float32)
+    summed = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for subtile in tl.static_range(EPILOGUE_SUBTILES):
         first = column + subtile * WIDTH
         j = first + tl.arange(0, WIDTH)
-        is_target = target[:, None] == j[None, :]
-        has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
-        if tl.max(has_target.to(tl.int32), axis=0) > 0:
-            own = tl.sum(tl.where(is_target, subtiles[subtile], 0.0), axis=1)
+        part = subtiles[subtile]
+        factors = column_factors(b_factors, j)
+        if takes_out:
+            is_target = target[:, None] == j[None, :]
+            own = tl.sum(tl.where(is_target, part * factors, 0.0), axis=1)
+            has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
             tl.store(target_cosine + i, own, mask=has_target)
-        logit, _ = NEGATIVE(subtiles[subtile], parameters)
-        logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
-        maximum = tl.max(logit, axis=1)
+            outside = (j >= columns)[None, :]
+            part = tl.where(is_target | outside, -float("inf"), part)
+            if b_factors is not None:
+                factors = tl.where(outside, 1.0, factors)
+        logit, _ = negative_logits(part, factors, parameters, NEGATIVE, LINEAR)
+        maximum = tl.maximum(largest, tl.max(logit, axis=1))
         # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
         shift = tl.where(maximum == -float("inf"), 0.0, maximum)
         total = tl.sum(tl.exp2((logit - shift[:, None]) * LOG2_E), axis=1)
-        out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
-        tl.store(stretch_maximum + out, maximum, mask=in_rows)
-        tl.store(stretch_total + out, total, mask=in_rows)
+        summed = summed * tl.exp2((largest - shift) * LOG2_E) + total
+        largest = maximum
+    out = column_block.to(tl.int64) * rows + i
+    tl.store(block_maximum + out, largest, mask=in_rows)
+    tl.store(block_total + out, summed, mask=in_rows)
 
 
 @triton.jit(do_not_specialize=["rows", "stretches"])
@@ -113,6 +154,7 @@ def gradient_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
     log_negatives,
@@ -123,19 +165,23 @@ def gradient_kernel(
     gradient_scale,
     parameters,
     NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """d loss / d cosine of a tile; ``gradient_scale``: (1,) factor for float16, or None."""
+    """d loss / d cosine of a tile, times ``b_factors`` (columns,), see ``column_factors``.
+
+    ``gradient_scale``: (1,) factor for float16, or None.
+    """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
-    cosine = cosine_tile(
+    products = cosine_tile(
         a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
@@ -150,10 +196,15 @@ def gradient_kernel(
         factor = tl.load(gradient_scale)
         weight *= factor
         own *= factor
-    logit, slope = NEGATIVE(cosine, parameters)
+    factors = column_factors(b_factors, j)
+    logit, slope = negative_logits(products, factors, parameters, NEGATIVE, LINEAR)
     probability = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
-    value = weight[:, None] * (probability * slope)
-    value = tl.where(target[:, None] == j[None, :], own[:, None], value)
+    # In this order: without factors the slope of a linear logit is one number.
+    value = (weight[:, None] * slope) * probability
+    if has_one(target, column, BLOCK_N):
+        value = tl.where(
+            target[:, None] == j[None, :], own[:, None] * column_factors(b_factors, j), value
+        )
     # Up to the padded width: full-width stores, and the caller never reads past the columns.
     corner = gradient + row.to(tl.int64) * gradient_stride + column
     place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
@@ -178,3 +229,50 @@ def positive_kernel(
     logit, slope = POSITIVE(cosine, parameters)
     tl.store(logits + i, logit, mask=mask)
     tl.store(slopes + i, slope, mask=mask)
+
+
+@triton.jit(do_not_specialize=["parts", "rows", "lowest"])
+def finish_rows_kernel(
+    maximum,
+    total,
+    target_cosine,
+    targets,
+    losses,
+    state,
+    parts,
+    rows,
+    lowest,
+    parameters,
+    POSITIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Losses (rows,) and state (3, rows) from (parts, rows) statistics, see ``logsumexp.py``.
+
+    A row has a target if its label is neither -1 (it is ignored) nor below ``lowest``.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows
+    place = i.to(tl.int64)
+    highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
+    summed = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(0, parts):
+        largest = tl.load(maximum + place, mask=mask, other=-float("inf"))
+        found = tl.load(total + place, mask=mask, other=0.0)
+        # Comparisons, which keep a NaN: it is in every later sum.
+        new = tl.where(largest > highest, largest, highest)
+        shift = tl.where(new == -float("inf"), 0.0, new)
+        summed = summed * tl.exp(highest - shift) + found * tl.exp(largest - shift)
+        highest = new
+        place += rows
+    log_negatives = tl.where(summed == 0.0, -float("inf"), highest + tl.log(summed))
+    target = tl.load(targets + i, mask=mask, other=-1)
+    cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
+    logit, slope = POSITIVE(cosine, parameters)
+    gap = log_negatives - logit
+    softplus, sigmoid = softplus_and_sigmoid(gap)
+    has_target = (target >= lowest) & (target != -1)
+    loss = tl.where(has_target, softplus, log_negatives)
+    tl.store(losses + i, tl.where(target == -1, 0.0, loss), mask=mask)
+    tl.store(state + i, log_negatives, mask=mask)
+    tl.store(state + rows + i, tl.where(has_target, sigmoid, 1.0), mask=mask)
+    tl.store(state + 2 * rows + i, slope, mask=mask)

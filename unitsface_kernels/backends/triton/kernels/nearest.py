@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import cosine_tile, grouped_block
+from .tiles import column_factors, cosine_tile, grouped_block
 
 #: Below the key of every cosine: a column that takes no part.
 NO_KEY = tl.constexpr(-(2**31))
@@ -41,6 +41,17 @@ def pack(key, position):
     return (key.to(tl.int64) << 32) | (position ^ LARGEST).to(tl.int64)
 
 
+@triton.jit
+def _any(flags, ROWS: tl.constexpr):
+    """Whether one of (ROWS,) is true, as an integer.
+
+    Of two columns: Triton 3.6 fails on Blackwell at a reduction over the only dimension of what
+    comes from an accumulator.
+    """
+    left, right = tl.split(tl.max(tl.reshape(flags.to(tl.int32), (ROWS // 2, 2)), axis=0))
+    return tl.maximum(left, right)
+
+
 @triton.jit(do_not_specialize=["rows", "columns", "start", "count"])
 def nearest_kernel(
     a,
@@ -50,6 +61,7 @@ def nearest_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
     best,
@@ -67,7 +79,7 @@ def nearest_kernel(
 
     ``candidates``: (column blocks * count, rows) int64, less than 2^31 of them, of which the first
     ``found`` (column blocks, rows) of each block are written. After a few tiles hardly any column
-    beats the last one.
+    beats the last one. ``b_factors`` (columns,): see ``column_factors``.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -80,6 +92,8 @@ def nearest_kernel(
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
+    if b_factors is not None:
+        cosine *= column_factors(b_factors, j)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1)
     target = tl.where(target < 0, -1, target - start).to(tl.int32)
@@ -94,7 +108,7 @@ def nearest_kernel(
     top = tl.max(keys, axis=1)
     number = tl.zeros((BLOCK_M,), dtype=tl.int32)
     rank = 0
-    going = tl.max((top > last).to(tl.int32), axis=0)
+    going = _any(top > last, BLOCK_M)
     while going > 0:
         place = tl.min(tl.where(keys == top[:, None], j[None, :], LARGEST), axis=1)
         # The maxima of a row fall: those that beat the last come first.
@@ -105,7 +119,7 @@ def nearest_kernel(
         keys = tl.where(j[None, :] == place[:, None], NO_KEY, keys)
         top = tl.max(keys, axis=1)
         rank += 1
-        going = tl.where(rank < count, tl.max((top > last).to(tl.int32), axis=0), 0)
+        going = tl.where(rank < count, _any(top > last, BLOCK_M), 0)
     tl.store(found + column_block * rows + i, number, mask=in_rows)
 
 
