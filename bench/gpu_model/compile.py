@@ -1,0 +1,288 @@
+"""``python -m bench.gpu_model.compile``: kernels compiled ahead of time, one JSON line each.
+
+A process compiles for one architecture with one Triton. The driver only names its target, so that
+every kernel is compiled with the arguments, the specialization and the configuration of a launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from . import sass
+from .tritons import Triton
+
+if TYPE_CHECKING:
+    from .launches import Launch
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (80, 90, 100)
+#: Families of tensor-core instructions in PTX.
+FAMILIES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
+_DOT = re.compile(r"tt\.dot .*tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x\w+>")
+_LOOP = re.compile(r"scf\.for .* = %(\S+) to %(\S+) step %(\S+) ")
+_CONSTANT = re.compile(r"%(\S+) = arith\.constant (-?\d+) : i32")
+_BITS = {"f32": 32, "f16": 16, "bf16": 16}
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The GEMM of one program: (m, depth) with (depth, n), ``step`` of the depth at a time."""
+
+    m: int
+    n: int
+    depth: int
+    step: int
+    element_bytes: int
+
+    @property
+    def steps(self) -> int:
+        return self.depth // self.step
+
+    @property
+    def operand_bytes(self) -> int:
+        return (self.m + self.n) * self.depth * self.element_bytes
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One compiled kernel.
+
+    Attributes:
+        label: of the first call that launches it.
+        variant: what it is specialized to; see ``Launch.variant``.
+        local: bytes of spills.
+        families: tensor-core instructions of its PTX.
+        warnings: numbers of ptxas performance warnings.
+        gemm: of one program; None for a kernel without one.
+        before, inside, after: instructions of one warp by pipe, see ``sass.Regions``.
+        iterations: of the loop over the depth, 0 where the compiler has unrolled it.
+        stored: bytes that one program stores 16 at a time, which is how tiles are stored.
+    """
+
+    triton: str
+    architecture: int
+    label: str
+    kernel: str
+    variant: str
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    warps: int
+    max_registers: int | None
+    families: tuple[str, ...]
+    warnings: tuple[str, ...]
+    gemm: Gemm | None
+    iterations: int
+    before: dict[str, int]
+    inside: dict[str, int]
+    after: dict[str, int]
+    stored: int
+
+    @classmethod
+    def load(cls, row: dict[str, Any]) -> Compiled:
+        """From what ``asdict`` and JSON have made of it."""
+        gemm = None if row["gemm"] is None else Gemm(**row["gemm"])
+        return cls(
+            **row | {"gemm": gemm, **{k: tuple(row[k]) for k in ("families", "warnings")}}
+        )
+
+    @property
+    def key(self) -> str:
+        return f"{self.kernel} [{self.variant}]"
+
+    @property
+    def dtype(self) -> str:
+        return self.variant.partition(" ")[0]
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.inside.get("TENSOR", 0) > 0
+
+    @property
+    def instructions(self) -> Counter[str]:
+        """Of one warp by pipe, in a whole program."""
+        return Counter(self.before) + Counter(self.inside) + Counter(self.after)
+
+    @property
+    def issue_cycles(self) -> float:
+        """Of one program: an SM issues one instruction of each of four warps per cycle."""
+        return sum(self.instructions.values()) * self.warps / 4
+
+    def __str__(self) -> str:
+        return (
+            f"sm_{self.architecture:<4}Triton {self.triton:7}{self.label:26}{self.kernel:27}"
+            f"{self.registers:4} registers {self.stack:4} stack {self.shared:7} shared  "
+            f"{' '.join([*self.families, *self.warnings])}"
+        )
+
+
+def gemm_of(ttir: str) -> Gemm | None:
+    """The GEMM in a kernel's Triton IR: its operands' shapes, and its loop's constant bounds."""
+    dot = _DOT.search(ttir)
+    if dot is None:
+        return None
+    m, step, n = int(dot[1]), int(dot[2]), int(dot[4])
+    constants = {name: int(value) for name, value in _CONSTANT.findall(ttir)}
+    depth = step
+    for loop in _LOOP.finditer(ttir[: dot.start()]):
+        bounds = [constants.get(name.rstrip(":,")) for name in loop.groups()]
+        if None not in bounds:
+            first, last, by = bounds
+            depth = step * -(-(last - first) // by)
+    return Gemm(m, n, depth, step, _BITS[dot[3]] // 8)
+
+
+def _products(opcode: str, gemm: Gemm) -> int:
+    """Multiplications of one instruction of the tensor cores, or of one FFMA of a warp."""
+    shape = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)
+    if shape is not None:
+        return math.prod(map(int, shape.groups()))
+    if opcode.startswith("HMMA"):
+        # m16n8 and the depth: HMMA.16816, HMMA.1688
+        return 16 * 8 * int(re.search(r"\.168(\d+)", opcode)[1])  # type: ignore[index]
+    if opcode.startswith("UTCHMMA"):
+        return min(gemm.m, 128) * min(gemm.n, 256) * 32 // gemm.element_bytes
+    return 32 * (2 if opcode == "FFMA2" else 1)
+
+
+def _products_per_warp(code: Sequence[sass.Instruction], gemm: Gemm, warps: int) -> float:
+    """Instructions of the GEMM that a warp issues in a program."""
+    opcodes = [i.opcode for i in code if i.name in sass.TENSOR]
+    opcode = opcodes[0] if opcodes else "FFMA"
+    # Four warps make a warpgroup; on Blackwell one thread issues for all.
+    issuing = {"HGMMA": warps // 4, "UTCHMMA": 1}.get(opcode.partition(".")[0], warps)
+    return gemm.m * gemm.n * gemm.depth / _products(opcode, gemm) / issuing
+
+
+def _usage(tool: Path, cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
+    """Compiles a launch's kernel and counts its code; of a kernel that is not in Triton's cache,
+    since ptxas reports only then."""
+    from triton import knobs
+
+    log = io.StringIO()
+    with patch.object(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(log):
+        kernel = launch.compile()
+    tool = Path(knobs.nvidia.cuobjdump.path)
+    usage = _usage(tool, kernel.asm["cubin"])
+    code = sass.disassemble(tool, kernel.asm["cubin"])
+    gemm, warps = gemm_of(kernel.asm["ttir"]), kernel.metadata.num_warps
+    found = sass.regions(code, _products_per_warp(code, gemm, warps) if gemm else 0)
+    return Compiled(
+        triton=triton,
+        architecture=architecture,
+        label=launch.label,
+        kernel=launch.name,
+        variant=launch.variant,
+        registers=usage["REG"],
+        stack=usage["STACK"],
+        local=usage["LOCAL"],
+        shared=kernel.metadata.shared,
+        warps=warps,
+        max_registers=launch.options.get("maxnreg"),
+        families=tuple(name for name in FAMILIES if name in kernel.asm["ptx"]),
+        warnings=tuple(dict.fromkeys(re.findall(r"\((C75\d\d)\)", log.getvalue()))),
+        gemm=gemm,
+        iterations=found.iterations,
+        before=dict(found.before),
+        inside=dict(found.inside),
+        after=dict(found.after),
+        stored=32 * warps * found.stored,
+    )
+
+
+def _worker(sets: Sequence[str], architecture: int) -> Iterator[Compiled]:
+    """Every kernel of some sets, once. Needs a process of its own: there is one active driver."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from .calls import SETS
+
+    class Driver:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", architecture, 32)
+
+    driver.set_active(Driver())
+    seen = set()
+    for launch in (launch for name in sets for launch in SETS[name](architecture)):
+        if launch.identity not in seen:
+            seen.add(launch.identity)
+            yield compiled(launch, triton.__version__, architecture)
+
+
+def compile_sets(
+    sets: Sequence[str], tritons: Sequence[Triton], architectures: Sequence[int] = ARCHITECTURES
+) -> list[Compiled]:
+    """Kernels of ``calls.SETS``, in worker processes, one per architecture and Triton.
+
+    Raises:
+        RuntimeError: with the end of the error output of a worker that failed.
+    """
+    places = [(triton, one) for triton in tritons for one in architectures]
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda place: _in_worker(sets, *place, cache), places)
+        return [kernel for kernels in found for kernel in kernels]
+
+
+def _in_worker(
+    sets: Sequence[str], triton: Triton, architecture: int, cache: str
+) -> list[Compiled]:
+    process = subprocess.run(
+        [sys.executable, "-m", __spec__.name, str(architecture), *sets],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=triton.environment | {"TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
+    )
+    if process.returncode:
+        raise RuntimeError(
+            f"sm_{architecture}, Triton {triton.version}: {process.stderr[-4000:]}"
+        )
+    lines = process.stdout.splitlines()
+    return [Compiled.load(json.loads(line)) for line in lines if line.startswith("{")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_model.compile", description=__doc__)
+    parser.add_argument("architecture", type=int)
+    parser.add_argument("sets", nargs="+")
+    options = parser.parse_args(arguments)
+    for kernel in _worker(options.sets, options.architecture):
+        print(json.dumps(asdict(kernel)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
