@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .. import fake_device
+
 GUIDE = "CUDA C++ Programming Guide, throughput of arithmetic instructions per compute capability"
 LIMITS = "CUDA C++ Programming Guide, technical specifications per compute capability"
 SHEET = "data sheet"
@@ -19,42 +21,60 @@ def _assumption(unit: str, source: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU, as the model sees it. Units and sources of all numbers: :meth:`assumptions`.
+    """A GPU as the model sees it; what each number means and where it is from stands beside it.
 
     Attributes:
-        lanes: per pipe, lanes per cycle and SM.
+        device: its sizes.
         own_sources: of fields whose source on this chip is another one.
     """
 
-    name: str
-    architecture: int
+    device: fake_device.Chip
     own_sources: Mapping[str, str] = field(default_factory=dict, kw_only=True)
-    sms: int = _assumption("SMs", SHEET)
     clock: float = _assumption("Hz", SHEET + ", boost clock")
     tensor_fma: int = _assumption("bf16 FMA per cycle and SM", SHEET + ", dense peak")
-    lanes: Mapping[str, int] = _assumption("lanes per cycle and SM", GUIDE)
-    l2_bytes: float = _assumption("bytes", SHEET)
-    #: How much of L2 a reused buffer may fill before it is counted as memory traffic.
-    l2_usable: float = _assumption("fraction of L2", GUESS, 0.75)
-    l2_rate: float = _assumption("bytes per cycle and SM, the least certain number", GUESS, 32.0)
-    gemm_rate: float = _assumption("FLOP/s, large bf16 GEMM of the library", GUESS)
-    copy_rate: float = _assumption("bytes/s read plus written, large copy", GUESS)
-    #: Instructions issued per scheduler and cycle, where nothing else limits.
-    issue_efficiency: float = _assumption("fraction", GUESS, 0.8)
-    #: Of the p-norm that combines issue, L2 and tensor cores of co-resident programs: infinity
-    #: would be a perfect overlap, 1 none.
-    overlap: float = _assumption("exponent", GUESS, 4.0)
-    #: Least time of a kernel between two others in a stream or a graph.
-    kernel_seconds: float = _assumption("s", GUESS, 2.0e-6)
-    #: Output block of a program of the library's GEMM.
-    gemm_block: tuple[int, int] = _assumption("rows, columns", GUESS, (128, 256))
+    lanes: Mapping[str, int] = _assumption("lanes per cycle and SM by pipe", GUIDE)
+    l2_usable: float = _assumption("fraction of L2 that reused buffers may fill", GUESS, 0.75)
+    l2_rate: float = _assumption("bytes per cycle and SM from L2; the least certain", GUESS, 32.0)
+    gemm_rate: float = _assumption("FLOP/s of a large bf16 GEMM of the library", GUESS)
+    copy_rate: float = _assumption("bytes/s of a large copy, read plus written", GUESS)
+    issue_efficiency: float = _assumption("of one instruction per scheduler and cycle", GUESS, 0.8)
+    overlap: float = _assumption(
+        "p of the p-norm of tensor, issue and L2 cycles of co-resident programs: 1 is no overlap, "
+        "infinity a perfect one",
+        GUESS,
+        4.0,
+    )
+    kernel_seconds: float = _assumption("s, least time of a kernel among others", GUESS, 2.5e-6)
+    reduction_seconds: float = _assumption("s, the same of a library reduction", GUESS, 4.0e-6)
+    round_seconds: float = _assumption(
+        "s of a round of loads of a program with the work on them, for kernels without a GEMM",
+        GUESS,
+        1.0e-6,
+    )
+    gemm_block: tuple[int, int] = _assumption(
+        "output block of the library's GEMM", GUESS, (128, 256)
+    )
+    split_depth: int = _assumption("least depth of a part of a split GEMM", GUESS, 2048)
+    split_efficiency: float = _assumption("rate of a split GEMM against a whole one", GUESS, 0.8)
     registers: int = _assumption("32-bit registers per SM", LIMITS, 65536)
-    shared_bytes: int = _assumption("bytes of shared memory per SM", LIMITS)
     warps: int = _assumption("warps per SM", LIMITS, 64)
 
+    @property
+    def architecture(self) -> int:
+        return self.device.arch
+
+    @property
+    def sms(self) -> int:
+        return self.device.multiprocessors
+
+    @property
+    def l2_bandwidth(self) -> float:
+        """Bytes/s of all SMs."""
+        return self.l2_rate * self.sms * self.clock
+
     def assumptions(self) -> dict[str, dict[str, Any]]:
-        """Value, unit and source by name."""
-        return {
+        """Value, meaning or unit, and source by name."""
+        found = {
             f.name: {
                 "value": getattr(self, f.name),
                 "unit": f.metadata["unit"],
@@ -63,13 +83,18 @@ class Chip:
             for f in fields(self)
             if f.metadata
         }
+        for name in ("multiprocessors", "l2_bytes", "shared_bytes"):
+            value = getattr(self.device, name)
+            found[name] = {"value": value, "unit": "of the device", "source": SHEET}
+        return found
 
     def programs_per_sm(self, registers: int, shared: int, warps: int) -> int:
         """Programs that an SM holds at once."""
         # Registers are given to warps in units of 256, and 1 KB of each block is the system's.
         per_warp = -(-max(registers, 1) * 32 // 256) * 256
         by_registers = self.registers // (per_warp * warps)
-        return min(by_registers, self.shared_bytes // (shared + 1024), self.warps // warps, 32)
+        by_shared = (self.device.shared_bytes + 1024) // (shared + 1024)
+        return min(by_registers, by_shared, self.warps // warps, 32)
 
 
 #: Integer and half-precision multiplications take half of the FMA lanes.
@@ -77,41 +102,29 @@ _LANES = {"FMA": 128, "IMAD": 64, "ALU": 64, "MUFU": 16, "SHFL": 32}
 _ELSEWHERE = "measured on such a card by others"
 
 A100 = Chip(
-    "A100 80 GB",
-    80,
-    sms=108,
+    fake_device.A100,
     clock=1.41e9,
     tensor_fma=1024,
     lanes=_LANES | {"FMA": 64},
-    l2_bytes=40e6,
     gemm_rate=250e12,
     copy_rate=1.7e12,
-    shared_bytes=164 * 1024,
 )
 H200 = Chip(
-    "H200",
-    90,
+    fake_device.H200,
     own_sources={"gemm_rate": _ELSEWHERE, "copy_rate": _ELSEWHERE},
-    sms=132,
     clock=1.83e9,
     tensor_fma=2048,
     lanes=_LANES,
-    l2_bytes=50e6,
     gemm_rate=790e12,
     copy_rate=4.3e12,
-    shared_bytes=228 * 1024,
 )
 B200 = Chip(
-    "B200",
-    100,
-    sms=148,
+    fake_device.B200,
     clock=1.85e9,
     tensor_fma=4096,
     lanes=_LANES,
-    l2_bytes=126e6,
     gemm_rate=1600e12,
     copy_rate=6.5e12,
-    shared_bytes=228 * 1024,
 )
 #: By architecture.
 CHIPS = {chip.architecture: chip for chip in (A100, H200, B200)}

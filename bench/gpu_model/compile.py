@@ -1,37 +1,26 @@
-"""``python -m bench.gpu_model.compile``: kernels compiled ahead of time, one JSON line each.
-
-A process compiles for one architecture with one Triton. The driver only names its target, so that
-every kernel is compiled with the arguments, the specialization and the configuration of a launch.
-"""
+"""Triton kernels compiled ahead of time, and what they consist of."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import math
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from . import sass
-from .tritons import Triton
 
 if TYPE_CHECKING:
+    from ..fake_device import Work
     from .launches import Launch
 
-ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = (80, 90, 100)
 #: Families of tensor-core instructions in PTX.
 FAMILIES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 _DOT = re.compile(r"tt\.dot .*tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x\w+>")
@@ -73,6 +62,7 @@ class Compiled:
         before, inside, after: instructions of one warp by pipe, see ``sass.Regions``.
         iterations: of the loop over the depth, 0 where the compiler has unrolled it.
         stored: bytes that one program stores 16 at a time, which is how tiles are stored.
+        loaded: bytes of one program's loads, each counted once whether in a loop or not.
     """
 
     triton: str
@@ -94,14 +84,13 @@ class Compiled:
     inside: dict[str, int]
     after: dict[str, int]
     stored: int
+    loaded: int
 
     @classmethod
     def load(cls, row: dict[str, Any]) -> Compiled:
         """From what ``asdict`` and JSON have made of it."""
         gemm = None if row["gemm"] is None else Gemm(**row["gemm"])
-        return cls(
-            **row | {"gemm": gemm, **{k: tuple(row[k]) for k in ("families", "warnings")}}
-        )
+        return cls(**row | {"gemm": gemm, **{k: tuple(row[k]) for k in ("families", "warnings")}})
 
     @property
     def key(self) -> str:
@@ -214,75 +203,41 @@ def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
         inside=dict(found.inside),
         after=dict(found.after),
         stored=32 * warps * found.stored,
+        loaded=32 * warps * found.loaded,
     )
 
 
-def _worker(sets: Sequence[str], architecture: int) -> Iterator[Compiled]:
-    """Every kernel of some sets, once. Needs a process of its own: there is one active driver."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
+class Compiler:
+    """Compiles what the fake device records, each kernel once; one per process.
 
-    from .calls import SETS
-
-    class Driver:
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", architecture, 32)
-
-    driver.set_active(Driver())
-    seen = set()
-    for launch in (launch for name in sets for launch in SETS[name](architecture)):
-        if launch.identity not in seen:
-            seen.add(launch.identity)
-            yield compiled(launch, triton.__version__, architecture)
-
-
-def compile_sets(
-    sets: Sequence[str], tritons: Sequence[Triton], architectures: Sequence[int] = ARCHITECTURES
-) -> list[Compiled]:
-    """Kernels of ``calls.SETS``, in worker processes, one per architecture and Triton.
-
-    Raises:
-        RuntimeError: with the end of the error output of a worker that failed.
+    Triton has one active driver, which here only names its target.
     """
-    places = [(triton, one) for triton in tritons for one in architectures]
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda place: _in_worker(sets, *place, cache), places)
-        return [kernel for kernels in found for kernel in kernels]
 
+    def __init__(self, architecture: int) -> None:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.runtime import driver
 
-def _in_worker(
-    sets: Sequence[str], triton: Triton, architecture: int, cache: str
-) -> list[Compiled]:
-    process = subprocess.run(
-        [sys.executable, "-m", __spec__.name, str(architecture), *sets],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=triton.environment | {"TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
-    )
-    if process.returncode:
-        raise RuntimeError(
-            f"sm_{architecture}, Triton {triton.version}: {process.stderr[-4000:]}"
-        )
-    lines = process.stdout.splitlines()
-    return [Compiled.load(json.loads(line)) for line in lines if line.startswith("{")]
+        class Driver:
+            def get_current_device(self) -> int:
+                return 0
 
+            def get_current_stream(self, device: int) -> int:
+                return 0
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_model.compile", description=__doc__)
-    parser.add_argument("architecture", type=int)
-    parser.add_argument("sets", nargs="+")
-    options = parser.parse_args(arguments)
-    for kernel in _worker(options.sets, options.architecture):
-        print(json.dumps(asdict(kernel)), flush=True)
+            def get_current_target(self) -> GPUTarget:
+                return GPUTarget("cuda", architecture, 32)
 
+        driver.set_active(Driver())
+        self.architecture, self.triton = architecture, triton.__version__
+        self.found: dict[tuple[Any, ...], Compiled] = {}
 
-if __name__ == "__main__":
-    main()
+    def __call__(self, work: Work) -> Compiled:
+        from .launches import Launch
+
+        launch = Launch.of(work)
+        kernel = self.found.get(launch.identity)
+        if kernel is None:
+            kernel = compiled(launch, self.triton, self.architecture)
+            self.found[launch.identity] = kernel
+        return kernel

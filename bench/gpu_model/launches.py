@@ -1,10 +1,9 @@
-"""Launches of Triton kernels, recorded in place of being made."""
+"""Launches of Triton kernels as the fake device records them, to be compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +11,11 @@ from unittest.mock import patch
 import torch
 from triton.runtime.jit import JITCallable, JITFunction
 
-#: Where allocations begin, and what kernels specialize on.
+from unitsface_kernels.backends.triton import launch
+
+from ..fake_device import Array, Work
+
+#: Addresses and sizes are specialized to divisibility by this.
 ALIGNMENT = 16
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
@@ -22,17 +25,10 @@ class Pointer:
     """All that a launch's specialization looks at in a tensor."""
 
     dtype: torch.dtype
-    offset: int
+    address: int
 
     def data_ptr(self) -> int:
-        return self.offset
-
-
-def _argument(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    offset = value.storage_offset() * value.element_size() % ALIGNMENT
-    return Pointer(value.dtype, offset)
+        return self.address
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,14 @@ class Launch:
     programs: int
     args: tuple[Any, ...]
     options: dict[str, Any]
+
+    @classmethod
+    def of(cls, work: Work) -> Launch:
+        args = (
+            Pointer(value.dtype, value.address % ALIGNMENT) if isinstance(value, Array) else value
+            for value in work.arguments.values()
+        )
+        return cls(work.section, work.call, work.programs, tuple(args), work.options)
 
     @property
     def name(self) -> str:
@@ -71,7 +75,7 @@ class Launch:
 
     @property
     def variant(self) -> str:
-        """What the kernel is specialized to, but for its configuration."""
+        """What the kernel is specialized to, but for its configuration and sizes."""
         words, missing = [], []
         for name, value in self.arguments.items():
             if isinstance(value, JITCallable):
@@ -80,45 +84,27 @@ class Launch:
                 words.append(name)
             elif value is None:
                 missing.append(f"-{name}")
-        return " ".join([self.dtypes, *words, *missing])
+        return " ".join(filter(None, [self.dtypes, *words, *missing]))
 
-    @property
+    @cached_property
     def identity(self) -> tuple[Any, ...]:
         """Equal for launches of the same compiled kernel, as far as the arguments tell."""
         arguments = self.arguments
         for parameter in self.kernel.params:
             value = arguments[parameter.name]
             if isinstance(value, int) and not parameter.is_constexpr:
-                special = () if parameter.do_not_specialize else (value == 1, value % ALIGNMENT)
+                special = ()
+                if not parameter.do_not_specialize:
+                    special = (value == 1, value % ALIGNMENT == 0)
                 arguments[parameter.name] = (value.bit_length() < 32, *special)
         return self.kernel, tuple(arguments.items()), tuple(sorted(self.options.items()))
 
     def compile(self) -> Any:
-        """What Triton compiles for the active driver's target."""
-        return self.kernel.run(*self.args, grid=(self.programs,), warmup=True, **self.options)
+        """What Triton compiles for the active driver's target, with the options of a launch."""
 
+        def run(kernel: JITFunction, *args: Any, warmup: bool, **options: Any) -> Any:
+            return compile_only(kernel, *args, warmup=True, **options)
 
-class Recorder:
-    """Launches in the order in which they are made; ``label``: of those to come."""
-
-    def __init__(self) -> None:
-        self.launches: list[Launch] = []
-        self.label = ""
-
-    def add(self, kernel: JITFunction, programs: int, args: Iterable[Any], options: Any) -> None:
-        pointers = tuple(map(_argument, args))
-        self.launches.append(Launch(self.label, kernel, programs, pointers, options))
-
-
-@contextmanager
-def recorded() -> Iterator[Recorder]:
-    """Records the launches inside; none is made, so that results stay unset."""
-    recorder = Recorder()
-
-    def run(
-        self: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any
-    ) -> None:
-        recorder.add(self, grid[0], args, options)
-
-    with patch.object(JITFunction, "run", run):
-        yield recorder
+        compile_only = JITFunction.run
+        with patch.object(JITFunction, "run", run):
+            return launch.run(self.kernel, self.programs, *self.args, **self.options)

@@ -66,6 +66,7 @@ class Regions:
             or all; ``inside`` has every iteration.
         iterations: of the loop that is left in the code, 0: none.
         stored: bytes that a lane stores 16 at a time.
+        loaded: bytes that a lane loads, each load counted once.
     """
 
     before: Counter[str]
@@ -73,6 +74,7 @@ class Regions:
     after: Counter[str]
     iterations: int
     stored: int
+    loaded: int
 
 
 def disassemble(tool: Path, cubin: bytes) -> list[Instruction]:
@@ -139,7 +141,7 @@ def regions(code: Sequence[Instruction], products: float) -> Regions:
     names: Container[str] = TENSOR if any(i.name in TENSOR for i in code) else MULTIPLICATIONS
     places = [place for place, i in enumerate(code) if i.name in names] if products else []
     if not places:
-        return Regions(count(code), Counter(), Counter(), 0, _stored(code))
+        return Regions(count(code), Counter(), Counter(), 0, *_moved(code))
     loop = _depth_loop(code, names)
     if loop is None:
         first, last = places[0], places[-1]
@@ -158,8 +160,14 @@ def regions(code: Sequence[Instruction], products: float) -> Regions:
         iterations = round(products / sum(i.name in names for i in code[first : last + 1]))
         inside = Counter({pipe: n * iterations for pipe, n in body.items()})
     before, after = count(code[:first]), count(code[last + 1 :])
-    return Regions(before, inside, after, iterations, _stored(code))
+    return Regions(before, inside, after, iterations, *_moved(code))
 
 
-def _stored(code: Iterable[Instruction]) -> int:
-    return sum(16 for i in code if i.pipe == "STORE" and ".128" in i.opcode)
+def _moved(code: Sequence[Instruction]) -> tuple[int, int]:
+    stored = sum(16 for i in code if i.pipe == "STORE" and ".128" in i.opcode)
+    return stored, sum(_width(i.opcode) for i in code if i.name in ("LDG", "LD"))
+
+
+def _width(opcode: str) -> int:
+    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((widths[m] for m in opcode.split(".") if m in widths), 4)
