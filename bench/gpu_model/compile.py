@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,7 @@ class Compiled:
         families: tensor-core instructions of its PTX.
         warnings: numbers of ptxas performance warnings.
         gemm: of one program; None for a kernel without one.
+        products: instructions of the GEMM that a warp issues, by the GEMM's shape.
         before, inside, after: instructions of one warp by pipe, see ``sass.Regions``.
         iterations: of the loop over the depth, 0 where the compiler has unrolled it.
         stored: bytes that one program stores 16 at a time, which is how tiles are stored.
@@ -79,6 +80,7 @@ class Compiled:
     families: tuple[str, ...]
     warnings: tuple[str, ...]
     gemm: Gemm | None
+    products: float
     iterations: int
     before: dict[str, int]
     inside: dict[str, int]
@@ -122,19 +124,28 @@ class Compiled:
         )
 
 
-def gemm_of(ttir: str) -> Gemm | None:
-    """The GEMM in a kernel's Triton IR: its operands' shapes, and its loop's constant bounds."""
+def gemm_of(ttir: str, arguments: Mapping[str, Any]) -> Gemm | None:
+    """The GEMM in a kernel's Triton IR: its operands' shapes and the bounds of its loop.
+
+    Args:
+        ttir: of a kernel with at most one GEMM.
+        arguments: of the launch, which the bounds may depend on.
+
+    Raises:
+        ValueError: other bounds.
+    """
     dot = _DOT.search(ttir)
     if dot is None:
         return None
     m, step, n = int(dot[1]), int(dot[2]), int(dot[4])
-    constants = {name: int(value) for name, value in _CONSTANT.findall(ttir)}
+    known = dict(arguments) | {name: int(value) for name, value in _CONSTANT.findall(ttir)}
+    loops = list(_LOOP.finditer(ttir, 0, dot.start()))
     depth = step
-    for loop in _LOOP.finditer(ttir[: dot.start()]):
-        bounds = [constants.get(name.rstrip(":,")) for name in loop.groups()]
-        if None not in bounds:
-            first, last, by = bounds
-            depth = step * -(-(last - first) // by)
+    if loops:
+        first, last, by = (known.get(name) for name in loops[-1].groups())
+        if first is None or last is None or by is None:
+            raise ValueError(f"bounds of a loop are not known: {loops[-1][0]}")
+        depth = step * -(-(last - first) // by)
     return Gemm(m, n, depth, step, _BITS[dot[3]] // 8)
 
 
@@ -181,8 +192,9 @@ def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
     tool = Path(knobs.nvidia.cuobjdump.path)
     usage = _usage(tool, kernel.asm["cubin"])
     code = sass.disassemble(tool, kernel.asm["cubin"])
-    gemm, warps = gemm_of(kernel.asm["ttir"]), kernel.metadata.num_warps
-    found = sass.regions(code, _products_per_warp(code, gemm, warps) if gemm else 0)
+    gemm, warps = gemm_of(kernel.asm["ttir"], launch.arguments), kernel.metadata.num_warps
+    products = _products_per_warp(code, gemm, warps) if gemm else 0
+    found = sass.regions(code, products)
     return Compiled(
         triton=triton,
         architecture=architecture,
@@ -198,6 +210,7 @@ def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
         families=tuple(name for name in FAMILIES if name in kernel.asm["ptx"]),
         warnings=tuple(dict.fromkeys(re.findall(r"\((C75\d\d)\)", log.getvalue()))),
         gemm=gemm,
+        products=products,
         iterations=found.iterations,
         before=dict(found.before),
         inside=dict(found.inside),

@@ -99,12 +99,13 @@ class Launch:
                 arguments[parameter.name] = (value.bit_length() < 32, *special)
         return self.kernel, tuple(arguments.items()), tuple(sorted(self.options.items()))
 
+    @cached_property
+    def options_of_launch(self) -> dict[str, Any]:
+        """All options that Triton gets: those of the call, and those that every launch has."""
+        with patch.object(JITFunction, "run", lambda kernel, *args, **options: options):
+            found = launch.run(self.kernel, self.programs, *self.args, **self.options)
+        return found | {"warmup": True}
+
     def compile(self) -> Any:
-        """What Triton compiles for the active driver's target, with the options of a launch."""
-
-        def run(kernel: JITFunction, *args: Any, warmup: bool, **options: Any) -> Any:
-            return compile_only(kernel, *args, warmup=True, **options)
-
-        compile_only = JITFunction.run
-        with patch.object(JITFunction, "run", run):
-            return launch.run(self.kernel, self.programs, *self.args, **self.options)
+        """What Triton compiles for the active driver's target."""
+        return JITFunction.run(self.kernel, *self.args, **self.options_of_launch)

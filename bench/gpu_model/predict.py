@@ -64,8 +64,7 @@ class Prediction:
         roofline_seconds: of that many at the rate of a large GEMM.
         groups: by kernel or kind of operator.
         waits: how often the host waits for the device.
-        triton_launches, host_seconds, host_launches: of the host, see ``host.py``; its launches
-            are those of the step unless data decide what is launched.
+        host_seconds: that the host takes without the driver; None: not known.
     """
 
     step: str
@@ -74,10 +73,8 @@ class Prediction:
     roofline_seconds: float
     peak_bytes: int
     waits: int
-    triton_launches: int
     groups: dict[str, Group] = field(default_factory=dict)
-    host_seconds: float = 0.0
-    host_launches: int = 0
+    host_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -119,7 +116,6 @@ def predict(
         flops / chip.gemm_rate,
         tape.extra_bytes,
         len(tape.waits()),
-        len(tape.of("triton")),
         dict(ordered),
     )
 
@@ -137,7 +133,7 @@ def _cost(
     if work.gemm is not None:
         gemm = work.gemm
         l2_bytes = float(gemm.left.nbytes + gemm.right.nbytes + gemm.out.nbytes)
-        return _gemm_seconds(gemm, chip), l2_bytes
+        return gemm_seconds(gemm, chip), l2_bytes
     compiled = kernel(work) if work.kind == "triton" else None
     if compiled is None:
         return work.bytes / chip.l2_bandwidth, float(work.bytes)
@@ -153,7 +149,7 @@ def _cost(
     return per_sm * cost.cycles / chip.clock, work.programs * cost.l2_bytes
 
 
-def _gemm_seconds(gemm: Gemm, chip: Chip) -> float:
+def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
     """The library's, by how its output blocks fill the SMs; a deep one it splits."""
     m, n = chip.gemm_block
     blocks = -(-gemm.m // m) * -(-gemm.n // n) * gemm.batch

@@ -140,9 +140,10 @@ def markdown(results: Results, command: str) -> str:
 def _step_cells(entry: tuple[str, int, Prediction]) -> tuple[str, ...]:
     triton, architecture, step = entry
     largest = list(step.groups.items())[:4]
-    same = step.host_launches == step.triton_launches
-    host = f"{1e3 * step.host_seconds:.1f}" if same else "-"
-    bound = "-" if not same else "host" if step.host_seconds > step.seconds else "device"
+    host, bound = "-", "-"
+    if step.host_seconds is not None:
+        host = f"{1e3 * step.host_seconds:.1f}"
+        bound = "host" if step.host_seconds > step.seconds else "device"
     return (
         step.step,
         CHIPS[architecture].device.name,

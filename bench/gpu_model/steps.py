@@ -12,20 +12,10 @@ from torch import Tensor
 from unitsface_kernels import PartialFC, SampledSGD
 
 from ..fake_device import Chip, Tape, fake_device
+from ..fake_device.host_time import Build
 from ..workloads import WORKLOADS, Workload, step
 
 SIZE = 512
-MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Divisors of a step's rows and columns, for a copy of it that the host alone can run."""
-
-    rows: int = 1
-    columns: int = 1
-    size: int = SIZE
-    device: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -35,40 +25,34 @@ class Step:
     Attributes:
         rows, columns: in-batch no columns.
         flops: of its GEMMs.
-        make: returns the step, with its tensors.
+        build: makes tensors of (rows, columns, features) and returns the step.
     """
 
     name: str
     rows: int
     columns: int
     flops: float
-    make: Callable[[Scale], Callable[[], Any]]
+    build: Build
 
 
 def _workload(workload: Workload) -> Step:
-    def make(scale: Scale) -> Callable[[], Any]:
-        small = replace(
-            workload,
-            rows=-(-workload.rows // scale.rows),
-            columns=-(-workload.columns // scale.columns),
-            size=scale.size,
-        )
-        inputs = _inputs(small, scale.device)
+    def build(rows: int, columns: int, size: int) -> Callable[[], Any]:
+        inputs = _inputs(replace(workload, rows=rows, columns=columns, size=size))
         loss = workload.fused("triton")
         return lambda: step(loss, inputs)
 
-    return Step(workload.name, workload.rows, workload.columns, workload.flops_on("cuda"), make)
+    return Step(workload.name, workload.rows, workload.columns, workload.flops_on("cuda"), build)
 
 
-def _inputs(workload: Workload, device: str) -> dict[str, Tensor]:
+def _inputs(workload: Workload) -> dict[str, Tensor]:
     """As ``bench.inputs`` makes them, but for the values."""
     dtype = workload.dtype("cuda")
 
     def directions(count: int) -> Tensor:
-        return torch.ones(count, workload.size, dtype=dtype, device=device)
+        return torch.ones(count, workload.size, dtype=dtype, device="cuda")
 
     def labels(count: int) -> Tensor:
-        return torch.zeros(count, dtype=torch.int64, device=device)
+        return torch.zeros(count, dtype=torch.int64, device="cuda")
 
     rows, columns = workload.rows, workload.columns
     tensors = {"feats": directions(rows).requires_grad_(), "labels": labels(rows)}
@@ -77,27 +61,20 @@ def _inputs(workload: Workload, device: str) -> dict[str, Tensor]:
     elif workload.topology == "memory":
         tensors |= {"memory": directions(columns), "memory_labels": labels(columns)}
     if workload.loss != "margin_softmax":
-        tensors["b"] = torch.zeros((), device=device, requires_grad=True)
+        tensors["b"] = torch.zeros((), device="cuda", requires_grad=True)
     return tensors
 
 
 def _partial_fc(name: str, classes: int, rate: float, rows: int) -> Step:
     """A fused step of SGD with momentum on sampled float32 class weights, on one rank."""
 
-    def make(scale: Scale) -> Callable[[], Any]:
-        head = PartialFC(
-            "cosface",
-            scale.size,
-            classes // scale.columns,
-            sample_rate=rate,
-            device=scale.device,
-            backend="triton",
-        )
-        optimizer = SampledSGD(head.parameters(), lr=0.1, momentum=MOMENTUM)
+    def build(rows: int, columns: int, size: int) -> Callable[[], Any]:
+        options = {"sample_rate": rate, "device": "cuda", "backend": "triton"}
+        head = PartialFC("cosface", size, columns, **options)
+        optimizer = SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
         head.fuse(optimizer)
-        shape = (-(-rows // scale.rows), scale.size)
-        feats = torch.ones(shape, dtype=torch.bfloat16, device=scale.device, requires_grad=True)
-        labels = torch.zeros(shape[0], dtype=torch.int64, device=scale.device)
+        feats = torch.ones(rows, size, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        labels = torch.zeros(rows, dtype=torch.int64, device="cuda")
 
         def run() -> None:
             feats.grad = None
@@ -107,8 +84,7 @@ def _partial_fc(name: str, classes: int, rate: float, rows: int) -> Step:
 
         return run
 
-    taken = int(rate * classes)
-    return Step(name, rows, taken, 4 * 2.0 * rows * taken * SIZE, make)
+    return Step(name, rows, classes, 4 * 2.0 * rows * int(rate * classes) * SIZE, build)
 
 
 STEPS = {
@@ -143,7 +119,7 @@ KERNELS = (
 def record(step: Step, chip: Chip) -> Tape:
     """The work of one step after a first; sections are named after the step."""
     with fake_device(chip, answer=_keep_everything) as device:
-        run = step.make(Scale())
+        run = step.build(step.rows, step.columns, SIZE)
         run()
         with device.recording() as tape, device.section(step.name):
             run()

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, one JSON line each.
+"""``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
 
 A process compiles for one architecture with one Triton. A task is the name of a step, whose
 kernels are compiled; ``model:STEP``, whose time is predicted as well; or ``variants``.
@@ -74,7 +74,7 @@ def _rows(
 
 def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Prediction]:
     from . import variants
-    from .host import measure
+    from .host import host_seconds
     from .steps import STEPS, record
 
     chip, compiler = CHIPS[architecture], Compiler(architecture)
@@ -89,8 +89,7 @@ def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Predict
         yield from list(compiler.found.values())[before:]
         if task.startswith(MODEL):
             prediction = predict(tape, name, STEPS[name].flops, chip, compiler)
-            host = measure(STEPS[name], chip.device)
-            prediction.host_seconds, prediction.host_launches = host
+            prediction.host_seconds = host_seconds(STEPS[name], chip.device, tape)
             yield prediction
 
 

@@ -19,7 +19,12 @@ CSRC = ROOT / "csrc"
 
 
 # They measure the native backend from inside, or stand in for what is below it.
-TUNES_INTERNALS = ("bench/tile_sizes.py", "bench/breakdown.py", "bench/fake_device/")
+TUNES_INTERNALS = (
+    "bench/tile_sizes.py",
+    "bench/breakdown.py",
+    "bench/fake_device/",
+    "bench/gpu_model/",
+)
 
 
 def _sources(folder: Path, *suffixes: str) -> list[Path]:
