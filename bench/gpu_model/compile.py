@@ -31,13 +31,17 @@ _BITS = {"f32": 32, "f16": 16, "bf16": 16}
 
 @dataclass(frozen=True)
 class Gemm:
-    """The GEMM of one program: (m, depth) with (depth, n), ``step`` of the depth at a time."""
+    """The GEMM of one program: (m, depth) with (depth, n), ``step`` of the depth at a time.
+
+    ``open``: the depth is known on the device only, and ``depth`` is that of one step.
+    """
 
     m: int
     n: int
     depth: int
     step: int
     element_bytes: int
+    open: bool = False
 
     @property
     def steps(self) -> int:
@@ -81,7 +85,7 @@ class Compiled:
     warnings: tuple[str, ...]
     gemm: Gemm | None
     products: float
-    iterations: int
+    iterations: float
     before: dict[str, int]
     inside: dict[str, int]
     after: dict[str, int]
@@ -130,23 +134,20 @@ def gemm_of(ttir: str, arguments: Mapping[str, Any]) -> Gemm | None:
     Args:
         ttir: of a kernel with at most one GEMM.
         arguments: of the launch, which the bounds may depend on.
-
-    Raises:
-        ValueError: other bounds.
     """
     dot = _DOT.search(ttir)
     if dot is None:
         return None
     m, step, n = int(dot[1]), int(dot[2]), int(dot[4])
+    size = _BITS[dot[3]] // 8
     known = dict(arguments) | {name: int(value) for name, value in _CONSTANT.findall(ttir)}
     loops = list(_LOOP.finditer(ttir, 0, dot.start()))
-    depth = step
-    if loops:
-        first, last, by = (known.get(name) for name in loops[-1].groups())
-        if first is None or last is None or by is None:
-            raise ValueError(f"bounds of a loop are not known: {loops[-1][0]}")
-        depth = step * -(-(last - first) // by)
-    return Gemm(m, n, depth, step, _BITS[dot[3]] // 8)
+    if not loops:
+        return Gemm(m, n, step, step, size)
+    first, last, by = (known.get(name) for name in loops[-1].groups())
+    if first is None or last is None or by is None:
+        return Gemm(m, n, step, step, size, open=True)
+    return Gemm(m, n, step * -(-(last - first) // by), step, size)
 
 
 def _products(opcode: str, gemm: Gemm) -> int:
@@ -194,7 +195,7 @@ def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
     code = sass.disassemble(tool, kernel.asm["cubin"])
     gemm, warps = gemm_of(kernel.asm["ttir"], launch.arguments), kernel.metadata.num_warps
     products = _products_per_warp(code, gemm, warps) if gemm else 0
-    found = sass.regions(code, products)
+    found = sass.regions(code, products, one_step=gemm is not None and gemm.open)
     return Compiled(
         triton=triton,
         architecture=architecture,

@@ -97,6 +97,8 @@ class Launch:
                 if not parameter.do_not_specialize:
                     special = (value == 1, value % ALIGNMENT == 0)
                 arguments[parameter.name] = (value.bit_length() < 32, *special)
+            elif isinstance(value, Pointer) and parameter.do_not_specialize_on_alignment:
+                arguments[parameter.name] = value.dtype
         return self.kernel, tuple(arguments.items()), tuple(sorted(self.options.items()))
 
     @cached_property

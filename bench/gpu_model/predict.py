@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..fake_device import Array, Gemm, Tape, Work
 from .chips import Chip
 from .compile import Compiled
+from .compile import Gemm as TileGemm
 from .tiles import tile_cost
 
 #: Granularity at which the L2 cache is followed.
@@ -143,10 +144,18 @@ def _cost(
         together = min(work.programs, resident * chip.sms)
         rate = min(chip.l2_bandwidth, together * compiled.loaded / chip.round_seconds)
         return work.bytes / rate, float(work.bytes)
-    cost = tile_cost(compiled, chip)
+    steps = _steps(work, compiled.gemm) if compiled.gemm.open else 1.0
+    cost = tile_cost(compiled, chip, steps)
     # Programs end one by one: on average the last one of an SM is half done when others are idle.
     per_sm = max(work.programs / chip.sms + 0.5, 1.0) if work.programs > 1 else 1.0
     return per_sm * cost.cycles / chip.clock, work.programs * cost.l2_bytes
+
+
+def _steps(work: Work, gemm: TileGemm) -> float:
+    """Of a program, if the device may leave out rows and leaves out none."""
+    left, right = [array for array in work.reads if len(array.shape) == 2][:2]
+    products = left.numel * right.shape[1]
+    return products / (gemm.m * gemm.n * gemm.step * work.programs)
 
 
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:

@@ -72,7 +72,7 @@ class Regions:
     before: Counter[str]
     inside: Counter[str]
     after: Counter[str]
-    iterations: int
+    iterations: float
     stored: int
     loaded: int
 
@@ -129,7 +129,7 @@ def _depth_loop(code: Sequence[Instruction], names: Container[str]) -> tuple[int
     return max(ranked)[2] if ranked else None
 
 
-def regions(code: Sequence[Instruction], products: float) -> Regions:
+def regions(code: Sequence[Instruction], products: float, one_step: bool = False) -> Regions:
     """Splits a kernel at the steps of its GEMM.
 
     Args:
@@ -137,6 +137,8 @@ def regions(code: Sequence[Instruction], products: float) -> Regions:
         products: instructions of the tensor cores that a warp issues in a program, by which the
             iterations of a loop are known; without tensor cores multiplications. 0: no GEMM, and
             everything is ``before``.
+        one_step: count as many steps of the loop as ``products`` are, whatever the compiler has
+            peeled off.
     """
     names: Container[str] = TENSOR if any(i.name in TENSOR for i in code) else MULTIPLICATIONS
     places = [place for place, i in enumerate(code) if i.name in names] if products else []
@@ -146,19 +148,19 @@ def regions(code: Sequence[Instruction], products: float) -> Regions:
     if loop is None:
         first, last = places[0], places[-1]
         inside, iterations = count(code[first : last + 1]), 0
-    elif names is TENSOR:
+    elif one_step or names is not TENSOR:
+        # Multiplications stand outside, too: those are of the epilogue.
+        first, last = loop
+        body = count(code[first : last + 1])
+        iterations = products / sum(i.name in names for i in code[first : last + 1])
+        inside = Counter({pipe: round(n * iterations) for pipe, n in body.items()})
+    else:
         # Steps before and after the loop belong to the GEMM too.
         first, last = min(loop[0], places[0]), max(loop[1], places[-1])
         body = count(code[loop[0] : loop[1] + 1])
         once = count(code[first : last + 1])
         iterations = round((products - once["TENSOR"]) / body["TENSOR"]) + 1
         inside = Counter({pipe: n + body[pipe] * (iterations - 1) for pipe, n in once.items()})
-    else:
-        # Multiplications stand outside, too: those are of the epilogue.
-        first, last = loop
-        body = count(code[first : last + 1])
-        iterations = round(products / sum(i.name in names for i in code[first : last + 1]))
-        inside = Counter({pipe: n * iterations for pipe, n in body.items()})
     before, after = count(code[:first]), count(code[last + 1 :])
     return Regions(before, inside, after, iterations, *_moved(code))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .chips import Chip
 from .compile import Compiled, Gemm
@@ -34,11 +34,19 @@ class TileCost:
     per_reference: float
 
 
-def tile_cost(kernel: Compiled, chip: Chip) -> TileCost:
-    """Of a kernel that has a GEMM."""
-    gemm = kernel.gemm
+def tile_cost(kernel: Compiled, chip: Chip, steps: float = 1.0) -> TileCost:
+    """Of a kernel that has a GEMM.
+
+    Args:
+        steps: mean of a program's, if the GEMM is open.
+    """
+    gemm, instructions = kernel.gemm, kernel.instructions
     assert gemm is not None
-    lanes = {pipe: 32 * n * kernel.warps for pipe, n in kernel.instructions.items()}
+    if gemm.open:
+        gemm = replace(gemm, depth=round(steps * gemm.step))
+        for pipe, count in kernel.inside.items():
+            instructions[pipe] += round((steps - 1.0) * count)
+    lanes = {pipe: 32 * n * kernel.warps for pipe, n in instructions.items()}
     lanes["FMA"] = lanes.get("FMA", 0) + lanes.get("IMAD", 0)
     pipes = {pipe: lanes.get(pipe, 0) / rate for pipe, rate in chip.lanes.items()}
     l2_bytes = gemm.operand_bytes + kernel.stored
@@ -46,7 +54,7 @@ def tile_cost(kernel: Compiled, chip: Chip) -> TileCost:
     # Without tensor cores the multiplications are among the instructions.
     tensor = _tensor_cycles(gemm, chip) if kernel.tensor_cores else 0.0
     l2 = l2_bytes / chip.l2_rate
-    issue = kernel.issue_cycles
+    issue = sum(instructions.values()) * kernel.warps / 4
     work = max(issue / chip.issue_efficiency, *pipes.values())
     if programs > 1:
         cycles = sum(part**chip.overlap for part in (tensor, work, l2)) ** (1 / chip.overlap)

@@ -84,6 +84,13 @@ def test_a_loop_counts_once_per_iteration() -> None:
     assert found.after == Counter(FMA=1, BRANCH=2)
 
 
+def test_one_step_of_a_loop_whose_iterations_are_not_known() -> None:
+    code = _code("MOV R1, R2", "IADD3 R1, R2, R3, RZ", WGMMA, WGMMA, "@P0 BRA 0x10", "EXIT")
+    found = sass.regions(code, products=1, one_step=True)
+    assert found.inside["TENSOR"] == 1
+    assert found.iterations == 0.5
+
+
 def test_an_unrolled_loop_lies_between_its_products() -> None:
     code = _code("MOV R1, R2", WGMMA, "IADD3 R1, R2, R3, RZ", WGMMA, "FADD R1, R2, R3")
     found = sass.regions(code, products=2)
@@ -98,8 +105,8 @@ def test_the_shape_of_a_gemm_is_read_from_the_ir() -> None:
     want = compile.Gemm(128, 64, 512, 32, 2)
     assert compile.gemm_of(constant, {}) == want
     assert compile.gemm_of(IR.replace("LAST", "%depth"), {"depth": 512}) == want
-    with pytest.raises(ValueError, match="bounds of a loop"):
-        compile.gemm_of(IR.replace("LAST", "%depth"), {})
+    # Known on the device only: one step.
+    assert compile.gemm_of(IR.replace("LAST", "%depth"), {}) == replace(want, depth=32, open=True)
     assert compile.gemm_of("tt.func public @kernel() {}", {}) is None
     assert want.operand_bytes == (128 + 64) * 512 * 2
 
@@ -123,6 +130,13 @@ def test_a_tile_costs_at_least_what_its_busiest_resource_takes() -> None:
     alone = tiles.tile_cost(_kernel(registers=255), H200)
     assert (alone.programs, cost.programs) == (1, 2)
     assert alone.cycles > cost.cycles
+
+
+def test_an_open_gemm_costs_its_steps() -> None:
+    fixed = _kernel(before={}, after={}, inside={"TENSOR": 32, "ALU": 64})
+    step = _kernel(before={}, after={}, inside={"TENSOR": 4, "ALU": 8})
+    step = replace(step, gemm=compile.Gemm(128, 128, 64, 64, 2, open=True))
+    assert tiles.tile_cost(step, H200, steps=8.0) == tiles.tile_cost(fixed, H200)
 
 
 def _budgets(*kernels: compile.Compiled) -> list[str]:
