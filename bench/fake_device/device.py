@@ -24,6 +24,7 @@ from .chips import H200, Chip
 from .launches import NativeLaunches, TritonLaunches
 from .recorder import META, Answer, Recorder
 from .records import Array, Tape
+from .replay import Replay
 
 
 class FakeDevice:
@@ -54,6 +55,10 @@ class FakeDevice:
     def array(self, tensor: Tensor) -> Array:
         """Where a tensor of the device lies."""
         return self._recorder.memory.array(tensor)
+
+    def replay(self, tape: Tape, native: Any = None) -> Replay:
+        """What was recorded, on real memory; see :class:`Replay`."""
+        return Replay(tape, self._recorder.memory, native)
 
 
 @contextmanager
