@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -70,7 +71,10 @@ def _partial_fc(name: str, classes: int, rate: float, rows: int) -> Step:
 
     def build(rows: int, columns: int, size: int) -> Callable[[], Any]:
         options = {"sample_rate": rate, "device": "cuda", "backend": "triton"}
-        head = PartialFC("cosface", size, columns, **options)
+        # The draw of the weights takes seconds, and nothing reads them.
+        unset = patch.object(torch.nn.init, "normal_", lambda tensor, *args, **options: tensor)
+        with unset, patch.object(PartialFC, "reset_parameters"):
+            head = PartialFC("cosface", size, columns, **options)
         optimizer = SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
         head.fuse(optimizer)
         feats = torch.ones(rows, size, dtype=torch.bfloat16, device="cuda", requires_grad=True)
