@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 
 namespace unitsface::cpu {
 namespace {
@@ -176,22 +177,17 @@ void multiply_matrices(const GemmArgs& t, int threads) {
   uint32_t* b = a + ceil_div(t.n, kGroup) * words * kGroup;
   const int64_t panels = ceil_div(t.m, kTileGroups * kGroup);
   const int64_t blocks = ceil_div(t.n, kBlockGroups * kGroup);
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < a_pairs + b_pairs; ++i) {
-      if (i < a_pairs) {
-        pack(a_rows, i, words, t.depth, a);
-      } else {
-        pack(b_rows, i - a_pairs, words, t.depth, b);
-      }
+  parallel_chunks(a_pairs + b_pairs, threads, [&](int64_t i, int) {
+    if (i < a_pairs) {
+      pack(a_rows, i, words, t.depth, a);
+    } else {
+      pack(b_rows, i - a_pairs, words, t.depth, b);
     }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < blocks * panels; ++i) {
-      multiply_block<Element>(t, a, b, words, i / panels * kBlockGroups * kGroup,
-                              i % panels * kTileGroups * kGroup);
-    }
-  }
+  });
+  parallel_chunks(blocks * panels, threads, [&](int64_t i, int) {
+    multiply_block<Element>(t, a, b, words, i / panels * kBlockGroups * kGroup,
+                            i % panels * kTileGroups * kGroup);
+  });
 }
 
 }  // namespace
