@@ -282,7 +282,6 @@ def test_the_earlier_name_of_the_variable_is_read(
         if value is not None:
             monkeypatch.setenv(name, value)
     monkeypatch.setattr(loader.extension().cpu, "has_gemm", lambda dtype: True)
-    monkeypatch.setattr(loader.extension().cpu, "own_float32_gemm", lambda: True)
     engine = cpu_engine.CpuEngine(None, torch.device("cpu"))
     assert engine.library_gemm == library
 

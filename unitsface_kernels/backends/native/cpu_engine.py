@@ -1,8 +1,9 @@
 """Tiles on the CPU: GEMMs, and the extension's vectorized epilogues on them.
 
-GEMMs are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
-multiplies into a float32 result, and in float32 where the library is known to be slower.
-``UNITSFACE_CPU_GEMM=library`` or ``own`` decides otherwise about float32.
+GEMMs are the extension's own where it has any for the processor. With bfloat16 operands no operator
+of Torch multiplies into a float32 result. In float32 the library is about as fast on a processor of
+its own, but its threads spin after each call and wait for each other: beside other work on the
+machine a step takes several times as long. ``UNITSFACE_CPU_GEMM=library`` uses them all the same.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ class CpuEngine(NativeEngine):
             self.operand_dtype = torch.bfloat16
         # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
         wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
-        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_gemm())
-        self.library_gemm = not (own and has_gemm(DTYPE_CODES[torch.float32]))
+        self.library_gemm = wanted == "library" or not has_gemm(DTYPE_CODES[torch.float32])
 
     def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
