@@ -23,8 +23,6 @@ from .engine import DTYPE_CODES, NativeEngine, address, strided_address
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
-# Multiplications below which packing and waking the threads outweigh what own GEMMs gain.
-SMALL_GEMM = 1 << 23
 
 
 class CpuEngine(NativeEngine):
@@ -60,15 +58,13 @@ class CpuEngine(NativeEngine):
         return self._mm(a, b.T, out)
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        if self._by_library(left, right):
+        if self._by_library(left):
             return torch.mm(left, right, out=out)
         self._own_gemm(left, right, out, add=False)
         return out
 
-    def _by_library(self, left: Tensor, right: Tensor) -> bool:
-        if left.dtype != torch.float32:
-            return False
-        return self.library_gemm or left.numel() * right.shape[1] < SMALL_GEMM
+    def _by_library(self, left: Tensor) -> bool:
+        return self.library_gemm and left.dtype == torch.float32
 
     def _own_gemm(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         (n, depth), m = left.shape, right.shape[1]
@@ -121,7 +117,7 @@ class CpuEngine(NativeEngine):
         return out if out.dtype == torch.float32 else fallback
 
     def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        if self._by_library(left, right):
+        if self._by_library(left):
             total.addmm_(left, right)
         else:
             self._own_gemm(left, right, total, add=True)
