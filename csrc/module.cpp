@@ -165,7 +165,6 @@ void bind_cpu(py::module_ m) {
       },
       Unlock());
   m.def("has_gemm", [](int dtype) { return cpu::gemm(static_cast<DType>(dtype)) != nullptr; });
-  m.def("own_float32_gemm", &cpu::own_float32_gemm);
   m.def("gemm_workspace", [](int dtype, int64_t n, int64_t m, int64_t depth) {
     return cpu::gemm_workspace(static_cast<DType>(dtype), n, m, depth);
   });

@@ -11,8 +11,9 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
-void gemm_f32(const GemmArgs&, int threads);   // gemm_f32.cpp
-void gemm_bf16(const GemmArgs&, int threads);  // gemm_bf16.cpp
+void gemm_f32(const GemmArgs&, int threads);       // gemm_f32.cpp
+void gemm_f32_avx2(const GemmArgs&, int threads);  // gemm_f32_avx2.cpp
+void gemm_bf16(const GemmArgs&, int threads);      // gemm_bf16.cpp
 
 namespace {
 
@@ -22,21 +23,27 @@ struct Candidate {
 };
 
 #if defined(UF_HAVE_X86_ISAS)
-// The tile kernels of avx512, and the GEMMs.
-const Kernels& with_gemm() {
-  static const Kernels extended = [] {
-    Kernels k = kernels_avx512;
-    k.gemm_f32 = gemm_f32;
-    return k;
-  }();
+Kernels with_gemm(Kernels k, void (*gemm)(const GemmArgs&, int threads)) {
+  k.gemm_f32 = gemm;
+  return k;
+}
+
+// The tile kernels of a set, and its GEMMs.
+const Kernels& avx2() {
+  static const Kernels extended = with_gemm(kernels_avx2, gemm_f32_avx2);
+  return extended;
+}
+
+const Kernels& avx512() {
+  static const Kernels extended = with_gemm(kernels_avx512, gemm_f32);
   return extended;
 }
 #endif
 
 #if defined(UF_HAVE_AVX512BF16)
-const Kernels& with_bf16_gemm() {
+const Kernels& avx512bf16() {
   static const Kernels extended = [] {
-    Kernels k = with_gemm();
+    Kernels k = avx512();
     k.isa = "avx512bf16";
     k.gemm_bf16 = gemm_bf16;
     return k;
@@ -49,16 +56,15 @@ std::vector<Candidate> candidates() {  // best first
   std::vector<Candidate> found;
 #if defined(UF_HAVE_X86_ISAS)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #if defined(UF_HAVE_AVX512BF16)
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  found.push_back({&with_bf16_gemm(), bf16});
+  found.push_back({&avx512bf16(), has_avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
-  found.push_back({&with_gemm(), avx512});
-  found.push_back({&kernels_avx2, avx2});
+  found.push_back({&avx512(), has_avx512});
+  found.push_back({&avx2(), has_avx2});
 #endif
   found.push_back({&kernels_baseline, true});
   return found;
@@ -96,15 +102,6 @@ void (*gemm(DType dtype))(const GemmArgs&, int threads) {
 int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth) {
   const int64_t words = dtype == DType::kFloat32 ? depth : (depth + 1) / 2;
   return ((n + 15) / 16 + (m + 15) / 16) * 16 * words;
-}
-
-bool own_float32_gemm() {
-#if defined(UF_HAVE_X86_ISAS)
-  __builtin_cpu_init();
-  return kernels().gemm_f32 != nullptr && __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
 }
 
 std::vector<std::string> compiled_isas() {

@@ -5,12 +5,12 @@
 // a word is two elements along the depth.
 //
 // Nothing inline of another header is used here: the linker could keep this set's copy of it.
-#include "cpu/gemm.h"
+#include "cpu/gemm_avx512.h"
 
 namespace unitsface::cpu {
 namespace {
 
-struct BFloat16 {
+struct BFloat16 : Avx512 {
   using Type = uint16_t;
   static constexpr int64_t kPerWord = 2;
   static constexpr int64_t kWords = 128;  // of the depth at a time: 3 groups of b are 24 KB, in L1

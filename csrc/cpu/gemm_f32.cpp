@@ -1,10 +1,10 @@
-// GEMM of float32 matrices (AVX-512), for processors on which it is faster than the library's.
-#include "cpu/gemm.h"
+// GEMM of float32 matrices (AVX-512).
+#include "cpu/gemm_avx512.h"
 
 namespace unitsface::cpu {
 namespace {
 
-struct Float32 {
+struct Float32 : Avx512 {
   using Type = float;
   static constexpr int64_t kPerWord = 1;
   // Of the depth at a time: 3 groups of b are 48 KB. In halves, which would stay in L1, the result

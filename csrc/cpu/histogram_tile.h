@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "unitsface/histogram_bin.h"
 
 namespace unitsface::cpu {
@@ -72,57 +73,56 @@ void for_places(const HistogramTile& t, int64_t i, const CountPlaces& count_plac
   }
 }
 
+// Rows of a chunk. On the diagonal the number of pairs shrinks from row to row.
+constexpr int64_t kRowsPerChunk = 16;
+
+template <class Body>
+void for_rows(const HistogramTile& t, int threads, const Body& body) {
+  parallel_chunks((t.n + kRowsPerChunk - 1) / kRowsPerChunk, threads, [&](int64_t chunk, int slot) {
+    const int64_t end = t.n < (chunk + 1) * kRowsPerChunk ? t.n : (chunk + 1) * kRowsPerChunk;
+    for (int64_t i = chunk * kRowsPerChunk; i < end; ++i) body(i, slot);
+  });
+}
+
 // One histogram of the tile. Neighboring scores often fall into one bin: they are counted in
 // alternating histograms, so that consecutive increments do not depend on each other.
 inline void count_bins(const HistogramTile& t, int threads) {
   const int64_t size = 2 * t.slots + 1;
-  // Allocated outside the parallel region, which an exception must not leave.
   Counters counters(threads * 2 * size);
-  int started = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    int mine;
-#pragma omp atomic capture
-    mine = started++;
-    uint32_t* even = counters.data() + mine * 2 * size;
+  for_rows(t, threads, [&](int64_t i, int slot) {
+    uint32_t* even = counters.data() + slot * 2 * size;
     uint32_t* odd = even + size;
-    // On the diagonal the number of pairs shrinks from row to row.
-#pragma omp for schedule(static, 16)
-    for (int64_t i = 0; i < t.n; ++i) {
-      for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
-        int32_t j = 0;
-        for (; j + 1 < count; j += 2) {
-          ++even[place[j]];
-          ++odd[place[j + 1]];
-        }
-        if (j < count) ++even[place[j]];
-      });
-    }
-    // Integer sums do not depend on the order.
-#pragma omp critical(unitsface_histogram)
-    for (int64_t k = 0; k < 2 * t.slots; ++k) {
-      t.counts[k] += static_cast<int64_t>(even[k]) + static_cast<int64_t>(odd[k]);
-    }
+    for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
+      int32_t j = 0;
+      for (; j + 1 < count; j += 2) {
+        ++even[place[j]];
+        ++odd[place[j + 1]];
+      }
+      if (j < count) ++even[place[j]];
+    });
+  });
+  // Integer sums do not depend on which thread has counted what.
+  for (int64_t part = 0; part < 2 * threads; ++part) {
+    const uint32_t* counted = counters.data() + part * size;
+    for (int64_t k = 0; k < 2 * t.slots; ++k) t.counts[k] += static_cast<int64_t>(counted[k]);
   }
 }
 
 inline void count_bins_per_row(const HistogramTile& t, int threads) {
-#pragma omp parallel for schedule(static, 16) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  for_rows(t, threads, [&](int64_t i, int) {
     int64_t* counts = t.counts + i * 2 * t.slots;
     for_places(t, i, [&](const float*, const int32_t* place, int32_t count) {
       for (int32_t j = 0; j < count; ++j) {
         if (place[j] < 2 * t.slots) ++counts[place[j]];
       }
     });
-  }
+  });
 }
 
 // Few scores lie in a range, so all threads share the counters.
 inline void count_ranges(const HistogramTile& t, int threads) {
   const int64_t slots = t.bins + 3;
-#pragma omp parallel for schedule(static, 16) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  for_rows(t, threads, [&](int64_t i, int) {
     for_places(t, i, [&](const float* cosine, const int32_t* place, int32_t count) {
       for (int32_t j = 0; j < count; ++j) {
         if (place[j] == 2 * slots) continue;
@@ -134,11 +134,10 @@ inline void count_ranges(const HistogramTile& t, int threads) {
         if (offset < 0 || offset >= range.size) continue;
         int64_t* row = t.counts + (t.per_row ? i * 2 * t.slots : 0);
         int64_t& counter = row[(negative ? t.slots : 0) + range.first + (offset >> range.shift)];
-#pragma omp atomic
-        ++counter;
+        __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED);
       }
     });
-  }
+  });
 }
 
 inline void histogram_tile(const HistogramTile& t, int threads) {

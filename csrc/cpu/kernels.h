@@ -52,9 +52,6 @@ const Kernels& kernels();
 void (*gemm(DType dtype))(const GemmArgs&, int threads);
 int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth);
 
-// Whether the library's float32 GEMM is known to be slower on this processor.
-bool own_float32_gemm();
-
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> usable_isas();

@@ -8,6 +8,7 @@
 
 #include "cpu/elements.h"
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "cpu/sum_tile.h"
 #include "unitsface/losses.h"
 #include "unitsface/pair_logit.h"
@@ -66,8 +67,7 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
   const int32_t m = static_cast<int32_t>(t.m);
   Workspace maxima(both ? units * t.m : 0);
   Workspace sums(both ? units * t.m : 0);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t unit = 0; unit < units; ++unit) {
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t first = unit * kRowsPerUnit;
     const int64_t end = t.n < first + kRowsPerUnit ? t.n : first + kRowsPerUnit;
     for (int64_t i = first; i < end; ++i) {
@@ -88,7 +88,7 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
       log_sum_columns(t.cosines + first * t.stride, end - first, t.stride, m,
                       maxima.data() + unit * t.m, sums.data() + unit * t.m);
     }
-  }
+  });
   for (int64_t unit = 0; both && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       fold_log_sum(maxima[unit * t.m + j], sums[unit * t.m + j], t.b_maximum + j, t.b_total + j);
@@ -129,15 +129,14 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   Workspace losses(kBoth ? units * t.m : 0);
   Workspace negative_probs(kBoth ? units * t.m : 0);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t unit = 0; unit < units; ++unit) {
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
       positives_row<kBoth>(policy, t, i, losses.data() + (kBoth ? unit * t.m : 0),
                            negative_probs.data() + (kBoth ? unit * t.m : 0));
     }
-  }
+  });
   for (int64_t unit = 0; kBoth && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) {
       t.b_loss[j] += losses[unit * t.m + j];
@@ -186,8 +185,7 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
 template <class Gradient, class Policy>
 void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
   const bool both = t.b_log_negatives != nullptr;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     if (t.a_labels[i] < 0) {
       Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
       for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
@@ -196,7 +194,7 @@ void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads)
     } else {
       pair_gradient_row<false, Gradient>(policy, t, i);
     }
-  }
+  });
 }
 
 template <class Policy>

@@ -5,6 +5,7 @@
 
 #include "cpu/elements.h"
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "unitsface/losses.h"
 
 namespace unitsface::cpu {
@@ -13,15 +14,14 @@ inline namespace UF_ISA {
 // Folds a tile's negatives into each row's maximum and total = sum exp(z - maximum).
 template <class Policy>
 void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     float* __restrict row = t.cosines + i * t.stride;
     const int64_t target = t.targets[i] - t.start;
     const bool inside = t.targets[i] >= 0 && target >= 0 && target < t.m;
     const float target_cosine = inside ? row[target] : 0.0f;
     if (inside) {
       t.target_cosine[i] = target_cosine;
-      if (t.m == 1) continue;
+      if (t.m == 1) return;
       // A neighbor replaces the target, which must not raise the maximum.
       row[target] = row[target == 0 ? 1 : 0];
     }
@@ -47,13 +47,12 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     const float kept = t.total[i] == 0.0f ? 0.0f : t.total[i] * exp_clamped(previous - maximum);
     t.maximum[i] = maximum;
     t.total[i] = kept + sum;
-  }
+  });
 }
 
 template <class Gradient, class Policy>
 void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     const float* cosine = t.cosines + i * t.stride;
     Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
     const float weight = t.negative_weight[i];
@@ -71,7 +70,7 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t
     if (t.targets[i] >= 0 && target >= 0 && target < t.m) {
       gradient[target] = round_to<Gradient>(t.target_gradient[i]);
     }
-  }
+  });
 }
 
 template <class Policy>

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cpu/pool.h"
 #include "unitsface/macros.h"
 #include "unitsface/tile_args.h"
 
@@ -37,8 +38,7 @@ inline void insert_cosine(float cosine, int32_t position, int64_t k, float* best
 
 inline void nearest_tile(const NearestTileArgs& t, int threads) {
   constexpr int64_t kBlock = 128;  // columns per test against the top-k
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     float* row = t.cosines + i * t.stride;
     float* best = t.best + i * t.k;
     int32_t* positions = t.position + i * t.k;
@@ -56,7 +56,7 @@ inline void nearest_tile(const NearestTileArgs& t, int threads) {
         }
       }
     }
-  }
+  });
 }
 
 }  // namespace UF_ISA

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cpu/elements.h"
+#include "cpu/pool.h"
 #include "unitsface/macros.h"
 #include "unitsface/tile_args.h"
 
@@ -29,8 +30,7 @@ inline float inverse_of_extreme(const float* x, int64_t d) {
 
 template <class Unit>
 void normalize_rows_as(const NormalizeRowsArgs& t, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.d, threads, [&](int64_t i) {
     const float* __restrict x =
         static_cast<const float*>(t.source) + source_row(t.index, t.start, i) * t.d;
     Unit* __restrict unit = static_cast<Unit*>(t.unit) + i * t.d;
@@ -43,7 +43,7 @@ void normalize_rows_as(const NormalizeRowsArgs& t, int threads) {
     t.inverse_norms[i] = inverse;
 #pragma omp simd
     for (int64_t k = 0; k < t.d; ++k) unit[k] = round_to<Unit>(x[k] * inverse);
-  }
+  });
 }
 
 inline void normalize_rows(const NormalizeRowsArgs& t, int threads) {
@@ -64,15 +64,14 @@ inline void extreme_row_backward(const float* g, const float* x, float* out, int
 
 inline void normalize_rows_backward(const NormalizeRowsBackwardArgs& t, int threads) {
   const float scale = t.scale == nullptr ? 1.0f : *t.scale;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.d, threads, [&](int64_t i) {
     const float* x = static_cast<const float*>(t.source) + source_row(t.index, t.start, i) * t.d;
     const float* g = t.d_unit + i * t.d;
     float* out = static_cast<float*>(t.out) + i * t.d;  // may be g
     const float inverse = t.inverse_norms[i];
     if (inverse < kSmallInverse) {
       extreme_row_backward(g, x, out, t.d, inverse, scale);
-      continue;
+      return;
     }
     float along = 0.0f;
 #pragma omp simd reduction(+ : along)
@@ -81,7 +80,7 @@ inline void normalize_rows_backward(const NormalizeRowsBackwardArgs& t, int thre
     along = inverse < 1.0f / kNormEps ? along * inverse * inverse : 0.0f;
 #pragma omp simd
     for (int64_t k = 0; k < t.d; ++k) out[k] = scale * inverse * (g[k] - along * x[k]);
-  }
+  });
 }
 
 }  // namespace UF_ISA

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/pool.h"
 #include "unitsface/permutation.h"
 
 namespace unitsface::cpu {
@@ -10,8 +11,8 @@ inline namespace UF_ISA {
 
 inline void permuted(const PermutedArgs& t, int threads) {
   const Permutation permutation(t.size, t.key);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) t.out[i] = permutation.permuted(t, i);
+  // An element is some dozens of operations.
+  parallel_rows(t.n, 16, threads, [&](int64_t i) { t.out[i] = permutation.permuted(t, i); });
 }
 
 }  // namespace UF_ISA

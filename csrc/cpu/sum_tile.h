@@ -7,6 +7,7 @@
 
 #include "cpu/elements.h"
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "unitsface/losses.h"
 
 namespace unitsface::cpu {
@@ -127,8 +128,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   Workspace column_dthreshold(t.per_column ? units * t.m : 0);
   Workspace row_dthreshold(t.n);
 
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t unit = 0; unit < units; ++unit) {
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
     float* columns = kColumns ? column_loss.data() + unit * t.m : nullptr;
     float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
@@ -147,7 +147,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;
     }
-  }
+  });
 
   for (int64_t unit = 0; kColumns && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) t.b_loss[j] += column_loss[unit * t.m + j];

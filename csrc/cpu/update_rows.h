@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/pool.h"
 #include "unitsface/row_update.h"
 
 namespace unitsface::cpu {
@@ -13,8 +14,7 @@ template <class Rule>
 void update_rows_by(const UpdateRowsArgs& t, int threads) {
   const Rule rule(t);
   const float scale = t.gradient_scale == nullptr ? 1.0f : *t.gradient_scale;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t i = 0; i < t.n; ++i) {
+  parallel_rows(t.n, t.d, threads, [&](int64_t i) {
     const int64_t row = (t.index == nullptr ? t.start + i : t.index[i]) * t.d;
     const float* __restrict gradient = t.gradient + i * t.d;
     float* __restrict weight = t.weight + row;
@@ -34,7 +34,7 @@ void update_rows_by(const UpdateRowsArgs& t, int threads) {
         }
       }
     }
-  }
+  });
 }
 
 inline void update_rows(const UpdateRowsArgs& t, int threads) {

@@ -141,7 +141,7 @@ def _with_isa(isa: str) -> dict[str, Tensor]:
     assert done.returncode == 0, done.stderr
     used, found, mapped = json.loads(done.stdout)
     assert used == isa
-    # The extension joins Torch's thread pool instead of bringing its own.
+    # Torch's: the extension has threads of its own (csrc/cpu/pool.h).
     runtimes = [path for path in mapped if re.search(r"lib(gomp|omp|iomp)", path)]
     assert len(runtimes) == (1 if mapped else 0), runtimes
     return {name: torch.tensor(values) for name, values in found.items()}

@@ -253,9 +253,8 @@ def test_normalize_rows_are_rounded_once() -> None:
 @pytest.mark.parametrize("gemm", ["own", "library"])
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -> None:
-    """Independent of the processor's default; no matmul is too small for the own GEMM."""
+    """Independent of the processor's default."""
     monkeypatch.setenv("UNITSFACE_CPU_GEMM", gemm)
-    monkeypatch.setattr(cpu_engine, "SMALL_GEMM", 0)
     used = []
     method = cpu_engine.CpuEngine._own_gemm
 
@@ -282,7 +281,6 @@ def test_the_earlier_name_of_the_variable_is_read(
         if value is not None:
             monkeypatch.setenv(name, value)
     monkeypatch.setattr(loader.extension().cpu, "has_gemm", lambda dtype: True)
-    monkeypatch.setattr(loader.extension().cpu, "own_float32_gemm", lambda: True)
     engine = cpu_engine.CpuEngine(None, torch.device("cpu"))
     assert engine.library_gemm == library
 

@@ -30,7 +30,8 @@ run() { LD_PRELOAD="$libraries" "$python" -m "$@"; }
 tests() { run pytest -q -x -p no:cacheprovider "$@"; }
 units() {
   tests python_tests/kernels/test_operands.py -k "native or extension or operator"
-  tests python_tests/build/test_build.py -k "threads or exp or softplus"
+  tests python_tests/build/test_build.py python_tests/build/test_threads.py \
+    -k "number_of_threads or exp or softplus or calls"
   run python_tests.fuzz differential modules metrics --seconds "$seconds" --seed 0
 }
 tests_of_losses() {

@@ -1,7 +1,8 @@
-"""Memory layout that kernels require of a tensor."""
+"""Memory layout that kernels require of a tensor, and zeros."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +26,20 @@ def dense(tensor: Tensor) -> Tensor:
         return tensor
     tensor = tensor.resolve_neg().contiguous()
     return tensor if is_dense(tensor) else tensor.clone()
+
+
+# Torch fills a tensor of fewer elements on the calling thread.
+_FILLED_ALONE = 32767
+
+
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """Float32 zeros on the device of ``like``; on the CPU without Torch's threads.
+
+    These would spin on for milliseconds, on the cores that the kernels are about to use.
+    """
+    out = like.new_empty(shape, dtype=torch.float32)
+    if out.device.type != "cpu":
+        return out.zero_()
+    for part in out.view(-1).split(_FILLED_ALONE):
+        part.zero_()
+    return out

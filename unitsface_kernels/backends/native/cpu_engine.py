@@ -1,8 +1,9 @@
 """Tiles on the CPU: GEMMs, and the extension's vectorized epilogues on them.
 
-GEMMs are ``torch.mm`` or the extension's own: with bfloat16 operands, which no operator of Torch
-multiplies into a float32 result, and in float32 where the library is known to be slower.
-``UNITSFACE_CPU_GEMM=library`` or ``own`` decides otherwise about float32.
+GEMMs are the extension's own where it has any for the processor. With bfloat16 operands no operator
+of Torch multiplies into a float32 result. In float32 the library is about as fast on a processor of
+its own, but its threads spin after each call and wait for each other: beside other work on the
+machine a step takes several times as long. ``UNITSFACE_CPU_GEMM=library`` uses them all the same.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from .engine import DTYPE_CODES, NativeEngine, address, strided_address
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
-# Multiplications below which packing and waking the threads outweigh what own GEMMs gain.
-SMALL_GEMM = 1 << 23
 
 
 class CpuEngine(NativeEngine):
@@ -47,8 +46,7 @@ class CpuEngine(NativeEngine):
             self.operand_dtype = torch.bfloat16
         # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
         wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
-        own = wanted == "own" or (wanted != "library" and self.native.cpu.own_float32_gemm())
-        self.library_gemm = not (own and has_gemm(DTYPE_CODES[torch.float32]))
+        self.library_gemm = wanted == "library" or not has_gemm(DTYPE_CODES[torch.float32])
 
     def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
@@ -60,15 +58,13 @@ class CpuEngine(NativeEngine):
         return self._mm(a, b.T, out)
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        if self._by_library(left, right):
+        if self._by_library(left):
             return torch.mm(left, right, out=out)
         self._own_gemm(left, right, out, add=False)
         return out
 
-    def _by_library(self, left: Tensor, right: Tensor) -> bool:
-        if left.dtype != torch.float32:
-            return False
-        return self.library_gemm or left.numel() * right.shape[1] < SMALL_GEMM
+    def _by_library(self, left: Tensor) -> bool:
+        return self.library_gemm and left.dtype == torch.float32
 
     def _own_gemm(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
         (n, depth), m = left.shape, right.shape[1]
@@ -121,7 +117,7 @@ class CpuEngine(NativeEngine):
         return out if out.dtype == torch.float32 else fallback
 
     def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        if self._by_library(left, right):
+        if self._by_library(left):
             total.addmm_(left, right)
         else:
             self._own_gemm(left, right, total, add=True)

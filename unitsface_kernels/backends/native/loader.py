@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-import torch  # (first: the extension shares the OpenMP runtime that Torch maps)
+import torch
 
 from . import images
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import LossSpec
+from ..dense import zeros
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
 from .engine import ClassSums, ClassTile, ClassWeights, Engine, TileColumns, part
@@ -172,7 +173,7 @@ def _gradients(
     count, size = call.rows.shape
     unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
-    d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
+    d_rows = zeros(unit, count, size) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
     d_columns = cosines
     if call.need_columns and d_columns is None and call.sink is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
+from ..dense import zeros
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import remote_blocks, unit_columns
 from .engine import Engine, NegativeSums, PairTile, PairWeights, PositiveSums, part
@@ -79,7 +80,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     operands, inverse_norms = _operands(call, engine)
     d_rows = None
     if call.need_rows:
-        d_rows = call.rows.new_zeros(call.rows.shape, dtype=torch.float32)
+        d_rows = zeros(call.rows, *call.rows.shape)
     d_columns = None
     if call.columns is None:
         _gradients_in_batch(call, engine, operands, factors, d_rows)

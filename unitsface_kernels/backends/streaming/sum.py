@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
+from ..dense import zeros
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import columns_of, finish_columns, remote_blocks, unit_columns
 from .engine import Engine, SumTile
@@ -137,7 +138,7 @@ def _stream(
         scale=scale,
         gradient=need_rows or (need_columns and call.columns is not None),
         loss=not_finite(call, inverse_norms).to(engine.stat_dtype),
-        d_rows=rows.new_zeros(rows.shape, dtype=torch.float32) if need_rows else None,
+        d_rows=zeros(rows, *rows.shape) if need_rows else None,
         d_threshold=d_threshold,
         row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
     )
