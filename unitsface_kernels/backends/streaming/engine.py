@@ -89,6 +89,7 @@ class ClassTile:
         start: position of the tile's first column.
         cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
             overwrite them; None: nowhere, the second pass multiplies again.
+        selection: rows for which a gradient is wanted, the others are not written; None: all.
     """
 
     a: Tensor
@@ -96,6 +97,20 @@ class ClassTile:
     targets: Tensor
     start: int
     cosines: Tensor | None = None
+    selection: RowSelection | None = None
+
+
+class RowSelection(NamedTuple):
+    """Rows of a tile whose gradients are needed, as device memory has them.
+
+    Attributes:
+        index: (n,) int32, of which the first ``count`` are their places in the tile; None: they
+            are the first ``count`` rows.
+        count: (1,) int32.
+    """
+
+    index: Tensor | None
+    count: Tensor
 
 
 class NegativeSums(NamedTuple):
@@ -169,6 +184,37 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     return type(vectors)(*(vector[rows] for vector in vectors))
 
 
+class DeviceFilter(Protocol):
+    """GEMMs of gradient tiles over rows that the device selects.
+
+    Their launches are the same whatever is selected: nothing waits for the device, and a CUDA graph
+    may hold them.
+    """
+
+    def add_rows(
+        self, total: Tensor, tile: Tensor, columns: Tensor, selection: RowSelection
+    ) -> None:
+        """``total[i] += tile[i] @ columns`` (n, D) for the selected rows."""
+
+    def columns(
+        self, tile: Tensor, rows: Tensor, selection: RowSelection, total: Tensor | None = None
+    ) -> Tensor:
+        """``tile.T @ rows`` (m, D) over the selected rows; added to ``total``, if given."""
+
+    def add_targets(
+        self, d_unit: Tensor, start: int, targets: tuple[Tensor, Tensor, Tensor], rows: Tensor
+    ) -> None:
+        """Adds ``slope[i] rows[i]`` to the target of row i, for targets in a tile.
+
+        Args:
+            d_unit: (m, D) float32 gradient of the tile's unit columns.
+            start: position of the first of them.
+            targets: positions (N,) int64 in ascending order, the rows (N,) int64 that they are
+                targets of, and slopes (N,) float32 by row.
+            rows: (N, D) unit rows.
+        """
+
+
 class Engine(Protocol):
     """Tile work of one backend on one device, for one call."""
 
@@ -190,6 +236,10 @@ class Engine(Protocol):
 
         Worth it where memory is not much slower than GEMMs.
         """
+
+    @property
+    def device_filter(self) -> DeviceFilter | None:
+        """Gradient filtering decided on the device; None: the host decides, and waits for it."""
 
     def __init__(self, call: Call) -> None: ...
 

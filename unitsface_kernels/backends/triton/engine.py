@@ -20,6 +20,7 @@ from ..streaming import (
     SumTile,
 )
 from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
+from .filtered_matmul import TritonFilter
 from .kernels import rows
 from .matmul import addmm, matmul
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
@@ -55,6 +56,7 @@ class TritonEngine:
         self._gradients = gradients
         self._space = Workspace(call, config or shipped_config(call, capability))
         self._wave = self._space.config.wave
+        self.device_filter = TritonFilter(self._space)
 
     @property
     def sum_block(self) -> tuple[int, int]:

@@ -71,6 +71,7 @@ class Workspace:
         self._policy = POLICIES.get(call.spec.name)
         self._columns: Tensor | None = None
         self._gradient: Tensor | None = None
+        self._partial: Tensor | None = None
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -107,6 +108,12 @@ class Workspace:
         if self._gradient is None or self._gradient.numel() < size:
             self._gradient = self.empty(size, self.call.compute_dtype)
         return self._gradient[:size].view(count, stride)[:, :width]
+
+    def partial_products(self, size: int) -> Tensor:
+        """(size,) float32, always the same memory."""
+        if self._partial is None or self._partial.numel() < size:
+            self._partial = self.empty(size)
+        return self._partial
 
     def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
         """Picks the power of two that brings float16 gradients to the top of the format's range.
