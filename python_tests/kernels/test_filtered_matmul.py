@@ -8,7 +8,7 @@ from support.helpers import FUSED, Target
 from support.tolerances import SAME_GRADIENT, check_same
 from torch import Tensor
 
-from unitsface_kernels.backends.streaming import Call, RowSelection
+from unitsface_kernels.backends.streaming import Call, RowSelection, SortedTargets
 from unitsface_kernels.losses import REGISTRY
 
 ON_TRITON = [target for target in FUSED if target.backend == "triton"]
@@ -73,7 +73,8 @@ def test_products_of_selected_rows(
 
 
 @each_target
-def test_targets_of_a_tile(target: Target) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_targets_of_a_tile(target: Target, scaled: bool) -> None:
     """Several rows of one target, targets of other tiles, and rows without any."""
     generator = torch.Generator().manual_seed(0)
     count, width = 60, 70
@@ -82,8 +83,11 @@ def test_targets_of_a_tile(target: Target) -> None:
     slopes = torch.randn(count, generator=generator).to(target.device)
     places, order = labels.sort(stable=True)
     found = torch.ones(20, width, device=target.device)
-    _engine(target, rows).device_filter.add_targets(found, 10, (places, order, slopes), rows)
-    want = torch.ones_like(found)
+    factors = torch.rand(20, generator=generator).to(target.device) if scaled else None
+    targets = SortedTargets(places, order, slopes)
+    _engine(target, rows).device_filter.add_targets(found, factors, 10, targets, rows)
+    want = torch.zeros_like(found)
     inside = (labels >= 10) & (labels < 30)
     want.index_add_(0, labels[inside] - 10, slopes[inside, None] * rows[inside])
-    check_same("targets", found, want, SAME_GRADIENT)
+    want = want if factors is None else want * factors[:, None]
+    check_same("targets", found, want + 1.0, SAME_GRADIENT)

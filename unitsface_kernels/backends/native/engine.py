@@ -16,12 +16,14 @@ from ..streaming import (
     ClassSums,
     ClassTile,
     ClassWeights,
+    DeviceFilter,
     Nearest,
     NegativeSums,
     PairTile,
     PairWeights,
     PositiveSums,
     SumTile,
+    TileColumns,
 )
 from .loader import extension
 
@@ -60,6 +62,8 @@ class NativeEngine(ABC):
     gradient_scale = 1.0
     #: A workspace would do as well where GEMMs are cheaper than memory.
     keeps_cosines = False
+    #: Decisions of gradient filtering are the host's: library GEMMs have the sizes that it knows.
+    device_filter: DeviceFilter | None = None
     #: Prefix of the extension's argument types that depend on the device.
     arguments_prefix: str
 
@@ -141,6 +145,11 @@ class NativeEngine(ABC):
         )
         return unit, inverse_norms
 
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
     def normalize_rows_backward(
         self,
         d_unit: Tensor,
@@ -150,7 +159,9 @@ class NativeEngine(ABC):
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
+        assert not raw
         count, size = d_unit.shape
         source, start, index = self._readable(source, start, count, index)
         result = self._writable(out, d_unit)
@@ -251,6 +262,9 @@ class NativeEngine(ABC):
             address(slope),
         )
         return logits, slope
+
+    def finish_rows(self, sums: ClassSums) -> None:
+        return None
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines

@@ -29,7 +29,9 @@ from .engine import (
     PairWeights,
     PositiveSums,
     RowSelection,
+    SortedTargets,
     SumTile,
+    TileColumns,
 )
 from .shards import Shards
 
@@ -75,7 +77,9 @@ __all__ = [
     "Result",
     "RowSelection",
     "Shards",
+    "SortedTargets",
     "SumTile",
+    "TileColumns",
     "driver",
     "make_call",
     "state_rows",

@@ -134,11 +134,15 @@ class ForwardCache:
             takes it for the gradient of the columns.
         tile_sums: (tiles, N) float32 sums of every tile of columns, as maximum and total.
         blocks: rows and columns of the tiles of both.
+        inverse_norms: (M,) float32 of the columns, where tiles multiply these as they are.
+        num_norms: how many of them, from the first, are known.
     """
 
     blocks: tuple[int, int] = (0, 0)
     cosines: Tensor | None = None
     tile_sums: tuple[Tensor, Tensor] | None = None
+    inverse_norms: Tensor | None = None
+    num_norms: int = 0
     _workspace: Tensor | None = None
 
     def workspace(self, size: int, like: Tensor) -> Tensor:

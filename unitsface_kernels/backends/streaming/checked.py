@@ -24,6 +24,7 @@ from .engine import (
     PairWeights,
     PositiveSums,
     SumTile,
+    TileColumns,
 )
 from .tiles import blocks
 
@@ -165,17 +166,27 @@ class CheckedEngine:
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         unit, inverse_norms = self._engine.normalize_rows(source, start, stop, index, reuse)
-        origin = _Origin(unit, source, start, index, reuse)
+        self._register(_Origin(unit, source, start, index, reuse), inverse_norms)
+        return unit, inverse_norms
+
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        columns = self._engine.tile_columns(source, start, stop, index)
+        origin = _Origin(columns.matrix, source, start, index, reuse=True)
+        self._register(origin, columns.inverse_norms)
+        return columns
+
+    def _register(self, origin: _Origin, inverse_norms: Tensor) -> None:
         # Freed memory is used again, and of columns the next ones replace the last.
         self._origins = [
             known
             for known in self._origins
-            if not known.overlaps(origin) and not (reuse and known.reuse)
+            if not known.overlaps(origin) and not (origin.reuse and known.reuse)
         ]
         self._origins.append(origin)
-        values = torch.cat([unit.float(), inverse_norms[:, None]], dim=1)
+        values = torch.cat([origin.unit.float(), inverse_norms[:, None]], dim=1)
         self._check_normalized("normalization", values, origin)
-        return unit, inverse_norms
 
     def normalize_rows_backward(
         self,
@@ -186,9 +197,10 @@ class CheckedEngine:
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
         self._engine.normalize_rows_backward(
-            d_unit, source, start, inverse_norms, out, scale, index
+            d_unit, source, start, inverse_norms, out, scale, index, raw
         )
         origin = _Origin(out, source, start, index)
         self._check_normalized("gradient of the normalization", out, origin)
@@ -233,6 +245,16 @@ class CheckedEngine:
         self._check("statistics", "logit of the target", logits, valid)
         self._check("statistics", "slope of the target's logit", slope, valid)
         return logits, slope
+
+    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
+        finished = self._engine.finish_rows(sums)
+        if finished is not None:
+            self._tile, valid = None, ~self._call.ignored
+            loss, (log_negatives, _, slope) = finished
+            self._check("statistics", "log negatives", log_negatives, valid)
+            self._check("statistics", "slope of the target's logit", slope, valid)
+            self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
+        return finished
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         self._tile = tile

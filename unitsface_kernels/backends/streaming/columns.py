@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .call import Blocks, Call
-from .engine import Engine
+from .engine import Engine, TileColumns
 from .tiles import Columns, Panel
 
 
@@ -23,6 +23,11 @@ def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
     )
 
 
+def tile_columns(engine: Engine, panel: Panel) -> TileColumns:
+    """Columns of a panel for tiles against classes, valid until those of the next one."""
+    return engine.tile_columns(panel.source, panel.part.start, panel.part.stop, panel.index)
+
+
 def remote_blocks(call: Call) -> Blocks:
     """Blocks of other ranks' rows that a batch is compared with; empty without other ranks."""
     return iter(()) if call.ranks is None or call.columns is not None else call.ranks.blocks()
@@ -36,6 +41,7 @@ def finish_columns(
     norms: Tensor | None,
     d_columns: Tensor | None,
     scale: Tensor | None,
+    raw: bool = False,
 ) -> None:
     """Takes the gradient of a tile's unit columns to the columns themselves, and to its place.
 
@@ -44,6 +50,7 @@ def finish_columns(
         norms: (m,) of :meth:`Engine.normalize_rows`, with ``d_unit``.
         d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
         scale: () factor, or None.
+        raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
     """
     if not call.need_columns:
         return
@@ -60,7 +67,7 @@ def finish_columns(
     else:
         assert norms is not None
         engine.normalize_rows_backward(
-            d_unit, call.columns, tile.start, norms, out, scale, call.column_index
+            d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
         )
     if call.sink is not None:
         call.sink(tile, out)

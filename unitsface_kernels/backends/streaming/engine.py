@@ -83,12 +83,14 @@ class ClassTile:
     """Pairs of a tile of a ``logsumexp`` or ``nearest`` loss over classes.
 
     Attributes:
-        a, b: as of :class:`SumTile`.
+        a: as of :class:`SumTile`.
+        b: (m, D) :attr:`TileColumns.matrix`.
         targets: (n,) int64 positions among all columns; of a target outside the tile nothing
             is known here.
         start: position of the tile's first column.
         cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
             overwrite them; None: nowhere, the second pass multiplies again.
+        b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
     """
 
@@ -97,20 +99,43 @@ class ClassTile:
     targets: Tensor
     start: int
     cosines: Tensor | None = None
+    b_factors: Tensor | None = None
     selection: RowSelection | None = None
+
+
+class TileColumns(NamedTuple):
+    """A block of columns as the tiles against it multiply them.
+
+    Attributes:
+        matrix: (m, D) in the dtype of the GEMMs: the columns at unit length, or as they are.
+        inverse_norms: (m,) float32, as of :meth:`Engine.normalize_rows`.
+        raw: they are as they are. A product with a unit row times the column's inverse norm is
+            then the cosine, and a gradient tile has that factor as well: multiplied by ``matrix``
+            it gives the gradient of the rows, and its product with the rows is the gradient of
+            the unit columns times their inverse norms.
+    """
+
+    matrix: Tensor
+    inverse_norms: Tensor
+    raw: bool = False
+
+    @property
+    def factors(self) -> Tensor | None:
+        """(m,) of every product with ``matrix``; None: ones."""
+        return self.inverse_norms if self.raw else None
 
 
 class RowSelection(NamedTuple):
     """Rows of a tile whose gradients are needed, as device memory has them.
 
     Attributes:
-        index: (n,) int32, of which the first ``count`` are their places in the tile; None: they
-            are the first ``count`` rows.
-        count: (1,) int32.
+        places: (n,) int32, of which the first ``number`` are their places in the tile; None: they
+            are the first ``number`` rows.
+        number: int32, its first element.
     """
 
-    index: Tensor | None
-    count: Tensor
+    places: Tensor | None
+    number: Tensor
 
 
 class NegativeSums(NamedTuple):
@@ -184,6 +209,16 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     return type(vectors)(*(vector[rows] for vector in vectors))
 
 
+class SortedTargets(NamedTuple):
+    """(N,) int64 positions of targets in ascending order, below 0: none, the (N,) int64 rows that
+    they are targets of, and d loss / d cosine (N,) float32 by row.
+    """
+
+    places: Tensor
+    rows: Tensor
+    slopes: Tensor
+
+
 class DeviceFilter(Protocol):
     """GEMMs of gradient tiles over rows that the device selects.
 
@@ -202,15 +237,20 @@ class DeviceFilter(Protocol):
         """``tile.T @ rows`` (m, D) over the selected rows; added to ``total``, if given."""
 
     def add_targets(
-        self, d_unit: Tensor, start: int, targets: tuple[Tensor, Tensor, Tensor], rows: Tensor
+        self,
+        d_unit: Tensor,
+        factors: Tensor | None,
+        start: int,
+        targets: SortedTargets,
+        rows: Tensor,
     ) -> None:
         """Adds ``slope[i] rows[i]`` to the target of row i, for targets in a tile.
 
         Args:
-            d_unit: (m, D) float32 gradient of the tile's unit columns.
-            start: position of the first of them.
-            targets: positions (N,) int64 in ascending order, the rows (N,) int64 that they are
-                targets of, and slopes (N,) float32 by row.
+            d_unit: (m, D) float32 gradient of the tile's unit columns, times ``factors`` (m,).
+            factors: :attr:`TileColumns.factors`.
+            start: position of the first of the columns.
+            targets: of all rows.
             rows: (N, D) unit rows.
         """
 
@@ -264,6 +304,15 @@ class Engine(Protocol):
             lie in a workspace that the next such call overwrites; else they last for the call.
         """
 
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        """Rows ``start:stop`` of ``source`` (of ``source[index]``) as the columns of tiles.
+
+        Valid until the next call. For :class:`ClassTile` only: whether they are raw is the
+        engine's choice.
+        """
+
     def normalize_rows_backward(
         self,
         d_unit: Tensor,
@@ -273,10 +322,12 @@ class Engine(Protocol):
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
         """``out`` = gradient of the raw rows: ``r (g - <g, u> u)`` times ``scale`` (()).
 
-        A clamped norm is constant, so its row has no ``<g, u> u``. ``out`` may be ``d_unit``.
+        A clamped norm is constant, so its row has no ``<g, u> u``. ``out`` may be ``d_unit``,
+        which is g, or with ``raw`` (see :class:`TileColumns`) r g.
         """
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
@@ -293,6 +344,16 @@ class Engine(Protocol):
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
+
+    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
+        """Losses (N,) and state (3, N) of all rows of a ``logsumexp`` loss over classes.
+
+        See ``logsumexp.py``, which makes them of Torch operators and :meth:`positive_rows` where
+        an engine has no kernel for all of it and returns None.
+
+        Args:
+            sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
+        """
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         """(n, m) d loss / d cosine, valid until the next tile."""

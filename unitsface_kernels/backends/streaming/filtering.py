@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine
+from .engine import Engine, RowSelection
 
 
 def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:
@@ -39,6 +39,58 @@ def negligible(masses: Tensor, tolerance: float) -> list[bool]:
     skipped = torch.zeros_like(fits)
     skipped[order] = fits
     return skipped.tolist()
+
+
+def needed_rows(masses: Tensor, tolerance: float) -> Tensor:
+    """For each tile, which rows need it; (tiles, N) bool.
+
+    The device's part of :func:`heavy_rows` and :func:`negligible`: no result has a shape of its
+    own, and every row has a choice of its own, its smallest masses first.
+
+    Args:
+        masses: (tiles, N), NaN where unknown.
+    """
+    ordered, order = masses.to(torch.float64).sort(dim=0)
+    # NaN comes last, and its sum is not within the tolerance either.
+    needed = ~(ordered.cumsum(0) <= tolerance)
+    return torch.empty_like(needed).scatter_(0, order, needed)
+
+
+def selections(needed: Tensor) -> list[RowSelection]:
+    """Rows (k, n) bool of k tiles, in their order; no host sync."""
+    # Each has 16 bytes, to which kernels want pointers aligned.
+    number = needed.new_zeros((needed.shape[0], 4), dtype=torch.int32)
+    number[:, 0] = needed.sum(dim=1)
+    places = needed.logical_not().to(torch.uint8).argsort(dim=1, stable=True).to(torch.int32)
+    return [RowSelection(*both) for both in zip(places, number, strict=True)]
+
+
+def add_to_rows(
+    engine: Engine, total: Tensor, tile: Tensor, columns: Tensor, selection: RowSelection | None
+) -> None:
+    """``total += tile @ columns``, of the selected rows."""
+    if selection is None:
+        engine.addmm(total, tile, columns)
+    else:
+        assert engine.device_filter is not None
+        engine.device_filter.add_rows(total, tile, columns, selection)
+
+
+def add_to_columns(
+    engine: Engine,
+    total: Tensor | None,
+    tile: Tensor,
+    rows: Tensor,
+    selection: RowSelection | None,
+) -> Tensor:
+    """``tile.T @ rows`` over the selected rows; added to ``total``, if there is one."""
+    if selection is not None:
+        assert engine.device_filter is not None
+        return engine.device_filter.columns(tile, rows, selection, total)
+    if total is None:
+        return engine.matmul(tile.T, rows)
+    engine.addmm(total, tile.T, rows)
+    return total
 
 
 class RowFilter:

@@ -18,11 +18,28 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, clear_ignored, split_weights
-from .columns import columns_of, finish_columns, unit_columns
-from .engine import ClassSums, ClassTile, ClassWeights, Engine, part
-from .filtering import heavy_rows, negligible, worth_taking
-from .scattered import Targets, add_pairs
-from .tiles import against_columns
+from .columns import columns_of, finish_columns, tile_columns
+from .engine import (
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Engine,
+    RowSelection,
+    TileColumns,
+    part,
+)
+from .filtering import (
+    add_to_columns,
+    add_to_rows,
+    heavy_rows,
+    needed_rows,
+    negligible,
+    selections,
+    worth_taking,
+)
+from .scattered import DeviceTargets, Targets, add_pairs
+from .shards import Shards
+from .tiles import against_columns, blocks
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -32,16 +49,16 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (3, N) state."""
-    log_negatives, target_cosine = _statistics(call, engine)
+    sums = _statistics(call, engine)
     if call.shards is not None:
-        log_negatives, target_cosine = call.shards.log_of_sums(log_negatives, target_cosine)
-    per_row, negative_prob, slope = _finish_rows(call, engine, log_negatives, target_cosine)
+        sums = _of_all_shards(call.shards, sums)
+    per_row, state = engine.finish_rows(sums) or _finish_rows(call, engine, sums)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, torch.stack([log_negatives, negative_prob, slope]), (None, None, None))
+    return Result(loss, state, (None, None, None))
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -76,7 +93,8 @@ def _keeps(call: Call, engine: Engine) -> bool:
     return call.columns.dtype == torch.float32
 
 
-def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
+def _statistics(call: Call, engine: Engine) -> ClassSums:
+    """(panels, N) maxima and totals, and (N,) cosines of the targets."""
     rows = call.rows
     count = rows.shape[0]
     unit, _ = engine.normalize_rows(rows, 0, count)
@@ -90,10 +108,10 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
     if _keeps(call, engine):
         cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
     for panel, panel_maximum, panel_total in zip(panels, maximum, total, strict=True):
-        columns, _ = unit_columns(engine, panel)
+        columns = tile_columns(engine, panel)
         sums = ClassSums(panel_maximum, panel_total, target_cosine)
         for block in panel.rows:
-            tile = ClassTile(unit[block], columns, call.row_labels[block], panel.columns.start)
+            tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
             if cosines is not None:
                 tile.cosines = _kept(cosines, panel.columns, block)
             engine.logsumexp_tile(tile, part(sums, block))
@@ -101,7 +119,19 @@ def _statistics(call: Call, engine: Engine) -> tuple[Tensor, Tensor]:
         call.cache.blocks = engine.class_block
         call.cache.cosines = cosines
         call.cache.tile_sums = (maximum, total) if call.filters else None
-    return _log_of_sums(maximum, total), target_cosine
+    return ClassSums(maximum, total, target_cosine)
+
+
+def _tile(unit: Tensor, columns: TileColumns, targets: Tensor, place: slice) -> ClassTile:
+    return ClassTile(unit, columns.matrix, targets, place.start, b_factors=columns.factors)
+
+
+def _of_all_shards(shards: Shards, sums: ClassSums) -> ClassSums:
+    """The sums of all ranks, as those of one panel."""
+    own = _log_of_sums(sums.maximum, sums.total)
+    log_negatives, target_cosine = shards.log_of_sums(own, sums.target_cosine)
+    some = (log_negatives != -torch.inf).to(torch.float32)
+    return ClassSums(log_negatives[None], some[None], target_cosine)
 
 
 def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
@@ -113,22 +143,22 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
-def _finish_rows(
-    call: Call, engine: Engine, log_negatives: Tensor, target_cosine: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: loss, probability q of the negatives in the softmax, and d logit / d cosine.
+def _finish_rows(call: Call, engine: Engine, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """Losses (N,), and the state: N, probability q of the negatives in the softmax, d logit / d
+    cosine of the target.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
     q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
     """
-    logits, slope = engine.positive_rows(target_cosine)
+    log_negatives = _log_of_sums(sums.maximum, sums.total)
+    logits, slope = engine.positive_rows(sums.target_cosine)
     # Of shards together every row that takes part has its target.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     gap = log_negatives - logits
     per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
     negative_prob = torch.where(has_target, torch.sigmoid(gap), 1.0)
     per_row = torch.where(call.ignored, 0.0, per_row)
-    return per_row, negative_prob, slope
+    return per_row, torch.stack([log_negatives, negative_prob, slope])
 
 
 class _Rows(NamedTuple):
@@ -145,10 +175,18 @@ class _Rows(NamedTuple):
 
 
 class _Filter(NamedTuple):
-    """Gradient filtering: masses (panels, n), see ``filtering.py``, and the targets apart."""
+    """Gradient filtering, decided from masses (panels, n), see ``filtering.py``.
 
-    masses: Tensor
-    targets: Targets | None
+    Attributes:
+        targets: the columns' side of them, apart: scattered over all tiles, they would keep every
+            tile. None: not needed.
+        left_out: for a block of rows, which of the panels do without it; None: the device decides.
+        selected: for a block of rows, those that each panel needs; None: all.
+    """
+
+    targets: Targets | DeviceTargets | None
+    left_out: Callable[[slice], list[bool]] | None = None
+    selected: Callable[[slice], list[RowSelection]] | None = None
 
 
 def _gradients(
@@ -169,30 +207,67 @@ def _gradients(
     if masses is None:
         _stream(call, engine, rows, None, scale, cosines, d_rows, d_columns)
     else:
-        # Targets lie scattered over all tiles, which they would keep from being left out.
-        weights = weights._replace(target=torch.zeros_like(weights.target))
-        slopes = torch.where(call.row_labels >= 0, rows.weights.target, 0.0)
-        targets = None
-        if call.need_columns:
-            targets = Targets(call, engine, unit, call.row_labels, slopes)
-        wanted = heavy_rows(masses, call.skip_tolerance)
-        if not worth_taking(len(wanted), count):
-            wanted = torch.arange(count, device=unit.device)
-            some = unit
-        else:
-            some, _ = engine.normalize_rows(call.rows, 0, len(wanted), wanted)
-        # The engine may pad unit rows in memory: those are its own, not a copy.
-        rows = _Rows(some, call.row_labels[wanted], part(weights, wanted), wanted)
-        d_some = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
-        filtering = _Filter(masses[:, wanted], targets)
-        _stream(call, engine, rows, filtering, scale, cosines, d_some, d_columns)
-        if d_rows is not None and d_some is not None:
-            d_rows[wanted] = d_some
+        slopes = torch.where(call.row_labels >= 0, weights.target, 0.0)
+        rows = rows._replace(weights=weights._replace(target=torch.zeros_like(slopes)))
+        stream = _stream_by_host if engine.device_filter is None else _stream_by_device
+        stream(call, engine, rows, masses, slopes, scale, cosines, d_rows, d_columns)
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
         engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
         clear_ignored(call, d_rows)
     return d_rows, d_columns, None
+
+
+def _stream_by_host(
+    call: Call,
+    engine: Engine,
+    rows: _Rows,
+    masses: Tensor,
+    slopes: Tensor,
+    scale: Tensor | None,
+    cosines: Tensor | None,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+) -> None:
+    """As :func:`_stream`, without rows and tiles of small ``masses``; ``slopes``: of targets."""
+    count, unit = len(rows.labels), rows.unit
+    targets = None
+    if call.need_columns:
+        targets = Targets(call, engine, unit, call.row_labels, slopes)
+    wanted = heavy_rows(masses, call.skip_tolerance)
+    if not worth_taking(len(wanted), count):
+        wanted = torch.arange(count, device=unit.device)
+    else:
+        # The engine may pad unit rows in memory: those are its own, not a copy.
+        unit, _ = engine.normalize_rows(call.rows, 0, len(wanted), wanted)
+    rows = _Rows(unit, rows.labels[wanted], part(rows.weights, wanted), wanted)
+    d_some = None if d_rows is None else d_rows.new_zeros((len(wanted), unit.shape[1]))
+    some = masses[:, wanted]
+    left_out = lambda block: negligible(some[:, block], call.skip_tolerance)  # noqa: E731
+    _stream(call, engine, rows, _Filter(targets, left_out), scale, cosines, d_some, d_columns)
+    if d_rows is not None and d_some is not None:
+        d_rows[wanted] = d_some
+
+
+def _stream_by_device(
+    call: Call,
+    engine: Engine,
+    rows: _Rows,
+    masses: Tensor,
+    slopes: Tensor,
+    scale: Tensor | None,
+    cosines: Tensor | None,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+) -> None:
+    """As :func:`_stream_by_host`, but all tiles are launched, and rows of them take part."""
+    targets = None
+    if call.need_columns:
+        targets = DeviceTargets(engine, rows.unit, rows.labels, slopes)
+    needed = needed_rows(masses, call.skip_tolerance)
+    selected = lambda block: selections(needed[:, block])  # noqa: E731
+    filtering = _Filter(targets, selected=selected)
+    _stream(call, engine, rows, filtering, scale, cosines, d_rows, d_columns)
 
 
 def _stream(
@@ -206,41 +281,40 @@ def _stream(
     d_columns: Tensor | None,
 ) -> None:
     """Gradients of ``rows`` into (n, D) and (M, D)."""
-    size, targets = engine.class_block, None
-    left_out: Callable[[slice], list[bool]] | None = None
+    size, (targets, left_out, selected) = engine.class_block, filtering or _Filter(None)
     if call.cache is not None and (cosines is not None or filtering is not None):
         size = call.cache.blocks
-    if filtering is not None:
-        masses, targets = filtering
-        left_out = lambda block: negligible(masses[:, block], call.skip_tolerance)  # noqa: E731
     panels = against_columns(columns_of(call), rows.unit.shape[0], size, left_out)
     found = [slice(0, 0)] * len(panels)
     if targets is not None:
         found = targets.parts([panel.columns for panel in panels])
-    for panel, own in zip(panels, found, strict=True):
+    selection: dict[int, list[RowSelection]] = {}
+    if selected is not None:
+        selection = {b.start: selected(b) for b in blocks(0, rows.unit.shape[0], size[0])}
+    for number, (panel, own) in enumerate(zip(panels, found, strict=True)):
         place = panel.columns
         if not panel.rows:
             finish_columns(call, engine, place, None, None, d_columns, scale)
             if targets is not None and d_columns is not None:
                 targets.write(own, d_columns, scale)
             continue
-        columns, column_norms = unit_columns(engine, panel)
+        columns = tile_columns(engine, panel)
         d_unit = None
         for block in panel.rows:
-            tile = ClassTile(rows.unit[block], columns, rows.labels[block], place.start)
+            tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
+            if selected is not None:
+                tile.selection = selection[block.start][number]
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))
             if d_rows is not None:
-                engine.addmm(d_rows[block], gradient, columns)
+                add_to_rows(engine, d_rows[block], gradient, columns.matrix, tile.selection)
             if call.need_columns:
-                if d_unit is None:
-                    d_unit = engine.matmul(gradient.T, tile.a)
-                else:
-                    engine.addmm(d_unit, gradient.T, tile.a)
+                d_unit = add_to_columns(engine, d_unit, gradient, tile.a, tile.selection)
         if targets is not None and d_unit is not None:
-            targets.add(own, place, d_unit)
-        finish_columns(call, engine, place, d_unit, column_norms, d_columns, scale)
+            targets.add(own, place, d_unit, columns.factors)
+        norms, raw = columns.inverse_norms, columns.raw
+        finish_columns(call, engine, place, d_unit, norms, d_columns, scale, raw)
 
 
 def _taken(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...losses import LossSpec, Triplet
 from .call import Call, Gradients, Result, clear_ignored, not_finite
-from .columns import columns_of, unit_columns
+from .columns import columns_of, tile_columns
 from .engine import ClassTile, Engine, Nearest, part
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
@@ -76,9 +76,15 @@ def search(call: Call, engine: Engine, count: int, unit: Tensor | None = None) -
         target_cosine=rows.new_zeros(size, dtype=torch.float32),
     )
     for panel in against_columns(columns_of(call), size, engine.class_block):
-        columns, _ = unit_columns(engine, panel)
+        columns = tile_columns(engine, panel)
         for block in panel.rows:
-            tile = ClassTile(unit[block], columns, call.row_labels[block], panel.columns.start)
+            tile = ClassTile(
+                unit[block],
+                columns.matrix,
+                call.row_labels[block],
+                panel.columns.start,
+                b_factors=columns.factors,
+            )
             engine.nearest_tile(tile, part(found, block))
     return found
 

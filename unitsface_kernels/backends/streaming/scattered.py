@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine
+from .engine import Engine, SortedTargets
 from .tiles import blocks
 
 
@@ -71,9 +71,10 @@ class Targets:
         bounds = [0, *torch.searchsorted(self._places, stops).tolist()]
         return [slice(*pair) for pair in pairwise(bounds)]
 
-    def add(self, part: slice, tile: slice, d_unit: Tensor) -> None:
-        """To the gradient (m, D) of a tile's unit columns."""
-        d_unit[self._places[part] - tile.start] += self._d_unit[part]
+    def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
+        """To the gradient (m, D) of a tile's unit columns, which is times ``factors`` (m,)."""
+        place, own = self._places[part] - tile.start, self._d_unit[part]
+        d_unit[place] += own if factors is None else factors[place, None] * own
 
     def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
         """As the whole gradient of their columns, in a tile that has no other."""
@@ -85,6 +86,29 @@ class Targets:
         _, norms = self._engine.normalize_rows(call.columns, 0, len(place), index, reuse=True)
         self._engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         d_columns[place] = d_unit.to(d_columns.dtype)
+
+
+class DeviceTargets:
+    """:class:`Targets` by kernels of the engine, whose launches do not depend on places."""
+
+    def __init__(self, engine: Engine, unit: Tensor, place: Tensor, slope: Tensor) -> None:
+        """Arguments as of :func:`add_pairs`."""
+        self._engine, self._unit = engine, unit
+        places, rows = torch.where(slope != 0.0, place, -1).sort(stable=True)
+        self._targets = SortedTargets(places, rows, slope)
+
+    def parts(self, tiles: list[slice]) -> list[slice]:
+        """The tiles themselves: which targets lie there, the device knows."""
+        return tiles
+
+    def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
+        """As :meth:`Targets.add`."""
+        products = self._engine.device_filter
+        assert products is not None
+        products.add_targets(d_unit, factors, tile.start, self._targets, self._unit)
+
+    def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
+        """Nothing: a tile that is left out on the host has no rows at all."""
 
 
 def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor) -> None:

@@ -18,6 +18,7 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
+    TileColumns,
 )
 from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
 from .filtered_matmul import TritonFilter
@@ -121,9 +122,22 @@ class TritonEngine:
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         count, width = stop - start, source.shape[1]
-        stride = padded(width, DEPTH_MULTIPLE)
-        unit = self._space.unit_tile(count, stride, reuse)
+        unit = self._space.unit_tile(count, padded(width, DEPTH_MULTIPLE), reuse)
         inverse_norms = self._space.empty(count)
+        self._normalize(source, index, start, unit, inverse_norms)
+        return unit[:, :width], inverse_norms
+
+    def _normalize(
+        self,
+        source: Tensor,
+        index: Tensor | None,
+        start: int,
+        unit: Tensor | None,
+        inverse_norms: Tensor,
+    ) -> None:
+        """Fills ``unit``, if given, and ``inverse_norms`` (n,) of the rows from ``start``."""
+        count, width = inverse_norms.shape[0], source.shape[1]
+        stride = padded(width, DEPTH_MULTIPLE)
         config = configs.rows(stride)
         launch.run(
             rows.normalize_rows_kernel,
@@ -140,7 +154,28 @@ class TritonEngine:
             BLOCK=config.block,
             num_warps=config.num_warps,
         )
-        return unit[:, :width], inverse_norms
+
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        if index is None and self._space.multiplies(source):
+            return TileColumns(source[start:stop], self._norms(source, start, stop), raw=True)
+        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
+    def _norms(self, source: Tensor, start: int, stop: int) -> Tensor:
+        """Inverse norms of the call's columns; the first pass keeps them for the others."""
+        cache, first = self._call.cache, start
+        if cache is None or start > cache.num_norms:
+            norms = self._space.empty(stop - start)
+        else:
+            if cache.inverse_norms is None:
+                cache.inverse_norms = self._space.empty(source.shape[0])
+            norms = cache.inverse_norms[start:stop]
+            first = cache.num_norms
+            cache.num_norms = max(first, stop)
+        if first < stop:
+            self._normalize(source, None, start, None, norms)
+        return norms
 
     def normalize_rows_backward(
         self,
@@ -151,6 +186,7 @@ class TritonEngine:
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
     ) -> None:
         count, width = d_unit.shape
         config = configs.rows(width)
@@ -166,6 +202,7 @@ class TritonEngine:
             out,
             count,
             width,
+            RAW=raw,
             ROWS=config.rows,
             BLOCK=config.block,
             num_warps=config.num_warps,
@@ -182,6 +219,9 @@ class TritonEngine:
 
     def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         return logsumexp_tile.positive_rows(self._space, target_cosine)
+
+    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        return logsumexp_tile.finish_rows(self._space, sums)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         assert tile.cosines is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..streaming import RowSelection
+from ..streaming import RowSelection, SortedTargets
 from . import configs, launch
 from .kernels import filtered_matmul
 from .workspace import Workspace
@@ -80,7 +80,12 @@ class TritonFilter:
         return out
 
     def add_targets(
-        self, d_unit: Tensor, start: int, targets: tuple[Tensor, Tensor, Tensor], rows: Tensor
+        self,
+        d_unit: Tensor,
+        factors: Tensor | None,
+        start: int,
+        targets: SortedTargets,
+        rows: Tensor,
     ) -> None:
         (count, width), config = d_unit.shape, configs.rows(d_unit.shape[1])
         launch.run(
@@ -90,6 +95,7 @@ class TritonFilter:
             rows,
             rows.stride(0),
             d_unit,
+            factors,
             len(rows),
             start,
             count,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
+from ..streaming.shards import ELSEWHERE
 from . import configs, launch
 from .kernels import logsumexp
 from .workspace import Workspace, operands
@@ -18,15 +19,13 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
     stretches = column_blocks * config.epilogue_subtiles
-    stretch_maximum, stretch_total = (
-        space.empty((stretches, count)),
-        space.empty((stretches, count)),
-    )
+    stretch_maximum, stretch_total = space.empty((2, stretches, count)).unbind(0)
     launch.run_tile(
         logsumexp.statistics_kernel,
         config,
         row_blocks * column_blocks,
         *operands(tile.a, tile.b),
+        tile.b_factors,
         tile.targets,
         tile.start,
         stretch_maximum,
@@ -34,6 +33,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         rows.target_cosine,
         space.call.params,
         NEGATIVE=space.logsumexp_policy.negative,
+        LINEAR=space.logsumexp_policy.linear,
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
@@ -79,6 +79,30 @@ def positive_rows(space: Workspace, target_cosine: Tensor) -> tuple[Tensor, Tens
     return logits, slopes
 
 
+def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """See ``Engine.finish_rows``."""
+    call = space.call
+    parts, count = sums.maximum.shape
+    losses, state = space.empty(count), space.empty((3, count))
+    launch.run(
+        logsumexp.finish_rows_kernel,
+        -(-count // configs.VECTOR.block),
+        *sums,
+        call.row_labels,
+        losses,
+        state,
+        parts,
+        count,
+        # Of shards together every row that takes part has its target.
+        0 if call.shards is None else ELSEWHERE,
+        call.params,
+        POSITIVE=space.logsumexp_policy.positive,
+        BLOCK=configs.VECTOR.block,
+        num_warps=configs.VECTOR.num_warps,
+    )
+    return losses, state
+
+
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     policy, config = space.logsumexp_policy, space.config.gradient
@@ -90,14 +114,17 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         config,
         -(-count // config.block_m) * -(-width // config.block_n),
         *operands(tile.a, tile.b),
+        tile.b_factors,
         tile.targets,
         tile.start,
         *rows,
         result,
         result.stride(0),
         space.scale,
+        *(tile.selection or (None, None)),
         space.call.params,
         NEGATIVE=policy.negative,
+        LINEAR=policy.linear,
         PRECISION=space.precision,
     )
     return result

@@ -21,8 +21,10 @@ def search(space: Workspace, tile: ClassTile, rows: Nearest) -> None:
     of_block = 8 * max(tile.a.shape[0], 1) * rows.best.shape[1]
     step = max(CANDIDATE_BYTES // of_block, 1) * space.config.nearest.block_n
     for first in range(0, tile.b.shape[0], step):
-        columns = tile.b[first : first + step]
-        _search(space, replace(tile, b=columns, start=tile.start + first), rows)
+        part = slice(first, first + step)
+        factors = None if tile.b_factors is None else tile.b_factors[part]
+        columns = replace(tile, b=tile.b[part], b_factors=factors, start=tile.start + first)
+        _search(space, columns, rows)
 
 
 def _search(space: Workspace, tile: ClassTile, found: Nearest) -> None:
@@ -37,6 +39,7 @@ def _search(space: Workspace, tile: ClassTile, found: Nearest) -> None:
         config,
         row_blocks * column_blocks,
         *operands(tile.a, tile.b),
+        tile.b_factors,
         tile.targets,
         tile.start,
         found.best,

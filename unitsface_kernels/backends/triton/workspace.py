@@ -89,6 +89,19 @@ class Workspace:
         assert isinstance(self._policy, LogsumexpPairsPolicy)
         return self._policy
 
+    def multiplies(self, columns: Tensor) -> bool:
+        """Whether tiles can multiply the (M, D) columns of the call as they are.
+
+        They are dense. Not in float16: products with rows that are not at unit length could leave
+        its range. In bfloat16 a gradient times the inverse of a norm above 1e33 is denormal.
+        """
+        return (
+            columns.dtype == self.call.compute_dtype != torch.float16
+            and columns.shape[1] % DEPTH_MULTIPLE == 0
+            # Else every load of the kernels, and the library's, would be narrower.
+            and columns.storage_offset() * columns.element_size() % 16 == 0
+        )
+
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.rows.device)
 

@@ -143,9 +143,8 @@ def column_products_kernel(
     """``out`` (columns, width), added to or overwritten, = ``tile[taken].T @ a[taken]``."""
     program = tl.program_id(0)
     rows = tl.load(count)
-    if ADD:
-        if rows == 0:
-            return
+    if ADD and rows == 0:
+        return
     width_blocks = tl.cdiv(width, BLOCK_N)
     column = program // width_blocks * BLOCK_M
     width_block = program % width_blocks
@@ -155,7 +154,7 @@ def column_products_kernel(
     in_width = (d < width)[None, :]
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    # The places of the next step are loaded a step ahead, or the pipeline would be that of two loads.
+    # Places are loaded a step ahead: as part of the pipeline they would take half of its depth.
     i = k
     if taken is not None:
         i = tl.load(taken + k, mask=k < rows, other=0)
@@ -196,6 +195,7 @@ def add_targets_kernel(
     a,
     a_stride,
     out,
+    factors,
     rows,
     start,
     columns,
@@ -205,7 +205,7 @@ def add_targets_kernel(
     """Adds ``slope * a`` of the rows whose target is in a tile to its target's place in ``out``.
 
     ``place``: (rows,) int64 targets in ascending order, those of rows ``order``. A program adds up
-    all rows of one target, in their order.
+    all rows of one target, in their order. ``factors``: (columns,) of ``out``, or None.
     """
     first = tl.program_id(0)
     target = tl.load(place + first)
@@ -215,8 +215,7 @@ def add_targets_kernel(
     for column in range(0, width, BLOCK):
         d = column + tl.arange(0, BLOCK)
         in_width = d < width
-        own = out + (target - start) * width + d
-        total = tl.load(own, mask=in_width, other=0.0)
+        total = tl.zeros((BLOCK,), dtype=tl.float32)
         k = first
         same = True
         while same:
@@ -226,4 +225,7 @@ def add_targets_kernel(
             k += 1
             same = tl.load(place + tl.minimum(k, rows - 1)) == target
             same = same & (k < rows)
-        tl.store(own, total, mask=in_width)
+        if factors is not None:
+            total *= tl.load(factors + target - start)
+        own = out + (target - start) * width + d
+        tl.store(own, tl.load(own, mask=in_width, other=0.0) + total, mask=in_width)

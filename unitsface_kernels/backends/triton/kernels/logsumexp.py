@@ -5,10 +5,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_subtiles, cosine_tile, grouped_block
+from ..losses.math import softplus_and_sigmoid
+from .tiles import column_factors, column_subtiles, cosine_tile, grouped_block
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def negative_logits(
+    products,
+    factors,
+    parameters,
+    NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
+):
+    """Logits of products with columns that are times ``factors`` away from unit length, and d
+    logit / d cosine times these factors: what a gradient tile has for each product."""
+    if LINEAR:
+        # One multiplication per pair: the column's factor and the logit's are multiplied before.
+        slope, _ = NEGATIVE(factors, parameters)
+        return products * slope, slope
+    else:
+        logit, slope = NEGATIVE(products * factors, parameters)
+        return logit, slope * factors
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "start"])
@@ -20,6 +40,7 @@ def statistics_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
     stretch_maximum,
@@ -27,6 +48,7 @@ def statistics_kernel(
     target_cosine,
     parameters,
     NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -37,14 +59,15 @@ def statistics_kernel(
     """Per stretch of columns and row: largest negative logit and sum of exp(logit - largest).
 
     ``stretch_maximum``, ``stretch_total``: (column blocks * EPILOGUE_SUBTILES, rows). A target's
-    cosine goes to ``target_cosine`` (rows,), by the one program that meets it.
+    cosine goes to ``target_cosine`` (rows,), by the one program that meets it. ``b_factors``
+    (columns,): see ``column_factors``.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
-    cosine = cosine_tile(
+    products = cosine_tile(
         a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
         BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
@@ -52,17 +75,20 @@ def statistics_kernel(
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
     WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
-    subtiles = column_subtiles(cosine, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    subtiles = column_subtiles(products, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
     for subtile in tl.static_range(EPILOGUE_SUBTILES):
         first = column + subtile * WIDTH
         j = first + tl.arange(0, WIDTH)
-        is_target = target[:, None] == j[None, :]
+        factors = column_factors(b_factors, j, columns)
+        logit, _ = negative_logits(subtiles[subtile], factors, parameters, NEGATIVE, LINEAR)
         has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
-        if tl.max(has_target.to(tl.int32), axis=0) > 0:
-            own = tl.sum(tl.where(is_target, subtiles[subtile], 0.0), axis=1)
+        some_target = tl.max(has_target.to(tl.int32), axis=0) > 0
+        if some_target | (first + WIDTH > columns):
+            # Few blocks: the others have neither a target nor columns past the end.
+            is_target = target[:, None] == j[None, :]
+            own = tl.sum(tl.where(is_target, subtiles[subtile] * factors, 0.0), axis=1)
             tl.store(target_cosine + i, own, mask=has_target)
-        logit, _ = NEGATIVE(subtiles[subtile], parameters)
-        logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
+            logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
         maximum = tl.max(logit, axis=1)
         # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
         shift = tl.where(maximum == -float("inf"), 0.0, maximum)
@@ -104,7 +130,10 @@ def merge_kernel(
     tl.store(total + i, summed, mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "start"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "start"],
+    do_not_specialize_on_alignment=["taken", "count"],
+)
 def gradient_kernel(
     a,
     b,
@@ -113,6 +142,7 @@ def gradient_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
     log_negatives,
@@ -121,27 +151,40 @@ def gradient_kernel(
     gradient,
     gradient_stride,
     gradient_scale,
+    taken,
+    count,
     parameters,
     NEGATIVE: tl.constexpr,
+    LINEAR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """d loss / d cosine of a tile; ``gradient_scale``: (1,) factor for float16, or None."""
+    """d loss / d cosine of a tile, times ``b_factors`` (columns,), see ``column_factors``.
+
+    ``gradient_scale``: (1,) factor for float16, or None. ``taken``: (rows,) int32 of whose first
+    ``count`` rows the gradient is wanted; None: of all.
+    """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
-    cosine = cosine_tile(
+    if taken is not None:
+        rows = tl.load(count)
+        if row >= rows:
+            return
+    products = cosine_tile(
         a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
-        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, taken,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
     in_rows = i < rows
+    if taken is not None:
+        i = tl.load(taken + i, mask=in_rows, other=0)
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
     normalizer = tl.load(log_negatives + i, mask=in_rows, other=0.0)
     weight = tl.load(negative_weight + i, mask=in_rows, other=0.0)
@@ -150,10 +193,13 @@ def gradient_kernel(
         factor = tl.load(gradient_scale)
         weight *= factor
         own *= factor
-    logit, slope = NEGATIVE(cosine, parameters)
+    factors = column_factors(b_factors, j, columns)
+    logit, slope = negative_logits(products, factors, parameters, NEGATIVE, LINEAR)
     probability = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
     value = weight[:, None] * (probability * slope)
-    value = tl.where(target[:, None] == j[None, :], own[:, None], value)
+    has_target = (target >= column) & (target < column + BLOCK_N)
+    if tl.max(has_target.to(tl.int32), axis=0) > 0:
+        value = tl.where(target[:, None] == j[None, :], own[:, None] * factors, value)
     # Up to the padded width: full-width stores, and the caller never reads past the columns.
     corner = gradient + row.to(tl.int64) * gradient_stride + column
     place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
@@ -178,3 +224,50 @@ def positive_kernel(
     logit, slope = POSITIVE(cosine, parameters)
     tl.store(logits + i, logit, mask=mask)
     tl.store(slopes + i, slope, mask=mask)
+
+
+@triton.jit(do_not_specialize=["parts", "rows", "lowest"])
+def finish_rows_kernel(
+    maximum,
+    total,
+    target_cosine,
+    targets,
+    losses,
+    state,
+    parts,
+    rows,
+    lowest,
+    parameters,
+    POSITIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Losses (rows,) and state (3, rows) from (parts, rows) statistics, see ``logsumexp.py``.
+
+    A row has a target if its label is neither -1 (it is ignored) nor below ``lowest``.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows
+    place = i.to(tl.int64)
+    highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
+    summed = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(0, parts):
+        largest = tl.load(maximum + place, mask=mask, other=-float("inf"))
+        found = tl.load(total + place, mask=mask, other=0.0)
+        # Comparisons, which keep a NaN: it is in every later sum.
+        new = tl.where(largest > highest, largest, highest)
+        shift = tl.where(new == -float("inf"), 0.0, new)
+        summed = summed * tl.exp(highest - shift) + found * tl.exp(largest - shift)
+        highest = new
+        place += rows
+    log_negatives = tl.where(summed == 0.0, -float("inf"), highest + tl.log(summed))
+    target = tl.load(targets + i, mask=mask, other=-1)
+    cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
+    logit, slope = POSITIVE(cosine, parameters)
+    gap = log_negatives - logit
+    softplus, sigmoid = softplus_and_sigmoid(gap)
+    has_target = (target >= lowest) & (target != -1)
+    loss = tl.where(has_target, softplus, log_negatives)
+    tl.store(losses + i, tl.where(target == -1, 0.0, loss), mask=mask)
+    tl.store(state + i, log_negatives, mask=mask)
+    tl.store(state + rows + i, tl.where(has_target, sigmoid, 1.0), mask=mask)
+    tl.store(state + 2 * rows + i, slope, mask=mask)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import cosine_tile, grouped_block
+from .tiles import column_factors, cosine_tile, grouped_block
 
 #: Below the key of every cosine: a column that takes no part.
 NO_KEY = tl.constexpr(-(2**31))
@@ -50,6 +50,7 @@ def nearest_kernel(
     rows,
     columns,
     DEPTH: tl.constexpr,
+    b_factors,
     targets,
     start,
     best,
@@ -67,7 +68,7 @@ def nearest_kernel(
 
     ``candidates``: (column blocks * count, rows) int64, less than 2^31 of them, of which the first
     ``found`` (column blocks, rows) of each block are written. After a few tiles hardly any column
-    beats the last one.
+    beats the last one. ``b_factors`` (columns,): see ``column_factors``.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -80,6 +81,8 @@ def nearest_kernel(
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
+    if b_factors is not None:
+        cosine *= column_factors(b_factors, j, columns)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1)
     target = tl.where(target < 0, -1, target - start).to(tl.int32)

@@ -25,7 +25,7 @@ def normalize_rows_kernel(
     """Rows ``start:start + count`` of ``source`` (of ``source[index]``) at unit length.
 
     Rows of ``out`` are zero from ``width`` to ``out_stride``, so that GEMMs need no masks. The
-    inverse norm of a row with an element that is not finite is NaN.
+    inverse norm of a row with an element that is not finite is NaN. ``out`` None: norms alone.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < count
@@ -59,14 +59,15 @@ def normalize_rows_kernel(
         again = tl.where(again < 1.1754943508222875e-38, 1.1754943508222875e-38, again)
         inverse = tl.where(extreme, again + (total - total), inverse)
     tl.store(inverse_norms + i, inverse, mask=in_rows)
-    target = i[:, None].to(tl.int64) * out_stride
-    for k in range(0, out_stride, BLOCK):
-        mask = in_rows[:, None] & (k + lanes < width)[None, :]
-        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
-        # Selected: 0 times NaN is not the 0 of the padding.
-        unit = tl.where(mask, x * inverse[:, None], 0.0).to(out.dtype.element_ty)
-        inside = in_rows[:, None] & (k + lanes < out_stride)[None, :]
-        tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
+    if out is not None:
+        target = i[:, None].to(tl.int64) * out_stride
+        for k in range(0, out_stride, BLOCK):
+            mask = in_rows[:, None] & (k + lanes < width)[None, :]
+            x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+            # Selected: 0 times NaN is not the 0 of the padding.
+            unit = tl.where(mask, x * inverse[:, None], 0.0).to(out.dtype.element_ty)
+            inside = in_rows[:, None] & (k + lanes < out_stride)[None, :]
+            tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
 
 
 @triton.jit(do_not_specialize=["start", "count"])
@@ -80,11 +81,12 @@ def normalize_rows_backward_kernel(
     out,
     count,
     width,
+    RAW: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``out`` = r (g - <g, u> u) times ``scale``; ``out`` may be ``d_unit``: each row is read
-    whole before it is written."""
+    whole before it is written. ``d_unit`` is g, or with ``RAW`` r g."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < count
     place = i.to(tl.int64) + start
@@ -102,9 +104,9 @@ def normalize_rows_backward_kernel(
         products += g * (x * inverse[:, None])
     # <g, u> u with u = r x; a clamped norm is a constant and has no such term.
     along = tl.where(inverse >= 1e5, 0.0, tl.sum(products, axis=1))
-    factor = inverse
+    factor = tl.full((ROWS,), 1.0, dtype=tl.float32) if RAW else inverse
     if scale is not None:
-        factor = inverse * tl.load(scale)
+        factor *= tl.load(scale)
     for k in range(0, width, BLOCK):
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)

@@ -55,18 +55,22 @@ def cosine_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    taken=None,
 ):
     """(BLOCK_M, BLOCK_N) float32 GEMMs of unit rows ``row:`` with unit columns ``column:``.
 
     ``DEPTH`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
     past the end repeat the last one instead of being masked: their cosines are masked later, and
-    every load keeps its full vector width.
+    every load keeps its full vector width. ``taken``: (rows,) places of the rows in ``a``, or None.
     """
     i = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - row)
     j = tl.minimum(tl.arange(0, BLOCK_N), columns - 1 - column)
     k = tl.arange(0, BLOCK_K)
     # 64-bit where the whole matrix counts, 32-bit inside a tile.
-    a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    if taken is None:
+        a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    else:
+        a_tile = a + (tl.load(taken + row + i)[:, None] * a_stride + k[None, :])
     b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for _ in range(0, DEPTH, BLOCK_K):
@@ -79,6 +83,19 @@ def cosine_tile(
         a_tile += BLOCK_K
         b_tile += BLOCK_K
     return total
+
+
+@triton.jit
+def column_factors(factors, j, columns):
+    """(1, n) factors of the products with the columns ``j`` of a tile: what is missing to cosines.
+
+    ``factors``: (columns,), the inverse norms of columns that were not brought to unit length; or
+    None, for 1.
+    """
+    if factors is None:
+        return tl.full((1, 1), 1.0, dtype=tl.float32)
+    else:
+        return tl.load(factors + j, mask=j < columns, other=0.0)[None, :]
 
 
 @triton.jit

@@ -47,4 +47,4 @@ def positive(cosine, params):
     return scale * (target - m3), scale * slope
 
 
-POLICY = LogsumexpPolicy(negative, positive)
+POLICY = LogsumexpPolicy(negative, positive, linear=True)

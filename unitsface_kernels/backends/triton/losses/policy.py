@@ -26,10 +26,15 @@ class LogsumexpPolicy:
     """``negative(cosine, params)`` on tiles and ``positive(cosine, params)`` row by row.
 
     Both give the logit and its derivative by the cosine.
+
+    Attributes:
+        linear: the logit of a negative is its derivative, one number, times the cosine. Factors
+            of the cosines then cost no multiplication of their own.
     """
 
     negative: KernelInterface
     positive: KernelInterface
+    linear: bool = False
 
 
 @dataclass(frozen=True)
