@@ -79,6 +79,8 @@ class Config:
             or a policy that is marked heavy.
         statistics, gradient: the kernels of ``logsumexp`` losses.
         wave: tile sizes.
+        split_programs: programs at least that share the columns of a filtered tile's rows: one
+            per SM of an H100 or H200, where registers leave room for one.
     """
 
     sum: TileConfig
@@ -86,6 +88,7 @@ class Config:
     statistics: TileConfig
     gradient: TileConfig
     wave: WaveConfig
+    split_programs: int = 132
 
     @property
     def nearest(self) -> TileConfig:
@@ -110,6 +113,7 @@ INTERPRETED = Config(
     statistics=TileConfig(32, 64, 32, 4, 2, epilogue_subtiles=2, group_m=2),
     gradient=TileConfig(64, 32, 32, 4, 2, group_m=2),
     wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512),
+    split_programs=6,
 )
 
 # Hopper. 64 accumulators per thread; at 128 registers and 96 KB two
@@ -177,9 +181,7 @@ def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
 
 # One element per thread.
 VECTOR = VectorConfig(block=128, num_warps=4)
-#: Programs that share the columns of a filtered tile: one per SM of an H100 or H200.
-SPLIT_PROGRAMS = 132
-#: Rows of a program that adds up what they found.
+#: Rows of a program that adds up what the programs of a filtered tile found.
 SPLIT_ROWS = 4
 MERGE = RowConfig(rows=32, block=64, num_warps=4)
 
