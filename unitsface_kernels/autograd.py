@@ -81,7 +81,7 @@ class FusedLoss(Function):
             elif ctx.keeps:
                 gradients = passes.times(known, grad_loss)
             else:
-                gradients = passes.scaled(known, grad_loss)
+                gradients = passes.scaled(known, grad_loss, tensors)
             gradients = passes.of_inputs(tensors, *gradients)
         return passes.by_input(tensors, grad_loss, gradients)
 

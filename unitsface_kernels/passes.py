@@ -109,14 +109,27 @@ def times(gradients: Gradients, grad_loss: Tensor) -> Gradients:
     return d_rows, d_columns, d_threshold
 
 
-def scaled(gradients: Gradients, grad_loss: Tensor) -> Gradients:
-    """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing."""
+def scaled(
+    gradients: Gradients, grad_loss: Tensor, tensors: CallTensors | None = None
+) -> Gradients:
+    """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing.
+
+    Of ``tensors`` with another dtype into that, in one pass over the gradient.
+    """
     if not grad_loss.is_cuda and grad_loss.item() == 1.0:
         return gradients
-    for gradient in gradients:
-        if gradient is not None:
-            gradient.mul_(grad_loss)
-    return gradients
+    inputs = (None,) * 3 if tensors is None else (tensors.rows, tensors.columns, tensors.threshold)
+    d_rows, d_columns, d_threshold = (
+        None if gradient is None else _scaled(gradient, grad_loss, like)
+        for gradient, like in zip(gradients, inputs, strict=True)
+    )
+    return d_rows, d_columns, d_threshold
+
+
+def _scaled(gradient: Tensor, factor: Tensor, like: Tensor | None) -> Tensor:
+    if like is None or like.dtype == gradient.dtype:
+        return gradient.mul_(factor)
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=like.dtype))
 
 
 def of_inputs(

@@ -46,6 +46,10 @@ CASES = [
     Case("frozen", **SIZES, column_gradient=False),
 ]
 COPIED = {"subset", "padded"}
+NORMS = [
+    *((1e-4, torch.bfloat16), (1e30, torch.bfloat16)),
+    *((1e20, torch.float32), (1e36, torch.float32)),
+]
 
 
 @pytest.fixture
@@ -90,8 +94,7 @@ def test_a_policy_that_is_not_linear(
     check_against_reference(target, build(case, SOFTMAX, device=target.device), torch.float32)
 
 
-@pytest.mark.parametrize("norm", [(1e-4, torch.bfloat16), (1e30, torch.bfloat16),
-                                  (1e20, torch.float32), (1e36, torch.float32)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("norm", NORMS, ids=str)
 @each_loss
 @each_target
 def test_lengths(
@@ -148,14 +151,14 @@ def test_the_copy_gives_the_same(target: Target, tolerance: float) -> None:
 def test_norms_are_computed_once(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the first pass, also of a retained graph; anew without a place to keep them."""
     made: list[int] = []
-    normalize = TritonEngine._normalize
+    write = TritonEngine._write_unit
 
-    def spied(self, source, index, start, unit, inverse_norms):
+    def spied(self, source, index, start, unit, inverse_norms, *labels):
         if unit is None:
             made.append(len(inverse_norms))
-        normalize(self, source, index, start, unit, inverse_norms)
+        write(self, source, index, start, unit, inverse_norms, *labels)
 
-    monkeypatch.setattr(TritonEngine, "_normalize", spied)
+    monkeypatch.setattr(TritonEngine, "_write_unit", spied)
     monkeypatch.setattr(TritonEngine, "class_block", (40, 64))
     p = build(Case("", **SIZES), SOFTMAX, device=target.device)
     leaves = p.leaves()

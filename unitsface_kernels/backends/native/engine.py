@@ -24,6 +24,7 @@ from ..streaming import (
     PositiveSums,
     SumTile,
     TileColumns,
+    UnitRows,
 )
 from .loader import extension
 
@@ -50,7 +51,7 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), elements * matrix.element_size()
 
 
-class NativeEngine(ABC):
+class NativeEngine(UnitRows, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.

@@ -32,6 +32,7 @@ from .engine import (
     SortedTargets,
     SumTile,
     TileColumns,
+    UnitRows,
 )
 from .shards import Shards
 
@@ -80,6 +81,7 @@ __all__ = [
     "SortedTargets",
     "SumTile",
     "TileColumns",
+    "UnitRows",
     "driver",
     "make_call",
     "state_rows",

@@ -136,6 +136,7 @@ class ForwardCache:
         blocks: rows and columns of the tiles of both.
         inverse_norms: (M,) float32 of the columns, where tiles multiply these as they are.
         num_norms: how many of them, from the first, are known.
+        num_valid_rows: of :meth:`Call.num_valid_rows`, once it is known.
     """
 
     blocks: tuple[int, int] = (0, 0)
@@ -143,6 +144,7 @@ class ForwardCache:
     tile_sums: tuple[Tensor, Tensor] | None = None
     inverse_norms: Tensor | None = None
     num_norms: int = 0
+    num_valid_rows: Tensor | None = None
     _workspace: Tensor | None = None
 
     def workspace(self, size: int, like: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ class Call(CallConfig):
     def valid_rows(self) -> Tensor:
         """(N,) bool: rows that have a loss; no host sync."""
         if self.spec.valid_rows == "labeled":
-            return ~self.ignored
+            return self.row_labels != -1
         positives, negatives = self.pair_counts
         return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 
@@ -242,7 +244,12 @@ class Call(CallConfig):
         """Number of rows, of all ranks, that have a loss, at least 1; () float32, no host sync."""
         if self.ranks is not None:
             return self.ranks.num_valid_rows
-        return self.valid_rows.sum().clamp(min=1).to(torch.float32)
+        if self.cache is not None and self.cache.num_valid_rows is not None:
+            return self.cache.num_valid_rows
+        found = self.valid_rows.sum().clamp(min=1).to(torch.float32)
+        if self.cache is not None:
+            self.cache.num_valid_rows = found
+        return found
 
 
 def make_call(

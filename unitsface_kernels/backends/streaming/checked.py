@@ -25,6 +25,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    UnitRows,
 )
 from .tiles import blocks
 
@@ -138,7 +139,7 @@ class _Side(NamedTuple):
         return f"{some}{first}:{stop}"
 
 
-class CheckedEngine:
+class CheckedEngine(UnitRows):
     """See :class:`Engine`; everything without a check is the engine's own.
 
     Args:

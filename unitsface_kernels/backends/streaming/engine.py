@@ -8,12 +8,12 @@ size n x m, and the GEMMs. Nothing here or in the drivers depends on a loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .call import Call
+from .call import Call, clear_ignored
 
 
 @dataclass
@@ -206,6 +206,8 @@ Vectors = TypeVar(
 
 def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
+    if isinstance(rows, slice) and rows == slice(0, len(vectors[0])):
+        return vectors
     return type(vectors)(*(vector[rows] for vector in vectors))
 
 
@@ -330,6 +332,14 @@ class Engine(Protocol):
         which is g, or with ``raw`` (see :class:`TileColumns`) r g.
         """
 
+    def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
+        """:meth:`normalize_rows` of a call's rows; ignored ones, which may be NaN, are 0."""
+
+    def unit_rows_backward(
+        self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        """:meth:`normalize_rows_backward` of a call's rows, in place; ignored ones are 0."""
+
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         """One tile of a ``sum`` loss; returns (n, m) d loss / d cosine, if wanted.
 
@@ -394,3 +404,18 @@ class Engine(Protocol):
 
     def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Values (k,) of a gradient tile at (k,) places, float32."""
+
+
+class UnitRows:
+    """Both directions of a call's unit rows, by the kernels for any rows."""
+
+    def unit_rows(self: Any, call: Call) -> tuple[Tensor, Tensor]:
+        unit, inverse_norms = self.normalize_rows(call.rows, 0, call.rows.shape[0])
+        clear_ignored(call, unit)
+        return unit, inverse_norms
+
+    def unit_rows_backward(
+        self: Any, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        self.normalize_rows_backward(d_unit, call.rows, 0, inverse_norms, d_unit, scale)
+        clear_ignored(call, d_unit)

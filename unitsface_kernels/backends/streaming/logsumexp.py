@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import LossSpec
-from .call import Call, Gradients, Result, clear_ignored, split_weights
+from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
 from .engine import (
     ClassSums,
@@ -97,8 +97,7 @@ def _statistics(call: Call, engine: Engine) -> ClassSums:
     """(panels, N) maxima and totals, and (N,) cosines of the targets."""
     rows = call.rows
     count = rows.shape[0]
-    unit, _ = engine.normalize_rows(rows, 0, count)
-    clear_ignored(call, unit)
+    unit, _ = engine.unit_rows(call)
     panels = against_columns(columns_of(call), count, engine.class_block)
     # One sum per tile, so that it is known how little each contributes.
     maximum = rows.new_full((len(panels), count), -torch.inf, dtype=torch.float32)
@@ -195,8 +194,7 @@ def _gradients(
     columns = call.columns
     assert columns is not None
     count, size = call.rows.shape
-    unit, inverse_norms = engine.normalize_rows(call.rows, 0, count)
-    clear_ignored(call, unit)
+    unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
     d_rows = unit.new_zeros((count, size), dtype=torch.float32) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
@@ -213,8 +211,7 @@ def _gradients(
         stream(call, engine, rows, masses, slopes, scale, cosines, d_rows, d_columns)
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
-        engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
-        clear_ignored(call, d_rows)
+        engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     return d_rows, d_columns, None
 
 

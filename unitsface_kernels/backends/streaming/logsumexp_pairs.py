@@ -86,14 +86,12 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     else:
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
-        engine.normalize_rows_backward(d_rows, call.rows, 0, inverse_norms, d_rows, scale)
-        clear_ignored(call, d_rows)
+        engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     return d_rows, d_columns, None
 
 
 def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
-    unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
-    clear_ignored(call, unit)
+    unit, inverse_norms = engine.unit_rows(call)
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)

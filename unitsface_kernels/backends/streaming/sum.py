@@ -116,8 +116,7 @@ def _stream(
 ) -> tuple[Tensor, Gradients]:
     """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
     rows = call.rows
-    unit, inverse_norms = engine.normalize_rows(rows, 0, rows.shape[0])
-    clear_ignored(call, unit)
+    unit, inverse_norms = engine.unit_rows(call)
     column_labels = call.column_labels
     if call.columns is None and column_labels is None:
         column_labels = call.row_labels
@@ -153,8 +152,7 @@ def _stream(
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
     clear_ignored(call, state.loss)
     if d_rows is not None:
-        engine.normalize_rows_backward(d_rows, rows, 0, inverse_norms, d_rows, scale)
-        clear_ignored(call, d_rows)
+        engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     if d_threshold is not None:
         d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
     return state.loss, (d_rows, d_columns, d_threshold)

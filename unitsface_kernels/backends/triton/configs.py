@@ -7,8 +7,11 @@ confirms without a GPU; they are where a measurement on one should start.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
+
+from ..memory import DeviceMemory
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class WaveConfig:
-    """Amount of work of a launch.
+    """Amount of work of a launch. What it bounds is together at most four ``gradient_bytes``.
 
     Attributes:
-        gradient_bytes: size of the gradient tile that is reused; it should stay in L2 until the
-            library GEMMs have read it.
+        gradient_bytes: size of the gradient tile that is reused; also bounds the partial
+            statistics of a launch without gradients.
         gradient_rows: its rows at most.
         unit_bytes: size of the unit columns of one wave.
         columns: columns of a wave at most.
-        rows: rows of a launch without gradients at most; bounds the partial results.
+        rows: rows of a launch without gradients at most.
     """
 
     gradient_bytes: int
@@ -141,6 +144,8 @@ _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 # has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
 # The pipeline fits the 99 KB of the consumer chips.
 _NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=4)
+# In four subtiles 255 registers and, with Triton 3.6, a stack; in eight at most 254 and none.
+_NARROW_HEAVY = replace(_NARROW, epilogue_subtiles=8)
 _NARROW_GRADIENT = replace(_NARROW, epilogue_subtiles=1)
 _NARROW_TF32 = replace(_NARROW, num_stages=3)
 
@@ -148,15 +153,53 @@ _NARROW_TF32 = replace(_NARROW, num_stages=3)
 # operands that each multiplication takes from shared memory no longer fit beside them.
 _EXACT = TileConfig(64, 64, 32, num_warps=4, num_stages=2)
 
-# A gradient tile of 32 MB fits the 40 and 50 MB of L2 of A100 and H100 beside its unit rows, in
-# bfloat16 4096 x 4096 or 512 x 32768. Blackwell's L2 is more than twice as large. Losses alone
-# keep only partial results, one per 32 columns and row.
-_WAVE = WaveConfig(1 << 25, 4096, 1 << 25, 32768, 8192)
-_WAVE_BLACKWELL = replace(_WAVE, gradient_bytes=1 << 26)
+# Tile sizes. A gradient tile is written once and read by two GEMMs of 1024 FLOPs per element at
+# D = 512: at 790 TFLOP/s they read 1.5 TB/s of bfloat16, a third of the memory rate of an H200 and,
+# with their own rates, of an A100 and a B200. So a tile need not stay in L2, and larger ones pay:
+# - A GEMM of r x 512 x r has r / 64 blocks of 128 x 256. With r = 4096 that is 64, half of the 132
+#   SMs of an H100; with 8192 it is 128 of 132, 128 of the 148 of a B200, and on the 108 of an A100,
+#   in 256 blocks of 128 x 128, 79 % of three rounds instead of 59 % of two.
+# - A batch of 32768 has 10 tiles instead of 36, 1M classes and 1024 rows 16 waves instead of 62:
+#   the host launches a third to a quarter as often.
+# One wave of 1024 rows and bfloat16 is then 65536 classes, of unit columns 64 MB.
+_LARGE = WaveConfig(1 << 27, 8192, 1 << 27, 131072, 8192)
+# Twice the rate of GEMMs takes twice the classes in a wave for the same share of the host. Pairs
+# stay at 8192 rows, which fill its SMs.
+_LARGEST = replace(_LARGE, gradient_bytes=1 << 28, unit_bytes=1 << 28, columns=262144)
+# Chips with less L2 have at most a quarter of the rate: 4096 x 4096 pairs keep them busy for a
+# millisecond, longer than the host needs, and half of their SMs are few.
+_SMALL = WaveConfig(1 << 25, 4096, 1 << 25, 32768, 8192)
+#: L2 from which a chip takes them. A B200 has 126 MB, an H200 60, an H100 50, an A100 40, large Ada
+#: and consumer Blackwell have 72 to 96, small Ada at most 32, consumer Ampere 6.
+_WAVES = ((100 << 20, _LARGEST), (36 << 20, _LARGE), (0, _SMALL))
+#: A gradient tile is at most this part of the device's memory; with unit columns, their gradient
+#: and partial results the workspace then takes at most a 60th.
+_PARTS_OF_MEMORY = 240
 
 
-def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
-    """The configuration for a compute capability such as 90; 0 is the interpreter."""
+def wave(memory: DeviceMemory) -> WaveConfig:
+    """Tile sizes for a device: by its L2, which tells large chips, within its memory."""
+    found = next(wave for l2_bytes, wave in _WAVES if memory.l2_bytes >= l2_bytes)
+    size = min(found.gradient_bytes, memory.total_bytes // _PARTS_OF_MEMORY)
+    if size == found.gradient_bytes:
+        return found
+    share = size / found.gradient_bytes
+    return replace(
+        found,
+        gradient_bytes=size,
+        unit_bytes=int(found.unit_bytes * share),
+        columns=max(int(found.columns * share) // 64, 1) * 64,
+    )
+
+
+@cache
+def select(
+    capability: int, dtype: torch.dtype, tf32: bool, memory: DeviceMemory | None = None
+) -> Config:
+    """The configuration for a compute capability such as 90; 0 is the interpreter.
+
+    ``memory``: of the device; None: that of a common one of the capability.
+    """
     if capability == 0:
         return INTERPRETED
     exact = dtype == torch.float32 and not tf32
@@ -175,15 +218,17 @@ def select(capability: int, dtype: torch.dtype, tf32: bool) -> Config:
     elif tf32:
         kernels = (_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32)
     else:
-        kernels = (_NARROW, _NARROW, _NARROW, _NARROW_GRADIENT)
-    return Config(*kernels, _WAVE_BLACKWELL if 100 <= capability < 120 else _WAVE)
+        kernels = (_NARROW, _NARROW_HEAVY, _NARROW, _NARROW_GRADIENT)
+    return Config(*kernels, wave(memory or DeviceMemory.common(capability)))
 
 
 # One element per thread.
 VECTOR = VectorConfig(block=128, num_warps=4)
 #: Rows of a program that adds up what the programs of a filtered tile found.
 SPLIT_ROWS = 4
-MERGE = RowConfig(rows=32, block=64, num_warps=4)
+# Few rows: a sector of memory for each block of columns, and as many programs as a GPU has SMs for
+# 1024 rows, each of which reads the 256 blocks of 32768 columns at once.
+MERGE = RowConfig(rows=8, block=256, num_warps=4)
 
 
 def merge_nearest(slots: int) -> RowConfig:

@@ -26,9 +26,18 @@ from .kernels import rows
 from .matmul import addmm, matmul
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
 
+#: Rows and columns of a tile, where there are several: whole blocks of the kernels.
+BLOCK_MULTIPLE = 128
+
 
 def _floor(size: int, multiple: int) -> int:
     return max(size // multiple, 1) * multiple
+
+
+def _even(count: int, largest: int) -> int:
+    """Size of the fewest blocks that ``count`` takes, all alike: small GEMMs fill no GPU."""
+    parts = max(-(-count // largest), 1)
+    return min(padded(max(-(-count // parts), 1), BLOCK_MULTIPLE), largest)
 
 
 class TritonEngine:
@@ -61,24 +70,28 @@ class TritonEngine:
 
     @property
     def sum_block(self) -> tuple[int, int]:
-        wave = self._wave
-        if not self._gradients:
-            return wave.rows, wave.rows
-        side = math.isqrt(wave.gradient_bytes // self._call.compute_dtype.itemsize)
-        block = min(wave.gradient_rows, _floor(side, STRIDE_MULTIPLE))
+        wave, largest = self._wave, self._wave.rows
+        if self._gradients:
+            side = math.isqrt(wave.gradient_bytes // self._call.compute_dtype.itemsize)
+            largest = min(wave.gradient_rows, _floor(side, STRIDE_MULTIPLE))
+        block = _even(self._call.rows.shape[0], largest)
         return block, block
 
     @property
     def class_block(self) -> tuple[int, int]:
         call, wave = self._call, self._wave
         size = call.compute_dtype.itemsize
-        count, width = (padded(max(extent, 1), DEPTH_MULTIPLE) for extent in call.rows.shape)
-        columns = min(wave.columns, wave.unit_bytes // (width * size))
-        height = wave.rows
+        count, width = call.rows.shape
+        columns = min(wave.columns, wave.unit_bytes // (padded(width, DEPTH_MULTIPLE) * size))
+        height = _even(count, wave.gradient_rows if self._gradients else wave.rows)
         if self._gradients:
-            height = min(wave.gradient_rows, count)
             columns = min(columns, wave.gradient_bytes // (height * size))
-        return height, _floor(columns, STRIDE_MULTIPLE)
+        else:
+            # Two float32 partial results per row and subtile.
+            tile = self._space.config.statistics
+            subtile = tile.block_n // tile.epilogue_subtiles
+            columns = min(columns, wave.gradient_bytes * subtile // (height * 8))
+        return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
 
     # Rows
 
@@ -121,21 +134,34 @@ class TritonEngine:
         index: Tensor | None = None,
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        count, width = stop - start, source.shape[1]
-        unit = self._space.unit_tile(count, padded(width, DEPTH_MULTIPLE), reuse)
-        inverse_norms = self._space.empty(count)
-        self._normalize(source, index, start, unit, inverse_norms)
-        return unit[:, :width], inverse_norms
+        return self._normalize(source, start, stop, index, reuse)
+
+    def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
+        return self._normalize(call.rows, 0, call.rows.shape[0], labels=call.row_labels)
 
     def _normalize(
+        self,
+        source: Tensor,
+        start: int,
+        stop: int,
+        index: Tensor | None = None,
+        reuse: bool = False,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        unit, inverse_norms = self._space.unit_tile(stop - start, source.shape[1], reuse)
+        self._write_unit(source, index, start, unit, inverse_norms, labels)
+        return unit, inverse_norms
+
+    def _write_unit(
         self,
         source: Tensor,
         index: Tensor | None,
         start: int,
         unit: Tensor | None,
         inverse_norms: Tensor,
+        labels: Tensor | None = None,
     ) -> None:
-        """Fills ``unit``, if given, and ``inverse_norms`` (n,) of the rows from ``start``."""
+        """``unit``, if given, and ``inverse_norms`` (n,) of the rows from ``start``."""
         count, width = inverse_norms.shape[0], source.shape[1]
         stride = padded(width, DEPTH_MULTIPLE)
         config = configs.rows(stride)
@@ -150,6 +176,7 @@ class TritonEngine:
             inverse_norms,
             count,
             width,
+            labels,
             ROWS=config.rows,
             BLOCK=config.block,
             num_warps=config.num_warps,
@@ -166,15 +193,15 @@ class TritonEngine:
         """Inverse norms of the call's columns; the first pass keeps them for the others."""
         cache, first = self._call.cache, start
         if cache is None or start > cache.num_norms:
-            norms = self._space.empty(stop - start)
+            norms = self._space.factors(stop - start)
         else:
             if cache.inverse_norms is None:
-                cache.inverse_norms = self._space.empty(source.shape[0])
+                cache.inverse_norms = self._space.factors(source.shape[0])
             norms = cache.inverse_norms[start:stop]
             first = cache.num_norms
             cache.num_norms = max(first, stop)
         if first < stop:
-            self._normalize(source, None, start, None, norms)
+            self._write_unit(source, None, start, None, norms)
         return norms
 
     def normalize_rows_backward(
@@ -186,6 +213,29 @@ class TritonEngine:
         out: Tensor,
         scale: Tensor | None = None,
         index: Tensor | None = None,
+        raw: bool = False,
+    ) -> None:
+        self._normalize_backward(
+            d_unit, source, start, inverse_norms, out, scale, index, raw=raw
+        )
+
+    def unit_rows_backward(
+        self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
+    ) -> None:
+        self._normalize_backward(
+            d_unit, call.rows, 0, inverse_norms, d_unit, scale, labels=call.row_labels
+        )
+
+    def _normalize_backward(
+        self,
+        d_unit: Tensor,
+        source: Tensor,
+        start: int,
+        inverse_norms: Tensor,
+        out: Tensor,
+        scale: Tensor | None,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
         raw: bool = False,
     ) -> None:
         count, width = d_unit.shape
@@ -202,6 +252,7 @@ class TritonEngine:
             out,
             count,
             width,
+            labels,
             RAW=raw,
             ROWS=config.rows,
             BLOCK=config.block,

@@ -18,8 +18,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
-    stretches = column_blocks * config.epilogue_subtiles
-    stretch_maximum, stretch_total = space.empty((2, stretches, count)).unbind(0)
+    maximum, total = space.partial_sums(column_blocks, count)
     launch.run_tile(
         logsumexp.statistics_kernel,
         config,
@@ -28,8 +27,8 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         tile.b_factors,
         tile.targets,
         tile.start,
-        stretch_maximum,
-        stretch_total,
+        maximum,
+        total,
         rows.target_cosine,
         space.call.params,
         NEGATIVE=space.logsumexp_policy.negative,
@@ -37,7 +36,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
-    merge(stretch_maximum, stretch_total, rows)
+    merge(maximum, total, rows)
 
 
 def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..memory import device_memory
 from ..streaming import Call
 from . import configs, launch
 from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
@@ -13,6 +14,8 @@ from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
 DEPTH_MULTIPLE = 64
 #: Leading dimension of gradient tiles: full-width stores, and rows aligned for the library.
 STRIDE_MULTIPLE = 64
+#: Columns of a tile at most.
+LARGEST_BLOCK = 256
 #: Largest float16 gradient aimed at; a quarter of the format's range is left for rounding up.
 FLOAT16_TARGET = 2.0**14
 
@@ -47,8 +50,9 @@ def uses_tf32() -> bool:
 def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
     """The configuration of ``configs.py`` for a call; ``capability`` None: of its device."""
     tf32 = call.compute_dtype == torch.float32 and uses_tf32()
-    found = launch.capability(call.rows.device) if capability is None else capability
-    return configs.select(found, call.compute_dtype, tf32)
+    device = call.rows.device
+    found = launch.capability(device) if capability is None else capability
+    return configs.select(found, call.compute_dtype, tf32, device_memory(device))
 
 
 class Workspace:
@@ -69,9 +73,9 @@ class Workspace:
         self.inverse_scale: Tensor | None = None
         # None for a nearest loss: its formula is eager.
         self._policy = POLICIES.get(call.spec.name)
-        self._columns: Tensor | None = None
-        self._gradient: Tensor | None = None
-        self._partial: Tensor | None = None
+        self._held: dict[str, Tensor] = {}
+        # Most tiles have the shape of the one before: each view is made once.
+        self._views: dict[tuple[str, int, int, int], Tensor] = {}
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -102,31 +106,51 @@ class Workspace:
             and columns.storage_offset() * columns.element_size() % 16 == 0
         )
 
+    def factors(self, count: int) -> Tensor:
+        """(count,) in memory that goes on to the end of the last tile, see ``column_factors``."""
+        return self.empty(count + LARGEST_BLOCK)[:count]
+
     def empty(self, shape: int | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.rows.device)
 
-    def unit_tile(self, count: int, stride: int, reuse: bool) -> Tensor:
-        """(count, stride) in the dtype of the GEMMs; with ``reuse`` always the same memory."""
-        size = count * stride
+    def unit_tile(self, count: int, width: int, reuse: bool) -> tuple[Tensor, Tensor]:
+        """(count, width) in the dtype of the GEMMs with padded rows, and (count,) float32.
+
+        With ``reuse`` always the same memory.
+        """
+        shape = (count, padded(width, DEPTH_MULTIPLE))
         if not reuse:
-            return self.empty((count, stride), self.call.compute_dtype)
-        if self._columns is None or self._columns.numel() < size:
-            self._columns = self.empty(size, self.call.compute_dtype)
-        return self._columns[:size].view(count, stride)
+            return self.empty(shape, self.call.compute_dtype)[:, :width], self.empty(count)
+        columns = self._kept("columns", shape, width, self.call.compute_dtype)
+        return columns, self._kept("norms", (1, count), count, torch.float32)[0]
 
     def gradient_tile(self, count: int, width: int) -> Tensor:
         """(count, width) with padded rows, always the same memory."""
-        stride = padded(width, STRIDE_MULTIPLE)
-        size = count * stride
-        if self._gradient is None or self._gradient.numel() < size:
-            self._gradient = self.empty(size, self.call.compute_dtype)
-        return self._gradient[:size].view(count, stride)[:, :width]
+        shape = (count, padded(width, STRIDE_MULTIPLE))
+        return self._kept("gradient", shape, width, self.call.compute_dtype)
+
+    def partial_sums(self, blocks: int, count: int) -> tuple[Tensor, Tensor]:
+        """Two (blocks, count) float32, always the same memory."""
+        shape = (blocks, count)
+        maximum = self._kept("partial maxima", shape, count, torch.float32)
+        return maximum, self._kept("partial totals", shape, count, torch.float32)
+
+    def _kept(self, name: str, shape: tuple[int, int], width: int, dtype: torch.dtype) -> Tensor:
+        """The first ``width`` columns of (n, m) memory that each of this name overwrites."""
+        key = (name, *shape, width)
+        found = self._views.get(key)
+        if found is None:
+            size, held = shape[0] * shape[1], self._held.get(name)
+            if held is None or held.numel() < size:
+                held = self._held[name] = self.empty(size, dtype)
+                self._views = {k: view for k, view in self._views.items() if k[0] != name}
+            found = held[:size].view(shape)[:, :width]
+            self._views[key] = found
+        return found
 
     def partial_products(self, size: int) -> Tensor:
-        """(size,) float32, always the same memory."""
-        if self._partial is None or self._partial.numel() < size:
-            self._partial = self.empty(size)
-        return self._partial
+        """(1, size) float32, always the same memory."""
+        return self._kept("partial products", (1, size), size, torch.float32)
 
     def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
         """Picks the power of two that brings float16 gradients to the top of the format's range.

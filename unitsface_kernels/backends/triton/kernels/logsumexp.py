@@ -31,6 +31,13 @@ def negative_logits(
         return logit, slope * factors
 
 
+@triton.jit
+def has_one(target, column, WIDTH: tl.constexpr):
+    """Whether a target is among the ``WIDTH`` columns from ``column``."""
+    inside = (target >= column) & (target < column + WIDTH)
+    return tl.max(inside.to(tl.int32), axis=0) > 0
+
+
 @triton.jit(do_not_specialize=["rows", "columns", "start"])
 def statistics_kernel(
     a,
@@ -43,8 +50,8 @@ def statistics_kernel(
     b_factors,
     targets,
     start,
-    stretch_maximum,
-    stretch_total,
+    block_maximum,
+    block_total,
     target_cosine,
     parameters,
     NEGATIVE: tl.constexpr,
@@ -56,9 +63,9 @@ def statistics_kernel(
     EPILOGUE_SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Per stretch of columns and row: largest negative logit and sum of exp(logit - largest).
+    """Per block of columns and row: largest negative logit and sum of exp(logit - largest).
 
-    ``stretch_maximum``, ``stretch_total``: (column blocks * EPILOGUE_SUBTILES, rows). A target's
+    ``block_maximum``, ``block_total``: (column blocks, rows). A target's
     cosine goes to ``target_cosine`` (rows,), by the one program that meets it. ``b_factors``
     (columns,): see ``column_factors``.
     """
@@ -76,26 +83,34 @@ def statistics_kernel(
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
     WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
     subtiles = column_subtiles(products, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
+    # Few blocks have a target or columns past the end: the others compare none.
+    takes_out = has_one(target, column, BLOCK_N) | (column + BLOCK_N > columns)
+    largest = tl.full((BLOCK_M,), -float("inf"), dtype=tl.float32)
+    summed = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for subtile in tl.static_range(EPILOGUE_SUBTILES):
         first = column + subtile * WIDTH
         j = first + tl.arange(0, WIDTH)
-        factors = column_factors(b_factors, j, columns)
-        logit, _ = negative_logits(subtiles[subtile], factors, parameters, NEGATIVE, LINEAR)
-        has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
-        some_target = tl.max(has_target.to(tl.int32), axis=0) > 0
-        if some_target | (first + WIDTH > columns):
-            # Few blocks: the others have neither a target nor columns past the end.
+        part = subtiles[subtile]
+        factors = column_factors(b_factors, j)
+        if takes_out:
             is_target = target[:, None] == j[None, :]
-            own = tl.sum(tl.where(is_target, subtiles[subtile] * factors, 0.0), axis=1)
+            own = tl.sum(tl.where(is_target, part * factors, 0.0), axis=1)
+            has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
             tl.store(target_cosine + i, own, mask=has_target)
-            logit = tl.where(is_target | (j >= columns)[None, :], -float("inf"), logit)
-        maximum = tl.max(logit, axis=1)
+            outside = (j >= columns)[None, :]
+            part = tl.where(is_target | outside, -float("inf"), part)
+            if b_factors is not None:
+                factors = tl.where(outside, 1.0, factors)
+        logit, _ = negative_logits(part, factors, parameters, NEGATIVE, LINEAR)
+        maximum = tl.maximum(largest, tl.max(logit, axis=1))
         # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
         shift = tl.where(maximum == -float("inf"), 0.0, maximum)
         total = tl.sum(tl.exp2((logit - shift[:, None]) * LOG2_E), axis=1)
-        out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
-        tl.store(stretch_maximum + out, maximum, mask=in_rows)
-        tl.store(stretch_total + out, total, mask=in_rows)
+        summed = summed * tl.exp2((largest - shift) * LOG2_E) + total
+        largest = maximum
+    out = column_block.to(tl.int64) * rows + i
+    tl.store(block_maximum + out, largest, mask=in_rows)
+    tl.store(block_total + out, summed, mask=in_rows)
 
 
 @triton.jit(do_not_specialize=["rows", "stretches"])
@@ -193,13 +208,15 @@ def gradient_kernel(
         factor = tl.load(gradient_scale)
         weight *= factor
         own *= factor
-    factors = column_factors(b_factors, j, columns)
+    factors = column_factors(b_factors, j)
     logit, slope = negative_logits(products, factors, parameters, NEGATIVE, LINEAR)
     probability = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
-    value = weight[:, None] * (probability * slope)
-    has_target = (target >= column) & (target < column + BLOCK_N)
-    if tl.max(has_target.to(tl.int32), axis=0) > 0:
-        value = tl.where(target[:, None] == j[None, :], own[:, None] * factors, value)
+    # In this order: without factors the slope of a linear logit is one number.
+    value = (weight[:, None] * slope) * probability
+    if has_one(target, column, BLOCK_N):
+        value = tl.where(
+            target[:, None] == j[None, :], own[:, None] * column_factors(b_factors, j), value
+        )
     # Up to the padded width: full-width stores, and the caller never reads past the columns.
     corner = gradient + row.to(tl.int64) * gradient_stride + column
     place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]

@@ -41,6 +41,17 @@ def pack(key, position):
     return (key.to(tl.int64) << 32) | (position ^ LARGEST).to(tl.int64)
 
 
+@triton.jit
+def _any(flags, ROWS: tl.constexpr):
+    """Whether one of (ROWS,) is true, as an integer.
+
+    Of two columns: Triton 3.6 fails on Blackwell at a reduction over the only dimension of what
+    comes from an accumulator.
+    """
+    left, right = tl.split(tl.max(tl.reshape(flags.to(tl.int32), (ROWS // 2, 2)), axis=0))
+    return tl.maximum(left, right)
+
+
 @triton.jit(do_not_specialize=["rows", "columns", "start", "count"])
 def nearest_kernel(
     a,
@@ -82,7 +93,7 @@ def nearest_kernel(
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
     if b_factors is not None:
-        cosine *= column_factors(b_factors, j, columns)
+        cosine *= column_factors(b_factors, j)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1)
     target = tl.where(target < 0, -1, target - start).to(tl.int32)
@@ -97,7 +108,7 @@ def nearest_kernel(
     top = tl.max(keys, axis=1)
     number = tl.zeros((BLOCK_M,), dtype=tl.int32)
     rank = 0
-    going = tl.max((top > last).to(tl.int32), axis=0)
+    going = _any(top > last, BLOCK_M)
     while going > 0:
         place = tl.min(tl.where(keys == top[:, None], j[None, :], LARGEST), axis=1)
         # The maxima of a row fall: those that beat the last come first.
@@ -108,7 +119,7 @@ def nearest_kernel(
         keys = tl.where(j[None, :] == place[:, None], NO_KEY, keys)
         top = tl.max(keys, axis=1)
         rank += 1
-        going = tl.where(rank < count, tl.max((top > last).to(tl.int32), axis=0), 0)
+        going = tl.where(rank < count, _any(top > last, BLOCK_M), 0)
     tl.store(found + column_block * rows + i, number, mask=in_rows)
 
 

@@ -19,13 +19,15 @@ def normalize_rows_kernel(
     inverse_norms,
     count,
     width,
+    labels,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows ``start:start + count`` of ``source`` (of ``source[index]``) at unit length.
 
-    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that GEMMs need no masks. The
-    inverse norm of a row with an element that is not finite is NaN. ``out`` None: norms alone.
+    Rows of ``out`` are zero from ``width`` to ``out_stride``, so that GEMMs need no masks, and
+    where ``labels`` (count,), if not None, are -1. The inverse norm of a row with an element that
+    is not finite is NaN. ``out`` None: norms alone.
     """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < count
@@ -61,8 +63,11 @@ def normalize_rows_kernel(
     tl.store(inverse_norms + i, inverse, mask=in_rows)
     if out is not None:
         target = i[:, None].to(tl.int64) * out_stride
+        taken = in_rows
+        if labels is not None:
+            taken &= tl.load(labels + i, mask=in_rows, other=-1) != -1
         for k in range(0, out_stride, BLOCK):
-            mask = in_rows[:, None] & (k + lanes < width)[None, :]
+            mask = taken[:, None] & (k + lanes < width)[None, :]
             x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
             # Selected: 0 times NaN is not the 0 of the padding.
             unit = tl.where(mask, x * inverse[:, None], 0.0).to(out.dtype.element_ty)
@@ -81,12 +86,15 @@ def normalize_rows_backward_kernel(
     out,
     count,
     width,
+    labels,
     RAW: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``out`` = r (g - <g, u> u) times ``scale``; ``out`` may be ``d_unit``: each row is read
-    whole before it is written. ``d_unit`` is g, or with ``RAW`` r g."""
+    whole before it is written. 0 where ``labels`` (count,), if not None, are -1. ``d_unit`` is g,
+    or with ``RAW`` r g.
+    """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < count
     place = i.to(tl.int64) + start
@@ -107,11 +115,16 @@ def normalize_rows_backward_kernel(
     factor = tl.full((ROWS,), 1.0, dtype=tl.float32) if RAW else inverse
     if scale is not None:
         factor *= tl.load(scale)
+    taken = in_rows
+    if labels is not None:
+        taken &= tl.load(labels + i, mask=in_rows, other=-1) != -1
     for k in range(0, width, BLOCK):
         mask = in_rows[:, None] & (k + lanes < width)[None, :]
         x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
         g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
         d = factor[:, None] * (g - along[:, None] * (x * inverse[:, None]))
+        # Selected: an ignored row may be NaN.
+        d = tl.where(taken[:, None], d, 0.0)
         tl.store(out + target + (k + lanes)[None, :], d.to(out.dtype.element_ty), mask=mask)
 
 

@@ -86,16 +86,17 @@ def cosine_tile(
 
 
 @triton.jit
-def column_factors(factors, j, columns):
+def column_factors(factors, j):
     """(1, n) factors of the products with the columns ``j`` of a tile: what is missing to cosines.
 
-    ``factors``: (columns,), the inverse norms of columns that were not brought to unit length; or
-    None, for 1.
+    ``factors``: the inverse norms of columns that were not brought to unit length; or None, for 1.
+    Loads have no mask, so that they are as wide as they can be: of the columns past the end a tile
+    has any factors, which memory has to follow for (``Workspace.factors``).
     """
     if factors is None:
         return tl.full((1, 1), 1.0, dtype=tl.float32)
     else:
-        return tl.load(factors + j, mask=j < columns, other=0.0)[None, :]
+        return tl.load(factors + j)[None, :]
 
 
 @triton.jit
