@@ -33,6 +33,9 @@ class SumTile:
             both directions of a pair; else None.
         d_threshold: accumulates the threshold's gradient, the shape of the whole call's
             threshold: (1,), or (M,) per column; None if not needed.
+        total: only the total of all rows is wanted, as with a reduction, without weights, and
+            with one threshold for all pairs. ``a_loss``, ``b_loss`` (the same tensor, or None) and
+            ``d_threshold`` are then (:attr:`Engine.total_slots`,) numbers, whose sums count.
         a_start, b_start: position of the tile in the whole matrix.
         diagonal: the pair (i, i + diagonal) of the tile is left out; None: no pair is.
         mirrored: gradients count both directions of each pair (in-batch symmetry). Without
@@ -58,6 +61,7 @@ class SumTile:
     diagonal: int | None
     mirrored: bool
     gradient: bool
+    total: bool = False
 
 
 @dataclass
@@ -271,6 +275,10 @@ class Engine(Protocol):
     @property
     def stat_dtype(self) -> torch.dtype:
         """Accumulators of losses and of the threshold's gradient."""
+
+    @property
+    def total_slots(self) -> int:
+        """Numbers that :attr:`SumTile.total` accumulates; 0: tiles have sums per row only."""
 
     @property
     def keeps_cosines(self) -> bool:

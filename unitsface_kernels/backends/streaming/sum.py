@@ -31,9 +31,10 @@ class _Pass:
         weights: (N,) upstream gradients; None: ones.
         scale: () factor of the gradients, or None.
         gradient: whether any gradient of rows or columns is kept.
-        loss: (N,).
+        total: see :class:`SumTile`.
+        loss: (N,), or of the total.
         d_rows: (N, D), of the unit rows.
-        d_threshold: (1,), or (M,) per column.
+        d_threshold: (1,), or (M,) per column, or of the total.
     """
 
     call: Call
@@ -45,6 +46,7 @@ class _Pass:
     weights: Tensor | None
     scale: Tensor | None
     gradient: bool
+    total: bool
     loss: Tensor
     d_rows: Tensor | None
     d_threshold: Tensor | None
@@ -58,11 +60,16 @@ class _Pass:
         mirrored: bool,
         diagonal: int | None = None,
         b_weights: Tensor | None = None,
-        b_loss: Tensor | None = None,
+        both: slice | None = None,
     ) -> SumTile:
-        """Arguments of a tile; ``b``: the unit columns at the places ``columns``."""
+        """Arguments of a tile; ``b``: the unit columns at the places ``columns``.
+
+        ``both``: rows that the columns are, whose losses the tile serves as well.
+        """
         threshold = self.call.threshold
         assert threshold is not None
+        if diagonal is not None and not -len(b) < -diagonal < rows.stop - rows.start:
+            diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold
         return SumTile(
@@ -74,15 +81,19 @@ class _Pass:
             b_threshold=threshold[columns] if per_column else threshold,
             a_weights=None if self.weights is None else self.weights[rows],
             b_weights=b_weights,
-            a_loss=self.loss[rows],
-            b_loss=b_loss,
+            a_loss=self._loss_of(rows),
+            b_loss=None if both is None else self._loss_of(both),
             d_threshold=self.d_threshold,
             a_start=place.start,
             b_start=columns.start,
             diagonal=diagonal,
             mirrored=mirrored,
             gradient=self.gradient,
+            total=self.total,
         )
+
+    def _loss_of(self, rows: slice) -> Tensor:
+        return self.loss if self.total else self.loss[rows]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -114,18 +125,24 @@ def _stream(
     scale: Tensor | None,
     gradients: bool,
 ) -> tuple[Tensor, Gradients]:
-    """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
+    """(N,) losses, or parts of their total if that is all that is wanted, and the gradients,
+    weighted per row by ``weights`` and all by ``scale``.
+    """
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(call)
     column_labels = call.column_labels
     if call.columns is None and column_labels is None:
         column_labels = call.row_labels
     a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
-    thresholds = call.num_columns if call.spec.threshold == "per_column" else 1
+    per_column = call.spec.threshold == "per_column"
     need_rows, need_columns = gradients and call.need_rows, gradients and call.need_columns
+    doubtful = not_finite(call, inverse_norms).to(engine.stat_dtype)
+    total = weights is None and call.reduction != "none" and not per_column
+    slots = engine.total_slots if total else 0
     d_threshold = None
     if gradients and call.need_threshold:
-        d_threshold = rows.new_zeros(thresholds, dtype=engine.stat_dtype)
+        size = slots or (call.num_columns if per_column else 1)
+        d_threshold = rows.new_zeros(size, dtype=engine.stat_dtype)
     state = _Pass(
         call=call,
         engine=engine,
@@ -136,7 +153,8 @@ def _stream(
         weights=weights,
         scale=scale,
         gradient=need_rows or (need_columns and call.columns is not None),
-        loss=not_finite(call, inverse_norms).to(engine.stat_dtype),
+        total=slots > 0,
+        loss=rows.new_zeros(slots, dtype=engine.stat_dtype) if slots else doubtful,
         d_rows=rows.new_zeros(rows.shape, dtype=torch.float32) if need_rows else None,
         d_threshold=d_threshold,
         row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
@@ -150,12 +168,14 @@ def _stream(
     else:
         d_columns = _against_columns(state, need_columns)
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
-    clear_ignored(call, state.loss)
+    clear_ignored(call, doubtful)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     if d_threshold is not None:
+        d_threshold = d_threshold.sum(0, keepdim=True) if slots else d_threshold
         d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
-    return state.loss, (d_rows, d_columns, d_threshold)
+    loss = torch.cat((state.loss, doubtful)) if slots else state.loss
+    return loss, (d_rows, d_columns, d_threshold)
 
 
 def _in_batch(state: _Pass) -> None:
@@ -169,7 +189,7 @@ def _in_batch(state: _Pass) -> None:
             mirrored=True,
             diagonal=place.diagonal,
             b_weights=None if weights is None else weights[columns],
-            b_loss=None if place.symmetric else state.loss[columns],
+            both=None if place.symmetric else columns,
         )
         tile = state.engine.sum_tile(arguments)
         if tile is None or d_rows is None:

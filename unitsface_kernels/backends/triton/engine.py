@@ -93,6 +93,12 @@ class TritonEngine:
             columns = min(columns, wave.gradient_bytes * subtile // (height * 8))
         return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
 
+    @property
+    def total_slots(self) -> int:
+        spec, config = self._call.spec, self._space.config
+        blocks = self.sum_block, self.class_block
+        return max(sum_tile.most_programs(spec, config, block) for block in blocks)
+
     # Rows
 
     def prepare_labels(

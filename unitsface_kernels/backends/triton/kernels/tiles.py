@@ -130,3 +130,25 @@ def column_subtiles(x, M: tl.constexpr, N: tl.constexpr, EPILOGUE_SUBTILES: tl.c
         a, b, c, d = _quarters(left, M, N // 2)
         e, f, g, h = _quarters(right, M, N // 2)
         return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def folded(x, COMBINE: tl.constexpr):
+    """(M, N) -> (M, 4) by COMBINE of two tiles, N >= 8 a power of two.
+
+    Combines columns that are equal modulo 8, and then neighbours: in a tensor core's result those
+    belong to one thread, so that nothing moves.
+    """
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    for _ in tl.static_range(6):
+        if x.shape[1] > 8:
+            left, right = _halves(x, M, x.shape[1])
+            x = COMBINE(left, right)
+    left, right = tl.split(tl.reshape(x, (M, 4, 2)))
+    return COMBINE(left, right)
+
+
+@triton.jit
+def added(a, b):
+    return a + b
