@@ -20,6 +20,7 @@ import unitsface_kernels
 from unitsface_kernels import fused_uss_loss
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
 from unitsface_kernels.backends.streaming import RowSelection, filtering, logsumexp
+from unitsface_kernels.backends.streaming import sum as sums
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 TOLERANCE = 1e-3
@@ -126,7 +127,8 @@ def _decisions(monkeypatch) -> list[bool]:
         decisions.extend((~needed).flatten().tolist())
         return select(needed)
 
-    monkeypatch.setattr(logsumexp, "selections", spied_selections)
+    for module in (filtering, logsumexp, sums):
+        monkeypatch.setattr(module, "selections", spied_selections)
     return decisions
 
 

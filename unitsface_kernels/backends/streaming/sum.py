@@ -16,7 +16,7 @@ from ...losses import LossSpec
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import columns_of, finish_columns, remote_blocks, unit_columns
 from .engine import Engine, SumTile
-from .filtering import Positives, RowFilter
+from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
 
@@ -180,7 +180,8 @@ def _stream(
 
 def _in_batch(state: _Pass) -> None:
     unit, weights, d_rows = state.unit, state.weights, state.d_rows
-    for place in in_batch(unit.shape[0], state.engine.sum_block[0]):
+    engine, row_filter = state.engine, state.row_filter
+    for place in in_batch(unit.shape[0], engine.sum_block[0]):
         rows, columns = place
         arguments = state.tile(
             rows,
@@ -191,14 +192,19 @@ def _in_batch(state: _Pass) -> None:
             b_weights=None if weights is None else weights[columns],
             both=None if place.symmetric else columns,
         )
-        tile = state.engine.sum_tile(arguments)
+        tile = engine.sum_tile(arguments)
         if tile is None or d_rows is None:
             continue
-        if state.row_filter is not None and state.row_filter.skips_tile(tile, rows, columns):
+        for_rows = for_columns = None
+        if row_filter is not None and engine.device_filter is not None:
+            for_rows = selections(~row_filter.fits(tile, rows)[None])[0]
+            if not place.symmetric:
+                for_columns = row_filter.needs_columns(tile, columns)
+        elif row_filter is not None and row_filter.skips_tile(tile, rows, columns):
             continue
-        state.engine.addmm(d_rows[rows], tile, unit[columns])
+        add_to_rows(engine, d_rows[rows], tile, unit[columns], for_rows)
         if not place.symmetric:
-            state.engine.addmm(d_rows[columns], tile.T, unit[rows])
+            add_to_columns(engine, d_rows[columns], tile, unit[rows], for_columns)
 
 
 def _against_ranks(state: _Pass, blocks: Blocks) -> None:
@@ -227,7 +233,8 @@ def _against_ranks(state: _Pass, blocks: Blocks) -> None:
 def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
     call, engine, unit, d_rows = state.call, state.engine, state.unit, state.d_rows
     columns, row_filter, scale = columns_of(call), state.row_filter, state.scale
-    positives = None if row_filter is None else Positives(call)
+    on_device = engine.device_filter is not None
+    positives = None if row_filter is None else Positives(call, on_device)
     d_columns = None
     if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
@@ -237,7 +244,7 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         b, column_norms = unit_columns(engine, panel)
         d_unit = None
         for place in panel.tiles:
-            rows, kept = place.rows, None
+            rows, kept, selection = place.rows, None, None
             diagonal = None if call.self_offset is None else place.diagonal + call.self_offset
             tile = engine.sum_tile(
                 state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
@@ -245,7 +252,11 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
             if tile is None:
                 continue
             if row_filter is not None and positives is not None:
-                kept = positives.rows_to_keep(row_filter, engine, tile, rows, panel.columns.start)
+                choice = row_filter, engine, tile, rows, panel.columns.start
+                if on_device:
+                    selection = positives.selection(*choice)
+                else:
+                    kept = positives.rows_to_keep(*choice)
             a = unit[rows]
             if kept is not None:
                 if len(kept) == 0:
@@ -253,16 +264,13 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
                 tile, a = tile[kept], a[kept]
             if d_rows is not None:
                 if kept is None:
-                    engine.addmm(d_rows[rows], tile, b)
+                    add_to_rows(engine, d_rows[rows], tile, b, selection)
                 else:
                     d_kept = d_rows[rows][kept]
                     engine.addmm(d_kept, tile, b)
                     d_rows[rows][kept] = d_kept
             if need_columns:
-                if d_unit is None:
-                    d_unit = engine.matmul(tile.T, a)
-                else:
-                    engine.addmm(d_unit, tile.T, a)
+                d_unit = add_to_columns(engine, d_unit, tile, a, selection)
         if need_columns:
             finish_columns(call, engine, panel.columns, d_unit, column_norms, d_columns, scale)
     if positives is not None:

@@ -47,6 +47,8 @@ class WaveConfig:
         unit_bytes: size of the unit columns of one wave.
         columns: columns of a wave at most.
         rows: rows of a launch without gradients at most.
+        split_programs: programs that share the columns of a filtered tile, at least: one per SM of
+            an H100 or H200, whose registers hold one.
     """
 
     gradient_bytes: int
@@ -54,6 +56,7 @@ class WaveConfig:
     unit_bytes: int
     columns: int
     rows: int
+    split_programs: int = 132
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,6 @@ class Config:
             or a policy that is marked heavy.
         statistics, gradient: the kernels of ``logsumexp`` losses.
         wave: tile sizes.
-        split_programs: programs at least that share the columns of a filtered tile's rows: one
-            per SM of an H100 or H200, where registers leave room for one.
     """
 
     sum: TileConfig
@@ -91,7 +92,6 @@ class Config:
     statistics: TileConfig
     gradient: TileConfig
     wave: WaveConfig
-    split_programs: int = 132
 
     @property
     def nearest(self) -> TileConfig:
@@ -115,8 +115,7 @@ INTERPRETED = Config(
     sum_heavy=TileConfig(32, 32, 64, 4, 2, epilogue_subtiles=4),
     statistics=TileConfig(32, 64, 32, 4, 2, epilogue_subtiles=2, group_m=2),
     gradient=TileConfig(64, 32, 32, 4, 2, group_m=2),
-    wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512),
-    split_programs=6,
+    wave=WaveConfig(1 << 17, 256, 1 << 18, 512, 512, split_programs=6),
 )
 
 # Hopper. 64 accumulators per thread; at 128 registers and 96 KB two

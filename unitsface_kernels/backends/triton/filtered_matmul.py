@@ -23,7 +23,7 @@ class TritonFilter:
         config = space.config.filtered
         width_blocks = -(-width // config.block_n)
         blocks = -(-count // config.block_m) * width_blocks
-        programs = max(blocks, space.config.split_programs)
+        programs = max(blocks, space.config.wave.split_programs)
         partial = space.partial_products(programs * config.block_m * config.block_n)
         launch.run_tile(
             filtered_matmul.row_products_kernel,
