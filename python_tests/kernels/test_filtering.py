@@ -19,7 +19,8 @@ from torch.nn.functional import normalize
 import unitsface_kernels
 from unitsface_kernels import fused_uss_loss
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
-from unitsface_kernels.backends.streaming import filtering, logsumexp
+from unitsface_kernels.backends.streaming import RowSelection, filtering, logsumexp
+from unitsface_kernels.backends.streaming import sum as sums
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 TOLERANCE = 1e-3
@@ -120,6 +121,14 @@ def _decisions(monkeypatch) -> list[bool]:
     monkeypatch.setattr(filtering.RowFilter, "skips_tile", spied_skips_tile)
     monkeypatch.setattr(filtering.RowFilter, "rows_to_keep", spied_rows_to_keep)
     monkeypatch.setattr(logsumexp, "negligible", spied_negligible)
+    select = filtering.selections
+
+    def spied_selections(needed: Tensor) -> list[RowSelection]:
+        decisions.extend((~needed).flatten().tolist())
+        return select(needed)
+
+    for module in (filtering, logsumexp, sums):
+        monkeypatch.setattr(module, "selections", spied_selections)
     return decisions
 
 

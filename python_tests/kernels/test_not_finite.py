@@ -117,6 +117,10 @@ def test_what_is_not_finite_reaches_the_loss(
     target: Target, spec: LossSpec, dtype: torch.dtype, place: str
 ) -> None:
     cases = {name: case for name, case in CONDITIONS.items() if case.applies(spec)}
+    reductions = ("mean", "sum")
+    if target.interpreted:
+        # A total has its own kernel where it is the sum of pairs, else it is the sum of rows.
+        reductions = ("sum",) if spec.reduction == "sum" else ()
     for number, (name, case) in enumerate(cases.items()):
         p = build(case, spec, dtype=dtype, device=target.device)
         kind = p.b.dtype if place == "b" and isinstance(p.b, Tensor) else dtype
@@ -129,7 +133,7 @@ def test_what_is_not_finite_reaches_the_loss(
             where = f"{name}, {bad.item()}"
             rows = p.loss(target.backend, reduction="none", **changes)
             assert torch.equal(rows.isnan(), reached), where
-            for reduction in () if target.interpreted else ("mean", "sum"):
+            for reduction in reductions:
                 loss = p.loss(target.backend, reduction=reduction, **changes)
                 assert bool(loss.isnan()) == bool(reached.any()), where
 

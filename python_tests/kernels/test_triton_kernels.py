@@ -200,6 +200,67 @@ def test_sum_tile(
     assert relative(d_threshold - 1, expected) < 2 * tolerance
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "n", "m"),
+    [("diagonal", 70, 70), ("both", 70, 33), ("memory", 45, 101), ("remote", 40, 40)],
+)
+@pytest.mark.parametrize(
+    ("loss", "values"),
+    [
+        ("uss", {"scale": 8.0}),
+        ("uce", {"scale": 8.0, "negative_weight": 0.3, "adaptive_margin": 0.2}),
+        ("sphereface2", {"scale": 8.0, "margin_gradient": "exact"}),
+    ],
+)
+def test_sum_tile_of_a_total(
+    loss: str, values: dict, kind: str, n: int, m: int, dtype: torch.dtype
+) -> None:
+    """Two tiles after each other, the second of them a part of the first."""
+    problem = pair_problem(kind, n, m, dtype, False)
+    call = make_call(loss, problem.a, problem.b, **values)
+    engine = TritonEngine(call)
+    problem.a, _ = engine.normalize_rows(problem.a, 0, n)
+    if kind == "diagonal":
+        problem.b = problem.a
+    else:
+        problem.b, _ = engine.normalize_rows(problem.b, 0, m)
+    sums = torch.zeros(2, engine.total_slots, device=DEVICE)
+    expected = torch.zeros(2, dtype=torch.float64, device=DEVICE)
+    for part in (slice(None), slice(35)):
+        some = dataclasses.replace(
+            problem,
+            a=problem.a[part],
+            b=problem.b[part],
+            a_labels=problem.a_labels[part],
+            b_labels=problem.b_labels[part],
+            a_threshold=problem.a_threshold[:1].expand(n)[part],
+            b_threshold=problem.a_threshold[:1].expand(m)[part],
+        )
+        start = m if kind in ("both", "remote") else 0
+        tile = SumTile(
+            *(some.a, some.b, *engine.prepare_labels(some.a_labels, some.b_labels)),
+            *(problem.a_threshold[:1].contiguous(),) * 2,
+            *(None, None, sums[0], sums[0] if kind == "both" else None, sums[1]),
+            a_start=start,
+            b_start=0,
+            diagonal=0 if kind == "diagonal" else None,
+            mirrored=kind != "memory",
+            gradient=True,
+            total=True,
+        )
+        gradient = engine.sum_tile(tile)
+        assert gradient is not None
+        want = some.expected(call)
+        expected[0] += want["a_loss"].sum() + (want["b_loss"].sum() if kind == "both" else 0.0)
+        expected[1] += want["d_a"].sum() + want["d_b"].sum()
+        found = engine.matmul(gradient, some.b)
+        assert relative(found, want["gradient"] @ some.b.double()) < TOLERANCE[dtype]
+        found = engine.matmul(gradient.T, some.a)
+        assert relative(found, want["gradient"].T @ some.a.double()) < TOLERANCE[dtype]
+    assert relative(sums.sum(1), expected) < TOLERANCE[dtype]
+
+
 def test_sum_tile_of_losses_only_equals_the_one_with_gradients() -> None:
     problem = pair_problem("diagonal", 70, 70, torch.float32, False)
     losses = []

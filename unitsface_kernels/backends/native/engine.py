@@ -16,6 +16,7 @@ from ..streaming import (
     ClassSums,
     ClassTile,
     ClassWeights,
+    DeviceFilter,
     Nearest,
     NegativeSums,
     PairTile,
@@ -60,8 +61,12 @@ class NativeEngine(UnitRows, ABC):
     operand_dtype = torch.float32
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
+    #: Sums per row are as fast.
+    total_slots = 0
     #: A workspace would do as well where GEMMs are cheaper than memory.
     keeps_cosines = False
+    #: Decisions of gradient filtering are the host's: library GEMMs have the sizes that it knows.
+    device_filter: DeviceFilter | None = None
     #: Prefix of the extension's argument types that depend on the device.
     arguments_prefix: str
 

@@ -6,7 +6,7 @@ of the engine is checked when it is there, which waits for the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -225,9 +225,10 @@ class CheckedEngine(UnitRows):
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         self._tile = tile
         gradient = self._engine.sum_tile(tile)
-        self._check("loss", "loss", tile.a_loss, tile.a_labels != -1)
-        if tile.b_loss is not None:
-            self._check("loss", "loss", tile.b_loss, tile.b_labels != -1, of_columns=True)
+        if tile.total:
+            self._check_total(tile)
+        else:
+            self._check_losses(tile)
         if gradient is not None:
             self._check("gradient", "gradient", gradient)
         if tile.d_threshold is not None:
@@ -302,6 +303,28 @@ class CheckedEngine(UnitRows):
         return result
 
     # Checks
+
+    def _check_losses(self, tile: SumTile) -> None:
+        self._check("loss", "loss", tile.a_loss, tile.a_labels != -1)
+        if tile.b_loss is not None:
+            self._check("loss", "loss", tile.b_loss, tile.b_labels != -1, of_columns=True)
+
+    def _check_total(self, tile: SumTile) -> None:
+        if bool(tile.a_loss.isfinite().all()):
+            return
+        # Once more with the losses of the rows, which name the row.
+        a_loss, b_loss = (tile.a_loss.new_zeros(len(side)) for side in (tile.a, tile.b))
+        again = replace(
+            tile,
+            total=False,
+            a_loss=a_loss,
+            b_loss=None if tile.b_loss is None else b_loss,
+            d_threshold=None,
+            gradient=False,
+        )
+        self._engine.sum_tile(again)
+        self._check_losses(again)
+        self._check("loss", "loss", tile.a_loss, placed=False)
 
     def _check_both(
         self,

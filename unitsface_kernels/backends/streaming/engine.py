@@ -33,6 +33,9 @@ class SumTile:
             both directions of a pair; else None.
         d_threshold: accumulates the threshold's gradient, the shape of the whole call's
             threshold: (1,), or (M,) per column; None if not needed.
+        total: only the total of all rows is wanted, as with a reduction, without weights, and
+            with one threshold for all pairs. ``a_loss``, ``b_loss`` (the same tensor, or None) and
+            ``d_threshold`` are then (:attr:`Engine.total_slots`,) numbers, whose sums count.
         a_start, b_start: position of the tile in the whole matrix.
         diagonal: the pair (i, i + diagonal) of the tile is left out; None: no pair is.
         mirrored: gradients count both directions of each pair (in-batch symmetry). Without
@@ -58,6 +61,7 @@ class SumTile:
     diagonal: int | None
     mirrored: bool
     gradient: bool
+    total: bool = False
 
 
 @dataclass
@@ -91,6 +95,7 @@ class ClassTile:
         cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
             overwrite them; None: nowhere, the second pass multiplies again.
         b_factors: (m,) :attr:`TileColumns.factors`.
+        selection: rows for which a gradient is wanted, the others are not written; None: all.
     """
 
     a: Tensor
@@ -99,6 +104,7 @@ class ClassTile:
     start: int
     cosines: Tensor | None = None
     b_factors: Tensor | None = None
+    selection: RowSelection | None = None
 
 
 class TileColumns(NamedTuple):
@@ -121,6 +127,19 @@ class TileColumns(NamedTuple):
     def factors(self) -> Tensor | None:
         """(m,) of every product with ``matrix``; None: ones."""
         return self.inverse_norms if self.raw else None
+
+
+class RowSelection(NamedTuple):
+    """Rows of a tile whose gradients are needed, as device memory has them.
+
+    Attributes:
+        places: (n,) int32, of which the first ``number`` are their places in the tile; None: they
+            are the first ``number`` rows.
+        number: int32, its first element.
+    """
+
+    places: Tensor | None
+    number: Tensor
 
 
 class NegativeSums(NamedTuple):
@@ -196,6 +215,52 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     return type(vectors)(*(vector[rows] for vector in vectors))
 
 
+class SortedTargets(NamedTuple):
+    """(N,) int64 positions of targets in ascending order, below 0: none, the (N,) int64 rows that
+    they are targets of, and d loss / d cosine (N,) float32 by row.
+    """
+
+    places: Tensor
+    rows: Tensor
+    slopes: Tensor
+
+
+class DeviceFilter(Protocol):
+    """GEMMs of gradient tiles over rows that the device selects.
+
+    Their launches are the same whatever is selected: nothing waits for the device, and a CUDA graph
+    may hold them.
+    """
+
+    def add_rows(
+        self, total: Tensor, tile: Tensor, columns: Tensor, selection: RowSelection
+    ) -> None:
+        """``total[i] += tile[i] @ columns`` (n, D) for the selected rows."""
+
+    def columns(
+        self, tile: Tensor, rows: Tensor, selection: RowSelection, total: Tensor | None = None
+    ) -> Tensor:
+        """``tile.T @ rows`` (m, D) over the selected rows; added to ``total``, if given."""
+
+    def add_targets(
+        self,
+        d_unit: Tensor,
+        factors: Tensor | None,
+        start: int,
+        targets: SortedTargets,
+        rows: Tensor,
+    ) -> None:
+        """Adds ``slope[i] rows[i]`` to the target of row i, for targets in a tile.
+
+        Args:
+            d_unit: (m, D) float32 gradient of the tile's unit columns, times ``factors`` (m,).
+            factors: :attr:`TileColumns.factors`.
+            start: position of the first of the columns.
+            targets: of all rows.
+            rows: (N, D) unit rows.
+        """
+
+
 class Engine(Protocol):
     """Tile work of one backend on one device, for one call."""
 
@@ -212,11 +277,19 @@ class Engine(Protocol):
         """Accumulators of losses and of the threshold's gradient."""
 
     @property
+    def total_slots(self) -> int:
+        """Numbers that :attr:`SumTile.total` accumulates; 0: tiles have sums per row only."""
+
+    @property
     def keeps_cosines(self) -> bool:
         """Whether :attr:`ClassTile.cosines` is of use.
 
         Worth it where memory is not much slower than GEMMs.
         """
+
+    @property
+    def device_filter(self) -> DeviceFilter | None:
+        """Gradient filtering decided on the device; None: the host decides, and waits for it."""
 
     def __init__(self, call: Call) -> None: ...
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine
+from .engine import Engine, RowSelection
 
 
 def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:
@@ -41,6 +41,58 @@ def negligible(masses: Tensor, tolerance: float) -> list[bool]:
     return skipped.tolist()
 
 
+def needed_rows(masses: Tensor, tolerance: float) -> Tensor:
+    """For each tile, which rows need it; (tiles, N) bool.
+
+    The device's part of :func:`heavy_rows` and :func:`negligible`: no result has a shape of its
+    own, and every row has a choice of its own, its smallest masses first.
+
+    Args:
+        masses: (tiles, N), NaN where unknown.
+    """
+    ordered, order = masses.to(torch.float64).sort(dim=0)
+    # NaN comes last, and its sum is not within the tolerance either.
+    needed = ~(ordered.cumsum(0) <= tolerance)
+    return torch.empty_like(needed).scatter_(0, order, needed)
+
+
+def selections(needed: Tensor) -> list[RowSelection]:
+    """Rows (k, n) bool of k tiles, in their order; no host sync."""
+    # Each has 16 bytes, to which kernels want pointers aligned.
+    number = needed.new_zeros((needed.shape[0], 4), dtype=torch.int32)
+    number[:, 0] = needed.sum(dim=1)
+    places = needed.logical_not().to(torch.uint8).argsort(dim=1, stable=True).to(torch.int32)
+    return [RowSelection(*both) for both in zip(places, number, strict=True)]
+
+
+def add_to_rows(
+    engine: Engine, total: Tensor, tile: Tensor, columns: Tensor, selection: RowSelection | None
+) -> None:
+    """``total += tile @ columns``, of the selected rows."""
+    if selection is None:
+        engine.addmm(total, tile, columns)
+    else:
+        assert engine.device_filter is not None
+        engine.device_filter.add_rows(total, tile, columns, selection)
+
+
+def add_to_columns(
+    engine: Engine,
+    total: Tensor | None,
+    tile: Tensor,
+    rows: Tensor,
+    selection: RowSelection | None,
+) -> Tensor:
+    """``tile.T @ rows`` over the selected rows; added to ``total``, if there is one."""
+    if selection is not None:
+        assert engine.device_filter is not None
+        return engine.device_filter.columns(tile, rows, selection, total)
+    if total is None:
+        return engine.matmul(tile.T, rows)
+    engine.addmm(total, tile.T, rows)
+    return total
+
+
 class RowFilter:
     """Gradient filter of a ``sum`` loss: adds up the mass left out of each row, tile by tile."""
 
@@ -67,6 +119,25 @@ class RowFilter:
         self._left_out[rows] = by_rows
         self._left_out[columns] = by_columns
         return True
+
+    def fits(self, tile: Tensor, rows: slice) -> Tensor:
+        """(n,) bool: rows of a tile that are left out, the device's choice. Their masses are added.
+
+        Args:
+            tile, rows: as of :meth:`skips_tile`; of an in-batch tile, what the rows get of it.
+        """
+        left_out = self._left_out[rows] + self._engine.absolute_sums(tile, dim=1)
+        fits = left_out <= self._limit
+        self._left_out[rows] = torch.where(fits, left_out, self._left_out[rows])
+        return fits
+
+    def needs_columns(self, tile: Tensor, columns: slice) -> RowSelection:
+        """All rows of an in-batch tile, or none, if its columns do without it; by the device."""
+        left_out = self._left_out[columns] + self._engine.absolute_sums(tile, dim=0)
+        fits = (left_out <= self._limit).all()
+        self._left_out[columns] = torch.where(fits, left_out, self._left_out[columns])
+        number = torch.where(fits, 0, tile.shape[0]).to(torch.int32)
+        return RowSelection(None, number)
 
     def rows_to_keep(self, tile: Tensor, rows: slice) -> Tensor | None:
         """Indices of a tile's rows whose gradients are needed; the others are left out.
@@ -99,9 +170,29 @@ class Positives:
         slopes: (K, N) d loss / d cosine of positives whose row is left out of the tile, else 0.
     """
 
-    def __init__(self, call: Call) -> None:
-        self.places = _positives(call)
+    def __init__(self, call: Call, on_device: bool) -> None:
+        self.places = _positives(call, on_device)
         self.slopes = self.places.new_zeros(self.places.shape, dtype=torch.float32)
+
+    def selection(
+        self, row_filter: RowFilter, engine: Engine, tile: Tensor, rows: slice, start: int
+    ) -> RowSelection:
+        """As :meth:`rows_to_keep`, the device's choice."""
+        every, width = torch.arange(tile.shape[0], device=tile.device), tile.shape[1]
+        found = []
+        for places, slopes in zip(self.places[:, rows], self.slopes[:, rows], strict=True):
+            position = places - start
+            inside = (position >= 0) & (position < width)
+            entries = (every, position.clamp(0, width - 1))
+            stored = tile[entries]
+            found.append((slopes, inside, entries, stored, engine.entries(tile, *entries)))
+            tile[entries] = torch.where(inside, 0.0, stored)
+        fits = row_filter.fits(tile, rows)
+        for slopes, inside, entries, stored, values in found:
+            slopes.copy_(torch.where(inside & fits, values, slopes))
+            # Not in rows that are left out, which nothing reads. Beside the tile there is no entry.
+            tile[entries] = torch.where(inside, stored, tile[entries])
+        return selections(~fits[None])[0]
 
     def rows_to_keep(
         self, row_filter: RowFilter, engine: Engine, tile: Tensor, rows: slice, start: int
@@ -126,8 +217,10 @@ class Positives:
         return kept
 
 
-def _positives(call: Call) -> Tensor:
-    """(K, N) positions of each row's positives, K = 0 if some row has too many."""
+def _positives(call: Call, on_device: bool) -> Tensor:
+    """(K, N) positions of each row's positives; too many are none: of that row, if K is not to
+    depend on data ``on_device``, else of all.
+    """
     labels = call.row_labels
     if call.spec.topology == "class":
         return labels[None]
@@ -136,9 +229,13 @@ def _positives(call: Call) -> Tensor:
     first = torch.searchsorted(ordered, labels)
     count = torch.searchsorted(ordered, labels, right=True) - first
     count = count.masked_fill(labels < 0, 0)
-    most = int(count.amax()) if len(count) else 0
-    if most > MOST_POSITIVES:
-        most = 0
+    if on_device:
+        most = min(MOST_POSITIVES, len(order))
+        count = count.masked_fill(count > most, 0)
+    else:
+        most = int(count.amax()) if len(count) else 0
+        if most > MOST_POSITIVES:
+            most = 0
     each = torch.arange(most, device=labels.device)[:, None]
     taken = (first + each).clamp(max=max(len(order) - 1, 0))
     return (

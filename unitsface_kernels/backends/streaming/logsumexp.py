@@ -20,11 +20,27 @@ from ...losses import LossSpec
 from ..dense import zeros
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
-from .engine import ClassSums, ClassTile, ClassWeights, Engine, TileColumns, part
-from .filtering import heavy_rows, negligible, worth_taking
-from .scattered import Targets, add_pairs
+from .engine import (
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    Engine,
+    RowSelection,
+    TileColumns,
+    part,
+)
+from .filtering import (
+    add_to_columns,
+    add_to_rows,
+    heavy_rows,
+    needed_rows,
+    negligible,
+    selections,
+    worth_taking,
+)
+from .scattered import DeviceTargets, Targets, add_pairs
 from .shards import Shards
-from .tiles import against_columns
+from .tiles import against_columns, blocks
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -159,10 +175,18 @@ class _Rows(NamedTuple):
 
 
 class _Filter(NamedTuple):
-    """Gradient filtering: masses (panels, n), see ``filtering.py``, and the targets apart."""
+    """Gradient filtering, decided from masses (panels, n), see ``filtering.py``.
 
-    masses: Tensor
-    targets: Targets | None
+    Attributes:
+        targets: the columns' side of them, apart: scattered over all tiles, they would keep every
+            tile. None: not needed.
+        left_out: for a block of rows, which of the panels do without it; None: the device decides.
+        selected: for a block of rows, those that each panel needs; None: all.
+    """
+
+    targets: Targets | DeviceTargets | None
+    left_out: Callable[[slice], list[bool]] | None = None
+    selected: Callable[[slice], list[RowSelection]] | None = None
 
 
 def _gradients(
@@ -182,29 +206,66 @@ def _gradients(
     if masses is None:
         _stream(call, engine, rows, None, scale, cosines, d_rows, d_columns)
     else:
-        # Targets lie scattered over all tiles, which they would keep from being left out.
-        weights = weights._replace(target=torch.zeros_like(weights.target))
-        slopes = torch.where(call.row_labels >= 0, rows.weights.target, 0.0)
-        targets = None
-        if call.need_columns:
-            targets = Targets(call, engine, unit, call.row_labels, slopes)
-        wanted = heavy_rows(masses, call.skip_tolerance)
-        if not worth_taking(len(wanted), count):
-            wanted = torch.arange(count, device=unit.device)
-            some = unit
-        else:
-            some, _ = engine.normalize_rows(call.rows, 0, len(wanted), wanted)
-        # The engine may pad unit rows in memory: those are its own, not a copy.
-        rows = _Rows(some, call.row_labels[wanted], part(weights, wanted), wanted)
-        d_some = None if d_rows is None else d_rows.new_zeros((len(wanted), size))
-        filtering = _Filter(masses[:, wanted], targets)
-        _stream(call, engine, rows, filtering, scale, cosines, d_some, d_columns)
-        if d_rows is not None and d_some is not None:
-            d_rows[wanted] = d_some
+        slopes = torch.where(call.row_labels >= 0, weights.target, 0.0)
+        rows = rows._replace(weights=weights._replace(target=torch.zeros_like(slopes)))
+        stream = _stream_by_host if engine.device_filter is None else _stream_by_device
+        stream(call, engine, rows, masses, slopes, scale, cosines, d_rows, d_columns)
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     return d_rows, d_columns, None
+
+
+def _stream_by_host(
+    call: Call,
+    engine: Engine,
+    rows: _Rows,
+    masses: Tensor,
+    slopes: Tensor,
+    scale: Tensor | None,
+    cosines: Tensor | None,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+) -> None:
+    """As :func:`_stream`, without rows and tiles of small ``masses``; ``slopes``: of targets."""
+    count, unit = len(rows.labels), rows.unit
+    targets = None
+    if call.need_columns:
+        targets = Targets(call, engine, unit, call.row_labels, slopes)
+    wanted = heavy_rows(masses, call.skip_tolerance)
+    if not worth_taking(len(wanted), count):
+        wanted = torch.arange(count, device=unit.device)
+    else:
+        # The engine may pad unit rows in memory: those are its own, not a copy.
+        unit, _ = engine.normalize_rows(call.rows, 0, len(wanted), wanted)
+    rows = _Rows(unit, rows.labels[wanted], part(rows.weights, wanted), wanted)
+    d_some = None if d_rows is None else d_rows.new_zeros((len(wanted), unit.shape[1]))
+    some = masses[:, wanted]
+    left_out = lambda block: negligible(some[:, block], call.skip_tolerance)  # noqa: E731
+    _stream(call, engine, rows, _Filter(targets, left_out), scale, cosines, d_some, d_columns)
+    if d_rows is not None and d_some is not None:
+        d_rows[wanted] = d_some
+
+
+def _stream_by_device(
+    call: Call,
+    engine: Engine,
+    rows: _Rows,
+    masses: Tensor,
+    slopes: Tensor,
+    scale: Tensor | None,
+    cosines: Tensor | None,
+    d_rows: Tensor | None,
+    d_columns: Tensor | None,
+) -> None:
+    """As :func:`_stream_by_host`, but all tiles are launched, and rows of them take part."""
+    targets = None
+    if call.need_columns:
+        targets = DeviceTargets(engine, rows.unit, rows.labels, slopes)
+    needed = needed_rows(masses, call.skip_tolerance)
+    selected = lambda block: selections(needed[:, block])  # noqa: E731
+    filtering = _Filter(targets, selected=selected)
+    _stream(call, engine, rows, filtering, scale, cosines, d_rows, d_columns)
 
 
 def _stream(
@@ -218,18 +279,17 @@ def _stream(
     d_columns: Tensor | None,
 ) -> None:
     """Gradients of ``rows`` into (n, D) and (M, D)."""
-    size, targets = engine.class_block, None
-    left_out: Callable[[slice], list[bool]] | None = None
+    size, (targets, left_out, selected) = engine.class_block, filtering or _Filter(None)
     if call.cache is not None and (cosines is not None or filtering is not None):
         size = call.cache.blocks
-    if filtering is not None:
-        masses, targets = filtering
-        left_out = lambda block: negligible(masses[:, block], call.skip_tolerance)  # noqa: E731
     panels = against_columns(columns_of(call), rows.unit.shape[0], size, left_out)
     found = [slice(0, 0)] * len(panels)
     if targets is not None:
         found = targets.parts([panel.columns for panel in panels])
-    for panel, own in zip(panels, found, strict=True):
+    selection: dict[int, list[RowSelection]] = {}
+    if selected is not None:
+        selection = {b.start: selected(b) for b in blocks(0, rows.unit.shape[0], size[0])}
+    for number, (panel, own) in enumerate(zip(panels, found, strict=True)):
         place = panel.columns
         if not panel.rows:
             finish_columns(call, engine, place, None, None, d_columns, scale)
@@ -242,14 +302,13 @@ def _stream(
             tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
+            if selected is not None:
+                tile.selection = selection[block.start][number]
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))
             if d_rows is not None:
-                engine.addmm(d_rows[block], gradient, columns.matrix)
+                add_to_rows(engine, d_rows[block], gradient, columns.matrix, tile.selection)
             if call.need_columns:
-                if d_unit is None:
-                    d_unit = engine.matmul(gradient.T, tile.a)
-                else:
-                    engine.addmm(d_unit, gradient.T, tile.a)
+                d_unit = add_to_columns(engine, d_unit, gradient, tile.a, tile.selection)
         if targets is not None and d_unit is not None:
             targets.add(own, place, d_unit, columns.factors)
         norms, raw = columns.inverse_norms, columns.raw

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine
+from .engine import Engine, SortedTargets
 from .tiles import blocks
 
 
@@ -86,6 +86,29 @@ class Targets:
         _, norms = self._engine.normalize_rows(call.columns, 0, len(place), index, reuse=True)
         self._engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         d_columns[place] = d_unit.to(d_columns.dtype)
+
+
+class DeviceTargets:
+    """:class:`Targets` by kernels of the engine, whose launches do not depend on places."""
+
+    def __init__(self, engine: Engine, unit: Tensor, place: Tensor, slope: Tensor) -> None:
+        """Arguments as of :func:`add_pairs`."""
+        self._engine, self._unit = engine, unit
+        places, rows = torch.where(slope != 0.0, place, -1).sort(stable=True)
+        self._targets = SortedTargets(places, rows, slope)
+
+    def parts(self, tiles: list[slice]) -> list[slice]:
+        """The tiles themselves: which targets lie there, the device knows."""
+        return tiles
+
+    def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
+        """As :meth:`Targets.add`."""
+        products = self._engine.device_filter
+        assert products is not None
+        products.add_targets(d_unit, factors, tile.start, self._targets, self._unit)
+
+    def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
+        """Nothing: a tile that is left out on the host has no rows at all."""
 
 
 def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor) -> None:

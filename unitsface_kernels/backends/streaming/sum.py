@@ -17,7 +17,7 @@ from ..dense import zeros
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import columns_of, finish_columns, remote_blocks, unit_columns
 from .engine import Engine, SumTile
-from .filtering import Positives, RowFilter
+from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
 
@@ -32,9 +32,10 @@ class _Pass:
         weights: (N,) upstream gradients; None: ones.
         scale: () factor of the gradients, or None.
         gradient: whether any gradient of rows or columns is kept.
-        loss: (N,).
+        total: see :class:`SumTile`.
+        loss: (N,), or of the total.
         d_rows: (N, D), of the unit rows.
-        d_threshold: (1,), or (M,) per column.
+        d_threshold: (1,), or (M,) per column, or of the total.
     """
 
     call: Call
@@ -46,6 +47,7 @@ class _Pass:
     weights: Tensor | None
     scale: Tensor | None
     gradient: bool
+    total: bool
     loss: Tensor
     d_rows: Tensor | None
     d_threshold: Tensor | None
@@ -59,11 +61,16 @@ class _Pass:
         mirrored: bool,
         diagonal: int | None = None,
         b_weights: Tensor | None = None,
-        b_loss: Tensor | None = None,
+        both: slice | None = None,
     ) -> SumTile:
-        """Arguments of a tile; ``b``: the unit columns at the places ``columns``."""
+        """Arguments of a tile; ``b``: the unit columns at the places ``columns``.
+
+        ``both``: rows that the columns are, whose losses the tile serves as well.
+        """
         threshold = self.call.threshold
         assert threshold is not None
+        if diagonal is not None and not -len(b) < -diagonal < rows.stop - rows.start:
+            diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold
         return SumTile(
@@ -75,15 +82,19 @@ class _Pass:
             b_threshold=threshold[columns] if per_column else threshold,
             a_weights=None if self.weights is None else self.weights[rows],
             b_weights=b_weights,
-            a_loss=self.loss[rows],
-            b_loss=b_loss,
+            a_loss=self._loss_of(rows),
+            b_loss=None if both is None else self._loss_of(both),
             d_threshold=self.d_threshold,
             a_start=place.start,
             b_start=columns.start,
             diagonal=diagonal,
             mirrored=mirrored,
             gradient=self.gradient,
+            total=self.total,
         )
+
+    def _loss_of(self, rows: slice) -> Tensor:
+        return self.loss if self.total else self.loss[rows]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
@@ -115,18 +126,24 @@ def _stream(
     scale: Tensor | None,
     gradients: bool,
 ) -> tuple[Tensor, Gradients]:
-    """(N,) losses and the gradients, weighted per row by ``weights`` and all by ``scale``."""
+    """(N,) losses, or parts of their total if that is all that is wanted, and the gradients,
+    weighted per row by ``weights`` and all by ``scale``.
+    """
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(call)
     column_labels = call.column_labels
     if call.columns is None and column_labels is None:
         column_labels = call.row_labels
     a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
-    thresholds = call.num_columns if call.spec.threshold == "per_column" else 1
+    per_column = call.spec.threshold == "per_column"
     need_rows, need_columns = gradients and call.need_rows, gradients and call.need_columns
+    doubtful = not_finite(call, inverse_norms).to(engine.stat_dtype)
+    total = weights is None and call.reduction != "none" and not per_column
+    slots = engine.total_slots if total else 0
     d_threshold = None
     if gradients and call.need_threshold:
-        d_threshold = rows.new_zeros(thresholds, dtype=engine.stat_dtype)
+        size = slots or (call.num_columns if per_column else 1)
+        d_threshold = rows.new_zeros(size, dtype=engine.stat_dtype)
     state = _Pass(
         call=call,
         engine=engine,
@@ -137,7 +154,8 @@ def _stream(
         weights=weights,
         scale=scale,
         gradient=need_rows or (need_columns and call.columns is not None),
-        loss=not_finite(call, inverse_norms).to(engine.stat_dtype),
+        total=slots > 0,
+        loss=rows.new_zeros(slots, dtype=engine.stat_dtype) if slots else doubtful,
         d_rows=zeros(rows, *rows.shape) if need_rows else None,
         d_threshold=d_threshold,
         row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
@@ -151,17 +169,20 @@ def _stream(
     else:
         d_columns = _against_columns(state, need_columns)
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
-    clear_ignored(call, state.loss)
+    clear_ignored(call, doubtful)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     if d_threshold is not None:
+        d_threshold = d_threshold.sum(0, keepdim=True) if slots else d_threshold
         d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
-    return state.loss, (d_rows, d_columns, d_threshold)
+    loss = torch.cat((state.loss, doubtful)) if slots else state.loss
+    return loss, (d_rows, d_columns, d_threshold)
 
 
 def _in_batch(state: _Pass) -> None:
     unit, weights, d_rows = state.unit, state.weights, state.d_rows
-    for place in in_batch(unit.shape[0], state.engine.sum_block[0]):
+    engine, row_filter = state.engine, state.row_filter
+    for place in in_batch(unit.shape[0], engine.sum_block[0]):
         rows, columns = place
         arguments = state.tile(
             rows,
@@ -170,16 +191,21 @@ def _in_batch(state: _Pass) -> None:
             mirrored=True,
             diagonal=place.diagonal,
             b_weights=None if weights is None else weights[columns],
-            b_loss=None if place.symmetric else state.loss[columns],
+            both=None if place.symmetric else columns,
         )
-        tile = state.engine.sum_tile(arguments)
+        tile = engine.sum_tile(arguments)
         if tile is None or d_rows is None:
             continue
-        if state.row_filter is not None and state.row_filter.skips_tile(tile, rows, columns):
+        for_rows = for_columns = None
+        if row_filter is not None and engine.device_filter is not None:
+            for_rows = selections(~row_filter.fits(tile, rows)[None])[0]
+            if not place.symmetric:
+                for_columns = row_filter.needs_columns(tile, columns)
+        elif row_filter is not None and row_filter.skips_tile(tile, rows, columns):
             continue
-        state.engine.addmm(d_rows[rows], tile, unit[columns])
+        add_to_rows(engine, d_rows[rows], tile, unit[columns], for_rows)
         if not place.symmetric:
-            state.engine.addmm(d_rows[columns], tile.T, unit[rows])
+            add_to_columns(engine, d_rows[columns], tile, unit[rows], for_columns)
 
 
 def _against_ranks(state: _Pass, blocks: Blocks) -> None:
@@ -208,7 +234,8 @@ def _against_ranks(state: _Pass, blocks: Blocks) -> None:
 def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
     call, engine, unit, d_rows = state.call, state.engine, state.unit, state.d_rows
     columns, row_filter, scale = columns_of(call), state.row_filter, state.scale
-    positives = None if row_filter is None else Positives(call)
+    on_device = engine.device_filter is not None
+    positives = None if row_filter is None else Positives(call, on_device)
     d_columns = None
     if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
@@ -218,7 +245,7 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         b, column_norms = unit_columns(engine, panel)
         d_unit = None
         for place in panel.tiles:
-            rows, kept = place.rows, None
+            rows, kept, selection = place.rows, None, None
             diagonal = None if call.self_offset is None else place.diagonal + call.self_offset
             tile = engine.sum_tile(
                 state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
@@ -226,7 +253,11 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
             if tile is None:
                 continue
             if row_filter is not None and positives is not None:
-                kept = positives.rows_to_keep(row_filter, engine, tile, rows, panel.columns.start)
+                choice = row_filter, engine, tile, rows, panel.columns.start
+                if on_device:
+                    selection = positives.selection(*choice)
+                else:
+                    kept = positives.rows_to_keep(*choice)
             a = unit[rows]
             if kept is not None:
                 if len(kept) == 0:
@@ -234,16 +265,13 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
                 tile, a = tile[kept], a[kept]
             if d_rows is not None:
                 if kept is None:
-                    engine.addmm(d_rows[rows], tile, b)
+                    add_to_rows(engine, d_rows[rows], tile, b, selection)
                 else:
                     d_kept = d_rows[rows][kept]
                     engine.addmm(d_kept, tile, b)
                     d_rows[rows][kept] = d_kept
             if need_columns:
-                if d_unit is None:
-                    d_unit = engine.matmul(tile.T, a)
-                else:
-                    engine.addmm(d_unit, tile.T, a)
+                d_unit = add_to_columns(engine, d_unit, tile, a, selection)
         if need_columns:
             finish_columns(call, engine, panel.columns, d_unit, column_norms, d_columns, scale)
     if positives is not None:

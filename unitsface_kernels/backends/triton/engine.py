@@ -21,6 +21,7 @@ from ..streaming import (
     TileColumns,
 )
 from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
+from .filtered_matmul import TritonFilter
 from .kernels import rows
 from .matmul import addmm, matmul
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
@@ -65,6 +66,7 @@ class TritonEngine:
         self._gradients = gradients
         self._space = Workspace(call, config or shipped_config(call, capability))
         self._wave = self._space.config.wave
+        self.device_filter = TritonFilter(self._space)
 
     @property
     def sum_block(self) -> tuple[int, int]:
@@ -90,6 +92,12 @@ class TritonEngine:
             subtile = tile.block_n // tile.epilogue_subtiles
             columns = min(columns, wave.gradient_bytes * subtile // (height * 8))
         return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
+
+    @property
+    def total_slots(self) -> int:
+        spec, config = self._call.spec, self._space.config
+        blocks = self.sum_block, self.class_block
+        return max(sum_tile.most_programs(spec, config, block) for block in blocks)
 
     # Rows
 
@@ -213,9 +221,7 @@ class TritonEngine:
         index: Tensor | None = None,
         raw: bool = False,
     ) -> None:
-        self._normalize_backward(
-            d_unit, source, start, inverse_norms, out, scale, index, raw=raw
-        )
+        self._normalize_backward(d_unit, source, start, inverse_norms, out, scale, index, raw=raw)
 
     def unit_rows_backward(
         self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None

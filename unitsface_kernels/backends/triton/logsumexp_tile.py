@@ -120,6 +120,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         result,
         result.stride(0),
         space.scale,
+        *(tile.selection or (None, None)),
         space.call.params,
         NEGATIVE=policy.negative,
         LINEAR=policy.linear,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from torch import Tensor
 
 from ...losses import LossSpec
 from ..streaming import SumTile
 from . import launch
-from .kernels import sum
+from .configs import Config, TileConfig
+from .kernels import sum, sum_total
 from .losses import POLICIES, SumPolicy
 from .workspace import Workspace, operands
 
@@ -19,37 +22,120 @@ def is_heavy(spec: LossSpec, weighted: bool) -> bool:
     return policy.heavy or spec.threshold == "per_column" or weighted
 
 
-def run(space: Workspace, tile: SumTile) -> Tensor | None:
-    """See ``Engine.sum_tile``."""
-    policy, per_column = space.sum_policy, space.call.spec.threshold == "per_column"
-    heavy = is_heavy(space.call.spec, tile.a_weights is not None)
-    config = space.config.sum_heavy if heavy else space.config.sum
+def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
+    return config.sum_heavy if is_heavy(spec, weighted) else config.sum
+
+
+def most_programs(spec: LossSpec, config: Config, block: tuple[int, int]) -> int:
+    """Of the launch for a tile of at most ``block`` rows and columns, without row weights."""
+    tile = _tile_config(spec, config, weighted=False)
+    return -(-block[0] // tile.block_m) * -(-block[1] // tile.block_n)
+
+
+class _Grid(NamedTuple):
+    """Blocks of a launch; ``triangle``: only those on and above the diagonal have a program."""
+
+    config: TileConfig
+    row_blocks: int
+    column_blocks: int
+    triangle: bool
+
+    @property
+    def programs(self) -> int:
+        if self.triangle:
+            return self.row_blocks * (self.row_blocks + 1) // 2
+        return self.row_blocks * self.column_blocks
+
+
+def _grid(space: Workspace, tile: SumTile) -> _Grid:
+    config = _tile_config(space.call.spec, space.config, tile.a_weights is not None)
     count, width = tile.a.shape[0], tile.b.shape[0]
-    row_blocks = -(-count // config.block_m)
-    column_blocks = -(-width // config.block_n)
-    both = tile.b_loss is not None
     # A tile that compares a stretch of the batch with itself is its own mirror image.
     triangle = (
         tile.mirrored
-        and not both
+        and tile.b_loss is None
         and tile.a_start == tile.b_start
         and count == width
         and config.block_m == config.block_n
     )
-    programs = row_blocks * column_blocks
-    if triangle:
-        programs = row_blocks * (row_blocks + 1) // 2
+    return _Grid(config, -(-count // config.block_m), -(-width // config.block_n), triangle)
+
+
+def run(space: Workspace, tile: SumTile) -> Tensor | None:
+    """See ``Engine.sum_tile``."""
+    grid, gradient = _grid(space, tile), None
+    if tile.gradient:
+        gradient = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
+        space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
+    if tile.total:
+        _add_totals(space, tile, grid, gradient)
+    else:
+        _add_rows(space, tile, grid, gradient)
+    return gradient
+
+
+def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of both kernels that follow from the loss, and where gradients go."""
+    policy, params = space.sum_policy, space.call.params
+    weights = policy.weights(params)
+    arguments = (
+        gradient,
+        0 if gradient is None else gradient.stride(0),
+        space.scale if gradient is not None else None,
+        None if weights == (1.0, 1.0) else weights,
+        params,
+    )
+    return arguments, {"LOGIT": policy.logit, "THRESHOLD_SLOPE": policy.threshold_slope}
+
+
+def _shape_of(space: Workspace, tile: SumTile, grid: _Grid) -> dict[str, Any]:
+    """The constants of both kernels that follow from the tile."""
+    return {
+        "TRIANGLE": grid.triangle,
+        "BOTH": tile.b_loss is not None,
+        "MIRRORED": tile.mirrored,
+        "EXCLUDE": tile.diagonal is not None,
+        "EPILOGUE_SUBTILES": grid.config.epilogue_subtiles,
+        "PRECISION": space.precision,
+    }
+
+
+def _add_totals(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor | None) -> None:
+    assert grid.programs <= len(tile.a_loss)
+    arguments, policy = _policy_of(space, gradient)
+    launch.run_tile(
+        sum_total.sum_total_kernel,
+        grid.config,
+        grid.programs,
+        *operands(tile.a, tile.b),
+        0 if tile.diagonal is None else tile.diagonal,
+        tile.a_labels,
+        tile.b_labels,
+        tile.b_threshold,
+        tile.a_loss,
+        tile.d_threshold,
+        *arguments,
+        **policy,
+        **_shape_of(space, tile, grid),
+    )
+
+
+def _add_rows(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor | None) -> None:
+    count, width = tile.a.shape[0], tile.b.shape[0]
+    subtiles, triangle = grid.config.epilogue_subtiles, grid.triangle
+    both = tile.b_loss is not None
+    per_column = space.call.spec.threshold == "per_column"
 
     def partial(wanted: bool, blocks: int, size: int) -> Tensor | None:
-        return space.empty((blocks * config.epilogue_subtiles, size)) if wanted else None
+        return space.empty((blocks * subtiles, size)) if wanted else None
 
     need_threshold = tile.d_threshold is not None
-    row_loss = space.empty((column_blocks * config.epilogue_subtiles, count))
-    column_loss = partial(both, row_blocks, width)
+    row_loss = space.empty((grid.column_blocks * subtiles, count))
+    column_loss = partial(both, grid.row_blocks, width)
     row_threshold = partial(
-        need_threshold and (both or triangle or not per_column), column_blocks, count
+        need_threshold and (both or triangle or not per_column), grid.column_blocks, count
     )
-    column_threshold = partial(need_threshold and per_column, row_blocks, width)
+    column_threshold = partial(need_threshold and per_column, grid.row_blocks, width)
     if triangle:
         # Blocks above the diagonal fill the places that those below it would have.
         column_loss = row_loss
@@ -58,14 +144,11 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         elif row_threshold is not None:
             # Both directions are in one place, the other one stays empty.
             row_threshold.zero_()
-    gradient = None
-    if tile.gradient:
-        gradient = space.gradient_tile(count, width)
-        space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
+    arguments, policy = _policy_of(space, gradient)
     launch.run_tile(
         sum.sum_kernel,
-        config,
-        programs,
+        grid.config,
+        grid.programs,
         *operands(tile.a, tile.b),
         0 if tile.diagonal is None else tile.diagonal,
         tile.a_labels,
@@ -78,18 +161,10 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         column_loss,
         row_threshold,
         column_threshold,
-        gradient,
-        0 if gradient is None else gradient.stride(0),
-        space.scale if tile.gradient else None,
-        space.call.params,
-        EVALUATE=policy.evaluate,
-        TRIANGLE=triangle,
-        BOTH=both,
-        MIRRORED=tile.mirrored,
-        EXCLUDE=tile.diagonal is not None,
+        *arguments,
+        **policy,
+        **_shape_of(space, tile, grid),
         PER_COLUMN=per_column,
-        EPILOGUE_SUBTILES=config.epilogue_subtiles,
-        PRECISION=space.precision,
     )
     tile.a_loss += row_loss.sum(0)
     if tile.b_loss is not None:
@@ -101,7 +176,6 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
             _add_to(tile.d_threshold, tile.a_start, row_threshold)
     elif tile.d_threshold is not None and row_threshold is not None:
         tile.d_threshold += row_threshold.sum()
-    return gradient
 
 
 def _add_to(total: Tensor | None, start: int, partial: Tensor | None) -> None:

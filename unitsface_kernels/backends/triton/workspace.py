@@ -148,6 +148,10 @@ class Workspace:
             self._views[key] = found
         return found
 
+    def partial_products(self, size: int) -> Tensor:
+        """(1, size) float32, always the same memory."""
+        return self._kept("partial products", (1, size), size, torch.float32)
+
     def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
         """Picks the power of two that brings float16 gradients to the top of the format's range.
 

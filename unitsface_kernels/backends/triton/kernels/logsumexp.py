@@ -145,7 +145,10 @@ def merge_kernel(
     tl.store(total + i, summed, mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "start"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "start"],
+    do_not_specialize_on_alignment=["taken", "count"],
+)
 def gradient_kernel(
     a,
     b,
@@ -163,6 +166,8 @@ def gradient_kernel(
     gradient,
     gradient_stride,
     gradient_scale,
+    taken,
+    count,
     parameters,
     NEGATIVE: tl.constexpr,
     LINEAR: tl.constexpr,
@@ -174,20 +179,27 @@ def gradient_kernel(
 ):
     """d loss / d cosine of a tile, times ``b_factors`` (columns,), see ``column_factors``.
 
-    ``gradient_scale``: (1,) factor for float16, or None.
+    ``gradient_scale``: (1,) factor for float16, or None. ``taken``: (rows,) int32 of whose first
+    ``count`` rows the gradient is wanted; None: of all.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row_block, column_block = grouped_block(tl.program_id(0), row_blocks, column_blocks, GROUP_M)
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
+    if taken is not None:
+        rows = tl.load(count)
+        if row >= rows:
+            return
     products = cosine_tile(
         a, b, a_stride, b_stride, row, column, rows, columns, DEPTH,
-        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, taken,
     )  # fmt: skip
     i = row + tl.arange(0, BLOCK_M)
     j = column + tl.arange(0, BLOCK_N)
     in_rows = i < rows
+    if taken is not None:
+        i = tl.load(taken + i, mask=in_rows, other=0)
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
     normalizer = tl.load(log_negatives + i, mask=in_rows, other=0.0)
     weight = tl.load(negative_weight + i, mask=in_rows, other=0.0)

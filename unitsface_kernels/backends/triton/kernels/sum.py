@@ -5,7 +5,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..losses.math import softplus_and_sigmoid
 from .tiles import column_subtiles, cosine_tile, grouped_block, triangle_block
+
+
+@triton.jit
+def _terms(
+    cosine,
+    threshold,
+    positive,
+    valid,
+    weights,
+    parameters,
+    LOGIT: tl.constexpr,
+    THRESHOLD_SLOPE: tl.constexpr,
+):
+    """Value of each pair and its derivatives by cosine and threshold; 0 where not ``valid``."""
+    logit, slope = LOGIT(cosine, threshold, positive, parameters)
+    logit = tl.where(valid, tl.where(positive, -logit, logit), -float("inf"))
+    value, share = softplus_and_sigmoid(logit)
+    if weights is not None:
+        weight = tl.where(positive, weights[0], weights[1])
+        value *= weight
+        share *= weight
+    share = tl.where(positive, -share, share)
+    return value, share * slope, share * THRESHOLD_SLOPE
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
@@ -31,8 +55,10 @@ def sum_kernel(
     gradient,
     gradient_stride,
     gradient_scale,
+    weights,
     parameters,
-    EVALUATE: tl.constexpr,
+    LOGIT: tl.constexpr,
+    THRESHOLD_SLOPE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     BOTH: tl.constexpr,
     MIRRORED: tl.constexpr,
@@ -62,6 +88,7 @@ def sum_kernel(
     BOTH: in any other tile, pairs count in both directions. MIRRORED (implied by the other two):
     a gradient holds both directions of its pair.
     EXCLUDE: the pair (i, i + ``diagonal``) is left out.
+    ``weights``: of positive and of negative pairs; None: 1.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -109,17 +136,16 @@ def sum_kernel(
         valid = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
         if EXCLUDE:
             valid &= (i + diagonal)[:, None] != j[None, :]
-        # One selection here instead of one per result of the policy: a negative pair with a
-        # cosine of -inf gives zeros, see the policies' contract.
-        c = tl.where(valid, subtiles[subtile], -float("inf"))
-        positive = (i_label[:, None] == j_label[None, :]) & valid
+        positive = i_label[:, None] == j_label[None, :]
         j_weight = 1.0
         if b_weights is not None:
             j_weight = tl.load(b_weights + j, mask=in_columns, other=0.0)[None, :]
         if PER_COLUMN:
-            # That of an ignored column may be NaN, which the selection above does not keep out.
             threshold = tl.load(b_threshold + j, mask=j_label >= 0, other=0.0)[None, :]
-        value, slope, d_threshold = EVALUATE(c, threshold, positive, parameters)
+        value, slope, d_threshold = _terms(
+            subtiles[subtile], threshold, positive, valid, weights, parameters,
+            LOGIT, THRESHOLD_SLOPE,
+        )  # fmt: skip
         tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
         if column_threshold is not None:
             column_sums = tl.reshape(d_threshold * i_weight, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
@@ -127,7 +153,10 @@ def sum_kernel(
             tl.store(column_threshold + column_out, column_sums, mask=in_columns[None, :])
         if PER_COLUMN and (BOTH or MIRRORED):
             # The pair taken as (j, i) differs only in its threshold.
-            value, back, d_threshold = EVALUATE(c, i_threshold, positive, parameters)
+            value, back, d_threshold = _terms(
+                subtiles[subtile], i_threshold, positive, valid, weights, parameters,
+                LOGIT, THRESHOLD_SLOPE,
+            )  # fmt: skip
         # Here and below: the outer condition is known to the compiler, the inner one may not be.
         if column_loss is not None:  # noqa: SIM102
             if above:

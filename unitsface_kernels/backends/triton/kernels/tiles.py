@@ -55,18 +55,22 @@ def cosine_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    taken=None,
 ):
     """(BLOCK_M, BLOCK_N) float32 GEMMs of unit rows ``row:`` with unit columns ``column:``.
 
     ``DEPTH`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
     past the end repeat the last one instead of being masked: their cosines are masked later, and
-    every load keeps its full vector width.
+    every load keeps its full vector width. ``taken``: (rows,) places of the rows in ``a``, or None.
     """
     i = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - row)
     j = tl.minimum(tl.arange(0, BLOCK_N), columns - 1 - column)
     k = tl.arange(0, BLOCK_K)
     # 64-bit where the whole matrix counts, 32-bit inside a tile.
-    a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    if taken is None:
+        a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    else:
+        a_tile = a + (tl.load(taken + row + i)[:, None] * a_stride + k[None, :])
     b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for _ in range(0, DEPTH, BLOCK_K):
@@ -126,3 +130,25 @@ def column_subtiles(x, M: tl.constexpr, N: tl.constexpr, EPILOGUE_SUBTILES: tl.c
         a, b, c, d = _quarters(left, M, N // 2)
         e, f, g, h = _quarters(right, M, N // 2)
         return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def folded(x, COMBINE: tl.constexpr):
+    """(M, N) -> (M, 4) by COMBINE of two tiles, N >= 8 a power of two.
+
+    Combines columns that are equal modulo 8, and then neighbours: in a tensor core's result those
+    belong to one thread, so that nothing moves.
+    """
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    for _ in tl.static_range(6):
+        if x.shape[1] > 8:
+            left, right = _halves(x, M, x.shape[1])
+            x = COMBINE(left, right)
+    left, right = tl.split(tl.reshape(x, (M, 4, 2)))
+    return COMBINE(left, right)
+
+
+@triton.jit
+def added(a, b):
+    return a + b

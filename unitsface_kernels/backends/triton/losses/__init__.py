@@ -1,7 +1,7 @@
 """Triton policies, one per loss of the registry: the only loss formulas of this backend.
 
 A module here is named after its loss and ends with its ``POLICY``. A policy of a ``sum`` loss has
-``evaluate``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over tiles that
+``logit``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over tiles that
 the kernels receive as constants.
 """
 

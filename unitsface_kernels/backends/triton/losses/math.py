@@ -9,29 +9,69 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: The interpreter has no inline assembly.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x to one unit in the last place, for normal x; a division has guards for all others."""
+    if INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def exponential_and_sigmoid(x, sign):
+    """exp(-|x|) and ``sign`` times sigmoid(x), for a sign of 1 or -1.
+
+    Accurate relative to themselves, and made of what is one instruction on a GPU each.
+    """
+    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
+    share = reciprocal(e * sign + sign)
+    return e, tl.where(x > 0, share, e * share)
+
 
 @triton.jit
 def softplus_and_sigmoid(x):
     """log(1 + e^x) and its derivative, both accurate relative to themselves.
 
-    With e = exp(-|x|) in [0, 1], log1p(e) is e times a degree-7 polynomial, to 2e-7: the sum over
-    a million far negatives keeps their share, which log(1 + e) would round away.
-
-    The work on a tile is mostly this function, so it is made of what is one instruction on a GPU:
-    exp2 and rsqrt are, while exp and a division bring guards for ranges that cannot occur here.
+    The sum over a million far negatives keeps their share, which log(1 + e) would round away.
     """
-    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
-    p = -8.539198448e-03 * e + 4.408959634e-02
-    p = p * e - 1.076816642e-01
-    p = p * e + 1.774523810e-01
-    p = p * e - 2.449546164e-01
-    p = p * e + 3.327547957e-01
-    p = p * e - 4.999740538e-01
-    p = p * e + 9.999998057e-01
-    value = p * e + tl.maximum(x, 0.0)
-    root = tl.rsqrt(1.0 + e)
-    sigmoid = tl.where(x > 0, 1.0, e) * (root * root)
-    return value, sigmoid
+    e, sigmoid = exponential_and_sigmoid(x, 1.0)
+    return _log1p_to_1(e) + tl.maximum(x, 0.0), sigmoid
+
+
+@triton.jit
+def _log1p_to_1(x):
+    """log(1 + x) for x in [0, 1]: x times a degree-7 polynomial, to 2e-7."""
+    p = -8.539198448e-03 * x + 4.408959634e-02
+    p = p * x - 1.076816642e-01
+    p = p * x + 1.774523810e-01
+    p = p * x - 2.449546164e-01
+    p = p * x + 3.327547957e-01
+    p = p * x - 4.999740538e-01
+    p = p * x + 9.999998057e-01
+    return p * x
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0, accurate relative to itself; NaN stays."""
+    # 1 + x = 2^k (1 + rest), without the rounding of 1 + x where x is small.
+    power = (1.0 + x).to(tl.int32, bitcast=True) & 0x7F800000
+    shrink = (0x7F000000 - power).to(tl.float32, bitcast=True)
+    rest = x * shrink + (shrink - 1.0)
+    return _log1p_to_1(rest) + ((power >> 23) - 127).to(tl.float32) * 0.6931471805599453
+
+
+@triton.jit
+def log1p_of_both(a, b):
+    """c with log1p(c) = log1p(a) + log1p(b): (1 + a)(1 + b) - 1, accurate for small ones."""
+    return a * b + (a + b)
 
 
 @triton.jit

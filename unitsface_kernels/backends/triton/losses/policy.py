@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from triton.runtime.jit import KernelInterface
 
 
+def _equal(params: tuple[float, ...]) -> tuple[float, float]:
+    return 1.0, 1.0
+
+
 @dataclass(frozen=True)
 class SumPolicy:
-    """``evaluate(cosine, threshold, positive, params) -> value, d/d cosine, d/d threshold``.
-
-    A negative pair with a cosine of -inf has to give three zeros: kernels take pairs out that way.
+    """Binary cross-entropy of a logit z: ``softplus(-z)`` of a positive, ``softplus(z)`` of a
+    negative pair, times a weight.
 
     Attributes:
+        logit: ``logit(cosine, threshold, positive, params) -> z, dz / d cosine``. A margin is
+            part of z.
+        threshold_slope: dz / d threshold, -1 or 1.
+        weights: ``weights(params) -> weights of positive and of negative pairs``, on the host.
         heavy: more intermediate results than the registers of the capped configuration hold.
     """
 
-    evaluate: KernelInterface
+    logit: KernelInterface
+    threshold_slope: float = -1.0
+    weights: Callable[[tuple[float, ...]], tuple[float, float]] = _equal
     heavy: bool = False
 
 

@@ -1,17 +1,17 @@
-"""SphereFace2: softplus of an adjusted cosine on either side of a bias, with either margin."""
+"""SphereFace2: an adjusted cosine and a bias, with either margin."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .math import sin_cos_half_turn, softplus_and_sigmoid
+from .math import sin_cos_half_turn
 from .policy import SumPolicy
 
 
 @triton.jit
-def evaluate(cosine, threshold, positive, params):
-    """Value, d/d cosine and d/d bias of each pair.
+def logit(cosine, threshold, positive, params):
+    """Logit of each pair and its derivative.
 
     ``params`` = (scale, margin, t, alpha, loss_weight, angular, exact); the adjusted cosine is
     g(c) = 2 ((c + 1) / 2)^t - 1. An additive margin is taken from it, an angular one is added to
@@ -39,13 +39,13 @@ def evaluate(cosine, threshold, positive, params):
     slope = tl.where(exact != 0.0, t * power / half * turn, 1.0)
     # 1e-30 to a small t is far from 0.
     adjusted = 2.0 * tl.where(base <= 0.0, 0.0, power) - 1.0
-    logit = scale * (adjusted + tl.where(positive, -shift, shift)) + threshold
-    # Pairs that are left out come as negatives with a cosine of -inf.
-    z = tl.where(positive, -logit, tl.where(cosine == -float("inf"), cosine, logit))
-    value, share = softplus_and_sigmoid(z)
-    weight = loss_weight / scale * tl.where(positive, alpha, 1.0 - alpha)
-    d_logit = tl.where(positive, -weight, weight) * share
-    return weight * value, scale * slope * d_logit, d_logit
+    z = scale * (adjusted + tl.where(positive, -shift, shift)) + threshold
+    return z, scale * slope
 
 
-POLICY = SumPolicy(evaluate, heavy=True)
+def _weights(params: tuple[float, ...]) -> tuple[float, float]:
+    scale, alpha, loss_weight = params[0], params[3], params[4]
+    return loss_weight / scale * alpha, loss_weight / scale * (1.0 - alpha)
+
+
+POLICY = SumPolicy(logit, threshold_slope=1.0, weights=_weights, heavy=True)
