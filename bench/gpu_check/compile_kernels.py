@@ -52,6 +52,11 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {names[name]: int(value) for name, value in found}
 
 
+def compile_kernel(kernel: Any, *args: Any, **options: Any) -> Any:
+    """What a launch with these arguments would run."""
+    return kernel.warmup(*args, enable_fp_fusion=True, **options)
+
+
 @contextmanager
 def compiling(found: dict[str, dict[str, Any]]) -> Iterator[None]:
     """Compiles every kernel before its launch, and adds it to ``found`` by its hash."""
@@ -62,7 +67,7 @@ def compiling(found: dict[str, dict[str, Any]]) -> Iterator[None]:
             name = kernel.fn.__name__
             start = time.perf_counter()
             try:
-                built = kernel.warmup(*args, grid=(programs,), enable_fp_fusion=True, **options)
+                built = compile_kernel(kernel, *args, grid=(programs,), **options)
             except Exception as error:
                 found[f"{name} {len(found)}"] = {"kernel": name, "error": pool.describe(error)}
                 raise
