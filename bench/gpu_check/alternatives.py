@@ -107,7 +107,7 @@ def measure(step: str, name: str) -> dict[str, Any]:
     return {
         "median_s": statistics.median(times),
         "spread_s": [min(times), max(times)],
-        "loss": float(loss),  # type: ignore[arg-type]
+        "loss": float(loss.detach()),  # type: ignore[attr-defined]
     }
 
 

@@ -61,6 +61,10 @@ PROGRAMS: dict[str, tuple[Any, list[str]]] = {
     "counters": (counters, []),
     "peers": (peers, ["--seconds", "0.01", "pair-32k", "class-1m"]),
 }
+LOSSES = {
+    name: gpu_small_cases.FUNCTIONS[name]
+    for name in ("fused_uss_loss", "fused_margin_softmax_loss", "fused_npt_loss")
+}
 folder = Path(sys.argv[1])
 status: dict[str, Any] = {}
 runner = isolation.Runner
@@ -68,8 +72,9 @@ with (
     simulated(),
     mock.patch.object(pool, "run", inline),
     mock.patch.object(isolation, "Runner", here),
-    # What is compiled for a dtype does not depend on the others.
+    # What is compiled for a dtype does not depend on the others; a loss per kind of driver.
     mock.patch.object(compile_kernels, "DTYPES", ("bfloat16",)),
+    mock.patch.object(gpu_small_cases, "FUNCTIONS", LOSSES),
 ):
     for name, (module, arguments) in PROGRAMS.items():
         print("==", name, round(time.process_time(), 1), flush=True)

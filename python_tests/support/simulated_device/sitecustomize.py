@@ -24,6 +24,13 @@ class _Bare(PathFinder):
             return None
         return super().find_spec(name, path, target)
 
+    @classmethod
+    def find_distributions(cls, *context):
+        """Their versions, too, are unknown."""
+        for found in super().find_distributions(*context):
+            if found.metadata["Name"].replace("-", "_") not in (*MISSING, "pytest_xdist"):
+                yield found
+
 
 def _simulate() -> None:
     from simulation import simulated
@@ -39,7 +46,9 @@ if os.environ.get("UNITSFACE_SIMULATED"):
     if called is not None:
         print("called", *arguments, os.environ.get("UNITSFACE_CUDA_ARCHS", ""), flush=True)
         if called == "pytest":
-            print("FAILED python_tests/test_a.py::test_b - AssertionError\n1 failed, 2 passed in 0.1s")
+            print(
+                "FAILED python_tests/test_a.py::test_b - AssertionError\n1 failed, 2 passed in 0.1s"
+            )
         os._exit(1 if called == "pytest" else 0)
     # The driver itself needs no Torch; programs and their workers do.
     if "bench.gpu_check" not in arguments:
