@@ -1,16 +1,18 @@
 """``python -m bench.gpu_check.host``: is a step bound by the host or by the device?
 
 A step's wall time, the time the host takes to launch it, and the time of the replay of its CUDA
-graph, in which the device waits for nothing.
+graph, in which the device waits for nothing; beside it what ``python -m bench.gpu_model`` predicts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,25 @@ from .files import write_json
 BACKENDS = ("triton", "native")
 LAUNCHED, IN_A_ROW, REPLAYS = 8, 8, 10
 LIMIT_S = 30.0
+MODEL = Path(__file__).resolve().parents[1] / "results" / "gpu_model.json"
+
+
+def predictions(file: Path, architecture: int, triton: str) -> dict[str, float]:
+    """Predicted seconds by step; nothing where there is no prediction for such a device.
+
+    Args:
+        file: results of ``python -m bench.gpu_model``.
+        architecture: such as 90.
+        triton: version; where it has not been modelled, any other.
+    """
+    if not file.exists():
+        return {}
+    rows = [
+        row for row in json.loads(file.read_text())["steps"] if row["architecture"] == architecture
+    ]
+    # The version at hand last, so that it decides.
+    rows.sort(key=lambda row: row["triton"] == triton)
+    return {row["step"]: row["predicted_seconds"] for row in rows}
 
 
 def launch_seconds(run: Callable[[], object]) -> float:
@@ -88,9 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args(arguments)
     report: dict[str, dict[str, Any]] = {}
+    major, minor = torch.cuda.get_device_capability()
+    predicted = predictions(MODEL, 10 * major + minor, metadata.version("triton"))
 
     def add(task: pool.Task, result: dict[str, Any]) -> None:
-        report[" ".join(task)] = result
+        name, backend = task
+        if backend == "triton" and name in predicted:
+            result["predicted_s"] = predicted[name]
+            if "replay_s" in result:
+                result["replay_over_predicted"] = result["replay_s"] / predicted[name]
+        report[f"{name} {backend}"] = result
         print(*task, result, flush=True)
         if given.out is not None:
             write_json(given.out, report)

@@ -96,13 +96,17 @@ def _host(report: Report) -> Rows:
             _ms(row, "launch_s"),
             _ms(row, "event_s"),
             _ms(row, "replay_s"),
+            _ms(row, "predicted_s"),
+            f"{row['replay_over_predicted']:.2f}" if "replay_over_predicted" in row else "",
             {True: "host", False: "device"}.get(row.get("host_bound"), ""),  # type: ignore[arg-type]
             row.get("error") or row.get("capture", ""),
         )
         for name, row in report.items()
     ]
     return _table(
-        "step, ms | wall | launches | events | graph replay | bound by | no replay because", rows
+        "step, ms | wall | launches | events | graph replay | predicted | replay / predicted "
+        "| bound by | no replay because",
+        rows,
     )
 
 

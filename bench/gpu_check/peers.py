@@ -1,7 +1,6 @@
 """``python -m bench.gpu_check.peers``: other packages' kernels beside ours, without memory.
 
-What ``python -m bench`` measures, without the implementations that store the matrix or take long
-to compile.
+What ``python -m bench`` measures, without the implementations in ``SLOW``.
 """
 
 from __future__ import annotations
@@ -13,8 +12,12 @@ import tempfile
 from pathlib import Path
 
 from .. import __main__ as bench
-from ..baselines import gpu_peers
+from ..implementations import implementations
+from ..workloads import WORKLOADS
 from .files import write_json
+
+#: Implementations that are left out: they store the matrix, or take long to compile.
+SLOW = ("eager", "torch.compile", "published", "sharded", "metric-learning")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     for workload in given.workloads:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "peers"
-            names = ["native", "triton", *gpu_peers.PEERS]
+            known = implementations(WORKLOADS[workload], "cuda")
+            names = [name for name in known if name not in SLOW]
             options = ["--device", "cuda", "--seconds", given.seconds, "--no-memory"]
             bench.main([workload, *options, "--out", str(out), "--implementations", *names])
             found = json.loads(out.with_suffix(".json").read_text())

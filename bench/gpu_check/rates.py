@@ -25,7 +25,7 @@ from .files import write_json
 COPIED = 1 << 31  # bytes
 #: Sizes of the data that are read again and again.
 REREAD_MB = (4, 8, 16, 32)
-BLOCK, WARPS, PROGRAMS_PER_SM = 4096, 8, 8
+BLOCK, WARPS, PROGRAMS_PER_SM = 4096, 8, 4
 
 
 @dataclass(frozen=True)

@@ -93,21 +93,21 @@ def stages(options: Options) -> tuple[Stage, ...]:
             (
                 Command("nvidia-smi", ("nvidia-smi",), 10, "environment.txt", reports=False),
                 Command("nvcc", ("nvcc", "--version"), 5, "environment.txt", reports=False),
-                own("environment", 25, log="environment.txt"),
+                own("environment", 20, log="environment.txt"),
             ),
         ),
-        Stage("build", BUILD, (own("build", 100, *wheels, log="build.log"),)),
-        Stage("compile", BUILD, (own("compile_kernels", 70),)),
+        Stage("build", BUILD, (own("build", 80, *wheels, log="build.log"),)),
+        Stage("compile", BUILD, (own("compile_kernels", 75),)),
         Stage("cases", TESTS, (module("bench.gpu_small_cases", 40, "--jobs", "8", key="cases"),)),
         Stage("host", PROFILE, (own("host", 45),)),
         Stage(
             "profile",
             PROFILE,
             (
-                own("rates", 20),
-                module("bench.gpu_profile", 30, *PROFILED, key="profile"),
+                own("rates", 15),
+                module("bench.gpu_profile", 25, *PROFILED, key="profile"),
                 own("alternatives", 25),
-                own("counters", 20),
+                own("counters", 30),
             ),
         ),
         Stage(
@@ -116,7 +116,7 @@ def stages(options: Options) -> tuple[Stage, ...]:
             (own("peers", 30, *seconds, *(options.workloads or PEER_WORKLOADS)),),
         ),
         # Last, with whatever the stages before it have left of the budget.
-        Stage("tests", TESTS, (own("device_tests", 50, *expression, log="tests.log"),)),
+        Stage("tests", TESTS, (own("device_tests", 70, *expression, log="tests.log"),)),
         Stage(
             "bench",
             BENCHMARK,

@@ -65,7 +65,7 @@ def programs(tmp_path: Path) -> dict[str, str]:
 
 def test_the_stages_are_in_order_and_fit_the_budget() -> None:
     order = ["env", "build", "compile", "cases", "host", "profile", "peers", "tests"]
-    assert DEFAULT == order
+    assert order == DEFAULT
     assert list(STAGES) == [*order, "bench", "sanitize"]
     assert sum(STAGES[name].limit for name in DEFAULT) <= BUDGET < 480
     # What does not run by default is a call of its own, of at most ten minutes.

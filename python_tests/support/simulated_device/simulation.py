@@ -12,6 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from bench import gpu_profile, session, workloads
 from bench.fake_device import H200, FakeDevice, fake_device
@@ -63,6 +65,19 @@ class _Event:
 
     def elapsed_time(self, other: _Event) -> float:
         return EVENT_MS * (other.number - self.number)
+
+
+class _Driver:
+    """Triton's, which names the target that it compiles for."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", H200.arch, 32)
 
 
 @contextmanager
@@ -123,7 +138,9 @@ def simulated(compilation: str = "none") -> Iterator[FakeDevice]:
         patch(steps, WARM_UP=1)
         patch(reread, reread_kernel={(132 * rates.PROGRAMS_PER_SM,): lambda *a, **k: None})
         patch(FakeTensor, tolist=lambda t: torch.zeros(t.shape, dtype=t.dtype).tolist())
-        if compilation == "none":
+        if compilation == "triton":
+            driver.set_active(_Driver())
+        else:
             patch(compile_kernels, compile_kernel=_built)
         # Its answer is a number.
         patch(session.Local, _device_answers=lambda self: True)

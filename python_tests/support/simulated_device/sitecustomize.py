@@ -12,6 +12,7 @@ import sys
 from importlib.machinery import PathFinder
 
 MISSING = ("omegaconf", "hypothesis", "xdist", "pytest_benchmark")
+DRIVERS = ("bench.gpu_check", "run_default.py", "bench.gpu_check.device_tests")
 STAND_INS = ("pip", "setup.py", "pytest")
 
 
@@ -32,11 +33,15 @@ class _Bare(PathFinder):
                 yield found
 
 
+_entered = []
+
+
 def _simulate() -> None:
     from simulation import simulated
 
-    # To the end of the process.
-    simulated(os.environ["UNITSFACE_SIMULATED"]).__enter__()
+    # Kept to the end of the process.
+    _entered.append(simulated(os.environ["UNITSFACE_SIMULATED"]))
+    _entered[0].__enter__()
 
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = _Bare
@@ -51,5 +56,5 @@ if os.environ.get("UNITSFACE_SIMULATED"):
             )
         os._exit(1 if called == "pytest" else 0)
     # The driver itself needs no Torch; programs and their workers do.
-    if "bench.gpu_check" not in arguments:
+    if not any(name.endswith(DRIVERS) for name in arguments):
         _simulate()
