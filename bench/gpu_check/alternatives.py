@@ -101,9 +101,12 @@ def measure(step: str, name: str) -> dict[str, Any]:
     # Results of an earlier search are not what is shipped.
     os.environ["UNITSFACE_AUTOTUNE"] = "0"
     one = _made(step)
-    with selected(change_of(step, name)):
-        loss = one.run()
-        times = timing.seconds(one.run, at_least=SAMPLES_S)
+    try:
+        with selected(change_of(step, name)):
+            loss = one.run()
+            times = timing.seconds(one.run, at_least=SAMPLES_S)
+    except Exception as error:  # it may need more than the device has
+        return pool.refusal(error, torch.cuda.synchronize)
     return {
         "median_s": statistics.median(times),
         "spread_s": [min(times), max(times)],

@@ -92,7 +92,7 @@ def compiling(found: dict[str, dict[str, Any]]) -> Iterator[None]:
 def work(kind: str, name: str, detail: str) -> dict[str, Any]:
     """One task of :func:`tasks`: the kernels that it launches, by hash."""
     found: dict[str, dict[str, Any]] = {}
-    wrong = []
+    wrong: pool.Result = {}
     with compiling(found):
         try:
             if kind == "cases":
@@ -108,9 +108,12 @@ def work(kind: str, name: str, detail: str) -> dict[str, Any]:
                     steps.make(name, "triton", **SIZES).run()
             torch.cuda.synchronize()
         except Exception as error:
-            # The process is replaced, what it has compiled counts.
-            wrong = [pool.describe(error)]
-    return {"kernels": found} | ({"error": wrong[0]} if wrong else {})
+            # What it has compiled counts, whatever becomes of the process.
+            try:
+                wrong = pool.refusal(error, torch.cuda.synchronize)
+            except Exception:
+                wrong = {"error": pool.describe(error)}
+    return {"kernels": found, **wrong}
 
 
 def tasks(capability: int) -> list[pool.Task]:
@@ -148,9 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
                 report["failures"][f"{row['kernel']} of {where}"] = row["error"]
             elif key not in kernels:
                 kernels[key] = {**row, "first_in": where}
-        if "error" in result:
-            report["failures"].setdefault(where, result["error"])
-            print(f"FAILED {where}: {result['error']}", flush=True)
+        wrong = result.get("error") or result.get("refused")
+        if wrong:
+            report["failures"].setdefault(where, wrong)
+            print(f"FAILED {where}: {wrong}", flush=True)
         report["done"] += 1
         report["kernels"] = sorted(kernels.values(), key=lambda row: -row["seconds"])
         report["seconds"] = round(time.perf_counter() - start, 1)

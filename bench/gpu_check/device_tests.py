@@ -56,8 +56,8 @@ FILES = (
     "build/test_build.py",
     "build/test_bench_gpu_peers.py",
 )
-#: Run whole: their tests do not have the device in their names.
-WHOLE = ("test_triton_kernels", "test_autotune", "test_build", "test_histogram_kernel")
+#: Parts of the names of files that are run whole: their tests do not have the device in theirs.
+WHOLE = ("test_triton_kernels", "test_autotune", "test_build", "test_histogram_kernel", "peers")
 #: Tests of the device in the other files.
 EXPRESSION = " or ".join(("cuda", *WHOLE))
 NO_TESTS = 5  # pytest's status

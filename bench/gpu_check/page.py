@@ -170,7 +170,8 @@ def _alternatives(report: Report) -> Rows:
             (n, r) for n, r in ordered if "shipped" not in n
         ][: LISTED // 2]
         for name, row in kept:
-            note = "WRONG RESULT" if row.get("wrong") else row.get("error", "")
+            note = row.get("error") or row.get("refused") or ""
+            note = "WRONG RESULT" if row.get("wrong") else note
             speedup = f"{row['speedup']:.3f}" if "speedup" in row else ""
             rows.append((step, name, _ms(row, "median_s"), speedup, note))
     return _table("step | launch | ms | against the shipped | ", rows)

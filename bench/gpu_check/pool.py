@@ -28,6 +28,15 @@ def describe(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[:LONGEST_ERROR]
 
 
+def refusal(error: Exception, device_answers: Callable[[], object]) -> Result:
+    """The result of a task whose error the process survives; else the error is raised again."""
+    try:
+        device_answers()
+    except Exception:
+        raise error from None
+    return {"refused": describe(error)}
+
+
 def _serve(pipe: Connection, module: str, function: str) -> None:
     work = getattr(importlib.import_module(module), function)
     with contextlib.suppress(EOFError, KeyboardInterrupt):

@@ -136,15 +136,15 @@ def test_every_stage_runs_alone(name: str, programs: dict[str, str], tmp_path: P
     ("pattern", "stage", "status"),
     [
         ("^ --version", "env", 1),
-        ("gpu_check.build", "build", 2),
+        pytest.param(*("gpu_check.build", "build", 2), marks=pytest.mark.extended),
         ("compile_kernels", "compile", 2),
-        ("small_cases", "cases", 4),
-        ("gpu_check.host", "host", 16),
+        pytest.param(*("small_cases", "cases", 4), marks=pytest.mark.extended),
+        pytest.param(*("gpu_check.host", "host", 16), marks=pytest.mark.extended),
         ("gpu_profile|counters", "profile", 16),
-        ("gpu_check.peers", "peers", 32),
+        pytest.param(*("gpu_check.peers", "peers", 32), marks=pytest.mark.extended),
         ("device_tests|peers", "peers,tests", 36),
         ("racecheck", "sanitize", 8),
-        ("-m bench ", "bench", 32),
+        pytest.param(*("-m bench ", "bench", 32), marks=pytest.mark.extended),
     ],
 )
 def test_the_exit_status_says_what_failed_and_the_rest_runs(
