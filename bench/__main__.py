@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=6.0, help="per workload, at least")
     # --contestants: the option's earlier name.
     names = ("--implementations", "--contestants")
-    parser.add_argument(*names, nargs="+", help=f"of {', '.join(NAMES)}, ...")
+    parser.add_argument(*names, nargs="+", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--update", action="store_true", help="keep the file's other workloads")
@@ -59,9 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [name for name in arguments.workloads if name not in WORKLOADS]
     if unknown:
         parser().error(f"unknown workload {', '.join(unknown)}; known: {', '.join(WORKLOADS)}")
-    # On CUDA other packages add implementations.
     unknown = set(arguments.implementations or ()) - set(NAMES)
-    if unknown and arguments.device == "cpu":
+    if unknown:
         parser().error(f"unknown implementation {', '.join(sorted(unknown))}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser().error("Torch finds no CUDA device")

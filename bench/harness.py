@@ -78,7 +78,7 @@ def run(
             sessions[name] = start(workload, name, device)
         else:
             rows[name]["skipped"] = reason
-    rates = _Rates(workload, device)
+    rates = Rates(workload, device)
     loss_limit = accuracy.limits(workload, device)[0]
 
     def failed(name: str, error: Exception) -> None:
@@ -139,7 +139,7 @@ def run(
     return result
 
 
-class _Rates:
+class Rates:
     """GEMM and copy rates of the machine, measured between the rounds."""
 
     def __init__(self, workload: Workload, device: str) -> None:
@@ -167,7 +167,7 @@ class _Rates:
         return max(gemms, traffic / max(self.copy))
 
 
-def _summarize(result: dict, samples: dict[str, dict[int, float]], rates: _Rates) -> None:
+def _summarize(result: dict, samples: dict[str, dict[int, float]], rates: Rates) -> None:
     result["gemm_gflops"] = max(rates.gemm) / 1e9
     result["copy_gb_s"] = max(rates.copy) / 1e9
     result["roofline_s"] = rates.roofline()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .baselines import eager, metric_learning, sharded
+from .baselines import eager, metric_learning, peers, sharded
 from .workloads import SCALE, Workload
 
 EAGER = {"uss": eager.uss_eager, "margin_softmax": eager.cosface_eager, "uce": eager.uce_eager}
@@ -22,7 +21,10 @@ PUBLISHED = {
 OURS = ("native", "native-float32", "triton", "auto")
 # The implementation that speedups refer to. On CUDA the fastest backend depends on the shape.
 PRIMARY = {"cpu": "native", "cuda": "auto"}
-NAMES = (*OURS, "eager", "torch.compile", "published", "sharded", "metric-learning")
+NAMES = (
+    *(*OURS, "eager", "torch.compile", "published", "sharded", "metric-learning"),
+    *peers.PEERS,
+)
 
 # Peak memory besides inputs and gradients, as numbers of N x M float32 matrices and of copies of
 # the columns. Rounded up from measurements.
@@ -138,9 +140,7 @@ def implementations(workload: Workload, device: str = "cpu") -> dict[str, Implem
                 partial(metric_learning.multi_similarity, scale=SCALE),
                 partial(metric_learning.multi_similarity_formula, scale=SCALE),
             )
-    if device == "cuda":
-        # Imported here: not needed on the CPU.
-        gpu_peers = importlib.import_module(".baselines.gpu_peers", __package__)
-        for name, loss in gpu_peers.cuda_implementations(workload).items():
-            add(name, loss, gpu_peers.oracle(workload))
+    if device == "cuda" or workload.thorough:
+        for name, loss in peers.peer_losses(workload, device).items():
+            add(name, loss, peers.oracle(workload, name))
     return found

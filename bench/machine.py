@@ -21,6 +21,8 @@ PACKAGES = (
     "liger-kernel",
     "cut-cross-entropy",
     "inf-cl",
+    "quack-kernels",
+    "siglip-kernel",
 )
 
 

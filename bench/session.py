@@ -50,11 +50,11 @@ class Session:
         for _ in range(
             CUDA_WARM_UP if self.device == "cuda" else int(self.implementation.compiled)
         ):
-            self._step()
+            self.run()
         self._drop_gradients()
         gc.collect()
         before = machine.held_mb(self.device, reset=True)
-        seconds = self._step()
+        seconds = self.run()
         peak = machine.held_mb(self.device) - before
         grads = [t.grad for t in self.inputs.values() if t.grad is not None]
         gradients = sum(grad.nbytes for grad in grads) / 2**20
@@ -69,9 +69,9 @@ class Session:
 
     def step(self) -> float:
         """Seconds of a step; of short steps the median, without the first (it wakes threads)."""
-        times = [self._step()]
+        times = [self.run()]
         while sum(times) < BURST_S:
-            times.append(self._step())
+            times.append(self.run())
         self._drop_gradients()
         return statistics.median(times[1:] or times)
 
@@ -80,7 +80,7 @@ class Session:
         for tensor in self.inputs.values():
             tensor.grad = None
 
-    def _step(self) -> float:
+    def run(self) -> float:
         """Seconds of one forward and backward pass."""
         if self.device == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -134,8 +134,6 @@ WORKLOADS = {
         Workload("uce-100k", "uce", 512, 100_000, 512, 3.0),
     )
 }
-# Seconds on two CPU cores: for pytest-benchmark.
-QUICK = ("small", "pair-1k", "memory-casia", "class-casia")
 
 
 def step(loss: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Tensor:

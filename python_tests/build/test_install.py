@@ -127,7 +127,7 @@ def test_the_reason_of_a_refusing_nvcc_is_told(tmp_path) -> None:
 #: Names of packages where they differ from those of their modules.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 #: Compared with where they are installed; see CONTRIBUTING.md.
-PEERS = {"cut-cross-entropy", "inf-cl", "liger-kernel"}
+PEERS = {"cut-cross-entropy", "inf-cl", "liger-kernel", "quack", "siglip-kernel"}
 OWN = {"unitsface_kernels", "train", "bench"}
 
 
