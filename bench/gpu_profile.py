@@ -9,34 +9,42 @@ output written once. Step times are medians of events without the profiler.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from unitsface_kernels import __version__, fused_margin_softmax_loss, fused_uss_loss
+from unitsface_kernels import __version__
+
+from .gpu_check import pool, rates, steps, timing
+from .gpu_check.files import write_json
+from .workloads import WORKLOADS
 
 ELEMENT, FLOAT = 2, 4  # bytes of bfloat16 and of an accumulator
 STEPS = 3
+#: Of one step, its process included.
+LIMIT_S = 40.0
 LIBRARY = re.compile(r"gemm|cutlass|nvjet|xmma|cublas", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows against columns, bfloat16; ``columns`` 0: in-batch pairs, else classes."""
+    """Rows against columns; ``columns`` 0: in-batch pairs, else classes.
+
+    Attributes:
+        optimized: the optimizer's step on float32 weights is part of the backward pass.
+    """
 
     name: str
     rows: int
     columns: int
     size: int = 512
+    optimized: bool = False
 
     @property
     def gemm_flops(self) -> float:
@@ -58,42 +66,23 @@ class Shape:
         """FLOPs of a step: 0.5 + 1 GEMMs in-batch, two passes of 2 GEMMs for classes."""
         return self.gemm_flops * (4.0 if self.columns else 1.5)
 
-    def inputs(self, device: str) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        """Loss function without backend, and its arguments."""
-        generator = torch.Generator(device).manual_seed(0)
 
-        def normal(count: int) -> Tensor:
-            found = torch.randn(count, self.size, generator=generator, device=device)
-            return found.bfloat16().requires_grad_()
-
-        def labels(count: int) -> Tensor:
-            return torch.randint(0, count, (self.rows,), generator=generator, device=device)
-
-        if self.columns:
-            inputs = {"feats": normal(self.rows), "weight": normal(self.columns)}
-            return fused_margin_softmax_loss, inputs | {"labels": labels(self.columns)}
-        b = torch.tensor(20.0, device=device, requires_grad=True)
-        return fused_uss_loss, {
-            "feats": normal(self.rows),
-            "labels": labels(self.rows // 4),
-            "b": b,
-        }
-
-
+_HEAD = steps.PARTIAL_FC
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("pair-8k", 8192, 0),
-        Shape("pair-32k", 32768, 0),
-        Shape("class-100k", 512, 100_000),
-        Shape("class-1m", 1024, 1_000_000),
+        *(
+            Shape(name, WORKLOADS[name].rows, WORKLOADS[name].columns)
+            for name in ("pair-8k", "pair-32k", "class-100k", "class-1m")
+        ),
+        Shape(_HEAD.name, _HEAD.rows, int(_HEAD.sample_rate * _HEAD.classes), optimized=True),
     )
 }
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Kernels of one purpose, and their FLOPs or bytes in a step."""
+    """Kernels of one purpose, as patterns of names, and their FLOPs or bytes in a step."""
 
     name: str
     kernels: tuple[str, ...]
@@ -101,31 +90,35 @@ class Phase:
     bytes: float = 0.0
 
     def has(self, kernel: str) -> bool:
-        """Compares the name without namespace and template arguments; libraries by pattern."""
+        """Matches the name without namespace and template arguments; no patterns: a library's."""
         if not self.kernels:
             return LIBRARY.search(kernel) is not None
         plain = re.sub(r"^void |<.*|\(.*", "", kernel).rpartition("::")[2]
-        return plain in self.kernels
+        return any(re.fullmatch(pattern, plain) for pattern in self.kernels)
 
 
 def phases(shape: Shape, backend: str) -> list[Phase]:
     """The phases of a step, first match wins; other kernels are "everything else"."""
     passes = 2.0 if shape.columns else 1.0  # a class loss normalizes in both of its passes
-    normalize = passes * shape.elements * 2 * ELEMENT
+    raw = FLOAT if shape.optimized else ELEMENT
+    normalize = passes * shape.elements * (raw + ELEMENT)
     # Accumulators and raw rows are read; a batch's gradients are written in float32.
-    written = ELEMENT if shape.columns else FLOAT
-    jacobian = shape.elements * (FLOAT + ELEMENT + written)
+    written = ELEMENT if shape.columns and not shape.optimized else FLOAT
+    jacobian = shape.elements * (FLOAT + raw + written)
+    # Weights and momentum are read and written, the gradient is read.
+    update = shape.columns * shape.size * 5 * FLOAT if shape.optimized else 0.0
     cosines = shape.gemm_flops if shape.columns else shape.gemm_flops / 2
     gradient_gemms = shape.gemm_flops * (2.0 if shape.columns else 1.0)
     found = [
-        Phase("Jacobian of the norm", ("normalize_rows_backward_kernel",), bytes=jacobian),
-        Phase("normalization", ("normalize_rows_kernel",), bytes=normalize),
+        Phase("Jacobian of the norm", (r"normalize\w*_backward\w*_kernel",), bytes=jacobian),
+        Phase("normalization", (r"normalize\w*_kernel",), bytes=normalize),
+        Phase("optimizer", (r"update_rows\w*_kernel",), bytes=update),
     ]
     if backend == "triton":
         found += [
-            Phase("sum: cosines, policy, gradients", ("sum_kernel",), flops=cosines),
-            Phase("statistics: cosines, policy", ("statistics_kernel",), flops=cosines),
-            Phase("gradients: cosines, policy", ("gradient_kernel",), flops=cosines),
+            Phase("sum: cosines, policy, gradients", (r"sum\w*_kernel",), flops=cosines),
+            Phase("statistics: cosines, policy", (r"\w*statistics\w*_kernel",), flops=cosines),
+            Phase("gradients: cosines, policy", (r"\w*gradient\w*_kernel",), flops=cosines),
             Phase("GEMMs of gradients", (), flops=gradient_gemms),
         ]
     else:
@@ -178,33 +171,6 @@ def breakdown(
     return rows
 
 
-def _seconds(run: Callable[[], object], at_least: float = 0.2) -> list[float]:
-    """Event times, after a warm-up, of at least 5 runs and ``at_least`` seconds together."""
-    for _ in range(3):
-        run()
-    times: list[float] = []
-    while len(times) < 5 or (sum(times) < at_least and len(times) < 200):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return times
-
-
-def ceilings() -> dict[str, float]:
-    """Measured rates of a GEMM of 8192 x 8192 x 8192, and of a copy of 2 GB."""
-    side, count = 8192, 1 << 30
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-    gemm = statistics.median(_seconds(partial(torch.mm, a, b, out=out)))
-    source = torch.randn(count, device="cuda", dtype=torch.bfloat16)
-    target = torch.empty_like(source)
-    copy = statistics.median(_seconds(partial(target.copy_, source)))
-    return {"gemm_flops": 2.0 * side**3 / gemm, "copy_bytes": 2.0 * source.nbytes / copy}
-
-
 def kernel_seconds(step: Callable[[], object]) -> dict[str, float]:
     """Seconds of one step by kernel name, the mean of ``STEPS``."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -220,33 +186,27 @@ def kernel_seconds(step: Callable[[], object]) -> dict[str, float]:
     return found
 
 
-def measure(shape: Shape, backend: str, rates: dict[str, float]) -> dict[str, Any]:
+def measure(name: str, backend: str, gemm_flops: float, copy_bytes: float) -> dict[str, Any]:
     """Time, roofline fraction, peak memory and breakdown of a step."""
-    function, inputs = shape.inputs("cuda")
-    leaves = [t for t in inputs.values() if t.requires_grad]
-
-    def step() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-        function(**inputs, backend=backend).backward()
-
-    times = _seconds(step)
+    shape = SHAPES[name]
+    one = steps.make(name, backend)
+    times = timing.seconds(one.run)
     # Allocations that the first step leaves behind are not counted.
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    step()
+    one.run()
     peak = torch.cuda.max_memory_allocated() - before
-    roofline = shape.flops / rates["gemm_flops"]
+    roofline = shape.flops / gemm_flops
     median = statistics.median(times)
+    kernels = kernel_seconds(one.run)
     return {
-        "shape": shape.name,
-        "backend": backend,
         "median_s": median,
         "spread_s": [min(times), max(times)],
+        "busy_s": sum(kernels.values()),
         "roofline_s": roofline,
         "roofline_fraction": roofline / median,
         "peak_bytes_above_inputs_and_gradients": peak,
-        "phases": breakdown(kernel_seconds(step), shape, backend, **rates),
+        "phases": breakdown(kernels, shape, backend, gemm_flops, copy_bytes),
     }
 
 
@@ -287,35 +247,36 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown shape {', '.join(sorted(unknown))}")
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
-    rates = ceilings()
-    results = {
+    ceilings = rates.ceilings()
+    results: dict[str, Any] = {
         "command": " ".join(["python -m bench.gpu_profile", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "unitsface_kernels": __version__,
-        **rates,
+        **ceilings,
         "steps": [],
     }
     print(
-        f"{results['device']}: bfloat16 GEMM {rates['gemm_flops'] / 1e12:.0f} TFLOP/s, "
-        f"copies {rates['copy_bytes'] / 1e9:.0f} GB/s"
+        f"{results['device']}: bfloat16 GEMM {ceilings['gemm_flops'] / 1e12:.0f} TFLOP/s, "
+        f"copies {ceilings['copy_bytes'] / 1e9:.0f} GB/s"
     )
-    for name in options.shapes or SHAPES:
-        for backend in options.backends:
-            try:
-                row = measure(SHAPES[name], backend, rates)
-            except Exception as error:  # the other steps still run
-                row = {
-                    "shape": name,
-                    "backend": backend,
-                    "error": f"{type(error).__name__}: {error}",
-                }
-            print(table([row]), flush=True)
-            results["steps"].append(row)
-            if options.out is not None:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-            torch.cuda.empty_cache()
+    # The ceilings' matrices would be missing from the memory of the steps' processes.
+    torch.cuda.empty_cache()
+
+    def add(task: pool.Task, result: dict[str, Any]) -> None:
+        row = {"shape": task[0], "backend": task[1], **result}
+        print(table([row]), flush=True)
+        results["steps"].append(row)
+        if options.out is not None:
+            write_json(options.out, results)
+
+    tasks = [
+        (name, backend, *ceilings.values())
+        for name in options.shapes or SHAPES
+        for backend in options.backends
+    ]
+    # One at a time: they are timed. In processes of their own: one may lose the device.
+    pool.run(measure, tasks, jobs=1, limit=LIMIT_S, report=add)
     return 1 if any("error" in row for row in results["steps"]) else 0
 
 

@@ -2,7 +2,8 @@
 
 Forward, backward and SGD with momentum and weight decay on the classes that one rank holds.
 Every implementation has a process of its own; its peak memory is relative to the process before it
-has class weights. Rounds are interleaved.
+has class weights. Rounds are interleaved. On CUDA the steps run under bfloat16 autocast, as
+training does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import unitsface_kernels as uk
 
 from . import harness, machine, report
-from .baselines.partial_fc import EagerPartialFC
+from .baselines.partial_fc import EagerPartialFC, bfloat16_gemms
 from .session import ImplementationFailedError, Remote
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -113,7 +114,8 @@ class HeadSession:
         feats = self.feats.detach().requires_grad_()
         if self.name == "eager":
             return self.module.step(feats, self.labels, **SGD)
-        loss = self.module(feats, self.labels)
+        with bfloat16_gemms(self.device):
+            loss = self.module(feats, self.labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -171,10 +173,12 @@ def measure(head: Head, names: list[str], rounds: int, device: str) -> dict[str,
 
 
 def page(results: dict) -> str:
+    on_gpu = "gpu" in results["machine"]
+    precision = "float32 under bfloat16 autocast" if on_gpu else "float32"
     lines = [
         "# A training step of one rank's class weights",
         "",
-        "CosFace, D = 512, float32: forward, backward and SGD with momentum and weight decay.",
+        f"CosFace, D = 512, {precision}: forward, backward and SGD with momentum and weight decay.",
         "`fused`: the optimizer's step within the backward pass; `fused-step`: within",
         "`optimizer.step()`, which computes the gradient again; `separate`: with a gradient;",
         "`eager`: one N x K matrix in place (`bench/baselines/partial_fc.py`). Peak memory is",

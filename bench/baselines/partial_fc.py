@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def bfloat16_gemms(device: str) -> torch.autocast:
+    """bfloat16 autocast over float32 weights on CUDA, as in training there; nothing on the CPU."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
 class _Softmax(torch.autograd.Function):
     """Mean CosFace cross-entropy of (N, K) cosines, which it overwrites.
 
@@ -60,7 +65,10 @@ class EagerPartialFC:
             index, labels = self._sample(labels)
             weight, momentum = weight[index], momentum[index]
         parameter = torch.nn.Parameter(weight)
-        cosine = F.linear(F.normalize(feats, dim=1), F.normalize(parameter, dim=1))
+        with bfloat16_gemms(feats.device.type):
+            cosine = F.linear(F.normalize(feats, dim=1), F.normalize(parameter, dim=1))
+        # The softmax is in float32 on every device.
+        cosine = cosine.float()
         loss = _Softmax.apply(cosine.clamp(-1.0, 1.0), labels, self.scale, self.margin)[0]
         loss.backward()
         optimizer = torch.optim.SGD([parameter], **options)

@@ -18,12 +18,10 @@ from unitsface_kernels.losses import REGISTRY
 CSRC = ROOT / "csrc"
 
 
-# They measure the native backend from inside, or stand in for what is below it.
+# They measure a backend from inside, or stand in for what is below it.
 TUNES_INTERNALS = (
-    "bench/tile_sizes.py",
-    "bench/breakdown.py",
-    "bench/fake_device/",
-    "bench/gpu_model/",
+    *("bench/tile_sizes.py", "bench/breakdown.py", "bench/fake_device/", "bench/gpu_model/"),
+    *("bench/gpu_check/alternatives.py", "bench/gpu_check/compile_kernels.py"),
 )
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
+# What needs it is skipped where it is not installed.
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.cases import Problem, variants
