@@ -147,8 +147,9 @@ _EXACT = TileConfig(64, 64, 32, num_warps=4, num_stages=2)
 #   in 256 blocks of 128 x 128, 79 % of three rounds instead of 59 % of two.
 # - A batch of 32768 has 10 tiles instead of 36, 1M classes and 1024 rows 16 waves instead of 62:
 #   the host launches a third to a quarter as often.
-# One wave of 1024 rows and bfloat16 is then 65536 classes, of unit columns 64 MB.
-_LARGE = WaveConfig(1 << 27, 8192, 1 << 27, 131072, 8192)
+# One wave of 1024 rows and bfloat16 is then 65536 classes, of unit columns 64 MB. Without gradients
+# partial results, two per 32 columns and row, leave room for 23170 rows with themselves.
+_LARGE = WaveConfig(1 << 27, 8192, 1 << 27, 131072, 32768)
 # Twice the rate of GEMMs takes twice the classes in a wave for the same share of the host. Pairs
 # stay at 8192 rows, which fill its SMs.
 _LARGEST = replace(_LARGE, gradient_bytes=1 << 28, unit_bytes=1 << 28, columns=262144)
