@@ -123,7 +123,9 @@ def phases(shape: Shape, backend: str) -> list[Phase]:
     ]
     if backend == "triton":
         found += [
-            Phase("sum: cosines, policy, gradients", ("sum_kernel",), flops=cosines),
+            Phase(
+                "sum: cosines, policy, gradients", ("sum_kernel", "sum_total_kernel"), flops=cosines
+            ),
             Phase("statistics: cosines, policy", ("statistics_kernel",), flops=cosines),
             Phase("gradients: cosines, policy", ("gradient_kernel",), flops=cosines),
             Phase("GEMMs of gradients", (), flops=gradient_gemms),

@@ -34,6 +34,7 @@ REGISTERS_OF_AN_SM = 65536
 SHARED_OF_AN_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 MATMUL_KERNELS = (
     "sum_kernel",
+    "sum_total_kernel",
     "statistics_kernel",
     "gradient_kernel",
     "pair_negatives_kernel",
