@@ -193,10 +193,10 @@ def _compile(architecture: int, thorough: bool) -> Iterator[Compiled]:
             ):
                 if (spec.topology == "class") != (variant == "classes"):
                     continue
-                # Elsewhere the first of a driver stands for all.
-                kind = (
-                    (loss,) if thorough and dtype == "bfloat16" else (spec.reduction, spec.topology)
-                )
+                # Elsewhere the first of a driver and kind of threshold stands for all.
+                kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)
+                if thorough and dtype == "bfloat16":
+                    kind = (loss,)
                 if kind in seen:
                     continue
                 seen.add(kind)
