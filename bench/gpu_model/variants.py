@@ -60,8 +60,9 @@ def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     seen = set()
     # Thresholds per column are the most state.
     for spec in sorted(REGISTRY.values(), key=lambda spec: spec.threshold != "per_column"):
-        # Of the others, the first of a driver stands for all.
-        kind = spec.name if dtype == torch.bfloat16 else (spec.reduction, spec.topology)
+        # Of the others, the first of a driver and kind of threshold stands for all.
+        kind = (spec.reduction, spec.topology, spec.threshold)
+        kind = (spec.name,) if dtype == torch.bfloat16 else kind
         if (spec.topology == "class") == (variant == "classes") and kind not in seen:
             seen.add(kind)
             yield _call(spec.name, dtype, variant in ("classes", "memory"))

@@ -209,7 +209,7 @@ def test_a_step_is_compiled_for_the_device(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert "error" not in found
     rows = list(found["kernels"].values())
-    assert {"sum_kernel", "normalize_rows_kernel"} <= {row["kernel"] for row in rows}
+    assert {"sum_total_kernel", "normalize_rows_kernel"} <= {row["kernel"] for row in rows}
     assert all(row["registers"] > 0 and row["seconds"] > 0 for row in rows)
     assert all(row["stack"] == row["local"] == 0 for row in rows)
 

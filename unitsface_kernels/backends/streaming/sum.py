@@ -69,7 +69,7 @@ class _Pass:
         """
         threshold = self.call.threshold
         assert threshold is not None
-        if diagonal is not None and not -len(b) < -diagonal < rows.stop - rows.start:
+        if diagonal is not None and not rows.start - rows.stop < diagonal < len(b):
             diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold

@@ -140,7 +140,6 @@ def folded(x, COMBINE: tl.constexpr):
     belong to one thread, so that nothing moves.
     """
     M: tl.constexpr = x.shape[0]
-    N: tl.constexpr = x.shape[1]
     for _ in tl.static_range(6):
         if x.shape[1] > 8:
             left, right = _halves(x, M, x.shape[1])

@@ -17,7 +17,7 @@ def logit(cosine, threshold, positive, params):
     g(c) = 2 ((c + 1) / 2)^t - 1. An additive margin is taken from it, an angular one is added to
     the target's angle before, up to pi.
     """
-    scale, margin, t, alpha, loss_weight, angular, exact = params
+    scale, margin, t, _, _, angular, exact = params
     sin_margin, cos_margin = sin_cos_half_turn(margin)
     is_angular = angular != 0.0
     sin_margin = tl.where(is_angular, sin_margin, 0.0)

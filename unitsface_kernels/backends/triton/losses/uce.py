@@ -15,7 +15,7 @@ def logit(cosine, threshold, positive, params):
 
     ``params`` = (scale, margin, negative_weight, adaptive).
     """
-    scale, margin, negative_weight, adaptive = params
+    scale, margin, _, adaptive = params
     target = (scale - scale * adaptive) * cosine - (threshold + scale * margin)
     return tl.where(positive, target, scale * cosine - threshold), scale
 
