@@ -213,9 +213,7 @@ class TritonEngine:
         index: Tensor | None = None,
         raw: bool = False,
     ) -> None:
-        self._normalize_backward(
-            d_unit, source, start, inverse_norms, out, scale, index, raw=raw
-        )
+        self._normalize_backward(d_unit, source, start, inverse_norms, out, scale, index, raw=raw)
 
     def unit_rows_backward(
         self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
