@@ -191,7 +191,7 @@ Vectors = TypeVar(
 
 def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
-    if isinstance(rows, slice) and rows == slice(0, len(vectors[0])):
+    if isinstance(rows, slice) and rows == slice(0, vectors[0].shape[0]):
         return vectors
     return type(vectors)(*(vector[rows] for vector in vectors))
 

@@ -130,14 +130,20 @@ _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 # has the SM for itself; the blocks of two smaller ones would load half as much again from L2.
 # The pipeline fits the 99 KB of the consumer chips.
 _NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=4)
-# In four subtiles 255 registers and, with Triton 3.6, a stack; in eight at most 254 and none.
-_NARROW_HEAVY = replace(_NARROW, epilogue_subtiles=8)
+# With row weights or a threshold per column four subtiles take 255 registers and, with Triton 3.6,
+# a stack; eight take at most 254 and none.
+_NARROW_EIGHTHS = replace(_NARROW, epilogue_subtiles=8)
+# On consumer Blackwell ptxas squeezes kernels that take slightly more than 128 registers into these
+# and a stack: the light one takes more than that in eight subtiles, the heavy one if it may.
+_NARROW_HEAVY_BLACKWELL = replace(_NARROW_EIGHTHS, max_registers=255)
 _NARROW_GRADIENT = replace(_NARROW, epilogue_subtiles=1)
 _NARROW_TF32 = replace(_NARROW, num_stages=3)
 
 # Exact float32 GEMMs run outside the tensor cores: 32 accumulators per thread, or the
 # operands that each multiplication takes from shared memory no longer fit beside them.
 _EXACT = TileConfig(64, 64, 32, num_warps=4, num_stages=2)
+# A whole block of pairs with two thresholds takes 255 registers and, with Triton 3.9, a stack.
+_EXACT_HEAVY = replace(_EXACT, epilogue_subtiles=2)
 
 # Tile sizes. A gradient tile is written once and read by two GEMMs of 1024 FLOPs per element at
 # D = 512: at 790 TFLOP/s they read 1.5 TB/s of bfloat16, a third of the memory rate of an H200 and,
@@ -147,8 +153,9 @@ _EXACT = TileConfig(64, 64, 32, num_warps=4, num_stages=2)
 #   in 256 blocks of 128 x 128, 79 % of three rounds instead of 59 % of two.
 # - A batch of 32768 has 10 tiles instead of 36, 1M classes and 1024 rows 16 waves instead of 62:
 #   the host launches a third to a quarter as often.
-# One wave of 1024 rows and bfloat16 is then 65536 classes, of unit columns 64 MB.
-_LARGE = WaveConfig(1 << 27, 8192, 1 << 27, 131072, 8192)
+# One wave of 1024 rows and bfloat16 is then 65536 classes, of unit columns 64 MB. Without gradients
+# partial results, two per 32 columns and row, leave room for 23170 rows with themselves.
+_LARGE = WaveConfig(1 << 27, 8192, 1 << 27, 131072, 32768)
 # Twice the rate of GEMMs takes twice the classes in a wave for the same share of the host. Pairs
 # stay at 8192 rows, which fill its SMs.
 _LARGEST = replace(_LARGE, gradient_bytes=1 << 28, unit_bytes=1 << 28, columns=262144)
@@ -190,7 +197,7 @@ def select(
         return INTERPRETED
     exact = dtype == torch.float32 and not tf32
     if exact:
-        kernels = (_EXACT, _EXACT, _EXACT, _EXACT)
+        kernels = (_EXACT, _EXACT_HEAVY, _EXACT, _EXACT)
     elif 100 <= capability < 120:
         if tf32:
             kernels = (_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32)
@@ -203,8 +210,10 @@ def select(
             kernels = (_WIDE, _WIDE_HEAVY, _WIDE, _WIDE_GRADIENT)
     elif tf32:
         kernels = (_NARROW_TF32, _NARROW_TF32, _NARROW_TF32, _NARROW_TF32)
+    elif capability >= 120:
+        kernels = (_NARROW_EIGHTHS, _NARROW_HEAVY_BLACKWELL, _NARROW, _NARROW_GRADIENT)
     else:
-        kernels = (_NARROW, _NARROW_HEAVY, _NARROW, _NARROW_GRADIENT)
+        kernels = (_NARROW, _NARROW_EIGHTHS, _NARROW, _NARROW_GRADIENT)
     return Config(*kernels, wave(memory or DeviceMemory.common(capability)))
 
 

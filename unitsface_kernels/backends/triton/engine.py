@@ -68,11 +68,10 @@ class TritonEngine:
 
     @property
     def sum_block(self) -> tuple[int, int]:
-        wave, largest = self._wave, self._wave.rows
-        if self._gradients:
-            side = math.isqrt(wave.gradient_bytes // self._call.compute_dtype.itemsize)
-            largest = min(wave.gradient_rows, _floor(side, STRIDE_MULTIPLE))
-        block = _even(self._call.rows.shape[0], largest)
+        wave = self._wave
+        largest = wave.gradient_rows if self._gradients else wave.rows
+        side = math.isqrt(self._pairs(self._space.config.sum))
+        block = _even(self._call.rows.shape[0], min(largest, _floor(side, STRIDE_MULTIPLE)))
         return block, block
 
     @property
@@ -82,14 +81,16 @@ class TritonEngine:
         count, width = call.rows.shape
         columns = min(wave.columns, wave.unit_bytes // (padded(width, DEPTH_MULTIPLE) * size))
         height = _even(count, wave.gradient_rows if self._gradients else wave.rows)
-        if self._gradients:
-            columns = min(columns, wave.gradient_bytes // (height * size))
-        else:
-            # Two float32 partial results per row and subtile.
-            tile = self._space.config.statistics
-            subtile = tile.block_n // tile.epilogue_subtiles
-            columns = min(columns, wave.gradient_bytes * subtile // (height * 8))
+        columns = min(columns, self._pairs(self._space.config.statistics) // height)
         return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
+
+    def _pairs(self, tile: configs.TileConfig) -> int:
+        """Most pairs of a tile, whose gradients or partial results have to fit the workspace."""
+        size = self._wave.gradient_bytes
+        if self._gradients:
+            return size // self._call.compute_dtype.itemsize
+        # Two float32 per row and subtile.
+        return size // 8 * (tile.block_n // tile.epilogue_subtiles)
 
     # Rows
 
