@@ -67,7 +67,7 @@ def test_planted_errors_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
             unit[-1] = 0.0
         return unit, norms
 
-    def bare(self, d_unit, source, start, inverse_norms, out, scale=None, index=None):
+    def bare(self, d_unit, source, start, inverse_norms, out, scale=None, index=None, raw=False):
         if fault != "gradient":
             return backward(self, d_unit, source, start, inverse_norms, out, scale, index)
         return out.copy_(d_unit * inverse_norms[:, None] * (1.0 if scale is None else scale))

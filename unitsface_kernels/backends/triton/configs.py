@@ -235,7 +235,7 @@ VECTOR = VectorConfig(block=128, num_warps=4)
 #: Rows of a program that adds up what the programs of a filtered tile found.
 SPLIT_ROWS = 4
 # Few rows: a sector of memory for each block of columns, and as many programs as a GPU has SMs for
-# 1024 rows, each of which reads the 256 blocks of 32768 columns at once.
+# 1024 rows, each of which reads the results of 256 blocks, of 32768 columns, at once.
 MERGE = RowConfig(rows=8, block=256, num_warps=4)
 
 
