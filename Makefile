@@ -9,13 +9,15 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 SECONDS ?= 600
 # The Triton of current GPU servers: kernels are compiled with it as well as with the installed one.
+# There is none for other systems.
 SERVER_TRITON := 3.6.0
+TRITONS := $(if $(filter Linux,$(shell uname -s)),$(VENV)/triton-$(SERVER_TRITON))
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
-env: $(VENV)/.installed $(VENV)/triton-$(SERVER_TRITON)
+env: $(VENV)/.installed $(TRITONS)
 
 $(VENV)/.installed: $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -28,20 +28,19 @@ from torch import Tensor
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.backends.native.cuda_engine import CudaEngine
 from unitsface_kernels.backends.triton.engine import TritonEngine
+from unitsface_kernels.optim import optimizers
 
 from . import cuda
 from .chips import H200, Chip
 from .device import fake_device, package_patches
 from .launches import KERNELS, WORKSPACES
 from .records import Tape
+from .steps import Build
 
 ENGINES = (TritonEngine, CudaEngine)
 BLOCKS = ("sum_block", "class_block")
 #: Rows or columns of the smallest tile that is timed, and features of a row.
-SMALLEST, WIDTH = 8, 64
-
-#: Makes inputs of (rows, columns, features) on "cuda" and returns a step; columns may be 0.
-Build = Callable[[int, int, int], Callable[[], object]]
+SMALLEST, WIDTH = 32, 64
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,12 @@ def _posing(
         patch(Tensor, is_cuda=True, is_cpu=False, device=cuda.DEVICE)
         patch(Tensor, to=_to_host(Tensor.to))
         patch(torch, **{name: _on_host(getattr(torch, name)) for name in FACTORIES})
+        # What kernels would have written are indices, too.
+        patch(torch, empty=_on_host(torch.zeros), empty_like=torch.zeros_like)
+        patch(Tensor, new_empty=Tensor.new_zeros)
         patch(torch, mm=_mm(torch.mm), addmm=_addmm(torch.addmm))
+        if shape[1] * shape[2] >= optimizers.LARGE:
+            patch(optimizers, LARGE=1)
         package_patches(patch, _Silent(loader.extension(), launched), run_triton)
         stack.enter_context(_blocks(scaled))
         stack.enter_context(cuda.on_stream(cuda.Stream()))
@@ -207,7 +211,7 @@ class _NoRecorder:
 
 _NOTHING: Any = _NoRecorder()
 
-FACTORIES = ("empty", "zeros", "ones", "full", "arange", "tensor")
+FACTORIES = ("zeros", "ones", "full", "arange", "tensor")
 
 
 def _on_host(original: Any) -> Any:

@@ -12,12 +12,14 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import operators
 from .memory import Memory
 from .records import Array, Tape, Work
 
 META = torch.device("meta")
+_SPARSE_PARTS = {"_indices": 0, "_values": 1, "_nnz": 2}
 #: Answers what the host waits for: the operator's name and its arguments.
 Answer = Callable[[str, tuple[Any, ...]], Any]
 
@@ -63,6 +65,8 @@ class Recorder(TorchDispatchMode):
         #: While Torch's own fake kernels run, fake tensors are on the meta device to Python, too.
         self.inside = 0
         self._pinned: set[int] = set()
+        #: Indices and values of sparse tensors, which Torch's fake ones do not keep.
+        self._sparse: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     # -- tapes ------------------------------------------------------------------------------
 
@@ -136,18 +140,44 @@ class Recorder(TorchDispatchMode):
             return self._into_host(*args, **kwargs)
         if operators.waits(func, args):
             return self.wait(name, *args)
+        part = self._part_of_sparse(func, args)
+        if part is not None:
+            return part
         from_host = [t for t in tensors if not isinstance(t, FakeTensor) and t.dim()]
         if from_host and name in ("aten._to_copy.default", "aten.copy_.default"):
             self._from_host(from_host[0], bool(kwargs.get("non_blocking") or args[2:3] == (True,)))
         if name == "aten._to_copy.default" and self._is_same(args[0], kwargs):
             func, kwargs = torch.ops.aten.alias.default, {}
-        self.inside += 1
-        try:
-            result = func(*args, **kwargs)
-        finally:
-            self.inside -= 1
+        result = self._run(func, *args, **kwargs)
+        self._keep_sparse(func, args, result)
         self._record(func, args, kwargs, result)
         return result
+
+    def _run(self, func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+        """An operator by Torch's fake kernels."""
+        self.inside += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside -= 1
+
+    def _part_of_sparse(self, func: OpOverload, args: tuple[Any, ...]) -> Any:
+        """Indices, values or their number of a sparse tensor; None for another operator."""
+        place = _SPARSE_PARTS.get(operators.name_of(func))
+        parts = None if place is None else self._sparse.get(args[0])
+        if place is None or parts is None:
+            return None
+        if place == 2:
+            return parts[0].shape[1]
+        return self._run(torch.ops.aten.alias.default, parts[place])
+
+    def _keep_sparse(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> None:
+        if not isinstance(result, FakeTensor) or result.layout != torch.sparse_coo:
+            return
+        if operators.name_of(func) == "_sparse_coo_tensor_with_dims_and_tensors":
+            self._sparse[result] = args[3], args[4]
+        elif args and self._sparse.get(args[0]) is not None:
+            self._sparse[result] = self._sparse[args[0]]
 
     def _on_host(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pinned = kwargs.get("pin_memory")

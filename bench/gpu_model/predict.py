@@ -94,7 +94,6 @@ def predict(
     kernel: what a Triton launch runs.
     """
     cache = Cache(chip)
-    # What is there before the step is not in L2, and counts as known memory.
     groups: dict[str, Group] = defaultdict(Group)
     for work in tape.work:
         if not work.launches:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from unitsface_kernels import PartialFC, SampledSGD
-
 from ..fake_device import Chip, Tape, fake_device
-from ..fake_device.host_time import Build
-from ..workloads import WORKLOADS, Workload, step
+from ..fake_device.steps import Build, HeadStep, loss_step
+from ..workloads import WORKLOADS, Workload
 
 SIZE = 512
 
@@ -37,57 +33,13 @@ class Step:
 
 
 def _workload(workload: Workload) -> Step:
-    def build(rows: int, columns: int, size: int) -> Callable[[], Any]:
-        inputs = _inputs(replace(workload, rows=rows, columns=columns, size=size))
-        loss = workload.fused("triton")
-        return lambda: step(loss, inputs)
-
+    build = loss_step(workload, "triton")
     return Step(workload.name, workload.rows, workload.columns, workload.flops_on("cuda"), build)
-
-
-def _inputs(workload: Workload) -> dict[str, Tensor]:
-    """As ``bench.inputs`` makes them, but for the values."""
-    dtype = workload.dtype("cuda")
-
-    def directions(count: int) -> Tensor:
-        return torch.ones(count, workload.size, dtype=dtype, device="cuda")
-
-    def labels(count: int) -> Tensor:
-        return torch.zeros(count, dtype=torch.int64, device="cuda")
-
-    rows, columns = workload.rows, workload.columns
-    tensors = {"feats": directions(rows).requires_grad_(), "labels": labels(rows)}
-    if workload.topology == "class":
-        tensors["weight"] = directions(columns).requires_grad_()
-    elif workload.topology == "memory":
-        tensors |= {"memory": directions(columns), "memory_labels": labels(columns)}
-    if workload.loss != "margin_softmax":
-        tensors["b"] = torch.zeros((), device="cuda", requires_grad=True)
-    return tensors
 
 
 def _partial_fc(name: str, classes: int, rate: float, rows: int) -> Step:
     """A fused step of SGD with momentum on sampled float32 class weights, on one rank."""
-
-    def build(rows: int, columns: int, size: int) -> Callable[[], Any]:
-        options = {"sample_rate": rate, "device": "cuda", "backend": "triton"}
-        # The draw of the weights takes seconds, and nothing reads them.
-        unset = patch.object(torch.nn.init, "normal_", lambda tensor, *args, **options: tensor)
-        with unset, patch.object(PartialFC, "reset_parameters"):
-            head = PartialFC("cosface", size, columns, **options)
-        optimizer = SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
-        head.fuse(optimizer)
-        feats = torch.ones(rows, size, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-        labels = torch.zeros(rows, dtype=torch.int64, device="cuda")
-
-        def run() -> None:
-            feats.grad = None
-            optimizer.zero_grad()
-            head(feats, labels).backward()
-            optimizer.step()
-
-        return run
-
+    build = HeadStep(sample_rate=rate, when="backward").build("triton")
     return Step(name, rows, classes, 4 * 2.0 * rows * int(rate * classes) * SIZE, build)
 
 
