@@ -66,7 +66,7 @@ def _bytes(name: str, arguments: dict[str, Any]) -> int:
 
 # Of csrc/cuda: floats that a kernel needs for its partial sums. The emulation's are compared with
 # these.
-LANES, SUM_SPAN, SPAN, PAIR_DEPTH, SUM_STEP = 32, 4 * 32, 32 * 32, 32, 8 * 8
+LANES, SUM_SPAN, SPAN, PAIR_DEPTH, SUM_STEP = 32, 4 * 32, 32 * 32, 32, 4 * 8
 
 
 def _blocks(size: int, block: int) -> int:

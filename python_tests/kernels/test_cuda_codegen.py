@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.emulation import compiler as find_compiler
+from support.emulation import cuda_headers
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 LARGEST_REGISTERS = 255
@@ -199,15 +201,6 @@ def test_the_checks_can_fail() -> None:
     assert "merge_partials_kernel" not in absent
 
 
-def cuda_headers() -> Path | None:
-    roots = [Path(home) for home in [os.environ.get("CUDA_HOME")] if home]
-    if nvcc := shutil.which("nvcc"):
-        roots.append(Path(nvcc).resolve().parent.parent)
-    roots.append(Path("/usr/local/cuda"))
-    folders = [root / "include" for root in roots]
-    return next((folder for folder in folders if (folder / "cuda_fp16.h").exists()), None)
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -225,7 +218,7 @@ def cuda_headers() -> Path | None:
 def test_kernels_compute_what_loops_compute(
     name: str, arguments: list[str], tmp_path: Path
 ) -> None:
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     headers = cuda_headers()
     if compiler is None or headers is None or os.uname().sysname != "Linux":
         pytest.skip("needs a C++ compiler, CUDA's headers and Linux")

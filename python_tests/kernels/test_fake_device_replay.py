@@ -115,7 +115,7 @@ def _grid(short: bool) -> list:
             *(BY_NAME[name], spec, dtype),
             id=f"{spec.name}-{name}-{str(dtype).split('.')[1]}",
             marks=extended_if(
-                not short or spec not in FIRST or name != "base" or dtype == torch.bfloat16
+                not short or spec not in FIRST or name != "base" or dtype != torch.float16
             ),
         )
         for spec in REGISTRY.values()

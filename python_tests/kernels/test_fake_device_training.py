@@ -53,7 +53,11 @@ def _head_tape(head: HeadStep, backend: str) -> Tape:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=extended_if(n in ("uce", "vpl", "fused"))) for n in HEADS]
+    "name",
+    [
+        pytest.param(n, marks=extended_if(n in ("gradient", "uce", "vpl", "epl", "fused")))
+        for n in HEADS
+    ],
 )
 def test_heads(name: str, backend: str) -> None:
     tape = _head_tape(HEADS[name], backend)
