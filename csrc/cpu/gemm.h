@@ -19,7 +19,9 @@ namespace unitsface::cpu {
 namespace {
 
 constexpr int kTileGroups = 3;  // vectors of b: sums, these and a broadcast word fill the registers
-constexpr int64_t kBlockRows = 128;  // rows of a at a time: 64 or 128 KB, in L2
+constexpr int64_t kBlockRows = 128;  // of a, at most, at a time: 64 or 128 KB, in L2
+// Multiplications of a block that take some 10 microseconds, and of a GEMM that is one thread's.
+constexpr int64_t kLeastWork = 1 << 19;
 
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
@@ -105,13 +107,13 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t group_size, int64_t 
   }
 }
 
-// Up to kBlockRows rows by up to kTileGroups groups of columns.
+// `rows` rows, if there are as many, by up to kTileGroups groups of columns.
 template <class Element>
 void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int64_t words,
-                    int64_t row, int64_t column) {
+                    int64_t row, int64_t rows, int64_t column) {
   constexpr int64_t kGroup = Element::kGroup;
   const int64_t size = words * kGroup;
-  const int64_t last = smaller(row + kBlockRows, t.n);
+  const int64_t last = smaller(row + rows, t.n);
   const int64_t columns = smaller(t.m - column, kTileGroups * kGroup);
   const auto run = columns > 2 * kGroup ? multiply<Element, 3>
                    : columns > kGroup   ? multiply<Element, 2>
@@ -136,8 +138,14 @@ void multiply_matrices(const GemmArgs& t, int threads) {
   const int64_t words = ceil_div(t.depth, Element::kPerWord);
   auto* a = static_cast<uint32_t*>(t.workspace);
   uint32_t* b = a + ceil_div(t.n, kGroup) * words * kGroup;
-  const int64_t panels = ceil_div(t.m, kTileGroups * kGroup);
-  const int64_t blocks = ceil_div(t.n, kBlockRows);
+  const int64_t width = kTileGroups * kGroup, panels = ceil_div(t.m, width);
+  if (t.n * t.m * t.depth < kLeastWork) threads = 1;
+  // Several blocks for each of many threads. In what order an element is summed does not change.
+  int64_t rows = kBlockRows;
+  while (rows > 16 && rows * width * t.depth > 2 * kLeastWork &&
+         ceil_div(t.n, rows) * panels < 4 * threads) {
+    rows /= 2;
+  }
   parallel_chunks(a_pairs + b_pairs, threads, [&](int64_t i, int) {
     if (i < a_pairs) {
       pack(a_rows, i, words, t.depth, a);
@@ -145,9 +153,8 @@ void multiply_matrices(const GemmArgs& t, int threads) {
       pack(b_rows, i - a_pairs, words, t.depth, b);
     }
   });
-  parallel_chunks(blocks * panels, threads, [&](int64_t i, int) {
-    multiply_block<Element>(t, a, b, words, i / panels * kBlockRows,
-                            i % panels * kTileGroups * kGroup);
+  parallel_chunks(ceil_div(t.n, rows) * panels, threads, [&](int64_t i, int) {
+    multiply_block<Element>(t, a, b, words, i / panels * rows, rows, i % panels * width);
   });
 }
 

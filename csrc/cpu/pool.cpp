@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -69,6 +70,7 @@ class Pool {
     run_ = run;
     body_ = body;
     count_ = count;
+    std::fegetenv(&environment_);
     next_.store(0, std::memory_order_relaxed);
     entry_.store(helpers * kSeat);
     if (sleeping_.load() > 0) {
@@ -111,6 +113,8 @@ class Pool {
         wake_.wait(lock, entered);
         sleeping_.fetch_sub(1);
       }
+      // The rounding, and whether denormals are flushed to zero.
+      std::fesetenv(&environment_);
       take_chunks(static_cast<int>(slot));
       if (entry_.fetch_sub(1) == 1 && waiting_.load()) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -140,6 +144,7 @@ class Pool {
   RunChunk run_ = nullptr;
   const void* body_ = nullptr;
   int64_t count_ = 0;
+  std::fenv_t environment_{};
   std::atomic<bool> busy_{false};
   uint64_t size_ = 0;
   // Threads inside the loop, and kSeat times the number that may still enter.

@@ -15,6 +15,7 @@ from support.cases import problem
 from support.helpers import ROOT, run_python
 from torch import Tensor
 
+from unitsface_kernels.backends.native import rows
 from unitsface_kernels.losses import REGISTRY
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and fork")
@@ -117,6 +118,24 @@ def test_calls_from_several_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(evaluate, range(24)):
             assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def test_all_threads_treat_denormals_as_the_calling_one() -> None:
+    """``torch.set_flush_denormal`` concerns the calling thread; the others exist already."""
+    tiny = torch.full((2000, 64), 1e-39)
+    for flush in (False, True, False):
+        if not torch.set_flush_denormal(flush):
+            pytest.skip("this processor does not flush denormals")
+        try:
+            weight = torch.zeros_like(tiny)
+            scalars = {"step_size": -1.0, "weight_decay": 0.0, "momentum": 0.0}
+            threads = torch.get_num_threads()
+            torch.set_num_threads(4)
+            rows.update_rows(0, weight, tiny, None, 0, None, (), scalars)
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+        assert bool((weight == (0.0 if flush else 1e-39)).all())
 
 
 @linux
