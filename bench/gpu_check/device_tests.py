@@ -54,7 +54,7 @@ FILES = (
     "metrics/test_metrics_thresholds.py",
     "distributed/test_sampling.py",
     "build/test_build.py",
-    "build/test_bench_gpu_peers.py",
+    "build/test_bench_peers.py",
 )
 #: Parts of the names of files that are run whole: their tests do not have the device in theirs.
 WHOLE = ("test_triton_kernels", "test_autotune", "test_build", "test_histogram_kernel", "peers")
