@@ -23,6 +23,9 @@ Where the host would wait for the device (``.item()``, a copy to memory that is 
 operator whose result's size depends on data, a synchronization) :class:`HostWaitError` is raised,
 unless ``answer`` says what the host would see; then it is recorded as work of kind "wait".
 
+:meth:`FakeDevice.replay` does what was recorded on real tensors of the CPU, and
+:func:`.host_time.host_time` times the host's part of a step.
+
 Tensors of the CPU stay real. Fake tensors are Torch's (``FakeTensorMode``); see
 :class:`recorder.FakeMode` for how they are on CUDA in a build without it. The recorder counts what
 Python asks for: kernels that an operator of Torch launches beyond one are approximate, and memory

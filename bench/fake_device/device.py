@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from .chips import H200, Chip
 from .launches import NativeLaunches, TritonLaunches
 from .recorder import META, Answer, Recorder
 from .records import Array, Tape
+from .replay import Replay
 
 
 class FakeDevice:
@@ -55,6 +56,10 @@ class FakeDevice:
         """Where a tensor of the device lies."""
         return self._recorder.memory.array(tensor)
 
+    def replay(self, tape: Tape, native: Any = None) -> Replay:
+        """What was recorded, on real memory; see :class:`Replay`."""
+        return Replay(tape, self._recorder.memory, native)
+
 
 @contextmanager
 def fake_device(
@@ -79,20 +84,31 @@ def fake_device(
         patch(torch.cuda, **cuda.attributes(chip, recorder, capturing))
         patch(FakeTensor, **_tensor_attributes(recorder))
         patch(Tensor, to=_to(Tensor.to), cuda=lambda tensor, *args, **kwargs: tensor.to(META))
-        patch(launch, INTERPRETED=False, run=TritonLaunches(recorder))
-        patch(loader, extension=lambda: native, device_failure=_device_failure)
-        patch(engine, extension=lambda: native)
+        package_patches(patch, native, TritonLaunches(recorder))
         # Fake tensors are subclasses seen by a dispatch mode, for which a call would take the
         # operators of ``ops.py`` instead of the kernels.
         patch(autograd, applies=lambda tensors: not torch.compiler.is_compiling())
-        # Answers that processes keep: this device's are not those of the next.
-        patch(matmul, _mixes=cache(matmul._mixes.__wrapped__))
-        patch(autotune, _tuner=cache(_no_results))
-        patch(label_ranges, _pending=[])
         stack.enter_context(recorder.mode)
         stack.enter_context(recorder)
         stack.enter_context(cuda.on_stream(cuda.Stream()))
         yield FakeDevice(chip, recorder)
+
+
+def package_patches(patch: Callable[..., None], native: Any, run_triton: Any) -> None:
+    """Replaces what launches kernels, and what the package remembers of devices.
+
+    Args:
+        patch: called with a target and new values of its attributes.
+        native: in place of the extension.
+        run_triton: in place of ``backends.triton.launch.run``.
+    """
+    patch(launch, INTERPRETED=False, run=run_triton)
+    patch(loader, extension=lambda: native, device_failure=_device_failure)
+    patch(engine, extension=lambda: native)
+    # Answers that processes keep: this device's are not those of the next.
+    patch(matmul, _mixes=cache(matmul._mixes.__wrapped__))
+    patch(autotune, _tuner=cache(_no_results))
+    patch(label_ranges, _pending=[])
 
 
 _real_failure = loader.device_failure

@@ -58,6 +58,8 @@ def name_of(func: OpOverload) -> str:
 def kind_of(func: OpOverload) -> str:
     """ "elementwise" for whatever is not known otherwise."""
     name = name_of(func)
+    if func.namespace == "c10d":
+        return "collective"
     known = _KINDS.get(name)
     if known is not None:
         return known

@@ -107,7 +107,8 @@ class Recorder(TorchDispatchMode):
         if self.answer is None:
             raise HostWaitError(f"the host waits for the device: {name}")
         self.add("wait", name, launches=0)
-        return self.answer(name, args)
+        with unset_fake_temporarily():
+            return self.answer(name, args)
 
     # -- operators --------------------------------------------------------------------------
 
@@ -205,18 +206,16 @@ class Recorder(TorchDispatchMode):
 
         for tensor in tree_leaves(result):
             # Allocated now, recording or not.
-            if isinstance(tensor, FakeTensor) and tensor.layout == torch.strided:
+            if _has_memory(tensor):
                 array(tensor)
         if self.tape is None or kind in ("view", "allocation"):
             return
         reads, writes = operators.operands(func, args, kwargs, result)
-        read = [array(t) for t in reads if isinstance(t, FakeTensor) and t.layout == torch.strided]
-        written = [
-            array(t) for t in writes if isinstance(t, FakeTensor) and t.layout == torch.strided
-        ]
+        read = [array(t) for t in reads if _has_memory(t)]
+        written = [array(t) for t in writes if _has_memory(t)]
 
         def plain(value: Any) -> Any:
-            return array(value) if isinstance(value, FakeTensor) else value
+            return array(value) if _has_memory(value) else value
 
         launches = operators.launches_of(func, args, kwargs)
         if not any(t.numel for t in written):
@@ -239,3 +238,8 @@ class Recorder(TorchDispatchMode):
             },
             call=func,
         )
+
+
+def _has_memory(value: object) -> bool:
+    """Whether it is a tensor of the device with elements of its own; a sparse one has none."""
+    return isinstance(value, FakeTensor) and value.layout == torch.strided
