@@ -74,8 +74,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[Stage]]:
     if given.wheels and not Path(given.wheels).is_dir():
         parser.error(f"no folder {given.wheels}")
     given.out = given.out or os.environ.get("OUT") or str(ROOT / "bench" / "results" / "gpu")
+    python = os.environ.get("PYTHON", "python3")
     options = Options(
-        python=os.environ.get("PYTHON", "python3"),
+        # The stages run in the checkout; a name without a folder is looked up.
+        python=os.path.abspath(python) if os.sep in python else python,
         out=os.path.abspath(given.out),
         wheels=os.path.abspath(given.wheels) if given.wheels else "",
         tests=given.tests,
@@ -118,7 +120,7 @@ class _Run:
     ) -> None:
         self._out, self._results, self._clock = out, results, clock
         self._deadline = clock() + budget
-        self._reports = Path(tempfile.mkdtemp(prefix="gpu_check-"))
+        self._folder = tempfile.TemporaryDirectory(prefix="gpu_check-")
 
     def stage(self, stage: Stage, last: bool) -> bool:
         """Whether everything in it succeeded; the last one gets all that is left."""
@@ -145,7 +147,7 @@ class _Run:
                 log.write(f"$ {shlex.join(command.argv)}\nnot run: the budget is spent\n")
                 outcome.status, outcome.verdict = processes.TIMED_OUT, "out of time"
                 return outcome
-            report = self._reports / f"{command.name}.json"
+            report = Path(self._folder.name) / f"{command.name}.json"
             take = lambda: self._results.take(command.name, report)  # noqa: E731
             argv = [*command.argv, *(["--out", str(report)] if command.reports else [])]
             outcome.status = processes.run(

@@ -17,7 +17,7 @@ from .files import write_json
 PACKAGES = (
     *("torch", "triton", "numpy", "pytest", "setuptools", "pybind11", "cmake", "ninja"),
     *("hypothesis", "pytest-xdist", "pytest-benchmark", "pytorch-metric-learning"),
-    *("liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels"),
+    *("liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels", "siglip-kernel"),
 )
 TOOLS = ("nvcc", "cmake", "ninja", "ncu", "compute-sanitizer", "cuobjdump", "c++")
 #: Of the device, where this Torch has them.

@@ -80,7 +80,7 @@ def gemms() -> dict[str, dict[str, Any]]:
             repeats = max(round(1e12 / gemm.flops), 1)
             row["warm"] = gemm.flops / timing.median(call, repeats=min(repeats, 20))
             row["cold"] = gemm.flops / timing.median(call, at_least=0.02, before=flush)
-        except RuntimeError as error:  # an older Torch has no such accumulation
+        except (RuntimeError, TypeError) as error:  # an older Torch has no such accumulation
             row["error"] = str(error).splitlines()[0]
         found[name] = row
     return found

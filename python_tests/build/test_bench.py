@@ -154,7 +154,6 @@ def test_a_run_records_times_memory_errors_and_failures(
     assert rows["eager"]["speedup"] > 0.0
     assert rows["native"]["roofline_fraction"] > 0.0
     assert "small: uss, N = 64" in (tmp_path / "v1.0.md").read_text()
-
     # A later run adds to the file and says what it was; elsewhere it must not.
     arguments = ["memory-casia", "--quick", "--seconds", "0.01", "--implementations", "native"]
     arguments += ["--update", "--out", str(tmp_path / "v1.0")]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.helpers import run_python
 
-from bench import gpu_profile
+from bench import gpu_profile, heads
+from bench.baselines import partial_fc
 from bench.gpu_check import pool, rates, steps
 
 
@@ -119,3 +120,16 @@ def test_the_profile_goes_on_after_a_failure_and_writes_what_it_has(
     assert results["steps"][1] == {"shape": "pair-8k", "backend": "native", **row}
     assert "failed: RuntimeError: lost" in capsys.readouterr().out
     assert gpu_profile.main(["pair-8k", "--backends", "native"]) == 0
+
+
+def test_heads_multiply_in_bfloat16_on_cuda_as_training_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not partial_fc.bfloat16_gemms("cpu")._enabled
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    found = partial_fc.bfloat16_gemms("cuda")
+    assert (found._enabled, found.fast_dtype) == (True, torch.bfloat16)
+    results = {"heads": {}, "machine": {"gpu": "some GPU"}}
+    assert "bfloat16 autocast" in heads.page(results)
+    assert "bfloat16" not in heads.page(results | {"machine": {}})

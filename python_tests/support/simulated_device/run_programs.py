@@ -59,11 +59,7 @@ PROGRAMS: dict[str, tuple[Any, list[str]]] = {
     "profile": (gpu_profile, ["pair-32k", "class-1m", "partial-fc-1m"]),
     "alternatives": (alternatives, []),
     "counters": (counters, []),
-    "peers": (peers, ["--seconds", "0.01", "pair-32k", "class-1m"]),
-}
-LOSSES = {
-    name: gpu_small_cases.FUNCTIONS[name]
-    for name in ("fused_uss_loss", "fused_margin_softmax_loss", "fused_npt_loss")
+    "peers": (peers, ["--seconds", "0.01", "class-1m"]),
 }
 folder = Path(sys.argv[1])
 status: dict[str, Any] = {}
@@ -72,9 +68,8 @@ with (
     simulated(),
     mock.patch.object(pool, "run", inline),
     mock.patch.object(isolation, "Runner", here),
-    # What is compiled for a dtype does not depend on the others; a loss per kind of driver.
+    # What is compiled for a dtype does not depend on the others.
     mock.patch.object(compile_kernels, "DTYPES", ("bfloat16",)),
-    mock.patch.object(gpu_small_cases, "FUNCTIONS", LOSSES),
 ):
     for name, (module, arguments) in PROGRAMS.items():
         print("==", name, round(time.process_time(), 1), flush=True)

@@ -15,13 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench import gpu_profile, session, workloads
+from bench import gpu_profile, gpu_small_cases, session, workloads
 from bench.fake_device import H200, FakeDevice, fake_device
 from bench.gpu_check import compile_kernels, host, rates, reread, steps, timing
+from unitsface_kernels.backends.triton import autotune
 
 #: Of every event after the one before it.
 EVENT_MS = 200.0
 ROWS, COLUMNS = 256, 1100
+#: One for each kind of driver.
+LOSSES = ("fused_uss_loss", "fused_margin_softmax_loss", "fused_npt_loss")
 #: What the host sees of a device that computes nothing, by type.
 SEEN = {torch.bool: True, torch.int64: 1, torch.int32: 1}
 
@@ -136,6 +139,10 @@ def simulated(compilation: str = "none") -> Iterator[FakeDevice]:
         patch(timing, LEAST=1, WARM_UP=0)
         patch(host, LAUNCHED=1, IN_A_ROW=1)
         patch(steps, WARM_UP=1)
+        losses = {name: gpu_small_cases.FUNCTIONS[name] for name in LOSSES}
+        patch(gpu_small_cases, FUNCTIONS=losses)
+        candidates = autotune.tile_configs
+        patch(autotune, tile_configs=lambda *given: candidates(*given)[:4])
         patch(reread, reread_kernel={(132 * rates.PROGRAMS_PER_SM,): lambda *a, **k: None})
         patch(FakeTensor, tolist=lambda t: torch.zeros(t.shape, dtype=t.dtype).tolist())
         if compilation == "triton":
