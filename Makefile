@@ -8,12 +8,14 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 SECONDS ?= 600
+# The Triton of current GPU servers: kernels are compiled with it as well as with the installed one.
+SERVER_TRITON := 3.6.0
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
-env: $(VENV)/.installed
+env: $(VENV)/.installed $(VENV)/triton-$(SERVER_TRITON)
 
 $(VENV)/.installed: $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +24,12 @@ $(VENV)/.installed: $(NATIVE)
 	$(BIN)/python -m pip install --quiet -e '.[train,test,bench,lint]'
 	$(BIN)/python -m unitsface_kernels
 	touch $@
+
+# Unpacked beside the environment, which imports its own. Moved when complete.
+$(VENV)/triton-$(SERVER_TRITON): | $(VENV)/.installed
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part triton==$(SERVER_TRITON)
+	mv $@.part $@
 
 demo: env
 	$(BIN)/python train/demo.py

@@ -1,0 +1,1 @@
+"""Cost of the GPU kernels and steps, counted from what is compiled; needs no GPU."""

@@ -1,0 +1,118 @@
+"""Every variant of every Triton kernel, for the code generation tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import torch
+
+from unitsface_kernels import passes
+from unitsface_kernels.backends.streaming import Call, logsumexp_pairs
+from unitsface_kernels.backends.triton.engine import TritonEngine
+from unitsface_kernels.losses import REGISTRY
+
+from ..fake_device import Chip, Tape, fake_device
+
+ROWS, COLUMNS, SIZE = 192, 256, 512
+#: Rows and columns of an in-batch tile: some are beside the diagonal.
+BLOCK = 128
+#: What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
+#: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
+#: with every loss. The other dtypes differ in element size and in the conversion of gradients: the
+#: variant with the most state and the two logsumexp kernels, of the first loss of each driver,
+#: stand for the rest, which halves the time. float32 runs on ordinary multiplications, which no
+#: architecture does differently: one stands for all.
+VARIANTS = {
+    "bfloat16": ("batch", "batch losses", "batch weights", "memory", "classes"),
+    "float16": ("batch", "classes"),
+    "float32": ("batch", "classes"),
+}
+
+
+def dtypes(architecture: int) -> list[str]:
+    return [name for name in VARIANTS if name != "float32" or architecture == 90]
+
+
+def record(chip: Chip) -> Tape:
+    """Launches of all variants; sections are "dtype, variant"."""
+    # Labels are not read: the driver may not wait for which rows have positives.
+    possible = patch.object(
+        logsumexp_pairs, "_possible_positives", lambda call, engine, operands: (operands, None)
+    )
+    # The same kernels: a small batch has tiles beside the diagonal too.
+    small = patch.object(TritonEngine, "sum_block", (BLOCK, BLOCK))
+    with possible, small, fake_device(chip) as device, device.recording() as tape:
+        for name in dtypes(chip.arch):
+            dtype = getattr(torch, name)
+            for variant in VARIANTS[name]:
+                with device.section(f"{name}, {variant}"):
+                    for call in _calls(variant, dtype):
+                        _run(call, variant)
+            with device.section(f"{name}, largest counts"):
+                for call in _largest(dtype):
+                    passes.forward(call, gradients=False)
+    return tape
+
+
+def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
+    seen = set()
+    # Thresholds per column are the most state.
+    for spec in sorted(REGISTRY.values(), key=lambda spec: spec.threshold != "per_column"):
+        # Of the others, the first of a driver stands for all.
+        kind = spec.name if dtype == torch.bfloat16 else (spec.reduction, spec.topology)
+        if (spec.topology == "class") == (variant == "classes") and kind not in seen:
+            seen.add(kind)
+            yield _call(spec.name, dtype, variant in ("classes", "memory"))
+
+
+def _run(call: Call, variant: str) -> None:
+    weights = torch.empty(ROWS, device="cuda")
+    if variant == "batch losses":
+        passes.forward(call, gradients=False)
+    elif variant == "batch weights":
+        # Of the others, weights are what every backward pass has.
+        if call.spec.reduction == "sum":
+            passes.backward(call, torch.empty(0, device="cuda"), weights)
+    else:
+        result = passes.forward(call, gradients=True)
+        if result.state is not None:
+            passes.backward(call, result.state, weights)
+
+
+def _largest(dtype: torch.dtype) -> Iterator[Call]:
+    """Counts decide the size of tiles: the largest, too."""
+    for spec in REGISTRY.values():
+        largest = {p.name: p.maximum for p in spec.parameters if p.integer}
+        if largest:
+            params = spec.pack(spec.defaults() | largest)
+            yield dataclasses.replace(_call(spec.name, dtype, True), params=params)
+
+
+def _call(loss: str, dtype: torch.dtype, with_columns: bool) -> Call:
+    spec = REGISTRY[loss]
+
+    def vectors(count: int) -> torch.Tensor:
+        return torch.empty(count, SIZE, dtype=dtype, device="cuda")
+
+    def labels(count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.int64, device="cuda")
+
+    labelled = spec.topology == "pair" and with_columns
+    return Call(
+        spec,
+        spec.pack(spec.defaults()),
+        "mean",
+        "triton",
+        dtype,
+        rows=vectors(ROWS),
+        row_labels=labels(ROWS),
+        columns=vectors(COLUMNS) if with_columns else None,
+        column_labels=labels(COLUMNS) if labelled else None,
+        self_offset=None if with_columns else 0,
+        threshold=None if spec.threshold == "none" else torch.empty(1, device="cuda"),
+        need_rows=True,
+        need_columns=True,
+        need_threshold=True,
+    )

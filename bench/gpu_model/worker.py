@@ -1,0 +1,98 @@
+"""``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
+
+A process compiles for one architecture with one Triton. A task is the name of a step, whose
+kernels are compiled; ``model:STEP``, whose time is predicted as well; or ``variants``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .chips import CHIPS
+from .compile import Compiled, Compiler
+from .predict import Group, Prediction, predict
+from .tritons import Triton
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "model:"
+VARIANTS = "variants"
+
+
+@dataclass
+class Results:
+    """Of all workers: kernels, and (Triton, architecture, prediction) of each modelled step."""
+
+    kernels: list[Compiled] = field(default_factory=list)
+    steps: list[tuple[str, int, Prediction]] = field(default_factory=list)
+
+
+def run(tasks: Sequence[str], tritons: Sequence[Triton], architectures: Sequence[int]) -> Results:
+    """Runs tasks in worker processes, one per architecture and Triton.
+
+    Raises:
+        RuntimeError: with the end of the error output of a worker that failed.
+    """
+    places = [(triton, one) for triton in tritons for one in architectures]
+    results = Results()
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (triton, architecture), rows in zip(
+            places, pool.map(lambda place: _rows(tasks, *place, cache), places), strict=True
+        ):
+            for row in rows:
+                if "groups" in row:
+                    row["groups"] = {name: Group(**group) for name, group in row["groups"].items()}
+                    results.steps.append((triton.version, architecture, Prediction(**row)))
+                else:
+                    results.kernels.append(Compiled.load(row))
+    return results
+
+
+def _rows(
+    tasks: Sequence[str], triton: Triton, architecture: int, cache: str
+) -> list[dict[str, Any]]:
+    process = subprocess.run(
+        [sys.executable, "-m", __name__, str(architecture), *tasks],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=triton.environment | {"TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
+    )
+    if process.returncode:
+        raise RuntimeError(f"sm_{architecture}, Triton {triton.version}: {process.stderr[-4000:]}")
+    lines = process.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Prediction]:
+    from . import variants
+    from .host import host_seconds
+    from .steps import STEPS, record
+
+    chip, compiler = CHIPS[architecture], Compiler(architecture)
+    for task in tasks:
+        name = task.removeprefix(MODEL)
+        tape = (
+            variants.record(chip.device) if task == VARIANTS else record(STEPS[name], chip.device)
+        )
+        before = len(compiler.found)
+        for launch in tape.of("triton"):
+            compiler(launch)
+        yield from list(compiler.found.values())[before:]
+        if task.startswith(MODEL):
+            prediction = predict(tape, name, STEPS[name].flops, chip, compiler)
+            prediction.host_seconds = host_seconds(STEPS[name], chip.device, tape)
+            yield prediction
+
+
+if __name__ == "__main__":
+    for result in work(int(sys.argv[1]), sys.argv[2:]):
+        print(json.dumps(asdict(result)), flush=True)

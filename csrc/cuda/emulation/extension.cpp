@@ -1,0 +1,44 @@
+// What an extension of the emulated kernels lacks: the CUDA library, a device, and CPU kernels.
+// python_tests/support/emulation.py links it with csrc/module.cpp, csrc/arguments.cpp and the .cu
+// files, so that Python launches emulated kernels as it launches those of a device.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+#include "cuda/kernels.h"
+
+extern "C" {
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorName(cudaError_t) { return ""; }
+const char* cudaGetErrorString(cudaError_t) { return ""; }
+}
+
+namespace unitsface {
+
+namespace cuda {
+
+int device_count(std::string*) { return 1; }
+std::string image_failure() { return ""; }
+std::string compiled_archs() { return ""; }
+
+}  // namespace cuda
+
+namespace cpu {
+
+namespace {
+
+[[noreturn]] void absent() { throw std::logic_error("the emulation has no CPU kernels"); }
+
+}  // namespace
+
+const Kernels& kernels() { absent(); }
+void (*gemm(DType))(const GemmArgs&, int) { absent(); }
+int64_t gemm_workspace(DType, int64_t, int64_t, int64_t) { absent(); }
+bool own_float32_gemm() { absent(); }
+std::vector<std::string> compiled_isas() { absent(); }
+std::vector<std::string> usable_isas() { absent(); }
+
+}  // namespace cpu
+
+}  // namespace unitsface
