@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 
 from unitsface_kernels import passes
-from unitsface_kernels.backends.streaming import Call, logsumexp_pairs
+from unitsface_kernels.backends.streaming import Call, ForwardCache, logsumexp_pairs
 from unitsface_kernels.backends.triton.engine import TritonEngine
 from unitsface_kernels.losses import REGISTRY
 
@@ -25,9 +25,17 @@ BLOCK = 128
 #: stand for the rest, which halves the time. float32 runs on ordinary multiplications, which no
 #: architecture does differently: one stands for all.
 VARIANTS = {
-    "bfloat16": ("batch", "batch losses", "batch weights", "memory", "classes"),
-    "float16": ("batch", "classes"),
-    "float32": ("batch", "classes"),
+    "bfloat16": (
+        "batch",
+        "batch losses",
+        "batch weights",
+        "memory",
+        "classes",
+        "filtered batch",
+        "filtered classes",
+    ),
+    "float16": ("batch", "classes", "filtered batch", "filtered classes"),
+    "float32": ("batch", "classes", "filtered batch", "filtered classes"),
 }
 
 
@@ -61,11 +69,15 @@ def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     # Thresholds per column are the most state.
     for spec in sorted(REGISTRY.values(), key=lambda spec: spec.threshold != "per_column"):
         # Of the others, the first of a driver and kind of threshold stands for all.
-        kind = (spec.reduction, spec.topology, spec.threshold)
-        kind = (spec.name,) if dtype == torch.bfloat16 else kind
-        if (spec.topology == "class") == (variant == "classes") and kind not in seen:
+        kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)
+        if dtype == torch.bfloat16:
+            kind = (spec.name,)
+        if (spec.topology == "class") == variant.endswith("classes") and kind not in seen:
             seen.add(kind)
-            yield _call(spec.name, dtype, variant in ("classes", "memory"))
+            call = _call(spec.name, dtype, variant.endswith(("classes", "memory")))
+            if variant.startswith("filtered"):
+                call = dataclasses.replace(call, skip_tolerance=1e-4, cache=ForwardCache())
+            yield call
 
 
 def _run(call: Call, variant: str) -> None:

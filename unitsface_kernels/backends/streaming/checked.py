@@ -261,7 +261,12 @@ class CheckedEngine(UnitRows):
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         self._tile = tile
         gradient = self._engine.logsumexp_gradient_tile(tile, rows)
-        self._check("gradient", "gradient", gradient)
+        valid = None
+        if tile.selection is not None and tile.selection.places is not None:
+            # The others are not written.
+            valid = torch.zeros(len(gradient), dtype=torch.bool, device=gradient.device)
+            valid[tile.selection.places[: int(tile.selection.number[0])]] = True
+        self._check("gradient", "gradient", gradient, valid)
         return gradient
 
     def pair_negatives_tile(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,9 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     policy, config = space.logsumexp_policy, space.config.gradient
+    if tile.selection is not None:
+        # Places of rows take registers.
+        config = replace(config, max_registers=None)
     count, width = tile.a.shape[0], tile.b.shape[0]
     result = space.gradient_tile(count, width)
     space.set_scale(space.call.spec.slope_bound(space.call.params), rows.target)
