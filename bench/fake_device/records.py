@@ -68,7 +68,7 @@ class Gemm:
         return 2.0 * self.batch * self.m * self.n * self.k
 
 
-#: Kinds of :class:`Work`. "view" and "allocation" launch nothing; "wait" stops the host.
+#: Kinds of :class:`Work`. Views and allocations are none; "wait" stops the host.
 KINDS = (
     "triton",
     "native",
@@ -131,9 +131,10 @@ class Tape:
 
     Attributes:
         work: in the order of the host.
-        start_bytes, peak_bytes: allocated on the device at the start, and at most; sizes are
-            rounded up to 512 bytes, as Torch's allocator counts them. Memory that operators take
-            and free inside is not in it (sorts), nor is the library's workspace.
+        start_bytes, peak_bytes: allocated on the device at the start, gradients of an earlier step
+            included, and at most; sizes are rounded up to 512 bytes, as Torch's allocator counts
+            them. Memory that operators take and free inside is not in it (sorts), nor is the
+            library's workspace.
         largest_bytes: of the largest allocation.
         largest_shape: its shape.
         requested_bytes: sum of all allocations.

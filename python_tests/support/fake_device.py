@@ -93,7 +93,8 @@ def check_capturable(tape: Tape) -> None:
         assert work.call is not None, work.name
 
 
-# Tiles, unit columns and partial results, whatever the number of rows and columns.
+# Tiles, unit columns and partial results, whatever the number of rows and columns. Small matrices
+# fit in: that memory does not grow with N x M is a test with larger ones.
 TILES = 768 << 20
 
 
