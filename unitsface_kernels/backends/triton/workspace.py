@@ -101,6 +101,8 @@ class Workspace:
         """
         return (
             columns.dtype == self.call.compute_dtype != torch.float16
+            # In TF32 the gradient kernel has no registers left for the factors.
+            and self.precision == "ieee"
             and columns.shape[1] % DEPTH_MULTIPLE == 0
             # Else every load of the kernels, and the library's, would be narrower.
             and columns.storage_offset() * columns.element_size() % 16 == 0
