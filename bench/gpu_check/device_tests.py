@@ -32,6 +32,7 @@ FILES = (
     "kernels/test_extremes.py",
     "kernels/test_operands.py",
     "kernels/test_filtering.py",
+    "kernels/test_filtering_device.py",
     "kernels/test_checked.py",
     "kernels/test_errors.py",
     "kernels/test_logsumexp_pairs.py",

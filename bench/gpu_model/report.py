@@ -22,7 +22,8 @@ INTRODUCTION = (
     "**Predicted.** Instructions, registers, bytes and launches are counted from what is compiled",
     "and recorded; cycles, times and fractions follow from the assumptions at the end. Nothing",
     "was measured on a device. Host times are measured: the least processor time of a step whose",
-    "launches do nothing, without the driver. [docs/gpu_model.md](../../docs/gpu_model.md) has the columns.",
+    "launches do nothing, without the driver. [docs/gpu_model.md](../../docs/gpu_model.md) has the",
+    "columns.",
 )
 PIPES = ("TENSOR", "FMA", "IMAD", "ALU", "MUFU", "SHFL", "SHARED", "LOAD", "STORE", "LOCAL", "SYNC")
 OTHERS = "other"
