@@ -24,7 +24,6 @@ from .engine import (
     ClassTile,
     ClassWeights,
     Engine,
-    RowSelection,
     TileColumns,
     part,
 )
@@ -38,6 +37,7 @@ from .filtering import (
     worth_taking,
 )
 from .scattered import DeviceTargets, Targets, add_pairs
+from .selection import RowSelection
 from .shards import Shards
 from .tiles import against_columns, blocks
 
