@@ -21,19 +21,17 @@ from .engine import (
     ClassSums,
     ClassTile,
     ClassWeights,
-    DeviceFilter,
     Engine,
     Nearest,
     NegativeSums,
     PairTile,
     PairWeights,
     PositiveSums,
-    RowSelection,
-    SortedTargets,
     SumTile,
     TileColumns,
     UnitRows,
 )
+from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
 
 _DRIVERS = {

@@ -3,7 +3,8 @@
 The mass of row i in a tile is the sum over its pairs of |d loss_i / d cosine|, in units of the
 largest value that one pair can have. Tiles are left out only as long as the masses left out of a
 row add up to at most the tolerance, whatever the number of columns. docs/math.md derives what
-that bounds.
+that bounds. With library GEMMs the host decides, and waits for the device; where an engine has a
+``device_filter`` the device does, row by row, and nothing waits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, RowSelection
+from .engine import Engine
+from .selection import RowSelection
 
 
 def heavy_rows(masses: Tensor, tolerance: float) -> Tensor:

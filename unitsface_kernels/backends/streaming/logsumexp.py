@@ -25,7 +25,6 @@ from .engine import (
     ClassTile,
     ClassWeights,
     Engine,
-    RowSelection,
     TileColumns,
     part,
 )
@@ -39,6 +38,7 @@ from .filtering import (
     worth_taking,
 )
 from .scattered import DeviceTargets, Targets, add_pairs
+from .selection import RowSelection
 from .shards import Shards
 from .tiles import against_columns, blocks
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, SortedTargets
+from .engine import Engine
+from .selection import SortedTargets
 from .tiles import blocks
 
 
