@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 from unittest import mock
@@ -57,7 +57,7 @@ class HostTime:
     seconds: float
     fastest: float
     repeats: int
-    tape: Tape
+    tape: Tape = field(repr=False)
 
 
 def host_time(
@@ -153,7 +153,7 @@ def _posing(
         def block(engine: Any) -> tuple[int, int]:
             key = _stage(engine)
             if key not in known:
-                with _true_shape(engine, shape):
+                with _true_shape(engine, shape, by[1]):
                     height, width = original.fget(engine)  # type: ignore[misc]
                 known[key] = max(int(height / by[0]), 1), max(int(width / by[1]), 1)
             return known[key]
@@ -187,15 +187,16 @@ def _stage(engine: Any) -> str:
 
 
 @contextmanager
-def _true_shape(engine: Any, shape: tuple[int, int, int]) -> Iterator[None]:
-    """The engine's call has rows of the true size, which its tiles depend on."""
+def _true_shape(engine: Any, shape: tuple[int, int, int], by: float) -> Iterator[None]:
+    """The engine's call has rows and columns of the true sizes, which its tiles depend on."""
     call = getattr(engine, "_call", None)
     if call is None:
         yield
         return
     rows, _, size = shape
     posed = torch.empty(1, dtype=call.rows.dtype).expand(rows, size)
-    with mock.patch.dict(call.__dict__, rows=posed):
+    columns = round(call.num_columns * by)
+    with mock.patch.dict(call.__dict__, rows=posed, num_columns=columns):
         yield
 
 

@@ -185,7 +185,7 @@ class Call(CallConfig):
     sink: ColumnSink | None = None
     ranks: Ranks | None = None
 
-    @property
+    @cached_property
     def num_columns(self) -> int:
         if self.column_index is not None:
             return self.column_index.shape[0]
