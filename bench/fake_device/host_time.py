@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.cuda_engine import CudaEngine
+from unitsface_kernels.backends.native.cuda_engine import LEAST_ROWS, CudaEngine
 from unitsface_kernels.backends.triton.engine import TritonEngine
 from unitsface_kernels.optim import optimizers
 
@@ -189,11 +189,12 @@ def _stage(engine: Any) -> str:
 @contextmanager
 def _true_shape(engine: Any, shape: tuple[int, int, int], by: float) -> Iterator[None]:
     """The engine's call has rows and columns of the true sizes, which its tiles depend on."""
+    rows, _, size = shape
     call = getattr(engine, "_call", None)
     if call is None:
-        yield
+        with mock.patch.object(engine, "_rows", min(rows, LEAST_ROWS)):
+            yield
         return
-    rows, _, size = shape
     posed = torch.empty(1, dtype=call.rows.dtype).expand(rows, size)
     columns = round(call.num_columns * by)
     with mock.patch.dict(call.__dict__, rows=posed, num_columns=columns):

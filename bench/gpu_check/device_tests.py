@@ -24,6 +24,9 @@ FILES = (
     "kernels/test_cuda_graphs.py",
     "distributed/test_partial_fc.py",
     "kernels/test_triton_kernels.py",
+    "kernels/test_triton_sum_tile.py",
+    "kernels/test_filtered_matmul.py",
+    "kernels/test_raw_columns.py",
     "kernels/test_parity.py",
     "kernels/test_autotune.py",
     "kernels/test_gradients.py",
@@ -58,7 +61,15 @@ FILES = (
     "build/test_bench_peers.py",
 )
 #: Parts of the names of files that are run whole: their tests do not have the device in theirs.
-WHOLE = ("test_triton_kernels", "test_autotune", "test_build", "test_histogram_kernel", "peers")
+WHOLE = (
+    "test_triton",
+    "filtered_matmul",
+    "raw_columns",
+    "test_autotune",
+    "test_build",
+    "test_histogram_kernel",
+    "peers",
+)
 #: Tests of the device in the other files.
 EXPRESSION = " or ".join(("cuda", *WHOLE))
 NO_TESTS = 5  # pytest's status

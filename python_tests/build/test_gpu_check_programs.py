@@ -257,6 +257,7 @@ def test_the_build_falls_back_and_says_so(
 _SHARED = r"\b(TARGETS|FUSED|DEVICES|each_target|each_device|for_all|calls)\b"
 DEVICE = re.compile(
     rf"^from support\.\w+ import ([^\n]*|\([^)]*){_SHARED}"
+    r"|^from support\.triton_tiles import"
     r"|not torch\.cuda\.is_available\(\)|\"cuda\" if torch\.cuda\.is_available\(\)",
     re.MULTILINE,
 )

@@ -77,8 +77,8 @@ def _all_runs(rank: int) -> list[dict]:
     "ranks",
     [
         1,
-        pytest.param(2, marks=pytest.mark.extended),
-        3,
+        2,
+        pytest.param(3, marks=pytest.mark.extended),
         pytest.param(4, marks=pytest.mark.extended),
     ],
 )

@@ -207,17 +207,19 @@ def test_a_head_across_ranks(backend: str) -> None:
 # --- what waits today -----------------------------------------------------------------------------
 
 
-def _filtered(topology: str):
+def _filtered(topology: str, backend: str):
     def step() -> None:
         feats = torch.empty(300, SIZE, device="cuda", requires_grad=True)
         labels = torch.empty(300, dtype=torch.int64, device="cuda")
         columns = torch.empty(500, SIZE, device="cuda", requires_grad=topology == "class")
         if topology == "class":
-            loss = fused_margin_softmax_loss(feats, columns, labels, skip_tolerance=1e-4)
+            options = {"skip_tolerance": 1e-4, "backend": backend}
+            loss = fused_margin_softmax_loss(feats, columns, labels, **options)
         else:
             memory = {"memory": columns, "memory_labels": labels.new_empty(500)}
             options = {} if topology == "pair" else memory
-            loss = fused_uss_loss(feats, labels, 1.0, skip_tolerance=1e-4, **options)
+            options |= {"skip_tolerance": 1e-4, "backend": backend}
+            loss = fused_uss_loss(feats, labels, 1.0, **options)
         loss.backward()
 
     return step
@@ -238,9 +240,9 @@ def _triplets_of_a_fused_head() -> None:
 
 #: Every path that waits for the host by design. One that no longer does is taken out of here.
 KNOWN_WAITS = {
-    "gradient filtering in a batch": _filtered("pair"),
-    "gradient filtering against a memory": _filtered("memory"),
-    "gradient filtering over classes": _filtered("class"),
+    "gradient filtering in a batch": _filtered("pair", "native"),
+    "gradient filtering against a memory": _filtered("memory", "native"),
+    "gradient filtering over classes": _filtered("class", "native"),
     "more rows than sampled classes": _sampled(200),
     "triplets of a fused head": _triplets_of_a_fused_head,
 }
@@ -250,6 +252,12 @@ KNOWN_WAITS = {
 def test_known_waits(step) -> None:
     with fake_device() as device, device.recording(), pytest.raises(HostWaitError):
         step()
+
+
+@pytest.mark.parametrize("topology", ["pair", "memory", "class"])
+def test_gradient_filtering_on_triton_does_not_wait(topology: str) -> None:
+    with fake_device() as device, device.recording():
+        _filtered(topology, "triton")()
 
 
 def test_other_triplets_and_draws_do_not_wait() -> None:
