@@ -17,9 +17,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A thread that waits looks for this long before it sleeps: through the call of the next kernel,
+// A thread that waits looks for this long before it sleeps: through the calls of the next kernels,
 // which takes Python less, and the last chunks of a loop.
-constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr auto kSpin = std::chrono::microseconds(400);
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)

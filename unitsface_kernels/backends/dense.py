@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,9 @@ def zeros(like: Tensor, *shape: int) -> Tensor:
 
     These would spin on for milliseconds, on the cores that the kernels are about to use.
     """
+    if like.device.type != "cpu" or math.prod(shape) <= _FILLED_ALONE:
+        return like.new_zeros(shape, dtype=torch.float32)
     out = like.new_empty(shape, dtype=torch.float32)
-    if out.device.type != "cpu":
-        return out.zero_()
     for part in out.view(-1).split(_FILLED_ALONE):
         part.zero_()
     return out
