@@ -418,33 +418,3 @@ def test_short_steps_are_repeated() -> None:
     assert 0.0 < session.step() <= 0.01
     assert count >= 5
     assert first["seconds"] > 0.0
-
-
-@pytest.mark.extended
-def test_pytest_benchmark_records_memory_throughput_and_errors(tmp_path: Path) -> None:
-    pytest.importorskip("pytest_benchmark")
-    out = tmp_path / "found.json"
-    command = [sys.executable, "-m", "pytest", "bench/", "--benchmark-only", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, "-k", "small and (native or eager)", f"--benchmark-json={out}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = {
-        b["extra_info"]["implementation"]: b for b in json.loads(out.read_text())["benchmarks"]
-    }
-    assert found.keys() == {"native", "eager"}
-    pairs = WORKLOADS["small"].rows ** 2
-    for benchmark in found.values():
-        info, median = benchmark["extra_info"], benchmark["stats"]["median"]
-        assert benchmark["group"] == "small (cpu)"
-        assert info["pairs_per_s"] == pytest.approx(pairs / median)
-        assert info["tflops"] == pytest.approx(WORKLOADS["small"].flops / median / 1e12)
-        assert 0.0 < info["roofline_fraction"] < 1.0
-        assert info["peak_mb"] >= 0.0
-        assert 0.0 < info["error"] == max(info["errors"].values()) < 1e-3
-    assert "memory, throughput and accuracy" in done.stdout

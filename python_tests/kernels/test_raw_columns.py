@@ -132,7 +132,7 @@ def _evaluate_with_copy(p: Problem) -> tuple[Tensor, dict[str, Tensor]]:
         return p.evaluate("triton")
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 1e-9, 1e-3])
+@pytest.mark.parametrize("tolerance", [0.0, pytest.param(1e-9, marks=pytest.mark.extended), 1e-3])
 @each_target
 def test_the_copy_gives_the_same(target: Target, tolerance: float) -> None:
     """With tiles left out of the gradient, whose targets are added apart."""

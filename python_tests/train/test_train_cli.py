@@ -51,9 +51,9 @@ def test_a_mistake_is_reported_in_one_line(tmp_path: Path, program: list[str]) -
 
 @pytest.mark.parametrize(
     "memory",
-    [pytest.param(False, id="the batch's pairs", marks=pytest.mark.extended), True],
-    ids=lambda memory: "memory",
+    [pytest.param(False, id="the batch's pairs"), pytest.param(True, id="memory")],
 )
+@pytest.mark.extended
 def test_two_processes_finish_and_their_loss_falls(tmp_path: Path, memory: bool) -> None:
     """One by torchrun, as a user starts it; the other without imports that take seconds."""
     config = tiny(

@@ -145,6 +145,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_faces(tmp_path_factory.mktemp("faces"), identities=8, images=4)
 
 
+@pytest.mark.extended
 def test_a_killed_script_goes_on_by_the_same_command(faces: Path, tmp_path: Path) -> None:
     """The true thing, once: SIGTERM to a script and the process that decodes for it, as schedulers
     send it; another takes its run to the end.
