@@ -295,4 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # The module that worker processes import, not a second one named __main__.
+    from bench import gpu_small_cases
+
+    sys.exit(gpu_small_cases.main())

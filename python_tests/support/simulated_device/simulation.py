@@ -140,7 +140,8 @@ def simulated(compilation: str = "none") -> Iterator[FakeDevice]:
         patch(host, LAUNCHED=1, IN_A_ROW=1)
         patch(steps, WARM_UP=1)
         losses = {name: gpu_small_cases.FUNCTIONS[name] for name in LOSSES}
-        patch(gpu_small_cases, FUNCTIONS=losses)
+        # What is not computed is not compared.
+        patch(gpu_small_cases, FUNCTIONS=losses, _error=lambda *_: 0.0)
         candidates = autotune.tile_configs
         patch(autotune, tile_configs=lambda *given: candidates(*given)[:4])
         patch(reread, reread_kernel={(132 * rates.PROGRAMS_PER_SM,): lambda *a, **k: None})

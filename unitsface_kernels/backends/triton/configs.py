@@ -136,6 +136,7 @@ _WIDE_TF32_LIGHT = replace(_WIDE, block_k=32)
 # Blackwell's accumulators lie in tensor memory, which takes the pressure off; what is left varies
 # with the compiler's version, and a cap would make some of them spill.
 _BLACKWELL = replace(_WIDE, max_registers=None)
+_BLACKWELL_HEAVY = replace(_BLACKWELL, epilogue_subtiles=8)
 _BLACKWELL_GRADIENT = replace(_BLACKWELL, epilogue_subtiles=1)
 _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 
@@ -146,6 +147,8 @@ _NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=
 # With row weights or a threshold per column four subtiles take 255 registers and, with Triton 3.6,
 # a stack; eight take at most 254 and none.
 _NARROW_EIGHTHS = replace(_NARROW, epilogue_subtiles=8)
+# Both at once take more than all registers in either: a quarter of the block per program has none.
+_NARROW_HEAVY = TileConfig(64, 64, 32, num_warps=4, num_stages=4, epilogue_subtiles=4)
 # On consumer Blackwell ptxas squeezes kernels that take slightly more than 128 registers into these
 # and a stack: the light one takes more than that in eight subtiles, the heavy one if it may.
 _NARROW_HEAVY_BLACKWELL = replace(_NARROW_EIGHTHS, max_registers=255)
@@ -215,7 +218,7 @@ def select(
         if tf32:
             kernels = (_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32)
         else:
-            kernels = (_BLACKWELL, _BLACKWELL, _BLACKWELL, _BLACKWELL_GRADIENT)
+            kernels = (_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL, _BLACKWELL_GRADIENT)
     elif 90 <= capability < 100:
         if tf32:
             kernels = (_WIDE_TF32, _WIDE_TF32, _WIDE_TF32_LIGHT, _WIDE_TF32_LIGHT)
@@ -226,7 +229,7 @@ def select(
     elif capability >= 120:
         kernels = (_NARROW_EIGHTHS, _NARROW_HEAVY_BLACKWELL, _NARROW, _NARROW_GRADIENT)
     else:
-        kernels = (_NARROW, _NARROW_EIGHTHS, _NARROW, _NARROW_GRADIENT)
+        kernels = (_NARROW, _NARROW_HEAVY, _NARROW, _NARROW_GRADIENT)
     return Config(*kernels, wave(memory or DeviceMemory.common(capability)))
 
 

@@ -106,7 +106,8 @@ def positives(
     space: Workspace, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
 ) -> None:
     """See ``Engine.pair_positives_tile``."""
-    config = space.config.sum
+    # With Triton 3.6 on Hopper it does not fit the capped registers.
+    config = replace(space.config.sum, max_registers=None)
     partials = _Partials.of(space, config, tile, columns is not None)
     _launch(
         space,
