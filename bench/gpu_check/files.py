@@ -11,7 +11,7 @@ HEAD, TAIL = 100_000, 800_000
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replaces a file at once: whoever reads or copies it finds a complete one."""
+    """Replaces a file at once: a reader or a copy finds a complete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")

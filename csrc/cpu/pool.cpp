@@ -140,7 +140,7 @@ class Pool {
     }
   }
 
-  // One loop at a time, written by its calling thread while nobody is inside.
+  // One loop at a time, written by its calling thread while no other thread is inside.
   RunChunk run_ = nullptr;
   const void* body_ = nullptr;
   int64_t count_ = 0;

@@ -1,7 +1,7 @@
 """What a fake device recorded, done again on real memory with other data, against the reference.
 
 As a captured graph would be replayed: nothing of Python runs, every kernel has the arguments that
-it was launched with, and memory that nobody wrote is NaN. Triton kernels run in the interpreter in
+it was launched with, and memory that was not written is NaN. Triton kernels run in the interpreter in
 the configuration of the chip, those of the extension in the emulation of csrc/cuda.
 """
 
@@ -167,7 +167,7 @@ def test_a_value_of_the_host_is_seen() -> None:
     assert torch.equal(replay.tensor(places[1]), 2.0 * torch.arange(4.0))
 
 
-def test_memory_that_nobody_wrote_is_nan() -> None:
+def test_unwritten_memory_is_nan() -> None:
     with fake_device() as device:
         with device.recording() as tape:
             y = torch.empty(3, device="cuda") + 1.0

@@ -81,7 +81,7 @@ def check_streams(tape: Tape, stream: int) -> None:
 
 
 #: What a capture of a CUDA graph may hold. Events would have to be of the captured stream, and
-#: copies to the host would be made again with every replay, into memory that nobody reads.
+#: copies to the host would be made again with every replay, into memory that is not read.
 CAPTURABLE = {
     *("triton", "native", "gemm", "copy", "fill", "elementwise", "reduction", "index", "sort")
 }

@@ -1,7 +1,7 @@
-"""A Python as on a bare machine with a GPU, for whoever has this folder on its PYTHONPATH.
+"""A Python as on a bare machine with a GPU, for processes with this folder on PYTHONPATH.
 
 Packages that such a machine lacks cannot be imported, and where ``UNITSFACE_SIMULATED`` is set,
-there is a device to whom kernels, events and graphs are recorded instead of given. Installers,
+there is a device whose kernels, events and graphs are recorded instead of run. Installers,
 compilers and pytest only say what they were called with.
 """
 
