@@ -1,7 +1,7 @@
 """What a fake device recorded, done again on real memory with other data, against the reference.
 
 As a captured graph would be replayed: nothing of Python runs, every kernel has the arguments that
-it was launched with, and memory that was not written is NaN. Triton kernels run in the interpreter in
+it was launched with, and unwritten memory is NaN. Triton kernels run in the interpreter in
 the configuration of the chip, those of the extension in the emulation of csrc/cuda.
 """
 
