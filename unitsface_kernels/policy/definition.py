@@ -1,0 +1,276 @@
+"""Policies: a loss's formula, written once."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..losses.spec import Parameter, Topology
+from .expression import Expression, FormulaError, Line, constant, fail, leaf, lift
+
+Kind = Literal["scalar", "row", "column", "identity"]
+#: How the pairs of a row combine, see :class:`Policy`.
+Combination = Literal["sum", "softplus", "logsumexp", "logsumexps"]
+
+
+class _Annotation:
+    """What stands behind the name of a field."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+if TYPE_CHECKING:
+    Number = Any
+    Threshold = Any
+    Scalar = Any
+    PerRow = Any
+    PerColumn = Any
+    PerIdentity = Any
+else:
+    #: A hyper-parameter: one number, known on the host.
+    Number = _Annotation("number")
+    #: The learnable threshold of a loss, in logit units: one, or one per column.
+    Threshold = _Annotation("threshold")
+    #: One number in a tensor; it may be learned.
+    Scalar = _Annotation("scalar")
+    #: One number per row (N,), per column (M,), or per identity (K,), in a tensor; may be learned.
+    PerRow = _Annotation("row")
+    PerColumn = _Annotation("column")
+    PerIdentity = _Annotation("identity")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A tensor that a formula reads."""
+
+    name: str
+    kind: Kind
+
+
+def number(
+    default: float | str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    integer: bool = False,
+) -> Any:
+    """Default and bounds of a :data:`Number`; see ``losses.spec.Parameter``."""
+    return Parameter("", default, above, at_least, maximum, choices, integer)
+
+
+class Policy:
+    """Base of all policies; users derive from :class:`Pair` or :class:`Class`.
+
+    A policy's methods are written once, with the operators of Python and the functions of this
+    package, for one pair of rows at cosine ``c``. Fields are the names that they read.
+
+    ``combine`` says what the methods return and how a row's pairs become its loss:
+
+    - "sum": terms, which are added.
+    - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
+      :meth:`positive_weight` and :meth:`negative_weight`, are added.
+    - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
+    - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
+
+    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
+    """
+
+    topology: ClassVar[Topology]
+    combine: ClassVar[Combination] = "sum"
+    formula: ClassVar[Formula]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if hasattr(cls, "positive") or hasattr(cls, "negative"):
+            cls.formula = _trace(cls)
+
+    def __init__(self, **values: float | str) -> None:
+        if not hasattr(self, "formula"):
+            raise TypeError(f"{type(self).__name__} defines neither positive nor negative")
+        known = {parameter.name: parameter for parameter in self.formula.numbers}
+        for name in values:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__} takes {', '.join(known) or 'no parameters'}, got {name}"
+                )
+        for name, parameter in known.items():
+            setattr(self, name, values.get(name, parameter.default))
+
+    def values(self) -> dict[str, float | str]:
+        return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
+
+    def positive_weight(self) -> Any:
+        return 1.0
+
+    def negative_weight(self) -> Any:
+        return 1.0
+
+
+class Pair(Policy):
+    """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
+
+    topology = "pair"
+
+
+class Class(Policy):
+    """A policy of samples against class weights; the positive is the row's own class."""
+
+    topology = "class"
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """A policy's methods as expressions of the cosine and of its fields.
+
+    Attributes:
+        name: the class.
+        line: where it is defined.
+        numbers: hyper-parameters in the order of the fields.
+        variables: tensors that it reads.
+        threshold: whether there is a threshold.
+        positive, negative: logits or terms, None if such pairs take no part.
+        weights: of positives and of negatives, for "softplus"; functions of the numbers.
+        finish: of "logsumexps": the row's loss by the two log-sum-exps ("positives", "negatives").
+    """
+
+    name: str
+    line: Line | None
+    topology: Topology
+    combine: Combination
+    numbers: tuple[Parameter, ...]
+    variables: tuple[Variable, ...]
+    threshold: bool
+    positive: Expression | None
+    negative: Expression | None
+    weights: tuple[Expression, Expression]
+    finish: Expression | None
+
+
+#: The variable of every formula, and that of the threshold.
+COSINE = leaf("cosine", "cosine")
+THRESHOLD = leaf("threshold", "scalar")
+
+
+def _fields(cls: type[Policy]) -> dict[str, str]:
+    """Kinds of the fields by name, those of base classes first."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, annotation in inspect.get_annotations(base).items():
+            kind = _kind(annotation, base)
+            if kind is not None:
+                found[name] = kind
+    return found
+
+
+def _kind(annotation: Any, base: type) -> str | None:
+    if isinstance(annotation, str):
+        # As typing.get_type_hints, which refuses annotations that are not types.
+        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        last = annotation.split(".")[-1].strip()
+        if last not in _KINDS:
+            return None
+        try:
+            annotation = eval(annotation, dict(scope))
+        except Exception:
+            annotation = _KINDS[last]
+    return annotation.kind if isinstance(annotation, _Annotation) else None
+
+
+def _trace(cls: type[Policy]) -> Formula:
+    fields = _fields(cls)
+    this = object.__new__(cls)
+    numbers, variables = [], []
+    for name, kind in fields.items():
+        default = getattr(cls, name, None)
+        if kind == "number":
+            if default is None:
+                raise FormulaError(f"{cls.__name__}.{name} has no default")
+            parameter = default if isinstance(default, Parameter) else Parameter("", default)
+            numbers.append(_named(parameter, name))
+            setattr(this, name, leaf(name, "number"))
+        elif kind == "threshold":
+            setattr(this, name, THRESHOLD)
+        else:
+            variables.append(Variable(name, kind))
+            setattr(this, name, leaf(name, kind))
+    terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
+    weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
+    finish = None
+    if cls.combine == "logsumexps":
+        sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
+        finish = _call(cls, this, "finish", *sums)
+    return Formula(
+        cls.__name__,
+        _line(cls),
+        cls.topology,
+        cls.combine,
+        tuple(numbers),
+        tuple(variables),
+        "threshold" in fields.values(),
+        terms["positive"],
+        terms["negative"],
+        weights,
+        finish,
+    )
+
+
+def _named(parameter: Parameter, name: str) -> Parameter:
+    return Parameter(
+        name,
+        parameter.default,
+        parameter.minimum,
+        parameter.at_least,
+        parameter.maximum,
+        parameter.choices,
+        parameter.integer,
+    )
+
+
+def _line(cls: type) -> Line | None:
+    try:
+        return Line(inspect.getfile(cls), inspect.getsourcelines(cls)[1])
+    except (OSError, TypeError):
+        return None
+
+
+def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Expression | None:
+    method = getattr(cls, name, None)
+    if method is None:
+        return None
+    try:
+        found = method(this, *arguments)
+    except FormulaError:
+        raise
+    except Exception as error:
+        # Raised within the method: name the last line of it that was reached.
+        raise FormulaError(f"{_reached(error) or _line(cls)}\n  {error}") from error
+    if found is None:
+        fail(f"{cls.__name__}.{name} returns nothing", _line(cls))
+    return lift(found)
+
+
+def _reached(error: Exception) -> Line | None:
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename != __file__:
+            line = Line(code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return line
+
+
+_KINDS = {
+    "Number": Number,
+    "Threshold": Threshold,
+    "Scalar": Scalar,
+    "PerRow": PerRow,
+    "PerColumn": PerColumn,
+    "PerIdentity": PerIdentity,
+}
+
+__all__ = ["Class", "Formula", "Pair", "Policy", "Variable", "constant", "number"]

@@ -1,0 +1,33 @@
+"""Formulas as text, for people."""
+
+from __future__ import annotations
+
+from .expression import Expression, value_of
+
+_INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2),
+          "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0), "and": ("&", 0), "or": ("|", 0)}  # fmt: skip
+
+
+def infix(e: Expression) -> str:
+    return _text(e)[0]
+
+
+def _text(e: Expression) -> tuple[str, int]:
+    """Text and its binding strength; 3 binds most."""
+    if e.op == "const":
+        return (str(e.payload) if e.mask else f"{value_of(e):g}"), 3
+    if e.op == "leaf":
+        return str(e.payload), 3
+    if e.op in _INFIX:
+        sign, level = _INFIX[e.op]
+        left, right = (_text(arg) for arg in e.args)
+        # Subtraction and division do not associate.
+        tight = level + (e.op in ("sub", "div"))
+        return f"{_in(left, level)} {sign} {_in(right, tight)}", level
+    if e.op == "neg":
+        return f"-{_in(_text(e.args[0]), 2)}", 1
+    return f"{e.op}({', '.join(_text(arg)[0] for arg in e.args)})", 3
+
+
+def _in(part: tuple[str, int], level: int) -> str:
+    return part[0] if part[1] >= level else f"({part[0]})"
