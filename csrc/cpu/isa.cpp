@@ -69,10 +69,15 @@ bool run_positive_rows(const char* loss, const float* params, const float* cosin
 
 bool run_pair_negatives_tile(const char* loss, const float* params, const PairNegatives& t,
                              int threads) {
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)         \
-  if (std::strcmp(loss, #name) == 0) {               \
-    pair_negatives_tile(Policy(params), t, threads); \
-    return true;                                     \
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)                \
+  if (std::strcmp(loss, #name) == 0) {                      \
+    pair_negatives_tile<false>(Policy(params), t, threads); \
+    return true;                                            \
+  }
+#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy)              \
+  if (std::strcmp(loss, #name) == 0) {                     \
+    pair_negatives_tile<true>(Policy(params), t, threads); \
+    return true;                                           \
   }
 #include "unitsface/loss_list.def"
   return false;
@@ -91,10 +96,15 @@ bool run_pair_positives_tile(const char* loss, const float* params, const PairPo
 
 bool run_pair_gradient_tile(const char* loss, const float* params, const PairGradient& t,
                             int threads) {
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)        \
-  if (std::strcmp(loss, #name) == 0) {              \
-    pair_gradient_tile(Policy(params), t, threads); \
-    return true;                                    \
+#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy)               \
+  if (std::strcmp(loss, #name) == 0) {                     \
+    pair_gradient_tile<false>(Policy(params), t, threads); \
+    return true;                                           \
+  }
+#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy)             \
+  if (std::strcmp(loss, #name) == 0) {                    \
+    pair_gradient_tile<true>(Policy(params), t, threads); \
+    return true;                                          \
   }
 #include "unitsface/loss_list.def"
   return false;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from . import (
+    circle,
     class_bce,
     margin_softmax,
+    multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
@@ -13,7 +15,7 @@ from . import (
     uce,
     uss,
 )
-from .spec import LossSpec, Parameter, Triplet
+from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
     spec.name: spec
@@ -26,8 +28,10 @@ REGISTRY: dict[str, LossSpec] = {
         sphereface2.SPEC,
         pair_softmax.SPEC,
         pair_logsumexp.SPEC,
+        circle.SPEC,
+        multi_similarity.SPEC,
         npt.SPEC,
     )
 }
 
-__all__ = ["REGISTRY", "LossSpec", "Parameter", "Triplet"]
+__all__ = ["EMPTY", "REGISTRY", "Finish", "LossSpec", "Parameter", "Triplet"]

@@ -19,6 +19,7 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -317,20 +318,24 @@ class NativeEngine(UnitRows, ABC):
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def _fold_pairs(
+        self,
+        tile: PairTile,
+        rows: NegativeSums | PairSums,
+        columns: NegativeSums | PairSums | None,
+    ) -> None:
         cosines = self.cosines(tile.a, tile.b)
+        sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
+        if columns is not None:
+            sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
+        arguments = self._arguments("PairNegatives", **self._pairs(tile, cosines), **sums)
         self._kernel(
-            "pair_negatives_tile",
-            self.loss,
-            self.params,
-            self._arguments(
-                "PairNegatives",
-                **self._pairs(tile, cosines),
-                a_maximum=address(rows.maximum),
-                a_total=address(rows.total),
-                b_maximum=address(columns and columns.maximum),
-                b_total=address(columns and columns.total),
-            ),
-            workspace=cosines.shape,
+            "pair_negatives_tile", self.loss, self.params, arguments, workspace=cosines.shape
         )
 
     def pair_positives_tile(
@@ -371,6 +376,8 @@ class NativeEngine(UnitRows, ABC):
             b_log_negatives=address(columns and columns.log_negatives),
             b_negative_weight=address(columns and columns.negative),
             b_positive_weight=address(columns and columns.positive),
+            a_log_positives=address(rows.log_positives),
+            b_log_positives=address(columns and columns.log_positives),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ...losses import LossSpec
-from . import logsumexp, logsumexp_pairs, nearest, sum
+from . import logsumexp, logsumexp_pairs, logsumexps, nearest, sum
 from .call import (
     Blocks,
     Call,
@@ -24,6 +24,7 @@ from .engine import (
     Engine,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -39,6 +40,7 @@ _DRIVERS = {
     ("sum", "class"): sum,
     ("logsumexp", "pair"): logsumexp_pairs,
     ("logsumexp", "class"): logsumexp,
+    ("logsumexps", "pair"): logsumexps,
     ("nearest", "class"): nearest,
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "Gradients",
     "Nearest",
     "NegativeSums",
+    "PairSums",
     "PairTile",
     "PairWeights",
     "PositiveSums",

@@ -20,6 +20,7 @@ from .engine import (
     Engine,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -276,6 +277,11 @@ class CheckedEngine(UnitRows):
         self._engine.pair_negatives_tile(tile, rows, columns)
         self._check_both("statistics", tile, rows, columns)
 
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._tile = tile
+        self._engine.pair_sums_tile(tile, rows, columns)
+        self._check_both("statistics", tile, rows, columns)
+
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
@@ -335,8 +341,8 @@ class CheckedEngine(UnitRows):
         self,
         stage: str,
         tile: PairTile,
-        rows: NegativeSums | PositiveSums,
-        columns: NegativeSums | PositiveSums | None,
+        rows: NegativeSums | PositiveSums | PairSums,
+        columns: NegativeSums | PositiveSums | PairSums | None,
     ) -> None:
         self._check_fields(stage, rows, tile.a_labels != -1)
         if columns is not None:
@@ -367,7 +373,7 @@ class CheckedEngine(UnitRows):
             placed: the place in ``values`` is that in the tile.
         """
         bad = ~values.isfinite()
-        if what in ("maximum", "best", "log negatives"):
+        if what in ("maximum", "positive maximum", "best", "log negatives"):
             # Nothing has been found yet.
             bad &= values != -torch.inf
         if valid is not None:
