@@ -9,6 +9,8 @@ from .classes import (
 )
 from .derived import public_function
 from .pair import (
+    fused_circle_loss,
+    fused_multi_similarity_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
     fused_pair_softmax_loss,
@@ -17,7 +19,9 @@ from .pair import (
 )
 
 __all__ = [
+    "fused_circle_loss",
     "fused_margin_softmax_loss",
+    "fused_multi_similarity_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",

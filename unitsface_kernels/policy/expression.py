@@ -243,4 +243,3 @@ def topological(*roots: Expression) -> list[Expression]:
 def value_of(e: Expression) -> float:
     assert e.op == "const"
     return float(e.payload)  # type: ignore[arg-type]
-

@@ -94,7 +94,12 @@ def pow(x: Number, t: Number) -> Expression:
     if is_const(exponent) and value_of(exponent) in (1.0, 2.0, 3.0, 4.0):
         base = lift(x)
         square_of = build("mul", base, base)
-        powers = (base, square_of, build("mul", square_of, base), build("mul", square_of, square_of))
+        powers = (
+            base,
+            square_of,
+            build("mul", square_of, base),
+            build("mul", square_of, square_of),
+        )
         return powers[int(value_of(exponent)) - 1]
     return build("pow", x, exponent)
 
