@@ -228,8 +228,8 @@ def fused_circle_loss(
     .. math:: L_i = \log\Big(1 + \sum_{j \in N(i)} e^{s\,[c_{ij} + m]_+ (c_{ij} - m)}
         \sum_{p \in P(i)} e^{-s\,[1 + m - c_{ip}]_+ (c_{ip} - 1 + m)}\Big)
 
-    The weights :math:`[\cdot]_+` are constants of the gradient. A row without a positive, or without
-    a negative, has the loss 0.
+    The weights :math:`[\cdot]_+` are constants of the gradient. A row without a positive, or
+    without a negative, has the loss 0.
 
     Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR
     2020, eq. 6.
@@ -276,11 +276,12 @@ def fused_multi_similarity_loss(
 ) -> Tensor:
     r"""Soft hinges at one cosine, of a row's hardest positives and of its hardest negatives.
 
-    .. math:: L_i = \frac{1}{\alpha} \log\Big(1 + \sum_{p \in P(i)} e^{-\alpha (c_{ip} - \lambda)}\Big)
+    .. math:: L_i = \frac{1}{\alpha}
+        \log\Big(1 + \sum_{p \in P(i)} e^{-\alpha (c_{ip} - \lambda)}\Big)
         + \frac{1}{\beta} \log\Big(1 + \sum_{j \in N(i)} e^{\beta (c_{ij} - \lambda)}\Big)
 
-    Every pair of a row counts: the mining of pairs, which comes before the loss in its paper, is not
-    part of it.
+    Every pair of a row counts: the mining of pairs, which comes before the loss in its paper, is
+    not part of it.
 
     Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
     Learning", CVPR 2019; the default parameters are those of its published code.

@@ -1,9 +1,10 @@
 """Driver of ``logsumexps`` losses: a log-sum-exp of a row's positives, and one of its negatives.
 
-With z the logits and P_i and N_i the two of row i, the row's loss is ``finish`` of them. A pass over
-all tiles yields both sums, a second one the gradients: ``dL/dP exp(z - P) dz/dc`` of a positive,
-``dL/dN exp(z - N) dz/dc`` of a negative. In-batch each tile on or above the diagonal serves both
-directions of its pairs: 0.5 GEMMs of N x N x D for each pass and 1 for what consumes the gradient.
+With z the logits and P_i and N_i the two of row i, the row's loss is ``finish`` of them. A pass
+over all tiles yields both sums, a second one the gradients: ``dL/dP exp(z - P) dz/dc`` of a
+positive, ``dL/dN exp(z - N) dz/dc`` of a negative. In-batch each tile on or above the diagonal
+serves both directions of its pairs: 0.5 GEMMs of N x N x D for each pass and 1 for what consumes
+the gradient.
 """
 
 from __future__ import annotations
