@@ -376,8 +376,8 @@ void launch_pair_negatives(const Policy& policy, const PairNegatives& args, floa
   const Running negatives{args.a_maximum, args.a_total, args.b_maximum, args.b_total};
   launch_statistics<false>(policy, args, negatives, workspace, stream);
   if constexpr (kTwo && Policy::kPositives) {
-    const Running positives{args.a_positive_maximum, args.a_positive_total,
-                            args.b_positive_maximum, args.b_positive_total};
+    const Running positives{args.a_positive_maximum, args.a_positive_total, args.b_positive_maximum,
+                            args.b_positive_total};
     launch_statistics<true>(policy, args, positives, workspace, stream);
   }
 }
