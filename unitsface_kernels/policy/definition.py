@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..losses.spec import Parameter, Topology
 from .expression import Expression, FormulaError, Line, constant, fail, leaf, lift
+from .parameter import Parameter, Topology
 
 Kind = Literal["scalar", "row", "column", "identity"]
 #: How the pairs of a row combine, see :class:`Policy`.
@@ -59,7 +59,7 @@ def number(
     choices: tuple[str, ...] = (),
     integer: bool = False,
 ) -> Any:
-    """Default and bounds of a :data:`Number`; see ``losses.spec.Parameter``."""
+    """Default and bounds of a :data:`Number`; see :class:`Parameter`."""
     return Parameter("", default, above, at_least, maximum, choices, integer)
 
 
@@ -73,7 +73,7 @@ class Policy:
 
     - "sum": terms, which are added.
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
-      :meth:`positive_weight` and :meth:`negative_weight`, are added.
+      :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
     - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
 
@@ -199,7 +199,10 @@ def _trace(cls: type[Policy]) -> Formula:
             variables.append(Variable(name, kind))
             setattr(this, name, leaf(name, kind))
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
-    weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name)
+        for name in ("positive_weight", "negative_weight")
+    )
     finish = None
     if cls.combine == "logsumexps":
         sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
