@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..losses import REGISTRY
 from .cpp import cpp_struct
-from .definition import Formula
+from .formula import Formula
 from .triton_source import triton_module
 
 _PACKAGE = Path(__file__).resolve().parents[1]
