@@ -19,7 +19,7 @@ from .expression import (
     recorded,
     users_line,
 )
-from .formula import COSINE, THRESHOLD, Combination, Formula, Variable
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Variable
 from .nan import gives_nan
 from .parameter import Parameter, Topology
 
@@ -76,7 +76,11 @@ class Policy:
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
       :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
-    - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
+    - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
+      which one of no pairs is -1e30.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest cosines
+      with other classes; k is the number ``k``, 1 if there is none. With a number ``hinges``, "mean"
+      or "sum", that says whether terms are added instead.
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
@@ -87,7 +91,7 @@ class Policy:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if hasattr(cls, "positive") or hasattr(cls, "negative"):
+        if any(hasattr(cls, name) for name in ("positive", "negative", "triplet")):
             lines = Lines()
             with recorded(lines):
                 formula = _trace(cls)
@@ -178,10 +182,11 @@ def _trace(cls: type[Policy]) -> Formula:
         getattr(this, name) if name in fields else _call(cls, this, name)
         for name in ("positive_weight", "negative_weight")
     )
-    finish = None
+    finish = triplet = None
     if cls.combine == "logsumexps":
-        sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
-        finish = _call(cls, this, "finish", *sums)
+        finish = _required(cls, this, "finish", *SUMS)
+    if cls.combine == "topk":
+        triplet = _required(cls, this, "triplet", *COSINES)
     return Formula(
         cls.__name__,
         users_line(),
@@ -194,6 +199,7 @@ def _trace(cls: type[Policy]) -> Formula:
         terms["negative"],
         weights,
         finish,
+        triplet,
     )
 
 
@@ -230,6 +236,13 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     found = lift(found)
     if found.mask:
         fail(f"{what} must return a number, got a mask; use policy.where", line)
+    return found
+
+
+def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    found = _call(cls, this, name, *arguments)
+    if found is None:
+        fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     return found
 
 

@@ -8,16 +8,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..losses.spec import Finish, Triplet
-from .derive import derivative
-from .eager import evaluate, evaluate_all
-from .expression import Expression, leaf
-from .formula import Formula, number_bindings
-
-#: What ``finish`` reads: the log-sum-exps of a row's positives and of its negatives.
-SUMS = leaf("positives", "scalar"), leaf("negatives", "scalar")
-#: What ``triplet`` reads: the cosines of one of the nearest wrong columns and of the target.
-COSINES = leaf("nearest", "scalar"), leaf("target", "scalar")
+from ..policy.derive import derivative
+from ..policy.eager import evaluate, evaluate_all
+from ..policy.expression import Expression
+from ..policy.formula import COSINES, SUMS, Formula, number_bindings
+from .spec import Finish, Triplet
 
 _Params = tuple[float, ...]
 _Value = Callable[[Tensor, Tensor, _Params], Tensor]
