@@ -1,4 +1,4 @@
-"""Kernels of losses that the extension does not have: compiled at their first use."""
+"""CPU kernels of users' losses: compiled at their first use, kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import ModuleType
 
 from ....cache import UnsafeFolderError
 from ....losses import LossSpec
+from ....policy import FormulaError
 from . import shared_object
 from .compiler import CompilerError, find_compiler
 
@@ -21,6 +22,8 @@ def failure(spec: LossSpec, native: ModuleType) -> str | None:
     The first call of a process compiles them, or loads what an earlier one has compiled. Its
     answer lasts.
     """
+    if spec.reduction == "nearest":
+        return None  # its tiles are a search, and its formula runs on N x k numbers
     if os.environ.get("UNITSFACE_POLICY_COMPILER") == "off":
         return "UNITSFACE_POLICY_COMPILER=off"
     if spec.name not in _failures:
@@ -33,6 +36,6 @@ def failure(spec: LossSpec, native: ModuleType) -> str | None:
 def _load(spec: LossSpec, native: ModuleType) -> str | None:
     try:
         shared_object.load(spec, native, find_compiler())
-    except (CompilerError, UnsafeFolderError, shared_object.LoadError) as error:
+    except (CompilerError, FormulaError, UnsafeFolderError, shared_object.LoadError) as error:
         return str(error)
     return None

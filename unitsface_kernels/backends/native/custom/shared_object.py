@@ -14,6 +14,7 @@ from types import ModuleType
 from .... import cache as files
 from ...._version import __version__
 from ....losses import LossSpec
+from ....policy.cpp import cpp_struct
 from .compiler import TIMEOUT_S, Compiler, CompilerError
 
 PACKAGE = Path(__file__).resolve().parents[3]
@@ -28,6 +29,21 @@ _KERNELS = {
     ("logsumexp", "pair"): "pair_logsumexp_kernels",
 }
 _STRUCT = "Policy"
+_SOURCE = """\
+#include "unitsface/policy.h"
+#include "unitsface/scalar_math.h"
+
+namespace unitsface {{
+inline namespace UF_ISA {{
+
+{policy}
+}}  // namespace UF_ISA
+}}  // namespace unitsface
+
+#include "cpu/shared_object.h"
+
+UF_EXPORT({kernels}, {name})
+"""
 
 
 class LoadError(Exception):
@@ -57,12 +73,10 @@ def _digest_of_headers() -> str:
 
 
 def source_of(spec: LossSpec) -> str:
-    """One translation unit. Nothing in it but the policy comes from the loss."""
-    from ....policy.cpp import cpp_struct
-
+    """One translation unit; nothing but the policy depends on the loss."""
+    assert spec.formula is not None
     kernels = _KERNELS[spec.reduction, spec.topology]
-    struct = cpp_struct(spec.formula, _STRUCT)
-    return f'{struct}\n#include "cpu/shared_object.h"\n\nUF_EXPORT({kernels}, {_STRUCT})\n'
+    return _SOURCE.format(policy=cpp_struct(spec.formula, _STRUCT), kernels=kernels, name=_STRUCT)
 
 
 def _isa(native: ModuleType) -> str:
