@@ -76,7 +76,7 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
 
 def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of both kernels that follow from the loss, and where gradients go."""
-    policy, params = space.sum_policy, space.call.params
+    policy, params = space.sum_policy, space.call.kernel_params
     weights = policy.weights(params)
     arguments = (
         gradient,
