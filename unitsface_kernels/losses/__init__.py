@@ -15,6 +15,7 @@ from . import (
     uce,
     uss,
 )
+from .custom import CUSTOM, register
 from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
@@ -34,4 +35,18 @@ REGISTRY: dict[str, LossSpec] = {
     )
 }
 
-__all__ = ["EMPTY", "REGISTRY", "Finish", "LossSpec", "Parameter", "Triplet"]
+
+def find(name: str) -> LossSpec:
+    """A loss of the registry, or one of the user's that this process has met."""
+    known = REGISTRY.get(name) or CUSTOM.get(name)
+    if known is None:
+        raise LookupError(
+            f"no loss {name!r} in this process: its policy must be defined before it is called"
+        )
+    return known
+
+
+__all__ = [
+    *("CUSTOM", "EMPTY", "REGISTRY", "Finish", "LossSpec", "Parameter", "Triplet"),
+    *("find", "register"),
+]
