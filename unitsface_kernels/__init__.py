@@ -3,15 +3,17 @@
 Large batch-pair and sample-to-class cosine losses that never store the N x M matrix.
 """
 
-from . import functional, modules
+from . import functional, modules, policy
 from ._version import __version__
 from .dispatch import resolve as resolve_backend
 from .distributed.partial_fc import PartialFC, clip_grad_norm_
 from .functional import (
+    fused_class_loss,
     fused_margin_softmax_loss,
     fused_npt_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
+    fused_pair_loss,
     fused_pair_softmax_loss,
     fused_sphereface2_loss,
     fused_uce_loss,
@@ -24,12 +26,14 @@ from .modules import (
     PAIR_LOSSES,
     ArcFaceLoss,
     ClassBCELoss,
+    ClassLoss,
     CosFaceLoss,
     EPLLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
     NPTLoss,
     PairBCELoss,
+    PairLoss,
     PairSoftmaxLoss,
     SphereFace2Loss,
     SphereFaceLoss,
@@ -46,6 +50,7 @@ __all__ = [
     "PAIR_LOSSES",
     "ArcFaceLoss",
     "ClassBCELoss",
+    "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
     "FeatureMemory",
@@ -53,6 +58,7 @@ __all__ = [
     "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairLoss",
     "PairSoftmaxLoss",
     "PartialFC",
     "SampledAdamW",
@@ -67,15 +73,18 @@ __all__ = [
     "__version__",
     "adapters",
     "clip_grad_norm_",
+    "fused_class_loss",
     "fused_margin_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",
+    "fused_pair_loss",
     "fused_pair_softmax_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",
     "metrics",
+    "policy",
     "resolve_backend",
     "uss_threshold_init",
 ]

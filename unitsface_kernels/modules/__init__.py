@@ -8,6 +8,7 @@ from .. import functional
 from ..losses import REGISTRY
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .custom import ClassLoss, PairLoss
 from .derived import module_of
 from .epl import EPLLoss
 from .margin_softmax import (
@@ -48,12 +49,14 @@ __all__ = [
     "PAIR_LOSSES",
     "ArcFaceLoss",
     "ClassBCELoss",
+    "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
     "MarginSoftmaxLoss",
     "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairLoss",
     "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
