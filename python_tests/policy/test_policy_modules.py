@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.helpers import TARGETS, Target
-from support.policies import Contrastive, Cosine, Threshold, Tuplet, Unified, contrastive
+from support.own_policies import Contrastive, Cosine, Threshold, Tuplet, Unified, contrastive
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 
