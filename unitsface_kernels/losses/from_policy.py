@@ -41,6 +41,7 @@ def spec_of(
         valid_rows=valid_rows,
         # Asked for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
+        formula=formula,
     )
 
 

@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..losses.spec import Parameter, Topology
+from .parameter import Parameter, Topology
 from .checks import check_finite
 from .expression import (
     Expression,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..losses.spec import Parameter, Topology
+from .parameter import Parameter, Topology
 from .expression import Expression, Line, leaf
 
 Kind = Literal["scalar", "row", "column", "identity"]
