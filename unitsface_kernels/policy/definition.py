@@ -113,6 +113,10 @@ class Policy:
     def values(self) -> dict[str, float | str]:
         return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
 
+    def __repr__(self) -> str:
+        values = (f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({', '.join(values)})"
+
     def positive_weight(self) -> Any:
         return 1.0
 
