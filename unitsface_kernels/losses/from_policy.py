@@ -7,8 +7,9 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from ..policy import bounds, eager
-from ..policy.definition import COSINE, THRESHOLD, Formula, Policy
-from ..policy.expression import Expression, build, leaf
+from ..policy.definition import Policy
+from ..policy.expression import Expression, build
+from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
 _REDUCTIONS: dict[str, Reduction] = {
@@ -54,18 +55,17 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    return partial(_evaluate, expression, tuple(leaf(p.name, "number") for p in formula.numbers))
+    return partial(_evaluate, formula, expression)
 
 
 def _evaluate(
+    formula: Formula,
     expression: Expression,
-    numbers: tuple[Expression, ...],
     cosine: Tensor,
     threshold: Tensor | None,
     params: tuple[float, ...],
 ) -> Tensor:
-    bindings: dict[Expression, Tensor | float] = dict(zip(numbers, params, strict=True))
-    bindings[COSINE] = cosine
+    bindings: dict[Expression, Tensor | float] = {COSINE: cosine}
     if threshold is not None:
         bindings[THRESHOLD] = threshold
-    return eager.evaluate(expression, bindings)
+    return eager.evaluate(expression, bindings | number_bindings(formula, params))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..policy.definition import Formula
+from ..policy.formula import Formula
 from ..policy.form import kernel_form
 from ..policy.parameter import Parameter, Topology
 
