@@ -236,7 +236,7 @@ class PairSoftmaxLoss(RegisteredPairLoss):
         super().__init__(locals())
 
 
-class CircleLoss(PairLoss):
+class CircleLoss(RegisteredPairLoss):
     """Circle over pairs of samples; see :func:`fused_circle_loss`. It has no parameters.
 
     Args:
@@ -261,7 +261,7 @@ class CircleLoss(PairLoss):
         super().__init__(locals())
 
 
-class MultiSimilarityLoss(PairLoss):
+class MultiSimilarityLoss(RegisteredPairLoss):
     """Multi-Similarity; see :func:`fused_multi_similarity_loss`. It has no parameters.
 
     Args:
