@@ -10,8 +10,8 @@ from itertools import groupby
 
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import Expression, fail
-from .form import POSITIVE, KernelForm, Slopes, kernel_form
+from .expression import Expression, fail, node, topological
+from .form import POSITIVE, KernelForm, Slopes, is_uniform, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
 from .operations import OPERATIONS
 from .text import infix
@@ -19,10 +19,10 @@ from .text import infix
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
 p v value dcosine dthreshold cosine threshold positive negative evaluate Term Logit Softplus
-unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives exp_clamped log_positive softplus
-tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf INFINITY
-NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept
-const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
+unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
+softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
+INFINITY NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl
+concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
 default delete do double dynamic_cast else enum explicit export extern false float for friend
 goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq
 private protected public register reinterpret_cast requires return short signed sizeof static
@@ -61,6 +61,7 @@ CPP = Dialect(
     declare=lambda name, text, mask: f"const {'bool' if mask else 'float'} {name} = {text};",
     declare_parts=lambda name, call: f"const auto {name} = {call};",
     part=lambda name, part: f"{name}.{part}",
+    uniform=("({0} != 0u)", "choose({0}, {1}, {2})"),
 )
 
 
@@ -85,7 +86,7 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     lines += _declarations(names)
     if not names:
         return [*lines, "", f"UF_HOST_DEVICE explicit {struct_name}(const float*) {{}}"]
-    values = (f"p[{i}] != 0.0f" if e.mask else f"p[{i}]" for i, e in enumerate(names))
+    values = (f"all_bits(p[{i}] != 0.0f)" if e.mask else f"p[{i}]" for i, e in enumerate(names))
     members = [f"{name}({value})" for name, value in zip(names.values(), values, strict=True)]
     head = f"UF_HOST_DEVICE explicit {struct_name}(const float* p)"
     together = f": {', '.join(members)} {{}}"
@@ -101,7 +102,7 @@ def _declarations(names: Mapping[Expression, str]) -> list[str]:
     """Fields, with what each is; the comments of neighbors are aligned."""
     lines = []
     for described, group in groupby(names.items(), key=lambda item: item[0].op != "leaf"):
-        fields = [(f"{'bool' if e.mask else 'float'} {name};", infix(e)) for e, name in group]
+        fields = [(f"{'unsigned' if e.mask else 'float'} {name};", infix(e)) for e, name in group]
         width = max(len(field) for field, _ in fields)
         for field, comment in fields:
             lines.append(f"{field:{width}}  // {comment}" if described else field)
@@ -128,6 +129,7 @@ def _function(
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if threshold:
         outputs["dthreshold"] = slopes.dthreshold
+    outputs = _nested(outputs)
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     lines, texts = straight_line(CPP, outputs, known)
     lines.append(f"return {{{', '.join(texts.values())}}};")
@@ -139,3 +141,44 @@ def _function(
     if len(lines) == 1 and len(together) <= _WIDTH:
         return [together]
     return [head, *(f"  {line}" for line in lines), "}"]
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+#: Operations that compilers keep as arithmetic.
+_ARITHMETIC = {"add", "sub", "mul", "div", "neg", "leaf", "const"}
+
+
+def _nested(outputs: Mapping[str, Expression]) -> dict[str, Expression]:
+    """The same with selections within selections, rather than by ``and`` and ``or`` of masks.
+
+    GCC turns an ``or`` of comparisons of what was itself selected into a branch that yields a bool,
+    and does not vectorize that.
+    """
+    found: dict[Expression, Expression] = {}
+    for e in topological(*outputs.values()):
+        if e.op == "where":
+            found[e] = _select(found[e.args[0]], found[e.args[1]], found[e.args[2]])
+        elif is_uniform(e) or not e.args:
+            found[e] = e
+        else:
+            found[e] = node(e.op, tuple(found[arg] for arg in e.args), mask=e.mask)
+    return {name: found[e] for name, e in outputs.items()}
+
+
+def _select(mask: Expression, yes: Expression, no: Expression) -> Expression:
+    if mask.uniform:
+        return node("where", (mask, yes, no))
+    if mask.op in ("and", "or") and not all(map(_is_plain, mask.args)):
+        first, second = mask.args
+        inner = _select(second, yes, no)
+        return _select(first, inner, no) if mask.op == "and" else _select(first, yes, inner)
+    if mask.op == "not":
+        return _select(mask.args[0], no, yes)
+    return node("where", (mask, yes, no))
+
+
+def _is_plain(mask: Expression) -> bool:
+    return not mask.uniform and all(
+        e.op in _ARITHMETIC or e.uniform or (e.mask and e.op != "not") for e in topological(mask)
+    )

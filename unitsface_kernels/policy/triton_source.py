@@ -21,7 +21,8 @@ _LOSSES = "unitsface_kernels.backends.triton.losses"
 #: Names that a constant cannot have: those of the module, and of the functions it calls.
 _WORDS = """
 triton tl value dcosine dthreshold cosine threshold positive negative params logit term float
-exp log softplus_and_sigmoid tanh sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin
+exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos sine_of_cosine angle_of_cosine pow_positive
+cosine_margin
 """
 _TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
 
@@ -82,7 +83,7 @@ def triton_module(formula: Formula) -> str:
 _UNUSED = "  # noqa: F401  (the interpreter requires it)"
 
 _MATH = (
-    *("exp", "log", "softplus_and_sigmoid", "tanh", "sin_cos", "sine_of_cosine"),
+    *("exp", "log", "softplus_and_sigmoid", "sigmoid_slope", "tanh", "sin_cos", "sine_of_cosine"),
     *("angle_of_cosine", "pow_positive", "cosine_margin"),
 )
 
