@@ -10,8 +10,8 @@ from itertools import groupby
 
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import Expression, fail, node, topological
-from .form import POSITIVE, KernelForm, Slopes, is_uniform, kernel_form
+from .expression import Expression, fail
+from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
 from .operations import OPERATIONS
 from .text import infix
@@ -62,6 +62,12 @@ CPP = Dialect(
     declare_parts=lambda name, call: f"const auto {name} = {call};",
     part=lambda name, part: f"{name}.{part}",
     uniform=("({0} != 0u)", "choose({0}, {1}, {2})"),
+    # GCC makes a branch of a comparison of what was itself selected, and does not vectorize it.
+    compared={
+        "where": "choose(all_bits({0}), {1}, {2})",
+        "max": "choose(all_bits({0} < {1}), {1}, {0})",
+        "min": "choose(all_bits({0} > {1}), {1}, {0})",
+    },
 )
 
 
@@ -129,7 +135,7 @@ def _function(
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if threshold:
         outputs["dthreshold"] = slopes.dthreshold
-    outputs = _nested(outputs)
+
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     lines, texts = straight_line(CPP, outputs, known)
     lines.append(f"return {{{', '.join(texts.values())}}};")
@@ -141,44 +147,3 @@ def _function(
     if len(lines) == 1 and len(together) <= _WIDTH:
         return [together]
     return [head, *(f"  {line}" for line in lines), "}"]
-
-
-# --- masks ----------------------------------------------------------------------------------------
-
-#: Operations that compilers keep as arithmetic.
-_ARITHMETIC = {"add", "sub", "mul", "div", "neg", "leaf", "const"}
-
-
-def _nested(outputs: Mapping[str, Expression]) -> dict[str, Expression]:
-    """The same with selections within selections, rather than by ``and`` and ``or`` of masks.
-
-    GCC turns an ``or`` of comparisons of what was itself selected into a branch that yields a bool,
-    and does not vectorize that.
-    """
-    found: dict[Expression, Expression] = {}
-    for e in topological(*outputs.values()):
-        if e.op == "where":
-            found[e] = _select(found[e.args[0]], found[e.args[1]], found[e.args[2]])
-        elif is_uniform(e) or not e.args:
-            found[e] = e
-        else:
-            found[e] = node(e.op, tuple(found[arg] for arg in e.args), mask=e.mask)
-    return {name: found[e] for name, e in outputs.items()}
-
-
-def _select(mask: Expression, yes: Expression, no: Expression) -> Expression:
-    if mask.uniform:
-        return node("where", (mask, yes, no))
-    if mask.op in ("and", "or") and not all(map(_is_plain, mask.args)):
-        first, second = mask.args
-        inner = _select(second, yes, no)
-        return _select(first, inner, no) if mask.op == "and" else _select(first, yes, inner)
-    if mask.op == "not":
-        return _select(mask.args[0], no, yes)
-    return node("where", (mask, yes, no))
-
-
-def _is_plain(mask: Expression) -> bool:
-    return not mask.uniform and all(
-        e.op in _ARITHMETIC or e.uniform or (e.mask and e.op != "not") for e in topological(mask)
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .expression import Expression, is_const, topological, value_of
 from .text import comparison
@@ -49,6 +49,7 @@ class Dialect:
         part: how one of these results is read: (name, part).
         uniform: for masks that numbers alone decide: how a mask is read from what a kernel
             receives, and a selection by it. None: as any other mask.
+        compared: spellings of selections whose result a comparison reads, where they differ.
     """
 
     spelling: Callable[[str], str]
@@ -57,6 +58,7 @@ class Dialect:
     declare_parts: Callable[[str, str], str]
     part: Callable[[str, str], str]
     uniform: tuple[str, str] | None = None
+    compared: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +93,8 @@ class _Writer:
         self._count: Counter[str] = Counter()
         nodes = topological(*outputs.values(), above=self._pieces)
         self._nodes = [e for e in nodes if e not in self._pieces]
+        compared = [e for e in self._nodes if e.op in ("lt", "le", "eq", "max", "min")]
+        self._compared = set(topological(*(arg for e in compared for arg in e.args)))
         self._uses = Counter(arg for e in self._nodes for arg in e.args)
         self._uses.update(outputs.values())
 
@@ -108,6 +112,8 @@ class _Writer:
             text = self._dialect.literal(e.mask and bool(e.payload) if e.mask else value_of(e))
             return _Piece(text, _PRODUCT if text.startswith("-") else _CALL)
         spelling = self._dialect.spelling(e.op)
+        if e in self._compared:
+            spelling = self._dialect.compared.get(e.op, spelling)
         if e.op in _FLIPPED and e.args[0].op == "const":
             spelling = _FLIPPED[e.op]
         if e.op == "where" and e.args[0] in self._masks and self._dialect.uniform is not None:

@@ -134,7 +134,8 @@ UF_HOST_DEVICE float log_positive(float x) {
   const float normal = x < 1.17549435e-38f ? 1.17549435e-38f : x;
   const float log = log_normal(normal);
   // The bits of a NaN have a logarithm.
-  return (x >= 0.0f) & (x < INFINITY) ? log : (x >= 0.0f ? x : NAN);
+  const float other = choose(all_bits(x >= 0.0f), x, NAN);
+  return choose(all_bits(x >= 0.0f) & all_bits(x < INFINITY), log, other);
 }
 
 // x^t for x > 0, 0 for x <= 0; NaN stays NaN. x counts as at least 1e-30.
@@ -148,9 +149,9 @@ UF_HOST_DEVICE float pow_positive(float x, float t) {
   const float high = t * log.high, low = t * log.low;
   const float sum = high + low, rest = low - (sum - high);
   const float exponential = exp_clamped(sum);
-  const float power = base == base ? exponential + exponential * rest : base;
+  const float power = choose(all_bits(base == base), exponential + exponential * rest, base);
 #endif
-  return x <= 0.0f ? 0.0f : power;
+  return choose(all_bits(x <= 0.0f), 0.0f, power);
 }
 
 // tanh(x), to 2e-7 of itself.
