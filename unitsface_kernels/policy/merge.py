@@ -16,6 +16,7 @@ _COSTS = {
     "log": 14,
     "tanh": 22,
     "sigmoid": 16,
+    "sigmoid_slope": 18,
     "softplus": 26,
     "sin": 16,
     "cos": 16,
@@ -25,7 +26,12 @@ _COSTS = {
     "margin_slope": 60,
 }
 #: Operations that one function computes at once from equal arguments.
-_TWINS = {"sigmoid": "softplus", "cos": "sin", "margin_slope": "margin"}
+_TWINS = {
+    "sigmoid": "softplus",
+    "sigmoid_slope": "softplus",
+    "cos": "sin",
+    "margin_slope": "margin",
+}
 _SUMS = {"add", "sub"}
 
 
