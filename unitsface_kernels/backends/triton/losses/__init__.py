@@ -1,8 +1,8 @@
-"""Triton policies, one per loss of the registry: the only loss formulas of this backend.
+"""Triton policies, one per loss of the registry, generated from their formulas.
 
-A module here is named after its loss and ends with its ``POLICY``. A policy of a ``sum`` loss has
-``logit``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over tiles that
-the kernels receive as constants.
+A module of ``generated`` is named after its loss and ends with its ``POLICY``. A policy of a ``sum``
+loss has ``logit``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over tiles
+that the kernels receive as constants.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .policy import LogsumexpPairsPolicy, LogsumexpPolicy, Policy, SumPolicy
 
 #: A ``nearest`` loss needs none, see ``LossSpec.triplet``.
 POLICIES: dict[str, Policy] = {
-    spec.name: importlib.import_module(f".{spec.policy or spec.name}", __name__).POLICY
+    spec.name: importlib.import_module(f"..generated.{spec.policy or spec.name}", __name__).POLICY
     for spec in REGISTRY.values()
     if spec.triplet is None
 }
