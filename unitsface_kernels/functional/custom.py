@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.collectives import Group
-from ..losses import LossSpec, custom
+from ..losses import LossSpec, custom, find
 from ..policy import Class, Pair, Policy
 from .call import Options, Samples, class_loss
 from .ranks import pair_loss
@@ -43,8 +43,8 @@ def spec_of(policy: Policy, per_column: bool) -> LossSpec:
         # A graph may contain the name as a constant, but no object.
         from ..compiled import constant
 
-        return custom.find(constant(_name_of, policy, per_column))
-    return custom.find(_name_of(policy, per_column))
+        return find(constant(_name_of, policy, per_column))
+    return find(_name_of(policy, per_column))
 
 
 def _name_of(policy: Policy, per_column: bool) -> str:

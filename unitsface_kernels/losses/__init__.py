@@ -32,7 +32,6 @@ REGISTRY: dict[str, LossSpec] = {
 }
 
 
-
 def find(name: str) -> LossSpec:
     """A loss of the registry, or one of the user's that this process has met."""
     known = REGISTRY.get(name) or CUSTOM.get(name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
+import torch
 from torch import Tensor
 
 from ..policy import bounds, eager
-from ..policy.definition import COSINE, THRESHOLD, Formula, Policy
-from ..policy.expression import Expression, build, leaf
+from ..policy.definition import Policy
+from ..policy.expression import Expression, build
+from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
 _REDUCTIONS: dict[str, Reduction] = {
@@ -54,18 +56,30 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    return partial(_evaluate, expression, tuple(leaf(p.name, "number") for p in formula.numbers))
+    _TERMS.append((formula, expression))
+    return partial(_term_of, len(_TERMS) - 1)
 
 
-def _evaluate(
-    expression: Expression,
-    numbers: tuple[Expression, ...],
-    cosine: Tensor,
-    threshold: Tensor | None,
-    params: tuple[float, ...],
+#: Formulas and expressions of terms, which a graph of torch.compile can only name by numbers.
+_TERMS: list[tuple[Formula, Expression]] = []
+
+
+def _term_of(
+    place: int, cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]
 ) -> Tensor:
-    bindings: dict[Expression, Tensor | float] = dict(zip(numbers, params, strict=True))
-    bindings[COSINE] = cosine
+    if torch.compiler.is_compiling():
+        from ..compiled import evaluate_term
+
+        return evaluate_term(place, cosine, threshold, params)
+    return evaluate(place, cosine, threshold, params)
+
+
+def evaluate(
+    place: int, cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]
+) -> Tensor:
+    """The term number ``place`` by operations of Torch."""
+    formula, expression = _TERMS[place]
+    bindings: dict[Expression, Tensor | float] = {COSINE: cosine}
     if threshold is not None:
         bindings[THRESHOLD] = threshold
-    return eager.evaluate(expression, bindings)
+    return eager.evaluate(expression, bindings | number_bindings(formula, params))
