@@ -23,7 +23,6 @@ from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Var
 from .nan import keeping_nan
 from .parameter import Parameter, Topology
 
-
 _PACKAGE = __name__.partition(".")[0]
 
 

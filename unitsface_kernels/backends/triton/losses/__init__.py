@@ -1,7 +1,7 @@
 """Triton policies, one per loss, generated from their formulas.
 
-A module of ``generated`` is named after a loss of the registry and ends with its ``POLICY``; those of
-other losses are made at their first use. A policy of a ``sum`` loss has ``logit`` or ``term``, of a
+A module of ``generated`` is named after a loss of the registry and ends with its ``POLICY``; those
+of other losses are made at their first use. A policy of a ``sum`` loss has ``logit`` or ``term``, of a
 log-sum-exp ``negative`` and ``positive``: JIT functions over tiles that the kernels receive as
 constants.
 """
