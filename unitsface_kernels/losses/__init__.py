@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from . import (
+    circle,
     class_bce,
     margin_softmax,
+    multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
@@ -13,7 +15,8 @@ from . import (
     uce,
     uss,
 )
-from .spec import LossSpec, Parameter, Triplet
+from .custom import CUSTOM, register
+from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
     spec.name: spec
@@ -26,8 +29,24 @@ REGISTRY: dict[str, LossSpec] = {
         sphereface2.SPEC,
         pair_softmax.SPEC,
         pair_logsumexp.SPEC,
+        circle.SPEC,
+        multi_similarity.SPEC,
         npt.SPEC,
     )
 }
 
-__all__ = ["REGISTRY", "LossSpec", "Parameter", "Triplet"]
+
+def find(name: str) -> LossSpec:
+    """A loss of the registry, or one of the user's that this process has met."""
+    known = REGISTRY.get(name) or CUSTOM.get(name)
+    if known is None:
+        raise LookupError(
+            f"no loss {name!r} in this process: its policy must be defined before it is called"
+        )
+    return known
+
+
+__all__ = [
+    *("CUSTOM", "EMPTY", "REGISTRY", "Finish", "LossSpec", "Parameter", "Triplet"),
+    *("find", "register"),
+]

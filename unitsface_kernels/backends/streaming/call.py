@@ -72,7 +72,7 @@ class CallConfig:
     """Static part of a call.
 
     Attributes:
-        params: hyper-parameters as the kernels receive them.
+        params: hyper-parameters as :meth:`LossSpec.pack` has them.
         reduction: "mean", "sum" or "none".
         backend: "reference", "native" or "triton".
         compute_dtype: operands of the matmuls, which accumulate in float32.
@@ -186,6 +186,11 @@ class Call(CallConfig):
     ranks: Ranks | None = None
 
     @cached_property
+    def kernel_params(self) -> tuple[float, ...]:
+        """See :meth:`LossSpec.kernel_params`."""
+        return self.spec.kernel_params(self.params)
+
+    @cached_property
     def num_columns(self) -> int:
         if self.column_index is not None:
             return self.column_index.shape[0]
@@ -238,6 +243,8 @@ class Call(CallConfig):
         if self.spec.valid_rows == "labeled":
             return self.row_labels != -1
         positives, negatives = self.pair_counts
+        if self.spec.valid_rows == "with_both":
+            return (positives > 0) & (negatives > 0)
         return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 
     def num_valid_rows(self) -> Tensor:

@@ -1,0 +1,78 @@
+"""A language for losses: a formula of one pair, written once, becomes kernels for every backend.
+
+::
+
+    class Contrastive(policy.Pair):
+        margin: policy.Number = 0.4
+        def positive(self, c): return 1 - c
+        def negative(self, c): return policy.maximum(c - self.margin, 0)
+"""
+
+from .definition import (
+    Class,
+    Number,
+    Pair,
+    PerColumn,
+    PerIdentity,
+    PerRow,
+    Policy,
+    Scalar,
+    Threshold,
+    number,
+)
+from .expression import Expression, FormulaError
+from .vocabulary import (
+    abs,
+    acos,
+    clamp,
+    cos,
+    cosine_margin,
+    detach,
+    exp,
+    log,
+    maximum,
+    minimum,
+    pow,
+    sigmoid,
+    sin,
+    sine,
+    softplus,
+    sqrt,
+    square,
+    tanh,
+    where,
+)
+
+__all__ = [
+    "Class",
+    "Expression",
+    "FormulaError",
+    "Number",
+    "Pair",
+    "PerColumn",
+    "PerIdentity",
+    "PerRow",
+    "Policy",
+    "Scalar",
+    "Threshold",
+    "abs",
+    "acos",
+    "clamp",
+    "cos",
+    "cosine_margin",
+    "detach",
+    "exp",
+    "log",
+    "maximum",
+    "minimum",
+    "number",
+    "pow",
+    "sigmoid",
+    "sin",
+    "sine",
+    "softplus",
+    "sqrt",
+    "square",
+    "tanh",
+    "where",
+]

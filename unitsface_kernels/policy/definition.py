@@ -1,0 +1,277 @@
+"""Policies: a loss's formula, written once."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .checks import check_finite
+from .expression import (
+    Expression,
+    FormulaError,
+    Line,
+    Lines,
+    build,
+    fail,
+    leaf,
+    lift,
+    recorded,
+    users_line,
+)
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Variable
+from .nan import gives_nan
+from .parameter import Parameter, Topology
+
+
+class _Annotation:
+    """What stands behind the name of a field."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+if TYPE_CHECKING:
+    Number = Any
+    Threshold = Any
+    Scalar = Any
+    PerRow = Any
+    PerColumn = Any
+    PerIdentity = Any
+else:
+    #: A hyper-parameter: one number, known on the host.
+    Number = _Annotation("number")
+    #: The learnable threshold of a loss, in logit units: one, or one per column.
+    Threshold = _Annotation("threshold")
+    #: One number in a tensor; it may be learned.
+    Scalar = _Annotation("scalar")
+    #: One number per row (N,), per column (M,), or per identity (K,), in a tensor; may be learned.
+    PerRow = _Annotation("row")
+    PerColumn = _Annotation("column")
+    PerIdentity = _Annotation("identity")
+
+
+def number(
+    default: float | str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    integer: bool = False,
+) -> Any:
+    """Default and bounds of a :data:`Number`; see :class:`Parameter`."""
+    return Parameter("", default, above, at_least, maximum, choices, integer)
+
+
+class Policy:
+    """Base of all policies; users derive from :class:`Pair` or :class:`Class`.
+
+    A policy's methods are written once, with the operators of Python and the functions of this
+    package, for one pair of rows at cosine ``c``. Fields are the names that they read.
+
+    ``combine`` says what the methods return and how a row's pairs become its loss:
+
+    - "sum": terms, which are added.
+    - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
+      :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
+    - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
+    - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
+      which one of no pairs is -1e30.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest cosines
+      with other classes; k is the number ``k``, 1 if there is none. With a number ``hinges``, "mean"
+      or "sum", that says whether terms are added instead.
+
+    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
+    """
+
+    topology: ClassVar[Topology]
+    combine: ClassVar[Combination] = "sum"
+    formula: ClassVar[Formula]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if any(hasattr(cls, name) for name in ("positive", "negative", "triplet")):
+            lines = Lines()
+            with recorded(lines):
+                formula = _trace(cls)
+                check_finite(formula, lines)
+            cls.formula = formula
+
+    def __init__(self, **values: float | str) -> None:
+        if not hasattr(self, "formula"):
+            raise TypeError(f"{type(self).__name__} defines neither positive nor negative")
+        known = {parameter.name: parameter for parameter in self.formula.numbers}
+        for name in values:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__} takes {', '.join(known) or 'no parameters'}, got {name}"
+                )
+        for name, parameter in known.items():
+            setattr(self, name, values.get(name, parameter.default))
+
+    def values(self) -> dict[str, float | str]:
+        return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
+
+    def __repr__(self) -> str:
+        values = (f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({', '.join(values)})"
+
+    def positive_weight(self) -> Any:
+        return 1.0
+
+    def negative_weight(self) -> Any:
+        return 1.0
+
+
+class Pair(Policy):
+    """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
+
+    topology = "pair"
+
+
+class Class(Policy):
+    """A policy of samples against class weights; the positive is the row's own class."""
+
+    topology = "class"
+
+
+def _fields(cls: type[Policy]) -> dict[str, Any]:
+    """Kinds of the fields by name, those of base classes first."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, annotation in inspect.get_annotations(base).items():
+            kind = _kind(annotation, base)
+            if kind is not None:
+                found[name] = kind
+    return found
+
+
+def _kind(annotation: Any, base: type) -> str | None:
+    if isinstance(annotation, str):
+        # As typing.get_type_hints, which refuses annotations that are not types.
+        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        last = annotation.split(".")[-1].strip()
+        if last not in _KINDS:
+            return None
+        try:
+            annotation = eval(annotation, dict(scope))
+        except Exception:
+            annotation = _KINDS[last]
+    return annotation.kind if isinstance(annotation, _Annotation) else None
+
+
+def _trace(cls: type[Policy]) -> Formula:
+    fields = _fields(cls)
+    this = object.__new__(cls)
+    numbers: list[Parameter] = []
+    variables: list[Variable] = []
+    for name, kind in fields.items():
+        default = getattr(cls, name, None)
+        if kind == "number":
+            if default is None:
+                raise FormulaError(f"{cls.__name__}.{name} has no default")
+            parameter = default if isinstance(default, Parameter) else Parameter("", default)
+            numbers.append(_named(parameter, name))
+            setattr(this, name, leaf(name, "number", parameter.choices))
+        elif kind == "threshold":
+            setattr(this, name, THRESHOLD)
+        else:
+            variables.append(Variable(name, kind))
+            setattr(this, name, leaf(name, kind))
+    terms = {
+        name: _keeping_nan(_call(cls, this, name, COSINE)) for name in ("positive", "negative")
+    }
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name)
+        for name in ("positive_weight", "negative_weight")
+    )
+    finish = triplet = None
+    if cls.combine == "logsumexps":
+        finish = _required(cls, this, "finish", *SUMS)
+    if cls.combine == "topk":
+        triplet = _required(cls, this, "triplet", *COSINES)
+    return Formula(
+        cls.__name__,
+        users_line(),
+        cls.topology,
+        cls.combine,
+        tuple(numbers),
+        tuple(variables),
+        "threshold" in fields.values(),
+        terms["positive"],
+        terms["negative"],
+        weights,
+        finish,
+        triplet,
+    )
+
+
+def _named(parameter: Parameter, name: str) -> Parameter:
+    return Parameter(
+        name,
+        parameter.default,
+        parameter.minimum,
+        parameter.at_least,
+        parameter.maximum,
+        parameter.choices,
+        parameter.integer,
+    )
+
+
+def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    method = getattr(cls, name, None)
+    if method is None:
+        return None
+    code = getattr(method, "__code__", None)
+    line = Line(code.co_filename, code.co_firstlineno) if code else users_line()
+    try:
+        found = method(this, *arguments)
+    except FormulaError:
+        raise
+    except Exception as error:
+        # Raised within the method: name the last line of it that was reached.
+        raise FormulaError(f"{_reached(error, line)}\n  {error}") from error
+    what = f"{cls.__name__}.{name}"
+    if found is None:
+        fail(f"{what} returns nothing", line)
+    if not isinstance(found, (Expression, bool, int, float)):
+        fail(f"{what} must return a number or an expression, got {type(found).__name__}", line)
+    found = lift(found)
+    if found.mask:
+        fail(f"{what} must return a number, got a mask; use policy.where", line)
+    return found
+
+
+def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    found = _call(cls, this, name, *arguments)
+    if found is None:
+        fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
+    return found
+
+
+def _reached(error: Exception, method: Line | None) -> Line | None:
+    line, trace = method, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if method is not None and code.co_filename == method.file:
+            line = Line(code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return line
+
+
+def _keeping_nan(e: Expression | None) -> Expression | None:
+    """``e``, as NaN where the cosine is, even if comparisons with it would choose a number."""
+    if e is None or "cosine" not in e.reads or gives_nan(e):
+        return e
+    return build("where", build("eq", COSINE, COSINE), e, COSINE)
+
+
+_KINDS = {
+    "Number": Number,
+    "Threshold": Threshold,
+    "Scalar": Scalar,
+    "PerRow": PerRow,
+    "PerColumn": PerColumn,
+    "PerIdentity": PerIdentity,
+}

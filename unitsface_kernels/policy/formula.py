@@ -1,0 +1,75 @@
+"""A policy's methods as expressions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .expression import Expression, Line, leaf
+from .parameter import Parameter, Topology
+
+Kind = Literal["scalar", "row", "column", "identity"]
+#: How the pairs of a row combine, see :class:`definition.Policy`.
+Combination = Literal["sum", "softplus", "logsumexp", "logsumexps", "topk"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A tensor that a formula reads."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """A policy's methods as expressions of the cosine and of its fields.
+
+    Attributes:
+        name: the class.
+        line: where it is defined.
+        numbers: hyper-parameters in the order of the fields.
+        variables: tensors that it reads.
+        threshold: whether there is a threshold.
+        positive, negative: logits or terms, None if such pairs take no part.
+        weights: of positives and of negatives, for "softplus"; functions of the numbers.
+        finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
+        triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
+    """
+
+    name: str
+    line: Line | None
+    topology: Topology
+    combine: Combination
+    numbers: tuple[Parameter, ...]
+    variables: tuple[Variable, ...]
+    threshold: bool
+    positive: Expression | None
+    negative: Expression | None
+    weights: tuple[Expression, Expression]
+    finish: Expression | None
+    triplet: Expression | None = None
+
+
+#: The variable of every formula, and that of the threshold.
+COSINE = leaf("cosine", "cosine")
+THRESHOLD = leaf("threshold", "scalar")
+#: What ``finish`` reads: the log-sum-exps of a row's positives and of its negatives.
+SUMS = leaf("positives", "scalar"), leaf("negatives", "scalar")
+#: What ``triplet`` reads: the cosines of one of the nearest wrong columns and of the target.
+COSINES = leaf("nearest", "scalar"), leaf("target", "scalar")
+
+
+def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Expression, float]:
+    """The leaves of the numbers with their values, as ``eager.evaluate`` wants them."""
+    return {
+        leaf(n.name, "number", n.choices): value
+        for n, value in zip(formula.numbers, params, strict=True)
+    }
+
+
+def default_params(formula: Formula) -> tuple[float, ...]:
+    """Defaults of the numbers as the floats that kernels receive."""
+    return tuple(
+        float(n.choices.index(str(n.default)) if n.choices else n.default) for n in formula.numbers
+    )
