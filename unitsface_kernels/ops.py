@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import passes, validate
 from .backends.streaming import Call, CallConfig, CallTensors, Gradients, make_call, state_rows
-from .losses import REGISTRY
+from .losses import find
 
 # Fields of a configuration that are arguments as they are.
 _STATIC = [f.name for f in fields(CallConfig) if f.name not in ("spec", "params")]
@@ -65,7 +65,7 @@ class Arguments(NamedTuple):
     @property
     def config(self) -> CallConfig:
         static = {name: getattr(self, name) for name in _STATIC}
-        return CallConfig(REGISTRY[self.loss], tuple(self.params), **static)
+        return CallConfig(find(self.loss), tuple(self.params), **static)
 
     @property
     def differentiable(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -123,7 +123,7 @@ def similarity_loss(*flat) -> tuple[Tensor, ...]:
     """Loss, state for the backward pass, and gradients, empty where not needed or not known yet."""
     given = Arguments(*flat)
     validate.call_labels(
-        REGISTRY[given.loss],
+        find(given.loss),
         given.row_labels,
         given.columns,
         given.column_labels,

@@ -64,23 +64,21 @@ def test_registries_agree() -> None:
         assert flag is None or flag[1] == str(spec.positive is not None).lower(), name
 
     from unitsface_kernels.backends.triton.losses import (
-        POLICIES,
         LogsumexpPairsPolicy,
         LogsumexpPolicy,
         SumPolicy,
+        policy_of,
     )
 
-    assert POLICIES.keys() == tiled.keys()
-    for name, policy in POLICIES.items():
-        spec = REGISTRY[name]
-        kind = SumPolicy
+    for name, spec in tiled.items():
+        policy, kind = policy_of(spec), SumPolicy
         if spec.reduction == "logsumexp":
             kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
         assert isinstance(policy, kind), name
         if isinstance(policy, LogsumexpPairsPolicy):
             assert (policy.positive is None) == (spec.positive is None), name
     files = {path.stem for path in (PACKAGE / "losses").glob("*.py")}
-    assert files - {"__init__", "spec"} == REGISTRY.keys()
+    assert files - {"__init__", "custom", "spec"} == REGISTRY.keys()
 
 
 def test_unknown_losses_are_an_error_of_the_extension() -> None:

@@ -9,35 +9,16 @@ from typing import Literal
 
 from torch import Tensor
 
-Topology = Literal["pair", "class"]
+from ..policy.formula import Formula
+from ..policy.form import kernel_form
+from ..policy.parameter import Parameter, Topology
+
 Reduction = Literal["sum", "logsumexp", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
 ValidRows = Literal["labeled", "with_positives", "with_negatives"]
 
 # positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
 EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One scalar hyper-parameter of a loss.
-
-    Attributes:
-        name: keyword of the public function.
-        default: in the public function and in the module.
-        minimum: exclusive lower bound, or None.
-        at_least, maximum: inclusive bounds, or None.
-        choices: for a keyword that is one of several words; the kernels receive its index.
-        integer: only whole numbers, given as int, are accepted.
-    """
-
-    name: str
-    default: float | str
-    minimum: float | None = None
-    at_least: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,7 @@ class LossSpec:
             positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"nearest"``: the
             mean or sum of ``triplet`` over the largest cosines that are not the target's.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
-        parameters: scalar hyper-parameters in the order in which kernels receive them.
+        parameters: scalar hyper-parameters in the order of :meth:`pack`.
         negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
             Without ``positive``, positive pairs are left out. None for ``nearest``.
         function: name of the public function.
@@ -90,7 +71,8 @@ class LossSpec:
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
-        policy: name of the loss with the same Triton policy; None: it has its own.
+        policy: name of the loss with the same kernels; None: it has its own.
+        formula: from which eager terms and kernels are generated; None: they are hand-written.
     """
 
     name: str
@@ -106,9 +88,10 @@ class LossSpec:
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
     policy: str | None = None
+    formula: Formula | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
-        """Hyper-parameters as the floats that kernels receive, in order."""
+        """Hyper-parameters as floats, in order."""
         packed = []
         for parameter in self.parameters:
             value = values[parameter.name]
@@ -117,6 +100,10 @@ class LossSpec:
             else:
                 packed.append(float(value))
         return tuple(packed)
+
+    def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
+        """What the kernels receive for packed hyper-parameters: the constants of the formula."""
+        return params if self.formula is None else kernel_form(self.formula).constants(params)
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}

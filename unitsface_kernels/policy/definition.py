@@ -6,7 +6,6 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..losses.spec import Parameter, Topology
 from .checks import check_finite
 from .expression import (
     Expression,
@@ -21,6 +20,7 @@ from .expression import (
 )
 from .formula import COSINE, THRESHOLD, Combination, Formula, Variable
 from .nan import keeping_nan
+from .parameter import Parameter, Topology
 
 
 class _Annotation:
@@ -59,7 +59,7 @@ def number(
     choices: tuple[str, ...] = (),
     integer: bool = False,
 ) -> Any:
-    """Default and bounds of a :data:`Number`; see ``losses.spec.Parameter``."""
+    """Default and bounds of a :data:`Number`; see :class:`Parameter`."""
     return Parameter("", default, above, at_least, maximum, choices, integer)
 
 
@@ -73,7 +73,7 @@ class Policy:
 
     - "sum": terms, which are added.
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
-      :meth:`positive_weight` and :meth:`negative_weight`, are added.
+      :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
     - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
 
@@ -174,7 +174,10 @@ def _trace(cls: type[Policy]) -> Formula:
     for name, term in terms.items():
         if term is not None and "cosine" in term.reads:
             terms[name] = keeping_nan(term, COSINE)
-    weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name)
+        for name in ("positive_weight", "negative_weight")
+    )
     finish = None
     if cls.combine == "logsumexps":
         sums = leaf("positives", "scalar"), leaf("negatives", "scalar")

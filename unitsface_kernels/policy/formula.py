@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..losses.spec import Parameter, Topology
 from .expression import Expression, Line, leaf
+from .parameter import Parameter, Topology
 
 Kind = Literal["scalar", "row", "column", "identity"]
 #: How the pairs of a row combine, see :class:`definition.Policy`.

@@ -25,6 +25,7 @@ from ..streaming import (
     SumTile,
     TileColumns,
     UnitRows,
+    finish_rows,
 )
 from .loader import extension
 
@@ -81,7 +82,7 @@ class NativeEngine(UnitRows, ABC):
         self.device = call.rows.device
         self.loss = call.spec.name
         self.num_columns = call.num_columns
-        self.params = list(call.params)
+        self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"
 
     @abstractmethod
@@ -252,7 +253,7 @@ class NativeEngine(UnitRows, ABC):
         )
         self._kernel("nearest_tile", arguments)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+    def _positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         target_cosine = target_cosine.contiguous()
         logits, slope = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
         self._kernel(
@@ -266,8 +267,8 @@ class NativeEngine(UnitRows, ABC):
         )
         return logits, slope
 
-    def finish_rows(self, sums: ClassSums) -> None:
-        return None
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._positive_rows)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines

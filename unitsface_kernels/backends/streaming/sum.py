@@ -35,7 +35,8 @@ class _Pass:
         total: see :class:`SumTile`.
         loss: (N,), or of the total.
         d_rows: (N, D), of the unit rows.
-        d_threshold: (1,), or (M,) per column, or of the total.
+        threshold: (1,), or (M,) per column.
+        d_threshold: the same, or of the total.
     """
 
     call: Call
@@ -50,6 +51,7 @@ class _Pass:
     total: bool
     loss: Tensor
     d_rows: Tensor | None
+    threshold: Tensor
     d_threshold: Tensor | None
     row_filter: RowFilter | None
 
@@ -67,8 +69,7 @@ class _Pass:
 
         ``both``: rows that the columns are, whose losses the tile serves as well.
         """
-        threshold = self.call.threshold
-        assert threshold is not None
+        threshold = self.threshold
         if diagonal is not None and not rows.start - rows.stop < diagonal < len(b):
             diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
@@ -157,6 +158,7 @@ def _stream(
         total=slots > 0,
         loss=rows.new_zeros(slots, dtype=engine.stat_dtype) if slots else doubtful,
         d_rows=zeros(rows, *rows.shape) if need_rows else None,
+        threshold=zeros(rows, 1) if call.threshold is None else call.threshold,
         d_threshold=d_threshold,
         row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
     )

@@ -65,7 +65,7 @@ def _launch(
         tile.a_labels,
         tile.b_labels,
         *arguments,
-        space.call.params,
+        space.call.kernel_params,
         TRIANGLE=_is_triangle(config, tile),
         EXCLUDE=tile.diagonal is not None,
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
