@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from .expression import Expression, is_const, topological, value_of
 from .text import comparison
 
-#: Parts of longer expressions have lines of their own.
-_LONGEST = 76
-
 # How tightly a piece of text binds: the level of an operand has to be at least the one asked for.
 _CHOICE, _MASKS, _COMPARISON, _SUM, _PRODUCT, _CALL = range(6)
 #: Own level, and what the arguments need: no operation may be reordered.
@@ -49,6 +46,7 @@ class Dialect:
         part: how one of these results is read: (name, part).
         uniform: for masks that numbers alone decide: how a mask is read from what a kernel
             receives, and a selection by it. None: as any other mask.
+        longest: parts of longer expressions have lines of their own.
         compared: spellings of selections whose result a comparison reads, where they differ.
     """
 
@@ -58,6 +56,7 @@ class Dialect:
     declare_parts: Callable[[str, str], str]
     part: Callable[[str, str], str]
     uniform: tuple[str, str] | None = None
+    longest: int = 76
     compared: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -105,9 +104,9 @@ class _Writer:
     def run(self) -> tuple[list[str], dict[str, str]]:
         for e in self._nodes:
             self._pieces[e] = self._piece(e)
-        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > _LONGEST:
+        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > self._dialect.longest:
             for name, e in self._outputs.items():
-                if self._pieces[e].level < _CALL or len(self._pieces[e].text) > _LONGEST // 3:
+                if not _REPEATABLE.fullmatch(self._pieces[e].text):
                     self._named(e, name)
         return self._lines, {name: self._pieces[e].text for name, e in self._outputs.items()}
 
@@ -121,9 +120,8 @@ class _Writer:
             if repeated and not _REPEATABLE.fullmatch(self._pieces[arg].text):
                 self._named(arg)
         for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
-            if len(self._text(e, spelling)) > _LONGEST and not _REPEATABLE.fullmatch(
-                self._pieces[arg].text
-            ):
+            too_long = len(self._text(e, spelling)) > self._dialect.longest
+            if too_long and not _REPEATABLE.fullmatch(self._pieces[arg].text):
                 self._named(arg)
         level, _ = _levels(e)
         text = self._text(e, spelling)
