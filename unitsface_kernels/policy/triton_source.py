@@ -51,8 +51,7 @@ def triton_module(formula: Formula) -> str:
     if form.kind == "softplus":
         kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
     elif form.kind == "sum":
-        kind, functions = "SumTermsPolicy", [_term(form)]
-        policy = ["POLICY = SumTermsPolicy(term)"]
+        kind, functions, policy = "SumTermsPolicy", [_term(form)], _terms_policy(form)
     else:
         functions = [
             _function(f"def {name}(cosine, params):", slopes, form)
@@ -149,8 +148,15 @@ def _sum_policy(form: KernelForm) -> list[str]:
     return [*lines, f"POLICY = SumPolicy({', '.join(options)})"]
 
 
-#: Logits that cost more than this need more registers than the capped configuration has.
-_HEAVY = 24
+def _terms_policy(form: KernelForm) -> list[str]:
+    assert form.term is not None
+    heavy = ", heavy=True" if cost(*form.term.all()) > _HEAVY_TERMS else ""
+    return [f"POLICY = SumTermsPolicy(term{heavy})"]
+
+
+#: Logits, and terms, that cost more than this need more registers than the capped configuration
+#: has: terms with a single exponential take all of them, and a stack.
+_HEAVY, _HEAVY_TERMS = 24, 10
 
 
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:
