@@ -23,8 +23,8 @@ BLOCK = 128
 #: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
 #: with every loss, those of policies.py included. The other dtypes differ in element size and in
 #: the conversion of gradients: the variant with the most state and the two logsumexp kernels, of
-#: the first loss of each driver, stand for the rest, which halves the time. float32 runs on ordinary
-#: multiplications, which no architecture does differently: one stands for all.
+#: the first loss of each driver, stand for the rest, which halves the time. float32 runs on
+#: ordinary multiplications, which no architecture does differently: one stands for all.
 VARIANTS = {
     "bfloat16": (
         "batch",
