@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..policy.formula import Formula
 from ..policy.form import kernel_form
+from ..policy.formula import Formula
 from ..policy.parameter import Parameter, Topology
 
 Reduction = Literal["sum", "logsumexp", "nearest"]

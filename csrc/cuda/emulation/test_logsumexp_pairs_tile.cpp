@@ -195,7 +195,8 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
 }
 
 void test_pairs() {
-  const float softmax[] = {16.0f, 0.1f}, filtered[] = {16.0f, -0.5f, 0.75f};
+  // In the order of the structs: scale and margin times scale; bounds and scale.
+  const float softmax[] = {16.0f, 1.6f}, filtered[] = {-0.5f, 0.75f, 16.0f};
   const int64_t shapes[][2] = {{1, 1}, {7, 129}, {33, 260}, {5, 3}, {9, 1028}, {70, 64}};
   int64_t k = 0;
   for (const auto& shape : shapes) {
@@ -256,7 +257,7 @@ void test_edges() {
   };
   expect_no_launch([&] { all(0, 5); }, "tile without rows");
   expect_no_launch([&] { all(5, 0); }, "tile without columns");
-  const float other[] = {16.0f, -2.0f, 2.0f};
+  const float other[] = {-2.0f, 2.0f, 16.0f};
   cuda::PairPositives some = {};
   some.n = some.m = 4;
   expect_no_launch(
