@@ -48,8 +48,15 @@ class EagerEngine(UnitRows):
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        size = CUDA_BLOCK if call.rows.is_cuda else BLOCK
-        self.sum_block = self.class_block = (size, size)
+
+    @property
+    def class_block(self) -> tuple[int, int]:
+        size = CUDA_BLOCK if self._call.rows.is_cuda else BLOCK
+        return size, size
+
+    @property
+    def sum_block(self) -> tuple[int, int]:
+        return self.class_block
 
     @cached_property
     def _terms(self) -> Terms:
