@@ -59,18 +59,15 @@ struct SphereFace2 {
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
     const bool is0 = cosine < k0;
     const float x0 = sine_of_cosine(cosine);
-    const float x1 = (is0 ? -1.0f : k1 * cosine - k2 * x0);
-    const float x2 = pow_positive(0.5f * (positive ? x1 : cosine) + 0.5f, t);
+    const float x1 = 0.5f * (positive ? (is0 ? -1.0f : k1 * cosine - k2 * x0) : cosine) + 0.5f;
+    const float x2 = pow_positive(x1, t);
     const float x3 = (positive ? k5 - threshold : threshold + k6) + (positive ? k12 : k4) * x2;
     const auto part0 = softplus(x3);
     const float x4 = (positive ? k13 : k11) * part0.sigmoid;
-    const float x5 = 0.5f * x1 + 0.5f;
-    const float x6 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
-    const float x7 = 0.5f * cosine + 0.5f;
-    const float x8 = pow_positive(x5, t) / (x5 < 1e-30f ? 1e-30f : x5) * x6;
-    const float x9 = k7 * (positive ? x8 : pow_positive(x7, t) / (x7 < 1e-30f ? 1e-30f : x7));
+    const float x5 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
+    const float x6 = k7 * (x2 / (x1 < 1e-30f ? 1e-30f : x1) * (positive ? x5 : 1.0f));
     const float value = (positive ? k10 : k11) * part0.value;
-    const float dcosine = x4 * (scale * (margin_gradient_is_exact ? x9 : 1.0f));
+    const float dcosine = x4 * (scale * (margin_gradient_is_exact ? x6 : 1.0f));
     return {value, dcosine, x4};
   }
 };
