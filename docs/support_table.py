@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from unitsface_kernels.backends.triton import losses as triton_losses
+from unitsface_kernels.backends.triton.losses import policy_of
 from unitsface_kernels.losses import REGISTRY
 from unitsface_kernels.modules import CLASS_LOSSES, PAIR_LOSSES
 
@@ -20,12 +20,13 @@ MARKERS = ("<!-- support: begin -->\n", "<!-- support: end -->")
 def native_policies() -> set[str]:
     text = (ROOT / "csrc/include/unitsface/loss_list.def").read_text()
     return set(
-        re.findall(r"^UF_(?:SUM|(?:PAIR_)?LOGSUMEXP)_LOSS\((\w+),", text, flags=re.MULTILINE)
+        re.findall(r"^UF_(?:SUM|(?:PAIR_)?LOGSUMEXPS?)_LOSS\((\w+),", text, flags=re.MULTILINE)
     )
 
 
 def table() -> str:
-    native, triton = native_policies(), set(triton_losses.POLICIES)
+    native = native_policies()
+    triton = {n for n, spec in REGISTRY.items() if spec.triplet is None and policy_of(spec)}
     modules = {**CLASS_LOSSES, **PAIR_LOSSES}
     lines = [
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",

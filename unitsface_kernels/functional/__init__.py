@@ -10,6 +10,8 @@ from .classes import (
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
 from .pair import (
+    fused_circle_loss,
+    fused_multi_similarity_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
     fused_pair_softmax_loss,
@@ -18,8 +20,10 @@ from .pair import (
 )
 
 __all__ = [
+    "fused_circle_loss",
     "fused_class_loss",
     "fused_margin_softmax_loss",
+    "fused_multi_similarity_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",

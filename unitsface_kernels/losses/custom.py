@@ -1,4 +1,4 @@
-"""Losses of users' policies: known by name like those of the registry, over which tables iterate."""
+"""Losses of users' policies, known by name like those of the registry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .spec import LossSpec, ValidRows
 if TYPE_CHECKING:
     from ..policy.definition import Formula, Policy
 
+#: Beside the registry, over which tests and tables iterate.
 CUSTOM: dict[str, LossSpec] = {}
 
 
@@ -51,7 +52,7 @@ def digest(f: Formula) -> str:
     """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
     from ..policy.expression import topological
 
-    roots = (f.positive, f.negative, *f.weights, f.finish)
+    roots = (f.positive, f.negative, *f.weights, f.finish, f.triplet)
     # A node by the places of its arguments: as text, shared ones would be written many times.
     places = {e: i for i, e in enumerate(topological(*(e for e in roots if e is not None)))}
     nodes = [

@@ -11,12 +11,15 @@ from ..policy import bounds, eager
 from ..policy.definition import Policy
 from ..policy.expression import Expression, build
 from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings
+from .row_formulas import finish_of, triplet_of
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
 _REDUCTIONS: dict[str, Reduction] = {
     "sum": "sum",
     "softplus": "sum",
     "logsumexp": "logsumexp",
+    "logsumexps": "logsumexps",
+    "topk": "nearest",
 }
 
 
@@ -43,6 +46,8 @@ def spec_of(
         valid_rows=valid_rows,
         # Asked for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
+        triplet=None if formula.triplet is None else triplet_of(formula),
+        finish=None if formula.finish is None else finish_of(formula),
         formula=formula,
     )
 

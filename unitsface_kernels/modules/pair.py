@@ -12,11 +12,12 @@ from .. import functional, validate
 from ..compiling import never_compiled
 from ..distributed import collectives
 from ..distributed.collectives import Group
-from ..losses import pair_softmax, uss
+from ..losses import circle, multi_similarity, pair_softmax, uss
 from ..memory import all_finite
 from .registered import RegisteredLoss
 
 _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
+_CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 
 
 class RegisteredPairLoss(RegisteredLoss):
@@ -227,6 +228,57 @@ class PairSoftmaxLoss(RegisteredPairLoss):
         self,
         scale: float = _SOFTMAX.scale,
         margin: float = _SOFTMAX.margin,
+        reduction: str = "mean",
+        backend: str = "auto",
+        group: Group = None,
+        exchange: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+
+class CircleLoss(RegisteredPairLoss):
+    """Circle over pairs of samples; see :func:`fused_circle_loss`. It has no parameters.
+
+    Args:
+        scale, margin, reduction, backend, group, exchange: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
+    """
+
+    loss = "circle"
+
+    def __init__(
+        self,
+        scale: float = _CIRCLE.scale,
+        margin: float = _CIRCLE.margin,
+        reduction: str = "mean",
+        backend: str = "auto",
+        group: Group = None,
+        exchange: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+
+class MultiSimilarityLoss(RegisteredPairLoss):
+    """Multi-Similarity; see :func:`fused_multi_similarity_loss`. It has no parameters.
+
+    Args:
+        alpha, beta, base, reduction, backend, group, exchange: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
+    """
+
+    loss = "multi_similarity"
+
+    def __init__(
+        self,
+        alpha: float = _MULTI_SIMILARITY.alpha,
+        beta: float = _MULTI_SIMILARITY.beta,
+        base: float = _MULTI_SIMILARITY.base,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,

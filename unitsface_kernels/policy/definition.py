@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .parameter import Parameter, Topology
 from .checks import check_finite
 from .expression import (
     Expression,
     FormulaError,
     Line,
     Lines,
-    build,
     fail,
     leaf,
     lift,
     recorded,
     users_line,
 )
-from .formula import COSINE, THRESHOLD, Combination, Formula, Variable
-from .nan import gives_nan
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Variable
+from .nan import keeping_nan
+from .parameter import Parameter, Topology
+
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class _Annotation:
@@ -60,7 +63,7 @@ def number(
     choices: tuple[str, ...] = (),
     integer: bool = False,
 ) -> Any:
-    """Default and bounds of a :data:`Number`; see ``losses.spec.Parameter``."""
+    """Default and bounds of a :data:`Number`; see :class:`Parameter`."""
     return Parameter("", default, above, at_least, maximum, choices, integer)
 
 
@@ -74,9 +77,13 @@ class Policy:
 
     - "sum": terms, which are added.
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
-      :meth:`positive_weight` and :meth:`negative_weight`, are added.
+      :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
-    - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
+    - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
+      which one of no pairs is -1e30.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest
+      cosines with other classes; k is the number ``k``, 1 if there is none. With a number
+      ``hinges``, "mean" or "sum", that says whether terms are added instead.
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
@@ -87,11 +94,13 @@ class Policy:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if hasattr(cls, "positive") or hasattr(cls, "negative"):
+        if any(hasattr(cls, name) for name in ("positive", "negative", "triplet")):
             lines = Lines()
             with recorded(lines):
                 formula = _trace(cls)
-                check_finite(formula, lines)
+                # The package's own are checked by its tests: it takes a while.
+                if not cls.__module__.startswith(f"{_PACKAGE}.losses."):
+                    check_finite(formula, lines)
             cls.formula = formula
 
     def __init__(self, **values: float | str) -> None:
@@ -175,14 +184,23 @@ def _trace(cls: type[Policy]) -> Formula:
         else:
             variables.append(Variable(name, kind))
             setattr(this, name, leaf(name, kind))
-    terms = {
-        name: _keeping_nan(_call(cls, this, name, COSINE)) for name in ("positive", "negative")
-    }
-    weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
-    finish = None
+    terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
+    for name, term in terms.items():
+        if term is not None and "cosine" in term.reads:
+            terms[name] = keeping_nan(term, COSINE)
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name)
+        for name in ("positive_weight", "negative_weight")
+    )
+    topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
+    if topology != cls.topology:
+        fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
+    finish = triplet = None
     if cls.combine == "logsumexps":
-        sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
-        finish = _call(cls, this, "finish", *sums)
+        finish = _required(cls, this, "finish", *SUMS)
+    if cls.combine == "topk":
+        triplet = _required(cls, this, "triplet", *COSINES)
+        numbers = [_count(number) if number.name == "k" else number for number in numbers]
     return Formula(
         cls.__name__,
         users_line(),
@@ -195,6 +213,7 @@ def _trace(cls: type[Policy]) -> Formula:
         terms["negative"],
         weights,
         finish,
+        triplet,
     )
 
 
@@ -234,6 +253,25 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     return found
 
 
+#: Combinations that only policies of one topology have.
+_ONE_TOPOLOGY: dict[str, Topology] = {"logsumexps": "pair", "topk": "class"}
+#: Nearest columns that kernels find, at most.
+_MOST_NEAREST = 64
+
+
+def _count(k: Parameter) -> Parameter:
+    """A number of columns, whatever bounds it was given."""
+    most = _MOST_NEAREST if k.maximum is None else min(k.maximum, _MOST_NEAREST)
+    return replace(k, minimum=0, maximum=most, integer=True)
+
+
+def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    found = _call(cls, this, name, *arguments)
+    if found is None:
+        fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
+    return found
+
+
 def _reached(error: Exception, method: Line | None) -> Line | None:
     line, trace = method, error.__traceback__
     while trace is not None:
@@ -242,13 +280,6 @@ def _reached(error: Exception, method: Line | None) -> Line | None:
             line = Line(code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return line
-
-
-def _keeping_nan(e: Expression | None) -> Expression | None:
-    """``e``, as NaN where the cosine is, even if comparisons with it would choose a number."""
-    if e is None or "cosine" not in e.reads or gives_nan(e):
-        return e
-    return build("where", build("eq", COSINE, COSINE), e, COSINE)
 
 
 _KINDS = {

@@ -1,7 +1,7 @@
 // The contract between drivers and losses.
 //
-// A policy is a struct built from a float array, in the order of the parameters in the Python
-// registry (unitsface_kernels/losses/<loss>.py), with
+// A policy is a struct built from a float array, the constants of its loss's formula in the order
+// of policy/form.py (LossSpec.kernel_params), with
 //
 //   static constexpr int kParameters;
 //
@@ -14,7 +14,8 @@
 //   Logit positive(float cosine) const;   // called once per row
 //   Logit negative(float cosine) const;   // called for every pair
 //
-// with one positive per row (classes), or with any number of them (samples)
+// with one positive per row (classes), or with any number of them (samples), which may have a
+// log-sum-exp of their own,
 //
 //   static constexpr bool kPositives;     // false: positive pairs take no part
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
