@@ -9,35 +9,18 @@ from typing import Literal
 
 from torch import Tensor
 
-Topology = Literal["pair", "class"]
+from ..policy.parameter import Parameter, Topology
+from ..policy.variable import Variable
+
 Reduction = Literal["sum", "logsumexp", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
 ValidRows = Literal["labeled", "with_positives", "with_negatives"]
 
-# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
-EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One scalar hyper-parameter of a loss.
-
-    Attributes:
-        name: keyword of the public function.
-        default: in the public function and in the module.
-        minimum: exclusive lower bound, or None.
-        at_least, maximum: inclusive bounds, or None.
-        choices: for a keyword that is one of several words; the kernels receive its index.
-        integer: only whole numbers, given as int, are accepted.
-    """
-
-    name: str
-    default: float | str
-    minimum: float | None = None
-    at_least: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    integer: bool = False
+# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise. Those of
+# a spec with variables take a fourth argument: their values, which broadcast against the cosines.
+EagerTerm = Callable[..., Tensor]
+# Of N cosines and values: the term, its derivative by the cosine, and those by the variables.
+TermAndSlopes = Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +74,9 @@ class LossSpec:
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
         policy: name of the loss with the same Triton policy; None: it has its own.
+        variables: tensors that the formula reads: scalars, those of rows, and those of columns or
+            identities, in this order; of rows the given ones first.
+        target: of a ``logsumexp`` loss over classes with variables, ``positive`` with derivatives.
     """
 
     name: str
@@ -106,6 +92,8 @@ class LossSpec:
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
     policy: str | None = None
+    variables: tuple[Variable, ...] = ()
+    target: TermAndSlopes | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
         """Hyper-parameters as the floats that kernels receive, in order."""
@@ -117,6 +105,11 @@ class LossSpec:
             else:
                 packed.append(float(value))
         return tuple(packed)
+
+    def variables_size(self, rows: int, columns: int) -> int:
+        """Elements of all given variables of a call with so many rows and columns."""
+        sizes = {"scalar": 1, "row": rows, "column": columns}
+        return sum(sizes[variable.side] for variable in self.variables if variable.given)
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..losses.spec import Parameter, Topology
-from .expression import Expression, FormulaError, Line, constant, fail, leaf, lift
+from .expression import Expression, FormulaError, Line, constant, fail, leaf, lift, topological
+from .parameter import Parameter, Topology
+from .variable import ROW_NORM, TARGET_COSINE, Variable
 
-Kind = Literal["scalar", "row", "column", "identity"]
 #: How the pairs of a row combine, see :class:`Policy`.
 Combination = Literal["sum", "softplus", "logsumexp", "logsumexps"]
 
@@ -42,14 +42,6 @@ else:
     PerIdentity = _Annotation("identity")
 
 
-@dataclass(frozen=True)
-class Variable:
-    """A tensor that a formula reads."""
-
-    name: str
-    kind: Kind
-
-
 def number(
     default: float | str,
     *,
@@ -59,7 +51,7 @@ def number(
     choices: tuple[str, ...] = (),
     integer: bool = False,
 ) -> Any:
-    """Default and bounds of a :data:`Number`; see ``losses.spec.Parameter``."""
+    """Default and bounds of a :data:`Number`; see :class:`Parameter`."""
     return Parameter("", default, above, at_least, maximum, choices, integer)
 
 
@@ -79,6 +71,11 @@ class Policy:
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
+
+    #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
+    #: which is a constant of the gradient.
+    row_norm: Any
+    target_cosine: Any
 
     topology: ClassVar[Topology]
     combine: ClassVar[Combination] = "sum"
@@ -116,6 +113,10 @@ class Pair(Policy):
 
     topology = "pair"
 
+    @property
+    def target_cosine(self) -> Any:
+        fail("target_cosine is that of a row's class; a row of samples may have many positives")
+
 
 class Class(Policy):
     """A policy of samples against class weights; the positive is the row's own class."""
@@ -131,7 +132,7 @@ class Formula:
         name: the class.
         line: where it is defined.
         numbers: hyper-parameters in the order of the fields.
-        variables: tensors that it reads.
+        variables: tensors that it reads, in the order of ``LossSpec.variables``.
         threshold: whether there is a threshold.
         positive, negative: logits or terms, None if such pairs take no part.
         weights: of positives and of negatives, for "softplus"; functions of the numbers.
@@ -185,6 +186,12 @@ def _trace(cls: type[Policy]) -> Formula:
     fields = _fields(cls)
     this = object.__new__(cls)
     numbers, variables = [], []
+    computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
+    for name, value in computed.items():
+        if name in fields:
+            fail(f"{cls.__name__}.{name} is a name that every policy has", _line(cls))
+        if name != TARGET_COSINE or cls.topology == "class":
+            setattr(this, name, value)
     for name, kind in fields.items():
         default = getattr(cls, name, None)
         if kind == "number":
@@ -196,9 +203,15 @@ def _trace(cls: type[Policy]) -> Formula:
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
         else:
-            variables.append(Variable(name, kind))
+            variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
+    read = _leaves(terms["positive"], terms["negative"])
+    variables += [Variable(name, "row", given=False) for name in computed if name in read]
+    if (cls.topology, cls.combine) == ("class", "logsumexp"):
+        streamed = _leaves(terms["negative"])
+        variables = [replace(v, streamed=v.name in streamed) for v in variables]
+    variables.sort(key=lambda v: (("scalar", "row", "column").index(v.side), not v.given))
     weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
     finish = None
     if cls.combine == "logsumexps":
@@ -217,6 +230,12 @@ def _trace(cls: type[Policy]) -> Formula:
         weights,
         finish,
     )
+
+
+def _leaves(*terms: Expression | None) -> set[object]:
+    """Names of what the terms read."""
+    read = topological(*(e for e in terms if e is not None))
+    return {e.payload for e in read if e.op == "leaf"}
 
 
 def _named(parameter: Parameter, name: str) -> Parameter:

@@ -59,7 +59,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, state, (None, None, None))
+    return Result(loss, state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -213,7 +213,7 @@ def _gradients(
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return d_rows, d_columns, None
+    return Gradients(d_rows, d_columns)
 
 
 def _stream_by_host(

@@ -63,7 +63,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, torch.stack([log_negatives, negative_prob]), (None, None, None))
+    return Result(loss, torch.stack([log_negatives, negative_prob]), Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -88,7 +88,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return d_rows, d_columns, None
+    return Gradients(d_rows, d_columns)
 
 
 def _operands(call: Call, engine: Engine) -> tuple[_Operands, Tensor]:
