@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 #: Environment variables that are options of CMakeLists.txt.
@@ -62,6 +63,30 @@ class CMakeBuild(build_ext):
             )
 
 
+class PackHeaders(build_py):
+    """Puts the headers with which losses are compiled at run time into the package."""
+
+    #: In the package and in the repository; unitsface_kernels/backends/native/custom finds both.
+    SOURCES = ROOT / "csrc"
+    HEADERS = ("cpu/*.h", "include/unitsface/*.h")
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._headers():
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        return outputs + [str(target) for _, target in self._headers()]
+
+    def _headers(self) -> list[tuple[Path, Path]]:
+        folder = Path(self.build_lib) / "unitsface_kernels" / "csrc"
+        sources = (path for pattern in self.HEADERS for path in self.SOURCES.glob(pattern))
+        return [(path, folder / path.relative_to(self.SOURCES)) for path in sorted(sources)]
+
+
 def _pybind11_directory() -> str:
     """Folder of pybind11's CMake files; exits with one line if it or another tool is missing."""
     missing = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
@@ -97,5 +122,5 @@ def _start_anew_if_changed(build: Path) -> None:
 
 setup(
     ext_modules=[Extension("unitsface_kernels._native", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": PackHeaders},
 )

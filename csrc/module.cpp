@@ -22,15 +22,13 @@ namespace {
 using Params = std::vector<float>;
 
 // Missing parameters are 0; a policy reads as many as it has.
-constexpr size_t kMostParameters = 16;
-
-const float* numbers(Params& params) {
-  if (params.size() < kMostParameters) params.resize(kMostParameters, 0.0f);
+const float* numbers(Params& params, size_t count) {
+  if (params.size() < count) params.resize(count, 0.0f);
   return params.data();
 }
 
-void require(bool known, const std::string& loss) {
-  if (!known) throw std::invalid_argument("no native policy for loss '" + loss + "'");
+[[noreturn]] void unknown(const std::string& loss) {
+  throw std::invalid_argument("no native policy for loss '" + loss + "'");
 }
 
 void require_nearest(const NearestTileArgs& args) {
@@ -70,55 +68,65 @@ void require_type(DType dtype, bool bfloat16 = true) {
   throw std::invalid_argument("no type of the CPU kernels");
 }
 
+// A kernel of a loss: its member of LossKernels with the loss, and what it needs.
+template <class Kernel>
+std::pair<Kernel, const float*> kernel_of(const std::string& loss, Params& params,
+                                          Kernel cpu::LossKernels::* member) {
+  const cpu::LossKernels* kernels = cpu::kernels_of(loss);
+  if (kernels == nullptr || kernels->*member == nullptr) unknown(loss);
+  return {kernels->*member, numbers(params, static_cast<size_t>(kernels->parameters))};
+}
+
+// Whether a tile's arguments say in which type its gradient is written.
+template <class Args, class = void>
+constexpr bool kHasGradient = false;
 template <class Args>
-void bind_cpu_pair_tile(py::module_& m, const char* name,
-                        bool (*cpu::Kernels::*kernel)(const char*, const float*, const Args&,
-                                                      int)) {
+constexpr bool kHasGradient<Args, std::void_t<decltype(Args::gradient_dtype)>> = true;
+
+template <class Args>
+void bind_loss_tile(py::module_& m, const char* name,
+                    void (*cpu::LossKernels::*member)(const float*, const Args&, int)) {
   m.def(
       name,
-      [kernel](const std::string& loss, Params params, const Args& args, int threads) {
-        if constexpr (std::is_same_v<Args, cpu::PairGradient>) require_type(args.gradient_dtype);
-        require((cpu::kernels().*kernel)(loss.c_str(), numbers(params), args, threads), loss);
+      [member](const std::string& loss, Params params, const Args& args, int threads) {
+        if constexpr (kHasGradient<Args>) require_type(args.gradient_dtype);
+        const auto [run, values] = kernel_of(loss, params, member);
+        run(values, args, threads);
       },
       py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_losses(py::module_& m) {
+  using K = cpu::LossKernels;
+  bind_loss_tile(m, "sum_tile", &K::sum_tile);
+  bind_loss_tile(m, "logsumexp_tile", &K::logsumexp_tile);
+  bind_loss_tile(m, "logsumexp_gradient_tile", &K::logsumexp_gradient_tile);
+  bind_loss_tile(m, "pair_negatives_tile", &K::pair_negatives_tile);
+  bind_loss_tile(m, "pair_positives_tile", &K::pair_positives_tile);
+  bind_loss_tile(m, "pair_gradient_tile", &K::pair_gradient_tile);
+  m.def(
+      "positive_rows",
+      [](const std::string& loss, Params params, const Span& cosine, int64_t n, const Span& logit,
+         const Span& slope) {
+        const auto [run, values] = kernel_of(loss, params, &K::positive_rows);
+        run(values, floats(cosine, n), n, floats(logit, n), floats(slope, n));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  // Of losses compiled at run time, see cpu/shared_object.h.
+  m.attr("loss_abi") = cpu::loss_abi();
+  m.def("pool", [] { return reinterpret_cast<std::uintptr_t>(&cpu::run_chunks); });
+  m.def("register_loss", [](const std::string& loss, std::uintptr_t kernels) {
+    cpu::register_loss(loss, reinterpret_cast<const K*>(kernels));
+  });
 }
 
 void bind_cpu(py::module_ m) {
   using Unlock = py::call_guard<py::gil_scoped_release>;
   m.def("isa", [] { return std::string(cpu::kernels().isa); });
+  m.def("flags", [] { return std::string(cpu::kernels().flags); });
   m.def("compiled_isas", &cpu::compiled_isas);
   m.def("usable_isas", &cpu::usable_isas);
-  m.def(
-      "sum_tile",
-      [](const std::string& loss, Params params, const cpu::SumTile& args, int threads) {
-        require_type(args.gradient_dtype);
-        require(cpu::kernels().sum_tile(loss.c_str(), numbers(params), args, threads), loss);
-      },
-      Unlock());
-  m.def(
-      "logsumexp_tile",
-      [](const std::string& loss, Params params, const LogsumexpTileArgs& args, int threads) {
-        require(cpu::kernels().logsumexp_tile(loss.c_str(), numbers(params), args, threads), loss);
-      },
-      Unlock());
-  m.def(
-      "logsumexp_gradient_tile",
-      [](const std::string& loss, Params params, const LogsumexpGradientArgs& args, int threads) {
-        require_type(args.gradient_dtype);
-        require(
-            cpu::kernels().logsumexp_gradient_tile(loss.c_str(), numbers(params), args, threads),
-            loss);
-      },
-      Unlock());
-  m.def(
-      "positive_rows",
-      [](const std::string& loss, Params params, const Span& cosine, int64_t n, const Span& logit,
-         const Span& slope) {
-        require(cpu::kernels().positive_rows(loss.c_str(), numbers(params), floats(cosine, n), n,
-                                             floats(logit, n), floats(slope, n)),
-                loss);
-      },
-      Unlock());
+  bind_losses(m);
   m.def(
       "normalize_rows",
       [](const NormalizeRowsArgs& args, int threads) {
@@ -143,9 +151,6 @@ void bind_cpu(py::module_ m) {
         cpu::kernels().histogram_tile(args, threads);
       },
       Unlock());
-  bind_cpu_pair_tile(m, "pair_negatives_tile", &cpu::Kernels::pair_negatives_tile);
-  bind_cpu_pair_tile(m, "pair_positives_tile", &cpu::Kernels::pair_positives_tile);
-  bind_cpu_pair_tile(m, "pair_gradient_tile", &cpu::Kernels::pair_gradient_tile);
   m.def(
       "nearest_tile",
       [](const NearestTileArgs& args, int threads) {
@@ -183,6 +188,8 @@ void bind_cpu(py::module_ m) {
 }
 
 #if defined(UF_WITH_CUDA)
+constexpr size_t kMostParameters = 16;
+
 void* handle(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 template <class Args>
@@ -193,7 +200,7 @@ void bind_cuda_pair_tile(py::module_& m, const char* name,
       name,
       [kernel](const std::string& loss, Params params, const Args& args, const Span& workspace,
                std::uintptr_t stream) {
-        kernel(loss, numbers(params), args, floats(workspace, 0), handle(stream));
+        kernel(loss, numbers(params, kMostParameters), args, floats(workspace, 0), handle(stream));
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -213,29 +220,31 @@ void bind_cuda(py::module_ m) {
       "sum_tile",
       [](const std::string& loss, Params params, const cuda::SumTile& args, const Span& workspace,
          std::uintptr_t stream) {
-        cuda::sum_tile(loss, numbers(params), args, floats(workspace, 0), handle(stream));
+        cuda::sum_tile(loss, numbers(params, kMostParameters), args, floats(workspace, 0),
+                       handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_tile",
       [](const std::string& loss, Params params, const LogsumexpTileArgs& args,
          const Span& workspace, std::uintptr_t stream) {
-        cuda::logsumexp_tile(loss, numbers(params), args, floats(workspace, 0), handle(stream));
+        cuda::logsumexp_tile(loss, numbers(params, kMostParameters), args, floats(workspace, 0),
+                             handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_gradient_tile",
       [](const std::string& loss, Params params, const LogsumexpGradientArgs& args,
          std::uintptr_t stream) {
-        cuda::logsumexp_gradient_tile(loss, numbers(params), args, handle(stream));
+        cuda::logsumexp_gradient_tile(loss, numbers(params, kMostParameters), args, handle(stream));
       },
       Unlock());
   m.def(
       "positive_rows",
       [](const std::string& loss, Params params, const Span& cosine, int64_t n, const Span& logit,
          const Span& slope, std::uintptr_t stream) {
-        cuda::positive_rows(loss, numbers(params), floats(cosine, n), n, floats(logit, n),
-                            floats(slope, n), handle(stream));
+        cuda::positive_rows(loss, numbers(params, kMostParameters), floats(cosine, n), n,
+                            floats(logit, n), floats(slope, n), handle(stream));
       },
       Unlock());
   m.def(
@@ -264,7 +273,7 @@ void bind_cuda(py::module_ m) {
       "pair_gradient_tile",
       [](const std::string& loss, Params params, const cuda::PairGradient& args,
          std::uintptr_t stream) {
-        cuda::pair_gradient_tile(loss, numbers(params), args, handle(stream));
+        cuda::pair_gradient_tile(loss, numbers(params, kMostParameters), args, handle(stream));
       },
       Unlock());
   m.def(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import passes, validate
 from .backends.streaming import Call, CallConfig, CallTensors, Gradients, make_call, state_rows
-from .losses import REGISTRY
+from .losses import find
 
 _GRADIENTS = len(Gradients._fields)
 # Fields of a configuration that are arguments as they are.
@@ -70,7 +70,7 @@ class Arguments(NamedTuple):
     @property
     def config(self) -> CallConfig:
         static = {name: getattr(self, name) for name in _STATIC}
-        return CallConfig(REGISTRY[self.loss], tuple(self.params), **static)
+        return CallConfig(find(self.loss), tuple(self.params), **static)
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -128,7 +128,7 @@ def similarity_loss(*flat) -> tuple[Tensor, ...]:
     """Loss, state for the backward pass, and gradients, empty where not needed or not known yet."""
     given = Arguments(*flat)
     validate.call_labels(
-        REGISTRY[given.loss],
+        find(given.loss),
         given.row_labels,
         given.columns,
         given.column_labels,

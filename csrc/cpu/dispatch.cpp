@@ -1,6 +1,8 @@
-// Choice of the instruction set at run time.
+// Choice of the instruction set at run time, and the losses that were compiled at run time.
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
+#include <unordered_map>
 
 #include "cpu/kernels.h"
 
@@ -87,11 +89,35 @@ const Kernels& choose() {
                               " on this processor, got " + wanted);
 }
 
+// Read without Python's lock.
+std::mutex registered_mutex;
+
+std::unordered_map<std::string, const LossKernels*>& registered() {
+  static std::unordered_map<std::string, const LossKernels*> losses;
+  return losses;
+}
+
 }  // namespace
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+const LossKernels* kernels_of(const std::string& loss) {
+  const LossKernels* built_in = kernels().of(loss.c_str());
+  if (built_in != nullptr) return built_in;
+  const std::lock_guard<std::mutex> lock(registered_mutex);
+  const auto found = registered().find(loss);
+  return found == registered().end() ? nullptr : found->second;
+}
+
+void register_loss(const std::string& loss, const LossKernels* kernels_of_loss) {
+  if (kernels().of(loss.c_str()) != nullptr) {
+    throw std::invalid_argument("'" + loss + "' is the name of a built-in loss");
+  }
+  const std::lock_guard<std::mutex> lock(registered_mutex);
+  registered()[loss] = kernels_of_loss;
 }
 
 void (*gemm(DType dtype))(const GemmArgs&, int threads) {

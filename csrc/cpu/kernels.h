@@ -4,37 +4,25 @@
 #include <string>
 #include <vector>
 
+#include "cpu/loss_kernels.h"
 #include "unitsface/permutation.h"
 #include "unitsface/row_update.h"
 #include "unitsface/tile_args.h"
 
 namespace unitsface::cpu {
 
-using SumTile = SumTileArgs<int32_t, double>;
 using HistogramTile = HistogramTileArgs<int32_t>;
-using PairNegatives = PairNegativesArgs<int32_t>;
-using PairPositives = PairPositivesArgs<int32_t>;
-using PairGradient = PairGradientArgs<int32_t>;
 
-// One instance per instruction set (isa.cpp); `loss` is a name of loss_list.def, `params` its
-// parameters. The split of the work is fixed: results do not depend on the number of threads.
+// One instance per instruction set (isa.cpp). The split of the work is fixed: results do not depend
+// on the number of threads.
 struct Kernels {
   const char* isa;
-  bool (*sum_tile)(const char* loss, const float* params, const SumTile&, int threads);
-  bool (*logsumexp_tile)(const char* loss, const float* params, const LogsumexpTileArgs&,
-                         int threads);
-  bool (*logsumexp_gradient_tile)(const char* loss, const float* params,
-                                  const LogsumexpGradientArgs&, int threads);
-  bool (*positive_rows)(const char* loss, const float* params, const float* cosine, int64_t n,
-                        float* logit, float* slope);
+  // Of the compiler, with which a loss is compiled at run time.
+  const char* flags;
+  // Those of a loss of loss_list.def; null for any other name.
+  const LossKernels* (*of)(const char* loss);
   void (*normalize_rows)(const NormalizeRowsArgs&, int threads);
   void (*normalize_rows_backward)(const NormalizeRowsBackwardArgs&, int threads);
-  bool (*pair_negatives_tile)(const char* loss, const float* params, const PairNegatives&,
-                              int threads);
-  bool (*pair_positives_tile)(const char* loss, const float* params, const PairPositives&,
-                              int threads);
-  bool (*pair_gradient_tile)(const char* loss, const float* params, const PairGradient&,
-                             int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
   void (*nearest_tile)(const NearestTileArgs&, int threads);
   void (*permuted)(const PermutedArgs&, int threads);
@@ -47,6 +35,13 @@ struct Kernels {
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.
 // Throws std::invalid_argument if that one is unknown or cannot run here.
 const Kernels& kernels();
+
+// The kernels of a loss: one of loss_list.def, or one that was registered; null: unknown.
+const LossKernels* kernels_of(const std::string& loss);
+
+// Makes known a loss compiled at run time. Its kernels are never unloaded.
+// Throws std::invalid_argument if the name is one of loss_list.def.
+void register_loss(const std::string& loss, const LossKernels* kernels);
 
 // The set's GEMM of a type, or null, and the 32-bit words of workspace that it takes.
 void (*gemm(DType dtype))(const GemmArgs&, int threads);

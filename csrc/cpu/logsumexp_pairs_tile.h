@@ -7,10 +7,9 @@
 #include <cstdint>
 
 #include "cpu/elements.h"
-#include "cpu/kernels.h"
+#include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
 #include "cpu/sum_tile.h"
-#include "unitsface/losses.h"
 #include "unitsface/pair_logit.h"
 
 namespace unitsface::cpu {

@@ -4,9 +4,10 @@
 #include <cstdint>
 
 #include "cpu/elements.h"
-#include "cpu/kernels.h"
+#include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
-#include "unitsface/losses.h"
+#include "unitsface/policy.h"
+#include "unitsface/scalar_math.h"
 
 namespace unitsface::cpu {
 inline namespace UF_ISA {

@@ -6,10 +6,11 @@
 #include <new>
 
 #include "cpu/elements.h"
-#include "cpu/kernels.h"
+#include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
 #include "cpu/variables.h"
-#include "unitsface/losses.h"
+#include "unitsface/policy.h"
+#include "unitsface/scalar_math.h"
 
 namespace unitsface::cpu {
 inline namespace UF_ISA {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unitsface_kernels.backends.triton import autotune_store
+from unitsface_kernels import cache
 from unitsface_kernels.backends.triton.autotune_store import Store
 
 HERE = {"unitsface_kernels": "1", "triton": "3.6", "device": "some GPU", "capability": "9.0"}
@@ -59,10 +59,10 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.delenv("UNITSFACE_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert autotune_store.folder() == tmp_path / ".cache" / "unitsface_kernels"
+    assert cache.folder() == tmp_path / ".cache" / "unitsface_kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert autotune_store.folder() == tmp_path / ".cache" / "unitsface_kernels"
+    assert cache.folder() == tmp_path / ".cache" / "unitsface_kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert autotune_store.folder() == tmp_path / "xdg" / "unitsface_kernels"
+    assert cache.folder() == tmp_path / "xdg" / "unitsface_kernels"
     monkeypatch.setenv("UNITSFACE_CACHE_DIR", "~/mine")
-    assert autotune_store.folder() == tmp_path / "mine"
+    assert cache.folder() == tmp_path / "mine"

@@ -13,6 +13,7 @@ from . import (
     uce,
     uss,
 )
+from .custom import CUSTOM, register
 from .spec import LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
@@ -30,4 +31,16 @@ REGISTRY: dict[str, LossSpec] = {
     )
 }
 
-__all__ = ["REGISTRY", "LossSpec", "Parameter", "Triplet"]
+
+
+def find(name: str) -> LossSpec:
+    """A loss of the registry, or one of the user's that this process has met."""
+    known = REGISTRY.get(name) or CUSTOM.get(name)
+    if known is None:
+        raise LookupError(
+            f"no loss {name!r} in this process: its policy must be defined before it is called"
+        )
+    return known
+
+
+__all__ = ["CUSTOM", "REGISTRY", "LossSpec", "Parameter", "Triplet", "find", "register"]

@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..policy.definition import Formula
+from ..policy.form import kernel_form
 from ..policy.parameter import Parameter, Topology
 from ..policy.variable import Variable
 
@@ -19,8 +21,6 @@ ValidRows = Literal["labeled", "with_positives", "with_negatives"]
 # positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise. Those of
 # a spec with variables take a fourth argument: their values, which broadcast against the cosines.
 EagerTerm = Callable[..., Tensor]
-# Of N cosines and values: the term, its derivative by the cosine, and those by the variables.
-TermAndSlopes = Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LossSpec:
             positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"nearest"``: the
             mean or sum of ``triplet`` over the largest cosines that are not the target's.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
-        parameters: scalar hyper-parameters in the order in which kernels receive them.
+        parameters: scalar hyper-parameters in the order of :meth:`pack`.
         negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
             Without ``positive``, positive pairs are left out. None for ``nearest``.
         function: name of the public function.
@@ -73,10 +73,8 @@ class LossSpec:
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
-        policy: name of the loss with the same Triton policy; None: it has its own.
-        variables: tensors that the formula reads: scalars, those of rows, and those of columns or
-            identities, in this order; of rows the given ones first.
-        target: of a ``logsumexp`` loss over classes with variables, ``positive`` with derivatives.
+        policy: name of the loss with the same kernels; None: it has its own.
+        formula: from which eager terms and kernels are generated; None: they are hand-written.
     """
 
     name: str
@@ -92,11 +90,10 @@ class LossSpec:
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
     policy: str | None = None
-    variables: tuple[Variable, ...] = ()
-    target: TermAndSlopes | None = None
+    formula: Formula | None = None
 
     def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
-        """Hyper-parameters as the floats that kernels receive, in order."""
+        """Hyper-parameters as floats, in order."""
         packed = []
         for parameter in self.parameters:
             value = values[parameter.name]
@@ -105,6 +102,15 @@ class LossSpec:
             else:
                 packed.append(float(value))
         return tuple(packed)
+
+    def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
+        """What the kernels receive for packed hyper-parameters: the constants of the formula."""
+        return params if self.formula is None else kernel_form(self.formula).constants(params)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Tensors that the formula reads, see :class:`Formula`."""
+        return () if self.formula is None else self.formula.variables
 
     def variables_size(self, rows: int, columns: int) -> int:
         """Elements of all given variables of a call with so many rows and columns."""

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .expression import Expression, FormulaError, Line, constant, fail, leaf, lift, topological
+from .checks import check_finite
+from .expression import (
+    Expression,
+    FormulaError,
+    Line,
+    Lines,
+    build,
+    fail,
+    leaf,
+    lift,
+    recorded,
+    topological,
+    users_line,
+)
+from .formula import COSINE, THRESHOLD, Combination, Formula
+from .nan import gives_nan
 from .parameter import Parameter, Topology
 from .variable import ROW_NORM, TARGET_COSINE, Variable
-
-#: How the pairs of a row combine, see :class:`Policy`.
-Combination = Literal["sum", "softplus", "logsumexp", "logsumexps"]
 
 
 class _Annotation:
@@ -84,7 +96,11 @@ class Policy:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if hasattr(cls, "positive") or hasattr(cls, "negative"):
-            cls.formula = _trace(cls)
+            lines = Lines()
+            with recorded(lines):
+                formula = _trace(cls)
+                check_finite(formula, lines)
+            cls.formula = formula
 
     def __init__(self, **values: float | str) -> None:
         if not hasattr(self, "formula"):
@@ -124,42 +140,9 @@ class Class(Policy):
     topology = "class"
 
 
-@dataclass(frozen=True, eq=False)
-class Formula:
-    """A policy's methods as expressions of the cosine and of its fields.
-
-    Attributes:
-        name: the class.
-        line: where it is defined.
-        numbers: hyper-parameters in the order of the fields.
-        variables: tensors that it reads, in the order of ``LossSpec.variables``.
-        threshold: whether there is a threshold.
-        positive, negative: logits or terms, None if such pairs take no part.
-        weights: of positives and of negatives, for "softplus"; functions of the numbers.
-        finish: of "logsumexps": the row's loss by the two log-sum-exps ("positives", "negatives").
-    """
-
-    name: str
-    line: Line | None
-    topology: Topology
-    combine: Combination
-    numbers: tuple[Parameter, ...]
-    variables: tuple[Variable, ...]
-    threshold: bool
-    positive: Expression | None
-    negative: Expression | None
-    weights: tuple[Expression, Expression]
-    finish: Expression | None
-
-
-#: The variable of every formula, and that of the threshold.
-COSINE = leaf("cosine", "cosine")
-THRESHOLD = leaf("threshold", "scalar")
-
-
-def _fields(cls: type[Policy]) -> dict[str, str]:
+def _fields(cls: type[Policy]) -> dict[str, Any]:
     """Kinds of the fields by name, those of base classes first."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, annotation in inspect.get_annotations(base).items():
             kind = _kind(annotation, base)
@@ -185,11 +168,12 @@ def _kind(annotation: Any, base: type) -> str | None:
 def _trace(cls: type[Policy]) -> Formula:
     fields = _fields(cls)
     this = object.__new__(cls)
-    numbers, variables = [], []
+    numbers: list[Parameter] = []
+    variables: list[Variable] = []
     computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
     for name, value in computed.items():
         if name in fields:
-            fail(f"{cls.__name__}.{name} is a name that every policy has", _line(cls))
+            fail(f"{cls.__name__}.{name} is a name that every policy has")
         if name != TARGET_COSINE or cls.topology == "class":
             setattr(this, name, value)
     for name, kind in fields.items():
@@ -199,13 +183,15 @@ def _trace(cls: type[Policy]) -> Formula:
                 raise FormulaError(f"{cls.__name__}.{name} has no default")
             parameter = default if isinstance(default, Parameter) else Parameter("", default)
             numbers.append(_named(parameter, name))
-            setattr(this, name, leaf(name, "number"))
+            setattr(this, name, leaf(name, "number", parameter.choices))
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
         else:
             variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
-    terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
+    terms = {
+        name: _keeping_nan(_call(cls, this, name, COSINE)) for name in ("positive", "negative")
+    }
     read = _leaves(terms["positive"], terms["negative"])
     variables += [Variable(name, "row", given=False) for name in computed if name in read]
     if (cls.topology, cls.combine) == ("class", "logsumexp"):
@@ -219,7 +205,7 @@ def _trace(cls: type[Policy]) -> Formula:
         finish = _call(cls, this, "finish", *sums)
     return Formula(
         cls.__name__,
-        _line(cls),
+        users_line(),
         cls.topology,
         cls.combine,
         tuple(numbers),
@@ -250,37 +236,45 @@ def _named(parameter: Parameter, name: str) -> Parameter:
     )
 
 
-def _line(cls: type) -> Line | None:
-    try:
-        return Line(inspect.getfile(cls), inspect.getsourcelines(cls)[1])
-    except (OSError, TypeError):
-        return None
-
-
-def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Expression | None:
+def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
     method = getattr(cls, name, None)
     if method is None:
         return None
+    code = getattr(method, "__code__", None)
+    line = Line(code.co_filename, code.co_firstlineno) if code else users_line()
     try:
         found = method(this, *arguments)
     except FormulaError:
         raise
     except Exception as error:
         # Raised within the method: name the last line of it that was reached.
-        raise FormulaError(f"{_reached(error) or _line(cls)}\n  {error}") from error
+        raise FormulaError(f"{_reached(error, line)}\n  {error}") from error
+    what = f"{cls.__name__}.{name}"
     if found is None:
-        fail(f"{cls.__name__}.{name} returns nothing", _line(cls))
-    return lift(found)
+        fail(f"{what} returns nothing", line)
+    if not isinstance(found, (Expression, bool, int, float)):
+        fail(f"{what} must return a number or an expression, got {type(found).__name__}", line)
+    found = lift(found)
+    if found.mask:
+        fail(f"{what} must return a number, got a mask; use policy.where", line)
+    return found
 
 
-def _reached(error: Exception) -> Line | None:
-    line, trace = None, error.__traceback__
+def _reached(error: Exception, method: Line | None) -> Line | None:
+    line, trace = method, error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if code.co_filename != __file__:
+        if method is not None and code.co_filename == method.file:
             line = Line(code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return line
+
+
+def _keeping_nan(e: Expression | None) -> Expression | None:
+    """``e``, as NaN where the cosine is, even if comparisons with it would choose a number."""
+    if e is None or "cosine" not in e.reads or gives_nan(e):
+        return e
+    return build("where", build("eq", COSINE, COSINE), e, COSINE)
 
 
 _KINDS = {
@@ -291,5 +285,3 @@ _KINDS = {
     "PerColumn": PerColumn,
     "PerIdentity": PerIdentity,
 }
-
-__all__ = ["Class", "Formula", "Pair", "Policy", "Variable", "constant", "number"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .expression import Expression, build, constant, topological
+from collections.abc import Callable
+
+from .expression import Expression, build, constant, made_by, topological
 from .operations import OPERATIONS
 
 
@@ -12,24 +14,27 @@ def derivative(of: Expression, by: Expression) -> Expression:
     for e in topological(of):
         if e is by:
             slopes[e] = constant(1)
-            continue
-        terms = []
-        if any(slopes[arg] is not None for arg in e.args):
-            rules = OPERATIONS[e.op].derivatives(e, *e.args)
-            for arg, rule in zip(e.args, rules, strict=True):
-                inner = slopes[arg]
-                if inner is not None and rule is not None:
-                    terms.append(rule * inner)
-        if terms and e.op in _CHOICES:
-            # The derivative of the chosen argument, rather than a sum of masked ones.
-            mask, yes, no = _CHOICES[e.op](*e.args)
-            slopes[e] = build("where", mask, *(_or_zero(slopes[arg]) for arg in (yes, no)))
-            continue
-        slopes[e] = None
-        for term in terms:
-            total = slopes[e]
-            slopes[e] = term if total is None else total + term
+        elif any(slopes[arg] is not None for arg in e.args):
+            with made_by(e):
+                slopes[e] = _chain(e, slopes)
+        else:
+            slopes[e] = None
     return _or_zero(slopes[of])
+
+
+def _chain(e: Expression, slopes: dict[Expression, Expression | None]) -> Expression | None:
+    if e.op in _CHOICES:
+        # The derivative of the chosen argument, rather than a sum of masked ones.
+        mask, yes, no = _CHOICES[e.op](*e.args)
+        return build("where", mask, *(_or_zero(slopes[arg]) for arg in (yes, no)))
+    total = None
+    rules = OPERATIONS[e.op].derivatives(e, *e.args)
+    for arg, rule in zip(e.args, rules, strict=True):
+        inner = slopes[arg]
+        if inner is not None and rule is not None:
+            term = rule * inner
+            total = term if total is None else total + term
+    return total
 
 
 def _or_zero(e: Expression | None) -> Expression:
@@ -37,28 +42,8 @@ def _or_zero(e: Expression | None) -> Expression:
 
 
 #: Operations that return one of two arguments, as (mask, argument if it holds, the other).
-_CHOICES = {
+_CHOICES: dict[str, Callable[..., tuple[Expression, Expression, Expression]]] = {
     "where": lambda mask, yes, no: (mask, yes, no),
     "max": lambda x, y: (x < y, y, x),
     "min": lambda x, y: (y < x, y, x),
 }
-
-
-def select(mask: Expression, yes: Expression, no: Expression) -> Expression:
-    """``where(mask, yes, no)`` with the choice moved into equal operations.
-
-    Two softplus of which one counts become one softplus of a chosen argument.
-    """
-    if yes is no:
-        return yes
-    if yes.op == no.op and yes.args and len(yes.args) == len(no.args):
-        differing = [(x, y) for x, y in zip(yes.args, no.args, strict=True) if x is not y]
-        same_masks = all(not x.mask for x, _ in differing)
-        if same_masks and (len(differing) == 1 or yes.op in _COSTLY):
-            args = (select(mask, x, y) for x, y in zip(yes.args, no.args, strict=True))
-            return build(yes.op, *args)
-    return build("where", mask, yes, no)
-
-
-#: Operations of which one costs more than a selection of each of its arguments.
-_COSTLY = {"pow", "margin", "margin_slope", "div"}

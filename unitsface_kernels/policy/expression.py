@@ -9,7 +9,10 @@ from __future__ import annotations
 import linecache
 import sys
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,19 +53,32 @@ class Expression:
         args: arguments of the operation.
         payload: value of a constant, name of a leaf.
         kind: of a leaf: "number" (a parameter: the same for all pairs and known on the host),
-            "scalar", "row", "column" (variables, known on the device) or "cosine".
+            "scalar", "row", "column", "identity" (variables, known on the device), "cosine", or
+            "positive" (whether the pair is one).
         mask: whether it is true or false.
-        line: where the formula made it, for errors.
+        choices: of a number that is one of several words, these words.
+        reads: kinds of the leaves below it.
     """
 
-    __slots__ = ("__weakref__", "args", "kind", "line", "mask", "op", "payload")
+    __slots__ = ("__weakref__", "args", "choices", "kind", "mask", "op", "payload", "reads")
 
     op: str
     args: tuple[Expression, ...]
     payload: float | str | None
     kind: str
     mask: bool
-    line: Line | None
+    choices: tuple[str, ...]
+    reads: frozenset[str]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether numbers alone decide it: the same for all pairs of a call."""
+        return self.reads <= _NUMBERS
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it differs from pair to pair of a row."""
+        return not self.reads.isdisjoint(_PAIRWISE)
 
     # --- arithmetic -------------------------------------------------------------------------------
 
@@ -93,7 +109,10 @@ class Expression:
     def __pow__(self, other: object) -> Expression:
         from .vocabulary import pow
 
-        return pow(self, other)
+        return pow(self, lift(other))
+
+    def __rpow__(self, other: object) -> Expression:
+        return build("pow", other, self)
 
     def __neg__(self) -> Expression:
         return build("neg", self)
@@ -119,10 +138,15 @@ class Expression:
         return build("le", other, self)
 
     def __eq__(self, other: object) -> Expression:  # type: ignore[override]
+        if isinstance(other, str):
+            if other not in self.choices:
+                known = ", ".join(map(repr, self.choices)) or "a number"
+                fail(f"{self!r} is compared with {other!r}, but it is {known}")
+            other = self.choices.index(other)
         return build("eq", self, other)
 
     def __ne__(self, other: object) -> Expression:  # type: ignore[override]
-        return build("not", build("eq", self, other))
+        return build("not", self == other)
 
     __hash__ = object.__hash__
 
@@ -145,21 +169,28 @@ class Expression:
 
     def __bool__(self) -> NoReturn:
         fail(
-            "the value of a pair decides a branch of Python (if, and, or, not, a chained "
+            "the value of a pair decides a branch of Python (if, and, or, not, max, a chained "
             "comparison); use policy.where, and & | ~ between masks"
         )
 
     def _no_number(self, *_: Any) -> NoReturn:
         fail("a formula is written with policy's functions, not with those of math, numpy or torch")
 
-    __float__ = __int__ = __index__ = __complex__ = _no_number
-    __len__ = __iter__ = __getitem__ = __array__ = _no_number
+    __float__ = __int__ = __index__ = __complex__ = __round__ = _no_number
+    __len__ = __iter__ = __getitem__ = __array__ = __array_ufunc__ = _no_number
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> NoReturn:
+        fail("a formula is written with policy's functions and numbers, not with those of torch")
 
     def __repr__(self) -> str:
         from .text import infix
 
         return infix(self)
 
+
+_NUMBERS = frozenset({"number"})
+_PAIRWISE = frozenset({"cosine", "positive"})
 
 _nodes: weakref.WeakValueDictionary[tuple[Any, ...], Expression] = weakref.WeakValueDictionary()
 
@@ -169,27 +200,77 @@ def fail(problem: str, line: Line | None = None) -> NoReturn:
     raise FormulaError(f"{line}\n  {problem}" if line else problem)
 
 
+# --- lines ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Lines:
+    """Which line made which node. Not a part of the nodes: two formulas may share one."""
+
+    of: dict[Expression, Line | None] = field(default_factory=dict)
+    #: The line of all nodes made now, rather than the one being executed.
+    fixed: Line | None = None
+
+    def record(self, e: Expression) -> None:
+        if e not in self.of:
+            self.of[e] = self.fixed or users_line()
+
+
+_recorder: list[Lines] = []
+
+
+@contextmanager
+def recorded(lines: Lines) -> Iterator[Lines]:
+    """Nodes made within have their lines noted in ``lines``."""
+    _recorder.append(lines)
+    try:
+        yield lines
+    finally:
+        _recorder.pop()
+
+
+@contextmanager
+def made_by(e: Expression) -> Iterator[None]:
+    """Nodes made within, derivatives, have the line of ``e``."""
+    if not _recorder:
+        yield
+        return
+    lines = _recorder[-1]
+    before, lines.fixed = lines.fixed, lines.of.get(e)
+    try:
+        yield
+    finally:
+        lines.fixed = before
+
+
+# --- nodes ----------------------------------------------------------------------------------------
+
+
 def node(
     op: str,
     args: tuple[Expression, ...] = (),
     payload: float | str | None = None,
     kind: str = "",
     mask: bool = False,
+    choices: tuple[str, ...] = (),
 ) -> Expression:
     """The node itself, without any simplification."""
     # repr, so that 0.0 and -0.0 differ, and NaN equals itself.
-    key = (op, tuple(map(id, args)), repr(payload), kind)
+    key = (op, tuple(map(id, args)), repr(payload), kind, choices)
     found = _nodes.get(key)
     if found is None:
         found = Expression.__new__(Expression)
         found.op, found.args, found.payload, found.kind = op, args, payload, kind
-        found.mask, found.line = mask, users_line()
+        found.mask, found.choices = mask, choices
+        found.reads = frozenset({kind} - {""}).union(*(arg.reads for arg in args))
         _nodes[key] = found
+    if _recorder:
+        _recorder[-1].record(found)
     return found
 
 
-def leaf(name: str, kind: str) -> Expression:
-    return node("leaf", payload=name, kind=kind)
+def leaf(name: str, kind: str, choices: tuple[str, ...] = ()) -> Expression:
+    return node("leaf", payload=name, kind=kind, mask=kind == "positive", choices=choices)
 
 
 def constant(value: float) -> Expression:
@@ -202,8 +283,8 @@ def lift(value: object) -> Expression:
         return value
     if isinstance(value, bool):
         return node("const", payload=value, mask=True)
-    if isinstance(value, (int, float)):
-        return constant(value)
+    if isinstance(value, Real):
+        return constant(float(value))
     fail(f"a formula has numbers and expressions, got {type(value).__name__}")
 
 
@@ -243,4 +324,3 @@ def topological(*roots: Expression) -> list[Expression]:
 def value_of(e: Expression) -> float:
     assert e.op == "const"
     return float(e.payload)  # type: ignore[arg-type]
-

@@ -22,6 +22,10 @@ from .expression import Expression, build, constant, is_const
 SMALLEST_SINE = 1e-4
 #: Powers are those of bases at least this.
 SMALLEST_BASE = 1e-30
+#: Exponents beyond count as these: results neither under- nor overflow in float32.
+EXPONENTS = (-87.0, 88.0)
+#: Logarithms of anything smaller, 0 included, are that of the smallest normal float32.
+SMALLEST_NORMAL = 1.1754943508222875e-38
 
 #: d of an expression by each of its arguments, given the node and the arguments; None: 0.
 Rule = Callable[..., tuple["Expression | None", ...]]
@@ -39,7 +43,6 @@ class Operation:
         cpp, triton: spelling, with ``{0}``, ``{1}``, ... for the arguments.
         gives_mask: whether the result is a mask.
         mask_arguments: places of arguments that are masks.
-        binding: precedence of an infix spelling, 0 for a call.
     """
 
     arity: int
@@ -67,12 +70,16 @@ def _one(rule: Callable[[Expression, Expression], Expression]) -> Rule:
 # --- eager meanings -------------------------------------------------------------------------------
 
 
-def _tensor(value: Tensor | float, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((), value).to(like)
+def _exp(x: Tensor) -> Tensor:
+    # The value is that of a clamped x, the derivative is the value everywhere.
+    clamped = x.clamp(*EXPONENTS)
+    beyond = (x - clamped).detach()
+    return torch.exp(torch.where(beyond.isinf(), clamped, x - beyond))
 
 
-def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mask, yes, no)
+def _log(x: Tensor) -> Tensor:
+    normal = torch.where(x < SMALLEST_NORMAL, SMALLEST_NORMAL, x)
+    return torch.where(x < 0.0, torch.nan, torch.log(normal))
 
 
 def _sine(c: Tensor) -> Tensor:
@@ -176,7 +183,7 @@ def _pow_rule(y: Expression, x: Expression, t: Expression) -> tuple[Expression |
 def _margin_rule(
     y: Expression, c: Expression, m1: Expression, m2: Expression
 ) -> tuple[Expression | None, ...]:
-    # Margins have no gradient here: as variables, the target's logit is differentiated on N numbers.
+    # Margins have no gradient here: logits of targets are differentiated on N numbers.
     return build("margin_slope", c, m1, m2), None, None
 
 
@@ -206,9 +213,13 @@ OPERATIONS: dict[str, Operation] = {
         lambda y, x: build("where", x < 0, constant(-1), constant(1)), "fabsf({0})", "tl.abs({0})",
     ),
     "exp": _unary(
-        torch.exp, math.exp, lambda y, x: y, "exp_clamped({0})", "exp({0})"
+        _exp, lambda x: math.exp(min(max(x, EXPONENTS[0]), EXPONENTS[1])), lambda y, x: y,
+        "exp_clamped({0})", "exp({0})",
     ),
-    "log": _unary(torch.log, math.log, lambda y, x: 1 / x, "log_positive({0})", "log({0})"),
+    "log": _unary(
+        _log, lambda x: math.log(max(x, SMALLEST_NORMAL) if x >= 0.0 else math.nan),
+        lambda y, x: 1 / build("max", x, SMALLEST_NORMAL), "log_positive({0})", "log({0})",
+    ),
     "sqrt": _unary(
         torch.sqrt, math.sqrt, lambda y, x: 0.5 / y, "sqrtf({0})", "tl.sqrt({0})"
     ),
@@ -250,15 +261,15 @@ OPERATIONS: dict[str, Operation] = {
     "max": Operation(
         2, lambda x, y: torch.where(y > x, y, x), lambda x, y: y if y > x else x,
         lambda _, x, y: (constant(1), constant(1)),  # of the chosen one, see derive.py
-        "({1} > {0} ? {1} : {0})", "tl.where({1} > {0}, {1}, {0})",
+        "({0} < {1} ? {1} : {0})", "tl.where({0} < {1}, {1}, {0})",
     ),
     "min": Operation(
         2, lambda x, y: torch.where(y < x, y, x), lambda x, y: y if y < x else x,
         lambda _, x, y: (constant(1), constant(1)),
-        "({1} < {0} ? {1} : {0})", "tl.where({1} < {0}, {1}, {0})",
+        "({0} > {1} ? {1} : {0})", "tl.where({0} > {1}, {1}, {0})",
     ),
     "where": Operation(
-        3, _where, lambda mask, x, y: x if mask else y,
+        3, torch.where, lambda mask, x, y: x if mask else y,
         lambda _, mask, x, y: (None, constant(1), constant(1)),
         "({0} ? {1} : {2})", "tl.where({0}, {1}, {2})", mask_arguments=(0,),
     ),

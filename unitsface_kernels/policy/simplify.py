@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import operations
-from .expression import Expression, constant, is_const, lift, node, value_of
+from .expression import Expression, is_const, lift, node, value_of
 
 
 def simplified(op: str, args: tuple[Expression, ...], mask: bool) -> Expression:
@@ -99,7 +101,7 @@ def _not(x: Expression) -> Expression | None:
     return x.args[0] if x.op == "not" else None
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., Expression | None]] = {
     "add": _add,
     "sub": _sub,
     "mul": _mul,
@@ -109,5 +111,3 @@ _RULES = {
     "detach": _detach,
     "not": _not,
 }
-
-__all__ = ["constant", "simplified"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .expression import Expression, value_of
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2),
-          "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0), "and": ("&", 0), "or": ("|", 0)}  # fmt: skip
+          "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0),
+          "and": ("&", 0), "or": ("|", 0)}  # fmt: skip
 
 
 def infix(e: Expression) -> str:
@@ -18,6 +19,9 @@ def _text(e: Expression) -> tuple[str, int]:
         return (str(e.payload) if e.mask else f"{value_of(e):g}"), 3
     if e.op == "leaf":
         return str(e.payload), 3
+    compared = comparison(e)
+    if compared is not None:
+        return compared, 0
     if e.op in _INFIX:
         sign, level = _INFIX[e.op]
         left, right = (_text(arg) for arg in e.args)
@@ -31,3 +35,10 @@ def _text(e: Expression) -> tuple[str, int]:
 
 def _in(part: tuple[str, int], level: int) -> str:
     return part[0] if part[1] >= level else f"({part[0]})"
+
+
+def comparison(e: Expression) -> str | None:
+    """A number that is one of several words compared with one of them."""
+    if e.op == "eq" and e.args[0].choices and e.args[1].op == "const":
+        return f'{e.args[0].payload} == "{e.args[0].choices[int(value_of(e.args[1]))]}"'
+    return None

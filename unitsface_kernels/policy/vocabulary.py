@@ -51,8 +51,9 @@ def maximum(x: Number, y: Number) -> Expression:
 
 
 def _extreme(op: str, x: Number, y: Number) -> Expression:
-    # A constant is the second one: NaN of the first survives.
-    return build(op, y, x) if is_const(lift(x)) else build(op, x, y)
+    # What depends on the pair is the first one: NaN of the first survives.
+    x, y = lift(x), lift(y)
+    return build(op, y, x) if y.pairwise and not x.pairwise else build(op, x, y)
 
 
 def clamp(x: Number, low: Number, high: Number) -> Expression:
@@ -93,8 +94,13 @@ def pow(x: Number, t: Number) -> Expression:
     exponent = lift(t)
     if is_const(exponent) and value_of(exponent) in (1.0, 2.0, 3.0, 4.0):
         base = lift(x)
-        square_of = build("mul", base, base)
-        powers = (base, square_of, build("mul", square_of, base), build("mul", square_of, square_of))
+        squared = build("mul", base, base)
+        powers = (
+            base,
+            squared,
+            build("mul", squared, base),
+            build("mul", squared, squared),
+        )
         return powers[int(value_of(exponent)) - 1]
     return build("pow", x, exponent)
 

@@ -104,6 +104,125 @@ UF_HOST_DEVICE float pow_unit(float x, float t) {
   return x == x ? power : x;
 }
 
+// log(x) for x > 0; smaller than the smallest normal number, 0 included, counts as that. NaN for
+// x < 0.
+UF_HOST_DEVICE float log_positive(float x) {
+  const float normal = x < 1.17549435e-38f ? 1.17549435e-38f : x;
+  const float log = log_normal(normal);
+  // The bits of a NaN have a logarithm.
+  return (x >= 0.0f) & (x < INFINITY) ? log : (x >= 0.0f ? x : NAN);
+}
+
+// x^t for x > 0, 0 for x <= 0; NaN stays NaN. Usual exponents as in pow_unit.
+UF_HOST_DEVICE float pow_positive(float x, float t) {
+  const float base = x < 1e-30f ? 1e-30f : x;
+  const float power = pow_unit(base, t);
+  return x <= 0.0f ? 0.0f : power;
+}
+
+// tanh(x), to 2e-7 of itself.
+UF_HOST_DEVICE float tanh_bounded(float x) {
+  const float magnitude = fabsf(x);
+  const float u = x * x;
+  // x + x^3 p(x^2) below 0.625, a minimax fit of relative error; 1 - 2 / (1 + e^2|x|) above.
+  float p = -6.096934926e-03f;
+  p = p * u + 2.099735213e-02f;
+  p = p * u - 5.385095206e-02f;
+  p = p * u + 1.333277007e-01f;
+  p = p * u - 3.333332895e-01f;
+  const float small = x + x * u * p;
+  const float e = exp_clamped(-2.0f * magnitude);
+  const float large = divide_by_unit(1.0f - e, 1.0f + e);
+  return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
+}
+
+// The nearest integer of a |x| below 2^22, halves to even: roundf would be a library call.
+UF_HOST_DEVICE float nearest_integer(float x) {
+  const float magic = 12582912.0f;
+  return (x + magic) - magic;
+}
+
+// 1 if an integer is odd, else 0.
+UF_HOST_DEVICE float is_odd(float k) {
+  const float rest = k - 2.0f * nearest_integer(0.5f * k);
+  return rest * rest;
+}
+
+struct SinCos {
+  float sine, cosine;
+};
+
+// Of an angle of up to some thousand turns. CUDA's sinf and cosf keep a stack frame for reducing
+// huge arguments.
+UF_HOST_DEVICE SinCos sin_cos(float angle) {
+  // angle = k pi / 2 + r with |r| <= pi / 4; pi / 2 in three parts, so that r keeps its accuracy.
+  const float k = nearest_integer(angle * 0.636619772f);
+  float r = angle - k * 1.5703125f;
+  r = r - k * 4.837512969970703e-04f;
+  r = r - k * 7.549789954891882e-08f;
+  const float u = r * r;
+  float s = -1.958669990e-04f;
+  s = s * u + 8.332740660e-03f;
+  s = s * u - 1.666666458e-01f;
+  s = r + r * u * s;
+  float c = 2.454326638e-05f;
+  c = c * u - 1.388826803e-03f;
+  c = c * u + 4.166666414e-02f;
+  c = 1.0f - 0.5f * u + u * u * c;
+  const float odd = is_odd(k), half_turns = 0.5f * (k - odd);
+  const float sign = 1.0f - 2.0f * is_odd(half_turns);
+  return {sign * (odd != 0.0f ? c : s), sign * (odd != 0.0f ? -s : c)};
+}
+
+// sqrt(1 - c^2) of a cosine, 0 beyond [-1, 1]: without the accuracy that 1 - c^2 loses at small
+// angles.
+UF_HOST_DEVICE float sine_of_cosine(float c) {
+  const float square = (1.0f - c) * (1.0f + c);
+  return sqrtf(square < 0.0f ? 0.0f : square);
+}
+
+// Angle of a cosine clipped to [-1, 1]: sqrt(1 - |c|) times a degree-8 polynomial, to 2e-9. The
+// square root carries the singularity, so small angles keep their relative accuracy.
+UF_HOST_DEVICE float angle_of_cosine(float cosine) {
+  const float clipped = clamp_keep_nan(cosine, -1.0f, 1.0f);
+  const float c = fabsf(clipped);
+  float p = 7.091754588e-04f;
+  p = p * c - 4.073795650e-03f;
+  p = p * c + 1.119083863e-02f;
+  p = p * c - 2.086636979e-02f;
+  p = p * c + 3.263689361e-02f;
+  p = p * c - 5.061052637e-02f;
+  p = p * c + 8.903229154e-02f;
+  p = p * c - 2.146012656e-01f;
+  p = p * c + 1.570796323f;
+  const float angle = p * sqrtf(1.0f - c);
+  return clipped < 0.0f ? 3.14159265f - angle : angle;
+}
+
+struct CosineMargin {
+  float value, slope;
+};
+
+// cos(m1 theta + m2) of the angle theta of c, continued past pi as (-1)^k cos(.) - 2k, and its
+// derivative by c, for which sin(theta) is at least 1e-4. m1 and m2 are the same for many c.
+UF_HOST_DEVICE CosineMargin cosine_margin(float cosine, float m1, float m2) {
+  const float c = clamp_keep_nan(cosine, -1.0f, 1.0f);
+  const float sine = sine_of_cosine(c);
+  const float angle = m1 * angle_of_cosine(c) + m2;
+  // floor; next to a multiple of pi either k gives the same value and slope.
+  const float k = nearest_integer(angle * 0.318309886f - 0.5f);
+  const SinCos turned = sin_cos(angle);
+  // An added margin alone needs the angle for k only: more accurate.
+  const SinCos margin = sin_cos(m2);
+  const bool added = m1 == 1.0f;
+  const float sign = 1.0f - 2.0f * is_odd(k);
+  const float cos_turned = added ? c * margin.cosine - sine * margin.sine : turned.cosine;
+  const float sin_turned = added ? sine * margin.cosine + c * margin.sine : turned.sine;
+  const float slope = sign * sin_turned * m1 / (sine < 1e-4f ? 1e-4f : sine);
+  const bool plain = added & (m2 == 0.0f);
+  return {plain ? cosine : sign * cos_turned - 2.0f * k, plain ? 1.0f : slope};
+}
+
 // cos(pi x) and sin(pi x). CUDA's cos and sin keep a stack frame for reducing huge arguments.
 UF_HOST_DEVICE double cos_half_turns(double x) {
 #if defined(__CUDA_ARCH__)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ...losses import CUSTOM
 from ..histogram import ScoreEngine
 from ..streaming import Call, Engine
 from . import loader
@@ -34,6 +35,9 @@ def context(call: Call) -> AbstractContextManager[object]:
 
 def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine], object]) -> Engine:
     """The engine of a pass; see ``passes.py`` for the arguments."""
+    reason = no_kernels(call) if call.spec.name in CUSTOM else None
+    if reason is not None:
+        raise RuntimeError(f"loss {call.spec.name} has no native kernels: {reason}")
     if call.rows.is_cuda:
         from .cuda_engine import CudaEngine
 
@@ -41,6 +45,15 @@ def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine],
     from .cpu_engine import CpuEngine
 
     return CpuEngine(call)
+
+
+def no_kernels(call: Call) -> str | None:
+    """Why there are no kernels of a user's loss; None if there are."""
+    from . import custom
+
+    if call.rows.is_cuda:
+        return "only CPU kernels are compiled at run time; on CUDA tensors, use Triton"
+    return custom.failure(call.spec, loader.extension())
 
 
 def score_engine(device: torch.device) -> ScoreEngine:

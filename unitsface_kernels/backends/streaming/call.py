@@ -87,7 +87,7 @@ class CallConfig:
     """Static part of a call.
 
     Attributes:
-        params: hyper-parameters as the kernels receive them.
+        params: hyper-parameters as :meth:`LossSpec.pack` has them.
         reduction: "mean", "sum" or "none".
         backend: "reference", "native" or "triton".
         compute_dtype: operands of the matmuls, which accumulate in float32.
@@ -201,6 +201,11 @@ class Call(CallConfig):
     shards: Shards | None = None
     sink: ColumnSink | None = None
     ranks: Ranks | None = None
+
+    @cached_property
+    def kernel_params(self) -> tuple[float, ...]:
+        """See :meth:`LossSpec.kernel_params`."""
+        return self.spec.kernel_params(self.params)
 
     @cached_property
     def num_columns(self) -> int:

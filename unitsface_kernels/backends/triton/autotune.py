@@ -29,7 +29,7 @@ from ..._version import __version__
 from ...validate import choice
 from ..streaming import Call
 from . import launch, sum_tile
-from .autotune_store import Store, folder
+from .autotune_store import Store
 from .configs import Config, TileConfig, WaveConfig
 from .workspace import DEPTH_MULTIPLE, shipped_config, uses_tf32
 

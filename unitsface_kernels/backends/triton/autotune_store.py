@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...cache import make_folder, write
+
 #: Of the file; raised when the meaning of its fields changes.
 FORMAT = 1
-
-
-def folder() -> Path | None:
-    """``UNITSFACE_CACHE_DIR``, else ``unitsface_kernels`` in the user's cache folder.
-
-    None if there is no such place: results then last as long as the process.
-    """
-    named = os.environ.get("UNITSFACE_CACHE_DIR")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    if os.path.isabs(base):
-        return Path(base) / "unitsface_kernels"
-    try:
-        return Path.home() / ".cache" / "unitsface_kernels"
-    except RuntimeError:  # no home
-        return None
 
 
 class Store:
@@ -60,7 +42,9 @@ class Store:
         # Another process may have added its own in the meantime.
         merged = {**self._read(), **self.entries}
         try:
-            self._write(self.path, json.dumps({**self._head, "entries": merged}, indent=1))
+            text = json.dumps({**self._head, "entries": merged}, indent=1)
+            make_folder(self.path.parent)
+            write(self.path, f"{text}\n".encode())
         except OSError as error:
             self._warn(f"cannot be written ({error}); results last as long as this process")
 
@@ -81,19 +65,6 @@ class Store:
             self._warn("belongs to another device or version; ignored")
             return {}
         return content["entries"]
-
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        """Atomically: a reader gets the old file or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text + "\n")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def _warn(self, what: str) -> None:
         warnings.warn(f"{self.path} {what}", RuntimeWarning, stacklevel=4)

@@ -124,3 +124,96 @@ def sin_cos_half_turn(angle):
     c = z * (-1.0 / 720 + z * (1.0 / 40320) + z * c)
     c = 1.0 + z * (-0.5 + z * (1.0 / 24) + z * c)
     return y + y * s, tl.where(obtuse, -c, c)
+
+
+@triton.jit
+def exp(x):
+    """e^x; arguments beyond [-87, 88] count as these."""
+    x = tl.where(x < -87.0, -87.0, tl.where(x > 88.0, 88.0, x))
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def log(x):
+    """log(x) for x > 0; smaller than the smallest normal number counts as that, NaN for x < 0."""
+    normal = tl.where(x < 1.1754943508222875e-38, 1.1754943508222875e-38, x)
+    logarithm = tl.log2(normal) * 0.6931471805599453
+    return tl.where(x < 0.0, float("nan"), logarithm)
+
+
+@triton.jit
+def tanh(x):
+    """tanh(x) to 2e-7 of itself: next to 0 an odd polynomial, a minimax fit of relative error."""
+    u = x * x
+    p = -6.096934926e-03 * u + 2.099735213e-02
+    p = p * u - 5.385095206e-02
+    p = p * u + 1.333277007e-01
+    p = p * u - 3.333332895e-01
+    magnitude = tl.abs(x)
+    e = tl.exp2(magnitude * -2.8853900817779268)
+    large = (1.0 - e) * reciprocal(1.0 + e)
+    return tl.where(magnitude < 0.625, x + x * u * p, tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def is_odd(k):
+    """1 for an odd integer, else 0."""
+    return k - 2.0 * tl.floor(k * 0.5)
+
+
+@triton.jit
+def sin_cos(angle):
+    """sin and cos of an angle of up to some thousand turns."""
+    turns, rest = half_turns(angle)
+    sine, cosine = sin_cos_half_turn(rest)
+    sign = 1.0 - 2.0 * is_odd(turns)
+    return sign * sine, sign * cosine
+
+
+@triton.jit
+def sine_of_cosine(c):
+    """sqrt(1 - c^2) of a cosine, 0 beyond [-1, 1]."""
+    # 1 - c^2 would lose accuracy at small angles.
+    square = (1.0 - c) * (1.0 + c)
+    return tl.sqrt(tl.where(square < 0.0, 0.0, square))
+
+
+@triton.jit
+def angle_of_cosine(c):
+    """Angle of a cosine clipped to [-1, 1]."""
+    return acos(tl.where(c > 1.0, 1.0, tl.where(c < -1.0, -1.0, c)))
+
+
+@triton.jit
+def pow_positive(x, t):
+    """x^t for x > 0, where x is at least 1e-30; 0 for x <= 0."""
+    base = tl.where(x < 1e-30, 1e-30, x)
+    # Products for the usual exponents: a logarithm times t loses a bit or two.
+    power = tl.where(t == 3.0, base * base * base, exp(t * log(base)))
+    power = tl.where(t == 1.0, base, tl.where(t == 2.0, base * base, power))
+    return tl.where(x <= 0.0, 0.0, power)
+
+
+@triton.jit
+def cosine_margin(cosine, m1, m2):
+    """cos(m1 theta + m2) of the angle theta of ``cosine``, and its derivative by the cosine.
+
+    Past pi the margin continues monotonically, ``(-1)^k cos(angle) - 2k`` with
+    ``k = floor(angle / pi)``: that is ``cos(angle - k pi) - 2k``, one branch for every k. In the
+    derivative sin(theta) is at least 1e-4.
+    """
+    # Comparisons rather than tl.minimum and tl.maximum, which would hide a NaN.
+    clipped = tl.where(cosine > 1.0, 1.0, tl.where(cosine < -1.0, -1.0, cosine))
+    sin_theta = sine_of_cosine(clipped)
+    turns, rest = half_turns(m1 * acos(clipped) + m2)
+    sin_rest, cos_rest = sin_cos_half_turn(rest)
+    # An added margin alone needs no angle but to find k: more accurate, and most used.
+    turns_2, rest_2 = half_turns(m2)
+    sin_2, cos_2 = sin_cos_half_turn(rest_2)
+    sign = 1.0 - 2.0 * is_odd(turns + turns_2)
+    added = m1 == 1.0
+    sin_rest = tl.where(added, sign * (sin_theta * cos_2 + clipped * sin_2), sin_rest)
+    cos_rest = tl.where(added, sign * (clipped * cos_2 - sin_theta * sin_2), cos_rest)
+    plain = added & (m2 == 0.0)
+    slope = m1 * sin_rest / tl.where(sin_theta < 1e-4, 1e-4, sin_theta)
+    return tl.where(plain, cosine, cos_rest - 2.0 * turns), tl.where(plain, 1.0, slope)

@@ -1,0 +1,59 @@
+// The kernels of a policy, by the way in which its pairs combine.
+#pragma once
+
+#include "cpu/logsumexp_pairs_tile.h"
+#include "cpu/logsumexp_tile.h"
+#include "cpu/loss_kernels.h"
+#include "cpu/sum_tile.h"
+
+namespace unitsface::cpu {
+inline namespace UF_ISA {
+
+template <class Policy, class Args, void (*kKernel)(const Policy, const Args&, int)>
+void with_policy(const float* params, const Args& t, int threads) {
+  kKernel(Policy(params), t, threads);
+}
+
+template <class Policy>
+void positive_rows(const float* params, const float* cosine, int64_t n, float* logit,
+                   float* slope) {
+  const Policy policy(params);
+  for (int64_t i = 0; i < n; ++i) {
+    const Logit z = policy.positive(cosine[i]);
+    logit[i] = z.value;
+    slope[i] = z.dcosine;
+  }
+}
+
+template <class Policy>
+constexpr LossKernels sum_kernels() {
+  LossKernels k{};
+  k.parameters = Policy::kParameters;
+  k.sum_tile = with_policy<Policy, SumTile, sum_tile>;
+  return k;
+}
+
+// Over classes.
+template <class Policy>
+constexpr LossKernels logsumexp_kernels() {
+  LossKernels k{};
+  k.parameters = Policy::kParameters;
+  k.logsumexp_tile = with_policy<Policy, LogsumexpTileArgs, logsumexp_tile>;
+  k.logsumexp_gradient_tile = with_policy<Policy, LogsumexpGradientArgs, logsumexp_gradient_tile>;
+  k.positive_rows = positive_rows<Policy>;
+  return k;
+}
+
+// Over samples.
+template <class Policy>
+constexpr LossKernels pair_logsumexp_kernels() {
+  LossKernels k{};
+  k.parameters = Policy::kParameters;
+  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile>;
+  k.pair_positives_tile = with_policy<Policy, PairPositives, pair_positives_tile>;
+  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile>;
+  return k;
+}
+
+}  // namespace UF_ISA
+}  // namespace unitsface::cpu

@@ -1,0 +1,501 @@
+"""Users' losses on the CPU: compiled, kept, checked before they are loaded, and as accurate."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from support.cases import ALL_VARIANTS, CASES, HALF, THRESHOLDS, Case
+from support.evaluation import check_against_reference
+from support.grid import extended_if
+from support.helpers import ROOT, Target, run_python
+from support.policies import POLICIES, Contrastive, Unified, custom_problem, specs
+
+from unitsface_kernels import policy
+from unitsface_kernels.backends.native import custom as compiled
+from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native.custom import compiler, shared_object
+from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
+
+NATIVE = Target("native", "cpu")
+COMPILER = next(filter(None, map(shutil.which, compiler.COMMANDS)), None)
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_by_the_module(tmp_path_factory: pytest.TempPathFactory):
+    """The losses of this file are compiled once, and nothing of the user's cache is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNITSFACE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        for name in ("UNITSFACE_POLICY_COMPILER", "CXX"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, of a process that has compiled nothing."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("UNITSFACE_CACHE_DIR", str(folder))
+    monkeypatch.setattr(compiled, "_failures", {})
+    return folder
+
+
+def failure(spec: LossSpec) -> str | None:
+    return compiled.failure(spec, loader.extension())
+
+
+def shared_objects(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.so"))
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def counting(path: Path) -> tuple[str, Path]:
+    """A compiler that leaves a line for every compilation, and the file of these."""
+    log = path / "compilations"
+    log.touch()
+    text = f'case "$*" in *--version*) ;; *) echo 1 >> {log};; esac\nexec {COMPILER} "$@"'
+    return script(path / "counting-compiler", text), log
+
+
+# --- values and gradients -------------------------------------------------------------------------
+
+
+def _grid() -> list:
+    found = []
+    for name, spec in specs().items():
+        for case in CASES:
+            if not case.applies(spec):
+                continue
+            of_threshold = "per column" in name and case.name in THRESHOLDS
+            often = case.name in ALL_VARIANTS or of_threshold
+            for dtype in (torch.float32, torch.bfloat16):
+                if dtype == torch.float32 or case.name in HALF:
+                    marks = extended_if(not often and not (case.heavy and dtype == torch.float32))
+                    values = (spec, case, dtype)
+                    kind = str(dtype).split(".")[1]
+                    label = f"{name}-{case.name}-{kind}".replace(" ", "-")
+                    found.append(pytest.param(*values, id=label, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("spec", "case", "dtype"), _grid())
+def test_parity(spec: LossSpec, case: Case, dtype: torch.dtype) -> None:
+    assert failure(spec) is None
+    problem = custom_problem(case, spec, {}, dtype)
+    loss, gradients = check_against_reference(NATIVE, problem, dtype)
+    if case.labels == "all ignored":
+        assert not bool(loss.any())
+        assert not any(bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_results_are_those_of_the_built_in_loss() -> None:
+    """The same formula, compiled by the same compiler or not, in the same loops."""
+    p = custom_problem(Case("ad hoc", rows=300, dim=64), custom.spec(Unified()))
+    from unitsface_kernels import fused_uss_loss
+
+    rows, other = (p.rows.clone().requires_grad_() for _ in range(2))
+    mine = p.loss("native", rows=rows)
+    built_in = fused_uss_loss(other, p.labels, p.b, scale=16.0, margin=0.1, backend="native")
+    mine.backward()
+    built_in.backward()
+    torch.testing.assert_close(mine, built_in)
+    torch.testing.assert_close(rows.grad, other.grad)
+
+
+@pytest.mark.parametrize("name", list(specs()))
+def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
+    """Loops run on the extension's threads; nothing else is started."""
+    p = custom_problem(Case("ad hoc", rows=201, columns=333, dim=32), specs()[name])
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(p.evaluate("native"))
+    finally:
+        torch.set_num_threads(before)
+    loss, gradients = results[0]
+    for other, others in results[1:]:
+        assert torch.equal(other, loss)
+        assert all(torch.equal(others[n], g) for n, g in gradients.items())
+
+
+def test_a_loss_is_an_operator_of_torch() -> None:
+    """Under a dispatch mode, and by its name alone."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    p = custom_problem(Case("ad hoc", rows=40), custom.spec(Contrastive()))
+    want, gradients = p.evaluate("native")
+    with Watch():
+        loss, found = p.evaluate("native")
+    assert torch.equal(loss, want)
+    assert torch.equal(found["rows"], gradients["rows"])
+
+
+def test_losses_are_found_by_name() -> None:
+    for instance in POLICIES:
+        spec = custom.spec(instance)
+        assert find(spec.name) is spec is custom.spec(type(instance)())
+        assert spec.name in CUSTOM
+        assert spec.name not in REGISTRY
+    assert find("uss") is REGISTRY["uss"]
+    with pytest.raises(LookupError, match="no loss 'other'"):
+        find("other")
+
+
+def test_a_name_says_what_the_formula_is() -> None:
+    """Constants that agree in their first digits are different formulas."""
+
+    def made(constant: float, default: float = 0.4):
+        class Same(policy.Pair):
+            margin: policy.Number = default
+
+            def positive(self, c):
+                return constant - c
+
+            def negative(self, c):
+                return policy.maximum(c - self.margin, 0)
+
+        return custom.spec(Same()).name
+
+    assert made(1.0) == made(1.0)
+    assert len({made(1.0), made(1.0000001), made(1.0, 0.3)}) == 3
+
+
+def test_the_digest_of_shared_terms_is_short_work() -> None:
+    class Deep(policy.Pair):
+        def positive(self, c):
+            return 1 - c
+
+        def negative(self, c):
+            for _ in range(60):
+                c = 0.5 * (c + policy.square(c))
+            return c
+
+    start = time.process_time()
+    custom.digest(Deep.formula)
+    assert time.process_time() - start < 5.0
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+_USE = """
+import sys, torch
+sys.path.insert(0, "python_tests")
+from support.cases import Case
+from support.policies import Contrastive, custom_problem
+from unitsface_kernels.losses import custom
+p = custom_problem(Case("ad hoc", rows=40), custom.spec(Contrastive()))
+print(float(p.loss("native")), float(p.loss("reference")))
+"""
+
+
+def _use(**environment: str) -> tuple[float, float]:
+    done = run_python("-W", "error", "-c", _USE, **environment)
+    assert done.returncode == 0, done.stderr
+    native, reference = map(float, done.stdout.split())
+    return native, reference
+
+
+def test_another_process_compiles_nothing(fresh: Path, tmp_path: Path) -> None:
+    command, log = counting(tmp_path)
+    for _ in range(2):
+        native, reference = _use(UNITSFACE_CACHE_DIR=str(fresh), CXX=command)
+        assert native == pytest.approx(reference, rel=1e-5)
+        assert len(log.read_text().split()) == 1
+    (kept,) = shared_objects(fresh)
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    # Folders and files of the compilation are gone.
+    names = sorted(path.name.split(".", 1)[1] for path in kept.parent.iterdir())
+    assert names == ["so", "so.lock", "so.sha256"]
+
+
+def test_processes_compile_together_once(fresh: Path, tmp_path: Path) -> None:
+    command, log = counting(tmp_path)
+    environment = {
+        **os.environ,
+        **{"PYTHONPATH": str(ROOT), "UNITSFACE_CACHE_DIR": str(fresh), "CXX": command},
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", _USE],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in running:
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        native, reference = map(float, output.split())
+        assert native == pytest.approx(reference, rel=1e-5)
+    assert len(log.read_text().split()) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "digest", "no digest", "foreign", "empty"])
+def test_a_damaged_file_is_made_again(fresh: Path, monkeypatch, damage: str) -> None:
+    spec = custom.spec(Contrastive())
+    assert failure(spec) is None
+    (kept,) = shared_objects(fresh)
+    good = kept.read_bytes()
+    digest = kept.with_name(kept.name + ".sha256")
+    # A new file: this process has the old one mapped.
+    kept.unlink()
+    if damage == "truncated":
+        kept.write_bytes(good[: len(good) // 2])
+    elif damage == "empty":
+        kept.touch()
+    elif damage == "digest":
+        kept.write_bytes(good)
+        digest.write_text("0" * 64)
+    elif damage == "no digest":
+        kept.write_bytes(good)
+        digest.unlink()
+    else:
+        shared_object.files.put(kept, b"\x7fELF of another system")
+    monkeypatch.setattr(compiled, "_failures", {})
+    assert failure(spec) is None
+    assert kept.stat().st_size > len(good) // 2
+    assert shared_object.files.is_intact(kept)
+    check_against_reference(NATIVE, custom_problem(Case("ad hoc", rows=9), spec), torch.float32)
+
+
+def test_nothing_is_loaded_from_a_folder_of_others(fresh: Path) -> None:
+    fresh.mkdir(mode=0o700)
+    fresh.chmod(0o777)
+    reason = failure(custom.spec(Contrastive()))
+    assert reason is not None
+    assert "can be written by others" in reason
+    assert "UNITSFACE_CACHE_DIR" in reason
+    assert shared_objects(fresh) == []
+
+
+def test_without_a_cache_each_process_compiles(fresh: Path, monkeypatch) -> None:
+    """A home folder that cannot be written costs a warning, not the kernels."""
+    monkeypatch.setenv("UNITSFACE_CACHE_DIR", "/proc/none")
+    spec = custom.spec(Contrastive())
+    with pytest.warns(RuntimeWarning, match="not kept.*/proc/none"):
+        assert failure(spec) is None
+    check_against_reference(NATIVE, custom_problem(Case("ad hoc", rows=9), spec), torch.float32)
+
+
+def test_versions_do_not_share_files(monkeypatch) -> None:
+    native = loader.extension()
+    mine = compiler.find_compiler()
+
+    def name(**changes) -> str:
+        cpu = {"isa": native.cpu.isa, "flags": native.cpu.flags, "loss_abi": native.cpu.loss_abi}
+        fake = SimpleNamespace(cpu=SimpleNamespace(**{**cpu, **changes}))
+        return "/".join(shared_object.folder_names(fake, mine))
+
+    other = compiler.Compiler(mine.command, "another version")
+    found = {
+        name(),
+        name(isa=lambda: "baseline"),
+        name(flags=lambda: "-O0"),
+        name(loss_abi=1),
+        "/".join(shared_object.folder_names(native, other)),
+    }
+    monkeypatch.setattr(shared_object, "__version__", "another")
+    found.add(name())
+    monkeypatch.setattr(shared_object, "_digest_of_headers", lambda: "another")
+    found.add(name())
+    assert len(found) == 7
+
+
+def test_headers_of_another_extension_are_refused(fresh: Path) -> None:
+    native = loader.extension()
+    cpu = {n: getattr(native.cpu, n) for n in ("isa", "flags", "pool")}
+    registered: list = []
+    other = SimpleNamespace(
+        cpu=SimpleNamespace(**cpu, loss_abi=7, register_loss=lambda *a: registered.append(a))
+    )
+    reason = compiled.failure(custom.spec(Contrastive()), other)
+    assert reason is not None
+    assert "are not those of the extension" in reason
+    assert registered == []
+
+
+@pytest.mark.parametrize("isa", loader.extension().cpu.usable_isas())
+def test_instruction_sets(fresh: Path, isa: str) -> None:
+    """A loss is compiled for the set of the extension."""
+    native, reference = _use(UNITSFACE_CACHE_DIR=str(fresh), UNITSFACE_CPU_ISA=isa)
+    assert native == pytest.approx(reference, rel=1e-5)
+    (kept,) = shared_objects(fresh)
+    assert kept.parent.name.startswith(f"cpu-{isa.removesuffix('bf16')}-")
+
+
+# --- the compiler ---------------------------------------------------------------------------------
+
+
+def test_no_compiler(fresh: Path, monkeypatch, tmp_path: Path) -> None:
+    spec = custom.spec(Contrastive())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = failure(spec)
+    assert reason is not None
+    assert "install g++ or clang++, or set CXX" in reason
+    # The answer lasts: a compiler is not looked for at every step.
+    monkeypatch.setenv("CXX", str(COMPILER))
+    assert failure(spec) == reason
+
+
+@pytest.mark.parametrize("variable", ["CXX", "UNITSFACE_POLICY_COMPILER"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("/nowhere/g++", "there is no /nowhere/g\\+\\+"),
+        ("g++; touch {folder}/made", "there is no g\\+\\+;"),
+        ("'g++", "is no command"),
+    ],
+)
+def test_a_compiler_that_is_none(
+    fresh: Path, monkeypatch, tmp_path: Path, variable: str, value: str, message: str
+) -> None:
+    """No shell reads it."""
+    monkeypatch.setenv(variable, value.format(folder=tmp_path))
+    with pytest.raises(compiler.CompilerError, match=message):
+        compiler.find_compiler()
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_named_compiler_is_used(fresh: Path, monkeypatch, tmp_path: Path) -> None:
+    command, log = counting(tmp_path)
+    monkeypatch.setenv("CXX", "/nowhere")
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", f"env WORD=1 {shlex.quote(command)}")
+    assert failure(custom.spec(Contrastive())) is None
+    assert len(log.read_text().split()) == 1
+
+
+def test_turned_off(fresh: Path, monkeypatch) -> None:
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    assert failure(custom.spec(Contrastive())) == "UNITSFACE_POLICY_COMPILER=off"
+    assert shared_objects(fresh.parent) == []
+
+
+def test_a_failing_compiler_is_quoted_in_one_line(fresh: Path, monkeypatch, tmp_path: Path) -> None:
+    text = 'case "$*" in *--version*) exit 0;; esac\necho in file: >&2\n'
+    text += f"echo 'x.h: error: {'a' * 500}' >&2\nexit 4"
+    monkeypatch.setenv("CXX", script(tmp_path / "failing", text))
+    reason = failure(custom.spec(Contrastive()))
+    assert reason is not None
+    assert "exit code 4: x.h: error: aaa" in reason
+    assert "\n" not in reason
+    assert len(reason) < 400
+    # Neither what it left nor a folder of it stays.
+    left = [path.name for path in fresh.rglob("*") if path.is_file()]
+    assert all(name.endswith(".lock") for name in left)
+
+
+def test_a_hanging_compiler_is_ended(fresh: Path, monkeypatch, tmp_path: Path) -> None:
+    """With the processes that it started."""
+    monkeypatch.setattr(compiler, "TIMEOUT_S", 1.0)
+    text = 'case "$*" in *--version*) exit 0;; esac\n'
+    text += f"sleep 300 &\necho $! > {tmp_path}/child\nwait"
+    monkeypatch.setenv("CXX", script(tmp_path / "hanging", text))
+    reason = failure(custom.spec(Contrastive()))
+    assert reason is not None
+    assert "did not end within 1 s" in reason
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+            state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            break
+        if state == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("its child runs on")
+
+
+# --- what reaches the compiler --------------------------------------------------------------------
+
+HOSTILE = (
+    'A"); system("touch /tmp/x"); //',
+    "A\n#include </etc/passwd>\n",
+    "A */ int x = sizeof(\\\n) /*",
+    "int",
+    "Größe",
+    "../../../etc/x",
+    "%s$(touch x)`touch y`",
+    "{policy}",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_do_not_reach_the_compiler(fresh: Path, name: str) -> None:
+    """Of classes, of fields and of modules, which type() takes from any string."""
+    members = {
+        "__annotations__": {name: policy.Number, "field": policy.Number},
+        name: 0.25,
+        "field": 0.5,
+        "positive": lambda self, c: 1 - c * getattr(self, name),
+        "negative": lambda self, c: policy.maximum(c - self.field, 0),
+    }
+    spec = custom.spec(type(name, (policy.Pair,), members)())
+    text = shared_object.source_of(spec)
+    code = "\n".join(line.split("//")[0] for line in text.splitlines())
+    assert text.isascii()
+    assert "\\" not in text
+    assert set(text) <= set(map(chr, range(32, 127))) | {"\n"}
+    for word in ("system", "passwd", "touch", "etc", "sizeof"):
+        assert word not in code
+    directives = [line for line in text.splitlines() if line.lstrip().startswith("#")]
+    assert all(line.split()[1].startswith('"') for line in directives)
+    assert len(directives) == 3
+    assert failure(spec) is None
+    problem = custom_problem(Case("ad hoc", rows=9), spec)
+    check_against_reference(NATIVE, problem, torch.float32)
+    assert all(path.is_relative_to(fresh) for path in shared_objects(fresh.parent))
+
+
+# --- installations --------------------------------------------------------------------------------
+
+
+def test_an_installation_has_the_headers(fresh: Path, monkeypatch, tmp_path: Path) -> None:
+    """As setup.py packs them, they are all that a loss is compiled with."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    script = ModuleType("setup_script")
+    script.__file__ = str(ROOT / "setup.py")
+    exec(compile((ROOT / "setup.py").read_text(), script.__file__, "exec"), script.__dict__)
+    command = script.PackHeaders(setuptools.Distribution({"packages": []}))
+    command.ensure_finalized()
+    command.build_lib = str(tmp_path / "installed")
+    command.run()
+    package = tmp_path / "installed" / "unitsface_kernels"
+    monkeypatch.setattr(shared_object, "PACKAGE", package)
+    for cached in (shared_object.headers, shared_object._digest_of_headers):
+        cached.cache_clear()
+        monkeypatch.setattr(shared_object, cached.__name__, cached.__wrapped__)
+    assert shared_object.headers() == package / "csrc"
+    assert {*command.get_outputs()} >= {str(path) for path in package.rglob("*.h")}
+    assert failure(custom.spec(Contrastive())) is None
+    # Without them, the reason is said.
+    shutil.rmtree(package)
+    monkeypatch.setattr(compiled, "_failures", {})
+    assert "headers are missing" in str(failure(custom.spec(Contrastive())))

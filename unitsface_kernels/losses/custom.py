@@ -1,0 +1,51 @@
+"""Losses of users' policies: known by name like those of the registry, over which tables iterate."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .spec import LossSpec
+
+if TYPE_CHECKING:
+    from ..policy.definition import Formula, Policy
+
+CUSTOM: dict[str, LossSpec] = {}
+
+
+def register(spec: LossSpec) -> LossSpec:
+    """The spec of this name, ``spec`` if it is the first: a name says what the formula is."""
+    return CUSTOM.setdefault(spec.name, spec)
+
+
+def spec(policy: Policy) -> LossSpec:
+    """The loss of a policy; policies of equal formulas are one loss."""
+    from .from_policy import spec_of
+
+    formula = policy.formula
+    name = f"{formula.name}-{digest(formula)[:16]}"
+    known = CUSTOM.get(name)
+    return known or register(spec_of(type(policy), name=name, function="", source=""))
+
+
+def per_column(of: LossSpec) -> LossSpec:
+    """The same formula with a threshold for every column's identity."""
+    name = f"{of.name}-per-column"
+    known = CUSTOM.get(name)
+    return known or register(replace(of, name=name, threshold="per_column", policy=of.name))
+
+
+def digest(f: Formula) -> str:
+    """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
+    from ..policy.expression import topological
+
+    roots = (f.positive, f.negative, *f.weights, f.finish)
+    # A node by the places of its arguments: as text, shared ones would be written many times.
+    places = {e: i for i, e in enumerate(topological(*(e for e in roots if e is not None)))}
+    nodes = [
+        (e.op, [places[arg] for arg in e.args], repr(e.payload), e.kind, e.mask) for e in places
+    ]
+    ends = [None if e is None else places[e] for e in roots]
+    parts = (f.topology, f.combine, f.numbers, f.variables, f.threshold, nodes, ends)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

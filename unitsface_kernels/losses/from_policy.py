@@ -1,0 +1,82 @@
+"""The specification of a loss from its policy."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+from torch import Tensor
+
+from ..policy import bounds, eager
+from ..policy.definition import Policy
+from ..policy.expression import Expression, build
+from ..policy.formula import (
+    COSINE,
+    THRESHOLD,
+    Formula,
+    number_bindings,
+    variable_bindings,
+)
+from .spec import EagerTerm, LossSpec, Reduction, ValidRows
+
+_REDUCTIONS: dict[str, Reduction] = {
+    "sum": "sum",
+    "softplus": "sum",
+    "logsumexp": "logsumexp",
+}
+
+
+def spec_of(
+    policy: type[Policy],
+    *,
+    name: str,
+    function: str,
+    source: str,
+    valid_rows: ValidRows = "labeled",
+) -> LossSpec:
+    """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
+    formula = policy.formula
+    return LossSpec(
+        name=name,
+        topology=formula.topology,
+        reduction=_REDUCTIONS[formula.combine],
+        threshold="scalar" if formula.threshold else "none",
+        parameters=formula.numbers,
+        negative=_term(formula, positive=False),
+        positive=_term(formula, positive=True),
+        function=function,
+        source=source,
+        valid_rows=valid_rows,
+        # Asked for every tile.
+        slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
+        formula=formula,
+    )
+
+
+def _term(formula: Formula, positive: bool) -> EagerTerm | None:
+    """The eager meaning of positive or of negative pairs."""
+    expression = formula.positive if positive else formula.negative
+    if expression is None:
+        return None
+    if formula.combine == "softplus":
+        logit = -expression if positive else expression
+        weight = formula.weights[0 if positive else 1]
+        expression = weight * build("softplus", logit)
+    return partial(_evaluate, expression, formula)
+
+
+def _evaluate(
+    expression: Expression,
+    formula: Formula,
+    cosine: Tensor,
+    threshold: Tensor | None,
+    params: tuple[float, ...],
+    variables: tuple[Tensor, ...] = (),
+) -> Tensor:
+    bindings: dict[Expression, Tensor | float] = {
+        COSINE: cosine,
+        **number_bindings(formula, params),
+        **variable_bindings(formula, variables),
+    }
+    if threshold is not None:
+        bindings[THRESHOLD] = threshold
+    return eager.evaluate(expression, bindings)

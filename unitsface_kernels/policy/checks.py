@@ -1,0 +1,97 @@
+"""What is checked of a formula when its class is defined."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .derive import derivative
+from .expression import Expression, Lines, fail, topological, value_of
+from .formula import COSINE, Formula, default_params
+from .operations import OPERATIONS
+from .variable import TARGET_COSINE
+
+#: Thresholds and targets' cosines at which formulas have to be finite, and other variables.
+_OTHERS = (0.0, 0.5, 1.0, -1.0, 10.0)
+_VARIABLES = (0.25, 0.5, 1.0, 2.0, 10.0)
+
+
+@cache
+def _cosines() -> Tensor:
+    near_ends = 1.0 - torch.logspace(-12, -2, 21, dtype=torch.float64)
+    inside = torch.linspace(-1.0, 1.0, 513, dtype=torch.float64)
+    return torch.cat([inside, near_ends, -near_ends]).sort().values
+
+
+def check_finite(formula: Formula, lines: Lines) -> None:
+    """Fails, naming the line, where value or derivative is not finite for cosines in [-1, 1] at the
+    default numbers. A logit of -inf is allowed: it leaves its pair out."""
+    checked: dict[Expression, str] = {}
+    for side in ("positive", "negative", "finish"):
+        value = getattr(formula, side)
+        if value is not None:
+            for e in topological(value):
+                checked.setdefault(e, f"{side} is")
+            for by in topological(value):
+                if by.op == "leaf" and by.kind not in ("number", "positive"):
+                    for e in topological(derivative(value, by)):
+                        checked.setdefault(e, f"the derivative of {side} by {by!r} is")
+    leaves_out = formula.combine in ("logsumexp", "logsumexps")
+    for dtype in (torch.float64, torch.float32):
+        values = _values(list(checked), formula, dtype)
+        for e, what in checked.items():
+            at = _first_bad(e, values, leaves_out)
+            if at is not None:
+                fail(
+                    f"{what} not finite at cosine {_at(values[COSINE], at):g} and the default "
+                    f"parameters, in {dtype}: {e.op} gives {_at(values[e], at):g}; formulas have "
+                    "to be finite for all cosines in [-1, 1], also where policy.where takes the "
+                    "other argument",
+                    lines.of.get(e) or formula.line,
+                )
+
+
+def _values(
+    nodes: list[Expression], formula: Formula, dtype: torch.dtype
+) -> dict[Expression, Tensor]:
+    """Of all nodes, arguments first, at all pairs of a cosine and another number."""
+    names = (parameter.name for parameter in formula.numbers)
+    numbers = dict(zip(names, default_params(formula), strict=True))
+    others = torch.tensor(_OTHERS, dtype=dtype)[:, None]
+    given = {variable.name for variable in formula.variables} - {TARGET_COSINE}
+    variables = torch.tensor(_VARIABLES, dtype=dtype)[:, None]
+    values = {COSINE: _cosines().to(dtype)}
+    for e in nodes:
+        if e.op == "const":
+            payload = bool(e.payload) if e.mask else value_of(e)
+            values[e] = torch.tensor(payload, dtype=torch.bool if e.mask else dtype)
+        elif e.op == "leaf" and e.kind == "number":
+            values[e] = torch.tensor(numbers[str(e.payload)], dtype=dtype)
+        elif e.op == "leaf":
+            values.setdefault(e, variables if str(e.payload) in given else others)
+        else:
+            values[e] = OPERATIONS[e.op].eager(*(values[arg] for arg in e.args))
+    return values
+
+
+def _first_bad(
+    e: Expression, values: dict[Expression, Tensor], leaves_out: bool
+) -> tuple[int, int] | None:
+    """Where ``e`` is not finite though its arguments are, if anywhere."""
+    if e.mask or e.op == "leaf" or bool(values[e].isfinite().all()):
+        return None
+    value = values[e]
+    bad = ~value.isfinite()
+    if leaves_out and e.op in ("const", "where"):
+        bad &= value != -torch.inf
+    for arg in e.args:
+        if not arg.mask:
+            bad = bad & (values[arg].isfinite() | (value.isnan() & ~values[arg].isnan()))
+    places = bad.expand(len(_OTHERS), _cosines().numel()).nonzero()
+    return (int(places[0, 0]), int(places[0, 1])) if len(places) else None
+
+
+def _at(value: Tensor, place: tuple[int, int]) -> float:
+    return float(value.expand(len(_OTHERS), _cosines().numel())[place])

@@ -1,0 +1,141 @@
+"""C++ policy structs, see ``csrc/include/unitsface/policy.h``."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from itertools import groupby
+
+from .describe import describe
+from .emit import Dialect, names_of_constants, straight_line
+from .expression import Expression, fail
+from .form import POSITIVE, KernelForm, Slopes, kernel_form
+from .formula import COSINE, THRESHOLD, Formula
+from .operations import OPERATIONS
+from .text import infix
+
+#: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
+_WORDS = """
+p v value dcosine dthreshold cosine threshold positive negative evaluate Term Logit Softplus
+unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives exp_clamped log_positive softplus
+tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf INFINITY
+NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept
+const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
+default delete do double dynamic_cast else enum explicit export extern false float for friend
+goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq
+private protected public register reinterpret_cast requires return short signed sizeof static
+static_assert static_cast struct switch template this thread_local throw true try typedef typeid
+typename union unsigned using virtual void volatile wchar_t while xor xor_eq
+"""
+_TAKEN = frozenset(_WORDS.split())
+
+#: Of a line within a struct.
+_WIDTH = 98
+
+
+def shortest(value: float) -> str:
+    """The shortest decimal number that is ``value`` in float32."""
+    (single,) = struct.unpack("f", struct.pack("f", value))
+    for digits in range(1, 10):
+        text = f"{single:.{digits}g}"
+        if struct.pack("f", float(text)) == struct.pack("f", single):
+            break
+    return text if any(sign in text for sign in ".en") else f"{text}.0"
+
+
+def _literal(value: float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if math.isnan(value):
+        return "NAN"
+    if abs(value) > 3.4028234663852886e38:
+        return "INFINITY" if value > 0.0 else "-INFINITY"
+    return f"{shortest(value)}f"
+
+
+CPP = Dialect(
+    spelling=lambda op: OPERATIONS[op].cpp,
+    literal=_literal,
+    declare=lambda name, text, mask: f"const {'bool' if mask else 'float'} {name} = {text};",
+    declare_parts=lambda name, call: f"const auto {name} = {call};",
+    part=lambda name, part: f"{name}.{part}",
+)
+
+
+def cpp_struct(formula: Formula, struct_name: str) -> str:
+    """The policy of a formula, to be put into ``namespace unitsface``, where ``UF_ISA`` is inline,
+    after ``policy.h`` and ``scalar_math.h``."""
+    form = kernel_form(formula)
+    names = names_of_constants(form.uniforms, _TAKEN | {struct_name})
+    head = [*(f"// {line}" for line in describe(formula)), f"struct {struct_name} {{"]
+    lines = _fields(form, struct_name, names)
+    for function in _functions(form, names):
+        lines += ["", *function]
+    indented = (f"  {line}" if line else "" for line in lines)
+    return "\n".join([*head, *indented, "};", ""])
+
+
+def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str]) -> list[str]:
+    lines = [f"static constexpr int kParameters = {len(names)};"]
+    if form.kind == "logsumexps" or (form.kind == "logsumexp" and form.formula.topology == "pair"):
+        positives = "true" if form.positive is not None else "false"
+        lines.append(f"static constexpr bool kPositives = {positives};")
+    lines += _declarations(names)
+    if not names:
+        return [*lines, "", f"UF_HOST_DEVICE explicit {struct_name}(const float*) {{}}"]
+    values = (f"p[{i}] != 0.0f" if e.mask else f"p[{i}]" for i, e in enumerate(names))
+    members = [f"{name}({value})" for name, value in zip(names.values(), values, strict=True)]
+    head = f"UF_HOST_DEVICE explicit {struct_name}(const float* p)"
+    together = f": {', '.join(members)} {{}}"
+    if len(head) + len(together) + 1 <= _WIDTH:
+        return [*lines, "", f"{head} {together}"]
+    if len(together) + 4 <= _WIDTH:
+        return [*lines, "", head, f"    {together}"]
+    body = [f"    : {members[0]}", *(f"      {member}" for member in members[1:])]
+    return [*lines, "", head, *(f"{line}," for line in body[:-1]), f"{body[-1]} {{}}"]
+
+
+def _declarations(names: Mapping[Expression, str]) -> list[str]:
+    """Fields, with what each is; the comments of neighbors are aligned."""
+    lines = []
+    for described, group in groupby(names.items(), key=lambda item: item[0].op != "leaf"):
+        fields = [(f"{'bool' if e.mask else 'float'} {name};", infix(e)) for e, name in group]
+        width = max(len(field) for field, _ in fields)
+        for field, comment in fields:
+            lines.append(f"{field:{width}}  // {comment}" if described else field)
+    return lines
+
+
+def _functions(form: KernelForm, names: Mapping[Expression, str]) -> list[list[str]]:
+    if form.formula.variables:
+        fail(f"{form.formula.name}: variables have no compiled kernels", form.formula.line)
+    if form.term is not None:
+        arguments = "float cosine, float threshold, bool positive"
+        return [_function(f"Term evaluate({arguments})", form.term, names, threshold=True)]
+    sides = (("positive", form.positive), ("negative", form.negative))
+    return [
+        _function(f"Logit {name}(float cosine)", slopes, names)
+        for name, slopes in sides
+        if slopes is not None
+    ]
+
+
+def _function(
+    head: str, slopes: Slopes, names: Mapping[Expression, str], threshold: bool = False
+) -> list[str]:
+    outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
+    if threshold:
+        outputs["dthreshold"] = slopes.dthreshold
+    known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
+    lines, texts = straight_line(CPP, outputs, known)
+    lines.append(f"return {{{', '.join(texts.values())}}};")
+    for argument in ("cosine", "threshold", "positive"):
+        if not any(re.search(rf"\b{argument}\b", line) for line in lines):
+            head = re.sub(rf"(float|bool) {argument}\b", r"\1", head)
+    head = f"UF_HOST_DEVICE {head} const {{"
+    together = f"{head} {' '.join(lines)} }}"
+    if len(lines) == 1 and len(together) <= _WIDTH:
+        return [together]
+    return [head, *(f"  {line}" for line in lines), "}"]

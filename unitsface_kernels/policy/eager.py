@@ -1,0 +1,71 @@
+"""Expressions as operations of Torch on tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .expression import Expression, topological, value_of
+from .operations import OPERATIONS
+
+Value = Tensor | float | bool
+
+
+def evaluate(expression: Expression, bindings: Mapping[Expression, Tensor | float]) -> Tensor:
+    """The value of ``expression`` where its leaves are ``bindings``, which broadcast.
+
+    Differentiable. What depends on numbers of Python alone is computed in float64, and meets
+    tensors in their dtype.
+    """
+    return evaluate_all([expression], bindings)[0]
+
+
+def evaluate_all(
+    expressions: Sequence[Expression], bindings: Mapping[Expression, Tensor | float]
+) -> list[Tensor]:
+    """The same for several, with what they share computed once."""
+    like = next((value for value in bindings.values() if value_is_number(value)), None)
+    dtype = like.dtype if isinstance(like, Tensor) else torch.float64
+    nodes = topological(*expressions)
+    uses = Counter(arg for e in nodes for arg in e.args)
+    uses.update(expressions)
+    values: dict[Expression, Value] = {}
+    for e in nodes:
+        values[e] = _value(e, bindings, values, dtype)
+        for arg in e.args:
+            uses[arg] -= 1
+            if not uses[arg]:
+                # Tiles are large.
+                del values[arg]
+    return [_tensor(values[e], dtype) for e in expressions]
+
+
+def value_is_number(value: Tensor | float) -> bool:
+    return isinstance(value, Tensor) and value.dtype != torch.bool
+
+
+def _value(
+    e: Expression,
+    bindings: Mapping[Expression, Tensor | float],
+    values: Mapping[Expression, Value],
+    dtype: torch.dtype,
+) -> Value:
+    if e in bindings:
+        return bindings[e]
+    if e.op == "const":
+        return bool(e.payload) if e.mask else value_of(e)
+    operation = OPERATIONS[e.op]
+    args = [values[arg] for arg in e.args]
+    if not any(isinstance(arg, Tensor) for arg in args):
+        return operation.host(*args)
+    return operation.eager(*(_tensor(arg, dtype) for arg in args))
+
+
+def _tensor(value: Value, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    # On the CPU: a tensor without dimensions meets those of any device.
+    return torch.tensor(value, dtype=torch.bool if isinstance(value, bool) else dtype)

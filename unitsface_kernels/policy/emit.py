@@ -1,0 +1,186 @@
+"""Expressions as straight-line code, in C++ or in Triton."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from .expression import Expression, is_const, value_of
+from .text import comparison
+
+#: Parts of longer expressions have lines of their own.
+_LONGEST = 72
+
+# How tightly a piece of text binds: the level of an operand has to be at least the one asked for.
+_CHOICE, _MASKS, _COMPARISON, _SUM, _PRODUCT, _CALL = range(6)
+#: Own level, and what the arguments need: no operation may be reordered.
+_LEVELS = {
+    "add": (_SUM, (_SUM, _PRODUCT)),
+    "sub": (_SUM, (_SUM, _PRODUCT)),
+    "mul": (_PRODUCT, (_PRODUCT, _CALL)),
+    "div": (_PRODUCT, (_PRODUCT, _CALL)),
+    "neg": (_PRODUCT, (_CALL,)),
+    "lt": (_COMPARISON, (_SUM, _SUM)),
+    "le": (_COMPARISON, (_SUM, _SUM)),
+    "eq": (_COMPARISON, (_SUM, _SUM)),
+    "and": (_MASKS, (_CALL, _CALL)),
+    "or": (_MASKS, (_CALL, _CALL)),
+    "not": (_COMPARISON, (_CALL,)),
+}
+#: Spellings with the constant on the right.
+_FLIPPED = {"lt": "{1} > {0}", "le": "{1} >= {0}"}
+#: ``function(arguments)`` of which one of several results is meant: ``.part`` or ``[part]``.
+_PART = re.compile(r"(\w+\(.*\))(?:\.(\w+)|\[(\d)\])$")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A language.
+
+    Attributes:
+        spelling: of each operation, ``Operation.cpp`` or ``Operation.triton``.
+        literal: of a number, or of True or False.
+        declare: a line that gives a name to a number or a mask: (name, text, is a mask).
+        declare_parts: a line that calls a function with several results: (name, call, its parts).
+        part: how one of these results is read: (name, part).
+    """
+
+    spelling: Callable[[str], str]
+    literal: Callable[[float | bool], str]
+    declare: Callable[[str, str, bool], str]
+    declare_parts: Callable[[str, str], str]
+    part: Callable[[str, str], str]
+
+
+@dataclass
+class _Piece:
+    text: str
+    level: int
+
+
+def straight_line(
+    dialect: Dialect, outputs: Mapping[str, Expression], names: Mapping[Expression, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Lines that compute ``outputs``, and the text of each output.
+
+    ``names``: leaves and constants that have one already.
+    """
+    return _Writer(dialect, outputs, names).run()
+
+
+class _Writer:
+    def __init__(
+        self, dialect: Dialect, outputs: Mapping[str, Expression], names: Mapping[Expression, str]
+    ) -> None:
+        self._dialect = dialect
+        self._outputs = outputs
+        self._pieces = {e: _Piece(name, _CALL) for e, name in names.items()}
+        self._lines: list[str] = []
+        self._calls: dict[str, str] = {}
+        self._count: Counter[str] = Counter()
+        self._nodes = self._needed()
+        self._uses = Counter(arg for e in self._nodes for arg in e.args)
+        self._uses.update(outputs.values())
+
+    def _needed(self) -> list[Expression]:
+        """Nodes that have no name yet, arguments first."""
+        named = self._pieces
+        needed: dict[Expression, None] = {}
+
+        def visit(e: Expression) -> None:
+            if e in named or e in needed:
+                return
+            for arg in e.args:
+                visit(arg)
+            needed[e] = None
+
+        for e in self._outputs.values():
+            visit(e)
+        return list(needed)
+
+    def run(self) -> tuple[list[str], dict[str, str]]:
+        for e in self._nodes:
+            self._pieces[e] = self._piece(e)
+        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > _LONGEST:
+            for name, e in self._outputs.items():
+                if self._pieces[e].level < _CALL or len(self._pieces[e].text) > _LONGEST // 3:
+                    self._named(e, name)
+        return self._lines, {name: self._pieces[e].text for name, e in self._outputs.items()}
+
+    def _piece(self, e: Expression) -> _Piece:
+        if e.op == "const":
+            text = self._dialect.literal(e.mask and bool(e.payload) if e.mask else value_of(e))
+            return _Piece(text, _PRODUCT if text.startswith("-") else _CALL)
+        spelling = self._dialect.spelling(e.op)
+        if e.op in _FLIPPED and e.args[0].op == "const":
+            spelling = _FLIPPED[e.op]
+        for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
+            if sum(len(self._pieces[arg].text) for arg in e.args) > _LONGEST:
+                self._named(arg)
+        level, wanted = _LEVELS.get(e.op, (_CALL, (_CHOICE,) * len(e.args)))
+        pieces = []
+        for place, (arg, least) in enumerate(zip(e.args, wanted, strict=True)):
+            piece = self._pieces[arg]
+            if spelling.count(f"{{{place}}}") > 1 and piece.level < _CALL and arg.op != "const":
+                piece = self._named(arg)
+            pieces.append(piece.text if piece.level >= least else f"({piece.text})")
+        text = spelling.format(*pieces)
+        parts = _PART.match(text)
+        if parts:
+            call, part = parts[1], parts[2] or parts[3]
+            if call not in self._calls:
+                self._calls[call] = self._name("part")
+                self._lines.append(self._dialect.declare_parts(self._calls[call], call))
+            return _Piece(self._dialect.part(self._calls[call], part), _CALL)
+        self._pieces[e] = _Piece(text, level)
+        if self._uses[e] > 1:
+            return self._named(e)
+        return self._pieces[e]
+
+    def _named(self, e: Expression, name: str | None = None) -> _Piece:
+        name = name or self._name("is" if e.mask else "x")
+        self._lines.append(self._dialect.declare(name, self._pieces[e].text, e.mask))
+        self._pieces[e] = _Piece(name, _CALL)
+        return self._pieces[e]
+
+    def _name(self, kind: str) -> str:
+        self._count[kind] += 1
+        return f"{kind}{self._count[kind] - 1}"
+
+
+def names_of_constants(
+    uniforms: tuple[Expression, ...], taken: frozenset[str]
+) -> dict[Expression, str]:
+    """A name for each constant: that of the number, or what it is made of, or its place."""
+    names: dict[Expression, str] = {}
+    for place, e in enumerate(uniforms):
+        name = _describe(e) or ""
+        usable = _IDENTIFIER.fullmatch(name) and not _TEMPORARY.fullmatch(name)
+        unused = name not in taken and name not in names.values()
+        names[e] = name if usable and unused else f"k{place}"
+    return names
+
+
+#: Names of users that may stand in generated code, and names that this module gives.
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")
+_TEMPORARY = re.compile(r"(x|is|part|k)\d+")
+
+
+def _describe(e: Expression) -> str | None:
+    if e.op == "leaf":
+        return str(e.payload)
+    args = [_describe(arg) for arg in e.args]
+    if e.op == "neg":
+        return args[0] and f"minus_{args[0]}"
+    if e.op in ("cos", "sin", "exp", "log", "sqrt") and e.args[0].op == "leaf":
+        return f"{e.op}_{args[0]}"
+    if e.op == "mul" and all(arg.op == "leaf" for arg in e.args):
+        return "_times_".join(map(str, args))
+    if e.op == "sub" and is_const(e.args[0], 1.0) and e.args[1].op == "leaf":
+        return f"one_minus_{args[1]}"
+    if comparison(e) is not None:
+        name, _, word = str(comparison(e)).split(maxsplit=2)
+        return f"{name}_is_{word.strip(chr(34))}"
+    return None

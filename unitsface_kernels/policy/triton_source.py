@@ -1,0 +1,163 @@
+"""Triton policies, see ``backends/triton/losses/policy.py``."""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Mapping
+
+from .cpp import shortest
+from .describe import describe
+from .emit import Dialect, names_of_constants, straight_line
+from .expression import Expression, fail, value_of
+from .form import POSITIVE, KernelForm, Slopes, is_uniform, kernel_form
+from .formula import COSINE, THRESHOLD, Formula
+from .merge import cost
+from .operations import OPERATIONS
+from .text import infix
+
+_LOSSES = "unitsface_kernels.backends.triton.losses"
+
+#: Names that a constant cannot have: those of the module, and of the functions it calls.
+_WORDS = """
+triton tl value dcosine dthreshold cosine threshold positive negative params logit term float
+exp log softplus_and_sigmoid tanh sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin
+"""
+_TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
+
+
+def _literal(value: float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    if math.isfinite(value):
+        return shortest(value)
+    return f'float("{value}")' if value != -math.inf else '-float("inf")'
+
+
+TRITON = Dialect(
+    spelling=lambda op: OPERATIONS[op].triton,
+    literal=_literal,
+    declare=lambda name, text, mask: f"{name} = {text}",
+    declare_parts=lambda name, call: f"{name} = {call}",
+    part=lambda name, part: f"{name}[{part}]",
+)
+
+
+def triton_module(formula: Formula) -> str:
+    """The text of a module that ends with its ``POLICY``."""
+    form = kernel_form(formula)
+    if formula.variables:
+        fail(f"{formula.name}: variables have no compiled kernels", formula.line)
+    if form.kind == "softplus":
+        kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
+    elif form.kind == "sum":
+        kind, functions = "SumTermsPolicy", [_term(form)]
+        policy = ["POLICY = SumTermsPolicy(term)"]
+    else:
+        functions = [
+            _function(f"def {name}(cosine, params):", slopes, form)
+            for name, slopes in (("negative", form.negative), ("positive", form.positive))
+            if slopes is not None
+        ]
+        kind, policy = _logsumexp_policy(form)
+    body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
+    used = sorted({name for name in _MATH if f"{name}(" in body})
+    imports = [f"from {_LOSSES}.math import {', '.join(used)}"] if used else []
+    what, *formulas = describe(formula)
+    head = [
+        f'"""{what}',
+        "",
+        *formulas,
+        '"""',
+        "",
+        "import triton",
+        "import triton.language as tl" + ("" if "tl." in body else _UNUSED),
+        "",
+        *imports,
+        f"from {_LOSSES}.policy import {kind}",
+    ]
+    return "\n".join(head) + f"\n\n\n{body}\n"
+
+
+_UNUSED = "  # noqa: F401  (the interpreter requires it)"
+
+_MATH = (
+    *("exp", "log", "softplus_and_sigmoid", "tanh", "sin_cos", "sine_of_cosine"),
+    *("angle_of_cosine", "pow_positive", "cosine_margin"),
+)
+
+
+def _logit(form: KernelForm) -> list[str]:
+    assert form.logit is not None
+    return _function("def logit(cosine, threshold, positive, params):", form.logit, form)
+
+
+def _term(form: KernelForm) -> list[str]:
+    """Tiles, whatever the formula: the kernel adds all of them up."""
+    assert form.term is not None
+    head = "def term(cosine, threshold, positive, params):"
+    return _function(head, form.term, form, tiles=True)
+
+
+def _function(head: str, slopes: Slopes, form: KernelForm, tiles: bool = False) -> list[str]:
+    outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
+    if tiles:
+        outputs["dthreshold"] = slopes.dthreshold
+    names = names_of_constants(form.uniforms, _TAKEN)
+    used = {e for e in form.uniforms if _occurs(e, outputs)}
+    known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
+    lines, texts = straight_line(TRITON, outputs, known)
+    if tiles:
+        for name, e in outputs.items():
+            if not e.pairwise:
+                texts[name] = f"tl.zeros_like(cosine) + {texts[name]}"
+    unpacked = [
+        f"{names[e]} = params[{place}]{' != 0.0' if e.mask else ''}"
+        + ("" if e.op == "leaf" else f"  # {infix(e)}")
+        for place, e in enumerate(form.uniforms)
+        if e in used
+    ]
+    lines = [*unpacked, *lines, f"return {', '.join(texts.values())}"]
+    return ["@triton.jit", head, *(f"    {line}" for line in lines)]
+
+
+def _occurs(constant: Expression, outputs: Mapping[str, Expression]) -> bool:
+    def below(e: Expression) -> bool:
+        return e is constant or (not is_uniform(e) and any(map(below, e.args)))
+
+    return any(map(below, outputs.values()))
+
+
+def _sum_policy(form: KernelForm) -> list[str]:
+    options = ["logit", f"threshold_slope={form.threshold_slope}"]
+    lines = []
+    if form.weights is not None:
+        texts = []
+        for weight in form.weights:
+            place = [i for i, e in enumerate(form.uniforms) if e is weight]
+            texts.append(f"params[{place[0]}]" if place else repr(value_of(weight)))
+        lines = [
+            "def _weights(params: tuple[float, ...]) -> tuple[float, float]:",
+            f"    return {', '.join(texts)}",
+            "",
+            "",
+        ]
+        options.append("weights=_weights")
+    assert form.logit is not None
+    if cost(form.logit.value, form.logit.dcosine) > _HEAVY:
+        options.append("heavy=True")
+    return [*lines, f"POLICY = SumPolicy({', '.join(options)})"]
+
+
+#: Logits that cost more than this need more registers than the capped configuration has.
+_HEAVY = 24
+
+
+def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:
+    positive = "positive" if form.positive is not None else "positive=None"
+    if form.formula.topology == "pair":
+        kind = "LogsumexpPairsPolicy"
+        return kind, [f"POLICY = {kind}(negative, {positive})"]
+    linear = ", linear=True" if form.linear else ""
+    kind = "LogsumexpPolicy"
+    return kind, [f"POLICY = {kind}(negative, {positive}{linear})"]
