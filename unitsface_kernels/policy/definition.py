@@ -24,7 +24,7 @@ from .expression import (
 from .formula import COSINE, THRESHOLD, Combination, Formula
 from .nan import gives_nan
 from .parameter import Parameter, Topology
-from .variable import ROW_NORM, TARGET_COSINE, Variable
+from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 
 class _Annotation:
@@ -197,7 +197,7 @@ def _trace(cls: type[Policy]) -> Formula:
     if (cls.topology, cls.combine) == ("class", "logsumexp"):
         streamed = _leaves(terms["negative"])
         variables = [replace(v, streamed=v.name in streamed) for v in variables]
-    variables.sort(key=lambda v: (("scalar", "row", "column").index(v.side), not v.given))
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
     finish = None
     if cls.combine == "logsumexps":

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["scalar", "row", "column", "identity"]
+Side = Literal["scalar", "row", "column"]
+#: In the order of a formula's variables.
+SIDES: tuple[Side, ...] = ("scalar", "row", "column")
 #: Variables that are computed from the features, by name.
 TARGET_COSINE, ROW_NORM = "target_cosine", "row_norm"
 
@@ -35,6 +38,6 @@ class Variable:
     streamed: bool = True
 
     @property
-    def side(self) -> Literal["scalar", "row", "column"]:
+    def side(self) -> Side:
         """The kind in a call: what is per identity is gathered per column before it."""
         return "column" if self.kind == "identity" else self.kind

@@ -24,6 +24,7 @@ from ..streaming import (
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .loader import extension
@@ -49,6 +50,18 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     (rows, columns), (row, column) = matrix.shape, matrix.stride()
     elements = (rows - 1) * row + (columns - 1) * column + 1
     return matrix.data_ptr(), elements * matrix.element_size()
+
+
+def _matrix(value: Tensor | None) -> tuple[int, int] | None:
+    if value is None or value.dim() == 1:
+        return address(value)
+    return strided_address(value)
+
+
+NO_VARIABLES = (
+    "variables of formulas are not supported by the CUDA kernels of backend native yet; "
+    'use backend="reference"'
+)
 
 
 class NativeEngine(UnitRows, ABC):
@@ -228,6 +241,7 @@ class NativeEngine(UnitRows, ABC):
             b_dthreshold=address(d_columns),
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
+            **self._variables(tile.variables, tile.d_variables),
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
         return gradient
@@ -374,6 +388,28 @@ class NativeEngine(UnitRows, ABC):
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
+
+    def _variables(
+        self, values: TileVariables | None, slopes: TileVariables | None
+    ) -> dict[str, Any]:
+        """The arguments of tiles of a formula with variables."""
+        if values is None:
+            return {}
+        if self.device.type != "cpu":
+            raise ValueError(NO_VARIABLES)
+        found: dict[str, Any] = {
+            "num_scalars": len(values.scalars),
+            "num_rows": len(values.a_rows),
+            "num_columns": len(values.b_columns),
+            "row_stride": values.a_rows.stride(0),
+            "column_stride": values.b_columns.stride(0),
+        }
+        for name, value in values._asdict().items():
+            found[name] = _matrix(value)
+        if slopes is not None:
+            names = ("d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns")
+            found.update(zip(names, map(_matrix, slopes), strict=True))
+        return found
 
     def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles against classes have."""

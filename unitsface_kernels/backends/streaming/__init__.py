@@ -29,6 +29,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .selection import DeviceFilter, RowSelection, SortedTargets
@@ -79,6 +80,7 @@ __all__ = [
     "SortedTargets",
     "SumTile",
     "TileColumns",
+    "TileVariables",
     "UnitRows",
     "driver",
     "make_call",
