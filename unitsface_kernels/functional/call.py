@@ -13,7 +13,7 @@ from .. import autograd, dispatch, ops, passes, validate
 from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
-from .variables import Variables, most_identities, of_identities, packed
+from .variables import Variables, most_identities, of_identities, packed, refuse_unsupported
 
 
 class Options(NamedTuple):
@@ -110,6 +110,7 @@ def _call(
         identities = most_identities(spec, options.variables, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
+    refuse_unsupported(spec, options.variables, backend, rows.device.type)
     variables = packed(spec, options.variables, tensors)
     config = CallConfig(
         spec,

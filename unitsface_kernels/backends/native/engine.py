@@ -58,12 +58,6 @@ def _matrix(value: Tensor | None) -> tuple[int, int] | None:
     return strided_address(value)
 
 
-NO_VARIABLES = (
-    "variables of formulas are not supported by the CUDA kernels of backend native yet; "
-    'use backend="reference"'
-)
-
-
 class NativeEngine(UnitRows, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
@@ -253,6 +247,7 @@ class NativeEngine(UnitRows, ABC):
             maximum=address(rows.maximum),
             total=address(rows.total),
             target_cosine=address(rows.target_cosine),
+            **self._variables(tile.variables),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
 
@@ -294,6 +289,7 @@ class NativeEngine(UnitRows, ABC):
             log_negatives=address(rows.log_negatives),
             negative_weight=address(rows.negative),
             target_gradient=address(rows.target),
+            **self._variables(tile.variables, tile.d_variables, ("a_dscalars", "a_drows")),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -390,13 +386,14 @@ class NativeEngine(UnitRows, ABC):
         return gradient
 
     def _variables(
-        self, values: TileVariables | None, slopes: TileVariables | None
+        self,
+        values: TileVariables | None,
+        slopes: TileVariables | None = None,
+        names: tuple[str, ...] = ("d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"),
     ) -> dict[str, Any]:
-        """The arguments of tiles of a formula with variables."""
+        """The arguments of tiles of a formula with variables; ``names``: of their gradients."""
         if values is None:
             return {}
-        if self.device.type != "cpu":
-            raise ValueError(NO_VARIABLES)
         found: dict[str, Any] = {
             "num_scalars": len(values.scalars),
             "num_rows": len(values.a_rows),
@@ -405,10 +402,10 @@ class NativeEngine(UnitRows, ABC):
             "column_stride": values.b_columns.stride(0),
         }
         for name, value in values._asdict().items():
-            found[name] = _matrix(value)
+            if value is not None:
+                found[name] = _matrix(value)
         if slopes is not None:
-            names = ("d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns")
-            found.update(zip(names, map(_matrix, slopes), strict=True))
+            found.update(zip(names, map(_matrix, slopes), strict=False))
         return found
 
     def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:

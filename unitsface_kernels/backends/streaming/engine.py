@@ -123,6 +123,9 @@ class ClassTile:
             overwrite them; None: nowhere, the second pass multiplies again.
         b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
+        variables: that the negatives' logits read, as of :class:`SumTile`.
+        d_variables: accumulates the gradients of the negatives, by row: (S, n) of scalars and
+            (R, n); None if not needed.
     """
 
     a: Tensor
@@ -132,6 +135,8 @@ class ClassTile:
     cosines: Tensor | None = None
     b_factors: Tensor | None = None
     selection: RowSelection | None = None
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 class TileColumns(NamedTuple):
