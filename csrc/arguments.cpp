@@ -168,8 +168,18 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
       .field("a_total", &N::a_total, rows)
       .optional("b_maximum", &N::b_maximum, columns)
       .optional("b_total", &N::b_total, columns)
+      .optional("a_positive_maximum", &N::a_positive_maximum, rows)
+      .optional("a_positive_total", &N::a_positive_total, rows)
+      .optional("b_positive_maximum", &N::b_positive_maximum, columns)
+      .optional("b_positive_total", &N::b_positive_total, columns)
       .check([](const N& t) { return (t.b_maximum == nullptr) == (t.b_total == nullptr); },
-             "b_maximum and b_total go together");
+             "b_maximum and b_total go together")
+      .check(
+          [](const N& t) {
+            return (t.a_positive_maximum == nullptr) == (t.a_positive_total == nullptr) &&
+                   (t.b_positive_maximum == nullptr) == (t.b_positive_total == nullptr);
+          },
+          "positive_maximum and positive_total go together");
   pair_fields<P>(m, device + "PairPositives")
       .field("a_log_negatives", &P::a_log_negatives, rows)
       .field("a_loss", &P::a_loss, rows)
@@ -193,6 +203,8 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
       .optional("b_log_negatives", &G::b_log_negatives, columns)
       .optional("b_negative_weight", &G::b_negative_weight, columns)
       .optional("b_positive_weight", &G::b_positive_weight, columns)
+      .optional("a_log_positives", &G::a_log_positives, rows)
+      .optional("b_log_positives", &G::b_log_positives, columns)
       .check(
           [](const G& t) {
             const bool none = t.b_log_negatives == nullptr;

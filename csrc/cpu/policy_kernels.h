@@ -68,9 +68,18 @@ constexpr LossKernels logsumexp_kernels() {
 template <class Policy>
 constexpr LossKernels pair_logsumexp_kernels() {
   LossKernels k = numbers_of<Policy>();
-  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile>;
+  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile<false>>;
   k.pair_positives_tile = with_policy<Policy, PairPositives, pair_positives_tile>;
-  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile>;
+  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile<false>>;
+  return k;
+}
+
+// Over samples, one of positives and one of negatives.
+template <class Policy>
+constexpr LossKernels pair_logsumexps_kernels() {
+  LossKernels k = numbers_of<Policy>();
+  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile<true>>;
+  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile<true>>;
   return k;
 }
 

@@ -46,10 +46,10 @@ def test_registries_agree() -> None:
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
     # The formula of a nearest loss is eager: it has no policy.
     tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
+    of_pairs = ("logsumexp", "logsumexps")
     assert kinds == {
-        name: "pair_logsumexp"
-        if (spec.reduction, spec.topology) == ("logsumexp", "pair")
-        else spec.reduction
+        name: ("pair_" if spec.topology == "pair" and spec.reduction in of_pairs else "")
+        + spec.reduction
         for name, spec in tiled.items()
     }
     headers = (ROOT / "csrc" / "include" / "unitsface" / "losses").glob("*.h")
@@ -64,17 +64,15 @@ def test_registries_agree() -> None:
         assert flag is None or flag[1] == str(spec.positive is not None).lower(), name
 
     from unitsface_kernels.backends.triton.losses import (
-        POLICIES,
         LogsumexpPairsPolicy,
         LogsumexpPolicy,
         SumPolicy,
+        policy_of,
     )
 
-    assert POLICIES.keys() == tiled.keys()
-    for name, policy in POLICIES.items():
-        spec = REGISTRY[name]
-        kind = SumPolicy
-        if spec.reduction == "logsumexp":
+    for name, spec in tiled.items():
+        policy, kind = policy_of(spec), SumPolicy
+        if spec.reduction in of_pairs:
             kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
         assert isinstance(policy, kind), name
         if isinstance(policy, LogsumexpPairsPolicy):
@@ -273,6 +271,8 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
         found |= {
             f"{side}_maximum": torch.full((size,), -torch.inf),
             f"{side}_total": torch.zeros(size),
+            f"{side}_positive_maximum": torch.full((size,), -torch.inf),
+            f"{side}_positive_total": torch.zeros(size),
             f"{side}_loss": torch.zeros(size),
             f"{side}_negative_prob": torch.zeros(size),
         }
@@ -290,12 +290,17 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
     def some(*names: str) -> dict[str, Tensor]:
         return {key: tensor for key, tensor in found.items() if key[2:] in names}
 
-    run("pair_negatives_tile", "CpuPairNegatives", some("maximum", "total"))
-    log_negatives = {
-        f"{side}_log_negatives": found[f"{side}_maximum"] + torch.log(found[f"{side}_total"])
+    two = REGISTRY[loss].reduction == "logsumexps"
+    sums = ["maximum", "total"] + two * ["positive_maximum", "positive_total"]
+    run("pair_negatives_tile", "CpuPairNegatives", some(*sums))
+    log_sums = {
+        f"{side}_log_{kind}": found[f"{side}_{at}maximum"] + torch.log(found[f"{side}_{at}total"])
         for side in "ab"
+        for kind, at in (("negatives", ""), ("positives", "positive_"))[: 1 + two]
     }
-    run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_negatives)
+    if not two:
+        run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_sums)
+        sums += ["loss", "negative_prob"] if REGISTRY[loss].positive is not None else []
     gradient = cosines.clone()
     generator = torch.Generator().manual_seed(3)
     weights = {
@@ -303,10 +308,8 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
         for side, size in (("a", n), ("b", m))
         for kind in ("negative", "positive")
     }
-    run("pair_gradient_tile", "CpuPairGradient", log_negatives | weights | {"gradient": gradient})
-    if REGISTRY[loss].positive is None:
-        found = some("maximum", "total")
-    return {**found, "gradient": gradient}
+    run("pair_gradient_tile", "CpuPairGradient", log_sums | weights | {"gradient": gradient})
+    return {**some(*sums), "gradient": gradient}
 
 
 def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int) -> dict:
@@ -329,9 +332,9 @@ def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int)
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     """The extension's results are the same for any number of threads, unlike the library's."""
     cosines = 2 * torch.rand(201, 333) - 1
-    run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
-    if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
-        run = _pair_tiles
+    run = {"sum": _sum_tile, "nearest": _nearest_tile}.get(spec.reduction, _pair_tiles)
+    if (spec.reduction, spec.topology) == ("logsumexp", "class"):
+        run = _logsumexp_tile
     params = list(spec.pack(spec.defaults()))
     want = run(spec.name, params, cosines, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())

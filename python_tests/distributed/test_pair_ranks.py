@@ -33,7 +33,11 @@ LOSSES = {
     "pair_bce": uk.fused_pair_bce_loss,
     "pair_softmax": uk.fused_pair_softmax_loss,
     "pair_logsumexp": uk.fused_pair_logsumexp,
+    "circle": uk.fused_circle_loss,
+    "multi_similarity": uk.fused_multi_similarity_loss,
 }
+#: Parameters with which no pair decides a row alone.
+SOFT = {"multi_similarity": {"alpha": 4.0, "beta": 8.0}}
 # Tiles of 7 x 7 in the own batch and of 7 x 4 elsewhere: several of each.
 BATCHES = [
     *((6,), (0, 0), (19, 4), (5, 0, 23)),
@@ -74,7 +78,8 @@ def _evaluate(
         if isinstance(t, Tensor) and not columns["memory"].requires_grad
     }
     columns = {**columns, **frozen}
-    value = LOSSES[loss](feats, labels, **thresholds, scale=8.0, **columns, **options)
+    soft = SOFT.get(loss, {"scale": 8.0})
+    value = LOSSES[loss](feats, labels, **thresholds, **soft, **columns, **options)
     for t in frozen.values():  # a memory may be updated before the backward pass
         t.fill_(-1)
     inputs = [feats, *thresholds.values()]

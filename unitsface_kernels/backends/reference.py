@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import LossSpec
+from ..losses import EMPTY, LossSpec
 from ..policy.variable import ROW_NORM, TARGET_COSINE
 from .streaming.call import CallConfig, CallTensors
 
@@ -92,6 +92,20 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
     return torch.where(count > 0, mean, without)
 
 
+def _logsumexps(spec, params, cosine, positive, negative, *others):
+    lowest = torch.finfo(cosine.dtype).min
+    sums = []
+    for term, mask in ((spec.positive, positive), (spec.negative, negative)):
+        if term is None:
+            sums.append(cosine.new_full((cosine.shape[0],), EMPTY))
+            continue
+        logits = _term(term, torch.where(mask, cosine, 0.0), params, *others)
+        mask = mask & (logits != -torch.inf)
+        log_sum = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
+        sums.append(torch.where(mask.any(dim=1), log_sum, EMPTY))
+    return spec.finish.value(*sums, params)
+
+
 def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     triplet = spec.triplet
     # Stable: of equal cosines the smaller position wins. NaN comes before every number.
@@ -110,7 +124,12 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     return total + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
 
 
-_REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
+_REDUCTIONS = {
+    "sum": _sum,
+    "logsumexp": _logsumexp,
+    "logsumexps": _logsumexps,
+    "nearest": _nearest,
+}
 
 
 def pair_masks(
@@ -129,7 +148,9 @@ def valid_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: T
     """(N,) rows that have a loss."""
     if spec.valid_rows == "labeled":
         return row_labels != -1
-    return (positive if spec.valid_rows == "with_positives" else negative).any(dim=1)
+    masks = {"with_positives": (positive,), "with_negatives": (negative,)}
+    found = [mask.any(dim=1) for mask in masks.get(spec.valid_rows, (positive, negative))]
+    return torch.stack(found).all(dim=0)
 
 
 def _not_finite(

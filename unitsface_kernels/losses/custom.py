@@ -40,7 +40,7 @@ def digest(f: Formula) -> str:
     """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
     from ..policy.expression import topological
 
-    roots = (f.positive, f.negative, *f.weights, f.finish)
+    roots = (f.positive, f.negative, *f.weights, f.finish, f.triplet)
     # A node by the places of its arguments: as text, shared ones would be written many times.
     places = {e: i for i, e in enumerate(topological(*(e for e in roots if e is not None)))}
     nodes = [

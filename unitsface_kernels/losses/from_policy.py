@@ -9,19 +9,16 @@ from torch import Tensor
 from ..policy import bounds, eager
 from ..policy.definition import Policy
 from ..policy.expression import Expression, build
-from ..policy.formula import (
-    COSINE,
-    THRESHOLD,
-    Formula,
-    number_bindings,
-    variable_bindings,
-)
+from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings, variable_bindings
+from .row_formulas import finish_of, triplet_of
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
 _REDUCTIONS: dict[str, Reduction] = {
     "sum": "sum",
     "softplus": "sum",
     "logsumexp": "logsumexp",
+    "logsumexps": "logsumexps",
+    "topk": "nearest",
 }
 
 
@@ -48,6 +45,8 @@ def spec_of(
         valid_rows=valid_rows,
         # Asked for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
+        triplet=None if formula.triplet is None else triplet_of(formula),
+        finish=None if formula.finish is None else finish_of(formula),
         formula=formula,
     )
 
@@ -61,12 +60,12 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    return partial(_evaluate, expression, formula)
+    return partial(_evaluate, formula, expression)
 
 
 def _evaluate(
-    expression: Expression,
     formula: Formula,
+    expression: Expression,
     cosine: Tensor,
     threshold: Tensor | None,
     params: tuple[float, ...],
@@ -74,9 +73,8 @@ def _evaluate(
 ) -> Tensor:
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
-        **number_bindings(formula, params),
         **variable_bindings(formula, variables),
     }
     if threshold is not None:
         bindings[THRESHOLD] = threshold
-    return eager.evaluate(expression, bindings)
+    return eager.evaluate(expression, bindings | number_bindings(formula, params))

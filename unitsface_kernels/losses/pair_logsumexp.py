@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
-from .spec import LossSpec, Parameter
-
-
-def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, lower, upper = params
-    # False for NaN, which stays.
-    outside = (cosine < lower) | (cosine > upper)
-    return torch.where(outside, -torch.inf, scale * cosine)
+from .. import policy
+from .from_policy import spec_of
 
 
-SPEC = LossSpec(
+class PairLogsumexp(policy.Pair):
+    combine = "logsumexp"
+    scale: policy.Number = policy.number(64.0, above=0.0)
+    lower: policy.Number = -2.0
+    upper: policy.Number = 2.0
+
+    def negative(self, c):
+        # False for NaN, which stays.
+        outside = (c < self.lower) | (c > self.upper)
+        return policy.where(outside, -math.inf, self.scale * c)
+
+
+SPEC = spec_of(
+    PairLogsumexp,
     name="pair_logsumexp",
-    topology="pair",
-    reduction="logsumexp",
-    threshold="none",
-    parameters=(
-        Parameter("scale", 64.0, minimum=0.0),
-        Parameter("lower", -2.0),
-        Parameter("upper", 2.0),
-    ),
-    negative=_negative,
-    positive=None,
     function="fused_pair_logsumexp",
     source="UniTSFace (NeurIPS 2023), published code: initialization of the threshold",
     valid_rows="with_negatives",

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from .spec import LossSpec, Parameter
+from .. import policy
+from .from_policy import spec_of
 
 
-def _positive(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, margin, _, adaptive = params
-    assert threshold is not None
-    margin_of_pair = margin + adaptive * cosine.detach()
-    return -F.logsigmoid(scale * (cosine - margin_of_pair) - threshold)
+class UCE(policy.Class):
+    combine = "softplus"
+    scale: policy.Number = policy.number(64.0, above=0.0)
+    margin: policy.Number = 0.4
+    negative_weight: policy.Number = policy.number(1.0, above=0.0)
+    adaptive_margin: policy.Number = policy.number(0.0, at_least=0.0)
+    b: policy.Threshold
+
+    def positive(self, c):
+        margin = self.margin + self.adaptive_margin * policy.detach(c)
+        return self.scale * (c - margin) - self.b
+
+    def negative(self, c):
+        return self.scale * c - self.b
 
 
-def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, _, negative_weight, _ = params
-    assert threshold is not None
-    return -negative_weight * F.logsigmoid(threshold - scale * cosine)
-
-
-def _slope_bound(params: tuple[float, ...]) -> float:
-    """The largest |d value / d cosine|."""
-    scale, _, negative_weight, _ = params
-    return abs(scale) * max(1.0, abs(negative_weight))
-
-
-SPEC = LossSpec(
+SPEC = spec_of(
+    UCE,
     name="uce",
-    topology="class",
-    reduction="sum",
-    threshold="scalar",
-    parameters=(
-        Parameter("scale", 64.0, minimum=0.0),
-        Parameter("margin", 0.4),
-        Parameter("negative_weight", 1.0, minimum=0.0),
-        Parameter("adaptive_margin", 0.0, at_least=0.0),
-    ),
-    negative=_negative,
-    positive=_positive,
     function="fused_uce_loss",
-    slope_bound=_slope_bound,
     source="UniFace (ICCV 2023), unified cross-entropy with margin and balanced negatives",
 )

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from .spec import LossSpec, Parameter
+from .. import policy
+from .from_policy import spec_of
 
 
-def _positive(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, margin = params
-    assert threshold is not None
-    return -F.logsigmoid(scale * (cosine - margin) - threshold)
+class USS(policy.Pair):
+    combine = "softplus"
+    scale: policy.Number = policy.number(64.0, above=0.0)
+    margin: policy.Number = 0.1
+    b: policy.Threshold
+
+    def positive(self, c):
+        return self.scale * (c - self.margin) - self.b
+
+    def negative(self, c):
+        return self.scale * c - self.b
 
 
-def _negative(cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]) -> Tensor:
-    scale, _ = params
-    assert threshold is not None
-    return -F.logsigmoid(threshold - scale * cosine)
-
-
-SPEC = LossSpec(
+SPEC = spec_of(
+    USS,
     name="uss",
-    topology="pair",
-    reduction="sum",
-    threshold="scalar",
-    parameters=(Parameter("scale", 64.0, minimum=0.0), Parameter("margin", 0.1)),
-    negative=_negative,
-    positive=_positive,
     function="fused_uss_loss",
     source="UniTSFace (NeurIPS 2023), eq. 11; with a margin eq. 24 (USS-m)",
 )

@@ -21,7 +21,7 @@ from .expression import (
     topological,
     users_line,
 )
-from .formula import COSINE, THRESHOLD, Combination, Formula
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula
 from .nan import gives_nan
 from .parameter import Parameter, Topology
 from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
@@ -77,9 +77,13 @@ class Policy:
 
     - "sum": terms, which are added.
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
-      :meth:`positive_weight` and :meth:`negative_weight`, are added.
+      :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
-    - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
+    - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
+      which one of no pairs is -1e30.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest cosines
+      with other classes; k is the number ``k``, 1 if there is none. With a number ``hinges``, "mean"
+      or "sum", that says whether terms are added instead.
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
@@ -95,7 +99,7 @@ class Policy:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if hasattr(cls, "positive") or hasattr(cls, "negative"):
+        if any(hasattr(cls, name) for name in ("positive", "negative", "triplet")):
             lines = Lines()
             with recorded(lines):
                 formula = _trace(cls)
@@ -116,6 +120,10 @@ class Policy:
 
     def values(self) -> dict[str, float | str]:
         return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
+
+    def __repr__(self) -> str:
+        values = (f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({', '.join(values)})"
 
     def positive_weight(self) -> Any:
         return 1.0
@@ -198,11 +206,15 @@ def _trace(cls: type[Policy]) -> Formula:
         streamed = _leaves(terms["negative"])
         variables = [replace(v, streamed=v.name in streamed) for v in variables]
     variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
-    weights = tuple(_call(cls, this, f"{side}_weight") for side in ("positive", "negative"))
-    finish = None
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name)
+        for name in ("positive_weight", "negative_weight")
+    )
+    finish = triplet = None
     if cls.combine == "logsumexps":
-        sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
-        finish = _call(cls, this, "finish", *sums)
+        finish = _required(cls, this, "finish", *SUMS)
+    if cls.combine == "topk":
+        triplet = _required(cls, this, "triplet", *COSINES)
     return Formula(
         cls.__name__,
         users_line(),
@@ -215,6 +227,7 @@ def _trace(cls: type[Policy]) -> Formula:
         terms["negative"],
         weights,
         finish,
+        triplet,
     )
 
 
@@ -257,6 +270,13 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     found = lift(found)
     if found.mask:
         fail(f"{what} must return a number, got a mask; use policy.where", line)
+    return found
+
+
+def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    found = _call(cls, this, name, *arguments)
+    if found is None:
+        fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     return found
 
 

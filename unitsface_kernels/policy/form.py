@@ -17,7 +17,7 @@ from .operations import OPERATIONS
 POSITIVE = leaf("positive", "positive")
 
 #: Kernels are those of these: "sum" also serves logits whose kernels cannot be those of "softplus".
-Kind = Literal["sum", "softplus", "logsumexp", "logsumexps"]
+Kind = Literal["sum", "softplus", "logsumexp", "logsumexps", "topk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +112,9 @@ class _Maker:
 
     def form(self) -> KernelForm:
         formula = self._formula
+        if formula.combine == "topk":
+            # The search has no formula, what follows it is eager.
+            return KernelForm(formula, "topk")
         if formula.combine in ("logsumexp", "logsumexps"):
             return self._logsumexp(formula.combine)
         if formula.combine == "softplus":

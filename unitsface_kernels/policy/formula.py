@@ -13,7 +13,7 @@ from .parameter import Parameter, Topology
 from .variable import Variable
 
 #: How the pairs of a row combine, see :class:`definition.Policy`.
-Combination = Literal["sum", "softplus", "logsumexp", "logsumexps"]
+Combination = Literal["sum", "softplus", "logsumexp", "logsumexps", "topk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class Formula:
         threshold: whether there is a threshold.
         positive, negative: logits or terms, None if such pairs take no part.
         weights: of positives and of negatives, for "softplus"; functions of the numbers.
-        finish: of "logsumexps": the row's loss by the two log-sum-exps ("positives", "negatives").
+        finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
+        triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
     """
 
     name: str
@@ -43,11 +44,16 @@ class Formula:
     negative: Expression | None
     weights: tuple[Expression, Expression]
     finish: Expression | None
+    triplet: Expression | None = None
 
 
 #: The variable of every formula, and that of the threshold.
 COSINE = leaf("cosine", "cosine")
 THRESHOLD = leaf("threshold", "scalar")
+#: What ``finish`` reads: the log-sum-exps of a row's positives and of its negatives.
+SUMS = leaf("positives", "scalar"), leaf("negatives", "scalar")
+#: What ``triplet`` reads: the cosines of one of the nearest wrong columns and of the target.
+COSINES = leaf("nearest", "scalar"), leaf("target", "scalar")
 
 
 def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Expression, float]:

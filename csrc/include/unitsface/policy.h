@@ -14,7 +14,8 @@
 //   Logit positive(float cosine) const;   // called once per row
 //   Logit negative(float cosine) const;   // called for every pair
 //
-// with one positive per row (classes), or with any number of them (samples)
+// with one positive per row (classes), or with any number of them (samples), which may have a
+// log-sum-exp of their own,
 //
 //   static constexpr bool kPositives;     // false: positive pairs take no part
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives

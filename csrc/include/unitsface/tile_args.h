@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 namespace unitsface {
 
@@ -122,7 +123,8 @@ struct HistogramTileArgs {
 };
 
 // Tiles of a log-sum-exp loss over samples. If the columns' pointers are null, the tile serves its
-// rows only; otherwise each pair counts in both directions.
+// rows only; otherwise each pair counts in both directions. The same of positives is for losses of
+// two log-sum-exps (UF_PAIR_LOGSUMEXPS_LOSS), and null for the others.
 template <class Label>
 struct PairNegativesArgs {
   float* cosines;  // [n, m], stride; may be overwritten
@@ -132,6 +134,8 @@ struct PairNegativesArgs {
   int64_t diagonal;            // the pair (i, i + diagonal) is left out; INT64_MIN: none
   float *a_maximum, *a_total;  // [n]
   float *b_maximum, *b_total;  // [m] or null
+  float *a_positive_maximum, *a_positive_total;  // [n] or null
+  float *b_positive_maximum, *b_positive_total;  // [m] or null
 };
 
 template <class Label>
@@ -158,10 +162,29 @@ struct PairGradientArgs {
   const Label* b_labels;
   int64_t diagonal;
   // Of a row with log-sum-exp N: a negative's gradient is negative_weight exp(z - N) dz/dc, a
-  // positive's -positive_weight sigmoid(N - z) dz/dc. N = +inf with weights 0 takes a row out.
+  // positive's -positive_weight sigmoid(N - z) dz/dc or, where there is a log-sum-exp P of
+  // positives, positive_weight exp(z - P) dz/dc. +inf with weights 0 takes a row out.
   const float *a_log_negatives, *a_negative_weight, *a_positive_weight;  // [n]
   const float *b_log_negatives, *b_negative_weight, *b_positive_weight;  // [m] or null
+  const float *a_log_positives, *b_log_positives;                        // as the two above
 };
+
+// What a loss of two log-sum-exps needs beside the others.
+inline void require_positives(bool there) {
+  if (!there) throw std::invalid_argument("the log-sum-exps of positives are missing");
+}
+
+template <class Label>
+void require_positives(const PairNegativesArgs<Label>& t) {
+  require_positives((t.n == 0 || t.a_positive_maximum != nullptr) &&
+                    (t.b_maximum == nullptr || t.b_positive_maximum != nullptr));
+}
+
+template <class Label>
+void require_positives(const PairGradientArgs<Label>& t) {
+  require_positives((t.n == 0 || t.a_log_positives != nullptr) &&
+                    (t.b_log_negatives == nullptr || t.b_log_positives != nullptr));
+}
 
 // Folds a tile into the top-k cosines of each row, over columns that are not its target. NaN is
 // ordered before every number, and of equal cosines the smaller position comes first.

@@ -19,6 +19,7 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -26,6 +27,7 @@ from ..streaming import (
     TileColumns,
     TileVariables,
     UnitRows,
+    finish_rows,
 )
 from .loader import extension
 
@@ -261,7 +263,7 @@ class NativeEngine(UnitRows, ABC):
         )
         self._kernel("nearest_tile", arguments)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+    def _positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         target_cosine = target_cosine.contiguous()
         logits, slope = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
         self._kernel(
@@ -275,8 +277,8 @@ class NativeEngine(UnitRows, ABC):
         )
         return logits, slope
 
-    def finish_rows(self, sums: ClassSums) -> None:
-        return None
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._positive_rows)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines
@@ -327,20 +329,24 @@ class NativeEngine(UnitRows, ABC):
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def _fold_pairs(
+        self,
+        tile: PairTile,
+        rows: NegativeSums | PairSums,
+        columns: NegativeSums | PairSums | None,
+    ) -> None:
         cosines = self.cosines(tile.a, tile.b)
+        sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
+        if columns is not None:
+            sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
+        arguments = self._arguments("PairNegatives", **self._pairs(tile, cosines), **sums)
         self._kernel(
-            "pair_negatives_tile",
-            self.loss,
-            self.params,
-            self._arguments(
-                "PairNegatives",
-                **self._pairs(tile, cosines),
-                a_maximum=address(rows.maximum),
-                a_total=address(rows.total),
-                b_maximum=address(columns and columns.maximum),
-                b_total=address(columns and columns.total),
-            ),
-            workspace=cosines.shape,
+            "pair_negatives_tile", self.loss, self.params, arguments, workspace=cosines.shape
         )
 
     def pair_positives_tile(
@@ -381,6 +387,8 @@ class NativeEngine(UnitRows, ABC):
             b_log_negatives=address(columns and columns.log_negatives),
             b_negative_weight=address(columns and columns.negative),
             b_positive_weight=address(columns and columns.positive),
+            a_log_positives=address(rows.log_positives),
+            b_log_positives=address(columns and columns.log_positives),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient

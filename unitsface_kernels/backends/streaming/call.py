@@ -264,6 +264,8 @@ class Call(CallConfig):
         if self.spec.valid_rows == "labeled":
             return self.row_labels != -1
         positives, negatives = self.pair_counts
+        if self.spec.valid_rows == "with_both":
+            return (positives > 0) & (negatives > 0)
         return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 
     def num_valid_rows(self) -> Tensor:

@@ -20,6 +20,7 @@ from .engine import (
     Engine,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -240,22 +241,14 @@ class CheckedEngine(UnitRows):
         self._engine.logsumexp_tile(tile, rows)
         self._check_fields("statistics", rows, tile.targets != -1)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        logits, slope = self._engine.positive_rows(target_cosine)
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        finished = self._engine.finish_rows(call, sums)
         # All rows: no tile.
         self._tile, valid = None, ~self._call.ignored
-        self._check("statistics", "logit of the target", logits, valid)
+        loss, (log_negatives, _, slope) = finished
+        self._check("statistics", "log negatives", log_negatives, valid)
         self._check("statistics", "slope of the target's logit", slope, valid)
-        return logits, slope
-
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
-        finished = self._engine.finish_rows(sums)
-        if finished is not None:
-            self._tile, valid = None, ~self._call.ignored
-            loss, (log_negatives, _, slope) = finished
-            self._check("statistics", "log negatives", log_negatives, valid)
-            self._check("statistics", "slope of the target's logit", slope, valid)
-            self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
+        self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
         return finished
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
@@ -274,6 +267,11 @@ class CheckedEngine(UnitRows):
     ) -> None:
         self._tile = tile
         self._engine.pair_negatives_tile(tile, rows, columns)
+        self._check_both("statistics", tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._tile = tile
+        self._engine.pair_sums_tile(tile, rows, columns)
         self._check_both("statistics", tile, rows, columns)
 
     def pair_positives_tile(
@@ -335,8 +333,8 @@ class CheckedEngine(UnitRows):
         self,
         stage: str,
         tile: PairTile,
-        rows: NegativeSums | PositiveSums,
-        columns: NegativeSums | PositiveSums | None,
+        rows: NegativeSums | PositiveSums | PairSums,
+        columns: NegativeSums | PositiveSums | PairSums | None,
     ) -> None:
         self._check_fields(stage, rows, tile.a_labels != -1)
         if columns is not None:
@@ -367,7 +365,7 @@ class CheckedEngine(UnitRows):
             placed: the place in ``values`` is that in the tile.
         """
         bad = ~values.isfinite()
-        if what in ("maximum", "best", "log negatives"):
+        if what in ("maximum", "positive maximum", "best", "log negatives"):
             # Nothing has been found yet.
             bad &= values != -torch.inf
         if valid is not None:

@@ -93,7 +93,7 @@ class SumTile:
 
 @dataclass
 class PairTile:
-    """Pairs of a tile of a ``logsumexp`` loss over samples.
+    """Pairs of a tile of a ``logsumexp`` or ``logsumexps`` loss over samples.
 
     Attributes:
         a, b, a_labels, b_labels, diagonal: as of :class:`SumTile`.
@@ -179,16 +179,27 @@ class PositiveSums(NamedTuple):
     negative_prob: Tensor
 
 
+class PairSums(NamedTuple):
+    """:class:`NegativeSums`, and the same of the positives' logits."""
+
+    maximum: Tensor
+    total: Tensor
+    positive_maximum: Tensor
+    positive_total: Tensor
+
+
 class PairWeights(NamedTuple):
     """Per-row factors of the gradient.
 
-    A negative has ``negative exp(z - N) dz/dc`` and a positive ``-positive sigmoid(N - z) dz/dc``,
-    N = ``log_negatives``. A row that takes no part has N = +inf and zero weights.
+    A negative has ``negative exp(z - N) dz/dc``, N = ``log_negatives``, and a positive
+    ``-positive sigmoid(N - z) dz/dc`` or, of a ``logsumexps`` loss, ``positive exp(z - P) dz/dc``,
+    P = ``log_positives``. A row that takes no part has +inf and zero weights.
     """
 
     log_negatives: Tensor
     negative: Tensor
     positive: Tensor
+    log_positives: Tensor | None = None
 
 
 class ClassSums(NamedTuple):
@@ -223,7 +234,7 @@ class Nearest(NamedTuple):
 
 
 Vectors = TypeVar(
-    "Vectors", NegativeSums, PositiveSums, PairWeights, ClassSums, ClassWeights, Nearest
+    "Vectors", NegativeSums, PositiveSums, PairSums, PairWeights, ClassSums, ClassWeights, Nearest
 )
 
 
@@ -231,7 +242,7 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
     if isinstance(rows, slice) and rows == slice(0, vectors[0].shape[0]):
         return vectors
-    return type(vectors)(*(vector[rows] for vector in vectors))
+    return type(vectors)(*(None if vector is None else vector[rows] for vector in vectors))
 
 
 class Engine(Protocol):
@@ -333,16 +344,14 @@ class Engine(Protocol):
         A target inside the tile is left out of the sum, and its cosine stored.
         """
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        """Losses (N,) of all rows of a ``logsumexp`` loss over classes, and the state (3, N): N,
+        probability of the negatives in the softmax, d logit / d cosine of the target.
 
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
-        """Losses (N,) and state (3, N) of all rows of a ``logsumexp`` loss over classes.
-
-        See ``logsumexp.py``, which makes them of Torch operators and :meth:`positive_rows` where
-        an engine has no kernel for all of it and returns None.
+        ``logsumexp.finish_rows`` makes them of Torch operators.
 
         Args:
+            call: the call.
             sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
         """
 
@@ -353,6 +362,9 @@ class Engine(Protocol):
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
         """Folds a tile's negatives into the sums of its rows, and of its columns if given."""
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        """Folds a tile's negatives and positives into the sums of its rows, and of its columns."""
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None

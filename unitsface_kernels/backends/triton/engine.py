@@ -14,6 +14,7 @@ from ..streaming import (
     ClassWeights,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -97,8 +98,9 @@ class TritonEngine:
         size = self._wave.gradient_bytes
         if self._gradients:
             return size // self._call.compute_dtype.itemsize
-        # Two float32 per row and subtile.
-        return size // 8 * (tile.block_n // tile.epilogue_subtiles)
+        # Float32 per row and subtile: two, or two of each kind of pairs.
+        numbers = 4 if self._call.spec.reduction == "logsumexps" else 2
+        return size // (4 * numbers) * (tile.block_n // tile.epilogue_subtiles)
 
     # Rows
 
@@ -273,10 +275,7 @@ class TritonEngine:
         assert tile.cosines is None
         logsumexp_tile.statistics(self._space, tile, rows)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        return logsumexp_tile.positive_rows(self._space, target_cosine)
-
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
         return logsumexp_tile.finish_rows(self._space, sums)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
@@ -286,6 +285,9 @@ class TritonEngine:
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
+        logsumexp_pairs_tile.negatives(self._space, tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
         logsumexp_pairs_tile.negatives(self._space, tile, rows, columns)
 
     def pair_positives_tile(

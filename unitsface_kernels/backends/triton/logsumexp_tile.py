@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
@@ -32,7 +31,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         maximum,
         total,
         rows.target_cosine,
-        space.call.params,
+        space.call.kernel_params,
         NEGATIVE=space.logsumexp_policy.negative,
         LINEAR=space.logsumexp_policy.linear,
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
@@ -60,26 +59,6 @@ def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> Non
     )
 
 
-def positive_rows(space: Workspace, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``Engine.positive_rows``."""
-    target_cosine = target_cosine.contiguous()
-    logits, slopes = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
-    count = target_cosine.numel()
-    launch.run(
-        logsumexp.positive_kernel,
-        -(-count // configs.VECTOR.block),
-        target_cosine,
-        logits,
-        slopes,
-        count,
-        space.call.params,
-        POSITIVE=space.logsumexp_policy.positive,
-        BLOCK=configs.VECTOR.block,
-        num_warps=configs.VECTOR.num_warps,
-    )
-    return logits, slopes
-
-
 def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
     """See ``Engine.finish_rows``."""
     call = space.call
@@ -96,7 +75,7 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
         count,
         # Of shards together every row that takes part has its target.
         0 if call.shards is None else ELSEWHERE,
-        call.params,
+        call.kernel_params,
         POSITIVE=space.logsumexp_policy.positive,
         BLOCK=configs.VECTOR.block,
         num_warps=configs.VECTOR.num_warps,
@@ -126,7 +105,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         result.stride(0),
         space.scale,
         *(tile.selection or (None, None)),
-        space.call.params,
+        space.call.kernel_params,
         NEGATIVE=policy.negative,
         LINEAR=policy.linear,
         PRECISION=space.precision,

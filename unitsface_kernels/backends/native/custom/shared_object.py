@@ -27,6 +27,7 @@ _KERNELS = {
     ("sum", "class"): "sum_kernels",
     ("logsumexp", "class"): "logsumexp_kernels",
     ("logsumexp", "pair"): "pair_logsumexp_kernels",
+    ("logsumexps", "pair"): "pair_logsumexps_kernels",
 }
 _STRUCT = "Policy"
 _SOURCE = """\
@@ -96,6 +97,10 @@ def folder_names(native: ModuleType, compiler: Compiler) -> tuple[str, str]:
     return "policies", f"cpu-{isa}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
+def name_of(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:32] + ".so"
+
+
 def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
     """Makes the kernels of a loss known to the extension, compiled now or earlier.
 
@@ -105,10 +110,9 @@ def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
         LoadError: what was compiled cannot be loaded.
     """
     source = source_of(spec)
-    name = hashlib.sha256(source.encode()).hexdigest()[:32] + ".so"
     try:
         folder = files.private_folder(*folder_names(native, compiler))
-        kept = folder / name
+        kept = folder / name_of(source)
         if not files.is_intact(kept):
             with files.only_one(kept, TIMEOUT_S):
                 # Another process may have made it in the meantime.

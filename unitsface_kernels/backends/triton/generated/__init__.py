@@ -1,0 +1,1 @@
+"""Triton policies of the losses that are defined by a formula; see ``policy/generate.py``."""
