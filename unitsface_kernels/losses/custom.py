@@ -1,4 +1,4 @@
-"""Losses of users' policies: known by name like those of the registry, over which tables iterate."""
+"""Losses of users' policies, known by name like those of the registry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .spec import LossSpec
 if TYPE_CHECKING:
     from ..policy.definition import Formula, Policy
 
+#: Beside the registry, over which tests and tables iterate.
 CUSTOM: dict[str, LossSpec] = {}
 
 

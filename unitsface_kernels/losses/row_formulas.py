@@ -50,8 +50,13 @@ def _both(
     def by() -> list[Expression]:
         return [derivative(of, each) for each in leaves]
 
-    def bindings(first: Tensor, second: Tensor, params: _Params) -> dict[Expression, Tensor | float]:
-        return {**dict(zip(leaves, (first, second), strict=True)), **number_bindings(formula, params)}
+    def bindings(
+        first: Tensor, second: Tensor, params: _Params
+    ) -> dict[Expression, Tensor | float]:
+        return {
+            **dict(zip(leaves, (first, second), strict=True)),
+            **number_bindings(formula, params),
+        }
 
     def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
         # A constant has no dimension, and is on the CPU.
