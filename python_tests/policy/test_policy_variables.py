@@ -224,6 +224,20 @@ def test_parity(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None
     check_against_reference(NATIVE, make(of, case, dtype), dtype)
 
 
+@needs_native
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@each_policy
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[3]], ids=lambda case: case.name)
+def test_parity_without_a_compiler(
+    of: type[policy.Policy], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tiles in operations of Torch."""
+    if not case.applies(custom.spec(of())):
+        pytest.skip("a case of another topology")
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    check_against_reference(NATIVE, make(of, case), torch.float32)
+
+
 @each_policy
 def test_gradients_of_the_reference(of: type[policy.Policy]) -> None:
     """Against central differences, in float64."""

@@ -43,24 +43,24 @@ def packed(spec: LossSpec, given: Variables | None, tensors: CallTensors) -> Ten
     return torch.cat([_of_call(variable, given[variable.name], tensors) for variable in wanted])
 
 
-def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str, device: str) -> None:
+def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
     """Variables that the kernels of a backend do not read yet."""
     if not spec.variables or backend == "reference":
         return
     streamed = [variable for variable in spec.variables if variable.streamed]
-    names, where = ", ".join(v.name for v in streamed), f"backend {backend} on {device}"
+    names = ", ".join(v.name for v in streamed)
     classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
     problem = None
     if not classes and spec.reduction != "sum":
         problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
-    elif streamed and (backend, device) != ("native", "cpu"):
+    elif streamed and backend != "native":
         problem = f"variables ({names}) that every pair reads"
     elif classes:
         learned = [v.name for v in streamed if v.side == "column" and _learned(given, v.name)]
         if learned:
             problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
     if problem is not None:
-        raise ValueError(f'{problem} are not supported by {where} yet; use backend="reference"')
+        raise ValueError(f'{problem} are not supported by backend {backend} yet; use backend="reference"')
 
 
 def _learned(given: Variables | None, name: str) -> bool:
