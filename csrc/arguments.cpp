@@ -367,14 +367,17 @@ void bind_arguments(py::module_& m) {
       .field("key", &T::key)
       .field("size", &T::size)
       .optional("classes", &T::classes, rows)
+      .optional("positives", &T::positives, [](const T& t) { return t.m; })
+      .field("m", &T::m)
       .field("n", &T::n)
       .field("out", &T::out, rows)
       .check(
           [](const T& t) {
             const bool places = t.classes == nullptr && static_cast<uint64_t>(t.n) > t.size;
-            return t.n == 0 || (!places && t.size <= uint64_t{1} << 62);
+            const bool positives = t.m == 0 || (t.m > 0 && t.positives != nullptr);
+            return t.n == 0 || (!places && positives && t.size <= uint64_t{1} << 62);
           },
-          "more places than classes");
+          "more places than classes, or no positives");
 }
 
 }  // namespace unitsface

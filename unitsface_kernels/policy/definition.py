@@ -81,9 +81,9 @@ class Policy:
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
     - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
       which one of no pairs is -1e30.
-    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest cosines
-      with other classes; k is the number ``k``, 1 if there is none. With a number ``hinges``, "mean"
-      or "sum", that says whether terms are added instead.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest
+      cosines with other classes; k is the number ``k``, 1 if there is none. With a number
+      ``hinges``, "mean" or "sum", that says whether terms are added instead.
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
@@ -210,11 +210,15 @@ def _trace(cls: type[Policy]) -> Formula:
         getattr(this, name) if name in fields else _call(cls, this, name)
         for name in ("positive_weight", "negative_weight")
     )
+    topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
+    if topology != cls.topology:
+        fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
+        numbers = [_count(number) if number.name == "k" else number for number in numbers]
     return Formula(
         cls.__name__,
         users_line(),
@@ -271,6 +275,18 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     if found.mask:
         fail(f"{what} must return a number, got a mask; use policy.where", line)
     return found
+
+
+#: Combinations that only policies of one topology have.
+_ONE_TOPOLOGY: dict[str, Topology] = {"logsumexps": "pair", "topk": "class"}
+#: Nearest columns that kernels find, at most.
+_MOST_NEAREST = 64
+
+
+def _count(k: Parameter) -> Parameter:
+    """A number of columns, whatever bounds it was given."""
+    most = _MOST_NEAREST if k.maximum is None else min(k.maximum, _MOST_NEAREST)
+    return replace(k, minimum=0, maximum=most, integer=True)
 
 
 def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:

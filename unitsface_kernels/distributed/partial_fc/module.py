@@ -19,7 +19,7 @@ from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
-from .sampling import ascending, sample_classes
+from .sampling import sample_classes
 from .shard import Shard
 
 #: Losses that can be sharded, by name.
@@ -310,8 +310,9 @@ class PartialFC(nn.Module):
             return None, local
         rank = own_rank(self.group)
         count = int(self.sample_rate * size)
-        drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
-        index, positions = ascending(*drawn)
+        index, positions = sample_classes(
+            local, size, count, seed=self.seed, rank=rank, step=self.step
+        )
         self._drawn = len(index)
         return index, positions
 

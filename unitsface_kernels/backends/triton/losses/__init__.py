@@ -1,8 +1,9 @@
-"""Triton policies, one per loss: the only loss formulas of this backend.
+"""Triton policies, one per loss, generated from the formulas: the only ones of this backend.
 
-A module here is named after its loss and ends with its ``POLICY``. A policy of a ``sum`` loss has
-``logit`` or ``term``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over
-tiles that the kernels receive as constants. Those of losses outside the registry are generated.
+A module of ``generated`` is named after its loss and ends with its ``POLICY``. A policy of a ``sum``
+loss has ``logit`` or ``term``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions
+over tiles that the kernels receive as constants. Those of losses outside the registry are written
+at their first use.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def policy_of(spec: LossSpec) -> Policy:
     found = _known.get(name)
     if found is None:
         if name in REGISTRY:
-            found = importlib.import_module(f".{name}", __name__).POLICY
+            found = importlib.import_module(f"..generated.{name}", __name__).POLICY
         else:
             found = custom_policy(spec)
         _known[name] = found

@@ -1,0 +1,46 @@
+// Generated from unitsface_kernels/losses/margin_softmax.py: python -m unitsface_kernels.policy generate
+#pragma once
+
+#include <math.h>
+
+#include "../policy.h"
+#include "../scalar_math.h"
+
+namespace unitsface {
+inline namespace UF_ISA {
+
+// MarginSoftmax: logsumexp over samples and classes.
+// x0 = cosine - adaptive_margin * detach(cosine)
+// x1 = margin(x0, m1, m2)
+// positive = scale * (where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3)
+// negative = scale * cosine
+struct MarginSoftmax {
+  static constexpr int kParameters = 6;
+  float one_minus_adaptive_margin;  // 1 - adaptive_margin
+  float m1;
+  float m2;
+  float scale;
+  float m3_times_scale;              // m3 * scale
+  bool margin_gradient_is_detached;  // margin_gradient == "detached"
+
+  UF_HOST_DEVICE explicit MarginSoftmax(const float* p)
+      : one_minus_adaptive_margin(p[0]),
+        m1(p[1]),
+        m2(p[2]),
+        scale(p[3]),
+        m3_times_scale(p[4]),
+        margin_gradient_is_detached(p[5] != 0.0f) {}
+
+  UF_HOST_DEVICE Logit positive(float cosine) const {
+    const float x0 = one_minus_adaptive_margin * cosine;
+    const auto part0 = cosine_margin(x0, m1, m2);
+    const float value = scale * part0.value - m3_times_scale;
+    const float dcosine = scale * (margin_gradient_is_detached ? 1.0f : part0.slope);
+    return {value, dcosine};
+  }
+
+  UF_HOST_DEVICE Logit negative(float cosine) const { return {scale * cosine, scale}; }
+};
+
+}  // namespace UF_ISA
+}  // namespace unitsface

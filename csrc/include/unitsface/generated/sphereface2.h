@@ -1,0 +1,79 @@
+// Generated from unitsface_kernels/losses/sphereface2.py: python -m unitsface_kernels.policy generate
+#pragma once
+
+#include <math.h>
+
+#include "../policy.h"
+#include "../scalar_math.h"
+
+namespace unitsface {
+inline namespace UF_ISA {
+
+// SphereFace2: softplus over samples and classes.
+// x0 = where(margin_type == "A", margin, 0)
+// x1 = cos(x0)
+// x2 = pow((where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2, t)
+// x3 = 2 * x2 - 1
+// x4 = where(margin_type == "A", 0, margin)
+// x5 = where(margin_gradient == "exact", x3, cosine + detach(x3 - cosine)) - x4
+// x6 = 2 * pow((cosine + 1) / 2, t) - 1
+// x7 = where(margin_gradient == "exact", x6, cosine + detach(x6 - cosine)) + x4
+// x8 = loss_weight / scale
+// positive = scale * x5 + threshold
+// negative = scale * x7 + threshold
+// positive_weight = x8 * alpha
+// negative_weight = x8 * (1 - alpha)
+struct SphereFace2 {
+  static constexpr int kParameters = 14;
+  float k0;  // -cos(where(margin_type == "A", margin, 0))
+  float k1;  // cos(where(margin_type == "A", margin, 0))
+  float k2;  // sin(where(margin_type == "A", margin, 0))
+  float t;
+  float k4;                       // scale * 2
+  float k5;                       // (where(margin_type == "A", 0, margin) + 1) * scale
+  float k6;                       // scale * (where(margin_type == "A", 0, margin) - 1)
+  float k7;                       // 2 * t * 0.5
+  bool margin_gradient_is_exact;  // margin_gradient == "exact"
+  float scale;
+  float k10;  // loss_weight / scale * alpha
+  float k11;  // loss_weight / scale * (1 - alpha)
+  float k12;  // -scale * 2
+  float k13;  // -loss_weight / scale * alpha
+
+  UF_HOST_DEVICE explicit SphereFace2(const float* p)
+      : k0(p[0]),
+        k1(p[1]),
+        k2(p[2]),
+        t(p[3]),
+        k4(p[4]),
+        k5(p[5]),
+        k6(p[6]),
+        k7(p[7]),
+        margin_gradient_is_exact(p[8] != 0.0f),
+        scale(p[9]),
+        k10(p[10]),
+        k11(p[11]),
+        k12(p[12]),
+        k13(p[13]) {}
+
+  UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
+    const bool is0 = cosine < k0;
+    const float x0 = sine_of_cosine(cosine);
+    const float x1 = (is0 ? -1.0f : k1 * cosine - k2 * x0);
+    const float x2 = pow_positive(0.5f * (positive ? x1 : cosine) + 0.5f, t);
+    const float x3 = (positive ? k5 - threshold : threshold + k6) + (positive ? k12 : k4) * x2;
+    const auto part0 = softplus(x3);
+    const float x4 = (positive ? k13 : k11) * part0.sigmoid;
+    const float x5 = 0.5f * x1 + 0.5f;
+    const float x6 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
+    const float x7 = 0.5f * cosine + 0.5f;
+    const float x8 = pow_positive(x5, t) / (x5 < 1e-30f ? 1e-30f : x5) * x6;
+    const float x9 = k7 * (positive ? x8 : pow_positive(x7, t) / (x7 < 1e-30f ? 1e-30f : x7));
+    const float value = (positive ? k10 : k11) * part0.value;
+    const float dcosine = x4 * (scale * (margin_gradient_is_exact ? x9 : 1.0f));
+    return {value, dcosine, x4};
+  }
+};
+
+}  // namespace UF_ISA
+}  // namespace unitsface

@@ -1,0 +1,38 @@
+# Generated from unitsface_kernels/losses/margin_softmax.py: python -m unitsface_kernels.policy generate
+"""MarginSoftmax: logsumexp over samples and classes.
+
+x0 = cosine - adaptive_margin * detach(cosine)
+x1 = margin(x0, m1, m2)
+positive = scale * (where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3)
+negative = scale * cosine
+"""
+
+import triton
+import triton.language as tl
+
+from unitsface_kernels.backends.triton.losses.math import cosine_margin
+from unitsface_kernels.backends.triton.losses.policy import LogsumexpPolicy
+
+
+@triton.jit
+def negative(cosine, params):
+    scale = params[3]
+    return scale * cosine, scale
+
+
+@triton.jit
+def positive(cosine, params):
+    one_minus_adaptive_margin = params[0]  # 1 - adaptive_margin
+    m1 = params[1]
+    m2 = params[2]
+    scale = params[3]
+    m3_times_scale = params[4]  # m3 * scale
+    margin_gradient_is_detached = params[5] != 0.0  # margin_gradient == "detached"
+    x0 = one_minus_adaptive_margin * cosine
+    part0 = cosine_margin(x0, m1, m2)
+    value = scale * part0[0] - m3_times_scale
+    dcosine = scale * tl.where(margin_gradient_is_detached, 1.0, part0[1])
+    return value, dcosine
+
+
+POLICY = LogsumexpPolicy(negative, positive, linear=True)
