@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.policy.checks import check_finite
+from unitsface_kernels.policy.expression import Lines
 
 Values = dict[str, float | str]
 #: positive and negative: (cosine, threshold, values) -> terms or logits.
@@ -90,7 +92,7 @@ def _between(c: Tensor, b: None, scale: float, lower: float, upper: float) -> Te
 def _moved(c: Tensor, margin: float) -> Tensor:
     """cos(theta + margin), -1 once the angle passes pi."""
     known = c.detach()
-    sine = torch.sqrt(1.0 - known**2)
+    sine = torch.sqrt((1.0 - known) * (1.0 + known))
     value = known * math.cos(margin) - sine * math.sin(margin)
     slope = math.cos(margin) + known * math.sin(margin) / sine.clamp_min(1e-4)
     past = known < -math.cos(margin)
@@ -112,8 +114,8 @@ def _sphereface2(
 ) -> Tensor:
     angular = margin_type == "A"
     moved = _moved(c, margin) if positive and angular else c
-    # Without a step at -1, whose derivative autograd takes from the next larger number.
-    adjusted = 2.0 * ((moved.clamp_min(-1.0) + 1.0) / 2.0) ** t - 1.0
+    # At a base of 0 the derivative is 0 for any t.
+    adjusted = 2.0 * ((moved + 1.0) / 2.0).clamp_min(1e-30) ** t - 1.0
     if margin_gradient == "detached":
         adjusted = c + (adjusted - c).detach()
     if not angular:
@@ -214,3 +216,11 @@ def test_eager_terms_are_those_of_the_paper(name: str) -> None:
             for g, w in zip(got, want, strict=True):
                 largest = w[w.isfinite()].abs().max().clamp_min(1.0)
                 torch.testing.assert_close(g / largest, w / largest, atol=1e-12, rtol=0.0)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_are_finite(name: str) -> None:
+    """As those of users are when their classes are defined."""
+    formula = REGISTRY[name].formula
+    assert formula is not None
+    check_finite(formula, Lines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
+import torch
 from torch import Tensor
 
 from ..policy import bounds, eager
@@ -60,17 +61,37 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    return partial(_evaluate, formula, expression)
+    _TERMS.append((formula, expression))
+    return partial(_term_of, len(_TERMS) - 1)
 
 
-def _evaluate(
-    formula: Formula,
-    expression: Expression,
+#: Formulas and expressions of terms, which a graph of torch.compile can only name by numbers.
+_TERMS: list[tuple[Formula, Expression]] = []
+
+
+def _term_of(
+    place: int,
     cosine: Tensor,
     threshold: Tensor | None,
     params: tuple[float, ...],
     variables: tuple[Tensor, ...] = (),
 ) -> Tensor:
+    if torch.compiler.is_compiling():
+        from ..compiled import evaluate_term
+
+        return evaluate_term(place, cosine, threshold, params, variables)
+    return evaluate(place, cosine, threshold, params, variables)
+
+
+def evaluate(
+    place: int,
+    cosine: Tensor,
+    threshold: Tensor | None,
+    params: tuple[float, ...],
+    variables: tuple[Tensor, ...],
+) -> Tensor:
+    """The term number ``place`` by operations of Torch."""
+    formula, expression = _TERMS[place]
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
         **variable_bindings(formula, variables),

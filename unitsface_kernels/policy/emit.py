@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .expression import Expression, is_const, value_of
+from .expression import Expression, is_const, topological, value_of
 from .text import comparison
 
 #: Parts of longer expressions have lines of their own.
@@ -31,6 +31,8 @@ _LEVELS = {
 }
 #: Spellings with the constant on the right.
 _FLIPPED = {"lt": "{1} > {0}", "le": "{1} >= {0}"}
+#: Names, parts and numbers, which a spelling may have twice.
+_REPEATABLE = re.compile(r"[-\w.\[\]]+")
 #: ``function(arguments)`` of which one of several results is meant: ``.part`` or ``[part]``.
 _PART = re.compile(r"(\w+\(.*\))(?:\.(\w+)|\[(\d)\])$")
 
@@ -45,6 +47,9 @@ class Dialect:
         declare: a line that gives a name to a number or a mask: (name, text, is a mask).
         declare_parts: a line that calls a function with several results: (name, call, its parts).
         part: how one of these results is read: (name, part).
+        uniform: for masks that numbers alone decide: how a mask is read from what a kernel
+            receives, and a selection by it. None: as any other mask.
+        compared: spellings of selections whose result a comparison reads, where they differ.
     """
 
     spelling: Callable[[str], str]
@@ -52,6 +57,8 @@ class Dialect:
     declare: Callable[[str, str, bool], str]
     declare_parts: Callable[[str, str], str]
     part: Callable[[str, str], str]
+    uniform: tuple[str, str] | None = None
+    compared: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,29 +83,20 @@ class _Writer:
     ) -> None:
         self._dialect = dialect
         self._outputs = outputs
+        self._masks = {e: name for e, name in names.items() if e.mask and e.uniform}
         self._pieces = {e: _Piece(name, _CALL) for e, name in names.items()}
+        if dialect.uniform is not None:
+            for e, name in self._masks.items():
+                self._pieces[e] = _Piece(dialect.uniform[0].format(name), _CALL)
         self._lines: list[str] = []
         self._calls: dict[str, str] = {}
         self._count: Counter[str] = Counter()
-        self._nodes = self._needed()
+        nodes = topological(*outputs.values(), above=self._pieces)
+        self._nodes = [e for e in nodes if e not in self._pieces]
+        compared = [e for e in self._nodes if e.op in ("lt", "le", "eq", "max", "min")]
+        self._compared = set(topological(*(arg for e in compared for arg in e.args)))
         self._uses = Counter(arg for e in self._nodes for arg in e.args)
         self._uses.update(outputs.values())
-
-    def _needed(self) -> list[Expression]:
-        """Nodes that have no name yet, arguments first."""
-        named = self._pieces
-        needed: dict[Expression, None] = {}
-
-        def visit(e: Expression) -> None:
-            if e in named or e in needed:
-                return
-            for arg in e.args:
-                visit(arg)
-            needed[e] = None
-
-        for e in self._outputs.values():
-            visit(e)
-        return list(needed)
 
     def run(self) -> tuple[list[str], dict[str, str]]:
         for e in self._nodes:
@@ -114,8 +112,13 @@ class _Writer:
             text = self._dialect.literal(e.mask and bool(e.payload) if e.mask else value_of(e))
             return _Piece(text, _PRODUCT if text.startswith("-") else _CALL)
         spelling = self._dialect.spelling(e.op)
+        if e in self._compared:
+            spelling = self._dialect.compared.get(e.op, spelling)
         if e.op in _FLIPPED and e.args[0].op == "const":
             spelling = _FLIPPED[e.op]
+        if e.op == "where" and e.args[0] in self._masks and self._dialect.uniform is not None:
+            # Without the spelling of a mask.
+            spelling = self._dialect.uniform[1].replace("{0}", self._masks[e.args[0]])
         for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
             if sum(len(self._pieces[arg].text) for arg in e.args) > _LONGEST:
                 self._named(arg)
@@ -123,7 +126,7 @@ class _Writer:
         pieces = []
         for place, (arg, least) in enumerate(zip(e.args, wanted, strict=True)):
             piece = self._pieces[arg]
-            if spelling.count(f"{{{place}}}") > 1 and piece.level < _CALL and arg.op != "const":
+            if spelling.count(f"{{{place}}}") > 1 and not _REPEATABLE.fullmatch(piece.text):
                 piece = self._named(arg)
             pieces.append(piece.text if piece.level >= least else f"({piece.text})")
         text = spelling.format(*pieces)

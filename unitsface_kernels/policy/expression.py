@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
@@ -183,6 +183,10 @@ class Expression:
     def __torch_function__(cls, *_: Any) -> NoReturn:
         fail("a formula is written with policy's functions and numbers, not with those of torch")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Equal nodes are one object in every process, and copies are the node itself.
+        return node, (self.op, self.args, self.payload, self.kind, self.mask, self.choices)
+
     def __repr__(self) -> str:
         from .text import infix
 
@@ -306,14 +310,15 @@ def is_const(e: Expression, value: float | None = None) -> bool:
     return e.op == "const" and (value is None or e.payload == value)
 
 
-def topological(*roots: Expression) -> list[Expression]:
-    """All nodes below ``roots``, each once, arguments first."""
+def topological(*roots: Expression, above: Container[Expression] = ()) -> list[Expression]:
+    """All nodes below ``roots``, each once, arguments first; nothing below those of ``above``."""
     found: dict[Expression, None] = {}
 
     def visit(e: Expression) -> None:
         if e not in found:
-            for arg in e.args:
-                visit(arg)
+            if e not in above:
+                for arg in e.args:
+                    visit(arg)
             found[e] = None
 
     for root in roots:

@@ -16,6 +16,7 @@ _COSTS = {
     "log": 14,
     "tanh": 22,
     "sigmoid": 16,
+    "sigmoid_slope": 18,
     "softplus": 26,
     "sin": 16,
     "cos": 16,
@@ -25,7 +26,12 @@ _COSTS = {
     "margin_slope": 60,
 }
 #: Operations that one function computes at once from equal arguments.
-_TWINS = {"sigmoid": "softplus", "cos": "sin", "margin_slope": "margin"}
+_TWINS = {
+    "sigmoid": "softplus",
+    "sigmoid_slope": "softplus",
+    "cos": "sin",
+    "margin_slope": "margin",
+}
 _SUMS = {"add", "sub"}
 
 
@@ -69,7 +75,15 @@ class Merger:
             yield from self._inside(yes.op, yes.args, no.args)
             if yes.op == "mul":
                 yield from self._inside(yes.op, yes.args, no.args[::-1])
-        elif yes.pairwise and no.pairwise:
+            return
+        if yes.pairwise and no.pairwise:
+            # A factor that only one of them has is 1 in the other.
+            for a, b in _orders(yes):
+                if a.op == no.op and a.args:
+                    yield build("mul", self(a, no), self(b, ONE))
+            for a, b in _orders(no):
+                if a.op == yes.op and a.args:
+                    yield build("mul", self(yes, a), self(ONE, b))
             (k, x), (m, y) = _factor(yes), _factor(no)
             if x is not yes or y is not no:
                 yield build("mul", self(k, m), self(x, y))
@@ -84,6 +98,10 @@ class Merger:
 def _summands(e: Expression) -> tuple[Expression, Expression]:
     x, y = e.args
     return x, y if e.op == "add" else -y
+
+
+def _orders(e: Expression) -> list[tuple[Expression, Expression]]:
+    return [(e.args[0], e.args[1]), (e.args[1], e.args[0])] if e.op == "mul" else []
 
 
 def _factor(e: Expression) -> tuple[Expression, Expression]:

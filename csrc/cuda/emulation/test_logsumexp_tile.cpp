@@ -9,7 +9,8 @@ using namespace unitsface;
 using namespace unitsface::checks;
 
 void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, bool in_place) {
-  const float params[] = {16.0f, 1.0f, 0.5f, 0.2f, 0.0f, 0.0f};
+  // In the order of the struct: angular margin 0.5, scale 16, margin 0.2 * 16.
+  const float params[] = {1.0f, 1.0f, 0.5f, 16.0f, 3.2f, 0.0f};
   const MarginSoftmax policy(params);
   const int64_t stride = m + gap, start = 1000, size = (n - 1) * stride + m;
   Buffer<float> maximum(n, -INFINITY), total(n, 0.0f), target_cosine(n, 9.0f);
@@ -113,13 +114,13 @@ void test_logsumexps() {
 
 void test_positive_rows() {
   for (const float detached : {0.0f, 1.0f}) {
-    const float params[] = {64.0f, 1.7f, 0.5f, 0.1f, detached, 0.0f};
+    const float params[] = {1.0f, 1.7f, 0.5f, 64.0f, 6.4f, detached};
     constexpr int64_t n = 700;
     Buffer<float> cosine(n, 0.0f), logit(n, kNaN), slope(n, kNaN);
     for (int64_t i = 0; i < n; ++i) cosine[i] = -1.0f + 2.0f * i / (n - 1);
     cuda::positive_rows("margin_softmax", params, cosine.data, n, logit.data, slope.data, nullptr);
     for (int64_t i = 0; i < n; ++i) {
-      const double pi = std::acos(-1.0), m1 = params[1], m2 = params[2], m3 = params[3];
+      const double pi = std::acos(-1.0), m1 = params[1], m2 = params[2], m3 = 0.1;
       const double theta = std::acos(static_cast<double>(cosine[i])), angle = m1 * theta + m2;
       const double k = std::floor(angle / pi), sign = std::fmod(k, 2.0) == 0.0 ? 1.0 : -1.0;
       const double sine = std::max(std::sin(theta), 1e-4);

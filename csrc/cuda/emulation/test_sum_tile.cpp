@@ -19,8 +19,9 @@ struct SumCase {
 };
 
 void test_sum(const SumCase& c) {
-  const float params[] = {16.0f, 0.1f};
-  const Uss policy(params);
+  // Scale and margin times scale.
+  const float params[] = {16.0f, 1.6f};
+  const USS policy(params);
   const int64_t stride = c.m + c.gap;
   Buffer<float> stored((c.n - 1) * stride + c.m, 7.0f, c.shift);
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);

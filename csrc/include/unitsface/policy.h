@@ -1,7 +1,7 @@
 // The contract between drivers and losses.
 //
-// A policy is a struct built from a float array, in the order of the parameters in the Python
-// registry (unitsface_kernels/losses/<loss>.py), with
+// A policy is a struct built from a float array, the constants of its loss's formula in the order
+// of policy/form.py (LossSpec.kernel_params), with
 //
 //   static constexpr int kParameters;
 //

@@ -37,15 +37,13 @@ def logit(cosine, threshold, positive, params):
     scale = params[9]
     is0 = cosine < k0
     x0 = sine_of_cosine(cosine)
-    x1 = tl.where(is0, -1.0, k1 * cosine - k2 * x0)
-    x2 = k4 * pow_positive(0.5 * tl.where(positive, x1, cosine) + 0.5, t)
-    x3 = 0.5 * x1 + 0.5
+    x1 = tl.where(positive, tl.where(is0, -1.0, k1 * cosine - k2 * x0), cosine)
+    x2 = 0.5 * x1 + 0.5
+    x3 = pow_positive(x2, t)
     x4 = tl.where(is0, 0.0, k2 * (cosine / tl.where(x0 < 0.0001, 0.0001, x0)) + k1)
-    x5 = 0.5 * cosine + 0.5
-    x6 = pow_positive(x3, t) / tl.where(x3 < 1e-30, 1e-30, x3) * x4
-    x7 = tl.where(positive, x6, pow_positive(x5, t) / tl.where(x5 < 1e-30, 1e-30, x5))
-    value = x2 + tl.where(positive, threshold - k5, threshold + k6)
-    dcosine = scale * tl.where(margin_gradient_is_exact, k7 * x7, 1.0)
+    x5 = k7 * (x3 / tl.where(x2 < 1e-30, 1e-30, x2) * tl.where(positive, x4, 1.0))
+    value = k4 * x3 + tl.where(positive, threshold - k5, threshold + k6)
+    dcosine = scale * tl.where(margin_gradient_is_exact, x5, 1.0)
     return value, dcosine
 
 
