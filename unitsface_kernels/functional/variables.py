@@ -60,7 +60,9 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
         if learned:
             problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
     if problem is not None:
-        raise ValueError(f'{problem} are not supported by backend {backend} yet; use backend="reference"')
+        raise ValueError(
+            f'{problem} are not supported by backend {backend} yet; use backend="reference"'
+        )
 
 
 def _learned(given: Variables | None, name: str) -> bool:
