@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 from support.cases import Case, build
 from support.evaluation import check_against_reference
-from support.helpers import Target
+from support.helpers import Target, patched_blocks
 from support.policies import CustomProblem
+from support.ranks import IDENTITIES, identities, normal, own_rows, run_ranks
+from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
+from torch import distributed as dist
 
 from unitsface_kernels import dispatch, policy
 from unitsface_kernels.functional.call import Options, Samples, class_loss, pair_call
@@ -415,3 +420,88 @@ def test_what_kernels_do_not_support_names_the_remedy() -> None:
 
     with pytest.raises(ValueError, match=r"variables \(scale\).*use backend=.reference."):
         fused_pair_loss(Softmax(), rows, labels, backend="native", scale=torch.ones(()))
+
+
+# --- across ranks ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _AcrossCase:
+    of: type[policy.Pair]
+    columns: str
+    reduction: str
+    backend: str
+    dtype: torch.dtype
+
+    def evaluate(
+        self,
+        rows: slice,
+        whole: dict[str, Tensor],
+        own: set[str],
+        samples: tuple[Tensor, Tensor],
+        upstream: Tensor,
+        **across: Any,
+    ) -> list[Tensor]:
+        """Loss and gradients of some rows; ``own``: variables that are theirs alone."""
+        leaves = {"feats": samples[0][rows].clone().requires_grad_()}
+        for name, value in whole.items():
+            leaves[name] = (value[rows] if name in own else value).clone().requires_grad_()
+        given: dict[str, Any] = {name: leaves[name] for name in whole}
+        if self.columns == "memory":
+            given["memory"] = normal(13, 11, seed=3, dtype=self.dtype)
+            given["memory_labels"] = identities(13, seed=4)
+        if self.of is Everything:
+            given["b"] = torch.tensor(0.5)
+        options = {"backend": self.backend, "reduction": self.reduction, **across}
+        loss = fused_pair_loss(self.of(), leaves["feats"], samples[1][rows], **given, **options)
+        return [loss.detach(), *torch.autograd.grad(loss, list(leaves.values()), upstream)]
+
+    def check(self, rank: int, counts: Sequence[int], exchange: str) -> None:
+        rows, total, in_batch = own_rows(counts, rank), sum(counts), self.columns == "batch"
+        samples = normal(total, 11, seed=1, dtype=self.dtype), identities(total, seed=2)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        columns = total if in_batch else 13
+        sizes = {"scalar": 1, "row": total, "column": columns, "identity": IDENTITIES}
+        kinds = {v.name: v.kind for v in self.of.formula.variables if v.given}
+        whole = {
+            name: 0.5 + normal(sizes[kind], seed=7, dtype=wide).abs()
+            for name, kind in kinds.items()
+        }
+        own = {name for name, k in kinds.items() if k == "row" or (k == "column" and in_batch)}
+        upstream, of_all = torch.tensor(1.7, dtype=wide), torch.tensor(1.7, dtype=wide)
+        if self.reduction == "none":
+            of_all = normal(total, seed=6, dtype=wide)
+            upstream = of_all[rows]
+        else:
+            of_all = of_all * len(counts)
+        want_loss, *want = self.evaluate(slice(None), whole, own, samples, of_all)
+        across = {"group": dist.group.WORLD, "exchange": exchange}
+        loss, *got = self.evaluate(rows, whole, own, samples, upstream, **across)
+        allowed = (SAME_LOSS, SAME_GRADIENT)
+        if self.dtype == torch.float64:
+            allowed = (EXACT, EXACT)
+        if self.reduction == "none":
+            want_loss = want_loss[rows]
+        check_same(f"{self}: loss", loss, want_loss, allowed[0])
+        for name, a, b in zip(("feats", *whole), got, want, strict=True):
+            # Of what a rank has alone, W times the objective: data parallelism averages it.
+            b = b[rows] if name == "feats" or name in own else b / len(counts)
+            check_same(f"{self}: {name}", a, b, allowed[1])
+
+
+def _across(rank: int, counts: Sequence[int], backend: str, dtype: torch.dtype) -> None:
+    """Against one process that has all batches."""
+    patched_blocks(pytest.MonkeyPatch(), (7, 4))
+    for case in itertools.product((Everything, NormPairs), ("batch", "memory"), ("mean", "none")):
+        for exchange in ("gather", "ring"):
+            _AcrossCase(*case, backend, dtype).check(rank, counts, exchange)
+
+
+@pytest.mark.parametrize("counts", [(19, 4), (5, 0, 23)], ids=str)
+@needs_native
+def test_across_ranks(counts: Sequence[int]) -> None:
+    run_ranks(len(counts), _across, counts, "native", torch.float32)
+
+
+def test_across_ranks_by_the_reference() -> None:
+    run_ranks(2, _across, (9, 4), "reference", torch.float64)
