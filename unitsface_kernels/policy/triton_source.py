@@ -41,6 +41,7 @@ TRITON = Dialect(
     declare=lambda name, text, mask: f"{name} = {text}",
     declare_parts=lambda name, call: f"{name} = {call}",
     part=lambda name, part: f"{name}[{part}]",
+    longest=84,
 )
 
 
