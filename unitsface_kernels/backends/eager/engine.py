@@ -49,8 +49,15 @@ class EagerEngine(UnitRows):
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        size = CUDA_BLOCK if call.rows.is_cuda else BLOCK
-        self.sum_block = self.class_block = (size, size)
+
+    @property
+    def class_block(self) -> tuple[int, int]:
+        size = CUDA_BLOCK if self._call.rows.is_cuda else BLOCK
+        return size, size
+
+    @property
+    def sum_block(self) -> tuple[int, int]:
+        return self.class_block
 
     @cached_property
     def _terms(self) -> Terms:
@@ -293,7 +300,8 @@ def _values(variables: TileVariables | None, back: bool = False) -> list[Tensor]
         assert variables.b_rows is not None
         assert variables.a_columns is not None
         rows, columns, first, second = variables.b_rows, variables.a_columns, -2, -1
-    return [*variables.scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
+    scalars = variables.scalars[:, None, None]
+    return [*scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
 
 
 def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) -> None:

@@ -57,4 +57,6 @@ class Terms:
         values = dict(zip(self._streamed, variables, strict=True)) if variables else {}
         # The cosine first: its dtype is that of all.
         found = evaluate_all(wanted, {**given, **values, **self._numbers})
-        return [value.to(cosine.dtype).expand_as(cosine) for value in found]
+        # What numbers alone decide is on the host.
+        on_device = (v if v.dim() else cosine.new_full((), float(v)) for v in found)
+        return [value.expand_as(cosine) for value in on_device]
