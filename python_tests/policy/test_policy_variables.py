@@ -18,11 +18,12 @@ from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 from torch import distributed as dist
 
-from unitsface_kernels import dispatch, policy
+from unitsface_kernels import ClassLoss, PartialFC, dispatch, policy
 from unitsface_kernels.functional.call import Options, Samples, class_loss, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
 from unitsface_kernels.functional.ranks import pair_loss
 from unitsface_kernels.losses import custom
+from unitsface_kernels.optim import SampledSGD
 
 NATIVE = Target("native", "cpu")
 
@@ -505,3 +506,54 @@ def test_across_ranks(counts: Sequence[int]) -> None:
 
 def test_across_ranks_by_the_reference() -> None:
     run_ranks(2, _across, (9, 4), "reference", torch.float64)
+
+
+def _sharded(rank: int, counts: Sequence[int]) -> None:
+    """Against one process with all classes; the upstream gradient is the same on every rank."""
+    size, own, total = len(counts), own_rows(counts, rank), sum(counts)
+    feats = normal(total, 11, seed=1)
+    labels = torch.randint(-1, 17, (total,), generator=torch.Generator().manual_seed(2))
+    for of, when in itertools.product((OneScalar, Norms, Margins, Curricular), (None, "backward")):
+        kinds = {v.name: v.kind for v in of.formula.variables if v.given}
+        kept = {
+            name: 0.6 if kind == "scalar" else 0.5 + normal(17, seed=8).abs()
+            for name, kind in kinds.items()
+            if kind != "row"
+        }
+        whole = ClassLoss(of(), 11, 17, backend="native", **kept)
+        shard = PartialFC(of(), 11, 17, backend="native", **kept)
+        with torch.no_grad():
+            whole.weight.copy_(normal(17, 11, seed=3))
+            shard.weight.copy_(whole.weight[shard.shard.start : shard.shard.stop])
+        if when is not None:
+            shard.fuse(SampledSGD(shard.parameters(), lr=0.5), when)
+        rows = {n: 0.3 + normal(total, seed=9).abs() for n, kind in kinds.items() if kind == "row"}
+        results = []
+        for module, some in ((whole, slice(None)), (shard, own)):
+            leaves = {"feats": feats[some].clone().requires_grad_()}
+            leaves |= {name: value[some].clone().requires_grad_() for name, value in rows.items()}
+            given = {name: leaves[name] for name in rows}
+            loss = module(leaves["feats"], labels[some], **given)
+            loss.backward()
+            results.append((loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}))
+        (want_loss, want), (loss, got) = results
+        name = f"{of.__name__} {when}"
+        check_same(f"{name}: loss", loss, want_loss, SAME_LOSS)
+        for each, gradient in got.items():
+            check_same(f"{name}: {each}", gradient, want[each][own] * size, SAME_GRADIENT)
+        classes = slice(shard.shard.start, shard.shard.stop)
+        kept_of = dict(shard.loss.named_parameters())
+        for each, parameter in whole.named_parameters():
+            mine, gradient = kept_of[each], parameter.grad
+            if each == "weight" and when is not None:
+                moved = parameter.detach() - 0.5 * gradient
+                check_same(f"{name}: {each}", mine.detach(), moved[classes], SAME_GRADIENT)
+                continue
+            gradient = gradient[classes] if gradient.dim() else gradient
+            check_same(f"{name}: {each}", mine.grad.to_dense(), gradient, SAME_GRADIENT)
+
+
+@needs_native
+@pytest.mark.parametrize("counts", [(7,), (9, 0, 4)], ids=str)
+def test_sharded_classes(counts: Sequence[int]) -> None:
+    run_ranks(len(counts), _sharded, counts)
