@@ -181,4 +181,8 @@ def _function(
     together = f"{head} {' '.join(lines)} }}"
     if len(lines) == 1 and len(together) <= _WIDTH:
         return [together]
-    return [head, *(f"  {line}" for line in lines), "}"]
+    heads = [head]
+    if len(head) > _WIDTH:
+        start, rest = head.split("(", 1)
+        heads = [f"{start}(", f"    {rest}"]
+    return [*heads, *(f"  {line}" for line in lines), "}"]
