@@ -69,11 +69,12 @@ def check_backends(policy: Policy, backends: Sequence[str] | None) -> list[Findi
     for backend in BACKENDS if backends is None else backends:
         try:
             got = results(policy, problems, backend, device)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            # A backend that was asked for has to run.
-            reason = " ".join(str(error).split())
-            asked = backends is not None
-            found.append(Finding("loss and gradients", backend, torch.nan, reason, ran=asked))
+        except Exception as error:  # whatever a backend raises is a finding
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            cannot = isinstance(error, (ValueError, RuntimeError, NotImplementedError))
+            # One that was asked for has to run.
+            ran = not cannot or backends is not None
+            found.append(Finding("loss and gradients", backend, torch.nan, reason, ran))
             continue
         for problem, want, own in zip(problems, expected, got, strict=True):
             compared = [_compared(problem.name, backend, n, own[n], *want[n]) for n in want]

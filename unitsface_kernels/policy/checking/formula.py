@@ -15,7 +15,7 @@ from ..derive import derivative
 from ..eager import evaluate
 from ..expression import Expression, build, is_const, leaf, node, topological
 from ..form import POSITIVE, kernel_form
-from ..formula import COSINE, THRESHOLD, Formula, number_bindings
+from ..formula import COSINE, COSINES, SUMS, THRESHOLD, Formula, number_bindings
 from ..operations import OPERATIONS
 from .report import Finding
 
@@ -28,8 +28,11 @@ MARGIN = 1e-3
 #: Thresholds, and a variable's values.
 THRESHOLDS = (0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4)
 VARIABLES = (0.3, 0.0, 1.0, -0.7)
-#: Log-sum-exps of positives and of negatives.
-SUMS = (0.0, 3.0, -3.0, 40.0, -40.0)
+#: Log-sum-exps, and cosines of a triplet.
+OF_ROWS = {
+    "finish": (0.0, 3.0, -3.0, 40.0, -40.0),
+    "triplet": (-1.0, -0.5, 0.0, 0.001, 0.3, 0.99, 1.0),
+}
 EPSILON = 2.0**-24
 #: Of the largest effect that rounding every operation once may have, for library functions that
 #: err by more than half a unit in the last place.
@@ -83,10 +86,12 @@ def _values(formula: Formula) -> Iterator[_Value]:
         by = (slopes.dcosine, *([slopes.dthreshold] if formula.threshold else []))
         derivatives = dict(zip(leaves, (*by, *slopes.dvariables), strict=False))
         yield _Value(side, own, slopes.value, derivatives, form.term is None)
-    if formula.finish is not None:
-        sums = [leaf(name, "scalar") for name in ("positives", "negatives")]
-        by_sums = {e: derivative(formula.finish, e) for e in sums}
-        yield _Value("finish", formula.finish, formula.finish, by_sums, False)
+    for name, own, leaves in (
+        ("finish", formula.finish, SUMS),
+        ("triplet", formula.triplet, COSINES),
+    ):
+        if own is not None:
+            yield _Value(name, own, own, {e: derivative(own, e) for e in leaves}, False)
 
 
 def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
@@ -100,7 +105,7 @@ def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
     ]
     axes = [torch.cat([inside, near, -near]).sort().values]
     for e in others:
-        known = THRESHOLDS if e is THRESHOLD else SUMS if value.name == "finish" else VARIABLES
+        known = THRESHOLDS if e is THRESHOLD else OF_ROWS.get(value.name, VARIABLES)
         axes.append(torch.tensor(known, dtype=torch.float64))
     meshes = torch.meshgrid(*axes, indexing="ij")
     found: Bindings = {**numbers, POSITIVE: torch.tensor(value.name == "positive")}
