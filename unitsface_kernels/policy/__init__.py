@@ -8,6 +8,10 @@
         def negative(self, c): return policy.maximum(c - self.margin, 0)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .definition import (
     Class,
     Number,
@@ -43,6 +47,18 @@ from .vocabulary import (
     where,
 )
 
+if TYPE_CHECKING:
+    from ..losses.spec import LossSpec
+
+
+def spec(policy: Policy) -> LossSpec:
+    """The loss of a policy as the drivers have it; equal formulas are one loss."""
+    # Losses are made of policies.
+    from ..losses import custom
+
+    return custom.spec(policy)
+
+
 __all__ = [
     "Class",
     "Expression",
@@ -71,6 +87,7 @@ __all__ = [
     "sin",
     "sine",
     "softplus",
+    "spec",
     "sqrt",
     "square",
     "tanh",
