@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .definition import (
     Class,
@@ -73,6 +73,7 @@ __all__ = [
     "Threshold",
     "abs",
     "acos",
+    "check",
     "clamp",
     "cos",
     "cosine_margin",
@@ -93,3 +94,12 @@ __all__ = [
     "tanh",
     "where",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``check`` needs the whole package, which needs this one."""
+    if name == "check":
+        from .checking import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

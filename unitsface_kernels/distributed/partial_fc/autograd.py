@@ -220,7 +220,7 @@ class _Comparison:
                 known = passes.backward_of_loss(self.call(), state, grad_loss)
             else:
                 known = passes.scaled(known, grad_loss)
-            d_rows, d_columns, d_threshold = known
+            d_rows, d_columns, d_threshold, _ = known
             d_columns = self._of_shard(d_columns, self.columns, task.sparse)
         if d_threshold is not None and self.threshold is not None:
             if task.per_class:
@@ -246,12 +246,12 @@ class _Comparison:
 
     def _fused(
         self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor | None
-    ) -> Gradients:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         now = fusion.when == "backward"
         call = self.call(replace(self.config, need_columns=now))
         weights = passes.row_weights(call, grad_loss)
         sink = fusion.update(self.step.index) if now else None
-        d_rows, _, d_threshold = fusion.run(call, state, weights, sink)
+        d_rows, _, d_threshold, _ = fusion.run(call, state, weights, sink)
         if now:
             return d_rows, None, d_threshold
         assert finite is not None
