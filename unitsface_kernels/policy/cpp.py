@@ -160,7 +160,6 @@ def _function(
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if result == "Term":
         outputs["dthreshold"] = slopes.dthreshold
-
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     streamed = _streamed(form.formula)
     for place, (variable, slope) in enumerate(zip(streamed.values(), streamed, strict=True)):
