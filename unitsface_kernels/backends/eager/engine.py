@@ -300,7 +300,8 @@ def _values(variables: TileVariables | None, back: bool = False) -> list[Tensor]
         assert variables.b_rows is not None
         assert variables.a_columns is not None
         rows, columns, first, second = variables.b_rows, variables.a_columns, -2, -1
-    return [*variables.scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
+    scalars = variables.scalars[:, None, None]
+    return [*scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
 
 
 def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) -> None:
