@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from unitsface_kernels.backends.triton import losses as triton_losses
+from unitsface_kernels.backends.triton.losses import policy_of
 from unitsface_kernels.losses import REGISTRY
 from unitsface_kernels.modules import CLASS_LOSSES, PAIR_LOSSES
 
@@ -25,7 +25,8 @@ def native_policies() -> set[str]:
 
 
 def table() -> str:
-    native, triton = native_policies(), set(triton_losses.POLICIES)
+    native = native_policies()
+    triton = {n for n, spec in REGISTRY.items() if spec.triplet is None and policy_of(spec)}
     modules = {**CLASS_LOSSES, **PAIR_LOSSES}
     lines = [
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",

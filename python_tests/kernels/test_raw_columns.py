@@ -86,11 +86,11 @@ def test_a_policy_that_is_not_linear(
     target: Target, m2: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Factors of the cosines before a policy that is only said to be none."""
-    from unitsface_kernels.backends.triton.losses import POLICIES
+    from unitsface_kernels.backends.triton import losses
 
     case = Case("", **SIZES, values={"m2": m2})
-    policy = replace(POLICIES["margin_softmax"], linear=False)
-    monkeypatch.setitem(POLICIES, "margin_softmax", policy)
+    policy = replace(losses.policy_of(SOFTMAX), linear=False)
+    monkeypatch.setitem(losses._known, "margin_softmax", policy)
     check_against_reference(target, build(case, SOFTMAX, device=target.device), torch.float32)
 
 
@@ -243,6 +243,13 @@ def test_rows_are_finished_as_by_torch(target: Target, parts: int) -> None:
     maximum[:1, 30], cosine[31] = torch.nan, torch.nan
     call = _call(p, target)
     engine, sums = TritonEngine(call), ClassSums(maximum, total, cosine)
-    found, wanted = engine.finish_rows(sums), logsumexp._finish_rows(call, engine, sums)
+
+    def positive(cosine: Tensor) -> tuple[Tensor, Tensor]:
+        x = cosine.double().requires_grad_()
+        logits = call.spec.positive(x, None, call.params)
+        return logits.detach().float(), torch.autograd.grad(logits.sum(), x)[0].float()
+
+    found = engine.finish_rows(call, sums)
+    wanted = logsumexp.finish_rows(call, sums, positive)
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6, equal_nan=True)

@@ -119,7 +119,10 @@ def test_margin_policy(parameters: dict[str, float | str]) -> None:
     ends = torch.tensor([1.0, -1.0, 1.0000001, -1.0000001, 1 - 6e-8, 6e-8 - 1, torch.nan])
     cosine = torch.cat([torch.linspace(-1, 1, 999), ends]).to(DEVICE)
     call = make_call("margin_softmax", cosine[:, None], **parameters)
-    logits, slopes = TritonEngine(call).positive_rows(cosine)
+    # Negatives far above every logit: the loss is their distance.
+    above, one = cosine.new_full((1, len(cosine)), 100.0), torch.ones_like(cosine)[None]
+    losses, (_, _, slopes) = TritonEngine(call).finish_rows(call, ClassSums(above, one, cosine))
+    logits = 100.0 - losses
     results = {}
     for dtype in (torch.float64, torch.float32):
         x = cosine.to(dtype).requires_grad_()

@@ -47,6 +47,13 @@ def find(name: str) -> LossSpec:
 
 
 __all__ = [
-    *("CUSTOM", "EMPTY", "REGISTRY", "Finish", "LossSpec", "Parameter", "Triplet"),
-    *("find", "register"),
+    "CUSTOM",
+    "EMPTY",
+    "REGISTRY",
+    "Finish",
+    "LossSpec",
+    "Parameter",
+    "Triplet",
+    "find",
+    "register",
 ]

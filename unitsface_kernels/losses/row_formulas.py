@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ def _both(
     def by() -> list[Expression]:
         return [derivative(of, each) for each in leaves]
 
-    def bindings(first: Tensor, second: Tensor, params: _Params) -> dict[Expression, Tensor | float]:
-        return {**dict(zip(leaves, (first, second), strict=True)), **number_bindings(formula, params)}
+    def bindings(*given: Any) -> dict[Expression, Tensor | float]:
+        *tensors, params = given
+        return dict(zip(leaves, tensors, strict=True)) | number_bindings(formula, params)
 
     def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
         # A constant has no dimension, and is on the CPU.

@@ -165,6 +165,7 @@ _RULES: dict[str, Callable[..., Interval]] = {
     "sqrt": _rising(lambda x: math.sqrt(max(x, 0.0))),
     "softplus": _rising(_softplus),
     "sigmoid": _rising(_sigmoid),
+    "sigmoid_slope": lambda _: (0.0, 0.25),
     "tanh": _rising(math.tanh),
     "sin": lambda _: (-1.0, 1.0),
     "cos": lambda _: (-1.0, 1.0),

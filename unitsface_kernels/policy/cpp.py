@@ -19,10 +19,10 @@ from .text import infix
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
 p v value dcosine dthreshold cosine threshold positive negative evaluate Term Logit Softplus
-unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives exp_clamped log_positive softplus
-tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf INFINITY
-NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept
-const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
+unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
+softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
+INFINITY NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl
+concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
 default delete do double dynamic_cast else enum explicit export extern false float for friend
 goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq
 private protected public register reinterpret_cast requires return short signed sizeof static
@@ -61,6 +61,13 @@ CPP = Dialect(
     declare=lambda name, text, mask: f"const {'bool' if mask else 'float'} {name} = {text};",
     declare_parts=lambda name, call: f"const auto {name} = {call};",
     part=lambda name, part: f"{name}.{part}",
+    uniform=("({0} != 0u)", "choose({0}, {1}, {2})"),
+    # GCC makes a branch of a comparison of what was itself selected, and does not vectorize it.
+    compared={
+        "where": "choose(all_bits({0}), {1}, {2})",
+        "max": "choose(all_bits({0} < {1}), {1}, {0})",
+        "min": "choose(all_bits({0} > {1}), {1}, {0})",
+    },
 )
 
 
@@ -85,7 +92,7 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     lines += _declarations(names)
     if not names:
         return [*lines, "", f"UF_HOST_DEVICE explicit {struct_name}(const float*) {{}}"]
-    values = (f"p[{i}] != 0.0f" if e.mask else f"p[{i}]" for i, e in enumerate(names))
+    values = (f"all_bits(p[{i}] != 0.0f)" if e.mask else f"p[{i}]" for i, e in enumerate(names))
     members = [f"{name}({value})" for name, value in zip(names.values(), values, strict=True)]
     head = f"UF_HOST_DEVICE explicit {struct_name}(const float* p)"
     together = f": {', '.join(members)} {{}}"
@@ -101,7 +108,7 @@ def _declarations(names: Mapping[Expression, str]) -> list[str]:
     """Fields, with what each is; the comments of neighbors are aligned."""
     lines = []
     for described, group in groupby(names.items(), key=lambda item: item[0].op != "leaf"):
-        fields = [(f"{'bool' if e.mask else 'float'} {name};", infix(e)) for e, name in group]
+        fields = [(f"{'unsigned' if e.mask else 'float'} {name};", infix(e)) for e, name in group]
         width = max(len(field) for field, _ in fields)
         for field, comment in fields:
             lines.append(f"{field:{width}}  // {comment}" if described else field)
@@ -128,6 +135,7 @@ def _function(
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if threshold:
         outputs["dthreshold"] = slopes.dthreshold
+
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     lines, texts = straight_line(CPP, outputs, known)
     lines.append(f"return {{{', '.join(texts.values())}}};")

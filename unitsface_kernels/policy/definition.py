@@ -13,7 +13,6 @@ from .expression import (
     FormulaError,
     Line,
     Lines,
-    build,
     fail,
     leaf,
     lift,
@@ -21,9 +20,8 @@ from .expression import (
     users_line,
 )
 from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Variable
-from .nan import gives_nan
+from .nan import keeping_nan
 from .parameter import Parameter, Topology
-
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -181,9 +179,10 @@ def _trace(cls: type[Policy]) -> Formula:
         else:
             variables.append(Variable(name, kind))
             setattr(this, name, leaf(name, kind))
-    terms = {
-        name: _keeping_nan(_call(cls, this, name, COSINE)) for name in ("positive", "negative")
-    }
+    terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
+    for name, term in terms.items():
+        if term is not None and "cosine" in term.reads:
+            terms[name] = keeping_nan(term, COSINE)
     weights = tuple(
         getattr(this, name) if name in fields else _call(cls, this, name)
         for name in ("positive_weight", "negative_weight")
@@ -276,13 +275,6 @@ def _reached(error: Exception, method: Line | None) -> Line | None:
             line = Line(code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return line
-
-
-def _keeping_nan(e: Expression | None) -> Expression | None:
-    """``e``, as NaN where the cosine is, even if comparisons with it would choose a number."""
-    if e is None or "cosine" not in e.reads or gives_nan(e):
-        return e
-    return build("where", build("eq", COSINE, COSINE), e, COSINE)
 
 
 _KINDS = {

@@ -29,13 +29,13 @@ def evaluate_all(
     """The same for several, with what they share computed once."""
     like = next((value for value in bindings.values() if value_is_number(value)), None)
     dtype = like.dtype if isinstance(like, Tensor) else torch.float64
-    nodes = topological(*expressions)
-    uses = Counter(arg for e in nodes for arg in e.args)
+    nodes = topological(*expressions, above=bindings)
+    uses = Counter(arg for e in nodes if e not in bindings for arg in e.args)
     uses.update(expressions)
     values: dict[Expression, Value] = {}
     for e in nodes:
         values[e] = _value(e, bindings, values, dtype)
-        for arg in e.args:
+        for arg in () if e in bindings else e.args:
             uses[arg] -= 1
             if not uses[arg]:
                 # Tiles are large.

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .expression import Expression, is_const, value_of
+from .expression import Expression, is_const, topological, value_of
 from .text import comparison
-
-#: Parts of longer expressions have lines of their own.
-_LONGEST = 72
 
 # How tightly a piece of text binds: the level of an operand has to be at least the one asked for.
 _CHOICE, _MASKS, _COMPARISON, _SUM, _PRODUCT, _CALL = range(6)
@@ -31,6 +28,8 @@ _LEVELS = {
 }
 #: Spellings with the constant on the right.
 _FLIPPED = {"lt": "{1} > {0}", "le": "{1} >= {0}"}
+#: Names, parts and numbers, which a spelling may have twice.
+_REPEATABLE = re.compile(r"[-\w.\[\]]+")
 #: ``function(arguments)`` of which one of several results is meant: ``.part`` or ``[part]``.
 _PART = re.compile(r"(\w+\(.*\))(?:\.(\w+)|\[(\d)\])$")
 
@@ -45,6 +44,10 @@ class Dialect:
         declare: a line that gives a name to a number or a mask: (name, text, is a mask).
         declare_parts: a line that calls a function with several results: (name, call, its parts).
         part: how one of these results is read: (name, part).
+        uniform: for masks that numbers alone decide: how a mask is read from what a kernel
+            receives, and a selection by it. None: as any other mask.
+        longest: parts of longer expressions have lines of their own.
+        compared: spellings of selections whose result a comparison reads, where they differ.
     """
 
     spelling: Callable[[str], str]
@@ -52,6 +55,13 @@ class Dialect:
     declare: Callable[[str, str, bool], str]
     declare_parts: Callable[[str, str], str]
     part: Callable[[str, str], str]
+    uniform: tuple[str, str] | None = None
+    longest: int = 76
+    compared: Mapping[str, str] = field(default_factory=dict)
+
+
+def _levels(e: Expression) -> tuple[int, tuple[int, ...]]:
+    return _LEVELS.get(e.op, (_CALL, (_CHOICE,) * len(e.args)))
 
 
 @dataclass
@@ -76,36 +86,27 @@ class _Writer:
     ) -> None:
         self._dialect = dialect
         self._outputs = outputs
+        self._masks = {e: name for e, name in names.items() if e.mask and e.uniform}
         self._pieces = {e: _Piece(name, _CALL) for e, name in names.items()}
+        if dialect.uniform is not None:
+            for e, name in self._masks.items():
+                self._pieces[e] = _Piece(dialect.uniform[0].format(name), _CALL)
         self._lines: list[str] = []
         self._calls: dict[str, str] = {}
         self._count: Counter[str] = Counter()
-        self._nodes = self._needed()
+        nodes = topological(*outputs.values(), above=self._pieces)
+        self._nodes = [e for e in nodes if e not in self._pieces]
+        compared = [e for e in self._nodes if e.op in ("lt", "le", "eq", "max", "min")]
+        self._compared = set(topological(*(arg for e in compared for arg in e.args)))
         self._uses = Counter(arg for e in self._nodes for arg in e.args)
         self._uses.update(outputs.values())
-
-    def _needed(self) -> list[Expression]:
-        """Nodes that have no name yet, arguments first."""
-        named = self._pieces
-        needed: dict[Expression, None] = {}
-
-        def visit(e: Expression) -> None:
-            if e in named or e in needed:
-                return
-            for arg in e.args:
-                visit(arg)
-            needed[e] = None
-
-        for e in self._outputs.values():
-            visit(e)
-        return list(needed)
 
     def run(self) -> tuple[list[str], dict[str, str]]:
         for e in self._nodes:
             self._pieces[e] = self._piece(e)
-        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > _LONGEST:
+        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > self._dialect.longest:
             for name, e in self._outputs.items():
-                if self._pieces[e].level < _CALL or len(self._pieces[e].text) > _LONGEST // 3:
+                if not _REPEATABLE.fullmatch(self._pieces[e].text):
                     self._named(e, name)
         return self._lines, {name: self._pieces[e].text for name, e in self._outputs.items()}
 
@@ -113,20 +114,17 @@ class _Writer:
         if e.op == "const":
             text = self._dialect.literal(e.mask and bool(e.payload) if e.mask else value_of(e))
             return _Piece(text, _PRODUCT if text.startswith("-") else _CALL)
-        spelling = self._dialect.spelling(e.op)
-        if e.op in _FLIPPED and e.args[0].op == "const":
-            spelling = _FLIPPED[e.op]
-        for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
-            if sum(len(self._pieces[arg].text) for arg in e.args) > _LONGEST:
+        spelling = self._spelling(e)
+        for place, arg in enumerate(e.args):
+            repeated = spelling.count(f"{{{place}}}") > 1
+            if repeated and not _REPEATABLE.fullmatch(self._pieces[arg].text):
                 self._named(arg)
-        level, wanted = _LEVELS.get(e.op, (_CALL, (_CHOICE,) * len(e.args)))
-        pieces = []
-        for place, (arg, least) in enumerate(zip(e.args, wanted, strict=True)):
-            piece = self._pieces[arg]
-            if spelling.count(f"{{{place}}}") > 1 and piece.level < _CALL and arg.op != "const":
-                piece = self._named(arg)
-            pieces.append(piece.text if piece.level >= least else f"({piece.text})")
-        text = spelling.format(*pieces)
+        for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
+            too_long = len(self._text(e, spelling)) > self._dialect.longest
+            if too_long and not _REPEATABLE.fullmatch(self._pieces[arg].text):
+                self._named(arg)
+        level, _ = _levels(e)
+        text = self._text(e, spelling)
         parts = _PART.match(text)
         if parts:
             call, part = parts[1], parts[2] or parts[3]
@@ -138,6 +136,25 @@ class _Writer:
         if self._uses[e] > 1:
             return self._named(e)
         return self._pieces[e]
+
+    def _spelling(self, e: Expression) -> str:
+        if e.op == "where" and e.args[0] in self._masks and self._dialect.uniform is not None:
+            # Without the spelling of a mask.
+            return self._dialect.uniform[1].replace("{0}", self._masks[e.args[0]])
+        if e in self._compared and e.op in self._dialect.compared:
+            return self._dialect.compared[e.op]
+        if e.op in _FLIPPED and e.args[0].op == "const":
+            return _FLIPPED[e.op]
+        return self._dialect.spelling(e.op)
+
+    def _text(self, e: Expression, spelling: str) -> str:
+        _, wanted = _levels(e)
+        pieces = [self._pieces[arg] for arg in e.args]
+        texts = (
+            piece.text if piece.level >= least else f"({piece.text})"
+            for piece, least in zip(pieces, wanted, strict=True)
+        )
+        return spelling.format(*texts)
 
     def _named(self, e: Expression, name: str | None = None) -> _Piece:
         name = name or self._name("is" if e.mask else "x")

@@ -10,6 +10,7 @@ from .derive import derivative
 from .expression import Expression, build, constant, is_const, leaf, topological, value_of
 from .formula import COSINE, THRESHOLD, Formula
 from .merge import Merger, cost
+from .nan import keeping_nan
 from .normal import Normalizer
 from .operations import OPERATIONS
 
@@ -130,7 +131,11 @@ class _Maker:
 
     def _slopes(self, of: Expression) -> Slopes:
         cosine, threshold, *variables = map(self._normal, self._by_all(of))
-        return Slopes(self._normal(of), cosine, threshold, tuple(variables))
+        return Slopes(self._value(of), cosine, threshold, tuple(variables))
+
+    def _value(self, of: Expression) -> Expression:
+        """In normal form, in which a cosine that is not a number may have canceled."""
+        return keeping_nan(self._normal(of), COSINE) if "cosine" in of.reads else self._normal(of)
 
     def _merged(self, yes: Slopes, no: Slopes) -> Slopes:
         value, cosine, threshold, *variables = (
@@ -139,7 +144,7 @@ class _Maker:
         return Slopes(value, cosine, threshold, tuple(variables))
 
     def _sum(self) -> KernelForm:
-        terms = (_term(self._formula, side) for side in (True, False))
+        terms = (term_of(self._formula, side) for side in (True, False))
         term = self._merged(*map(self._slopes, terms))
         return KernelForm(self._formula, "sum", _uniforms(*term.all()), term=term)
 
@@ -155,7 +160,7 @@ class _Maker:
             return None
         # Merged with their signs, or with a sign for the merged one, whichever costs less.
         signed = min(
-            self._merge(self._normal(-positive), self._normal(negative)),
+            self._merge(self._value(-positive), self._value(negative)),
             build("where", POSITIVE, -logit.value, logit.value),
             key=cost,
         )
@@ -199,7 +204,7 @@ class _Maker:
         )
 
 
-def _term(formula: Formula, positive: bool) -> Expression:
+def term_of(formula: Formula, positive: bool) -> Expression:
     """The loss of a pair that is positive, or negative; 0 of pairs that take no part."""
     value = formula.positive if positive else formula.negative
     if value is None:

@@ -16,6 +16,7 @@ _COSTS = {
     "log": 14,
     "tanh": 22,
     "sigmoid": 16,
+    "sigmoid_slope": 18,
     "softplus": 26,
     "sin": 16,
     "cos": 16,
@@ -25,7 +26,12 @@ _COSTS = {
     "margin_slope": 60,
 }
 #: Operations that one function computes at once from equal arguments.
-_TWINS = {"sigmoid": "softplus", "cos": "sin", "margin_slope": "margin"}
+_TWINS = {
+    "sigmoid": "softplus",
+    "sigmoid_slope": "softplus",
+    "cos": "sin",
+    "margin_slope": "margin",
+}
 _SUMS = {"add", "sub"}
 
 
@@ -62,6 +68,9 @@ class Merger:
     def _candidates(self, yes: Expression, no: Expression) -> Iterator[Expression]:
         yield build("where", self._mask, yes, no)
         if yes.op in _SUMS and no.op in _SUMS:
+            if yes.op == no.op:
+                # Of equal costs the first: a difference stays one.
+                yield from self._inside(yes.op, yes.args, no.args)
             (a, b), (x, y) = _summands(yes), _summands(no)
             yield build("add", self(a, x), self(b, y))
             yield build("add", self(a, y), self(b, x))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from .expression import Expression, topological
+from .expression import Expression, build, topological
 
 #: Known of a number: whether it is NaN. Of a mask: what it is. None: it depends.
 _Known = bool | None
+
+
+def keeping_nan(e: Expression, cosine: Expression) -> Expression:
+    """``e``, as NaN where the cosine is, even if a comparison with it would choose a number."""
+    return e if gives_nan(e) else build("where", build("eq", cosine, cosine), e, cosine)
 
 
 def gives_nan(e: Expression) -> bool:

@@ -166,10 +166,6 @@ def _unary(
     return Operation(1, eager, _guarded(host), _one(rule), cpp, triton or cpp)
 
 
-def _square(x: Expression) -> Expression:
-    return build("mul", x, x)
-
-
 def _bounded_sine(c: Expression) -> Expression:
     return build("max", build("sine", c), constant(SMALLEST_SINE))
 
@@ -230,11 +226,18 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "sigmoid": _unary(
         torch.sigmoid, _host_sigmoid,
-        lambda y, x: y * build("sigmoid", -x), "softplus({0}).sigmoid",
+        lambda y, x: build("sigmoid_slope", x), "softplus({0}).sigmoid",
         "softplus_and_sigmoid({0})[1]",
     ),
+    # sigmoid(x) sigmoid(-x), which y (1 - y) is not for large x.
+    "sigmoid_slope": Operation(
+        1, lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+        lambda x: _host_sigmoid(x) * _host_sigmoid(-x), _none, "softplus({0}).slope",
+        "sigmoid_slope({0})",
+    ),
     "tanh": _unary(
-        torch.tanh, math.tanh, lambda y, x: 1 - _square(y), "tanh_bounded({0})", "tanh({0})"
+        torch.tanh, math.tanh, lambda y, x: 4 * build("sigmoid_slope", 2 * x),
+        "tanh_bounded({0})", "tanh({0})",
     ),
     "sin": _unary(
         torch.sin, math.sin, lambda y, x: build("cos", x), "sin_cos({0}).sine",

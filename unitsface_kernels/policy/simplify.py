@@ -90,11 +90,29 @@ def _where(mask: Expression, yes: Expression, no: Expression) -> Expression | No
         return yes if mask.payload else no
     if mask.op == "not":
         return _choose(mask.args[0], no, yes)
+    if yes.op == "where" and yes.args[0] is mask:
+        return _choose(mask, yes.args[1], no)
+    if no.op == "where" and no.args[0] is mask:
+        return _choose(mask, yes, no.args[2])
     return None
 
 
 def _detach(x: Expression) -> Expression | None:
     return x if is_const(x) or x.op == "detach" else None
+
+
+def _and(x: Expression, y: Expression) -> Expression | None:
+    for one, other in ((x, y), (y, x)):
+        if is_const(one):
+            return other if one.payload else one
+    return None
+
+
+def _or(x: Expression, y: Expression) -> Expression | None:
+    for one, other in ((x, y), (y, x)):
+        if is_const(one):
+            return one if one.payload else other
+    return None
 
 
 def _not(x: Expression) -> Expression | None:
@@ -109,5 +127,7 @@ _RULES: dict[str, Callable[..., Expression | None]] = {
     "neg": _neg,
     "where": _where,
     "detach": _detach,
+    "and": _and,
+    "or": _or,
     "not": _not,
 }

@@ -21,7 +21,8 @@ _LOSSES = "unitsface_kernels.backends.triton.losses"
 #: Names that a constant cannot have: those of the module, and of the functions it calls.
 _WORDS = """
 triton tl value dcosine dthreshold cosine threshold positive negative params logit term float
-exp log softplus_and_sigmoid tanh sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin
+exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos sine_of_cosine angle_of_cosine pow_positive
+cosine_margin
 """
 _TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
 
@@ -40,6 +41,7 @@ TRITON = Dialect(
     declare=lambda name, text, mask: f"{name} = {text}",
     declare_parts=lambda name, call: f"{name} = {call}",
     part=lambda name, part: f"{name}[{part}]",
+    longest=84,
 )
 
 
@@ -52,7 +54,8 @@ def triton_module(formula: Formula) -> str:
         kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
     elif form.kind == "sum":
         kind, functions = "SumTermsPolicy", [_term(form)]
-        policy = ["POLICY = SumTermsPolicy(term)"]
+        heavy = ", heavy=True" if form.term and cost(*form.term.all()) > _HEAVY_TERM else ""
+        policy = [f"POLICY = SumTermsPolicy(term{heavy})"]
     else:
         functions = [
             _function(f"def {name}(cosine, params):", slopes, form)
@@ -62,7 +65,7 @@ def triton_module(formula: Formula) -> str:
         kind, policy = _logsumexp_policy(form)
     body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
     used = sorted({name for name in _MATH if f"{name}(" in body})
-    imports = [f"from {_LOSSES}.math import {', '.join(used)}"] if used else []
+    imports = _imported(used)
     what, *formulas = describe(formula)
     head = [
         f'"""{what}',
@@ -79,10 +82,18 @@ def triton_module(formula: Formula) -> str:
     return "\n".join(head) + f"\n\n\n{body}\n"
 
 
+def _imported(names: list[str]) -> list[str]:
+    """As ruff formats it."""
+    line = f"from {_LOSSES}.math import {', '.join(names)}"
+    if len(line) <= 100 or not names:
+        return [line] if names else []
+    return [f"from {_LOSSES}.math import (", *(f"    {name}," for name in names), ")"]
+
+
 _UNUSED = "  # noqa: F401  (the interpreter requires it)"
 
 _MATH = (
-    *("exp", "log", "softplus_and_sigmoid", "tanh", "sin_cos", "sine_of_cosine"),
+    *("exp", "log", "softplus_and_sigmoid", "sigmoid_slope", "tanh", "sin_cos", "sine_of_cosine"),
     *("angle_of_cosine", "pow_positive", "cosine_margin"),
 )
 
@@ -151,6 +162,8 @@ def _sum_policy(form: KernelForm) -> list[str]:
 
 #: Logits that cost more than this need more registers than the capped configuration has.
 _HEAVY = 24
+#: The same of terms: a softplus of a linear logit, with its derivatives, is below.
+_HEAVY_TERM = 40
 
 
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:

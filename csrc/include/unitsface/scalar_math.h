@@ -14,6 +14,20 @@ UF_HOST_DEVICE float clamp_keep_nan(float x, float low, float high) {
   return x > high ? high : x;
 }
 
+// A condition that is the same for all pairs: all bits, or none.
+UF_HOST_DEVICE unsigned all_bits(bool condition) { return condition ? ~0u : 0u; }
+
+// `condition ? yes : no` for such a condition. A compiler that does not move it out of the loop
+// cannot vectorize a selection by a bool from outside.
+UF_HOST_DEVICE float choose(unsigned condition, float yes, float no) {
+#if defined(__CUDA_ARCH__)
+  return condition != 0u ? yes : no;
+#else
+  return __builtin_bit_cast(float, (__builtin_bit_cast(unsigned, yes) & condition) |
+                                       (__builtin_bit_cast(unsigned, no) & ~condition));
+#endif
+}
+
 // e^x to 2 ulp; arguments are clamped to [-87, 88], where the result neither under- nor overflows.
 // NaN stays NaN, whatever its sign and payload.
 UF_HOST_DEVICE float exp_clamped(float x) {
@@ -71,11 +85,12 @@ UF_HOST_DEVICE float log1p_unit(float e) {
   return 2.0f * t + 2.0f * t * u * p;
 }
 
-// log(x) for normal x > 0, to 2 ulp.
-UF_HOST_DEVICE float log_normal(float x) {
-#if defined(__CUDA_ARCH__)
-  return logf(x);
-#else
+struct LogParts {
+  float high, low;  // the high part has few digits
+};
+
+// log(x) for normal x > 0 as a sum; the logarithm of a NaN is some number.
+UF_HOST_DEVICE LogParts log_parts(float x) {
   // x = 2^n m with m in [sqrt(1/2), sqrt(2)); log(m) = 2 atanh(t), t = (m - 1) / (m + 1).
   const unsigned bits = __builtin_bit_cast(unsigned, x);
   const unsigned offset = bits - 0x3f3504f3u;
@@ -90,7 +105,16 @@ UF_HOST_DEVICE float log_normal(float x) {
   p = p * u + 1.0f / 5.0f;
   p = p * u + 1.0f / 3.0f;
   const float log_m = 2.0f * t + 2.0f * t * u * p;
-  return n * 0.693359375f + (log_m - n * 2.12194440e-4f);
+  return {n * 0.693359375f, log_m - n * 2.12194440e-4f};
+}
+
+// log(x) for normal x > 0, to 2 ulp.
+UF_HOST_DEVICE float log_normal(float x) {
+#if defined(__CUDA_ARCH__)
+  return logf(x);
+#else
+  const LogParts parts = log_parts(x);
+  return parts.high + parts.low;
 #endif
 }
 
@@ -110,19 +134,28 @@ UF_HOST_DEVICE float log_positive(float x) {
   const float normal = x < 1.17549435e-38f ? 1.17549435e-38f : x;
   const float log = log_normal(normal);
   // The bits of a NaN have a logarithm.
-  return (x >= 0.0f) & (x < INFINITY) ? log : (x >= 0.0f ? x : NAN);
+  const float other = choose(all_bits(x >= 0.0f), x, NAN);
+  return choose(all_bits(x >= 0.0f) & all_bits(x < INFINITY), log, other);
 }
 
-// x^t for x > 0, 0 for x <= 0; NaN stays NaN. Usual exponents as in pow_unit.
+// x^t for x > 0, 0 for x <= 0; NaN stays NaN. x counts as at least 1e-30.
 UF_HOST_DEVICE float pow_positive(float x, float t) {
   const float base = x < 1e-30f ? 1e-30f : x;
+#if defined(__CUDA_ARCH__)
   const float power = pow_unit(base, t);
-  return x <= 0.0f ? 0.0f : power;
+#else
+  // t log(x) in two parts: its rounding would be an error of the exponential, relative to it.
+  const LogParts log = log_parts(base);
+  const float high = t * log.high, low = t * log.low;
+  const float sum = high + low, rest = low - (sum - high);
+  const float exponential = exp_clamped(sum);
+  const float power = choose(all_bits(base == base), exponential + exponential * rest, base);
+#endif
+  return choose(all_bits(x <= 0.0f), 0.0f, power);
 }
 
 // tanh(x), to 2e-7 of itself.
 UF_HOST_DEVICE float tanh_bounded(float x) {
-  const float magnitude = fabsf(x);
   const float u = x * x;
   // x + x^3 p(x^2) below 0.625, a minimax fit of relative error; 1 - 2 / (1 + e^2|x|) above.
   float p = -6.096934926e-03f;
@@ -131,9 +164,9 @@ UF_HOST_DEVICE float tanh_bounded(float x) {
   p = p * u + 1.333277007e-01f;
   p = p * u - 3.333332895e-01f;
   const float small = x + x * u * p;
-  const float e = exp_clamped(-2.0f * magnitude);
+  const float e = exp_clamped(-fabsf(2.0f * x));
   const float large = divide_by_unit(1.0f - e, 1.0f + e);
-  return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
+  return fabsf(x) < 0.625f ? small : (x < 0.0f ? -large : large);
 }
 
 // The nearest integer of a |x| below 2^22, halves to even: roundf would be a library call.
@@ -214,13 +247,15 @@ UF_HOST_DEVICE CosineMargin cosine_margin(float cosine, float m1, float m2) {
   const SinCos turned = sin_cos(angle);
   // An added margin alone needs the angle for k only: more accurate.
   const SinCos margin = sin_cos(m2);
-  const bool added = m1 == 1.0f;
+  const unsigned added = all_bits(m1 == 1.0f);
   const float sign = 1.0f - 2.0f * is_odd(k);
-  const float cos_turned = added ? c * margin.cosine - sine * margin.sine : turned.cosine;
-  const float sin_turned = added ? sine * margin.cosine + c * margin.sine : turned.sine;
+  const float cos_sum = c * margin.cosine - sine * margin.sine;
+  const float sin_sum = sine * margin.cosine + c * margin.sine;
+  const float cos_turned = choose(added, cos_sum, turned.cosine);
+  const float sin_turned = choose(added, sin_sum, turned.sine);
   const float slope = sign * sin_turned * m1 / (sine < 1e-4f ? 1e-4f : sine);
-  const bool plain = added & (m2 == 0.0f);
-  return {plain ? cosine : sign * cos_turned - 2.0f * k, plain ? 1.0f : slope};
+  const unsigned plain = added & all_bits(m2 == 0.0f);
+  return {choose(plain, cosine, sign * cos_turned - 2.0f * k), choose(plain, 1.0f, slope)};
 }
 
 // cos(pi x) and sin(pi x). CUDA's cos and sin keep a stack frame for reducing huge arguments.
@@ -243,13 +278,15 @@ UF_HOST_DEVICE double sin_half_turns(double x) {
 struct Softplus {
   float value;    // log(1 + e^z)
   float sigmoid;  // its derivative
+  float slope;    // that of the sigmoid
 };
 
-// max(z, 0) + log1p(e^-|z|), and the sigmoid from the same exponential.
+// max(z, 0) + log1p(e^-|z|), and the derivatives from the same exponential.
 UF_HOST_DEVICE Softplus softplus(float z) {
   const float e = exp_clamped(-fabsf(z));
   const float inverse = divide_by_unit(1.0f, 1.0f + e);
-  return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : e * inverse};
+  const float far = e * inverse;  // sigmoid(-|z|)
+  return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : far, far * inverse};
 }
 
 }  // namespace UF_ISA

@@ -37,7 +37,10 @@ def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine],
     """The engine of a pass; see ``passes.py`` for the arguments."""
     reason = no_kernels(call) if call.spec.name in CUSTOM else None
     if reason is not None:
-        raise RuntimeError(f"loss {call.spec.name} has no native kernels: {reason}")
+        from .. import eager
+
+        eager.warn(call.spec.name, reason)
+        return eager.EagerEngine(call)
     if call.rows.is_cuda:
         from .cuda_engine import CudaEngine
 

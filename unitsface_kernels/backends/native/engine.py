@@ -26,6 +26,7 @@ from ..streaming import (
     SumTile,
     TileColumns,
     UnitRows,
+    finish_rows,
 )
 from .loader import extension
 
@@ -253,7 +254,7 @@ class NativeEngine(UnitRows, ABC):
         )
         self._kernel("nearest_tile", arguments)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+    def _positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         target_cosine = target_cosine.contiguous()
         logits, slope = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
         self._kernel(
@@ -267,8 +268,8 @@ class NativeEngine(UnitRows, ABC):
         )
         return logits, slope
 
-    def finish_rows(self, sums: ClassSums) -> None:
-        return None
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._positive_rows)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines

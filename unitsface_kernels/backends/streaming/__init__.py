@@ -32,6 +32,7 @@ from .engine import (
     TileColumns,
     UnitRows,
 )
+from .logsumexp import finish_rows
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
 
@@ -84,6 +85,7 @@ __all__ = [
     "TileColumns",
     "UnitRows",
     "driver",
+    "finish_rows",
     "make_call",
     "state_rows",
 ]

@@ -241,22 +241,14 @@ class CheckedEngine(UnitRows):
         self._engine.logsumexp_tile(tile, rows)
         self._check_fields("statistics", rows, tile.targets != -1)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        logits, slope = self._engine.positive_rows(target_cosine)
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        finished = self._engine.finish_rows(call, sums)
         # All rows: no tile.
         self._tile, valid = None, ~self._call.ignored
-        self._check("statistics", "logit of the target", logits, valid)
+        loss, (log_negatives, _, slope) = finished
+        self._check("statistics", "log negatives", log_negatives, valid)
         self._check("statistics", "slope of the target's logit", slope, valid)
-        return logits, slope
-
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
-        finished = self._engine.finish_rows(sums)
-        if finished is not None:
-            self._tile, valid = None, ~self._call.ignored
-            loss, (log_negatives, _, slope) = finished
-            self._check("statistics", "log negatives", log_negatives, valid)
-            self._check("statistics", "slope of the target's logit", slope, valid)
-            self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
+        self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
         return finished
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:

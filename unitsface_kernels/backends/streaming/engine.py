@@ -313,16 +313,14 @@ class Engine(Protocol):
         A target inside the tile is left out of the sum, and its cosine stored.
         """
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """Policy of a positive, row by row: logits and d logit / d cosine, both (n,)."""
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        """Losses (N,) of all rows of a ``logsumexp`` loss over classes, and the state (3, N): N,
+        probability of the negatives in the softmax, d logit / d cosine of the target.
 
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor] | None:
-        """Losses (N,) and state (3, N) of all rows of a ``logsumexp`` loss over classes.
-
-        See ``logsumexp.py``, which makes them of Torch operators and :meth:`positive_rows` where
-        an engine has no kernel for all of it and returns None.
+        ``logsumexp.finish_rows`` makes them of Torch operators.
 
         Args:
+            call: the call.
             sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
         """
 

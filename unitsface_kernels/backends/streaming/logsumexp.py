@@ -42,6 +42,9 @@ from .selection import RowSelection
 from .shards import Shards
 from .tiles import against_columns, blocks
 
+#: Cosines of targets -> their logits and d logit / d cosine, all (N,).
+Positive = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Log-sum-exp of the negatives, their probability, slope of the target's logit."""
@@ -53,7 +56,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     sums = _statistics(call, engine)
     if call.shards is not None:
         sums = _of_all_shards(call.shards, sums)
-    per_row, state = engine.finish_rows(sums) or _finish_rows(call, engine, sums)
+    per_row, state = engine.finish_rows(call, sums)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
@@ -143,15 +146,14 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
-def _finish_rows(call: Call, engine: Engine, sums: ClassSums) -> tuple[Tensor, Tensor]:
-    """Losses (N,), and the state: N, probability q of the negatives in the softmax, d logit / d
-    cosine of the target.
+def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor, Tensor]:
+    """:meth:`Engine.finish_rows` in operations of Torch.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
     q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
     """
     log_negatives = _log_of_sums(sums.maximum, sums.total)
-    logits, slope = engine.positive_rows(sums.target_cosine)
+    logits, slope = positive(sums.target_cosine)
     # Of shards together every row that takes part has its target.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     gap = log_negatives - logits

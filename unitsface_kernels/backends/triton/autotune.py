@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 
 from ..._version import __version__
+from ...cache import folder
 from ...validate import choice
 from ..streaming import Call
 from . import launch, sum_tile

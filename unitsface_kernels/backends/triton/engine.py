@@ -275,10 +275,7 @@ class TritonEngine:
         assert tile.cosines is None
         logsumexp_tile.statistics(self._space, tile, rows)
 
-    def positive_rows(self, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        return logsumexp_tile.positive_rows(self._space, target_cosine)
-
-    def finish_rows(self, sums: ClassSums) -> tuple[Tensor, Tensor]:
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
         return logsumexp_tile.finish_rows(self._space, sums)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:

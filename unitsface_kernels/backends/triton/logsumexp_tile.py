@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
@@ -58,26 +57,6 @@ def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> Non
         BLOCK=config.block,
         num_warps=config.num_warps,
     )
-
-
-def positive_rows(space: Workspace, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``Engine.positive_rows``."""
-    target_cosine = target_cosine.contiguous()
-    logits, slopes = torch.empty_like(target_cosine), torch.empty_like(target_cosine)
-    count = target_cosine.numel()
-    launch.run(
-        logsumexp.positive_kernel,
-        -(-count // configs.VECTOR.block),
-        target_cosine,
-        logits,
-        slopes,
-        count,
-        space.call.kernel_params,
-        POSITIVE=space.logsumexp_policy.positive,
-        BLOCK=configs.VECTOR.block,
-        num_warps=configs.VECTOR.num_warps,
-    )
-    return logits, slopes
 
 
 def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,14 @@ from ..streaming import SumTile
 from . import launch
 from .configs import Config, TileConfig
 from .kernels import sum, sum_total
-from .losses import POLICIES, SumPolicy
+from .losses import SumPolicy, SumTermsPolicy, policy_of
 from .workspace import Workspace, operands
 
 
 def is_heavy(spec: LossSpec, weighted: bool) -> bool:
     """Whether tiles take ``Config.sum_heavy``; ``weighted``: rows have upstream gradients."""
-    policy = POLICIES[spec.name]
-    assert isinstance(policy, SumPolicy)
+    policy = policy_of(spec)
+    assert isinstance(policy, SumPolicy | SumTermsPolicy)
     return policy.heavy or spec.threshold == "per_column" or weighted
 
 
@@ -85,7 +85,7 @@ def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ..
         None if weights == (1.0, 1.0) else weights,
         params,
     )
-    return arguments, {"LOGIT": policy.logit, "THRESHOLD_SLOPE": policy.threshold_slope}
+    return arguments, policy.constants
 
 
 def _shape_of(space: Workspace, tile: SumTile, grid: _Grid) -> dict[str, Any]:

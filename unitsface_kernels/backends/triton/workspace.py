@@ -8,7 +8,13 @@ from torch import Tensor
 from ..memory import device_memory
 from ..streaming import Call
 from . import configs, launch
-from .losses import POLICIES, LogsumexpPairsPolicy, LogsumexpPolicy, SumPolicy
+from .losses import (
+    LogsumexpPairsPolicy,
+    LogsumexpPolicy,
+    SumPolicy,
+    SumTermsPolicy,
+    policy_of,
+)
 
 #: Unit rows are zero-padded to a multiple of this, which every block_k divides.
 DEPTH_MULTIPLE = 64
@@ -71,16 +77,16 @@ class Workspace:
         self.config = config
         self.scale: Tensor | None = None
         self.inverse_scale: Tensor | None = None
-        # None for a nearest loss: its formula is eager.
-        self._policy = POLICIES.get(call.spec.name)
+        # The formula of a nearest loss is eager.
+        self._policy = None if call.spec.triplet is not None else policy_of(call.spec)
         self._held: dict[str, Tensor] = {}
         # Most tiles have the shape of the one before: each view is made once.
         self._views: dict[tuple[str, int, int, int], Tensor] = {}
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def sum_policy(self) -> SumPolicy:
-        assert isinstance(self._policy, SumPolicy)
+    def sum_policy(self) -> SumPolicy | SumTermsPolicy:
+        assert isinstance(self._policy, SumPolicy | SumTermsPolicy)
         return self._policy
 
     @property

@@ -12,7 +12,8 @@ inline namespace UF_ISA {
 // MarginSoftmax: logsumexp over samples and classes.
 // x0 = cosine - adaptive_margin * detach(cosine)
 // x1 = margin(x0, m1, m2)
-// positive = scale * (where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3)
+// x2 = where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3
+// positive = scale * x2
 // negative = scale * cosine
 struct MarginSoftmax {
   static constexpr int kParameters = 6;
@@ -20,8 +21,8 @@ struct MarginSoftmax {
   float m1;
   float m2;
   float scale;
-  float m3_times_scale;              // m3 * scale
-  bool margin_gradient_is_detached;  // margin_gradient == "detached"
+  float m3_times_scale;                  // m3 * scale
+  unsigned margin_gradient_is_detached;  // margin_gradient == "detached"
 
   UF_HOST_DEVICE explicit MarginSoftmax(const float* p)
       : one_minus_adaptive_margin(p[0]),
@@ -29,13 +30,13 @@ struct MarginSoftmax {
         m2(p[2]),
         scale(p[3]),
         m3_times_scale(p[4]),
-        margin_gradient_is_detached(p[5] != 0.0f) {}
+        margin_gradient_is_detached(all_bits(p[5] != 0.0f)) {}
 
   UF_HOST_DEVICE Logit positive(float cosine) const {
     const float x0 = one_minus_adaptive_margin * cosine;
     const auto part0 = cosine_margin(x0, m1, m2);
     const float value = scale * part0.value - m3_times_scale;
-    const float dcosine = scale * (margin_gradient_is_detached ? 1.0f : part0.slope);
+    const float dcosine = scale * choose(margin_gradient_is_detached, 1.0f, part0.slope);
     return {value, dcosine};
   }
 

@@ -12,8 +12,8 @@ inline namespace UF_ISA {
 // SphereFace2: softplus over samples and classes.
 // x0 = where(margin_type == "A", margin, 0)
 // x1 = cos(x0)
-// x2 = pow((where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2, t)
-// x3 = 2 * x2 - 1
+// x2 = (where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2
+// x3 = 2 * pow(x2, t) - 1
 // x4 = where(margin_type == "A", 0, margin)
 // x5 = where(margin_gradient == "exact", x3, cosine + detach(x3 - cosine)) - x4
 // x6 = 2 * pow((cosine + 1) / 2, t) - 1
@@ -29,11 +29,11 @@ struct SphereFace2 {
   float k1;  // cos(where(margin_type == "A", margin, 0))
   float k2;  // sin(where(margin_type == "A", margin, 0))
   float t;
-  float k4;                       // scale * 2
-  float k5;                       // (where(margin_type == "A", 0, margin) + 1) * scale
-  float k6;                       // scale * (where(margin_type == "A", 0, margin) - 1)
-  float k7;                       // 2 * t * 0.5
-  bool margin_gradient_is_exact;  // margin_gradient == "exact"
+  float k4;                           // scale * 2
+  float k5;                           // (where(margin_type == "A", 0, margin) + 1) * scale
+  float k6;                           // scale * (where(margin_type == "A", 0, margin) - 1)
+  float k7;                           // 2 * t * 0.5
+  unsigned margin_gradient_is_exact;  // margin_gradient == "exact"
   float scale;
   float k10;  // loss_weight / scale * alpha
   float k11;  // loss_weight / scale * (1 - alpha)
@@ -49,7 +49,7 @@ struct SphereFace2 {
         k5(p[5]),
         k6(p[6]),
         k7(p[7]),
-        margin_gradient_is_exact(p[8] != 0.0f),
+        margin_gradient_is_exact(all_bits(p[8] != 0.0f)),
         scale(p[9]),
         k10(p[10]),
         k11(p[11]),
@@ -59,16 +59,17 @@ struct SphereFace2 {
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
     const bool is0 = cosine < k0;
     const float x0 = sine_of_cosine(cosine);
-    const float x1 = 0.5f * (positive ? (is0 ? -1.0f : k1 * cosine - k2 * x0) : cosine) + 0.5f;
-    const float x2 = pow_positive(x1, t);
-    const float x3 = (positive ? k5 - threshold : threshold + k6) + (positive ? k12 : k4) * x2;
-    const auto part0 = softplus(x3);
-    const float x4 = (positive ? k13 : k11) * part0.sigmoid;
-    const float x5 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
-    const float x6 = k7 * (x2 / (x1 < 1e-30f ? 1e-30f : x1) * (positive ? x5 : 1.0f));
+    const float x1 = choose(all_bits(is0), -1.0f, k1 * cosine - k2 * x0);
+    const float x2 = 0.5f * choose(all_bits(positive), x1, cosine) + 0.5f;
+    const float x3 = pow_positive(x2, t);
+    const float x4 = (positive ? k5 - threshold : threshold + k6) + (positive ? k12 : k4) * x3;
+    const auto part0 = softplus(x4);
+    const float x5 = (positive ? k13 : k11) * part0.sigmoid;
+    const float x6 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
+    const float x7 = k7 * (x3 / (x2 < 1e-30f ? 1e-30f : x2) * (positive ? x6 : 1.0f));
     const float value = (positive ? k10 : k11) * part0.value;
-    const float dcosine = x4 * (scale * (margin_gradient_is_exact ? x6 : 1.0f));
-    return {value, dcosine, x4};
+    const float dcosine = x5 * (scale * choose(margin_gradient_is_exact, x7, 1.0f));
+    return {value, dcosine, x5};
   }
 };
 

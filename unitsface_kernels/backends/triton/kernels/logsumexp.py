@@ -98,10 +98,15 @@ def statistics_kernel(
             has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
             tl.store(target_cosine + i, own, mask=has_target)
             outside = (j >= columns)[None, :]
-            part = tl.where(is_target | outside, -float("inf"), part)
+            if LINEAR:
+                part = tl.where(is_target | outside, -float("inf"), part)
             if b_factors is not None:
                 factors = tl.where(outside, 1.0, factors)
         logit, _ = negative_logits(part, factors, parameters, NEGATIVE, LINEAR)
+        if not LINEAR:  # noqa: SIM102
+            if takes_out:
+                left_out = (target[:, None] == j[None, :]) | (j >= columns)[None, :]
+                logit = tl.where(left_out, -float("inf"), logit)
         maximum = tl.maximum(largest, tl.max(logit, axis=1))
         # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
         shift = tl.where(maximum == -float("inf"), 0.0, maximum)
@@ -225,25 +230,6 @@ def gradient_kernel(
     place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
     inside = in_rows[:, None] & (j < gradient_stride)[None, :]
     tl.store(corner + place, value.to(gradient.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def positive_kernel(
-    target_cosine,
-    logits,
-    slopes,
-    rows,
-    parameters,
-    POSITIVE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The policy of a positive, row by row."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < rows
-    cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
-    logit, slope = POSITIVE(cosine, parameters)
-    tl.store(logits + i, logit, mask=mask)
-    tl.store(slopes + i, slope, mask=mask)
 
 
 @triton.jit(do_not_specialize=["parts", "rows", "lowest"])

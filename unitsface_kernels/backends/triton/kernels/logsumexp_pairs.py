@@ -12,20 +12,10 @@ import triton
 import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
-from .tiles import column_subtiles, cosine_tile, grouped_block, triangle_block
+from .tiles import column_subtiles, cosine_tile, pair_block
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _block(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
-           TRIANGLE: tl.constexpr):  # fmt: skip
-    row_blocks = tl.cdiv(rows, BLOCK_M)
-    if TRIANGLE:
-        return triangle_block(tl.program_id(0), row_blocks)
-    else:
-        return grouped_block(tl.program_id(0), row_blocks, tl.cdiv(columns, BLOCK_N), GROUP_M)
 
 
 @triton.jit
@@ -93,7 +83,9 @@ def pair_negatives_kernel(
     ``column_total``: (row blocks * EPILOGUE_SUBTILES, columns), or None. The same of positives if
     there is room for it; POSITIVE is None where they take no part.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
+    row_block, column_block = pair_block(
+        tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
+    )
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -188,7 +180,9 @@ def pair_positives_kernel(
 
     Shapes of results: as of :func:`pair_negatives_kernel`.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
+    row_block, column_block = pair_block(
+        tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
+    )
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -292,7 +286,9 @@ def pair_gradient_kernel(
     MIRRORED: of both directions of each pair, with the ``b_`` vectors. POSITIVE may be None, and
     ``a_log_positives`` and ``b_log_positives`` are, where positives have no log-sum-exp.
     """
-    row_block, column_block = _block(rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE)
+    row_block, column_block = pair_block(
+        tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
+    )
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
-from .tiles import column_subtiles, cosine_tile, grouped_block, triangle_block
+from .tiles import column_subtiles, cosine_tile, pair_block
 
 
 @triton.jit
@@ -17,19 +17,25 @@ def _terms(
     valid,
     weights,
     parameters,
-    LOGIT: tl.constexpr,
+    PAIR: tl.constexpr,
+    TERMS: tl.constexpr,
     THRESHOLD_SLOPE: tl.constexpr,
 ):
     """Value of each pair and its derivatives by cosine and threshold; 0 where not ``valid``."""
-    logit, slope = LOGIT(cosine, threshold, positive, parameters)
-    logit = tl.where(valid, tl.where(positive, -logit, logit), -float("inf"))
-    value, share = softplus_and_sigmoid(logit)
-    if weights is not None:
-        weight = tl.where(positive, weights[0], weights[1])
-        value *= weight
-        share *= weight
-    share = tl.where(positive, -share, share)
-    return value, share * slope, share * THRESHOLD_SLOPE
+    if TERMS:
+        value, slope, by_threshold = PAIR(cosine, threshold, positive, parameters)
+        value = tl.where(valid, value, 0.0)
+        return value, tl.where(valid, slope, 0.0), tl.where(valid, by_threshold, 0.0)
+    else:
+        logit, slope = PAIR(cosine, threshold, positive, parameters)
+        logit = tl.where(valid, tl.where(positive, -logit, logit), -float("inf"))
+        value, share = softplus_and_sigmoid(logit)
+        if weights is not None:
+            weight = tl.where(positive, weights[0], weights[1])
+            value *= weight
+            share *= weight
+        share = tl.where(positive, -share, share)
+        return value, share * slope, share * THRESHOLD_SLOPE
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
@@ -57,7 +63,8 @@ def sum_kernel(
     gradient_scale,
     weights,
     parameters,
-    LOGIT: tl.constexpr,
+    PAIR: tl.constexpr,
+    TERMS: tl.constexpr,
     THRESHOLD_SLOPE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     BOTH: tl.constexpr,
@@ -89,16 +96,12 @@ def sum_kernel(
     a gradient holds both directions of its pair.
     EXCLUDE: the pair (i, i + ``diagonal``) is left out.
     ``weights``: of positive and of negative pairs; None: 1.
+    PAIR: the function of a ``SumPolicy`` or, with TERMS, of a ``SumTermsPolicy``.
     """
-    row_blocks = tl.cdiv(rows, BLOCK_M)
-    column_blocks = tl.cdiv(columns, BLOCK_N)
-    program = tl.program_id(0)
-    if TRIANGLE:
-        row_block, column_block = triangle_block(program, row_blocks)
-        above = row_block != column_block
-    else:
-        row_block, column_block = grouped_block(program, row_blocks, column_blocks, GROUP_M)
-        above = BOTH
+    row_block, column_block = pair_block(
+        tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
+    )
+    above = (row_block != column_block) if TRIANGLE else BOTH
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -144,7 +147,7 @@ def sum_kernel(
             threshold = tl.load(b_threshold + j, mask=j_label >= 0, other=0.0)[None, :]
         value, slope, d_threshold = _terms(
             subtiles[subtile], threshold, positive, valid, weights, parameters,
-            LOGIT, THRESHOLD_SLOPE,
+            PAIR, TERMS, THRESHOLD_SLOPE,
         )  # fmt: skip
         tl.store(row_loss + row_out, tl.sum(value, axis=1), mask=in_rows)
         if column_threshold is not None:
@@ -155,7 +158,7 @@ def sum_kernel(
             # The pair taken as (j, i) differs only in its threshold.
             value, back, d_threshold = _terms(
                 subtiles[subtile], i_threshold, positive, valid, weights, parameters,
-                LOGIT, THRESHOLD_SLOPE,
+                PAIR, TERMS, THRESHOLD_SLOPE,
             )  # fmt: skip
         # Here and below: the outer condition is known to the compiler, the inner one may not be.
         if column_loss is not None:  # noqa: SIM102

@@ -1,7 +1,8 @@
 """Kernel of ``sum`` losses whose rows are wanted as one total: GEMM, policy and gradient.
 
 Without a sum per row and per column, no result of a pair leaves its thread but the gradient, and
-softplus takes one logarithm for many pairs: sum log(1 + e) = log prod(1 + e).
+softplus takes one logarithm for many pairs: sum log(1 + e) = log prod(1 + e). Terms of any other
+kind are added as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..losses.math import exponential_and_sigmoid, log1p, log1p_of_both
-from .tiles import added, column_subtiles, cosine_tile, folded, grouped_block, triangle_block
+from .tiles import added, column_subtiles, cosine_tile, folded, pair_block
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
@@ -33,7 +34,8 @@ def sum_total_kernel(
     gradient_scale,
     weights,
     parameters,
-    LOGIT: tl.constexpr,
+    PAIR: tl.constexpr,
+    TERMS: tl.constexpr,
     THRESHOLD_SLOPE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     BOTH: tl.constexpr,
@@ -52,16 +54,11 @@ def sum_total_kernel(
     ``threshold`` (1,) in ``d_threshold``, if that is wanted: launches follow one another, so
     that the order of the additions is fixed. A pair that counts in both directions counts twice.
     """
-    row_blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
-    if TRIANGLE:
-        row_block, column_block = triangle_block(program, row_blocks)
-        above = row_block != column_block
-    else:
-        row_block, column_block = grouped_block(
-            program, row_blocks, tl.cdiv(columns, BLOCK_N), GROUP_M
-        )
-        above = BOTH
+    row_block, column_block = pair_block(
+        program, rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
+    )
+    above = (row_block != column_block) if TRIANGLE else BOTH
     row = row_block * BLOCK_M
     column = column_block * BLOCK_N
     cosine = cosine_tile(
@@ -97,29 +94,41 @@ def sum_total_kernel(
             j = column + subtile * WIDTH + tl.arange(0, WIDTH)
             j_label = tl.load(b_labels + j, mask=j < columns, other=-1)
             positive = i_label[:, None] == j_label[None, :]
-            logit, slope = LOGIT(subtiles[subtile], b_of_all, positive, parameters)
-            logit = tl.where(positive, -logit, logit)
-            logit = tl.where((j_label >= 0)[None, :], logit, -float("inf"))
-            if EXCLUDE:  # noqa: SIM102
-                if crossed:
-                    left_out = (i + diagonal)[:, None] == j[None, :]
-                    logit = tl.where(left_out, -float("inf"), logit)
-            e, d_logit = exponential_and_sigmoid(logit, tl.where(positive, -1.0, 1.0))
-            top = tl.maximum(logit, 0.0)
-            if weights is not None:
-                # A weight cannot enter a product: positives have their own.
-                weight = tl.where(positive, weights[0], weights[1])
-                top *= weight
-                d_logit *= weight
-                of_positives = folded(tl.where(positive, e, 0.0), log1p_of_both)
-                positive_products = log1p_of_both(positive_products, of_positives)
-                e = tl.where(positive, 0.0, e)
-            tops += folded(top, added)
-            products = log1p_of_both(products, folded(e, log1p_of_both))
-            if d_threshold is not None:
-                slopes += folded(d_logit, added)
+            if TERMS:
+                value, slope, by_threshold = PAIR(subtiles[subtile], b_of_all, positive, parameters)
+                valid = i_valid & (j_label >= 0)[None, :]
+                if EXCLUDE:  # noqa: SIM102
+                    if crossed:
+                        valid &= (i + diagonal)[:, None] != j[None, :]
+                tops += folded(tl.where(valid, value, 0.0), added)
+                if d_threshold is not None:
+                    slopes += folded(tl.where(valid, by_threshold, 0.0), added)
+                by_cosine = tl.where(valid, slope, 0.0) * factor
+            else:
+                logit, slope = PAIR(subtiles[subtile], b_of_all, positive, parameters)
+                logit = tl.where(positive, -logit, logit)
+                logit = tl.where((j_label >= 0)[None, :], logit, -float("inf"))
+                if EXCLUDE:  # noqa: SIM102
+                    if crossed:
+                        left_out = (i + diagonal)[:, None] == j[None, :]
+                        logit = tl.where(left_out, -float("inf"), logit)
+                e, d_logit = exponential_and_sigmoid(logit, tl.where(positive, -1.0, 1.0))
+                top = tl.maximum(logit, 0.0)
+                if weights is not None:
+                    # A weight cannot enter a product: positives have their own.
+                    weight = tl.where(positive, weights[0], weights[1])
+                    top *= weight
+                    d_logit *= weight
+                    of_positives = folded(tl.where(positive, e, 0.0), log1p_of_both)
+                    positive_products = log1p_of_both(positive_products, of_positives)
+                    e = tl.where(positive, 0.0, e)
+                tops += folded(top, added)
+                products = log1p_of_both(products, folded(e, log1p_of_both))
+                if d_threshold is not None:
+                    slopes += folded(d_logit, added)
+                by_cosine = d_logit * (slope * i_factor)
             if gradient is not None:
-                total = (d_logit * (slope * i_factor)).to(gradient.dtype.element_ty)
+                total = by_cosine.to(gradient.dtype.element_ty)
                 # Up to the padded width: full-width stores, and the caller never reads past it.
                 corner = gradient + row.to(tl.int64) * gradient_stride + column
                 place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
@@ -133,10 +142,13 @@ def sum_total_kernel(
                         tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)
 
     directions = tl.where(above, 2.0, 1.0)
-    logs = log1p(products)
-    if weights is not None:
-        logs = weights[1] * logs + weights[0] * log1p(positive_products)
-    of_block = tl.sum(tl.where(i_valid, tops + logs, 0.0)) * directions
+    if TERMS:
+        of_block = tl.sum(tops) * directions
+    else:
+        logs = log1p(products)
+        if weights is not None:
+            logs = weights[1] * logs + weights[0] * log1p(positive_products)
+        of_block = tl.sum(tl.where(i_valid, tops + logs, 0.0)) * directions
     tl.store(loss + program, tl.load(loss + program) + of_block)
     if d_threshold is not None:
         slope_of_block = tl.sum(tl.where(i_valid, slopes, 0.0)) * (directions * THRESHOLD_SLOPE)

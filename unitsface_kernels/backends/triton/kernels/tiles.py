@@ -41,6 +41,24 @@ def triangle_block(program, blocks):
 
 
 @triton.jit
+def pair_block(
+    program,
+    rows,
+    columns,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+):
+    """Program number -> (row block, column block) of the triangle, or of the whole tile."""
+    row_blocks = tl.cdiv(rows, BLOCK_M)
+    if TRIANGLE:
+        return triangle_block(program, row_blocks)
+    else:
+        return grouped_block(program, row_blocks, tl.cdiv(columns, BLOCK_N), GROUP_M)
+
+
+@triton.jit
 def cosine_tile(
     a,
     b,

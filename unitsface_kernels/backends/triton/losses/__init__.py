@@ -1,22 +1,41 @@
-"""Triton policies, one per loss of the registry, generated from their formulas.
+"""Triton policies, one per loss, generated from their formulas.
 
 A module of ``generated`` is named after its loss and ends with its ``POLICY``. A policy of a ``sum``
-loss has ``logit``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions over tiles
-that the kernels receive as constants.
+loss has ``logit`` or ``term``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions
+over tiles that the kernels receive as constants. Modules of losses outside the registry are in a
+cache.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from ....losses import REGISTRY
-from .policy import LogsumexpPairsPolicy, LogsumexpPolicy, Policy, SumPolicy
+from ....losses import REGISTRY, LossSpec
+from .custom import custom_policy
+from .policy import LogsumexpPairsPolicy, LogsumexpPolicy, Policy, SumPolicy, SumTermsPolicy
 
-#: A ``nearest`` loss needs none, see ``LossSpec.triplet``.
-POLICIES: dict[str, Policy] = {
-    spec.name: importlib.import_module(f"..generated.{spec.policy or spec.name}", __name__).POLICY
-    for spec in REGISTRY.values()
-    if spec.triplet is None
-}
+#: By the name of a loss; a generated one since its first use.
+_known: dict[str, Policy] = {}
 
-__all__ = ["POLICIES", "LogsumexpPairsPolicy", "LogsumexpPolicy", "SumPolicy"]
+
+def policy_of(spec: LossSpec) -> Policy:
+    """The policy of a loss whose formula is not eager, see ``LossSpec.triplet``."""
+    name = spec.policy or spec.name
+    found = _known.get(name)
+    if found is None:
+        if name in REGISTRY:
+            found = importlib.import_module(f"..generated.{name}", __name__).POLICY
+        else:
+            found = custom_policy(spec)
+        _known[name] = found
+    return found
+
+
+__all__ = [
+    "LogsumexpPairsPolicy",
+    "LogsumexpPolicy",
+    "Policy",
+    "SumPolicy",
+    "SumTermsPolicy",
+    "policy_of",
+]

@@ -46,6 +46,13 @@ def softplus_and_sigmoid(x):
 
 
 @triton.jit
+def sigmoid_slope(x):
+    """sigmoid(x) sigmoid(-x), the derivative of the sigmoid, accurate relative to itself."""
+    e, share = exponential_and_sigmoid(-tl.abs(x), 1.0)
+    return share * reciprocal(1.0 + e)
+
+
+@triton.jit
 def _log1p_to_1(x):
     """log(1 + x) for x in [0, 1]: x times a degree-7 polynomial, to 2e-7."""
     p = -8.539198448e-03 * x + 4.408959634e-02

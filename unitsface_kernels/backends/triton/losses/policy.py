@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from triton.runtime.jit import KernelInterface
 
@@ -29,6 +30,31 @@ class SumPolicy:
     threshold_slope: float = -1.0
     weights: Callable[[tuple[float, ...]], tuple[float, float]] = _equal
     heavy: bool = False
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Of the kernels of ``sum`` losses."""
+        return {"PAIR": self.logit, "TERMS": False, "THRESHOLD_SLOPE": self.threshold_slope}
+
+
+@dataclass(frozen=True)
+class SumTermsPolicy:
+    """Terms of pairs that are added as they are.
+
+    Attributes:
+        term: ``term(cosine, threshold, positive, params) -> value, d value / d cosine,
+            d value / d threshold``. Where ``positive`` is false, of a negative pair.
+        heavy: as of :class:`SumPolicy`.
+    """
+
+    term: KernelInterface
+    heavy: bool = False
+
+    weights = staticmethod(_equal)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {"PAIR": self.term, "TERMS": True, "THRESHOLD_SLOPE": 1.0}
 
 
 @dataclass(frozen=True)
@@ -59,4 +85,4 @@ class LogsumexpPairsPolicy:
     positive: KernelInterface | None
 
 
-Policy = SumPolicy | LogsumexpPolicy | LogsumexpPairsPolicy
+Policy = SumPolicy | SumTermsPolicy | LogsumexpPolicy | LogsumexpPairsPolicy

@@ -1,0 +1,298 @@
+"""The tile work of a formula, in operations of Torch.
+
+Many passes over each tile, where a compiled kernel has one: several times slower, but with the same
+drivers, so that no N x M matrix exists and gradients are those of the formula's derivatives.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..streaming import (
+    Call,
+    ClassSums,
+    ClassTile,
+    ClassWeights,
+    DeviceFilter,
+    Nearest,
+    NegativeSums,
+    PairTile,
+    PairWeights,
+    PositiveSums,
+    SumTile,
+    TileColumns,
+    UnitRows,
+    finish_rows,
+)
+from ..streaming.tiles import blocks
+from .terms import Terms
+
+#: Rows and columns of a tile. A dozen intermediate results of 1 MB stay near a core; launches on a
+#: GPU need more work each, 16 MB.
+BLOCK, CUDA_BLOCK = 512, 2048
+#: Rows that are normalized at once, in float64.
+ROWS = 4096
+SMALLEST_NORM = 1e-5
+
+
+class EagerEngine(UnitRows):
+    """See :class:`unitsface_kernels.backends.streaming.Engine`; GEMMs are in float32."""
+
+    stat_dtype = torch.float64
+    total_slots = 0
+    keeps_cosines = True
+    device_filter: DeviceFilter | None = None
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        size = CUDA_BLOCK if call.rows.is_cuda else BLOCK
+        self.sum_block = self.class_block = (size, size)
+
+    @cached_property
+    def _terms(self) -> Terms:
+        """Of any loss but a ``nearest`` one, whose formula its driver evaluates."""
+        formula = self._call.spec.formula
+        assert formula is not None
+        return Terms(formula, self._call.params)
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def prepare_labels(
+        self, row_labels: Tensor, column_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if column_labels is not None:
+            return row_labels, column_labels
+        # Classes are positions; a target in another shard (-2) is the position of none.
+        count = self._call.num_columns
+        elsewhere = torch.where(row_labels == -2, count, row_labels)
+        return elsewhere, torch.arange(count, device=row_labels.device)
+
+    def normalize_rows(
+        self,
+        source: Tensor,
+        start: int,
+        stop: int,
+        index: Tensor | None = None,
+        reuse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        unit = source.new_empty((stop - start, source.shape[1]), dtype=torch.float32)
+        inverse_norms = unit.new_empty(stop - start)
+        for some in blocks(0, stop - start, ROWS):
+            # Squares of float32 do not overflow in float64.
+            rows = _rows(source, start, some, index).to(torch.float64)
+            norms = torch.linalg.vector_norm(rows, dim=1)
+            # NaN of a row with an element that is not finite.
+            inverse = 1.0 / norms.clamp_min(SMALLEST_NORM) + norms * 0.0
+            inverse_norms[some] = inverse
+            unit[some] = rows * inverse[:, None]
+        return unit, inverse_norms
+
+    def tile_columns(
+        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        return TileColumns(*self.normalize_rows(source, start, stop, index))
+
+    def normalize_rows_backward(
+        self,
+        d_unit: Tensor,
+        source: Tensor,
+        start: int,
+        inverse_norms: Tensor,
+        out: Tensor,
+        scale: Tensor | None = None,
+        index: Tensor | None = None,
+        raw: bool = False,
+    ) -> None:
+        assert not raw
+        for some in blocks(0, len(d_unit), ROWS):
+            inverse, gradient = inverse_norms[some, None], d_unit[some]
+            unit = _rows(source, start, some, index).to(torch.float32) * inverse
+            along = (gradient * unit).sum(dim=1, keepdim=True)
+            # A clamped norm is a constant.
+            along = torch.where(inverse >= 1.0 / SMALLEST_NORM, 0.0, along)
+            factor = inverse if scale is None else inverse * scale
+            out[some] = factor * (gradient - along * unit)
+
+    # --- sums -------------------------------------------------------------------------------------
+
+    def sum_tile(self, tile: SumTile) -> Tensor | None:
+        cosine = tile.a @ tile.b.T
+        (n, m), same = cosine.shape, tile.a_labels[:, None] == tile.b_labels
+        valid = _valid(tile)
+        per_column = self._call.spec.threshold == "per_column"
+
+        def terms(threshold: Tensor) -> tuple[Tensor, ...]:
+            found = self._terms.of_pairs(cosine, threshold, same)
+            return tuple(torch.where(valid, term, 0.0) for term in found)
+
+        value, slope, by_threshold = terms(tile.b_threshold)
+        a_weights = None if tile.a_weights is None else tile.a_weights[:, None]
+        gradient = _times(slope, a_weights) if tile.gradient else None
+        tile.a_loss += value.sum(dim=1)
+        if tile.d_threshold is not None:
+            sums = _times(by_threshold, a_weights)
+            if per_column:
+                tile.d_threshold[tile.b_start : tile.b_start + m] += sums.sum(dim=0)
+            else:
+                tile.d_threshold += sums.sum()
+        if not tile.mirrored:
+            return gradient
+        # The pairs in the other direction: another threshold, another weight.
+        if per_column:
+            assert tile.a_threshold is not None
+            value, slope, by_threshold = terms(tile.a_threshold[:, None])
+        if gradient is not None:
+            gradient = gradient + _times(slope, tile.b_weights)
+        if tile.b_loss is None:
+            return gradient
+        tile.b_loss += value.sum(dim=0)
+        if tile.d_threshold is not None:
+            sums = _times(by_threshold, tile.b_weights)
+            if per_column:
+                tile.d_threshold[tile.a_start : tile.a_start + n] += sums.sum(dim=1)
+            else:
+                tile.d_threshold += sums.sum()
+        return gradient
+
+    # --- log-sum-exp over classes -----------------------------------------------------------------
+
+    def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
+        cosine = torch.mm(tile.a, tile.b.T, out=tile.cosines)
+        target = _Targets(tile)
+        target.store_cosine(cosine, rows.target_cosine)
+        logit, _ = self._terms.negative(cosine)
+        _fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
+
+    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._terms.positive)
+
+    def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
+        cosine = tile.a @ tile.b.T if tile.cosines is None else tile.cosines
+        logit, slope = self._terms.negative(cosine)
+        probability = torch.exp(logit - rows.log_negatives[:, None])
+        gradient = rows.negative[:, None] * slope * probability
+        return _Targets(tile).replaced(gradient, rows.target)
+
+    def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
+        cosine = tile.a @ tile.b.T
+        target = _Targets(tile)
+        target.store_cosine(cosine, rows.target_cosine)
+        places = torch.arange(tile.start, tile.start + len(tile.b), device=cosine.device)
+        cosines = torch.cat([rows.best, target.replaced(cosine, -torch.inf)], dim=1)
+        places = target.replaced(places.to(torch.int32).expand_as(cosine), -1)
+        # Stable: of equal cosines the earlier one. NaN comes before every number.
+        best, order = cosines.sort(dim=1, descending=True, stable=True)
+        count = rows.best.shape[1]
+        rows.best.copy_(best[:, :count])
+        positions = torch.cat([rows.position, places], dim=1)
+        rows.position.copy_(positions.gather(1, order[:, :count]))
+
+    # --- log-sum-exp over samples -----------------------------------------------------------------
+
+    def pair_negatives_tile(
+        self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+    ) -> None:
+        negative = _valid(tile) & (tile.a_labels[:, None] != tile.b_labels)
+        logit, _ = self._terms.negative(tile.a @ tile.b.T)
+        logit = torch.where(negative, logit, -torch.inf)
+        _fold(rows, logit, 1)
+        if columns is not None:
+            _fold(columns, logit, 0)
+
+    def pair_positives_tile(
+        self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
+    ) -> None:
+        positive = _valid(tile) & (tile.a_labels[:, None] == tile.b_labels)
+        logit, _ = self._terms.positive(tile.a @ tile.b.T)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                # Far above every log-sum-exp: both results are 0.
+                gap = sums.log_negatives.unsqueeze(dim) - logit
+                gap = torch.where(positive, gap, -torch.inf)
+                sums.loss.add_(-torch.nn.functional.logsigmoid(-gap).sum(dim=dim))
+                sums.negative_prob.add_(torch.sigmoid(gap).sum(dim=dim))
+
+    def pair_gradient_tile(
+        self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
+    ) -> Tensor:
+        cosine = tile.a @ tile.b.T
+        same, valid = tile.a_labels[:, None] == tile.b_labels, _valid(tile)
+        logit, slope = self._terms.negative(cosine)
+        if self._call.spec.positive is None:
+            valid &= ~same
+        else:
+            own_logit, own_slope = self._terms.positive(cosine)
+            logit, slope = torch.where(same, own_logit, logit), torch.where(same, own_slope, slope)
+        total = torch.zeros_like(cosine)
+        for weights, dim in ((rows, 1), (columns, 0)):
+            if weights is not None:
+                normalizer, negative, positive = (vector.unsqueeze(dim) for vector in weights)
+                of_positive = -positive * torch.sigmoid(normalizer - logit)
+                of_negative = negative * torch.exp(logit - normalizer)
+                total += torch.where(same, of_positive, of_negative)
+        return torch.where(valid, total * slope, 0.0)
+
+    # --- GEMMs of gradient tiles ------------------------------------------------------------------
+
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        total.addmm_(left, right)
+
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right
+
+    def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
+        return tile.abs().sum(dim=dim)
+
+    def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return tile[rows, columns]
+
+
+def _rows(source: Tensor, start: int, some: slice, index: Tensor | None) -> Tensor:
+    """Rows ``some`` of those from ``start``, of ``source`` or of ``source[index]``."""
+    place = slice(start + some.start, start + some.stop)
+    return source[place] if index is None else source[index[place]]
+
+
+def _valid(tile: SumTile | PairTile) -> Tensor:
+    """(n, m) pairs that take part."""
+    valid = (tile.a_labels >= 0)[:, None] & (tile.b_labels >= 0)
+    if tile.diagonal is not None:
+        places = torch.arange(max(valid.shape), device=valid.device)
+        n, m = valid.shape
+        valid &= places[:n, None] + tile.diagonal != places[:m]
+    return valid
+
+
+def _times(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
+
+
+def _fold(sums: NegativeSums, logit: Tensor, dim: int) -> None:
+    """Adds exp(logit) along ``dim`` to running sums."""
+    maximum = torch.maximum(sums.maximum, logit.amax(dim=dim))
+    # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
+    shift = torch.where(maximum == -torch.inf, 0.0, maximum)
+    total = torch.exp(logit - shift.unsqueeze(dim)).sum(dim=dim)
+    sums.total.mul_(torch.exp(sums.maximum - shift)).add_(total)
+    sums.maximum.copy_(maximum)
+
+
+class _Targets:
+    """Targets of a tile's rows, of which those in the tile count; nothing waits for the device."""
+
+    def __init__(self, tile: ClassTile) -> None:
+        place = tile.targets - tile.start
+        self._inside = (place >= 0) & (place < len(tile.b)) & (tile.targets >= 0)
+        self._place = place.clamp(0, len(tile.b) - 1)[:, None]
+
+    def store_cosine(self, cosine: Tensor, target_cosine: Tensor) -> None:
+        own = cosine.gather(1, self._place)[:, 0]
+        target_cosine.copy_(torch.where(self._inside, own, target_cosine))
+
+    def replaced(self, tile: Tensor, by: Tensor | float) -> Tensor:
+        """The (n, m) tile with other values (n,) or a number at the targets."""
+        old = tile.gather(1, self._place)[:, 0]
+        return tile.scatter(1, self._place, torch.where(self._inside, by, old)[:, None])

@@ -1,0 +1,50 @@
+"""Policies of losses outside the registry: modules generated from their formulas."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import sys
+from types import ModuleType
+
+from .... import cache
+from ....losses import LossSpec
+from .policy import Policy
+
+
+def custom_policy(spec: LossSpec) -> Policy:
+    """The policy of a loss that is a formula."""
+    from ....policy.triton_source import triton_module
+
+    assert spec.formula is not None
+    text = triton_module(spec.formula)
+    return _module(text).POLICY
+
+
+def _module(text: str) -> ModuleType:
+    """``text`` as a module, of a file in the cache folder if there can be one.
+
+    What is executed here, and what Triton compiles, is the text itself: Python's cache of source
+    lines has it. The file is for people and profilers; whoever changes it changes nothing else.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"{__name__}.generated_{digest}"
+    found = sys.modules.get(name)
+    if found is None:
+        file = _file(f"{digest}.py", text)
+        linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
+        found = sys.modules[name] = ModuleType(name)
+        found.__file__ = file
+        exec(compile(text, file, "exec"), vars(found))
+    return found
+
+
+def _file(name: str, text: str) -> str:
+    """Where the text lies; without a cache folder of the user's own, a name alone."""
+    try:
+        path = cache.private_folder("triton") / name
+        if not path.exists() or path.read_text() != text:
+            cache.write(path, text.encode())
+    except (OSError, cache.UnsafeFolderError):
+        return f"<{name}>"
+    return str(path)
