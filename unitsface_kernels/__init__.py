@@ -3,17 +3,19 @@
 Large batch-pair and sample-to-class cosine losses that never store the N x M matrix.
 """
 
-from . import functional, modules
+from . import functional, modules, policy
 from ._version import __version__
 from .dispatch import resolve as resolve_backend
 from .distributed.partial_fc import PartialFC, clip_grad_norm_
 from .functional import (
     fused_circle_loss,
+    fused_class_loss,
     fused_margin_softmax_loss,
     fused_multi_similarity_loss,
     fused_npt_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
+    fused_pair_loss,
     fused_pair_softmax_loss,
     fused_sphereface2_loss,
     fused_uce_loss,
@@ -27,6 +29,7 @@ from .modules import (
     ArcFaceLoss,
     CircleLoss,
     ClassBCELoss,
+    ClassLoss,
     CosFaceLoss,
     EPLLoss,
     MarginSoftmaxLoss,
@@ -34,6 +37,7 @@ from .modules import (
     NormFaceLoss,
     NPTLoss,
     PairBCELoss,
+    PairLoss,
     PairSoftmaxLoss,
     SphereFace2Loss,
     SphereFaceLoss,
@@ -51,6 +55,7 @@ __all__ = [
     "ArcFaceLoss",
     "CircleLoss",
     "ClassBCELoss",
+    "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
     "FeatureMemory",
@@ -59,6 +64,7 @@ __all__ = [
     "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairLoss",
     "PairSoftmaxLoss",
     "PartialFC",
     "SampledAdamW",
@@ -74,16 +80,19 @@ __all__ = [
     "adapters",
     "clip_grad_norm_",
     "fused_circle_loss",
+    "fused_class_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",
+    "fused_pair_loss",
     "fused_pair_softmax_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",
     "metrics",
+    "policy",
     "resolve_backend",
     "uss_threshold_init",
 ]

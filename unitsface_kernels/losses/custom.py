@@ -1,4 +1,4 @@
-"""Losses of users' policies: known by name like those of the registry, over which tables iterate."""
+"""Losses of users' policies, known by name like those of the registry."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .spec import LossSpec
+from .spec import LossSpec, ValidRows
 
 if TYPE_CHECKING:
     from ..policy.definition import Formula, Policy
 
+#: Beside the registry, over which tests and tables iterate.
 CUSTOM: dict[str, LossSpec] = {}
 
 
@@ -26,7 +27,18 @@ def spec(policy: Policy) -> LossSpec:
     formula = policy.formula
     name = f"{formula.name}-{digest(formula)[:16]}"
     known = CUSTOM.get(name)
-    return known or register(spec_of(type(policy), name=name, function="", source=""))
+    if known is None:
+        rows = _valid_rows(formula)
+        made = spec_of(type(policy), name=name, function="", source="", valid_rows=rows)
+        known = register(made)
+    return known
+
+
+def _valid_rows(f: Formula) -> ValidRows:
+    """Rows over which a mean is taken: those of the losses of the same form in the registry."""
+    if f.topology == "class" or f.combine != "logsumexp":
+        return "labeled"
+    return "with_negatives" if f.positive is None else "with_positives"
 
 
 def per_column(of: LossSpec) -> LossSpec:

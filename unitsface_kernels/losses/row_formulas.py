@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +50,13 @@ def _both(
     def by() -> list[Expression]:
         return [derivative(of, each) for each in leaves]
 
-    def bindings(*given: Any) -> dict[Expression, Tensor | float]:
-        *tensors, params = given
-        return dict(zip(leaves, tensors, strict=True)) | number_bindings(formula, params)
+    def bindings(
+        first: Tensor, second: Tensor, params: _Params
+    ) -> dict[Expression, Tensor | float]:
+        return {
+            **dict(zip(leaves, (first, second), strict=True)),
+            **number_bindings(formula, params),
+        }
 
     def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
         # A constant has no dimension, and is on the CPU.

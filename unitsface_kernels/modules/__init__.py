@@ -8,6 +8,7 @@ from .. import functional
 from ..losses import REGISTRY
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .custom import ClassLoss, PairLoss
 from .derived import module_of
 from .epl import EPLLoss
 from .margin_softmax import (
@@ -51,6 +52,7 @@ __all__ = [
     "ArcFaceLoss",
     "CircleLoss",
     "ClassBCELoss",
+    "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
     "MarginSoftmaxLoss",
@@ -58,6 +60,7 @@ __all__ = [
     "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairLoss",
     "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",

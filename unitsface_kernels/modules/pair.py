@@ -20,7 +20,7 @@ _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
 _CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 
 
-class PairLoss(RegisteredLoss):
+class RegisteredPairLoss(RegisteredLoss):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
     scale: float
@@ -54,6 +54,9 @@ class PairLoss(RegisteredLoss):
             "memory_labels": memory_labels,
             "batch_offset": batch_offset,
         }
+        return self._compare(batch)
+
+    def _compare(self, batch: dict[str, Any]) -> Tensor:
         return self.function(**batch, **self._thresholds(batch), **self._keywords())
 
     def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -61,7 +64,7 @@ class PairLoss(RegisteredLoss):
         return {}
 
 
-class _ThresholdLoss(PairLoss):
+class _ThresholdLoss(RegisteredPairLoss):
     """A loss of pairs on either side of learnable thresholds, in logit units."""
 
     initialized: Tensor
@@ -208,7 +211,7 @@ class PairBCELoss(_ThresholdLoss):
         return {"num_identities": self.threshold.numel(), **super()._shown()}
 
 
-class PairSoftmaxLoss(PairLoss):
+class PairSoftmaxLoss(RegisteredPairLoss):
     """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
 
     Args:
@@ -233,7 +236,7 @@ class PairSoftmaxLoss(PairLoss):
         super().__init__(locals())
 
 
-class CircleLoss(PairLoss):
+class CircleLoss(RegisteredPairLoss):
     """Circle over pairs of samples; see :func:`fused_circle_loss`. It has no parameters.
 
     Args:
@@ -258,7 +261,7 @@ class CircleLoss(PairLoss):
         super().__init__(locals())
 
 
-class MultiSimilarityLoss(PairLoss):
+class MultiSimilarityLoss(RegisteredPairLoss):
     """Multi-Similarity; see :func:`fused_multi_similarity_loss`. It has no parameters.
 
     Args:

@@ -8,6 +8,8 @@
         def negative(self, c): return policy.maximum(c - self.margin, 0)
 """
 
+from typing import Any
+
 from .definition import (
     Class,
     Number,
@@ -57,6 +59,7 @@ __all__ = [
     "Threshold",
     "abs",
     "acos",
+    "check",
     "clamp",
     "cos",
     "cosine_margin",
@@ -76,3 +79,12 @@ __all__ = [
     "tanh",
     "where",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``check`` needs the whole package, which needs this one."""
+    if name == "check":
+        from .checking import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -57,7 +57,7 @@ class _PairLoss(Function):
         ctx.save_for_backward(
             *passes.tensors_to_save(config, tensors, known),
             *(exchange.num_valid_rows, gathered, None if known else result.state),
-            *result.gradients,
+            *Gradients(*result.gradients),
         )
         if config.reduction == "none":
             return result.loss
@@ -65,7 +65,9 @@ class _PairLoss(Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold = ctx.saved_tensors
+        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold, _ = (
+            ctx.saved_tensors
+        )
         tensors = CallTensors(*saved)
         with torch.no_grad():
             if ctx.known:
@@ -87,12 +89,12 @@ def _scaled(
 ) -> Gradients:
     """Gradients from the forward pass, for upstream gradients of one."""
     if setting.config.reduction == "none":  # against a memory, of which every rank has its own rows
-        return passes.times((d_rows, None, None), upstream)
+        return passes.times(Gradients(d_rows), upstream)
     # One message for the upstream gradients and for the threshold's.
     parts = [upstream.reshape(1)] + ([] if d_threshold is None else [d_threshold])
     sums = sum_over_ranks(torch.cat(parts), setting.group)
     total, mean = sums[0], sums[0] / len(setting.counts)
-    return (
+    return Gradients(
         None if d_rows is None else d_rows * total,
         None if d_columns is None else sum_over_ranks(d_columns, setting.group) * mean,
         None if d_threshold is None else sums[1:] * mean,
@@ -115,8 +117,8 @@ def _computed(
     if call.columns is None:
         assert everyone is not None
         exchange.weights = everyone.contiguous()
-    d_rows, d_columns, d_threshold = passes.backward(call, state, weights.contiguous())
-    return (
+    d_rows, d_columns, d_threshold, _ = passes.backward(call, state, weights.contiguous())
+    return Gradients(
         d_rows,
         None if d_columns is None else mean_over_ranks(d_columns, setting.group),
         None if d_threshold is None else mean_over_ranks(d_threshold, setting.group),

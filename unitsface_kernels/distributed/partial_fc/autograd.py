@@ -122,7 +122,9 @@ class _ShardedLoss(Function):
         ctx.save_for_backward(*parameters, *states, guard)
         ctx.set_materialize_grads(False)
         assert total is not None
-        ctx.finite = torch.isfinite(total).all()
+        # Asked for by an optimizer that makes its step later alone.
+        at_step = any(t.fusion is not None and t.fusion.when == "step" for t in step.tasks)
+        ctx.finite = torch.isfinite(total).all() if at_step else None
         return total[step.own_rows] if step.reduction == "none" else total
 
     @staticmethod
@@ -140,7 +142,8 @@ class _ShardedLoss(Function):
             d_rows, found = None, []
             for number, comparison in enumerate(_comparisons(ctx, step, parameters, ctx.caches)):
                 known, ctx.known[number] = ctx.known[number], None
-                upstream = grad_loss * comparison.task.share
+                share = comparison.task.share
+                upstream = grad_loss * share if share != 1.0 else grad_loss
                 of_rows, *others = comparison.gradients(states[number], known, upstream, ctx.finite)
                 if of_rows is not None:
                     d_rows = of_rows if d_rows is None else d_rows.add_(of_rows)
@@ -155,7 +158,8 @@ class _ShardedLoss(Function):
             ]
             own = None
             if finish is not None:
-                own = (finish() * world_size(step.group)).to(ctx.dtype)
+                own, ranks = finish(), world_size(step.group)
+                own = (own * ranks if ranks > 1 else own).to(ctx.dtype)
         if torch.is_grad_enabled():
             inputs = (grad_loss, *parameters)
             return (None, *passes.Final.apply(*inputs, own, *found)[len(inputs) :])
@@ -191,15 +195,17 @@ class _Comparison:
         step, threshold = self.step, self.threshold
         if threshold is not None and self.task.per_class and step.index is not None:
             threshold = threshold.detach()[step.index]
-        return make_call(
+        call = make_call(
             config or self.config,
-            CallTensors(step.rows, step.positions, self.columns, None, step.index, threshold),
+            CallTensors(step.rows, step.positions, self.columns, None, None, threshold),
             self.cache,
             Shards(step.group) if world_size(step.group) > 1 else None,
         )
+        # Unlike a caller's index, it is in range by the way it was drawn.
+        return replace(call, column_index=step.index)
 
     def gradients(
-        self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor
+        self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of all ranks' rows, the columns and the threshold, from this rank's shard."""
         task = self.task
@@ -214,7 +220,7 @@ class _Comparison:
                 known = passes.backward_of_loss(self.call(), state, grad_loss)
             else:
                 known = passes.scaled(known, grad_loss)
-            d_rows, d_columns, d_threshold = known
+            d_rows, d_columns, d_threshold, _ = known
             d_columns = self._of_shard(d_columns, self.columns, task.sparse)
         if d_threshold is not None and self.threshold is not None:
             if task.per_class:
@@ -238,14 +244,17 @@ class _Comparison:
             )
         return torch.zeros_like(whole).index_add(0, index, gradient.to(whole.dtype))
 
-    def _fused(self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor) -> Gradients:
+    def _fused(
+        self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         now = fusion.when == "backward"
         call = self.call(replace(self.config, need_columns=now))
         weights = passes.row_weights(call, grad_loss)
         sink = fusion.update(self.step.index) if now else None
-        d_rows, _, d_threshold = fusion.run(call, state, weights, sink)
+        d_rows, _, d_threshold, _ = fusion.run(call, state, weights, sink)
         if now:
             return d_rows, None, d_threshold
+        assert finite is not None
         finite = finite & torch.isfinite(weights).all()
         if d_rows is not None:
             finite = finite & torch.isfinite(d_rows).all()

@@ -12,12 +12,14 @@ from ...backends.streaming import CallConfig
 from ...compiling import never_compiled
 from ...functional.call import matmul_dtype
 from ...modules import CLASS_LOSSES
-from ...modules.class_loss import ClassLoss, Comparison, ShardableLoss
+from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
+from ...modules.custom import ClassLoss
+from ...policy import Class
 from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
-from .sampling import ascending, sample_classes
+from .sampling import sample_classes
 from .shard import Shard
 
 #: Losses that can be sharded, by name.
@@ -54,8 +56,9 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...). "unpg", whose pairs cross the shards, is not among them, and
-            "vpl", which mixes its class weights anew for every step, is not sampled or fused.
+            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg", whose pairs cross the
+            shards, is not among them, and "vpl", which mixes its class weights anew for every
+            step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
@@ -64,7 +67,8 @@ class PartialFC(nn.Module):
             the same on all ranks.
         group: process group; None: the default group.
         device: of the parameters.
-        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...);
+            of a policy those of :class:`ClassLoss`.
             "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
             rank's own rows, and the objective is then the mean over ranks of what each makes of
             them.
@@ -89,7 +93,7 @@ class PartialFC(nn.Module):
 
     def __init__(
         self,
-        loss: str,
+        loss: str | Class,
         embedding_size: int,
         num_classes: int,
         sample_rate: float = 1.0,
@@ -100,11 +104,13 @@ class PartialFC(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        validate.choice("loss", loss, tuple(sorted(SHARDABLE)))
+        own = isinstance(loss, Class)
+        if not own:
+            validate.choice("loss", loss, tuple(sorted(SHARDABLE)))
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
-        if sample_rate < 1.0:
+        if sample_rate < 1.0 and not own:
             validate.choice("loss of sampled classes", loss, SAMPLEABLE)
         validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
@@ -117,7 +123,10 @@ class PartialFC(nn.Module):
         self._drawn = 0
         # All C classes, without memory for them.
         with torch.device("meta"):
-            module = SHARDABLE[loss](embedding_size, num_classes, **options)
+            if isinstance(loss, Class):
+                module: nn.Module = ClassLoss(loss, embedding_size, num_classes, **options)
+            else:
+                module = SHARDABLE[loss](embedding_size, num_classes, **options)
         assert isinstance(module, ShardableLoss)
         _refuse_reference(module.backend)
         for comparison in module.comparisons():
@@ -125,7 +134,9 @@ class PartialFC(nn.Module):
         for part in module.modules():
             if isinstance(part, ShardableLoss):
                 part.sample_rate = sample_rate
-        self.name = loss
+            if isinstance(part, ClassLoss):
+                part.classes = slice(self.shard.start, self.shard.stop)
+        self.name = type(loss).__name__ if isinstance(loss, Class) else loss
         self._options = sorted(options.items())
         self.loss = module
         self.per_class = frozenset(
@@ -196,9 +207,9 @@ class PartialFC(nn.Module):
         return self._head.weight
 
     @property
-    def _head(self) -> ClassLoss:
+    def _head(self) -> RegisteredClassLoss:
         head = getattr(self.loss, "head", self.loss)
-        assert isinstance(head, ClassLoss)
+        assert isinstance(head, RegisteredClassLoss)
         return head
 
     def fuse(self, optimizer: torch.optim.Optimizer, when: str = "backward") -> None:
@@ -227,7 +238,8 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
+        if not isinstance(self.loss, ClassLoss):
+            validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
@@ -275,6 +287,7 @@ class PartialFC(nn.Module):
         same = {
             "loss": self.name,
             "options": self._options,
+            "formula": self._formula(),
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
             "sample_rate": self.sample_rate,
@@ -286,14 +299,20 @@ class PartialFC(nn.Module):
         }
         return wanted, feats.shape[0], same
 
+    def _formula(self) -> object:
+        """A policy's formula and numbers; those of other losses are its name and options."""
+        loss = self.loss
+        return (loss.spec.name, loss.values()) if isinstance(loss, ClassLoss) else None
+
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)
         if self.sample_rate == 1.0 or not self.training:
             return None, local
         rank = own_rank(self.group)
         count = int(self.sample_rate * size)
-        drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
-        index, positions = ascending(*drawn)
+        index, positions = sample_classes(
+            local, size, count, seed=self.seed, rank=rank, step=self.step
+        )
         self._drawn = len(index)
         return index, positions
 
