@@ -19,6 +19,7 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -225,6 +226,17 @@ class EagerEngine(UnitRows):
         if columns is not None:
             _fold(columns, logit, 0)
 
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self.pair_negatives_tile(tile, rows.negatives, columns and columns.negatives)
+        if self._call.spec.positive is None:
+            return
+        positive = _valid(tile) & (tile.a_labels[:, None] == tile.b_labels)
+        logit, _ = self._terms.positive(tile.a @ tile.b.T)
+        logit = torch.where(positive, logit, -torch.inf)
+        _fold(rows.positives, logit, 1)
+        if columns is not None:
+            _fold(columns.positives, logit, 0)
+
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
@@ -252,8 +264,11 @@ class EagerEngine(UnitRows):
         total = torch.zeros_like(cosine)
         for weights, dim in ((rows, 1), (columns, 0)):
             if weights is not None:
-                normalizer, negative, positive = (vector.unsqueeze(dim) for vector in weights)
-                of_positive = -positive * torch.sigmoid(normalizer - logit)
+                normalizer, negative, positive = (vector.unsqueeze(dim) for vector in weights[:3])
+                if weights.log_positives is None:
+                    of_positive = -positive * torch.sigmoid(normalizer - logit)
+                else:
+                    of_positive = positive * torch.exp(logit - weights.log_positives.unsqueeze(dim))
                 of_negative = negative * torch.exp(logit - normalizer)
                 total += torch.where(same, of_positive, of_negative)
         return torch.where(valid, total * slope, 0.0)
