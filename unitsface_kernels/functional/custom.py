@@ -60,7 +60,7 @@ def _checked(
     if (b is None) == formula.threshold:
         has, given = ("a threshold", "none") if formula.threshold else ("no threshold", "one")
         raise TypeError(f"{name} has {has}, got {given} as b")
-    known = [variable.name for variable in formula.variables]
+    known = [variable.name for variable in formula.variables if variable.given]
     for variable in variables.keys() ^ set(known):
         what = "no value" if variable in known else "one"
         takes = ", ".join(known) or "no variables"
@@ -114,7 +114,7 @@ def fused_pair_loss(
     """
     spec = _checked(policy, "pair", b, variables)
     samples = Samples(feats, labels, b, memory, memory_labels, batch_offset)
-    options = Options(reduction, backend, skip_tolerance)
+    options = Options(reduction, backend, skip_tolerance, variables)
     return pair_loss(spec, policy.values(), samples, options, group, exchange)
 
 
@@ -168,4 +168,5 @@ def fused_class_loss(
         reduction,
         backend,
         skip_tolerance,
+        variables,
     )

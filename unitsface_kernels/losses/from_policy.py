@@ -10,7 +10,7 @@ from torch import Tensor
 from ..policy import bounds, eager
 from ..policy.definition import Policy
 from ..policy.expression import Expression, build
-from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings
+from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings, variable_bindings
 from .row_formulas import finish_of, triplet_of
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
@@ -70,21 +70,32 @@ _TERMS: list[tuple[Formula, Expression]] = []
 
 
 def _term_of(
-    place: int, cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]
+    place: int,
+    cosine: Tensor,
+    threshold: Tensor | None,
+    params: tuple[float, ...],
+    variables: tuple[Tensor, ...] = (),
 ) -> Tensor:
     if torch.compiler.is_compiling():
         from ..compiled import evaluate_term
 
-        return evaluate_term(place, cosine, threshold, params)
-    return evaluate(place, cosine, threshold, params)
+        return evaluate_term(place, cosine, threshold, params, variables)
+    return evaluate(place, cosine, threshold, params, variables)
 
 
 def evaluate(
-    place: int, cosine: Tensor, threshold: Tensor | None, params: tuple[float, ...]
+    place: int,
+    cosine: Tensor,
+    threshold: Tensor | None,
+    params: tuple[float, ...],
+    variables: tuple[Tensor, ...],
 ) -> Tensor:
     """The term number ``place`` by operations of Torch."""
     formula, expression = _TERMS[place]
-    bindings: dict[Expression, Tensor | float] = {COSINE: cosine}
+    bindings: dict[Expression, Tensor | float] = {
+        COSINE: cosine,
+        **variable_bindings(formula, variables),
+    }
     if threshold is not None:
         bindings[THRESHOLD] = threshold
     return eager.evaluate(expression, bindings | number_bindings(formula, params))

@@ -12,13 +12,15 @@ from torch import Tensor
 from ..policy.form import kernel_form
 from ..policy.formula import Formula
 from ..policy.parameter import Parameter, Topology
+from ..policy.variable import Variable
 
 Reduction = Literal["sum", "logsumexp", "logsumexps", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
 ValidRows = Literal["labeled", "with_positives", "with_negatives", "with_both"]
 
-# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
-EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
+# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise. Those of
+# a spec with variables take a fourth argument: their values, which broadcast against the cosines.
+EagerTerm = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,16 @@ class LossSpec:
     def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """What the kernels receive for packed hyper-parameters: the constants of the formula."""
         return params if self.formula is None else kernel_form(self.formula).constants(params)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Tensors that the formula reads, see :class:`Formula`."""
+        return () if self.formula is None else self.formula.variables
+
+    def variables_size(self, rows: int, columns: int) -> int:
+        """Elements of all given variables of a call with so many rows and columns."""
+        sizes = {"scalar": 1, "row": rows, "column": columns}
+        return sum(sizes[variable.side] for variable in self.variables if variable.given)
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}

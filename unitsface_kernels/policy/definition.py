@@ -17,12 +17,13 @@ from .expression import (
     leaf,
     lift,
     recorded,
+    topological,
     users_line,
 )
-from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula, Variable
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula
 from .nan import keeping_nan
 from .parameter import Parameter, Topology
-
+from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -88,6 +89,11 @@ class Policy:
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
 
+    #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
+    #: which is a constant of the gradient.
+    row_norm: Any
+    target_cosine: Any
+
     topology: ClassVar[Topology]
     combine: ClassVar[Combination] = "sum"
     formula: ClassVar[Formula]
@@ -134,6 +140,10 @@ class Pair(Policy):
 
     topology = "pair"
 
+    @property
+    def target_cosine(self) -> Any:
+        fail("target_cosine is that of a row's class; a row of samples may have many positives")
+
 
 class Class(Policy):
     """A policy of samples against class weights; the positive is the row's own class."""
@@ -171,6 +181,12 @@ def _trace(cls: type[Policy]) -> Formula:
     this = object.__new__(cls)
     numbers: list[Parameter] = []
     variables: list[Variable] = []
+    computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
+    for name, value in computed.items():
+        if name in fields:
+            fail(f"{cls.__name__}.{name} is a name that every policy has")
+        if name != TARGET_COSINE or cls.topology == "class":
+            setattr(this, name, value)
     for name, kind in fields.items():
         default = getattr(cls, name, None)
         if kind == "number":
@@ -182,12 +198,18 @@ def _trace(cls: type[Policy]) -> Formula:
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
         else:
-            variables.append(Variable(name, kind))
+            variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
     for name, term in terms.items():
         if term is not None and "cosine" in term.reads:
             terms[name] = keeping_nan(term, COSINE)
+    read = _leaves(terms["positive"], terms["negative"])
+    variables += [Variable(name, "row", given=False) for name in computed if name in read]
+    if (cls.topology, cls.combine) == ("class", "logsumexp"):
+        streamed = _leaves(terms["negative"])
+        variables = [replace(v, streamed=v.name in streamed) for v in variables]
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     weights = tuple(
         getattr(this, name) if name in fields else _call(cls, this, name)
         for name in ("positive_weight", "negative_weight")
@@ -215,6 +237,12 @@ def _trace(cls: type[Policy]) -> Formula:
         finish,
         triplet,
     )
+
+
+def _leaves(*terms: Expression | None) -> set[object]:
+    """Names of what the terms read."""
+    read = topological(*(e for e in terms if e is not None))
+    return {e.payload for e in read if e.op == "leaf"}
 
 
 def _named(parameter: Parameter, name: str) -> Parameter:

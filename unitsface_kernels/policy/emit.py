@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from .expression import Expression, is_const, topological, value_of
 from .text import comparison
 
-#: Parts of longer expressions have lines of their own.
-_LONGEST = 72
-
 # How tightly a piece of text binds: the level of an operand has to be at least the one asked for.
 _CHOICE, _MASKS, _COMPARISON, _SUM, _PRODUCT, _CALL = range(6)
 #: Own level, and what the arguments need: no operation may be reordered.
@@ -49,6 +46,7 @@ class Dialect:
         part: how one of these results is read: (name, part).
         uniform: for masks that numbers alone decide: how a mask is read from what a kernel
             receives, and a selection by it. None: as any other mask.
+        longest: parts of longer expressions have lines of their own.
         compared: spellings of selections whose result a comparison reads, where they differ.
     """
 
@@ -58,7 +56,12 @@ class Dialect:
     declare_parts: Callable[[str, str], str]
     part: Callable[[str, str], str]
     uniform: tuple[str, str] | None = None
+    longest: int = 76
     compared: Mapping[str, str] = field(default_factory=dict)
+
+
+def _levels(e: Expression) -> tuple[int, tuple[int, ...]]:
+    return _LEVELS.get(e.op, (_CALL, (_CHOICE,) * len(e.args)))
 
 
 @dataclass
@@ -101,9 +104,9 @@ class _Writer:
     def run(self) -> tuple[list[str], dict[str, str]]:
         for e in self._nodes:
             self._pieces[e] = self._piece(e)
-        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > _LONGEST:
+        if sum(len(self._pieces[e].text) for e in self._outputs.values()) > self._dialect.longest:
             for name, e in self._outputs.items():
-                if self._pieces[e].level < _CALL or len(self._pieces[e].text) > _LONGEST // 3:
+                if not _REPEATABLE.fullmatch(self._pieces[e].text):
                     self._named(e, name)
         return self._lines, {name: self._pieces[e].text for name, e in self._outputs.items()}
 
@@ -111,25 +114,17 @@ class _Writer:
         if e.op == "const":
             text = self._dialect.literal(e.mask and bool(e.payload) if e.mask else value_of(e))
             return _Piece(text, _PRODUCT if text.startswith("-") else _CALL)
-        spelling = self._dialect.spelling(e.op)
-        if e in self._compared:
-            spelling = self._dialect.compared.get(e.op, spelling)
-        if e.op in _FLIPPED and e.args[0].op == "const":
-            spelling = _FLIPPED[e.op]
-        if e.op == "where" and e.args[0] in self._masks and self._dialect.uniform is not None:
-            # Without the spelling of a mask.
-            spelling = self._dialect.uniform[1].replace("{0}", self._masks[e.args[0]])
-        for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
-            if sum(len(self._pieces[arg].text) for arg in e.args) > _LONGEST:
+        spelling = self._spelling(e)
+        for place, arg in enumerate(e.args):
+            repeated = spelling.count(f"{{{place}}}") > 1
+            if repeated and not _REPEATABLE.fullmatch(self._pieces[arg].text):
                 self._named(arg)
-        level, wanted = _LEVELS.get(e.op, (_CALL, (_CHOICE,) * len(e.args)))
-        pieces = []
-        for place, (arg, least) in enumerate(zip(e.args, wanted, strict=True)):
-            piece = self._pieces[arg]
-            if spelling.count(f"{{{place}}}") > 1 and not _REPEATABLE.fullmatch(piece.text):
-                piece = self._named(arg)
-            pieces.append(piece.text if piece.level >= least else f"({piece.text})")
-        text = spelling.format(*pieces)
+        for arg in sorted(e.args, key=lambda arg: -len(self._pieces[arg].text)):
+            too_long = len(self._text(e, spelling)) > self._dialect.longest
+            if too_long and not _REPEATABLE.fullmatch(self._pieces[arg].text):
+                self._named(arg)
+        level, _ = _levels(e)
+        text = self._text(e, spelling)
         parts = _PART.match(text)
         if parts:
             call, part = parts[1], parts[2] or parts[3]
@@ -141,6 +136,25 @@ class _Writer:
         if self._uses[e] > 1:
             return self._named(e)
         return self._pieces[e]
+
+    def _spelling(self, e: Expression) -> str:
+        if e.op == "where" and e.args[0] in self._masks and self._dialect.uniform is not None:
+            # Without the spelling of a mask.
+            return self._dialect.uniform[1].replace("{0}", self._masks[e.args[0]])
+        if e in self._compared and e.op in self._dialect.compared:
+            return self._dialect.compared[e.op]
+        if e.op in _FLIPPED and e.args[0].op == "const":
+            return _FLIPPED[e.op]
+        return self._dialect.spelling(e.op)
+
+    def _text(self, e: Expression, spelling: str) -> str:
+        _, wanted = _levels(e)
+        pieces = [self._pieces[arg] for arg in e.args]
+        texts = (
+            piece.text if piece.level >= least else f"({piece.text})"
+            for piece, least in zip(pieces, wanted, strict=True)
+        )
+        return spelling.format(*texts)
 
     def _named(self, e: Expression, name: str | None = None) -> _Piece:
         name = name or self._name("is" if e.mask else "x")

@@ -34,6 +34,22 @@ struct SumTileArgs {
   Stat* b_dthreshold;      // per_column: [m], added to; else [1], added to; null: not wanted
   int64_t diagonal;        // the pair (i, i + diagonal) is left out; INT64_MIN: none
   bool mirrored;           // the gradient counts both directions of a pair
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+  // As the other direction reads them, if mirrored.
+  const float* b_rows = nullptr;     // [num_rows, m], row_stride
+  const float* a_columns = nullptr;  // [num_columns, n], column_stride
+  // Their gradients, added to; with b_loss, of both directions. Null: not wanted.
+  Stat* d_scalars = nullptr;
+  Stat* a_drows = nullptr;
+  Stat* b_dcolumns = nullptr;
+  Stat* b_drows = nullptr;
+  Stat* a_dcolumns = nullptr;
 };
 
 struct LogsumexpTileArgs {
@@ -44,6 +60,13 @@ struct LogsumexpTileArgs {
   float* maximum;          // [n]
   float* total;            // [n]
   float* target_cosine;    // [n]
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
 };
 
 struct LogsumexpGradientArgs {
@@ -57,6 +80,16 @@ struct LogsumexpGradientArgs {
   const float* log_negatives;    // [n]
   const float* negative_weight;  // [n]; 0: the row's gradient is 0 for any cosines
   const float* target_gradient;  // [n]
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+  // Their gradients of the negatives, added to; null: not wanted.
+  double* a_dscalars = nullptr;  // [num_scalars, n], row_stride: each row's share
+  double* a_drows = nullptr;     // [num_rows, n], row_stride
 };
 
 // A range of scores that a refining pass counts in sub-bins of 2^shift neighboring float32 values.

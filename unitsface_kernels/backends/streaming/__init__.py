@@ -30,6 +30,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .logsumexp import finish_rows
@@ -83,6 +84,7 @@ __all__ = [
     "SortedTargets",
     "SumTile",
     "TileColumns",
+    "TileVariables",
     "UnitRows",
     "driver",
     "finish_rows",

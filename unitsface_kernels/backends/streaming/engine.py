@@ -17,6 +17,27 @@ from .call import Call, clear_ignored
 from .selection import DeviceFilter, RowSelection
 
 
+class TileVariables(NamedTuple):
+    """Variables of a formula as a tile's pairs read them; or their gradients, to be added to.
+
+    Pair (i, j) reads ``a_rows`` at i and ``b_columns`` at j; in the other direction ``b_rows`` at j
+    and ``a_columns`` at i. In a gradient these two have the share of the other direction.
+
+    Attributes:
+        scalars: (S,).
+        a_rows: (R, n), part of (R, N).
+        b_columns: (C, m), part of (C, M).
+        b_rows: (R, m); None: the tile has one direction.
+        a_columns: (C, n); None likewise.
+    """
+
+    scalars: Tensor
+    a_rows: Tensor
+    b_columns: Tensor
+    b_rows: Tensor | None = None
+    a_columns: Tensor | None = None
+
+
 @dataclass
 class SumTile:
     """Arguments of :meth:`Engine.sum_tile`.
@@ -44,6 +65,9 @@ class SumTile:
             the diagonal the same tile, and against rows of another rank that rank, has the other
             direction.
         gradient: whether d loss / d cosine is wanted.
+        variables: of the formula, float32; None: it reads none.
+        d_variables: accumulates their gradients; None if not needed. That of the other direction
+            only with ``b_loss``.
     """
 
     a: Tensor
@@ -63,6 +87,8 @@ class SumTile:
     mirrored: bool
     gradient: bool
     total: bool = False
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 @dataclass
@@ -97,6 +123,9 @@ class ClassTile:
             overwrite them; None: nowhere, the second pass multiplies again.
         b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
+        variables: that the negatives' logits read, as of :class:`SumTile`.
+        d_variables: accumulates the gradients of the negatives, by row: (S, n) of scalars and
+            (R, n); None if not needed.
     """
 
     a: Tensor
@@ -106,6 +135,8 @@ class ClassTile:
     cosines: Tensor | None = None
     b_factors: Tensor | None = None
     selection: RowSelection | None = None
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 class TileColumns(NamedTuple):

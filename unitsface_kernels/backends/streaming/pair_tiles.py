@@ -63,7 +63,7 @@ def result_of(call: Call, per_row: Tensor, state: Tensor) -> Result:
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, state, (None, None, None))
+    return Result(loss, state, Gradients())
 
 
 # --- tiles ----------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def gradients_of_pairs(
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return d_rows, d_columns, None
+    return Gradients(d_rows, d_columns)
 
 
 def _gradients_in_batch(

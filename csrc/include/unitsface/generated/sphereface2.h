@@ -12,8 +12,8 @@ inline namespace UF_ISA {
 // SphereFace2: softplus over samples and classes.
 // x0 = where(margin_type == "A", margin, 0)
 // x1 = cos(x0)
-// x2 = pow((where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2, t)
-// x3 = 2 * x2 - 1
+// x2 = (where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2
+// x3 = 2 * pow(x2, t) - 1
 // x4 = where(margin_type == "A", 0, margin)
 // x5 = where(margin_gradient == "exact", x3, cosine + detach(x3 - cosine)) - x4
 // x6 = 2 * pow((cosine + 1) / 2, t) - 1
@@ -59,8 +59,8 @@ struct SphereFace2 {
   UF_HOST_DEVICE Term evaluate(float cosine, float threshold, bool positive) const {
     const bool is0 = cosine < k0;
     const float x0 = sine_of_cosine(cosine);
-    const float x1 = choose(all_bits(positive), choose(all_bits(is0), -1.0f, k1 * cosine - k2 * x0), cosine);
-    const float x2 = 0.5f * x1 + 0.5f;
+    const float x1 = choose(all_bits(is0), -1.0f, k1 * cosine - k2 * x0);
+    const float x2 = 0.5f * choose(all_bits(positive), x1, cosine) + 0.5f;
     const float x3 = pow_positive(x2, t);
     const float x4 = (positive ? k5 - threshold : threshold + k6) + (positive ? k12 : k4) * x3;
     const auto part0 = softplus(x4);

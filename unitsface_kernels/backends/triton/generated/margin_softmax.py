@@ -3,7 +3,8 @@
 
 x0 = cosine - adaptive_margin * detach(cosine)
 x1 = margin(x0, m1, m2)
-positive = scale * (where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3)
+x2 = where(margin_gradient == "detached", x0 + detach(x1 - x0), x1) - m3
+positive = scale * x2
 negative = scale * cosine
 """
 

@@ -3,8 +3,8 @@
 
 x0 = where(margin_type == "A", margin, 0)
 x1 = cos(x0)
-x2 = pow((where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2, t)
-x3 = 2 * x2 - 1
+x2 = (where(cosine < -x1, -1, cosine * x1 - sine(cosine) * sin(x0)) + 1) / 2
+x3 = 2 * pow(x2, t) - 1
 x4 = where(margin_type == "A", 0, margin)
 x5 = where(margin_gradient == "exact", x3, cosine + detach(x3 - cosine)) - x4
 x6 = 2 * pow((cosine + 1) / 2, t) - 1
@@ -37,13 +37,12 @@ def logit(cosine, threshold, positive, params):
     scale = params[9]
     is0 = cosine < k0
     x0 = sine_of_cosine(cosine)
-    x1 = tl.where(positive, tl.where(is0, -1.0, k1 * cosine - k2 * x0), cosine)
-    x2 = 0.5 * x1 + 0.5
-    x3 = pow_positive(x2, t)
-    x4 = tl.where(is0, 0.0, k2 * (cosine / tl.where(x0 < 0.0001, 0.0001, x0)) + k1)
-    x5 = k7 * (x3 / tl.where(x2 < 1e-30, 1e-30, x2) * tl.where(positive, x4, 1.0))
-    value = k4 * x3 + tl.where(positive, threshold - k5, threshold + k6)
-    dcosine = scale * tl.where(margin_gradient_is_exact, x5, 1.0)
+    x1 = 0.5 * tl.where(positive, tl.where(is0, -1.0, k1 * cosine - k2 * x0), cosine) + 0.5
+    x2 = pow_positive(x1, t)
+    x3 = tl.where(is0, 0.0, k2 * (cosine / tl.where(x0 < 0.0001, 0.0001, x0)) + k1)
+    x4 = k7 * (x2 / tl.where(x1 < 1e-30, 1e-30, x1) * tl.where(positive, x3, 1.0))
+    value = k4 * x2 + tl.where(positive, threshold - k5, threshold + k6)
+    dcosine = scale * tl.where(margin_gradient_is_exact, x4, 1.0)
     return value, dcosine
 
 
