@@ -58,7 +58,7 @@ KERNELS = {
 }
 #: Parameters that choose another way through a policy.
 MORE: dict[str, tuple[dict[str, float | str], ...]] = {
-    "sphereface2": ({"margin_type": "A", "margin_gradient": "exact"}, {"t": 2.5}),
+    "sphereface2": ({"margin_type": "A", "margin_gradient": "exact", "t": 2.5},),
 }
 
 

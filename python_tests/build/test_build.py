@@ -330,7 +330,7 @@ def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
         run = _pair_tiles
-    params = list(spec.pack(spec.defaults()))
+    params = list(spec.kernel_params(spec.pack(spec.defaults())))
     want = run(spec.name, params, cosines, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
     for threads in (2, 3, 7):

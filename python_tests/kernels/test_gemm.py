@@ -210,7 +210,8 @@ def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tenso
     }[spec.reduction, spec.topology]
     addresses = {name: address(tensor) for name, tensor in held.items()}
     tile = getattr(native, arguments)(**options, **addresses)
-    getattr(native.cpu, kernel)(spec.name, list(spec.pack(spec.defaults())), tile, 2)
+    params = list(spec.kernel_params(spec.pack(spec.defaults())))
+    getattr(native.cpu, kernel)(spec.name, params, tile, 2)
     return gradient
 
 
