@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -273,6 +274,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=known, default=known)
     parser.add_argument("--out", type=Path, default=RESULTS / "custom_policies.json")
     arguments = parser.parse_args(argv)
+    # What the eager tiles say.
+    warnings.filterwarnings("ignore", message=".*UNITSFACE_POLICY_COMPILER=off")
     results: dict = {
         "command": shlex.join(["python", "-m", "bench.custom_policies", *argv]),
         "machine": machine(),

@@ -36,8 +36,55 @@ int64_t columns(const Args& t) {
 }
 
 template <class Args>
+int64_t row_variables(const Args& t) {
+  return strided(t.num_rows, t.n, t.row_stride);
+}
+
+template <class Args>
+int64_t column_variables(const Args& t) {
+  return strided(t.num_columns, t.m, t.column_stride);
+}
+
+// Of a policy that reads any; all others leave them out.
+template <class Args>
+Fields<Args> variable_fields(py::module_& m, const char* name) {
+  Fields<Args> fields(m, name);
+  fields.field("num_scalars", &Args::num_scalars)
+      .field("num_rows", &Args::num_rows)
+      .field("num_columns", &Args::num_columns)
+      .field("row_stride", &Args::row_stride)
+      .field("column_stride", &Args::column_stride)
+      .field("scalars", &Args::scalars, [](const Args& t) { return t.num_scalars; })
+      .field("a_rows", &Args::a_rows, row_variables)
+      .field("b_columns", &Args::b_columns, column_variables)
+      .check([](const Args& t) { return t.num_scalars >= 0 && t.num_rows >= 0; }, "numbers below 0")
+      .check([](const Args& t) { return t.num_columns >= 0; }, "numbers below 0")
+      .check([](const Args& t) { return t.row_stride >= 0 && t.column_stride >= 0; },
+             "strides below 0");
+  return fields;
+}
+
+template <class Args>
 void bind_sum_tile(py::module_& m, const char* name) {
-  Fields<Args>(m, name)
+  variable_fields<Args>(m, name)
+      .optional("b_rows", &Args::b_rows,
+                [](const Args& t) { return strided(t.num_rows, t.m, t.row_stride); })
+      .optional("a_columns", &Args::a_columns,
+                [](const Args& t) { return strided(t.num_columns, t.n, t.column_stride); })
+      .optional("a_drows", &Args::a_drows, row_variables)
+      .optional("d_scalars", &Args::d_scalars, [](const Args& t) { return t.num_scalars; })
+      .optional("b_dcolumns", &Args::b_dcolumns, column_variables)
+      .optional("b_drows", &Args::b_drows,
+                [](const Args& t) { return strided(t.num_rows, t.m, t.row_stride); })
+      .optional("a_dcolumns", &Args::a_dcolumns,
+                [](const Args& t) { return strided(t.num_columns, t.n, t.column_stride); })
+      .check(
+          [](const Args& t) {
+            const bool both = t.n > 0 && t.m > 0 && (t.mirrored || t.b_loss != nullptr);
+            return !both || ((t.num_rows == 0 || t.b_rows != nullptr) &&
+                             (t.num_columns == 0 || t.a_columns != nullptr));
+          },
+          "variables of the other direction are missing")
       .field("cosines", &Args::cosines, tile)
       .optional("gradient", &Args::gradient, gradient_tile)
       .field("gradient_dtype", &Args::gradient_dtype)
@@ -121,8 +168,18 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
       .field("a_total", &N::a_total, rows)
       .optional("b_maximum", &N::b_maximum, columns)
       .optional("b_total", &N::b_total, columns)
+      .optional("a_positive_maximum", &N::a_positive_maximum, rows)
+      .optional("a_positive_total", &N::a_positive_total, rows)
+      .optional("b_positive_maximum", &N::b_positive_maximum, columns)
+      .optional("b_positive_total", &N::b_positive_total, columns)
       .check([](const N& t) { return (t.b_maximum == nullptr) == (t.b_total == nullptr); },
-             "b_maximum and b_total go together");
+             "b_maximum and b_total go together")
+      .check(
+          [](const N& t) {
+            return (t.a_positive_maximum == nullptr) == (t.a_positive_total == nullptr) &&
+                   (t.b_positive_maximum == nullptr) == (t.b_positive_total == nullptr);
+          },
+          "positive_maximum and positive_total go together");
   pair_fields<P>(m, device + "PairPositives")
       .field("a_log_negatives", &P::a_log_negatives, rows)
       .field("a_loss", &P::a_loss, rows)
@@ -146,6 +203,8 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
       .optional("b_log_negatives", &G::b_log_negatives, columns)
       .optional("b_negative_weight", &G::b_negative_weight, columns)
       .optional("b_positive_weight", &G::b_positive_weight, columns)
+      .optional("a_log_positives", &G::a_log_positives, rows)
+      .optional("b_log_positives", &G::b_log_positives, columns)
       .check(
           [](const G& t) {
             const bool none = t.b_log_negatives == nullptr;
@@ -175,7 +234,7 @@ void bind_arguments(py::module_& m) {
   bind_pair_tiles<cuda::PairNegatives, cuda::PairPositives, cuda::PairGradient>(m, "Cuda");
 #endif
   using L = LogsumexpTileArgs;
-  Fields<L>(m, "LogsumexpTile")
+  variable_fields<L>(m, "LogsumexpTile")
       .field("cosines", &L::cosines, tile)
       .field("n", &L::n)
       .field("m", &L::m)
@@ -186,7 +245,10 @@ void bind_arguments(py::module_& m) {
       .field("total", &L::total, rows)
       .field("target_cosine", &L::target_cosine, rows);
   using G = LogsumexpGradientArgs;
-  Fields<G>(m, "LogsumexpGradientTile")
+  variable_fields<G>(m, "LogsumexpGradientTile")
+      .optional("a_drows", &G::a_drows, row_variables)
+      .optional("a_dscalars", &G::a_dscalars,
+                [](const G& t) { return strided(t.num_scalars, t.n, t.row_stride); })
       .field("cosines", &G::cosines, tile)
       .field("gradient", &G::gradient, gradient_tile)
       .field("gradient_dtype", &G::gradient_dtype)
@@ -305,14 +367,17 @@ void bind_arguments(py::module_& m) {
       .field("key", &T::key)
       .field("size", &T::size)
       .optional("classes", &T::classes, rows)
+      .optional("positives", &T::positives, [](const T& t) { return t.m; })
+      .field("m", &T::m)
       .field("n", &T::n)
       .field("out", &T::out, rows)
       .check(
           [](const T& t) {
             const bool places = t.classes == nullptr && static_cast<uint64_t>(t.n) > t.size;
-            return t.n == 0 || (!places && t.size <= uint64_t{1} << 62);
+            const bool positives = t.m == 0 || (t.m > 0 && t.positives != nullptr);
+            return t.n == 0 || (!places && positives && t.size <= uint64_t{1} << 62);
           },
-          "more places than classes");
+          "more places than classes, or no positives");
 }
 
 }  // namespace unitsface

@@ -83,6 +83,19 @@ constexpr bool kHasGradient = false;
 template <class Args>
 constexpr bool kHasGradient<Args, std::void_t<decltype(Args::gradient_dtype)>> = true;
 
+// Whether a tile's arguments have variables, and whether these are those that the loss reads.
+template <class Args, class = void>
+constexpr bool kHasVariables = false;
+template <class Args>
+constexpr bool kHasVariables<Args, std::void_t<decltype(Args::num_scalars)>> = true;
+
+template <class Args>
+void require_variables(const std::string& loss, const Args& t) {
+  const cpu::LossKernels& k = *cpu::kernels_of(loss);
+  if (t.num_scalars == k.scalars && t.num_rows == k.rows && t.num_columns == k.columns) return;
+  throw std::invalid_argument("the policy of loss '" + loss + "' reads other variables");
+}
+
 template <class Args>
 void bind_loss_tile(py::module_& m, const char* name,
                     void (*cpu::LossKernels::*member)(const float*, const Args&, int)) {
@@ -91,6 +104,7 @@ void bind_loss_tile(py::module_& m, const char* name,
       [member](const std::string& loss, Params params, const Args& args, int threads) {
         if constexpr (kHasGradient<Args>) require_type(args.gradient_dtype);
         const auto [run, values] = kernel_of(loss, params, member);
+        if constexpr (kHasVariables<Args>) require_variables(loss, args);
         run(values, args, threads);
       },
       py::call_guard<py::gil_scoped_release>());

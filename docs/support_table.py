@@ -20,7 +20,7 @@ MARKERS = ("<!-- support: begin -->\n", "<!-- support: end -->")
 def native_policies() -> set[str]:
     text = (ROOT / "csrc/include/unitsface/loss_list.def").read_text()
     return set(
-        re.findall(r"^UF_(?:SUM|(?:PAIR_)?LOGSUMEXP)_LOSS\((\w+),", text, flags=re.MULTILINE)
+        re.findall(r"^UF_(?:SUM|(?:PAIR_)?LOGSUMEXPS?)_LOSS\((\w+),", text, flags=re.MULTILINE)
     )
 
 

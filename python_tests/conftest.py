@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+
+if "UNITSFACE_CACHE_DIR" not in os.environ:
+    # Nothing of the user's cache is used, and nothing is left there. Workers share this one.
+    os.environ["UNITSFACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="unitsface_kernels-tests-")
+    atexit.register(shutil.rmtree, os.environ["UNITSFACE_CACHE_DIR"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads that wait must not keep them from one another.

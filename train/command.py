@@ -17,6 +17,7 @@ from train.config import (
     read_yaml,
 )
 from train.errors import Parser, UserError
+from train.own_loss import refuse_stored
 
 
 class _Parser(Parser):
@@ -88,6 +89,7 @@ def load_config(argv: list[str]) -> tuple[Config, Path | None, dict[str, Any] | 
         return make_config(*layers), None, None
     path, values = checkpoint.read_or_earlier(path, take=auto)
     base = values["config"] = of_a_run(values["config"])
+    refuse_stored(base, layers, str(path))
     # What "auto" would choose for this number of processes may not be what the checkpoint holds.
     sharded = "always" if checkpoint.is_sharded(path) else "never"
     base.setdefault("partial_fc", {})["enabled"] = sharded

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unitsface_kernels as uk
+from train.config.keys import names_class
 from train.config.sections import (
     NO_LOSS,
     LossConfig,
@@ -18,6 +19,7 @@ from train.config.sections import (
 )
 from train.distributed import lost_process
 from train.errors import UserError
+from train.own_loss import build_own, policy_and_options
 
 
 def _parameters(cls: type) -> list[str]:
@@ -172,18 +174,25 @@ def build_loss(
     }
     class_loss = pair_loss = None
     if config.class_name != NO_LOSS and not sharded:
-        cls = uk.CLASS_LOSSES[config.class_name]
-        class_loss = _construct("class", config.class_name, cls, given, config.class_options)
+        class_loss = _build("class", config.class_name, config.class_options, given)
     if config.pair_name != NO_LOSS:
-        cls = uk.PAIR_LOSSES[config.pair_name]
-        pair_loss = _construct("pair", config.pair_name, cls, given, config.pair_options)
+        pair_loss = _build("pair", config.pair_name, config.pair_options, given)
     weights = config.class_weight, config.pair_weight
     return FaceLoss(class_loss, pair_loss, *weights, config.class_until_filled)
 
 
+def _build(key: str, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:
+    if names_class(name):
+        taken = ("embedding_size", "num_classes") if key == "class" else ("num_identities", "group")
+        return build_own(key, name, options, {k: given[k] for k in (*taken, "backend")})
+    losses = uk.CLASS_LOSSES if key == "class" else uk.PAIR_LOSSES
+    return _construct(key, name, losses[name], given, options)
+
+
 def shards_classes(loss: LossConfig, partial_fc: PartialFCConfig, processes: int) -> bool:
     """True where a configuration's class loss has its classes in shards, :func:`build_head`."""
-    if loss.class_name not in shardable_names() or partial_fc.enabled == "never":
+    shardable = names_class(loss.class_name) or loss.class_name in shardable_names()
+    if not shardable or partial_fc.enabled == "never":
         return False
     if loss.class_until_filled:
         return False
@@ -201,16 +210,21 @@ def build_head(
     device: torch.device,
 ) -> uk.PartialFC:
     """The class loss with its classes spread over all processes."""
-    name, own = config.class_name, ("embedding_size", "num_classes", "backend")
-    known = [p for p in _parameters(uk.CLASS_LOSSES[name]) if p not in own]
-    _check_options("class", name, known, config.class_options)
+    name, options = config.class_name, config.class_options
+    head: Any = name
+    if names_class(name):
+        head, options = policy_and_options("class", name, options)
+    else:
+        own = ("embedding_size", "num_classes", "backend")
+        known = [p for p in _parameters(uk.CLASS_LOSSES[name]) if p not in own]
+        _check_options("class", name, known, options)
     try:
         return uk.PartialFC(
-            *(name, embedding_size, num_classes, sample_rate),
+            *(head, embedding_size, num_classes, sample_rate),
             seed=seed,
             device=device,
             backend=config.backend,
-            **config.class_options,
+            **options,
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"loss.class={name}: {error}") from error

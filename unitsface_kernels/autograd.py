@@ -38,7 +38,7 @@ def applies(tensors: CallTensors) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and all(
             t is None or type(t) in (Tensor, torch.nn.Parameter)
-            for t in (tensors.rows, tensors.columns, tensors.threshold)
+            for t in passes.differentiable(tensors)
         )
     )
 

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from .losses import from_policy
+
 R = TypeVar("R")
 
 
@@ -14,3 +16,7 @@ R = TypeVar("R")
 def constant(function: Callable[..., R], *arguments: object) -> R:
     """The result of ``function``, which a graph may contain as a constant."""
     return function(*arguments)
+
+
+#: A formula's graph is not traced; the operations that it comes to are.
+evaluate_term = torch.compiler.allow_in_graph(from_policy.evaluate)

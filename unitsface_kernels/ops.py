@@ -8,6 +8,7 @@ the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -18,13 +19,15 @@ from . import passes, validate
 from .backends.streaming import Call, CallConfig, CallTensors, Gradients, make_call, state_rows
 from .losses import find
 
+_GRADIENTS = len(Gradients._fields)
 # Fields of a configuration that are arguments as they are.
 _STATIC = [f.name for f in fields(CallConfig) if f.name not in ("spec", "params")]
 _ARGUMENTS = """
     Tensor rows, Tensor row_labels, Tensor? columns, Tensor? column_labels, Tensor? column_index,
     SymInt? self_offset, Tensor? threshold, str loss, float[] params, str reduction, str backend,
     ScalarType compute_dtype, float skip_tolerance,
-    bool need_rows, bool need_columns, bool need_threshold
+    bool need_rows, bool need_columns, bool need_threshold,
+    Tensor? variables=None, bool need_variables=False
 """
 
 
@@ -51,6 +54,8 @@ class Arguments(NamedTuple):
     need_rows: bool
     need_columns: bool
     need_threshold: bool
+    variables: Tensor | None = None
+    need_variables: bool = False
 
     @classmethod
     def of(cls, config: CallConfig, tensors: CallTensors) -> Arguments:
@@ -68,35 +73,33 @@ class Arguments(NamedTuple):
         return CallConfig(find(self.loss), tuple(self.params), **static)
 
     @property
-    def differentiable(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.rows, self.columns, self.threshold
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        return passes.differentiable(self.tensors)
 
     @property
-    def needs(self) -> tuple[bool, bool, bool]:
-        return self.need_rows, self.need_columns, self.need_threshold
+    def needs(self) -> tuple[bool, ...]:
+        return self.need_rows, self.need_columns, self.need_threshold, self.need_variables
 
-    def needed(self, d_rows: Tensor, d_columns: Tensor, d_threshold: Tensor) -> Gradients:
+    def needed(self, gradients: Sequence[Tensor]) -> Gradients:
         """Gradients, None in place of what is not needed."""
-        return (
-            d_rows if self.need_rows else None,
-            d_columns if self.need_columns else None,
-            d_threshold if self.need_threshold else None,
-        )
+        pairs = zip(gradients, self.needs, strict=True)
+        return Gradients(*(gradient if needed else None for gradient, needed in pairs))
 
     @property
     def gradient_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes for rows, for the columns that take part, and for the threshold."""
+        """Shapes for rows, for the columns that take part, for threshold and variables."""
         columns = self.columns if self.column_index is None else self.column_index
         return (
             (self.rows.shape[0], self.rows.shape[1]),
             (0 if columns is None else columns.shape[0], self.rows.shape[1]),
             (0 if self.threshold is None else self.threshold.numel(),),
+            (0 if self.variables is None else self.variables.numel(),),
         )
 
     def call(self) -> Call:
         """The call, whose shapes are checked: it may come from no public function."""
         call = make_call(self.config, self.tensors)
-        validate.packed(call.params, len(call.spec.parameters))
+        validate.packed("params", call.params, len(call.spec.parameters))
         validate.operands(
             call.rows,
             call.row_labels,
@@ -106,6 +109,8 @@ class Arguments(NamedTuple):
             call.threshold,
             call.num_columns if call.spec.threshold == "per_column" else 1,
         )
+        size = call.spec.variables_size(call.rows.shape[0], call.num_columns)
+        validate.packed("variables", () if call.variables is None else call.variables, size)
         return call
 
 
@@ -117,7 +122,7 @@ def _or_empty(like: Tensor, *optional: Tensor | None) -> tuple[Tensor, ...]:
 @torch.library.custom_op(
     "unitsface::similarity_loss",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def similarity_loss(*flat) -> tuple[Tensor, ...]:
     """Loss, state for the backward pass, and gradients, empty where not needed or not known yet."""
@@ -131,7 +136,7 @@ def similarity_loss(*flat) -> tuple[Tensor, ...]:
         lowest=-2,
     )
     result, _ = passes.forward_with_known(given.call())
-    return result.loss, *_or_empty(given.rows, result.state, *result.gradients)
+    return result.loss, *_or_empty(given.rows, result.state, *Gradients(*result.gradients))
 
 
 @similarity_loss.register_fake
@@ -159,17 +164,16 @@ def _(*flat):
     mutates_args=(),
     schema=(
         "(Tensor grad_loss, Tensor state, Tensor d_rows, Tensor d_columns, Tensor d_threshold, "
-        f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+        f"Tensor d_variables, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-def similarity_loss_backward(
-    grad_loss: Tensor, state: Tensor, d_rows: Tensor, d_columns: Tensor, d_threshold: Tensor, *flat
-) -> tuple[Tensor, ...]:
-    """Gradients of rows, columns and threshold, in the dtype of each, empty where not needed."""
-    given = Arguments(*flat)
+def similarity_loss_backward(grad_loss: Tensor, state: Tensor, *flat) -> tuple[Tensor, ...]:
+    """Gradients of all tensors, in the dtype of each, empty where not needed."""
+    known, given = flat[:_GRADIENTS], Arguments(*flat[_GRADIENTS:])
     # Gradients that the forward pass did not know are empty vectors.
-    if given.config.forward_has_gradients or d_rows.dim() == 2:
-        gradients = passes.times(given.needed(d_rows, d_columns, d_threshold), grad_loss)
+    some = known[0].dim() == 2 or known[-1].numel() > 0
+    if given.config.forward_has_gradients or some:
+        gradients = passes.times(given.needed(known), grad_loss)
     else:
         gradients = passes.backward_of_loss(given.call(), state, grad_loss)
     return tuple(
@@ -179,8 +183,8 @@ def similarity_loss_backward(
 
 
 @similarity_loss_backward.register_fake
-def _(grad_loss, state, d_rows, d_columns, d_threshold, *flat):
-    given = Arguments(*flat)
+def _(grad_loss, state, *flat):
+    given = Arguments(*flat[_GRADIENTS:])
     return tuple(
         like.new_empty(shape) if needed and like is not None else given.rows.new_empty(0)
         for like, shape, needed in zip(
@@ -202,19 +206,17 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
-        return _by_argument(None, None, None)
-    state, d_rows, d_columns, d_threshold, *saved = ctx.saved_tensors
-    tensors = CallTensors(*saved)
+        return _by_argument(Gradients())
+    state, *rest = ctx.saved_tensors
+    tensors = CallTensors(*rest[_GRADIENTS:])
     given = Arguments.of(ctx.config, tensors)
-    found = similarity_loss_backward(grad_loss, state, d_rows, d_columns, d_threshold, *given)
-    return _by_argument(*passes.of_inputs(tensors, *given.needed(*found)))
+    found = similarity_loss_backward(grad_loss, state, *rest[:_GRADIENTS], *given)
+    return _by_argument(passes.of_inputs(tensors, *given.needed(found)))
 
 
-def _by_argument(
-    d_rows: Tensor | None, d_columns: Tensor | None, d_threshold: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _by_argument(gradients: Gradients) -> tuple[Tensor | None, ...]:
     """Gradients in the order of the operator's arguments; the others have none."""
-    found = {"rows": d_rows, "columns": d_columns, "threshold": d_threshold}
+    found = gradients._asdict()
     return tuple(found.get(name) for name in Arguments._fields)
 
 

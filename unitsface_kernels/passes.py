@@ -51,7 +51,7 @@ def backward(call: Call, state: Tensor | None, weights: Tensor) -> Gradients:
     weights = dense(weights)
     run = partial(driver(call.spec).backward, call, state=state, weights=weights)
     with backend.context(call):
-        return run(make_engine(backend, call, "backward", True, run, weights))
+        return Gradients(*run(make_engine(backend, call, "backward", True, run, weights)))
 
 
 def backward_of_loss(call: Call, state: Tensor | None, grad_loss: Tensor) -> Gradients:
@@ -105,8 +105,7 @@ def tensors_to_save(config: CallConfig, tensors: CallTensors, known: bool) -> Ca
 def times(gradients: Gradients, grad_loss: Tensor) -> Gradients:
     """Gradients for the upstream gradient () or, of the rows alone, (N,) of the loss."""
     factor = grad_loss if grad_loss.dim() == 0 else grad_loss[:, None]
-    d_rows, d_columns, d_threshold = (None if g is None else g * factor for g in gradients)
-    return d_rows, d_columns, d_threshold
+    return Gradients(*(None if g is None else g * factor for g in gradients))
 
 
 def scaled(
@@ -118,12 +117,18 @@ def scaled(
     """
     if not grad_loss.is_cuda and grad_loss.item() == 1.0:
         return gradients
-    inputs = (None,) * 3 if tensors is None else (tensors.rows, tensors.columns, tensors.threshold)
-    d_rows, d_columns, d_threshold = (
-        None if gradient is None else _scaled(gradient, grad_loss, like)
-        for gradient, like in zip(gradients, inputs, strict=True)
+    inputs = (None,) * 4 if tensors is None else differentiable(tensors)
+    return Gradients(
+        *(
+            None if gradient is None else _scaled(gradient, grad_loss, like)
+            for gradient, like in zip(gradients, inputs, strict=True)
+        )
     )
-    return d_rows, d_columns, d_threshold
+
+
+def differentiable(tensors: CallTensors) -> tuple[Tensor | None, ...]:
+    """In the order of :class:`Gradients`."""
+    return tensors.rows, tensors.columns, tensors.threshold, tensors.variables
 
 
 def _scaled(gradient: Tensor, factor: Tensor, like: Tensor | None) -> Tensor:
@@ -137,8 +142,9 @@ def of_inputs(
     d_rows: Tensor | None,
     d_columns: Tensor | None,
     d_threshold: Tensor | None,
+    d_variables: Tensor | None = None,
 ) -> Gradients:
-    """Gradients in the dtype and the shape of rows, columns and threshold."""
+    """Gradients in the dtype and the shape of the tensors."""
     rows, columns, threshold = tensors.rows, tensors.columns, tensors.threshold
     if d_rows is not None:
         d_rows = d_rows.to(rows.dtype)
@@ -149,7 +155,9 @@ def of_inputs(
             d_columns = torch.zeros_like(columns).index_add(0, index, d_columns)
     if d_threshold is not None and threshold is not None:
         d_threshold = d_threshold.to(threshold.dtype).reshape(threshold.shape)
-    return d_rows, d_columns, d_threshold
+    if d_variables is not None and tensors.variables is not None:
+        d_variables = d_variables.to(tensors.variables.dtype)
+    return Gradients(d_rows, d_columns, d_threshold, d_variables)
 
 
 def no_second_derivative(ctx, *_):
@@ -171,8 +179,8 @@ class Final(Function):
 
 def by_input(tensors: CallTensors, grad_loss: Tensor, gradients: Gradients) -> tuple:
     """Gradients in the order of an autograd function's inputs ``(config, *tensors)``."""
-    inputs = (grad_loss, tensors.rows, tensors.columns, tensors.threshold)
     if torch.is_grad_enabled():
+        inputs = (grad_loss, *differentiable(tensors))
         gradients = Final.apply(*inputs, *gradients)[len(inputs) :]
-    d_rows, d_columns, d_threshold = gradients
-    return None, d_rows, None, d_columns, None, None, d_threshold
+    d_rows, d_columns, d_threshold, d_variables = gradients
+    return None, d_rows, None, d_columns, None, None, d_threshold, d_variables

@@ -112,7 +112,9 @@ class Arguments:
 LAUNCHES = {
     "sum_tile": lambda v: 2,
     "logsumexp_tile": lambda v: 2,
-    "pair_negatives_tile": lambda v: _pair_launches(v, "b_maximum"),
+    "pair_negatives_tile": lambda v: (
+        _pair_launches(v, "b_maximum") * (1 + (v.get("a_positive_maximum") is not None))
+    ),
     "pair_positives_tile": lambda v: _pair_launches(v, "b_loss"),
 }
 # Pointers, with the types of what they point to; of the others bytes are told.

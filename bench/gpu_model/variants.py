@@ -11,19 +11,20 @@ import torch
 from unitsface_kernels import passes
 from unitsface_kernels.backends.streaming import Call, ForwardCache, logsumexp_pairs
 from unitsface_kernels.backends.triton.engine import TritonEngine
-from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.losses import REGISTRY, LossSpec, custom
 
 from ..fake_device import Chip, Tape, fake_device
+from .policies import POLICIES
 
 ROWS, COLUMNS, SIZE = 192, 256, 512
 #: Rows and columns of an in-batch tile: some are beside the diagonal.
 BLOCK = 128
 #: What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
 #: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
-#: with every loss. The other dtypes differ in element size and in the conversion of gradients: the
-#: variant with the most state and the two logsumexp kernels, of the first loss of each driver,
-#: stand for the rest, which halves the time. float32 runs on ordinary multiplications, which no
-#: architecture does differently: one stands for all.
+#: with every loss, those of policies.py included. The other dtypes differ in element size and in
+#: the conversion of gradients: the variant with the most state and the two logsumexp kernels, of
+#: the first loss of each driver, stand for the rest, which halves the time. float32 runs on
+#: ordinary multiplications, which no architecture does differently: one stands for all.
 VARIANTS = {
     "bfloat16": (
         "batch",
@@ -66,15 +67,18 @@ def record(chip: Chip) -> Tape:
 
 def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     seen = set()
+    own = [custom.spec(policy()) for policy in POLICIES]
+    own += [custom.per_column(spec) for spec in own if spec.threshold == "scalar"]
     # Thresholds per column are the most state.
-    for spec in sorted(REGISTRY.values(), key=lambda spec: spec.threshold != "per_column"):
+    specs = sorted([*REGISTRY.values(), *own], key=lambda spec: spec.threshold != "per_column")
+    for spec in specs:
         # Of the others, the first of a driver and kind of threshold stands for all.
         kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)
         if dtype == torch.bfloat16:
             kind = (spec.name,)
         if (spec.topology == "class") == variant.endswith("classes") and kind not in seen:
             seen.add(kind)
-            call = _call(spec.name, dtype, variant.endswith(("classes", "memory")))
+            call = _call(spec, dtype, variant.endswith(("classes", "memory")))
             if variant.startswith("filtered"):
                 call = dataclasses.replace(call, skip_tolerance=1e-4, cache=ForwardCache())
             yield call
@@ -100,12 +104,10 @@ def _largest(dtype: torch.dtype) -> Iterator[Call]:
         largest = {p.name: p.maximum for p in spec.parameters if p.integer}
         if largest:
             params = spec.pack(spec.defaults() | largest)
-            yield dataclasses.replace(_call(spec.name, dtype, True), params=params)
+            yield dataclasses.replace(_call(spec, dtype, True), params=params)
 
 
-def _call(loss: str, dtype: torch.dtype, with_columns: bool) -> Call:
-    spec = REGISTRY[loss]
-
+def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
     def vectors(count: int) -> torch.Tensor:
         return torch.empty(count, SIZE, dtype=dtype, device="cuda")
 

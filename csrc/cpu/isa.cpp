@@ -28,6 +28,7 @@ const LossKernels* built_in(const char* loss) {
 #define UF_SUM_LOSS(name, Policy) UF_KERNELS(name, sum_kernels<Policy>)
 #define UF_LOGSUMEXP_LOSS(name, Policy) UF_KERNELS(name, logsumexp_kernels<Policy>)
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) UF_KERNELS(name, pair_logsumexp_kernels<Policy>)
+#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) UF_KERNELS(name, pair_logsumexps_kernels<Policy>)
 #include "unitsface/loss_list.def"
   return nullptr;
 }

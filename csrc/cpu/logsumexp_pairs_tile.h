@@ -1,4 +1,5 @@
-// Epilogues of a `logsumexp` loss over samples: any number of positives per row.
+// Epilogues of log-sum-exp losses over samples: any number of positives per row. With kTwo these
+// have a log-sum-exp of their own.
 //
 // A tile of a batch serves both directions of its pairs. Statistics of the columns are kept per
 // unit of rows and folded in order, so that results do not depend on the number of threads.
@@ -27,45 +28,94 @@ inline void fold_log_sum(float highest, float sum, float* maximum, float* total)
   *total = kept + sum * exp_clamped(highest - *maximum);
 }
 
-// Logits of one row's negatives, in place, -inf for every other pair; returns the largest.
-template <class Policy>
-float negative_logits_row(const Policy policy, float* __restrict row, int32_t label,
-                          const int32_t* __restrict labels, int32_t m, int32_t skipped) {
-  float highest = -INFINITY;
-#pragma omp simd reduction(max : highest)
+struct Highest {
+  float negative, positive;
+};
+
+// Logits of one row's pairs, in place, -inf for those that take no part, and the largest ones.
+// With kTwo positives have a log-sum-exp of their own; without, they take no part.
+template <bool kTwo, class Policy>
+Highest logits_row(const Policy policy, float* __restrict row, int32_t label,
+                   const int32_t* __restrict labels, int32_t m, int32_t skipped) {
+  float highest = -INFINITY, highest_positive = -INFINITY;
+#pragma omp simd reduction(max : highest, highest_positive)
   for (int32_t j = 0; j < m; ++j) {
     const int32_t other = labels[j];
-    const bool counted = (other >= 0) & (other != label) & (j != skipped);
-    const float z = counted ? policy.negative(row[j]).value : -INFINITY;
+    const bool same = other == label;
+    const bool counted = (other >= 0) & ((kTwo & Policy::kPositives) | !same) & (j != skipped);
+    const Logit logit = kTwo ? pair_logit(policy, row[j], same) : policy.negative(row[j]);
+    const float z = counted ? logit.value : -INFINITY;
     row[j] = z;
-    highest = z > highest ? z : highest;
+    const float negative = kTwo & same ? -INFINITY : z;
+    highest = negative > highest ? negative : highest;
+    if (kTwo) {
+      const float positive = same ? z : -INFINITY;
+      highest_positive = positive > highest_positive ? positive : highest_positive;
+    }
   }
-  return highest;
+  return {highest, highest_positive};
 }
 
-// Maximum and sum of exponentials of each column over `rows` rows of logits.
-inline void log_sum_columns(const float* logits, int64_t rows, int64_t stride, int32_t m,
-                            float* __restrict maximum, float* __restrict sum) {
+// Folds the logits of row i into its running values.
+template <bool kTwo>
+void fold_row(const PairNegatives& t, int64_t i, Highest highest) {
+  const float* __restrict row = t.cosines + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
+  const float shift = finite_shift(highest.negative);
+  const float shift_of_positives = finite_shift(highest.positive);
+  float sum = 0.0f, sum_of_positives = 0.0f;
+#pragma omp simd reduction(+ : sum, sum_of_positives)
+  for (int32_t j = 0; j < m; ++j) {
+    const bool positive = kTwo && labels[j] == label;
+    const float e = exp_clamped(row[j] - (positive ? shift_of_positives : shift));
+    sum += positive ? 0.0f : e;
+    if (kTwo) sum_of_positives += positive ? e : 0.0f;
+  }
+  fold_log_sum(highest.negative, sum, t.a_maximum + i, t.a_total + i);
+  if (kTwo) {
+    fold_log_sum(highest.positive, sum_of_positives, t.a_positive_maximum + i,
+                 t.a_positive_total + i);
+  }
+}
+
+// Maximum and sum of exponentials of each column over rows of logits from `first` to `end`, of its
+// negatives or, with kPositive, of its positives. Without kTwo the rows have no others.
+template <bool kTwo, bool kPositive>
+void log_sum_columns(const PairNegatives& t, int64_t first, int64_t end, float* __restrict maximum,
+                     float* __restrict sum) {
+  const int32_t* __restrict labels = t.b_labels;
+  const int32_t m = static_cast<int32_t>(t.m);
   for (int32_t j = 0; j < m; ++j) maximum[j] = -INFINITY;
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* __restrict row = logits + i * stride;
+  for (int64_t i = first; i < end; ++i) {
+    const float* __restrict row = t.cosines + i * t.stride;
+    const int32_t label = t.a_labels[i];
 #pragma omp simd
-    for (int32_t j = 0; j < m; ++j) maximum[j] = row[j] > maximum[j] ? row[j] : maximum[j];
+    for (int32_t j = 0; j < m; ++j) {
+      const float z = !kTwo || (labels[j] == label) == kPositive ? row[j] : -INFINITY;
+      maximum[j] = z > maximum[j] ? z : maximum[j];
+    }
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* __restrict row = logits + i * stride;
+  for (int64_t i = first; i < end; ++i) {
+    const float* __restrict row = t.cosines + i * t.stride;
+    const int32_t label = t.a_labels[i];
 #pragma omp simd
-    for (int32_t j = 0; j < m; ++j) sum[j] += exp_clamped(row[j] - finite_shift(maximum[j]));
+    for (int32_t j = 0; j < m; ++j) {
+      const float z = !kTwo || (labels[j] == label) == kPositive ? row[j] : -INFINITY;
+      sum[j] += exp_clamped(z - finite_shift(maximum[j]));
+    }
   }
 }
 
-template <class Policy>
+template <bool kTwo, class Policy>
 void pair_negatives_tile(const Policy policy, const PairNegatives& t, int threads) {
+  if (kTwo) require_positives(t);
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool both = t.b_maximum != nullptr;
   const int32_t m = static_cast<int32_t>(t.m);
-  Workspace maxima(both ? units * t.m : 0);
-  Workspace sums(both ? units * t.m : 0);
+  const int64_t kinds = kTwo ? 2 : 1;
+  Workspace maxima(both ? kinds * units * t.m : 0);
+  Workspace sums(both ? kinds * units * t.m : 0);
   parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t first = unit * kRowsPerUnit;
     const int64_t end = t.n < first + kRowsPerUnit ? t.n : first + kRowsPerUnit;
@@ -75,24 +125,28 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
         continue;
       }
-      const float highest = negative_logits_row(policy, row, t.a_labels[i], t.b_labels, m,
-                                                excluded_column(i, t.diagonal, t.m));
-      const float shift = finite_shift(highest);
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int32_t j = 0; j < m; ++j) sum += exp_clamped(row[j] - shift);
-      fold_log_sum(highest, sum, t.a_maximum + i, t.a_total + i);
+      fold_row<kTwo>(t, i,
+                     logits_row<kTwo>(policy, row, t.a_labels[i], t.b_labels, m,
+                                      excluded_column(i, t.diagonal, t.m)));
     }
-    if (both) {
-      log_sum_columns(t.cosines + first * t.stride, end - first, t.stride, m,
-                      maxima.data() + unit * t.m, sums.data() + unit * t.m);
+    if (!both) return;
+    log_sum_columns<kTwo, false>(t, first, end, maxima.data() + unit * t.m,
+                                 sums.data() + unit * t.m);
+    if constexpr (kTwo) {
+      log_sum_columns<kTwo, true>(t, first, end, maxima.data() + (units + unit) * t.m,
+                                  sums.data() + (units + unit) * t.m);
     }
   });
-  for (int64_t unit = 0; both && unit < units; ++unit) {
-    for (int64_t j = 0; j < t.m; ++j) {
-      fold_log_sum(maxima[unit * t.m + j], sums[unit * t.m + j], t.b_maximum + j, t.b_total + j);
+  const auto fold_columns = [&](int64_t kind, float* maximum, float* total) {
+    for (int64_t unit = kind * units; unit < (kind + 1) * units; ++unit) {
+      for (int64_t j = 0; j < t.m; ++j) {
+        fold_log_sum(maxima[unit * t.m + j], sums[unit * t.m + j], maximum + j, total + j);
+      }
     }
-  }
+  };
+  if (!both) return;
+  fold_columns(0, t.b_maximum, t.b_total);
+  if (kTwo) fold_columns(1, t.b_positive_maximum, t.b_positive_total);
 }
 
 // Adds the positives of row i to its own sums and, with kBoth, to those of the columns.
@@ -155,7 +209,7 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
   }
 }
 
-template <bool kBoth, class Gradient, class Policy>
+template <bool kTwo, bool kBoth, class Gradient, class Policy>
 void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* cosine = t.cosines + i * t.stride;
   Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
@@ -163,45 +217,56 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* __restrict b_log_negatives = t.b_log_negatives;
   const float* __restrict b_negative = t.b_negative_weight;
   const float* __restrict b_positive = t.b_positive_weight;
+  const float* __restrict b_log_positives = t.b_log_positives;
   const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
   const int32_t skipped = excluded_column(i, t.diagonal, t.m);
   const float log_negatives = t.a_log_negatives[i];
   const float negative = t.a_negative_weight[i], positive = t.a_positive_weight[i];
+  const float log_positives = kTwo ? t.a_log_positives[i] : 0.0f;
   // The gradient may lie over the cosines, element by element.
 #pragma omp simd
   for (int32_t j = 0; j < m; ++j) {
     const int32_t other = labels[j];
     const bool same = other == label;
     const Logit z = pair_logit(policy, cosine[j], same);
-    float slope = pair_slope(z.value - log_negatives, same, negative, positive);
-    if (kBoth)
-      slope += pair_slope(z.value - b_log_negatives[j], same, b_negative[j], b_positive[j]);
+    float slope;
+    if (kTwo) {
+      slope = pair_slope_of_two(z.value, same, log_negatives, log_positives, negative, positive);
+      if (kBoth)
+        slope += pair_slope_of_two(z.value, same, b_log_negatives[j], b_log_positives[j],
+                                   b_negative[j], b_positive[j]);
+    } else {
+      slope = pair_slope(z.value - log_negatives, same, negative, positive);
+      if (kBoth)
+        slope += pair_slope(z.value - b_log_negatives[j], same, b_negative[j], b_positive[j]);
+    }
     const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
     gradient[j] = round_to<Gradient>(counted ? slope * z.dcosine : 0.0f);
   }
 }
 
-template <class Gradient, class Policy>
+template <bool kTwo, class Gradient, class Policy>
 void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
+  if (kTwo) require_positives(t);
   const bool both = t.b_log_negatives != nullptr;
   parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     if (t.a_labels[i] < 0) {
       Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
       for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
     } else if (both) {
-      pair_gradient_row<true, Gradient>(policy, t, i);
+      pair_gradient_row<kTwo, true, Gradient>(policy, t, i);
     } else {
-      pair_gradient_row<false, Gradient>(policy, t, i);
+      pair_gradient_row<kTwo, false, Gradient>(policy, t, i);
     }
   });
 }
 
-template <class Policy>
+template <bool kTwo, class Policy>
 void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
   if (t.gradient_dtype == DType::kBFloat16) {
-    pair_gradient_tile<BFloat16>(policy, t, threads);
+    pair_gradient_tile<kTwo, BFloat16>(policy, t, threads);
   } else {
-    pair_gradient_tile<float>(policy, t, threads);
+    pair_gradient_tile<kTwo, float>(policy, t, threads);
   }
 }
 

@@ -6,11 +6,24 @@
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
+#include "cpu/variables.h"
 #include "unitsface/policy.h"
 #include "unitsface/scalar_math.h"
 
 namespace unitsface::cpu {
 inline namespace UF_ISA {
+
+// The logit of a negative at column j of row i.
+template <class Policy, class Tile>
+UF_HOST_DEVICE auto negative_at(const Policy& policy, const Tile& t, int64_t i, int64_t j,
+                                float cosine) {
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    const Variables<Policy> v{t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
+    return policy.negative(cosine, v.at(i, j));
+  } else {
+    return policy.negative(cosine);
+  }
+}
 
 // Folds a tile's negatives into each row's maximum and total = sum exp(z - maximum).
 template <class Policy>
@@ -29,14 +42,14 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
     float highest = -INFINITY;
 #pragma omp simd reduction(max : highest)
     for (int64_t j = 0; j < t.m; ++j) {
-      const float z = policy.negative(row[j]).value;
+      const float z = negative_at(policy, t, i, j, row[j]).value;
       highest = z > highest ? z : highest;
     }
     const float previous = t.maximum[i];
     const float maximum = highest > previous ? highest : previous;
     // Logits are computed twice: the cosines may be needed again, and their row is in the cache.
     const auto term = [&](int64_t j) {
-      return exp_clamped(policy.negative(row[j]).value - maximum);
+      return exp_clamped(negative_at(policy, t, i, j, row[j]).value - maximum);
     };
     const int64_t split = inside ? target : t.m;
     float sum = 0.0f;
@@ -51,6 +64,34 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
   });
 }
 
+// Adds the derivatives of row i's negatives by scalars and by variables of rows.
+template <class Policy>
+void add_slopes(const Policy policy, const LogsumexpGradientArgs& t, int64_t i, float weight) {
+  using V = VariablesOf<Policy>;
+  const float* __restrict cosine = t.cosines + i * t.stride;
+  const float log_negatives = t.log_negatives[i];
+  const int64_t target = t.targets[i] >= 0 ? t.targets[i] - t.start : -1;
+  float slopes[(V::kScalars + V::kRows) * kSlopeBlock + 1];
+  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
+    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
+    const int32_t count = static_cast<int32_t>(stop - start);
+    const int64_t left_out = target - start;
+    const int32_t skipped = left_out >= 0 && left_out < count ? static_cast<int32_t>(left_out) : -1;
+#pragma omp simd
+    for (int32_t k = 0; k < count; ++k) {
+      const auto z = negative_at(policy, t, i, start + k, cosine[start + k]);
+      const float share = k == skipped ? 0.0f : weight * exp_clamped(z.value - log_negatives);
+      each<V::kScalars + V::kRows>(
+          [&](auto v) { slopes[v * kSlopeBlock + k] = share * z.slope[v]; });
+    }
+    for (int v = 0; v < V::kScalars + V::kRows; ++v) {
+      double* sums = v < V::kScalars ? t.a_dscalars : t.a_drows;
+      const int64_t row = v < V::kScalars ? v : v - V::kScalars;
+      if (sums != nullptr) sums[row * t.row_stride + i] += sum_of(slopes + v * kSlopeBlock, count);
+    }
+  }
+}
+
 template <class Gradient, class Policy>
 void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
   parallel_rows(t.n, t.m, threads, [&](int64_t i) {
@@ -61,9 +102,12 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t
       for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
     } else {
       const float log_negatives = t.log_negatives[i];
+      if constexpr (VariablesOf<Policy>::kCount > 0) {
+        if (t.a_dscalars != nullptr || t.a_drows != nullptr) add_slopes(policy, t, i, weight);
+      }
 #pragma omp simd
       for (int64_t j = 0; j < t.m; ++j) {
-        const Logit z = policy.negative(cosine[j]);
+        const auto z = negative_at(policy, t, i, j, cosine[j]);
         gradient[j] = round_to<Gradient>(weight * exp_clamped(z.value - log_negatives) * z.dcosine);
       }
     }

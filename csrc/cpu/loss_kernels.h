@@ -26,6 +26,7 @@ struct LossKernels {
   void (*pair_negatives_tile)(const float* params, const PairNegatives&, int threads);
   void (*pair_positives_tile)(const float* params, const PairPositives&, int threads);
   void (*pair_gradient_tile)(const float* params, const PairGradient&, int threads);
+  int scalars, rows, columns;  // variables that its tiles read, see policy.h
 };
 
 using RunChunks = void (*)(int64_t count, int threads, RunChunk run, const void* body);

@@ -11,8 +11,9 @@ inline namespace UF_ISA {
 
 inline void permuted(const PermutedArgs& t, int threads) {
   const Permutation permutation(t.size, t.key);
+  const Draw draw(t);
   // An element is some dozens of operations.
-  parallel_rows(t.n, 16, threads, [&](int64_t i) { t.out[i] = permutation.permuted(t, i); });
+  parallel_rows(t.n, 16, threads, [&](int64_t i) { t.out[i] = permutation.permuted(t, draw, i); });
 }
 
 }  // namespace UF_ISA

@@ -1,6 +1,9 @@
 // The kernels of a policy, by the way in which its pairs combine.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/loss_kernels.h"
@@ -15,6 +18,25 @@ void with_policy(const float* params, const Args& t, int threads) {
 }
 
 template <class Policy>
+constexpr LossKernels numbers_of() {
+  using V = VariablesOf<Policy>;
+  LossKernels k{};
+  k.parameters = Policy::kParameters;
+  k.scalars = V::kScalars;
+  k.rows = V::kRows;
+  k.columns = V::kColumns;
+  return k;
+}
+
+// Whether the policy has the logit of a positive: else, where it reads variables, the driver has
+// it.
+template <class Policy, class = void>
+constexpr bool kHasPositive = false;
+template <class Policy>
+constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
+    true;
+
+template <class Policy>
 void positive_rows(const float* params, const float* cosine, int64_t n, float* logit,
                    float* slope) {
   const Policy policy(params);
@@ -27,8 +49,7 @@ void positive_rows(const float* params, const float* cosine, int64_t n, float* l
 
 template <class Policy>
 constexpr LossKernels sum_kernels() {
-  LossKernels k{};
-  k.parameters = Policy::kParameters;
+  LossKernels k = numbers_of<Policy>();
   k.sum_tile = with_policy<Policy, SumTile, sum_tile>;
   return k;
 }
@@ -36,22 +57,29 @@ constexpr LossKernels sum_kernels() {
 // Over classes.
 template <class Policy>
 constexpr LossKernels logsumexp_kernels() {
-  LossKernels k{};
-  k.parameters = Policy::kParameters;
+  LossKernels k = numbers_of<Policy>();
   k.logsumexp_tile = with_policy<Policy, LogsumexpTileArgs, logsumexp_tile>;
   k.logsumexp_gradient_tile = with_policy<Policy, LogsumexpGradientArgs, logsumexp_gradient_tile>;
-  k.positive_rows = positive_rows<Policy>;
+  if constexpr (kHasPositive<Policy>) k.positive_rows = positive_rows<Policy>;
   return k;
 }
 
 // Over samples.
 template <class Policy>
 constexpr LossKernels pair_logsumexp_kernels() {
-  LossKernels k{};
-  k.parameters = Policy::kParameters;
-  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile>;
+  LossKernels k = numbers_of<Policy>();
+  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile<false>>;
   k.pair_positives_tile = with_policy<Policy, PairPositives, pair_positives_tile>;
-  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile>;
+  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile<false>>;
+  return k;
+}
+
+// Over samples, one of positives and one of negatives.
+template <class Policy>
+constexpr LossKernels pair_logsumexps_kernels() {
+  LossKernels k = numbers_of<Policy>();
+  k.pair_negatives_tile = with_policy<Policy, PairNegatives, pair_negatives_tile<true>>;
+  k.pair_gradient_tile = with_policy<Policy, PairGradient, pair_gradient_tile<true>>;
   return k;
 }
 

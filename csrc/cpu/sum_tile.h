@@ -8,6 +8,7 @@
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
+#include "cpu/variables.h"
 #include "unitsface/policy.h"
 #include "unitsface/scalar_math.h"
 
@@ -117,6 +118,149 @@ RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
   return {loss, dthreshold};
 }
 
+// Values of one unit of rows that add up column by column.
+struct ColumnSums {
+  float* __restrict loss;        // [m]
+  float* __restrict dthreshold;  // [m]
+  float* __restrict slopes;      // [kRows + kColumns of the policy, m]
+};
+
+// Row i of a tile of a policy with variables; `thresholds` are those of the columns. Derivatives by
+// what row i gives to its pairs are added to `own` [kCount].
+template <bool kGradient, bool kColumns, bool kBack, class Policy, class Gradient>
+RowSums variable_row(const Policy policy, const SumTile& t, int64_t i,
+                     Gradient* __restrict gradient, const float* __restrict thresholds,
+                     const float* __restrict weights, const ColumnSums sums,
+                     float* __restrict own) {
+  using V = VariablesOf<Policy>;
+  const float* __restrict cosine = t.cosines + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
+  const float a_threshold = t.per_column && kBack ? t.a_threshold[i] : t.b_threshold[0];
+  const float weight = row_weight(t, i);
+  const Variables<Policy> forwards{t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
+  const Variables<Policy> backwards{t.scalars, t.b_rows, t.row_stride, t.a_columns,
+                                    t.column_stride};
+  float slopes[V::kCount * kSlopeBlock];
+  float loss = 0.0f, dthreshold = 0.0f;
+  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
+    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
+    const int32_t count = static_cast<int32_t>(stop - start);
+#pragma omp simd reduction(+ : loss, dthreshold)
+    for (int32_t k = 0; k < count; ++k) {
+      const int64_t j = start + k;
+      const int32_t other = labels[j];
+      const bool valid = (other >= 0) & (j != skipped), positive = other == label;
+      const auto forth = policy.evaluate(cosine[j], thresholds[j], positive, forwards.at(i, j));
+      float slope = weight * forth.dcosine;
+      loss += valid ? forth.value : 0.0f;
+      sums.dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
+      each<V::kScalars + V::kRows>(
+          [&](auto v) { slopes[v * kSlopeBlock + k] = valid ? weight * forth.slope[v] : 0.0f; });
+      each<V::kColumns>([&](auto c) {
+        constexpr int v = V::kScalars + V::kRows + c;
+        sums.slopes[(V::kRows + c) * t.m + j] += valid ? weight * forth.slope[v] : 0.0f;
+      });
+      if constexpr (kBack) {
+        const auto back = policy.evaluate(cosine[j], a_threshold, positive, backwards.at(j, i));
+        const float other_weight = weights[j];
+        slope += other_weight * back.dcosine;
+        if constexpr (kColumns) {
+          sums.loss[j] += valid ? back.value : 0.0f;
+          dthreshold += valid ? other_weight * back.dthreshold : 0.0f;
+          each<V::kScalars>([&](auto v) {
+            slopes[v * kSlopeBlock + k] += valid ? other_weight * back.slope[v] : 0.0f;
+          });
+          each<V::kRows>([&](auto r) {
+            constexpr int v = V::kScalars + r;
+            sums.slopes[r * t.m + j] += valid ? other_weight * back.slope[v] : 0.0f;
+          });
+          each<V::kColumns>([&](auto c) {
+            constexpr int v = V::kScalars + V::kRows + c;
+            slopes[v * kSlopeBlock + k] = valid ? other_weight * back.slope[v] : 0.0f;
+          });
+        }
+      }
+      if constexpr (kGradient) gradient[j] = round_to<Gradient>(valid ? slope : 0.0f);
+    }
+    each<V::kScalars + V::kRows + (kColumns ? V::kColumns : 0)>(
+        [&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
+  }
+  return {loss, dthreshold};
+}
+
+// A tile of a policy with variables: the two directions of a pair differ, as with a threshold per
+// column, for which one threshold is written once for each.
+template <bool kGradient, bool kColumns, bool kBack, class Gradient, class Policy>
+void variable_tile(const Policy policy, const SumTile& t, int threads) {
+  using V = VariablesOf<Policy>;
+  if (t.m == 0) return;
+  constexpr int kMatrices = V::kRows + V::kColumns;
+  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  Workspace thresholds(t.m), weights(t.m), own(V::kCount * t.n), row_dthreshold(t.n);
+  for (int64_t j = 0; j < t.m; ++j) {
+    thresholds.data()[j] = t.b_threshold[t.per_column ? j : 0];
+    weights.data()[j] = t.b_weights == nullptr ? 1.0f : t.b_weights[j];
+  }
+  // Loss, derivative by the threshold, and by each variable.
+  Workspace columns((2 + kMatrices) * units * t.m);
+  const auto at = [&](int64_t unit, int64_t which) {
+    return columns.data() + ((2 + kMatrices) * unit + which) * t.m;
+  };
+
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
+    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
+    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+      Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
+      if (t.a_labels[i] < 0) {
+        for (int64_t j = 0; kGradient && j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
+        continue;
+      }
+      const RowSums sums = variable_row<kGradient, kColumns, kBack>(
+          policy, t, i, gradient, thresholds.data(), weights.data(),
+          ColumnSums{at(unit, 0), at(unit, 1), at(unit, 2)}, own.data() + i * V::kCount);
+      t.a_loss[i] += sums.loss;
+      row_dthreshold.data()[i] = sums.dthreshold;
+    }
+  });
+
+  const auto add = [&](double* sums, int64_t which) {
+    for (int64_t unit = 0; sums != nullptr && unit < units; ++unit) {
+      for (int64_t j = 0; j < t.m; ++j) sums[j] += at(unit, which)[j];
+    }
+  };
+  if (kColumns) add(t.b_loss, 0);
+  if (t.per_column) {
+    add(t.b_dthreshold, 1);
+  } else if (t.b_dthreshold != nullptr) {
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[0] += at(unit, 1)[j];
+    }
+  }
+  for (int64_t i = 0; kColumns && t.b_dthreshold != nullptr && i < t.n; ++i) {
+    *(t.per_column ? t.a_dthreshold + i : t.b_dthreshold) += row_dthreshold[i];
+  }
+  for (int64_t r = 0; r < V::kRows; ++r) {
+    if (kColumns && t.b_drows != nullptr) add(t.b_drows + r * t.row_stride, 2 + r);
+  }
+  for (int64_t c = 0; c < V::kColumns; ++c) {
+    if (t.b_dcolumns != nullptr) add(t.b_dcolumns + c * t.column_stride, 2 + V::kRows + c);
+  }
+  for (int64_t i = 0; i < t.n; ++i) {
+    for (int v = 0; v < V::kCount; ++v) {
+      const int r = v - V::kScalars, c = r - V::kRows;
+      const float sum = own[i * V::kCount + v];
+      if (r < 0) {
+        if (t.d_scalars != nullptr) t.d_scalars[v] += sum;
+      } else if (c < 0) {
+        if (t.a_drows != nullptr) t.a_drows[r * t.row_stride + i] += sum;
+      } else if (kColumns && t.a_dcolumns != nullptr) {
+        t.a_dcolumns[c * t.column_stride + i] += sum;
+      }
+    }
+  }
+}
+
 template <bool kGradient, bool kColumns, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   if (t.m == 0) return;
@@ -168,7 +312,15 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
 
 template <bool kGradient, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
-  if (t.b_loss != nullptr) {
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    if (t.b_loss != nullptr) {
+      variable_tile<kGradient, true, true, Gradient>(policy, t, threads);
+    } else if (kGradient && t.mirrored) {
+      variable_tile<kGradient, false, kGradient, Gradient>(policy, t, threads);
+    } else {
+      variable_tile<kGradient, false, false, Gradient>(policy, t, threads);
+    }
+  } else if (t.b_loss != nullptr) {
     sum_tile<kGradient, true, Gradient>(policy, t, threads);
   } else {
     sum_tile<kGradient, false, Gradient>(policy, t, threads);

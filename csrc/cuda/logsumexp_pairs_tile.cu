@@ -1,4 +1,5 @@
-// Tiles of `logsumexp` losses over samples: any number of positives per row.
+// Tiles of log-sum-exp losses over samples: any number of positives per row. For losses that have a
+// log-sum-exp of positives as well, the kernels of the statistics run once more with kPositive.
 //
 // Statistics of rows: a warp takes 1024 columns of a row. Statistics of columns, where the tile
 // serves both directions: a thread takes 32 rows of a column, which coalesces the loads.
@@ -100,11 +101,22 @@ __device__ __forceinline__ ColumnPlace column_place(int64_t n, int64_t m, int64_
   return place;
 }
 
-UF_HOST_DEVICE bool is_negative(int64_t label, int64_t other) {
-  return label >= 0 && other >= 0 && label != other;
+// Whether a pair is of the kind that a log-sum-exp is over.
+template <bool kPositive>
+UF_HOST_DEVICE bool is_of_kind(int64_t label, int64_t other) {
+  return label >= 0 && other >= 0 && (label == other) == kPositive;
 }
 
-template <class Policy, bool kVector>
+template <bool kPositive, class Policy>
+UF_HOST_DEVICE float logit_of_kind(const Policy& policy, float cosine) {
+  if constexpr (kPositive) {
+    return policy.positive(cosine).value;
+  } else {
+    return policy.negative(cosine).value;
+  }
+}
+
+template <class Policy, bool kPositive, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
     pair_negatives_rows_kernel(const Policy policy, const PairNegatives args,
                                const Partials partials) {
@@ -123,8 +135,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int64_t other = Lane::offset(k) < width ? __ldg(labels + Lane::offset(k)) : -1;
-    const bool counted = is_negative(label, other) && Lane::offset(k) != skipped;
-    const float z = policy.negative(logits[k]).value;
+    const bool counted = is_of_kind<kPositive>(label, other) && Lane::offset(k) != skipped;
+    const float z = logit_of_kind<kPositive>(policy, logits[k]);
     // Selected: the cosine of an excluded pair may be NaN.
     logits[k] = counted ? z : -INFINITY;
     maximum = fmaxf(maximum, logits[k]);
@@ -138,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (lane == 0) partials.write(place.segment, place.row, {maximum, sum});
 }
 
-template <class Policy>
+template <class Policy, bool kPositive>
 __global__ void __launch_bounds__(kThreads, 2)
     pair_negatives_columns_kernel(const Policy policy, const PairNegatives args,
                                   const Partials partials) {
@@ -153,8 +165,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     // Past the end the last row is read again and not counted.
     const int row = min(r, place.height - 1);
     const int64_t other = __ldg(args.a_labels + place.first_row + row);
-    const bool counted = is_negative(label, other) && r < place.height && r != place.skipped;
-    const float z = policy.negative(column[row * args.stride]).value;
+    const bool counted =
+        is_of_kind<kPositive>(label, other) && r < place.height && r != place.skipped;
+    const float z = logit_of_kind<kPositive>(policy, column[row * args.stride]);
     logits[r] = counted ? z : -INFINITY;
     maximum = fmaxf(maximum, logits[r]);
   }
@@ -241,7 +254,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block takes 128 columns of 64 rows, a warp four rows at a time: the columns' values are
 // read once.
-template <class Policy, bool kBoth, bool kVector>
+template <class Policy, bool kTwo, bool kBoth, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2)
     pair_gradient_kernel(const Policy policy, const PairGradient args, unsigned column_blocks) {
   using Lane = Columns<kVector, kGradientItems>;
@@ -255,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   int64_t labels[kGradientItems];
   float log_negatives[kGradientItems] = {}, negative[kGradientItems] = {};
-  float positive[kGradientItems] = {};
+  float positive[kGradientItems] = {}, log_positives[kGradientItems] = {};
 #pragma unroll
   for (int k = 0; k < kGradientItems; ++k) {
     const int column = Lane::first(lane) + Lane::offset(k);
@@ -265,6 +278,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       log_negatives[k] = __ldg(args.b_log_negatives + j);
       negative[k] = __ldg(args.b_negative_weight + j);
       positive[k] = __ldg(args.b_positive_weight + j);
+      if (kTwo) log_positives[k] = __ldg(args.b_log_positives + j);
     }
   }
   for (int64_t row = first_row + warp * kGradientRows; row < end_row;
@@ -284,6 +298,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const float row_log_negatives = __ldg(args.a_log_negatives + i);
       const float row_negative = __ldg(args.a_negative_weight + i);
       const float row_positive = __ldg(args.a_positive_weight + i);
+      const float row_log_positives = kTwo ? __ldg(args.a_log_positives + i) : 0.0f;
       const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.diagonal) -
                                 static_cast<uint64_t>(first_column);
       const int skipped =
@@ -293,8 +308,18 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int k = 0; k < kGradientItems; ++k) {
         const bool same = labels[k] == label;
         const Logit z = pair_logit(policy, cosines[r][k], same);
-        float slope = pair_slope(z.value - row_log_negatives, same, row_negative, row_positive);
-        if (kBoth) slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
+        float slope;
+        if (kTwo) {
+          slope = pair_slope_of_two(z.value, same, row_log_negatives, row_log_positives,
+                                    row_negative, row_positive);
+          if (kBoth)
+            slope += pair_slope_of_two(z.value, same, log_negatives[k], log_positives[k],
+                                       negative[k], positive[k]);
+        } else {
+          slope = pair_slope(z.value - row_log_negatives, same, row_negative, row_positive);
+          if (kBoth)
+            slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
+        }
         const bool counted = label >= 0 && labels[k] >= 0 && skipped != Lane::offset(k) &&
                              (Policy::kPositives || !same);
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
@@ -322,21 +347,39 @@ void launch_fold(const Partials& partials, float* first, float* second, void* st
          stream, partials, first, second);
 }
 
-template <class Policy>
-void launch_pair_negatives(const Policy& policy, const PairNegatives& args, float* workspace,
-                           void* stream) {
-  if (args.n == 0 || args.m == 0) return;
+// Running values of a log-sum-exp; those of the columns may be null.
+struct Running {
+  float *a_maximum, *a_total, *b_maximum, *b_total;
+};
+
+template <bool kPositive, class Policy>
+void launch_statistics(const Policy& policy, const PairNegatives& args, const Running& running,
+                       float* workspace, void* stream) {
   const Directions to(args.n, args.m, workspace);
   const bool vector = vectorizable(args.cosines, nullptr, DType::kFloat32, args.m, args.stride);
-  launch(
-      "pair_negatives_tile",
-      vector ? pair_negatives_rows_kernel<Policy, true> : pair_negatives_rows_kernel<Policy, false>,
-      to.row_blocks(), 1, stream, policy, args, to.rows);
-  launch_fold<LogSums>(to.rows, args.a_maximum, args.a_total, stream);
-  if (args.b_maximum == nullptr) return;
-  launch("pair_negatives_tile (columns)", pair_negatives_columns_kernel<Policy>, to.column_blocks(),
-         1, stream, policy, args, to.columns);
-  launch_fold<LogSums>(to.columns, args.b_maximum, args.b_total, stream);
+  launch("pair_negatives_tile",
+         vector ? pair_negatives_rows_kernel<Policy, kPositive, true>
+                : pair_negatives_rows_kernel<Policy, kPositive, false>,
+         to.row_blocks(), 1, stream, policy, args, to.rows);
+  launch_fold<LogSums>(to.rows, running.a_maximum, running.a_total, stream);
+  if (running.b_maximum == nullptr) return;
+  launch("pair_negatives_tile (columns)", pair_negatives_columns_kernel<Policy, kPositive>,
+         to.column_blocks(), 1, stream, policy, args, to.columns);
+  launch_fold<LogSums>(to.columns, running.b_maximum, running.b_total, stream);
+}
+
+template <bool kTwo, class Policy>
+void launch_pair_negatives(const Policy& policy, const PairNegatives& args, float* workspace,
+                           void* stream) {
+  if (kTwo) require_positives(args);
+  if (args.n == 0 || args.m == 0) return;
+  const Running negatives{args.a_maximum, args.a_total, args.b_maximum, args.b_total};
+  launch_statistics<false>(policy, args, negatives, workspace, stream);
+  if constexpr (kTwo && Policy::kPositives) {
+    const Running positives{args.a_positive_maximum, args.a_positive_total, args.b_positive_maximum,
+                            args.b_positive_total};
+    launch_statistics<true>(policy, args, positives, workspace, stream);
+  }
 }
 
 template <class Policy>
@@ -355,17 +398,18 @@ void launch_pair_positives(const Policy& policy, const PairPositives& args, floa
   }
 }
 
-template <class Policy>
+template <bool kTwo, class Policy>
 void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* stream) {
+  if (kTwo) require_positives(args);
   if (args.n == 0 || args.m == 0) return;
   const int64_t column_blocks = divide_up(args.m, kGradientSpan);
   const bool vector =
       vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel = args.b_log_negatives != nullptr
-                    ? (vector ? pair_gradient_kernel<Policy, true, true>
-                              : pair_gradient_kernel<Policy, true, false>)
-                    : (vector ? pair_gradient_kernel<Policy, false, true>
-                              : pair_gradient_kernel<Policy, false, false>);
+                    ? (vector ? pair_gradient_kernel<Policy, kTwo, true, true>
+                              : pair_gradient_kernel<Policy, kTwo, true, false>)
+                    : (vector ? pair_gradient_kernel<Policy, kTwo, false, true>
+                              : pair_gradient_kernel<Policy, kTwo, false, false>);
   launch("pair_gradient_tile", kernel, divide_up(args.n, kGradientBlockRows) * column_blocks, 1,
          stream, policy, args, static_cast<unsigned>(column_blocks));
 }
@@ -373,7 +417,9 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
                          float* workspace, void* stream) {
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_negatives(Policy(params), args, workspace, stream);
+  if (loss == #name) return launch_pair_negatives<false>(Policy(params), args, workspace, stream);
+#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
+  if (loss == #name) return launch_pair_negatives<true>(Policy(params), args, workspace, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }
@@ -389,7 +435,9 @@ void pair_positives_tile(const std::string& loss, const float* params, const Pai
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream) {
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_gradient(Policy(params), args, stream);
+  if (loss == #name) return launch_pair_gradient<false>(Policy(params), args, stream);
+#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
+  if (loss == #name) return launch_pair_gradient<true>(Policy(params), args, stream);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }

@@ -9,7 +9,7 @@ namespace unitsface::cuda {
 __global__ void __launch_bounds__(kThreads)
     permuted_kernel(const PermutedArgs args, const Permutation permutation) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < args.n) args.out[i] = permutation.permuted(args, i);
+  if (i < args.n) args.out[i] = permutation.permuted(args, Draw(args), i);
 }
 
 void permuted(const PermutedArgs& args, void* stream) {

@@ -46,10 +46,10 @@ def test_registries_agree() -> None:
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
     # The formula of a nearest loss is eager: it has no policy.
     tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
+    of_pairs = ("logsumexp", "logsumexps")
     assert kinds == {
-        name: "pair_logsumexp"
-        if (spec.reduction, spec.topology) == ("logsumexp", "pair")
-        else spec.reduction
+        name: ("pair_" if spec.topology == "pair" and spec.reduction in of_pairs else "")
+        + spec.reduction
         for name, spec in tiled.items()
     }
     headers = (ROOT / "csrc" / "include" / "unitsface" / "generated").glob("*.h")
@@ -72,13 +72,14 @@ def test_registries_agree() -> None:
 
     for name, spec in tiled.items():
         policy, kind = policy_of(spec), SumPolicy
-        if spec.reduction == "logsumexp":
+        if spec.reduction in of_pairs:
             kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
         assert isinstance(policy, kind), name
         if isinstance(policy, LogsumexpPairsPolicy):
             assert (policy.positive is None) == (spec.positive is None), name
     files = {path.stem for path in (PACKAGE / "losses").glob("*.py")}
-    assert files - {"__init__", "custom", "from_policy", "spec"} == REGISTRY.keys()
+    shared = {"__init__", "custom", "from_policy", "row_formulas", "spec"}
+    assert files - shared == REGISTRY.keys()
 
 
 def test_unknown_losses_are_an_error_of_the_extension() -> None:
@@ -271,6 +272,8 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
         found |= {
             f"{side}_maximum": torch.full((size,), -torch.inf),
             f"{side}_total": torch.zeros(size),
+            f"{side}_positive_maximum": torch.full((size,), -torch.inf),
+            f"{side}_positive_total": torch.zeros(size),
             f"{side}_loss": torch.zeros(size),
             f"{side}_negative_prob": torch.zeros(size),
         }
@@ -288,12 +291,17 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
     def some(*names: str) -> dict[str, Tensor]:
         return {key: tensor for key, tensor in found.items() if key[2:] in names}
 
-    run("pair_negatives_tile", "CpuPairNegatives", some("maximum", "total"))
-    log_negatives = {
-        f"{side}_log_negatives": found[f"{side}_maximum"] + torch.log(found[f"{side}_total"])
+    two = REGISTRY[loss].reduction == "logsumexps"
+    sums = ["maximum", "total"] + two * ["positive_maximum", "positive_total"]
+    run("pair_negatives_tile", "CpuPairNegatives", some(*sums))
+    log_sums = {
+        f"{side}_log_{kind}": found[f"{side}_{at}maximum"] + torch.log(found[f"{side}_{at}total"])
         for side in "ab"
+        for kind, at in (("negatives", ""), ("positives", "positive_"))[: 1 + two]
     }
-    run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_negatives)
+    if not two:
+        run("pair_positives_tile", "CpuPairPositives", some("loss", "negative_prob") | log_sums)
+        sums += ["loss", "negative_prob"] if REGISTRY[loss].positive is not None else []
     gradient = cosines.clone()
     generator = torch.Generator().manual_seed(3)
     weights = {
@@ -301,10 +309,8 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
         for side, size in (("a", n), ("b", m))
         for kind in ("negative", "positive")
     }
-    run("pair_gradient_tile", "CpuPairGradient", log_negatives | weights | {"gradient": gradient})
-    if REGISTRY[loss].positive is None:
-        found = some("maximum", "total")
-    return {**found, "gradient": gradient}
+    run("pair_gradient_tile", "CpuPairGradient", log_sums | weights | {"gradient": gradient})
+    return {**some(*sums), "gradient": gradient}
 
 
 def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int) -> dict:
@@ -327,9 +333,9 @@ def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int)
 def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     """The extension's results are the same for any number of threads, unlike the library's."""
     cosines = 2 * torch.rand(201, 333) - 1
-    run = {"sum": _sum_tile, "logsumexp": _logsumexp_tile, "nearest": _nearest_tile}[spec.reduction]
-    if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
-        run = _pair_tiles
+    run = {"sum": _sum_tile, "nearest": _nearest_tile}.get(spec.reduction, _pair_tiles)
+    if (spec.reduction, spec.topology) == ("logsumexp", "class"):
+        run = _logsumexp_tile
     params = list(spec.kernel_params(spec.pack(spec.defaults())))
     want = run(spec.name, params, cosines, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
@@ -389,7 +395,8 @@ def test_exp() -> None:
     targets = torch.full((len(z),), -2)
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        # Scale and m1 are 1.
+        [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
             cosines=address(cosine),
             n=len(z),
@@ -416,7 +423,8 @@ def test_large_offsets_of_a_tile() -> None:
     targets = torch.tensor([far + 2])
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        # Scale and m1 are 1.
+        [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
             cosines=address(cosines),
             n=1,

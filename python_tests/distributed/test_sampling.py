@@ -14,13 +14,12 @@ from unitsface_kernels import dispatch
 from unitsface_kernels.distributed.partial_fc.permutation import (
     Permutation,
     draw_key,
-    first_classes,
+    drawn_classes,
     places_of,
 )
-from unitsface_kernels.distributed.partial_fc.sampling import ascending, sample_classes
+from unitsface_kernels.distributed.partial_fc.sampling import draw_classes, sample_classes
 from unitsface_kernels.partial_fc import permutation as permutations
 
-CPU = torch.device("cpu")
 SIZES = [1, 2, 3, 5, 7, 64, 100, 1000, 65537]
 KEYS = [0, 5, 2**64 - 1]
 each_device = pytest.mark.parametrize("device", DEVICES)
@@ -30,6 +29,11 @@ each_device = pytest.mark.parametrize("device", DEVICES)
 def in_torch(monkeypatch):
     """No extension: what runs then is Torch."""
     monkeypatch.setattr(dispatch, "row_kernels", lambda device: None)
+
+
+def _first_classes(size: int, key: int, count: int, device: str = "cpu") -> Tensor:
+    """The classes at the first places: a draw without positives."""
+    return drawn_classes(size, key, count, torch.empty(0, dtype=torch.int64, device=device))
 
 
 # --- the permutation ------------------------------------------------------------------------------
@@ -50,7 +54,7 @@ def test_bijection_and_its_inverse(size: int, key: int) -> None:
 def test_kernels_give_the_same_bits(size: int, key: int, device: str) -> None:
     assert dispatch.row_kernels(torch.device(device)) is not None
     wanted = Permutation(size, key).at(torch.arange(min(size, 1000)))
-    got = first_classes(size, key, min(size, 1000), torch.device(device))
+    got = _first_classes(size, key, min(size, 1000), device)
     assert torch.equal(got.cpu(), wanted)
     assert torch.equal(places_of(size, key, got).cpu(), torch.arange(len(got)))
     strangers = torch.tensor([-1, -2, size, 2 * size - 1, -(2**63), 2**63 - 1])
@@ -64,7 +68,7 @@ def test_number_of_threads_changes_nothing() -> None:
         found = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(first_classes(100003, 3, 100003, CPU))
+            found.append(_first_classes(100003, 3, 100003))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
@@ -112,20 +116,22 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_sample(name: str, step: int, device: str) -> None:
     labels, size, wanted = CASES[name]
+    drawn = draw_classes(labels.to(device), size, wanted, draw_key(1, 2, step)).cpu()
     index, positions = sample_classes(labels.to(device), size, wanted, seed=1, rank=2, step=step)
     index, positions = index.cpu(), positions.cpu()
     known = labels >= 0
     distinct = labels[known].unique()
     assert index.dtype == positions.dtype == torch.int64
     assert len(index) == max(min(wanted, size), len(distinct))
-    assert len(index.unique()) == len(index)
+    assert torch.equal(index, drawn.sort().values)
+    assert bool((index[1:] > index[:-1]).all())
     assert bool(((index >= 0) & (index < size)).all())
     assert torch.equal(index[positions[known]], labels[known])
     assert torch.equal(positions[~known], labels[~known])
     # Negatives come in the permutation's order: the first of them take part.
-    order = first_classes(size, draw_key(1, 2, step), len(index), CPU)
+    order = _first_classes(size, draw_key(1, 2, step), len(index))
     negatives = order[~torch.isin(order, distinct)][: len(index) - len(distinct)]
-    assert torch.equal(index[~torch.isin(index, distinct)], negatives)
+    assert torch.equal(drawn[~torch.isin(drawn, distinct)], negatives)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,23 +157,13 @@ def test_random_cases_against_sets() -> None:
         labels = torch.randint(-2, size, (integer(0, 30),), generator=random)
         index, positions = sample_classes(labels, size, wanted, seed=0, rank=1, step=step)
         positives = {c for c in labels.tolist() if c >= 0}
-        order = first_classes(size, draw_key(0, 1, step), size, CPU).tolist()
+        order = _first_classes(size, draw_key(0, 1, step), size).tolist()
         negatives = [c for c in order if c not in positives]
         negatives = negatives[: max(wanted - len(positives), 0)]
         assert len(index) == len(positives) + len(negatives)
         assert set(index.tolist()) == positives | set(negatives)
         for label, position in zip(labels.tolist(), positions.tolist(), strict=True):
             assert position == label if label < 0 else index[position] == label
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_ascending(name: str) -> None:
-    labels, size, wanted = CASES[name]
-    index, positions = sample_classes(labels, size, wanted, seed=1, rank=2, step=3)
-    ordered, moved = ascending(index, positions)
-    assert torch.equal(ordered, index.sort().values)
-    assert torch.equal(ordered[moved[labels >= 0]], labels[labels >= 0])
-    assert torch.equal(moved[labels < 0], labels[labels < 0])
 
 
 # --- uniformity -----------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ def _draws(size: int, wanted: int, *positives: int) -> Tensor:
     labels = _labels(*positives)
     found = []
     for step in range(DRAWS):
-        index, _ = sample_classes(labels, size, wanted, seed=11, rank=0, step=step)
+        index = draw_classes(labels, size, wanted, draw_key(11, 0, step))
         found.append(index[~torch.isin(index, labels)] if positives else index)
     return torch.stack(found)
 

@@ -116,6 +116,7 @@ def expected_kernels() -> list[tuple[str, str]]:
         ("UF_SUM_LOSS", SUM_KERNELS),
         ("UF_LOGSUMEXP_LOSS", LOGSUMEXP_KERNELS),
         ("UF_PAIR_LOGSUMEXP_LOSS", PAIR_KERNELS),
+        ("UF_PAIR_LOGSUMEXPS_LOSS", PAIR_KERNELS),
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
     expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]

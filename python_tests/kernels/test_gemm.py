@@ -195,6 +195,8 @@ def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tenso
     elif not classes:
         for side, size in sides.items():
             held[f"{side}_log_negatives"] = torch.full((size,), 20.0)
+            if spec.reduction == "logsumexps":
+                held[f"{side}_log_positives"] = torch.full((size,), 18.0)
             for kind in ("negative", "positive"):
                 held[f"{side}_{kind}_weight"] = torch.rand(size, generator=generator)
     options = {"n": n, "m": m, "stride": m, "gradient_dtype": DTYPE_CODES[dtype]}
@@ -207,10 +209,13 @@ def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tenso
         ("sum", "class"): ("sum_tile", "CpuSumTile"),
         ("logsumexp", "class"): ("logsumexp_gradient_tile", "LogsumexpGradientTile"),
         ("logsumexp", "pair"): ("pair_gradient_tile", "CpuPairGradient"),
+        ("logsumexps", "pair"): ("pair_gradient_tile", "CpuPairGradient"),
     }[spec.reduction, spec.topology]
     addresses = {name: address(tensor) for name, tensor in held.items()}
     tile = getattr(native, arguments)(**options, **addresses)
-    params = list(spec.kernel_params(spec.pack(spec.defaults())))
+    # At the scale of its default Circle has infinite exponentials beside zeros.
+    values = spec.defaults() | ({"scale": 8.0} if spec.name == "circle" else {})
+    params = list(spec.kernel_params(spec.pack(values)))
     getattr(native.cpu, kernel)(spec.name, params, tile, 2)
     return gradient
 

@@ -285,6 +285,8 @@ def test_second_derivative_is_refused(
 def test_reference_has_second_derivatives(spec: LossSpec) -> None:
     """The alternative that the error names."""
     values = {"scale": 2.0, "margin_gradient": "exact"}
+    if detached(spec, spec.defaults() | values):
+        pytest.skip("the gradient is not that of the value")
     p = problem(spec, rows=4, dim=3, columns=3, values=values).converted(torch.float64)
     leaves = p.leaves()
     function = _reference_function(p, list(leaves))

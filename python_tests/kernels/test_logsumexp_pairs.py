@@ -18,7 +18,7 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 each_loss = pytest.mark.parametrize(
     "spec",
-    [s for s in REGISTRY.values() if (s.reduction, s.topology) == ("logsumexp", "pair")],
+    [s for s in REGISTRY.values() if s.topology == "pair" and s.reduction != "sum"],
     ids=lambda spec: spec.name,
 )
 

@@ -167,7 +167,7 @@ def _gradients(
         memory=memory.features,
         memory_labels=memory.labels,
         batch_offset=offset,
-        scale=8.0,
+        **({"scale": 8.0} if "scale" in spec.defaults() else {}),
         reduction=reduction,
         backend=target.backend,
     )

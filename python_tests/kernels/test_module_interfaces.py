@@ -19,6 +19,19 @@ from torch import nn
 
 import unitsface_kernels as uk
 
+
+class Pairs(uk.policy.Pair):
+    margin: uk.policy.Number = 0.5
+
+    def negative(self, c):
+        return c - self.margin
+
+
+class Classes(uk.policy.Class):
+    def negative(self, c):
+        return c
+
+
 RECORDED = Path(__file__).resolve().parent.parent / "data" / "interfaces.json"
 MODULES = {
     **{name: getattr(uk, name) for name in uk.__all__ if name.endswith("Loss")},
@@ -68,10 +81,12 @@ def signature(function: Any) -> str:
 def required(cls: type[nn.Module]) -> dict[str, Any]:
     if cls is uk.UniTSFaceLoss:
         return {"class_loss": uk.CosFaceLoss(6, 5), "pair_loss": uk.USSLoss()}
+    if cls is uk.PairLoss:
+        return {"policy": Pairs()}
     names = inspect.signature(cls).parameters
     return {
         name: value
-        for name, value in REQUIRED.items()
+        for name, value in {**REQUIRED, "policy": Classes()}.items()
         if name in names and names[name].default is inspect.Parameter.empty
     }
 
@@ -81,7 +96,7 @@ def another(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return OTHER_WORDS[value] if name != "exchange" else "ring"
     if value is None:
-        return {"group": None, "device": "cpu"}.get(name, 0.25)
+        return {"group": None, "device": "cpu", "num_identities": 4}.get(name, 0.25)
     if name == "sample_rate":
         return 0.5
     return value + 1 if isinstance(value, int) else value / 2 + 0.125
@@ -91,7 +106,7 @@ def changed(cls: type[nn.Module]) -> dict[str, Any]:
     """Every option of a module with another value."""
     found = dict(PASSED_ON) if issubclass(cls, uk.MarginSoftmaxLoss) else {}
     for name, p in inspect.signature(cls).parameters.items():
-        if p.default is not p.empty:
+        if p.default is not p.empty and name != "thresholds":  # of policies that have some
             found[name] = another(p.default, name)
     return found
 

@@ -1,79 +1,31 @@
-"""Users' losses on the CPU: compiled, kept, checked before they are loaded, and as accurate."""
+"""Users' losses on the CPU, compiled: as accurate as built-in ones, and known by their names."""
 
 from __future__ import annotations
 
-import os
-import shlex
+import re
 import shutil
-import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from support.cases import ALL_VARIANTS, CASES, HALF, THRESHOLDS, Case
+from support.compiled import failure, needs_compiler, shared_objects
 from support.evaluation import check_against_reference
 from support.grid import extended_if
-from support.helpers import ROOT, Target, run_python
+from support.helpers import Target
 from support.policies import POLICIES, Contrastive, Unified, custom_problem, specs
 
-from unitsface_kernels import policy
-from unitsface_kernels.backends.native import custom as compiled
+from unitsface_kernels import fused_uss_loss, policy
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.custom import compiler, shared_object
+from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 
 NATIVE = Target("native", "cpu")
-COMPILER = next(filter(None, map(shutil.which, compiler.COMMANDS)), None)
+OBJDUMP = shutil.which("objdump")
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kept_by_the_module(tmp_path_factory: pytest.TempPathFactory):
-    """The losses of this file are compiled once, and nothing of the user's cache is used."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNITSFACE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        for name in ("UNITSFACE_POLICY_COMPILER", "CXX"):
-            patch.delenv(name, raising=False)
-        yield
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, of a process that has compiled nothing."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("UNITSFACE_CACHE_DIR", str(folder))
-    monkeypatch.setattr(compiled, "_failures", {})
-    return folder
-
-
-def failure(spec: LossSpec) -> str | None:
-    return compiled.failure(spec, loader.extension())
-
-
-def shared_objects(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.so"))
-
-
-def script(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def counting(path: Path) -> tuple[str, Path]:
-    """A compiler that leaves a line for every compilation, and the file of these."""
-    log = path / "compilations"
-    log.touch()
-    text = f'case "$*" in *--version*) ;; *) echo 1 >> {log};; esac\nexec {COMPILER} "$@"'
-    return script(path / "counting-compiler", text), log
-
-
-# --- values and gradients -------------------------------------------------------------------------
+pytestmark = needs_compiler
 
 
 def _grid() -> list:
@@ -107,8 +59,6 @@ def test_parity(spec: LossSpec, case: Case, dtype: torch.dtype) -> None:
 def test_results_are_those_of_the_built_in_loss() -> None:
     """The same formula, compiled by the same compiler or not, in the same loops."""
     p = custom_problem(Case("ad hoc", rows=300, dim=64), custom.spec(Unified()))
-    from unitsface_kernels import fused_uss_loss
-
     rows, other = (p.rows.clone().requires_grad_() for _ in range(2))
     mine = p.loss("native", rows=rows)
     built_in = fused_uss_loss(other, p.labels, p.b, scale=16.0, margin=0.1, backend="native")
@@ -155,7 +105,7 @@ def test_a_loss_is_an_operator_of_torch() -> None:
 def test_losses_are_found_by_name() -> None:
     for instance in POLICIES:
         spec = custom.spec(instance)
-        assert find(spec.name) is spec is custom.spec(type(instance)())
+        assert find(spec.name) is spec is custom.spec(type(instance)()) is policy.spec(instance)
         assert spec.name in CUSTOM
         assert spec.name not in REGISTRY
     assert find("uss") is REGISTRY["uss"]
@@ -197,305 +147,64 @@ def test_the_digest_of_shared_terms_is_short_work() -> None:
     assert time.process_time() - start < 5.0
 
 
-# --- the cache ------------------------------------------------------------------------------------
-
-_USE = """
-import sys, torch
-sys.path.insert(0, "python_tests")
-from support.cases import Case
-from support.policies import Contrastive, custom_problem
-from unitsface_kernels.losses import custom
-p = custom_problem(Case("ad hoc", rows=40), custom.spec(Contrastive()))
-print(float(p.loss("native")), float(p.loss("reference")))
-"""
-
-
-def _use(**environment: str) -> tuple[float, float]:
-    done = run_python("-W", "error", "-c", _USE, **environment)
-    assert done.returncode == 0, done.stderr
-    native, reference = map(float, done.stdout.split())
-    return native, reference
+@pytest.mark.parametrize("name", list(specs()))
+@pytest.mark.parametrize("columns", [None, 5])
+def test_a_nan_reaches_the_loss(name: str, columns: int | None) -> None:
+    """In the rows that the reference has it in, and nowhere else."""
+    spec = specs()[name]
+    p = custom_problem(Case("ad hoc", rows=9, columns=columns, reduction="none"), spec)
+    for bad in (float("nan"), float("inf")):
+        p.rows[4, 7] = bad
+        want, _ = p.evaluate("reference")
+        loss, _ = p.evaluate("native")
+        assert bool(want[4].isnan())
+        assert torch.equal(loss.isnan(), want.isnan())
 
 
-def test_another_process_compiles_nothing(fresh: Path, tmp_path: Path) -> None:
-    command, log = counting(tmp_path)
-    for _ in range(2):
-        native, reference = _use(UNITSFACE_CACHE_DIR=str(fresh), CXX=command)
-        assert native == pytest.approx(reference, rel=1e-5)
-        assert len(log.read_text().split()) == 1
-    (kept,) = shared_objects(fresh)
-    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
-    # Folders and files of the compilation are gone.
-    names = sorted(path.name.split(".", 1)[1] for path in kept.parent.iterdir())
-    assert names == ["so", "so.lock", "so.sha256"]
+def test_a_loss_with_many_numbers() -> None:
+    """More than any built-in one has: each is a constant of its kernels."""
+    names = [f"a{i}" for i in range(24)]
 
+    def negative(self, c):
+        found = 0
+        for name in names:
+            found = found * c + policy.sigmoid(getattr(self, name) - c)
+        return found
 
-def test_processes_compile_together_once(fresh: Path, tmp_path: Path) -> None:
-    command, log = counting(tmp_path)
-    environment = {
-        **os.environ,
-        **{"PYTHONPATH": str(ROOT), "UNITSFACE_CACHE_DIR": str(fresh), "CXX": command},
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _USE],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    for process in running:
-        output, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-        native, reference = map(float, output.split())
-        assert native == pytest.approx(reference, rel=1e-5)
-    assert len(log.read_text().split()) == 1
-
-
-@pytest.mark.parametrize("damage", ["truncated", "digest", "no digest", "foreign", "empty"])
-def test_a_damaged_file_is_made_again(fresh: Path, monkeypatch, damage: str) -> None:
-    spec = custom.spec(Contrastive())
-    assert failure(spec) is None
-    (kept,) = shared_objects(fresh)
-    good = kept.read_bytes()
-    digest = kept.with_name(kept.name + ".sha256")
-    # A new file: this process has the old one mapped.
-    kept.unlink()
-    if damage == "truncated":
-        kept.write_bytes(good[: len(good) // 2])
-    elif damage == "empty":
-        kept.touch()
-    elif damage == "digest":
-        kept.write_bytes(good)
-        digest.write_text("0" * 64)
-    elif damage == "no digest":
-        kept.write_bytes(good)
-        digest.unlink()
-    else:
-        shared_object.files.put(kept, b"\x7fELF of another system")
-    monkeypatch.setattr(compiled, "_failures", {})
-    assert failure(spec) is None
-    assert kept.stat().st_size > len(good) // 2
-    assert shared_object.files.is_intact(kept)
-    check_against_reference(NATIVE, custom_problem(Case("ad hoc", rows=9), spec), torch.float32)
-
-
-def test_nothing_is_loaded_from_a_folder_of_others(fresh: Path) -> None:
-    fresh.mkdir(mode=0o700)
-    fresh.chmod(0o777)
-    reason = failure(custom.spec(Contrastive()))
-    assert reason is not None
-    assert "can be written by others" in reason
-    assert "UNITSFACE_CACHE_DIR" in reason
-    assert shared_objects(fresh) == []
-
-
-def test_without_a_cache_each_process_compiles(fresh: Path, monkeypatch) -> None:
-    """A home folder that cannot be written costs a warning, not the kernels."""
-    monkeypatch.setenv("UNITSFACE_CACHE_DIR", "/proc/none")
-    spec = custom.spec(Contrastive())
-    with pytest.warns(RuntimeWarning, match="not kept.*/proc/none"):
-        assert failure(spec) is None
-    check_against_reference(NATIVE, custom_problem(Case("ad hoc", rows=9), spec), torch.float32)
-
-
-def test_versions_do_not_share_files(monkeypatch) -> None:
-    native = loader.extension()
-    mine = compiler.find_compiler()
-
-    def name(**changes) -> str:
-        cpu = {"isa": native.cpu.isa, "flags": native.cpu.flags, "loss_abi": native.cpu.loss_abi}
-        fake = SimpleNamespace(cpu=SimpleNamespace(**{**cpu, **changes}))
-        return "/".join(shared_object.folder_names(fake, mine))
-
-    other = compiler.Compiler(mine.command, "another version")
-    found = {
-        name(),
-        name(isa=lambda: "baseline"),
-        name(flags=lambda: "-O0"),
-        name(loss_abi=1),
-        "/".join(shared_object.folder_names(native, other)),
-    }
-    monkeypatch.setattr(shared_object, "__version__", "another")
-    found.add(name())
-    monkeypatch.setattr(shared_object, "_digest_of_headers", lambda: "another")
-    found.add(name())
-    assert len(found) == 7
-
-
-def test_headers_of_another_extension_are_refused(fresh: Path) -> None:
-    native = loader.extension()
-    cpu = {n: getattr(native.cpu, n) for n in ("isa", "flags", "pool")}
-    registered: list = []
-    other = SimpleNamespace(
-        cpu=SimpleNamespace(**cpu, loss_abi=7, register_loss=lambda *a: registered.append(a))
-    )
-    reason = compiled.failure(custom.spec(Contrastive()), other)
-    assert reason is not None
-    assert "are not those of the extension" in reason
-    assert registered == []
-
-
-@pytest.mark.parametrize("isa", loader.extension().cpu.usable_isas())
-def test_instruction_sets(fresh: Path, isa: str) -> None:
-    """A loss is compiled for the set of the extension."""
-    native, reference = _use(UNITSFACE_CACHE_DIR=str(fresh), UNITSFACE_CPU_ISA=isa)
-    assert native == pytest.approx(reference, rel=1e-5)
-    (kept,) = shared_objects(fresh)
-    assert kept.parent.name.startswith(f"cpu-{isa.removesuffix('bf16')}-")
-
-
-# --- the compiler ---------------------------------------------------------------------------------
-
-
-def test_no_compiler(fresh: Path, monkeypatch, tmp_path: Path) -> None:
-    spec = custom.spec(Contrastive())
-    monkeypatch.setenv("PATH", str(tmp_path))
-    reason = failure(spec)
-    assert reason is not None
-    assert "install g++ or clang++, or set CXX" in reason
-    # The answer lasts: a compiler is not looked for at every step.
-    monkeypatch.setenv("CXX", str(COMPILER))
-    assert failure(spec) == reason
-
-
-@pytest.mark.parametrize("variable", ["CXX", "UNITSFACE_POLICY_COMPILER"])
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("/nowhere/g++", "there is no /nowhere/g\\+\\+"),
-        ("g++; touch {folder}/made", "there is no g\\+\\+;"),
-        ("'g++", "is no command"),
-    ],
-)
-def test_a_compiler_that_is_none(
-    fresh: Path, monkeypatch, tmp_path: Path, variable: str, value: str, message: str
-) -> None:
-    """No shell reads it."""
-    monkeypatch.setenv(variable, value.format(folder=tmp_path))
-    with pytest.raises(compiler.CompilerError, match=message):
-        compiler.find_compiler()
-    assert not (tmp_path / "made").exists()
-
-
-def test_the_named_compiler_is_used(fresh: Path, monkeypatch, tmp_path: Path) -> None:
-    command, log = counting(tmp_path)
-    monkeypatch.setenv("CXX", "/nowhere")
-    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", f"env WORD=1 {shlex.quote(command)}")
-    assert failure(custom.spec(Contrastive())) is None
-    assert len(log.read_text().split()) == 1
-
-
-def test_turned_off(fresh: Path, monkeypatch) -> None:
-    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
-    assert failure(custom.spec(Contrastive())) == "UNITSFACE_POLICY_COMPILER=off"
-    assert shared_objects(fresh.parent) == []
-
-
-def test_a_failing_compiler_is_quoted_in_one_line(fresh: Path, monkeypatch, tmp_path: Path) -> None:
-    text = 'case "$*" in *--version*) exit 0;; esac\necho in file: >&2\n'
-    text += f"echo 'x.h: error: {'a' * 500}' >&2\nexit 4"
-    monkeypatch.setenv("CXX", script(tmp_path / "failing", text))
-    reason = failure(custom.spec(Contrastive()))
-    assert reason is not None
-    assert "exit code 4: x.h: error: aaa" in reason
-    assert "\n" not in reason
-    assert len(reason) < 400
-    # Neither what it left nor a folder of it stays.
-    left = [path.name for path in fresh.rglob("*") if path.is_file()]
-    assert all(name.endswith(".lock") for name in left)
-
-
-def test_a_hanging_compiler_is_ended(fresh: Path, monkeypatch, tmp_path: Path) -> None:
-    """With the processes that it started."""
-    monkeypatch.setattr(compiler, "TIMEOUT_S", 1.0)
-    text = 'case "$*" in *--version*) exit 0;; esac\n'
-    text += f"sleep 300 &\necho $! > {tmp_path}/child\nwait"
-    monkeypatch.setenv("CXX", script(tmp_path / "hanging", text))
-    reason = failure(custom.spec(Contrastive()))
-    assert reason is not None
-    assert "did not end within 1 s" in reason
-    child = int((tmp_path / "child").read_text())
-    for _ in range(100):
-        try:
-            os.kill(child, 0)
-            state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            break
-        if state == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("its child runs on")
-
-
-# --- what reaches the compiler --------------------------------------------------------------------
-
-HOSTILE = (
-    'A"); system("touch /tmp/x"); //',
-    "A\n#include </etc/passwd>\n",
-    "A */ int x = sizeof(\\\n) /*",
-    "int",
-    "Größe",
-    "../../../etc/x",
-    "%s$(touch x)`touch y`",
-    "{policy}",
-)
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_names_do_not_reach_the_compiler(fresh: Path, name: str) -> None:
-    """Of classes, of fields and of modules, which type() takes from any string."""
     members = {
-        "__annotations__": {name: policy.Number, "field": policy.Number},
-        name: 0.25,
-        "field": 0.5,
-        "positive": lambda self, c: 1 - c * getattr(self, name),
-        "negative": lambda self, c: policy.maximum(c - self.field, 0),
+        "__annotations__": dict.fromkeys(names, policy.Number),
+        **{name: 0.1 * i for i, name in enumerate(names)},
+        "positive": lambda self, c: 1 - c,
+        "negative": negative,
     }
-    spec = custom.spec(type(name, (policy.Pair,), members)())
-    text = shared_object.source_of(spec)
-    code = "\n".join(line.split("//")[0] for line in text.splitlines())
-    assert text.isascii()
-    assert "\\" not in text
-    assert set(text) <= set(map(chr, range(32, 127))) | {"\n"}
-    for word in ("system", "passwd", "touch", "etc", "sizeof"):
-        assert word not in code
-    directives = [line for line in text.splitlines() if line.lstrip().startswith("#")]
-    assert all(line.split()[1].startswith('"') for line in directives)
-    assert len(directives) == 3
+    spec = custom.spec(type("Many", (policy.Pair,), members)())
     assert failure(spec) is None
-    problem = custom_problem(Case("ad hoc", rows=9), spec)
-    check_against_reference(NATIVE, problem, torch.float32)
-    assert all(path.is_relative_to(fresh) for path in shared_objects(fresh.parent))
+    p = custom_problem(Case("ad hoc", rows=9), spec)
+    check_against_reference(NATIVE, p, torch.float32)
 
 
-# --- installations --------------------------------------------------------------------------------
+def _instructions(path: Path, struct: str) -> dict[str, int]:
+    """Numbers of instructions of the functions of a policy, without those that only fill up."""
+    run = [str(OBJDUMP), "-dC", "--no-show-raw-insn", str(path)]
+    text = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    isa = shared_object.isa_of(loader.extension())
+    found: dict[str, int] = {}
+    for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
+        name = function.partition("<")[2].partition(">:")[0]
+        if f"::{isa}::" in name and f"{isa}::{struct}" in name:
+            lines = re.findall(r"^ +[0-9a-f]+:\s+(?!nop|xchg|data16|cs )\S", function, re.MULTILINE)
+            found[name.replace(f"{isa}::{struct}", f"{isa}::Policy")] = len(lines)
+    return found
 
 
-def test_an_installation_has_the_headers(fresh: Path, monkeypatch, tmp_path: Path) -> None:
-    """As setup.py packs them, they are all that a loss is compiled with."""
-    setuptools = pytest.importorskip("setuptools")
-    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
-    script = ModuleType("setup_script")
-    script.__file__ = str(ROOT / "setup.py")
-    exec(compile((ROOT / "setup.py").read_text(), script.__file__, "exec"), script.__dict__)
-    command = script.PackHeaders(setuptools.Distribution({"packages": []}))
-    command.ensure_finalized()
-    command.build_lib = str(tmp_path / "installed")
-    command.run()
-    package = tmp_path / "installed" / "unitsface_kernels"
-    monkeypatch.setattr(shared_object, "PACKAGE", package)
-    for cached in (shared_object.headers, shared_object._digest_of_headers):
-        cached.cache_clear()
-        monkeypatch.setattr(shared_object, cached.__name__, cached.__wrapped__)
-    assert shared_object.headers() == package / "csrc"
-    assert {*command.get_outputs()} >= {str(path) for path in package.rglob("*.h")}
-    assert failure(custom.spec(Contrastive())) is None
-    # Without them, the reason is said.
-    shutil.rmtree(package)
-    monkeypatch.setattr(compiled, "_failures", {})
-    assert "headers are missing" in str(failure(custom.spec(Contrastive())))
+@pytest.mark.skipif(OBJDUMP is None, reason="needs objdump")
+def test_a_compiled_loss_has_the_instructions_of_the_built_in_one(fresh: Path) -> None:
+    """Of the same formula. At most 5 % more, if another compiler has made the extension."""
+    assert failure(custom.spec(Unified())) is None
+    (kept,) = shared_objects(fresh)
+    mine = _instructions(kept, "Policy")
+    built_in = _instructions(Path(loader.extension().__file__), "USS")
+    rows = [name for name in mine.keys() & built_in.keys() if "_row<" in name]
+    if not rows:
+        pytest.skip("the extension has no symbols")
+    assert sum(mine[n] for n in rows) <= 1.05 * sum(built_in[n] for n in rows)

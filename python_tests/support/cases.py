@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Values]] = {
         },
     },
     "pair_softmax": {"no-margin": {"scale": 16.0, "margin": 0.0}},
+    "circle": {"wide": {"scale": 20.0, "margin": 0.45}, "none": {"scale": 8.0, "margin": -1.5}},
+    "multi_similarity": {"unequal": {"alpha": 18.0, "beta": 6.0, "base": -0.1}},
     "pair_logsumexp": {"filtered": {"scale": 16.0, "lower": -0.6, "upper": 0.5}},
     "margin_softmax": {
         "normface": {"m3": 0.0, "scale": 20.0},
@@ -63,7 +65,9 @@ def variants(spec: LossSpec) -> dict[str, Values]:
 def detached(spec: LossSpec, values: Values) -> bool:
     """Whether the gradient is by definition not the derivative of the value."""
     known = spec.defaults() | values
-    return known.get("margin_gradient") == "detached" or bool(known.get("adaptive_margin"))
+    weighted = spec.name == "circle"  # its weights of pairs are constants
+    detached_margin = known.get("margin_gradient") == "detached"
+    return weighted or detached_margin or bool(known.get("adaptive_margin"))
 
 
 @dataclass(frozen=True)
@@ -220,8 +224,10 @@ class Problem:
         """(N,) rows that have a loss."""
         if self.spec.valid_rows == "labeled":
             return self.labels != -1
-        positive, negative = self.pairs()
-        return (positive if self.spec.valid_rows == "with_positives" else negative).any(dim=1)
+        positive, negative = (pairs.any(dim=1) for pairs in self.pairs())
+        if self.spec.valid_rows == "with_both":
+            return positive & negative
+        return positive if self.spec.valid_rows == "with_positives" else negative
 
     def converted(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype; thresholds stay float32 with half features."""

@@ -48,11 +48,16 @@ class Recorded:
 
 
 def record(
-    spec: LossSpec, case: Case, dtype: torch.dtype, backend: str, capturing: bool = False
+    spec: LossSpec,
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    capturing: bool = False,
+    make: Callable[..., Problem] = build,
 ) -> Recorded:
-    """Forward and backward of a case, the second time that it runs."""
+    """Forward and backward of a case, the second time that it runs; ``make``: its problem."""
     with fake_device(capturing=capturing) as device:
-        problem = build(case, spec, None, dtype, "cuda")
+        problem = make(case, spec, None, dtype, "cuda")
         problem.evaluate(backend)
         leaves = problem.leaves()
         stream = torch.cuda.current_stream().cuda_stream

@@ -59,10 +59,11 @@ def run_python(*arguments: str, timeout: float = 120, **environment: str):
 
 def patched_blocks(monkeypatch, blocks: tuple[int, int]) -> None:
     """Tiles of ``blocks`` rows and columns for every engine: several in a small problem."""
+    from unitsface_kernels.backends.eager import EagerEngine
     from unitsface_kernels.backends.native.cpu_engine import CpuEngine
     from unitsface_kernels.backends.native.cuda_engine import CudaEngine
     from unitsface_kernels.backends.triton.engine import TritonEngine
 
-    for engine in (CpuEngine, CudaEngine, TritonEngine):
+    for engine in (CpuEngine, CudaEngine, EagerEngine, TritonEngine):
         monkeypatch.setattr(engine, "class_block", blocks)
         monkeypatch.setattr(engine, "sum_block", (blocks[0], blocks[0]))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import field
 from typing import Any
+
+# A class of the user's own, package.module:Class.
+_CLASS = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*:[a-z_]\w*", re.ASCII | re.IGNORECASE)
 
 
 def about(
@@ -15,9 +19,11 @@ def about(
     low: float | None = None,
     high: float | None = None,
     once: bool = False,
+    own: bool = False,
 ) -> dict[str, Any]:
     """The metadata of a field. ``choices`` is a sequence, or a function giving one; ``once`` is
     for what is true of one start only: it is neither written into a run nor read from a file.
+    ``own``: beside the choices, the name of a class of the user's own.
     """
     return {
         "help": help,
@@ -26,6 +32,7 @@ def about(
         "low": low,
         "high": high,
         "once": once,
+        "own": own,
     }
 
 
@@ -42,3 +49,8 @@ def key_name(f: dataclasses.Field[Any]) -> str:
 def choices_of(f: dataclasses.Field[Any]) -> tuple[str, ...]:
     choices = f.metadata["choices"]
     return tuple(choices() if callable(choices) else choices or ())
+
+
+def names_class(value: object) -> bool:
+    """Whether a choice is the name of a class of the user's own, which need not exist."""
+    return isinstance(value, str) and _CLASS.fullmatch(value) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from train.backbones import check_backbone
-from train.config.keys import choices_of
+from train.config.keys import choices_of, names_class
 from train.config.sections import NO_LOSS, Config, iter_keys, shardable_names
 from train.errors import UserError
 
@@ -15,8 +15,10 @@ def check(config: Config) -> None:
     for key, f in iter_keys():
         value = getattr(getattr(config, key.split(".")[0]), f.name)
         choices, low, high = choices_of(f), f.metadata["low"], f.metadata["high"]
-        if choices and value not in choices:
-            raise UserError(f"{key}: expected one of {', '.join(choices)}; got '{value}'")
+        own = f.metadata["own"]
+        if choices and value not in choices and not (own and names_class(value)):
+            or_own = ", or package.module:Class" if own else ""
+            raise UserError(f"{key}: expected one of {', '.join(choices)}{or_own}; got '{value}'")
         if key in ("run.dir", "data.path") and not value:
             raise UserError(f"{key}: expected a path, got nothing")
         if isinstance(value, list) and not all(isinstance(v, str) or _usual(v) for v in value):
@@ -64,7 +66,7 @@ def _check_partial_fc(config: Config) -> None:
         )
         if (value == default) == (key == "enabled")
     ]
-    if asked and name not in shardable_names():
+    if asked and name not in shardable_names() and not names_class(name):
         raise UserError(
             f"{asked[0]}: loss.class={name} is not among {', '.join(shardable_names())}"
         )

@@ -57,14 +57,16 @@ class ModelConfig:
 class LossConfig:
     class_name: str = key(
         "cosface",
-        "sample-to-class loss",
+        "sample-to-class loss; package.module:Class is a policy of your own",
         name="class",
+        own=True,
         choices=lambda: [NO_LOSS, *class_loss_names()],
     )
     pair_name: str = key(
         "uss",
-        "sample-to-sample loss",
+        "sample-to-sample loss; package.module:Class is a policy of your own",
         name="pair",
+        own=True,
         choices=lambda: [NO_LOSS, *pair_loss_names()],
     )
     class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import LossSpec
+from ..losses import EMPTY, LossSpec
+from ..policy.variable import ROW_NORM, TARGET_COSINE
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
@@ -29,11 +30,25 @@ def normalize_rows(x: Tensor) -> Tensor:
 
     Rows whose squares would overflow are shrunk by a power of two first.
     """
-    if x.numel() and x.dtype in _SHRINK:
-        shrink = _SHRINK[x.dtype]
-        large = x.detach().abs().amax(dim=1, keepdim=True) > 2.0**-10 / shrink
-        x = x * torch.where(large, shrink, 1.0)
-    return F.normalize(x, dim=1, eps=NORM_EPS)
+    factor = _shrinking(x)
+    return F.normalize(x if factor is None else x * factor, dim=1, eps=NORM_EPS)
+
+
+def _shrinking(x: Tensor) -> Tensor | None:
+    """(N, 1) factors with which the squares of rows do not overflow; None: ones."""
+    if not x.numel() or x.dtype not in _SHRINK:
+        return None
+    shrink = _SHRINK[x.dtype]
+    large = x.detach().abs().amax(dim=1, keepdim=True) > 2.0**-10 / shrink
+    return torch.where(large, shrink, 1.0).to(x.dtype)
+
+
+def norms(x: Tensor) -> Tensor:
+    """(N,) norms of (N, D) rows, at least 1e-5."""
+    factor = _shrinking(x)
+    if factor is None:
+        return torch.linalg.vector_norm(x, dim=1).clamp_min(NORM_EPS)
+    return (torch.linalg.vector_norm(x * factor, dim=1) / factor[:, 0]).clamp_min(NORM_EPS)
 
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
@@ -41,21 +56,26 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     return normalize_rows(rows) @ normalize_rows(columns).T
 
 
-def _sum(spec, params, cosine, positive, negative, threshold):
+def _term(term, cosine, params, threshold, variables):
+    given = (cosine, threshold, params)
+    return term(*given, variables) if variables else term(*given)
+
+
+def _sum(spec, params, cosine, positive, negative, *others):
     # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
     assert spec.negative is not None
     zero = cosine.new_zeros(())
-    terms = spec.negative(torch.where(negative, cosine, zero), threshold, params)
+    terms = _term(spec.negative, torch.where(negative, cosine, zero), params, *others)
     terms = torch.where(negative, terms, zero)
     if spec.positive is not None:
-        of_positive = spec.positive(torch.where(positive, cosine, zero), threshold, params)
+        of_positive = _term(spec.positive, torch.where(positive, cosine, zero), params, *others)
         terms = terms + torch.where(positive, of_positive, zero)
     return terms.sum(dim=1)
 
 
-def _logsumexp(spec, params, cosine, positive, negative, threshold):
+def _logsumexp(spec, params, cosine, positive, negative, *others):
     assert spec.negative is not None
-    negative_logits = spec.negative(cosine, threshold, params)
+    negative_logits = _term(spec.negative, cosine, params, *others)
     lowest = torch.finfo(cosine.dtype).min
     # A policy takes pairs out with -inf; NaN is not equal to it and stays.
     negative = negative & (negative_logits != -torch.inf)
@@ -63,7 +83,7 @@ def _logsumexp(spec, params, cosine, positive, negative, threshold):
     if spec.positive is None:
         # Also if there is no column at all, or none that is not left out.
         return torch.where(negative.any(dim=1), log_negatives, -torch.inf)
-    positive_logits = spec.positive(torch.where(positive, cosine, 0.0), threshold, params)
+    positive_logits = _term(spec.positive, torch.where(positive, cosine, 0.0), params, *others)
     per_positive = -F.logsigmoid(positive_logits - log_negatives[:, None])
     count = positive.sum(dim=1)
     mean = torch.where(positive, per_positive, 0.0).sum(dim=1) / count.clamp(min=1)
@@ -72,7 +92,21 @@ def _logsumexp(spec, params, cosine, positive, negative, threshold):
     return torch.where(count > 0, mean, without)
 
 
-def _nearest(spec, params, cosine, positive, negative, threshold):
+def _logsumexps(spec, params, cosine, positive, negative, *others):
+    lowest = torch.finfo(cosine.dtype).min
+    sums = []
+    for term, mask in ((spec.positive, positive), (spec.negative, negative)):
+        if term is None:
+            sums.append(cosine.new_full((cosine.shape[0],), EMPTY))
+            continue
+        logits = _term(term, torch.where(mask, cosine, 0.0), params, *others)
+        mask = mask & (logits != -torch.inf)
+        log_sum = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
+        sums.append(torch.where(mask.any(dim=1), log_sum, EMPTY))
+    return spec.finish.value(*sums, params)
+
+
+def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     triplet = spec.triplet
     # Stable: of equal cosines the smaller position wins. NaN comes before every number.
     candidates = cosine.detach().masked_fill(~negative, -torch.inf)
@@ -90,7 +124,12 @@ def _nearest(spec, params, cosine, positive, negative, threshold):
     return total + target.detach()[:, 0] * 0.0  # NaN without any wrong column, too
 
 
-_REDUCTIONS = {"sum": _sum, "logsumexp": _logsumexp, "nearest": _nearest}
+_REDUCTIONS = {
+    "sum": _sum,
+    "logsumexp": _logsumexp,
+    "logsumexps": _logsumexps,
+    "nearest": _nearest,
+}
 
 
 def pair_masks(
@@ -109,7 +148,9 @@ def valid_rows(spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: T
     """(N,) rows that have a loss."""
     if spec.valid_rows == "labeled":
         return row_labels != -1
-    return (positive if spec.valid_rows == "with_positives" else negative).any(dim=1)
+    masks = {"with_positives": (positive,), "with_negatives": (negative,)}
+    found = [mask.any(dim=1) for mask in masks.get(spec.valid_rows, (positive, negative))]
+    return torch.stack(found).all(dim=0)
 
 
 def _not_finite(
@@ -118,6 +159,7 @@ def _not_finite(
     row_labels: Tensor,
     column_labels: Tensor,
     threshold: Tensor | None,
+    variables: tuple[Tensor, ...],
 ) -> Tensor:
     """As ``streaming.call.not_finite``."""
     bad = ~rows.isfinite().all(dim=1)
@@ -125,13 +167,42 @@ def _not_finite(
         if spec.threshold == "per_column":
             threshold = torch.where(column_labels >= 0, threshold, 0.0)
         bad = bad | ~threshold.isfinite().all()
+    for value in variables:
+        finite = value.isfinite()
+        bad = bad | ~(finite[:, 0] if value.shape == (len(bad), 1) else finite.all())
     return torch.where(bad & (row_labels != -1), torch.nan, 0.0).to(rows.dtype)
+
+
+def _variables(
+    spec: LossSpec,
+    given: Tensor | None,
+    rows: Tensor,
+    row_labels: Tensor,
+    cosine: Tensor,
+    positive: Tensor,
+) -> tuple[Tensor, ...]:
+    """Values of ``spec.variables``, each to be broadcast against the cosines."""
+    shapes = {"scalar": (1, 1), "row": (-1, 1), "column": (1, -1)}
+    sizes = {"scalar": 1, "row": cosine.shape[0], "column": cosine.shape[1]}
+    found, start = [], 0
+    for variable in spec.variables:
+        if variable.name == ROW_NORM:
+            value = torch.where(row_labels == -1, 1.0, norms(rows))
+        elif variable.name == TARGET_COSINE:
+            value = torch.where(positive, cosine, 0.0).sum(dim=1).detach()
+        else:
+            assert given is not None
+            value = given[start : start + sizes[variable.side]].to(cosine.dtype)
+            start += sizes[variable.side]
+        found.append(value.reshape(shapes[variable.side]))
+    return tuple(found)
 
 
 def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
     """Loss of every row against every column, of :class:`CallTensors`."""
     spec = config.spec
-    rows, row_labels, columns, column_labels, column_index, threshold = CallTensors(*tensors)
+    rows, row_labels, columns, column_labels, column_index, *numbers = CallTensors(*tensors)
+    threshold, given = numbers
     dtype = torch.promote_types(rows.dtype, torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
         # Compared as int64: uint8 has no -1.
@@ -151,11 +222,14 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
         positive, negative = pair_masks(row_labels, column_labels, config.self_offset)
         if threshold is not None:
             threshold = threshold.to(dtype)
+        variables: tuple[Tensor, ...] = ()
+        if spec.variables:
+            variables = _variables(spec, given, rows, row_labels, cosine, positive)
         reduce = _REDUCTIONS[spec.reduction]
-        per_row = reduce(spec, config.params, cosine, positive, negative, threshold)
+        per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
         valid = valid_rows(spec, row_labels, positive, negative)
         per_row = torch.where(valid, per_row, 0.0)
-        per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold)
+        per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
         if config.reduction == "none":
             return per_row
         total = per_row.sum()

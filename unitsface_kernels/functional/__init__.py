@@ -7,8 +7,11 @@ from .classes import (
     fused_sphereface2_loss,
     fused_uce_loss,
 )
+from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
 from .pair import (
+    fused_circle_loss,
+    fused_multi_similarity_loss,
     fused_pair_bce_loss,
     fused_pair_logsumexp,
     fused_pair_softmax_loss,
@@ -17,10 +20,14 @@ from .pair import (
 )
 
 __all__ = [
+    "fused_circle_loss",
+    "fused_class_loss",
     "fused_margin_softmax_loss",
+    "fused_multi_similarity_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",
+    "fused_pair_loss",
     "fused_pair_softmax_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",

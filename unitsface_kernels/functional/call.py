@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import autograd, dispatch, ops, validate
+from .. import autograd, dispatch, ops, passes, validate
 from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
+from .variables import Variables, most_identities, of_identities, packed, refuse_unsupported
 
 
 class Options(NamedTuple):
@@ -21,6 +22,7 @@ class Options(NamedTuple):
     reduction: str
     backend: str
     skip_tolerance: float = 0.0
+    variables: Variables | None = None
 
 
 class Samples(NamedTuple):
@@ -52,7 +54,9 @@ def class_loss(
     reduction: str,
     backend: str,
     skip_tolerance: float = 0.0,
+    variables: Variables | None = None,
 ) -> Tensor:
+    """Loss over classes; ``variables``: tensors or numbers by the names of ``spec.variables``."""
     validate.features("feats", feats)
     validate.features("weight", weight, like=feats)
     validate.labels("labels", labels, feats.shape[0], feats)
@@ -60,7 +64,7 @@ def class_loss(
         validate.class_index("class_index", class_index, weight)
     if spec.threshold == "per_column":
         validate.threshold("b", b, feats, per="class", size=weight.shape[0])
-    options = Options(reduction, backend, skip_tolerance)
+    options = Options(reduction, backend, skip_tolerance, variables)
     tensors = CallTensors(feats, labels, weight, None, class_index)
     config, tensors = _call(spec, values, tensors, b, options)
     return runner(config, tensors)(config, *tensors)
@@ -100,11 +104,14 @@ def _call(
     identities: int | None = None,
 ) -> tuple[CallConfig, CallTensors]:
     backend, params = check_options(spec, values, tensors.rows, b, options)
-    rows, row_labels, columns, column_labels, column_index, _ = tensors
+    rows, row_labels, columns, column_labels, column_index, *_ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
+        identities = most_identities(spec, options.variables, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
+    refuse_unsupported(spec, options.variables, backend)
+    variables = packed(spec, options.variables, tensors)
     config = CallConfig(
         spec,
         params,
@@ -113,9 +120,9 @@ def _call(
         matmul_dtype(rows),
         self_offset,
         float(options.skip_tolerance),
-        *(needs_gradient(tensor) for tensor in (rows, columns, threshold)),
+        *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
     )
-    return config, CallTensors(rows, row_labels, columns, column_labels, column_index, threshold)
+    return config, tensors._replace(threshold=threshold, variables=variables)
 
 
 def check_options(
@@ -134,7 +141,7 @@ def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:
     """The function of (config, \\*tensors) that computes the loss of a call."""
     if config.backend == "reference":
         return reference.similarity_loss
-    refuse_transforms(tensors.rows, tensors.columns, tensors.threshold)
+    refuse_transforms(*passes.differentiable(tensors))
     if not autograd.applies(tensors):
         return ops.loss
     return autograd.FusedLoss.apply if config.need_any else autograd.loss_alone
@@ -164,7 +171,7 @@ def threshold_of_columns(
     """
     if b is None:
         return None
-    rows, row_labels, columns, column_labels, column_index, _ = tensors
+    rows, row_labels, columns, column_labels, column_index, *_ = tensors
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
             # Of any rank: what it is broadcast against must keep its own.
@@ -176,16 +183,10 @@ def threshold_of_columns(
         if column_index is not None:
             count = column_index.shape[0]
         return torch.full((count,), float(b), dtype=torch.float32, device=rows.device)
-    # Indexing, whose backward pass is deterministic on every device.
     if spec.topology == "class":
+        # Indexing, whose backward pass is deterministic on every device.
         return b if column_index is None else b[column_index.to(torch.int64)]
-    # The backward pass adds up an identity's samples: not in half precision.
-    wide = b.to(torch.promote_types(b.dtype, torch.float32))
-    if wide.shape[0] == 0:
-        # No identity: every label is -1.
-        wide = torch.cat([wide, wide.new_zeros(1)])
-    # Also where the error for a label out of range comes later, see ``validate.in_range``.
-    return wide[identity.to(torch.int64).clamp(0, wide.shape[0] - 1)]
+    return of_identities(b, identity)
 
 
 def refuse_transforms(*tensors: Tensor | None) -> None:

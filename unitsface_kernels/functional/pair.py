@@ -10,8 +10,9 @@ from ..losses import REGISTRY
 from .call import Options, Samples
 from .ranks import pair_loss
 
-_USS, _PAIR_BCE, _PAIR_SOFTMAX, _PAIR_LOGSUMEXP = (
-    REGISTRY[name].default for name in ("uss", "pair_bce", "pair_softmax", "pair_logsumexp")
+_USS, _PAIR_BCE, _PAIR_SOFTMAX, _PAIR_LOGSUMEXP, _CIRCLE, _MULTI_SIMILARITY = (
+    REGISTRY[name].default
+    for name in ("uss", "pair_bce", "pair_softmax", "pair_logsumexp", "circle", "multi_similarity")
 )
 
 
@@ -200,6 +201,109 @@ def fused_pair_softmax_loss(
     return pair_loss(
         REGISTRY["pair_softmax"],
         {"scale": scale, "margin": margin},
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
+    )
+
+
+def fused_circle_loss(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    scale: float = _CIRCLE.scale,
+    margin: float = _CIRCLE.margin,
+    reduction: str = "mean",
+    backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
+) -> Tensor:
+    r"""All positives of a row against all of its negatives, each weighted by its distance from an
+    optimum.
+
+    .. math:: L_i = \log\Big(1 + \sum_{j \in N(i)} e^{s\,[c_{ij} + m]_+ (c_{ij} - m)}
+        \sum_{p \in P(i)} e^{-s\,[1 + m - c_{ip}]_+ (c_{ip} - 1 + m)}\Big)
+
+    The weights :math:`[\cdot]_+` are constants of the gradient. A row without a positive, or
+    without a negative, has the loss 0.
+
+    Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR
+    2020, eq. 6.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
+        scale: s > 0.
+        margin: m; the optimum of a positive is 1 + m, that of a negative -m.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0 at
+            ignored rows.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["circle"],
+        {"scale": scale, "margin": margin},
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
+        group,
+        exchange,
+    )
+
+
+def fused_multi_similarity_loss(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    alpha: float = _MULTI_SIMILARITY.alpha,
+    beta: float = _MULTI_SIMILARITY.beta,
+    base: float = _MULTI_SIMILARITY.base,
+    reduction: str = "mean",
+    backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
+) -> Tensor:
+    r"""Soft hinges at one cosine, of a row's hardest positives and of its hardest negatives.
+
+    .. math:: L_i = \frac{1}{\alpha}
+        \log\Big(1 + \sum_{p \in P(i)} e^{-\alpha (c_{ip} - \lambda)}\Big)
+        + \frac{1}{\beta} \log\Big(1 + \sum_{j \in N(i)} e^{\beta (c_{ij} - \lambda)}\Big)
+
+    Every pair of a row counts: the mining of pairs, which comes before the loss in its paper, is
+    not part of it.
+
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
+    Learning", CVPR 2019; the default parameters are those of its published code.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
+        alpha, beta: scales > 0 of positives and of negatives.
+        base: the cosine lambda that positives are to be above, and negatives below.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0 at
+            ignored rows.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["multi_similarity"],
+        {"alpha": alpha, "beta": beta, "base": base},
         Samples(feats, labels, None, memory, memory_labels, batch_offset),
         Options(reduction, backend),
         group,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from . import (
+    circle,
     class_bce,
     margin_softmax,
+    multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
@@ -14,7 +16,7 @@ from . import (
     uss,
 )
 from .custom import CUSTOM, register
-from .spec import LossSpec, Parameter, Triplet
+from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
     spec.name: spec
@@ -27,10 +29,11 @@ REGISTRY: dict[str, LossSpec] = {
         sphereface2.SPEC,
         pair_softmax.SPEC,
         pair_logsumexp.SPEC,
+        circle.SPEC,
+        multi_similarity.SPEC,
         npt.SPEC,
     )
 }
-
 
 
 def find(name: str) -> LossSpec:
@@ -43,4 +46,14 @@ def find(name: str) -> LossSpec:
     return known
 
 
-__all__ = ["CUSTOM", "REGISTRY", "LossSpec", "Parameter", "Triplet", "find", "register"]
+__all__ = [
+    "CUSTOM",
+    "EMPTY",
+    "REGISTRY",
+    "Finish",
+    "LossSpec",
+    "Parameter",
+    "Triplet",
+    "find",
+    "register",
+]

@@ -1,16 +1,18 @@
-"""Losses of users' policies: known by name like those of the registry, over which tables iterate."""
+"""Losses of users' policies, known by name like those of the registry."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
-from .spec import LossSpec
+from .spec import LossSpec, ValidRows
 
 if TYPE_CHECKING:
     from ..policy.definition import Formula, Policy
 
+#: Beside the registry, over which tests and tables iterate.
 CUSTOM: dict[str, LossSpec] = {}
 
 
@@ -26,7 +28,18 @@ def spec(policy: Policy) -> LossSpec:
     formula = policy.formula
     name = f"{formula.name}-{digest(formula)[:16]}"
     known = CUSTOM.get(name)
-    return known or register(spec_of(type(policy), name=name, function="", source=""))
+    if known is None:
+        rows = _valid_rows(formula)
+        made = spec_of(type(policy), name=name, function="", source="", valid_rows=rows)
+        known = register(made)
+    return known
+
+
+def _valid_rows(f: Formula) -> ValidRows:
+    """Rows over which a mean is taken: those of the losses of the same form in the registry."""
+    if f.topology == "class" or f.combine != "logsumexp":
+        return "labeled"
+    return "with_negatives" if f.positive is None else "with_positives"
 
 
 def per_column(of: LossSpec) -> LossSpec:
@@ -36,11 +49,12 @@ def per_column(of: LossSpec) -> LossSpec:
     return known or register(replace(of, name=name, threshold="per_column", policy=of.name))
 
 
+@cache
 def digest(f: Formula) -> str:
     """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
     from ..policy.expression import topological
 
-    roots = (f.positive, f.negative, *f.weights, f.finish)
+    roots = (f.positive, f.negative, *f.weights, f.finish, f.triplet)
     # A node by the places of its arguments: as text, shared ones would be written many times.
     places = {e: i for i, e in enumerate(topological(*(e for e in roots if e is not None)))}
     nodes = [

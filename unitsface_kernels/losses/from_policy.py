@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
+import torch
 from torch import Tensor
 
 from ..policy import bounds, eager
 from ..policy.definition import Policy
 from ..policy.expression import Expression, build
-from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings
+from ..policy.formula import COSINE, THRESHOLD, Formula, number_bindings, variable_bindings
+from .row_formulas import finish_of, triplet_of
 from .spec import EagerTerm, LossSpec, Reduction, ValidRows
 
 _REDUCTIONS: dict[str, Reduction] = {
     "sum": "sum",
     "softplus": "sum",
     "logsumexp": "logsumexp",
+    "logsumexps": "logsumexps",
+    "topk": "nearest",
 }
 
 
@@ -42,6 +46,8 @@ def spec_of(
         valid_rows=valid_rows,
         # Asked for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
+        triplet=None if formula.triplet is None else triplet_of(formula),
+        finish=None if formula.finish is None else finish_of(formula),
         formula=formula,
     )
 
@@ -55,17 +61,41 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    return partial(_evaluate, formula, expression)
+    _TERMS.append((formula, expression))
+    return partial(_term_of, len(_TERMS) - 1)
 
 
-def _evaluate(
-    formula: Formula,
-    expression: Expression,
+#: Formulas and expressions of terms, which a graph of torch.compile can only name by numbers.
+_TERMS: list[tuple[Formula, Expression]] = []
+
+
+def _term_of(
+    place: int,
     cosine: Tensor,
     threshold: Tensor | None,
     params: tuple[float, ...],
+    variables: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    bindings: dict[Expression, Tensor | float] = {COSINE: cosine}
+    if torch.compiler.is_compiling():
+        from ..compiled import evaluate_term
+
+        return evaluate_term(place, cosine, threshold, params, variables)
+    return evaluate(place, cosine, threshold, params, variables)
+
+
+def evaluate(
+    place: int,
+    cosine: Tensor,
+    threshold: Tensor | None,
+    params: tuple[float, ...],
+    variables: tuple[Tensor, ...],
+) -> Tensor:
+    """The term number ``place`` by operations of Torch."""
+    formula, expression = _TERMS[place]
+    bindings: dict[Expression, Tensor | float] = {
+        COSINE: cosine,
+        **variable_bindings(formula, variables),
+    }
     if threshold is not None:
         bindings[THRESHOLD] = threshold
     return eager.evaluate(expression, bindings | number_bindings(formula, params))

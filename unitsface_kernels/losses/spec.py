@@ -12,13 +12,15 @@ from torch import Tensor
 from ..policy.form import kernel_form
 from ..policy.formula import Formula
 from ..policy.parameter import Parameter, Topology
+from ..policy.variable import Variable
 
-Reduction = Literal["sum", "logsumexp", "nearest"]
+Reduction = Literal["sum", "logsumexp", "logsumexps", "nearest"]
 Threshold = Literal["none", "scalar", "per_column"]
-ValidRows = Literal["labeled", "with_positives", "with_negatives"]
+ValidRows = Literal["labeled", "with_positives", "with_negatives", "with_both"]
 
-# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise.
-EagerTerm = Callable[[Tensor, "Tensor | None", tuple[float, ...]], Tensor]
+# positive(cosine, threshold, params) and negative(cosine, threshold, params): elementwise. Those of
+# a spec with variables take a fourth argument: their values, which broadcast against the cosines.
+EagerTerm = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,24 @@ class Triplet:
     slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Finish:
+    """Formula of a ``logsumexps`` loss: a row's loss by the log-sum-exps of its positives' and of
+    its negatives' logits, a function of two numbers per row.
+
+    Attributes:
+        value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses.
+        slopes: derivatives of ``value`` by the two, for backends outside autograd.
+    """
+
+    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
+    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
+
+
+#: The log-sum-exp of nothing, in place of -inf: 0 times it is 0.
+EMPTY = -1e30
+
+
 def scale_bound(params: tuple[float, ...]) -> float:
     """The slope of a loss that multiplies cosines by its first parameter and nothing more."""
     return abs(params[0])
@@ -57,20 +77,23 @@ class LossSpec:
         topology: ``"pair"`` (columns are samples) or ``"class"`` (columns are class weights).
         reduction: how a row's pairs combine. ``"sum"``: the policy's terms are added.
             ``"logsumexp"``: the policy gives logits, and the row's loss is the mean over its
-            positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"nearest"``: the
-            mean or sum of ``triplet`` over the largest cosines that are not the target's.
+            positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"logsumexps"``:
+            the policy gives logits, and the row's loss is ``finish`` of two log-sum-exps, of its
+            positives and of its negatives. ``"nearest"``: the mean or sum of ``triplet`` over the
+            largest cosines that are not the target's.
         threshold: the learnable threshold b: absent, one scalar, or one per column identity.
         parameters: scalar hyper-parameters in the order of :meth:`pack`.
-        negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp``).
+        negative, positive: eager formula; loss terms (``sum``) or logits (``logsumexp(s)``).
             Without ``positive``, positive pairs are left out. None for ``nearest``.
         function: name of the public function.
         source: paper and equation.
         valid_rows: those over which ``reduction="mean"`` averages: all that are not
-            ignored, or of these the ones with at least one positive, or one negative. The loss of
-            all others is 0.
+            ignored, or of these the ones with at least one positive, or one negative, or both.
+            The loss of all others is 0.
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
+        finish: the formula of a ``logsumexps`` loss, else None.
         policy: name of the loss with the same kernels; None: it has its own.
         formula: from which eager terms and kernels are generated; None: they are hand-written.
     """
@@ -87,6 +110,7 @@ class LossSpec:
     valid_rows: ValidRows = "labeled"
     slope_bound: Callable[[tuple[float, ...]], float] = scale_bound
     triplet: Triplet | None = None
+    finish: Finish | None = None
     policy: str | None = None
     formula: Formula | None = None
 
@@ -104,6 +128,16 @@ class LossSpec:
     def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """What the kernels receive for packed hyper-parameters: the constants of the formula."""
         return params if self.formula is None else kernel_form(self.formula).constants(params)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Tensors that the formula reads, see :class:`Formula`."""
+        return () if self.formula is None else self.formula.variables
+
+    def variables_size(self, rows: int, columns: int) -> int:
+        """Elements of all given variables of a call with so many rows and columns."""
+        sizes = {"scalar": 1, "row": rows, "column": columns}
+        return sum(sizes[variable.side] for variable in self.variables if variable.given)
 
     def defaults(self) -> dict[str, float | str]:
         return {parameter.name: parameter.default for parameter in self.parameters}

@@ -8,6 +8,7 @@ from .. import functional
 from ..losses import REGISTRY
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
+from .custom import ClassLoss, PairLoss
 from .derived import module_of
 from .epl import EPLLoss
 from .margin_softmax import (
@@ -18,7 +19,7 @@ from .margin_softmax import (
     SphereFaceLoss,
 )
 from .npt import NPTLoss
-from .pair import PairBCELoss, PairSoftmaxLoss, USSLoss
+from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
@@ -41,19 +42,25 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
     "pair_bce": PairBCELoss,
     "pair_softmax": PairSoftmaxLoss,
+    "circle": CircleLoss,
+    "multi_similarity": MultiSimilarityLoss,
 }
 
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
     "ArcFaceLoss",
+    "CircleLoss",
     "ClassBCELoss",
+    "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
     "MarginSoftmaxLoss",
+    "MultiSimilarityLoss",
     "NPTLoss",
     "NormFaceLoss",
     "PairBCELoss",
+    "PairLoss",
     "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",

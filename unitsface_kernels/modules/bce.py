@@ -7,12 +7,12 @@ import math
 from torch import nn
 
 from ..losses.uce import SPEC
-from .class_loss import ClassLoss
+from .class_loss import RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
 
-class UCELoss(ClassLoss):
+class UCELoss(RegisteredClassLoss):
     """Class weights and unified cross-entropy with one threshold; see :func:`fused_uce_loss`.
 
     Args:

@@ -71,7 +71,7 @@ class ShardableLoss(nn.Module):
         """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
 
 
-class ClassLoss(RegisteredLoss, ShardableLoss):
+class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
     """A class loss of the registry with its (C, D) parameter ``weight`` and its threshold, if any.
 
     Args:
@@ -95,11 +95,14 @@ class ClassLoss(RegisteredLoss, ShardableLoss):
         else:
             validate.number("init_std", self.init_std, above=0.0)
         self._keep(given)
+        self._make_parameters(embedding_size, num_classes)
+        self.reset_parameters()
+
+    def _make_parameters(self, embedding_size: int, num_classes: int) -> None:
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
         if self.spec.threshold != "none":
             shape = (num_classes,) if self.spec.threshold == "per_column" else ()
             setattr(self, self._threshold_name, nn.Parameter(torch.empty(shape)))
-        self.reset_parameters()
 
     def _default_std(self, embedding_size: int) -> float:
         return 0.01

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..losses import LossSpec
-from .class_loss import ClassLoss
-from .pair import PairLoss
+from .class_loss import RegisteredClassLoss
+from .pair import RegisteredPairLoss
 from .registered import SETTINGS
 
 
-class _DerivedPairLoss(PairLoss):
+class _DerivedPairLoss(RegisteredPairLoss):
     """Thresholds start at 0; one per identity if the loss has one per column."""
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ class _DerivedPairLoss(PairLoss):
         return {} if self.spec.threshold == "none" else {"b": self.threshold}
 
 
-def module_of(spec: LossSpec) -> type[ClassLoss] | type[PairLoss]:
+def module_of(spec: LossSpec) -> type[RegisteredClassLoss] | type[RegisteredPairLoss]:
     """The module of a loss, ``PairSoftmaxLoss`` for ``pair_softmax``.
 
     Its arguments: embedding_size and num_classes of a loss over classes, num_identities of a loss
@@ -38,10 +38,10 @@ def module_of(spec: LossSpec) -> type[ClassLoss] | type[PairLoss]:
     """
     known = signature_of(getattr(functional, spec.function)).parameters
     options = {n: known[n].default for n in (*spec.defaults(), *SETTINGS) if n in known}
-    base: type[ClassLoss] | type[PairLoss] = _DerivedPairLoss
+    base: type[RegisteredClassLoss] | type[RegisteredPairLoss] = _DerivedPairLoss
     sizes = ["num_identities"] if spec.threshold == "per_column" else []
     if spec.topology == "class":
-        base, sizes = ClassLoss, ["embedding_size", "num_classes"]
+        base, sizes = RegisteredClassLoss, ["embedding_size", "num_classes"]
         options["init_std"] = None
     signature = Signature(
         [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in sizes]

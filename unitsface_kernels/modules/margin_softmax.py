@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..losses.margin_softmax import SPEC
-from .class_loss import ClassLoss
+from .class_loss import RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
 
-class MarginSoftmaxLoss(ClassLoss):
+class MarginSoftmaxLoss(RegisteredClassLoss):
     """Class weights and margin softmax; see :func:`fused_margin_softmax_loss`.
 
     Args:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..losses.npt import SPEC
-from .class_loss import ClassLoss
+from .class_loss import RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
 
-class NPTLoss(ClassLoss):
+class NPTLoss(RegisteredClassLoss):
     """Class weights and the nearest proxies triplet; see :func:`fused_npt_loss`.
 
     Args:

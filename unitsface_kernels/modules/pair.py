@@ -12,14 +12,15 @@ from .. import functional, validate
 from ..compiling import never_compiled
 from ..distributed import collectives
 from ..distributed.collectives import Group
-from ..losses import pair_softmax, uss
+from ..losses import circle, multi_similarity, pair_softmax, uss
 from ..memory import all_finite
 from .registered import RegisteredLoss
 
 _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
+_CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 
 
-class PairLoss(RegisteredLoss):
+class RegisteredPairLoss(RegisteredLoss):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
     scale: float
@@ -53,6 +54,9 @@ class PairLoss(RegisteredLoss):
             "memory_labels": memory_labels,
             "batch_offset": batch_offset,
         }
+        return self._compare(batch)
+
+    def _compare(self, batch: dict[str, Any]) -> Tensor:
         return self.function(**batch, **self._thresholds(batch), **self._keywords())
 
     def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -60,7 +64,7 @@ class PairLoss(RegisteredLoss):
         return {}
 
 
-class _ThresholdLoss(PairLoss):
+class _ThresholdLoss(RegisteredPairLoss):
     """A loss of pairs on either side of learnable thresholds, in logit units."""
 
     initialized: Tensor
@@ -207,7 +211,7 @@ class PairBCELoss(_ThresholdLoss):
         return {"num_identities": self.threshold.numel(), **super()._shown()}
 
 
-class PairSoftmaxLoss(PairLoss):
+class PairSoftmaxLoss(RegisteredPairLoss):
     """Softmax over pairs of samples; see :func:`fused_pair_softmax_loss`. It has no parameters.
 
     Args:
@@ -224,6 +228,57 @@ class PairSoftmaxLoss(PairLoss):
         self,
         scale: float = _SOFTMAX.scale,
         margin: float = _SOFTMAX.margin,
+        reduction: str = "mean",
+        backend: str = "auto",
+        group: Group = None,
+        exchange: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+
+class CircleLoss(RegisteredPairLoss):
+    """Circle over pairs of samples; see :func:`fused_circle_loss`. It has no parameters.
+
+    Args:
+        scale, margin, reduction, backend, group, exchange: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
+    """
+
+    loss = "circle"
+
+    def __init__(
+        self,
+        scale: float = _CIRCLE.scale,
+        margin: float = _CIRCLE.margin,
+        reduction: str = "mean",
+        backend: str = "auto",
+        group: Group = None,
+        exchange: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+
+class MultiSimilarityLoss(RegisteredPairLoss):
+    """Multi-Similarity; see :func:`fused_multi_similarity_loss`. It has no parameters.
+
+    Args:
+        alpha, beta, base, reduction, backend, group, exchange: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
+    """
+
+    loss = "multi_similarity"
+
+    def __init__(
+        self,
+        alpha: float = _MULTI_SIMILARITY.alpha,
+        beta: float = _MULTI_SIMILARITY.beta,
+        base: float = _MULTI_SIMILARITY.base,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,

@@ -9,12 +9,12 @@ from torch import nn
 
 from .. import validate
 from ..losses.sphereface2 import SPEC
-from .class_loss import ClassLoss
+from .class_loss import RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
 
-class SphereFace2Loss(ClassLoss):
+class SphereFace2Loss(RegisteredClassLoss):
     """Class weights, bias and SphereFace2; see :func:`fused_sphereface2_loss`.
 
     Args:

@@ -8,6 +8,10 @@
         def negative(self, c): return policy.maximum(c - self.margin, 0)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .definition import (
     Class,
     Number,
@@ -43,6 +47,18 @@ from .vocabulary import (
     where,
 )
 
+if TYPE_CHECKING:
+    from ..losses.spec import LossSpec
+
+
+def spec(policy: Policy) -> LossSpec:
+    """The loss of a policy as the drivers have it; equal formulas are one loss."""
+    # Losses are made of policies.
+    from ..losses import custom
+
+    return custom.spec(policy)
+
+
 __all__ = [
     "Class",
     "Expression",
@@ -57,6 +73,7 @@ __all__ = [
     "Threshold",
     "abs",
     "acos",
+    "check",
     "clamp",
     "cos",
     "cosine_margin",
@@ -71,8 +88,18 @@ __all__ = [
     "sin",
     "sine",
     "softplus",
+    "spec",
     "sqrt",
     "square",
     "tanh",
     "where",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``check`` needs the whole package, which needs this one."""
+    if name == "check":
+        from .checking import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

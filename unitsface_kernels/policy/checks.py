@@ -11,9 +11,11 @@ from .derive import derivative
 from .expression import Expression, Lines, fail, topological, value_of
 from .formula import COSINE, Formula, default_params
 from .operations import OPERATIONS
+from .variable import TARGET_COSINE
 
-#: Thresholds and variables at which formulas have to be finite.
+#: Thresholds and targets' cosines at which formulas have to be finite, and other variables.
 _OTHERS = (0.0, 0.5, 1.0, -1.0, 10.0)
+_VARIABLES = (0.25, 0.5, 1.0, 2.0, 10.0)
 
 
 @cache
@@ -27,7 +29,7 @@ def check_finite(formula: Formula, lines: Lines) -> None:
     """Fails, naming the line, where value or derivative is not finite for cosines in [-1, 1] at the
     default numbers. A logit of -inf is allowed: it leaves its pair out."""
     checked: dict[Expression, str] = {}
-    for side in ("positive", "negative", "finish"):
+    for side in ("positive", "negative", "finish", "triplet"):
         value = getattr(formula, side)
         if value is not None:
             for e in topological(value):
@@ -58,6 +60,8 @@ def _values(
     names = (parameter.name for parameter in formula.numbers)
     numbers = dict(zip(names, default_params(formula), strict=True))
     others = torch.tensor(_OTHERS, dtype=dtype)[:, None]
+    given = {variable.name for variable in formula.variables} - {TARGET_COSINE}
+    variables = torch.tensor(_VARIABLES, dtype=dtype)[:, None]
     values = {COSINE: _cosines().to(dtype)}
     for e in nodes:
         if e.op == "const":
@@ -66,7 +70,7 @@ def _values(
         elif e.op == "leaf" and e.kind == "number":
             values[e] = torch.tensor(numbers[str(e.payload)], dtype=dtype)
         elif e.op == "leaf":
-            values.setdefault(e, others)
+            values.setdefault(e, variables if str(e.payload) in given else others)
         else:
             values[e] = OPERATIONS[e.op].eager(*(values[arg] for arg in e.args))
     return values

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import Expression, fail
+from .expression import Expression, fail, leaf
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
 from .operations import OPERATIONS
 from .text import infix
+from .variable import SIDES, Variable
 
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
 p v value dcosine dthreshold cosine threshold positive negative evaluate Term Logit Softplus
 unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
+WithSlopes Values kScalars kRows kColumns
 softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
 INFINITY NAN alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl
 concept const const_cast consteval constexpr constinit continue co_await co_return co_yield decltype
@@ -89,6 +91,11 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     if form.kind == "logsumexps" or (form.kind == "logsumexp" and form.formula.topology == "pair"):
         positives = "true" if form.positive is not None else "false"
         lines.append(f"static constexpr bool kPositives = {positives};")
+    streamed = _streamed(form.formula).values()
+    if streamed:
+        counts = (f"k{side.title()}s = {_count(streamed, side)}" for side in SIDES)
+        lines.append(f"static constexpr int {', '.join(counts)};")
+        lines.append(f"// v: {', '.join(variable.name for variable in streamed)}.")
     lines += _declarations(names)
     if not names:
         return [*lines, "", f"UF_HOST_DEVICE explicit {struct_name}(const float*) {{}}"]
@@ -104,6 +111,15 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     return [*lines, "", head, *(f"{line}," for line in body[:-1]), f"{body[-1]} {{}}"]
 
 
+def _streamed(formula: Formula) -> dict[int, Variable]:
+    """Variables that tiles read, by their places among all."""
+    return {place: v for place, v in enumerate(formula.variables) if v.streamed}
+
+
+def _count(variables: Iterable[Variable], side: str) -> int:
+    return sum(variable.side == side for variable in variables)
+
+
 def _declarations(names: Mapping[Expression, str]) -> list[str]:
     """Fields, with what each is; the comments of neighbors are aligned."""
     lines = []
@@ -116,34 +132,56 @@ def _declarations(names: Mapping[Expression, str]) -> list[str]:
 
 
 def _functions(form: KernelForm, names: Mapping[Expression, str]) -> list[list[str]]:
-    if form.formula.variables:
-        fail(f"{form.formula.name}: variables have no compiled kernels", form.formula.line)
+    formula = form.formula
     if form.term is not None:
         arguments = "float cosine, float threshold, bool positive"
-        return [_function(f"Term evaluate({arguments})", form.term, names, threshold=True)]
-    sides = (("positive", form.positive), ("negative", form.negative))
+        return [_function(form, "Term", "evaluate", arguments, form.term, names)]
+    sides = {"positive": form.positive, "negative": form.negative}
+    if formula.variables:
+        if formula.topology == "pair":
+            fail(f"{formula.name}: variables have no compiled kernels", formula.line)
+        # The target's logit is differentiated on N numbers, see ``streaming/variables.py``.
+        del sides["positive"]
     return [
-        _function(f"Logit {name}(float cosine)", slopes, names)
-        for name, slopes in sides
+        _function(form, "Logit", name, "float cosine", slopes, names)
+        for name, slopes in sides.items()
         if slopes is not None
     ]
 
 
 def _function(
-    head: str, slopes: Slopes, names: Mapping[Expression, str], threshold: bool = False
+    form: KernelForm,
+    result: str,
+    name: str,
+    arguments: str,
+    slopes: Slopes,
+    names: Mapping[Expression, str],
 ) -> list[str]:
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
-    if threshold:
+    if result == "Term":
         outputs["dthreshold"] = slopes.dthreshold
-
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
+    streamed = _streamed(form.formula)
+    for place, (variable, slope) in enumerate(zip(streamed.values(), streamed, strict=True)):
+        known[leaf(variable.name, variable.kind)] = f"v.value[{place}]"
+        outputs[f"slope{place}"] = slopes.dvariables[slope]
     lines, texts = straight_line(CPP, outputs, known)
-    lines.append(f"return {{{', '.join(texts.values())}}};")
-    for argument in ("cosine", "threshold", "positive"):
+    found = list(texts.values())
+    if streamed:
+        result = f"WithSlopes<{result}, {len(streamed)}>"
+        arguments += f", const Values<{len(streamed)}>& v"
+        plain = len(found) - len(streamed)
+        found = [f"{{{', '.join(some)}}}" for some in (found[:plain], found[plain:])]
+    lines.append(f"return {{{', '.join(found)}}};")
+    for argument in ("cosine", "threshold", "positive", "v"):
         if not any(re.search(rf"\b{argument}\b", line) for line in lines):
-            head = re.sub(rf"(float|bool) {argument}\b", r"\1", head)
-    head = f"UF_HOST_DEVICE {head} const {{"
+            arguments = re.sub(rf"(float|bool|&) {argument}\b", r"\1", arguments)
+    head = f"UF_HOST_DEVICE {result} {name}({arguments}) const {{"
     together = f"{head} {' '.join(lines)} }}"
     if len(lines) == 1 and len(together) <= _WIDTH:
         return [together]
-    return [head, *(f"  {line}" for line in lines), "}"]
+    heads = [head]
+    if len(head) > _WIDTH:
+        start, rest = head.split("(", 1)
+        heads = [f"{start}(", f"    {rest}"]
+    return [*heads, *(f"  {line}" for line in lines), "}"]

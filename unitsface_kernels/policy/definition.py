@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .checks import check_finite
@@ -16,11 +17,13 @@ from .expression import (
     leaf,
     lift,
     recorded,
+    topological,
     users_line,
 )
-from .formula import COSINE, THRESHOLD, Combination, Formula, Variable
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula
 from .nan import keeping_nan
 from .parameter import Parameter, Topology
+from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -77,10 +80,19 @@ class Policy:
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
       :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
-    - "logsumexps": logits; :meth:`finish` of the two log-sum-exps of positives and of negatives.
+    - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
+      which one of no pairs is -1e30.
+    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest
+      cosines with other classes; k is the number ``k``, 1 if there is none. With a number
+      ``hinges``, "mean" or "sum", that says whether terms are added instead.
 
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
     """
+
+    #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
+    #: which is a constant of the gradient.
+    row_norm: Any
+    target_cosine: Any
 
     topology: ClassVar[Topology]
     combine: ClassVar[Combination] = "sum"
@@ -88,7 +100,7 @@ class Policy:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if hasattr(cls, "positive") or hasattr(cls, "negative"):
+        if any(hasattr(cls, name) for name in ("positive", "negative", "triplet")):
             lines = Lines()
             with recorded(lines):
                 formula = _trace(cls)
@@ -112,6 +124,10 @@ class Policy:
     def values(self) -> dict[str, float | str]:
         return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
 
+    def __repr__(self) -> str:
+        values = (f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({', '.join(values)})"
+
     def positive_weight(self) -> Any:
         return 1.0
 
@@ -123,6 +139,10 @@ class Pair(Policy):
     """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
 
     topology = "pair"
+
+    @property
+    def target_cosine(self) -> Any:
+        fail("target_cosine is that of a row's class; a row of samples may have many positives")
 
 
 class Class(Policy):
@@ -161,6 +181,12 @@ def _trace(cls: type[Policy]) -> Formula:
     this = object.__new__(cls)
     numbers: list[Parameter] = []
     variables: list[Variable] = []
+    computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
+    for name, value in computed.items():
+        if name in fields:
+            fail(f"{cls.__name__}.{name} is a name that every policy has")
+        if name != TARGET_COSINE or cls.topology == "class":
+            setattr(this, name, value)
     for name, kind in fields.items():
         default = getattr(cls, name, None)
         if kind == "number":
@@ -172,20 +198,31 @@ def _trace(cls: type[Policy]) -> Formula:
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
         else:
-            variables.append(Variable(name, kind))
+            variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
     for name, term in terms.items():
         if term is not None and "cosine" in term.reads:
             terms[name] = keeping_nan(term, COSINE)
+    read = _leaves(terms["positive"], terms["negative"])
+    variables += [Variable(name, "row", given=False) for name in computed if name in read]
+    if (cls.topology, cls.combine) == ("class", "logsumexp"):
+        streamed = _leaves(terms["negative"])
+        variables = [replace(v, streamed=v.name in streamed) for v in variables]
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     weights = tuple(
         getattr(this, name) if name in fields else _call(cls, this, name)
         for name in ("positive_weight", "negative_weight")
     )
-    finish = None
+    topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
+    if topology != cls.topology:
+        fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
+    finish = triplet = None
     if cls.combine == "logsumexps":
-        sums = leaf("positives", "scalar"), leaf("negatives", "scalar")
-        finish = _call(cls, this, "finish", *sums)
+        finish = _required(cls, this, "finish", *SUMS)
+    if cls.combine == "topk":
+        triplet = _required(cls, this, "triplet", *COSINES)
+        numbers = [_count(number) if number.name == "k" else number for number in numbers]
     return Formula(
         cls.__name__,
         users_line(),
@@ -198,7 +235,14 @@ def _trace(cls: type[Policy]) -> Formula:
         terms["negative"],
         weights,
         finish,
+        triplet,
     )
+
+
+def _leaves(*terms: Expression | None) -> set[object]:
+    """Names of what the terms read."""
+    read = topological(*(e for e in terms if e is not None))
+    return {e.payload for e in read if e.op == "leaf"}
 
 
 def _named(parameter: Parameter, name: str) -> Parameter:
@@ -234,6 +278,25 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     found = lift(found)
     if found.mask:
         fail(f"{what} must return a number, got a mask; use policy.where", line)
+    return found
+
+
+#: Combinations that only policies of one topology have.
+_ONE_TOPOLOGY: dict[str, Topology] = {"logsumexps": "pair", "topk": "class"}
+#: Nearest columns that kernels find, at most.
+_MOST_NEAREST = 64
+
+
+def _count(k: Parameter) -> Parameter:
+    """A number of columns, whatever bounds it was given."""
+    most = _MOST_NEAREST if k.maximum is None else min(k.maximum, _MOST_NEAREST)
+    return replace(k, minimum=0, maximum=most, integer=True)
+
+
+def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
+    found = _call(cls, this, name, *arguments)
+    if found is None:
+        fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     return found
 
 

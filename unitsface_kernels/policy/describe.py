@@ -6,7 +6,7 @@ from .emit import Dialect, straight_line
 from .expression import Expression, is_const, topological
 from .formula import Formula
 from .operations import OPERATIONS
-from .text import comparison
+from .text import comparison, name_of
 
 _INFIX = {"add", "sub", "mul", "div", "neg", "lt", "le", "eq", "and", "or"}
 
@@ -29,7 +29,7 @@ TEXT = Dialect(
 def described(outputs: dict[str, Expression]) -> list[str]:
     """A line for each of ``outputs``, and before them those of what they share."""
     names = {
-        e: comparison(e) or str(e.payload)
+        e: comparison(e) or name_of(e.payload)
         for e in topological(*outputs.values())
         if e.op == "leaf" or comparison(e)
     }
@@ -51,7 +51,7 @@ def describe(formula: Formula) -> list[str]:
         for name, e in outputs.items()
         if e is not None and not (name.endswith("weight") and is_const(e, 1.0))
     }
-    head = f"{formula.name}: {formula.combine} over {_COLUMNS[formula.topology]}"
+    head = f"{name_of(formula.name)}: {formula.combine} over {_COLUMNS[formula.topology]}"
     return [f"{head}.", *described(shown)]
 
 

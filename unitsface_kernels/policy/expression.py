@@ -191,6 +191,10 @@ class Expression:
     def __torch_function__(cls, *_: Any) -> NoReturn:
         fail("a formula is written with policy's functions and numbers, not with those of torch")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Equal nodes are one object in every process, and copies are the node itself.
+        return node, (self.op, self.args, self.payload, self.kind, self.mask, self.choices)
+
     def __repr__(self) -> str:
         from .text import infix
 

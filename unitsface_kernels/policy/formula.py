@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from .expression import Expression, Line, leaf
 from .parameter import Parameter, Topology
+from .variable import Variable
 
-Kind = Literal["scalar", "row", "column", "identity"]
 #: How the pairs of a row combine, see :class:`definition.Policy`.
-Combination = Literal["sum", "softplus", "logsumexp", "logsumexps"]
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A tensor that a formula reads."""
-
-    name: str
-    kind: Kind
+Combination = Literal["sum", "softplus", "logsumexp", "logsumexps", "topk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +24,13 @@ class Formula:
         name: the class.
         line: where it is defined.
         numbers: hyper-parameters in the order of the fields.
-        variables: tensors that it reads.
+        variables: tensors that it reads: scalars, those of rows, and those of columns or
+            identities, in this order; of rows the given ones first.
         threshold: whether there is a threshold.
         positive, negative: logits or terms, None if such pairs take no part.
         weights: of positives and of negatives, for "softplus"; functions of the numbers.
-        finish: of "logsumexps": the row's loss by the two log-sum-exps ("positives", "negatives").
+        finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
+        triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
     """
 
     name: str
@@ -47,11 +44,16 @@ class Formula:
     negative: Expression | None
     weights: tuple[Expression, Expression]
     finish: Expression | None
+    triplet: Expression | None = None
 
 
 #: The variable of every formula, and that of the threshold.
 COSINE = leaf("cosine", "cosine")
 THRESHOLD = leaf("threshold", "scalar")
+#: What ``finish`` reads: the log-sum-exps of a row's positives and of its negatives.
+SUMS = leaf("positives", "scalar"), leaf("negatives", "scalar")
+#: What ``triplet`` reads: the cosines of one of the nearest wrong columns and of the target.
+COSINES = leaf("nearest", "scalar"), leaf("target", "scalar")
 
 
 def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Expression, float]:
@@ -60,6 +62,15 @@ def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Express
         leaf(n.name, "number", n.choices): value
         for n, value in zip(formula.numbers, params, strict=True)
     }
+
+
+def variable_leaves(formula: Formula) -> tuple[Expression, ...]:
+    """Of ``formula.variables``, in their order."""
+    return tuple(leaf(variable.name, variable.kind) for variable in formula.variables)
+
+
+def variable_bindings(formula: Formula, values: Sequence[Tensor]) -> dict[Expression, Tensor]:
+    return dict(zip(variable_leaves(formula), values, strict=True))
 
 
 def default_params(formula: Formula) -> tuple[float, ...]:

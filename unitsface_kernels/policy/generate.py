@@ -12,16 +12,14 @@ from .triton_source import triton_module
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CPP = _PACKAGE.parent / "csrc" / "include" / "unitsface" / "generated"
 _TRITON = _PACKAGE / "backends" / "triton" / "generated"
-_NOTE = (
-    "Generated from unitsface_kernels/losses/{name}.py: python -m unitsface_kernels.policy generate"
-)
+_NOTE = "Generated from losses/{name}.py by python -m unitsface_kernels.policy generate"
 
 
 def generated_files() -> dict[Path, str]:
     """Text by path, of every loss of the registry that is defined by a policy of its own."""
     found = {}
     for spec in REGISTRY.values():
-        if spec.formula is None or spec.policy is not None:
+        if spec.formula is None or spec.policy is not None or spec.triplet is not None:
             continue
         note = _NOTE.format(name=spec.name)
         found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)

@@ -111,7 +111,9 @@ def _turned(c: Tensor, m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
     value = sign * torch.cos(angle) - 2.0 * k
     slope = sign * torch.sin(angle) * m1 / sine
     plain = (m1 == 1.0) & (m2 == 0.0)
-    return torch.where(plain, c, value), torch.where(plain, 1.0, slope)
+    # Plain cosines as they are, with the derivatives by the margins.
+    exact = c + (value - value.detach()) if value.requires_grad else c
+    return torch.where(plain, exact, value), torch.where(plain, 1.0, slope)
 
 
 def _margin(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
@@ -179,8 +181,9 @@ def _pow_rule(y: Expression, x: Expression, t: Expression) -> tuple[Expression |
 def _margin_rule(
     y: Expression, c: Expression, m1: Expression, m2: Expression
 ) -> tuple[Expression | None, ...]:
-    # Margins have no gradient here: logits of targets are differentiated on N numbers.
-    return build("margin_slope", c, m1, m2), None, None
+    slope = build("margin_slope", c, m1, m2)
+    by_m2 = -(slope * _bounded_sine(c) / m1)
+    return slope, by_m2 * build("acos", c), by_m2
 
 
 def _compare(cpp: str, compare: Callable[..., bool], eager: Callable[..., Tensor]) -> Operation:

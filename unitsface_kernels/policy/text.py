@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from .expression import Expression, value_of
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2),
           "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0),
           "and": ("&", 0), "or": ("|", 0)}  # fmt: skip
+
+
+def name_of(text: object) -> str:
+    """A name as it may stand in a comment or a docstring of code: a class, a field or a word that
+    was made from any string must not end it."""
+    return re.sub(r"[^\w .-]", "?", str(text), flags=re.ASCII)
 
 
 def infix(e: Expression) -> str:
@@ -18,7 +26,7 @@ def _text(e: Expression) -> tuple[str, int]:
     if e.op == "const":
         return (str(e.payload) if e.mask else f"{value_of(e):g}"), 3
     if e.op == "leaf":
-        return str(e.payload), 3
+        return name_of(e.payload), 3
     compared = comparison(e)
     if compared is not None:
         return compared, 0
@@ -40,5 +48,6 @@ def _in(part: tuple[str, int], level: int) -> str:
 def comparison(e: Expression) -> str | None:
     """A number that is one of several words compared with one of them."""
     if e.op == "eq" and e.args[0].choices and e.args[1].op == "const":
-        return f'{e.args[0].payload} == "{e.args[0].choices[int(value_of(e.args[1]))]}"'
+        word = e.args[0].choices[int(value_of(e.args[1]))]
+        return f'{name_of(e.args[0].payload)} == "{name_of(word)}"'
     return None

@@ -162,8 +162,8 @@ def _sum_policy(form: KernelForm) -> list[str]:
 
 #: Logits that cost more than this need more registers than the capped configuration has.
 _HEAVY = 24
-#: The same of terms: a softplus of a linear logit, with its derivatives, is below.
-_HEAVY_TERM = 40
+#: The same of terms: a single exponential takes all of them, and a stack.
+_HEAVY_TERM = 10
 
 
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:

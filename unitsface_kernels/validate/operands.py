@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def packed(params: Sequence[float], wanted: int) -> None:
-    """Hyper-parameters as kernels receive them."""
-    if len(params) != wanted:
-        raise ValueError(f"params must have {wanted} numbers, got {len(params)}")
+def packed(name: str, values: Sequence[float] | Tensor, wanted: int) -> None:
+    """Hyper-parameters as kernels receive them, or all variables of a formula in one tensor."""
+    if len(values) != wanted:
+        raise ValueError(f"{name} must have {wanted} numbers, got {len(values)}")
 
 
 def operands(

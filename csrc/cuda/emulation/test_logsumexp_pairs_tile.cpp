@@ -1,5 +1,7 @@
 // The tiles of a log-sum-exp over samples against loops in double precision over the same policy.
 
+#include <array>
+
 #include "checks.h"
 #include "unitsface/losses.h"
 #include "unitsface/pair_logit.h"
@@ -74,7 +76,8 @@ struct Sides {
   }
 };
 
-template <class Policy>
+// With kTwo positives have a log-sum-exp as well.
+template <bool kTwo, class Policy>
 void test_negatives(const char* loss, const float* params, Tile& tile) {
   const Policy policy(params);
   const PairCase& c = tile.c;
@@ -88,13 +91,28 @@ void test_negatives(const char* loss, const float* params, Tile& tile) {
   auto args = tile.arguments<cuda::PairNegatives>(stored);
   args.a_maximum = maximum.a.data, args.a_total = total.a.data;
   if (c.both) args.b_maximum = maximum.b.data, args.b_total = total.b.data;
+  Sides positive_maximum(c, -INFINITY), positive_total(c, 0.0f);
+  for (int64_t i = 0; i < c.n; i += 2) positive_maximum.a[i] = -4.0f, positive_total.a[i] = 3.0f;
+  std::vector<double> positive_rows(c.n), positive_columns(c.m, 0.0);
+  for (int64_t i = 0; i < c.n; ++i) positive_rows[i] = i % 2 == 0 ? 3.0 * std::exp(-4.0) : 0.0;
+  if (kTwo) {
+    args.a_positive_maximum = positive_maximum.a.data;
+    args.a_positive_total = positive_total.a.data;
+    if (c.both) {
+      args.b_positive_maximum = positive_maximum.b.data;
+      args.b_positive_total = positive_total.b.data;
+    }
+  }
   cuda::pair_negatives_tile(loss, params, args, workspace.data, nullptr);
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
-      if (!tile.valid(i, j) || tile.same(i, j)) continue;
-      const double e = std::exp(static_cast<double>(policy.negative(tile.cosine(i, j)).value));
-      rows[i] += e;
-      if (c.both) columns[j] += e;
+      const bool same = tile.same(i, j);
+      if (!tile.valid(i, j) || (same && !kTwo)) continue;
+      const float cosine = tile.cosine(i, j);
+      const Logit z = kTwo ? pair_logit(policy, cosine, same) : policy.negative(cosine);
+      const double e = std::exp(static_cast<double>(z.value));
+      (same ? positive_rows : rows)[i] += e;
+      if (c.both) (same ? positive_columns : columns)[j] += e;
     }
   }
   const auto check = [](float largest, float sum, double wanted, const char* what, int64_t k) {
@@ -107,6 +125,12 @@ void test_negatives(const char* loss, const float* params, Tile& tile) {
   };
   for (int64_t i = 0; i < c.n; ++i) check(maximum.a[i], total.a[i], rows[i], "row", i);
   for (int64_t j = 0; j < c.m; ++j) check(maximum.b[j], total.b[j], columns[j], "column", j);
+  for (int64_t i = 0; kTwo && i < c.n; ++i) {
+    check(positive_maximum.a[i], positive_total.a[i], positive_rows[i], "positives of a row", i);
+  }
+  for (int64_t j = 0; kTwo && j < c.m; ++j) {
+    check(positive_maximum.b[j], positive_total.b[j], positive_columns[j], "of a column", j);
+  }
 }
 
 void test_positives(const float* params, Tile& tile) {
@@ -146,16 +170,17 @@ void test_positives(const float* params, Tile& tile) {
   }
 }
 
-template <class Policy>
+template <bool kTwo, class Policy>
 void test_gradient(const char* loss, const float* params, Tile& tile) {
   const Policy policy(params);
   const PairCase& c = tile.c;
   Buffer<float> stored(tile.size, 7.0f, c.shift);
   Buffer<char> other(tile.size * bytes_of(c.dtype), 42);
   Sides log_negatives(c, 16.0f, 25.0f), negative(c, 0.1f, 1.0f), positive(c, 0.1f, 1.0f);
+  Sides log_positives(c, 15.0f, 20.0f);
   // An ignored row.
   for (int64_t i = 0; i < c.n; i += 4) {
-    log_negatives.a[i] = INFINITY, negative.a[i] = positive.a[i] = 0.0f;
+    log_negatives.a[i] = log_positives.a[i] = INFINITY, negative.a[i] = positive.a[i] = 0.0f;
   }
   auto args = tile.arguments<cuda::PairGradient>(stored);
   args.gradient = c.in_place ? static_cast<void*>(stored.data) : other.data;
@@ -167,9 +192,18 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
     args.b_log_negatives = log_negatives.b.data;
     args.b_negative_weight = negative.b.data, args.b_positive_weight = positive.b.data;
   }
+  if (kTwo) args.a_log_positives = log_positives.a.data;
+  if (kTwo && c.both) args.b_log_positives = log_positives.b.data;
   cuda::pair_gradient_tile(loss, params, args, nullptr);
-  const auto slope = [](double gap, bool same, double if_negative, double if_positive) {
-    return same ? -if_positive / (1.0 + std::exp(gap)) : if_negative * std::exp(gap);
+  const auto slope = [](double z, bool same, const std::array<float, 4>& of) {
+    const auto [negatives, positives, if_negative, if_positive] = of;
+    if (kTwo && same) return if_positive * std::exp(z - positives);
+    return same ? -if_positive / (1.0 + std::exp(z - negatives))
+                : if_negative * std::exp(z - negatives);
+  };
+  const auto numbers = [&](bool columns, int64_t k) {
+    const auto of = [&](Sides& sides) { return columns ? sides.b[k] : sides.a[k]; };
+    return std::array<float, 4>{of(log_negatives), of(log_positives), of(negative), of(positive)};
   };
   for (int64_t i = 0; i < c.n; ++i) {
     for (int64_t j = 0; j < c.m; ++j) {
@@ -177,11 +211,8 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
       double wanted = 0.0;
       if (tile.valid(i, j) && (Policy::kPositives || !same)) {
         const Logit z = pair_logit(policy, tile.cosine(i, j), same);
-        const double value = z.value;
-        wanted = slope(value - log_negatives.a[i], same, negative.a[i], positive.a[i]);
-        if (c.both) {
-          wanted += slope(value - log_negatives.b[j], same, negative.b[j], positive.b[j]);
-        }
+        wanted = slope(z.value, same, numbers(false, i));
+        if (c.both) wanted += slope(z.value, same, numbers(true, j));
         wanted *= z.dcosine;
       }
       expect(element(args.gradient, c.dtype, i * tile.stride + j), 32.0 * wanted,
@@ -195,8 +226,11 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
 }
 
 void test_pairs() {
-  // In the order of the structs: scale and margin times scale; bounds and scale.
+  // In the order of the structs: scale and margin times scale; bounds and scale; 1 + margin,
+  // margin - 1, scale and margin; a scale and that times the base, twice, and minus the first.
   const float softmax[] = {16.0f, 1.6f}, filtered[] = {-0.5f, 0.75f, 16.0f};
+  const float circle[] = {1.25f, -0.75f, 4.0f, 0.25f},
+              similarity[] = {2.0f, 1.0f, 8.0f, 4.0f, -2.0f};
   const int64_t shapes[][2] = {{1, 1}, {7, 129}, {33, 260}, {5, 3}, {9, 1028}, {70, 64}};
   int64_t k = 0;
   for (const auto& shape : shapes) {
@@ -212,11 +246,15 @@ void test_pairs() {
         c.dtype = static_cast<DType>(d);
         c.in_place = d == 0 && k % 2 == 0;
         Tile tile(c);
-        test_negatives<PairSoftmax>("pair_softmax", softmax, tile);
-        test_negatives<PairLogsumexp>("pair_logsumexp", filtered, tile);
+        test_negatives<false, PairSoftmax>("pair_softmax", softmax, tile);
+        test_negatives<false, PairLogsumexp>("pair_logsumexp", filtered, tile);
         test_positives(softmax, tile);
-        test_gradient<PairSoftmax>("pair_softmax", softmax, tile);
-        test_gradient<PairLogsumexp>("pair_logsumexp", filtered, tile);
+        test_gradient<false, PairSoftmax>("pair_softmax", softmax, tile);
+        test_gradient<false, PairLogsumexp>("pair_logsumexp", filtered, tile);
+        test_negatives<true, Circle>("circle", circle, tile);
+        test_negatives<true, MultiSimilarity>("multi_similarity", similarity, tile);
+        test_gradient<true, Circle>("circle", circle, tile);
+        test_gradient<true, MultiSimilarity>("multi_similarity", similarity, tile);
       }
     }
   }
@@ -263,13 +301,25 @@ void test_edges() {
   expect_no_launch(
       [&] { cuda::pair_positives_tile("pair_logsumexp", other, some, nullptr, nullptr); },
       "pass over positives that take no part");
-  bool thrown = false;
-  try {
-    cuda::pair_negatives_tile("uss", params, {}, nullptr, nullptr);
-  } catch (const std::invalid_argument&) {
-    thrown = true;
-  }
-  expect(thrown, 1.0, 0.0, "an unknown loss throws", 0, 0);
+  const float four[] = {1.25f, -0.75f, 4.0f, 0.25f};
+  const auto throws = [](auto run, const char* what) {
+    bool thrown = false;
+    try {
+      run();
+    } catch (const std::invalid_argument&) {
+      thrown = true;
+    }
+    expect(thrown, 1.0, 0.0, what, 0, 0);
+  };
+  throws([&] { cuda::pair_negatives_tile("uss", params, {}, nullptr, nullptr); },
+         "an unknown loss throws");
+  cuda::PairNegatives without = {};
+  cuda::PairGradient no_logs = {};
+  without.n = without.m = no_logs.n = no_logs.m = 4;
+  throws([&] { cuda::pair_negatives_tile("circle", four, without, nullptr, nullptr); },
+         "statistics without room for positives throw");
+  throws([&] { cuda::pair_gradient_tile("circle", four, no_logs, nullptr); },
+         "a gradient without log-sum-exps of positives throws");
 }
 
 }  // namespace

@@ -25,5 +25,13 @@ UF_HOST_DEVICE float pair_slope(float gap, bool positive, float negative_weight,
   return positive ? -divide_by_unit(positive_weight, 1.0f + e) : negative_weight * e;
 }
 
+// The same with a log-sum-exp of positives, too: weight e^gap, for gap = z - that of its kind.
+UF_HOST_DEVICE float pair_slope_of_two(float z, bool positive, float log_negatives,
+                                       float log_positives, float negative_weight,
+                                       float positive_weight) {
+  return (positive ? positive_weight : negative_weight) *
+         exp_clamped(z - (positive ? log_positives : log_negatives));
+}
+
 }  // namespace UF_ISA
 }  // namespace unitsface

@@ -11,8 +11,9 @@ namespace unitsface {
 
 struct PermutedArgs {
   uint64_t key, size;
-  const int64_t* classes;  // [n] in [0, size), anything else is outside; null: places 0 ... n - 1
-  int64_t n;
+  const int64_t* classes;    // [n] in [0, size), anything else is outside; null: places of a draw
+  const int64_t* positives;  // [m] places that it must have, ascending, behind them size for none
+  int64_t m, n;
   int64_t* out;  // [n] the class at each place; with classes, the place of each or size if outside
 };
 
@@ -31,6 +32,40 @@ UF_HOST_DEVICE uint32_t mix_bits(uint32_t x) {
   x = (x ^ (x >> 13)) * 0xc2b2ae35u;
   return x ^ (x >> 16);
 }
+
+// A draw of n places: all positives, and the first others. They are the first places, as long as
+// these leave room for the positives behind them, which follow in their order.
+class Draw {
+ public:
+  UF_HOST_DEVICE explicit Draw(const PermutedArgs& t) : positives_(t.positives) {
+    const int64_t real = first_from(static_cast<int64_t>(t.size), 0, t.m);
+    others_ = t.n - real;
+    // j positives and p - j others precede the j-th positive p.
+    within_ = others_ + first_from(others_, 1, real);
+  }
+
+  UF_HOST_DEVICE int64_t place(int64_t i) const {
+    return i < within_ ? i : positives_[i - others_];
+  }
+
+ private:
+  // The first j < count with positives[j] - step * j >= bound, which do not decrease; else count.
+  UF_HOST_DEVICE int64_t first_from(int64_t bound, int64_t step, int64_t count) const {
+    int64_t first = 0;
+    while (first < count) {
+      const int64_t middle = first + (count - first) / 2;
+      if (positives_[middle] - step * middle < bound) {
+        first = middle + 1;
+      } else {
+        count = middle;
+      }
+    }
+    return first;
+  }
+
+  const int64_t* positives_;
+  int64_t others_, within_;
+};
 
 // A Feistel network on the next power of two: rounds change either part by a keyed function of the
 // other. Results outside [0, size) are permuted again until they are inside (cycle walking);
@@ -81,8 +116,8 @@ class Permutation {
   }
 
   // out[i] of PermutedArgs.
-  UF_HOST_DEVICE int64_t permuted(const PermutedArgs& t, int64_t i) const {
-    if (t.classes == nullptr) return static_cast<int64_t>(at(static_cast<uint64_t>(i)));
+  UF_HOST_DEVICE int64_t permuted(const PermutedArgs& t, const Draw& draw, int64_t i) const {
+    if (t.classes == nullptr) return static_cast<int64_t>(at(static_cast<uint64_t>(draw.place(i))));
     // As unsigned numbers negative classes are beyond size, too.
     const uint64_t c = static_cast<uint64_t>(t.classes[i]);
     return static_cast<int64_t>(c < size_ ? place_of(c) : size_);

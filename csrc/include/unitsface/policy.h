@@ -14,11 +14,21 @@
 //   Logit positive(float cosine) const;   // called once per row
 //   Logit negative(float cosine) const;   // called for every pair
 //
-// with one positive per row (classes), or with any number of them (samples)
+// with one positive per row (classes), or with any number of them (samples), which may have a
+// log-sum-exp of their own,
 //
 //   static constexpr bool kPositives;     // false: positive pairs take no part
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
 //   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
+//
+// A policy may read tensors, its variables: numbers that are one for all pairs, one per row, or one
+// per column. It has
+//
+//   static constexpr int kScalars, kRows, kColumns;   // absent: 0
+//
+// evaluate and negative then take `const Values<kVariables>& v` last, the values in this order, and
+// return their results with derivatives by each, as WithSlopes<Term, ...> and WithSlopes<Logit,
+// ...>. Of a pair in the other direction, values of rows are those of the column and vice versa.
 //
 // A `nearest` loss has no policy: nearest_tile is the search for all of them, and the formula runs
 // on k numbers per row, as tensor operations in Python.
@@ -26,6 +36,8 @@
 // Functions called for every pair must not branch or call the C library, so that they vectorize.
 // Every function is UF_HOST_DEVICE and const. A policy is listed in loss_list.def.
 #pragma once
+
+#include <type_traits>
 
 #include "macros.h"
 
@@ -40,6 +52,29 @@ struct Term {
 struct Logit {
   float value;
   float dcosine;  // d value / d cosine
+};
+
+// An array is indexed by constants alone, so that it is a set of registers.
+template <int kCount>
+struct Values {
+  float value[kCount];
+};
+
+template <class Result, int kCount>
+struct WithSlopes : Result {
+  float slope[kCount];  // d value / d variable
+};
+
+// Numbers of a policy's variables, in the order of their values.
+template <class Policy, class = void>
+struct VariablesOf {
+  static constexpr int kScalars = 0, kRows = 0, kColumns = 0, kCount = 0;
+};
+
+template <class Policy>
+struct VariablesOf<Policy, std::void_t<decltype(Policy::kScalars)>> {
+  static constexpr int kScalars = Policy::kScalars, kRows = Policy::kRows,
+                       kColumns = Policy::kColumns, kCount = kScalars + kRows + kColumns;
 };
 
 }  // namespace unitsface

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 namespace unitsface {
 
@@ -33,6 +34,22 @@ struct SumTileArgs {
   Stat* b_dthreshold;      // per_column: [m], added to; else [1], added to; null: not wanted
   int64_t diagonal;        // the pair (i, i + diagonal) is left out; INT64_MIN: none
   bool mirrored;           // the gradient counts both directions of a pair
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+  // As the other direction reads them, if mirrored.
+  const float* b_rows = nullptr;     // [num_rows, m], row_stride
+  const float* a_columns = nullptr;  // [num_columns, n], column_stride
+  // Their gradients, added to; with b_loss, of both directions. Null: not wanted.
+  Stat* d_scalars = nullptr;
+  Stat* a_drows = nullptr;
+  Stat* b_dcolumns = nullptr;
+  Stat* b_drows = nullptr;
+  Stat* a_dcolumns = nullptr;
 };
 
 struct LogsumexpTileArgs {
@@ -43,6 +60,13 @@ struct LogsumexpTileArgs {
   float* maximum;          // [n]
   float* total;            // [n]
   float* target_cosine;    // [n]
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
 };
 
 struct LogsumexpGradientArgs {
@@ -56,6 +80,16 @@ struct LogsumexpGradientArgs {
   const float* log_negatives;    // [n]
   const float* negative_weight;  // [n]; 0: the row's gradient is 0 for any cosines
   const float* target_gradient;  // [n]
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+  // Their gradients of the negatives, added to; null: not wanted.
+  double* a_dscalars = nullptr;  // [num_scalars, n], row_stride: each row's share
+  double* a_drows = nullptr;     // [num_rows, n], row_stride
 };
 
 // A range of scores that a refining pass counts in sub-bins of 2^shift neighboring float32 values.
@@ -89,7 +123,8 @@ struct HistogramTileArgs {
 };
 
 // Tiles of a log-sum-exp loss over samples. If the columns' pointers are null, the tile serves its
-// rows only; otherwise each pair counts in both directions.
+// rows only; otherwise each pair counts in both directions. The same of positives is for losses of
+// two log-sum-exps (UF_PAIR_LOGSUMEXPS_LOSS), and null for the others.
 template <class Label>
 struct PairNegativesArgs {
   float* cosines;  // [n, m], stride; may be overwritten
@@ -99,6 +134,8 @@ struct PairNegativesArgs {
   int64_t diagonal;            // the pair (i, i + diagonal) is left out; INT64_MIN: none
   float *a_maximum, *a_total;  // [n]
   float *b_maximum, *b_total;  // [m] or null
+  float *a_positive_maximum, *a_positive_total;  // [n] or null
+  float *b_positive_maximum, *b_positive_total;  // [m] or null
 };
 
 template <class Label>
@@ -125,10 +162,29 @@ struct PairGradientArgs {
   const Label* b_labels;
   int64_t diagonal;
   // Of a row with log-sum-exp N: a negative's gradient is negative_weight exp(z - N) dz/dc, a
-  // positive's -positive_weight sigmoid(N - z) dz/dc. N = +inf with weights 0 takes a row out.
+  // positive's -positive_weight sigmoid(N - z) dz/dc or, where there is a log-sum-exp P of
+  // positives, positive_weight exp(z - P) dz/dc. +inf with weights 0 takes a row out.
   const float *a_log_negatives, *a_negative_weight, *a_positive_weight;  // [n]
   const float *b_log_negatives, *b_negative_weight, *b_positive_weight;  // [m] or null
+  const float *a_log_positives, *b_log_positives;                        // as the two above
 };
+
+// What a loss of two log-sum-exps needs beside the others.
+inline void require_positives(bool there) {
+  if (!there) throw std::invalid_argument("the log-sum-exps of positives are missing");
+}
+
+template <class Label>
+void require_positives(const PairNegativesArgs<Label>& t) {
+  require_positives((t.n == 0 || t.a_positive_maximum != nullptr) &&
+                    (t.b_maximum == nullptr || t.b_positive_maximum != nullptr));
+}
+
+template <class Label>
+void require_positives(const PairGradientArgs<Label>& t) {
+  require_positives((t.n == 0 || t.a_log_positives != nullptr) &&
+                    (t.b_log_negatives == nullptr || t.b_log_positives != nullptr));
+}
 
 // Folds a tile into the top-k cosines of each row, over columns that are not its target. NaN is
 // ordered before every number, and of equal cosines the smaller position comes first.

@@ -19,11 +19,13 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
     finish_rows,
 )
@@ -48,8 +50,15 @@ class EagerEngine(UnitRows):
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        size = CUDA_BLOCK if call.rows.is_cuda else BLOCK
-        self.sum_block = self.class_block = (size, size)
+
+    @property
+    def class_block(self) -> tuple[int, int]:
+        size = CUDA_BLOCK if self._call.rows.is_cuda else BLOCK
+        return size, size
+
+    @property
+    def sum_block(self) -> tuple[int, int]:
+        return self.class_block
 
     @cached_property
     def _terms(self) -> Terms:
@@ -124,11 +133,12 @@ class EagerEngine(UnitRows):
         valid = _valid(tile)
         per_column = self._call.spec.threshold == "per_column"
 
-        def terms(threshold: Tensor) -> tuple[Tensor, ...]:
-            found = self._terms.of_pairs(cosine, threshold, same)
-            return tuple(torch.where(valid, term, 0.0) for term in found)
+        def terms(threshold: Tensor, back: bool = False) -> list[Tensor]:
+            values = _values(tile.variables, back)
+            found = self._terms.of_pairs(cosine, threshold, same, values)
+            return [torch.where(valid, term, 0.0) for term in found]
 
-        value, slope, by_threshold = terms(tile.b_threshold)
+        value, slope, by_threshold, *by_variables = terms(tile.b_threshold)
         a_weights = None if tile.a_weights is None else tile.a_weights[:, None]
         gradient = _times(slope, a_weights) if tile.gradient else None
         tile.a_loss += value.sum(dim=1)
@@ -138,12 +148,17 @@ class EagerEngine(UnitRows):
                 tile.d_threshold[tile.b_start : tile.b_start + m] += sums.sum(dim=0)
             else:
                 tile.d_threshold += sums.sum()
+        if tile.d_variables is not None:
+            _add_slopes(tile.d_variables, [_times(by, a_weights) for by in by_variables])
         if not tile.mirrored:
             return gradient
-        # The pairs in the other direction: another threshold, another weight.
-        if per_column:
-            assert tile.a_threshold is not None
-            value, slope, by_threshold = terms(tile.a_threshold[:, None])
+        # The pairs in the other direction: other thresholds and variables, another weight.
+        if per_column or tile.variables is not None:
+            threshold = tile.b_threshold
+            if per_column:
+                assert tile.a_threshold is not None
+                threshold = tile.a_threshold[:, None]
+            value, slope, by_threshold, *by_variables = terms(threshold, back=True)
         if gradient is not None:
             gradient = gradient + _times(slope, tile.b_weights)
         if tile.b_loss is None:
@@ -155,6 +170,9 @@ class EagerEngine(UnitRows):
                 tile.d_threshold[tile.a_start : tile.a_start + n] += sums.sum(dim=1)
             else:
                 tile.d_threshold += sums.sum()
+        if tile.d_variables is not None:
+            slopes = [_times(by, tile.b_weights) for by in by_variables]
+            _add_slopes(tile.d_variables, slopes, back=True)
         return gradient
 
     # --- log-sum-exp over classes -----------------------------------------------------------------
@@ -163,7 +181,7 @@ class EagerEngine(UnitRows):
         cosine = torch.mm(tile.a, tile.b.T, out=tile.cosines)
         target = _Targets(tile)
         target.store_cosine(cosine, rows.target_cosine)
-        logit, _ = self._terms.negative(cosine)
+        logit, _, _ = self._terms.negative(cosine, _values(tile.variables))
         _fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
 
     def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
@@ -171,10 +189,16 @@ class EagerEngine(UnitRows):
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosine = tile.a @ tile.b.T if tile.cosines is None else tile.cosines
-        logit, slope = self._terms.negative(cosine)
-        probability = torch.exp(logit - rows.log_negatives[:, None])
-        gradient = rows.negative[:, None] * slope * probability
-        return _Targets(tile).replaced(gradient, rows.target)
+        logit, slope, by_variables = self._terms.negative(cosine, _values(tile.variables))
+        weight = rows.negative[:, None] * torch.exp(logit - rows.log_negatives[:, None])
+        target = _Targets(tile)
+        if tile.d_variables is not None:
+            weight_of_negatives = target.replaced(weight, 0.0)
+            for total, by in zip(
+                (*tile.d_variables.scalars, *tile.d_variables.a_rows), by_variables, strict=False
+            ):
+                total += (weight_of_negatives * by).sum(dim=1)
+        return target.replaced(weight * slope, rows.target)
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         cosine = tile.a @ tile.b.T
@@ -196,11 +220,25 @@ class EagerEngine(UnitRows):
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
         negative = _valid(tile) & (tile.a_labels[:, None] != tile.b_labels)
-        logit, _ = self._terms.negative(tile.a @ tile.b.T)
+        logit, _, _ = self._terms.negative(tile.a @ tile.b.T)
         logit = torch.where(negative, logit, -torch.inf)
         _fold(rows, logit, 1)
         if columns is not None:
             _fold(columns, logit, 0)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        cosine, valid = tile.a @ tile.b.T, _valid(tile)
+        same = tile.a_labels[:, None] == tile.b_labels
+        of_negatives = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                _fold(sums.negatives, of_negatives, dim)
+        if self._call.spec.positive is None:
+            return
+        of_positives = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                _fold(sums.positives, of_positives, dim)
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
@@ -220,7 +258,7 @@ class EagerEngine(UnitRows):
     ) -> Tensor:
         cosine = tile.a @ tile.b.T
         same, valid = tile.a_labels[:, None] == tile.b_labels, _valid(tile)
-        logit, slope = self._terms.negative(cosine)
+        logit, slope, _ = self._terms.negative(cosine)
         if self._call.spec.positive is None:
             valid &= ~same
         else:
@@ -229,9 +267,12 @@ class EagerEngine(UnitRows):
         total = torch.zeros_like(cosine)
         for weights, dim in ((rows, 1), (columns, 0)):
             if weights is not None:
-                normalizer, negative, positive = (vector.unsqueeze(dim) for vector in weights)
-                of_positive = -positive * torch.sigmoid(normalizer - logit)
+                normalizer, negative, positive = (v.unsqueeze(dim) for v in weights[:3])
                 of_negative = negative * torch.exp(logit - normalizer)
+                if weights.log_positives is None:
+                    of_positive = -positive * torch.sigmoid(normalizer - logit)
+                else:
+                    of_positive = positive * torch.exp(logit - weights.log_positives.unsqueeze(dim))
                 total += torch.where(same, of_positive, of_negative)
         return torch.where(valid, total * slope, 0.0)
 
@@ -264,6 +305,34 @@ def _valid(tile: SumTile | PairTile) -> Tensor:
         n, m = valid.shape
         valid &= places[:n, None] + tile.diagonal != places[:m]
     return valid
+
+
+def _values(variables: TileVariables | None, back: bool = False) -> list[Tensor]:
+    """Values of a tile's variables, to be broadcast over its pairs; ``back``: as the other
+    direction reads them.
+    """
+    if variables is None:
+        return []
+    rows, columns, first, second = variables.a_rows, variables.b_columns, -1, -2
+    if back:
+        assert variables.b_rows is not None
+        assert variables.a_columns is not None
+        rows, columns, first, second = variables.b_rows, variables.a_columns, -2, -1
+    scalars = variables.scalars[:, None, None]
+    return [*scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
+
+
+def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) -> None:
+    """Adds derivatives (n, m) of pairs to the gradients of the variables."""
+    rows, columns, along = total.a_rows, total.b_columns, 1
+    if back:
+        assert total.b_rows is not None
+        assert total.a_columns is not None
+        rows, columns, along = total.b_rows, total.a_columns, 0
+    remaining = iter(slopes)
+    for sums, dim in ((total.scalars, (0, 1)), (rows, along), (columns, 1 - along)):
+        for each in sums:
+            each += next(remaining).sum(dim=dim)
 
 
 def _times(values: Tensor, weights: Tensor | None) -> Tensor:

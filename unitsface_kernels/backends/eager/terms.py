@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ...policy.eager import evaluate_all
 from ...policy.expression import Expression
 from ...policy.form import POSITIVE, Slopes, kernel_form
-from ...policy.formula import COSINE, THRESHOLD, Formula, number_bindings
+from ...policy.formula import COSINE, THRESHOLD, Formula, number_bindings, variable_leaves
 
 
 class Terms:
@@ -21,25 +21,42 @@ class Terms:
     def __init__(self, formula: Formula, params: tuple[float, ...]) -> None:
         self._form = kernel_form(formula)
         self._numbers = number_bindings(formula, params)
+        leaves = zip(variable_leaves(formula), formula.variables, strict=True)
+        # Of what tiles read: places among all variables.
+        self._streamed = {leaf: i for i, (leaf, v) in enumerate(leaves) if v.streamed}
 
-    def of_pairs(self, cosine: Tensor, threshold: Tensor, positive: Tensor) -> list[Tensor]:
-        """Terms of a ``sum`` loss, and their derivatives by cosine and by threshold."""
+    def of_pairs(
+        self, cosine: Tensor, threshold: Tensor, positive: Tensor, variables: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Terms of a ``sum`` loss, and their derivatives by cosine, threshold and variables."""
         given = {COSINE: cosine, THRESHOLD: threshold, POSITIVE: positive}
-        return self._evaluated(self._form.term, given)
+        return self._evaluated(self._form.term, given, variables)
 
     def positive(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of positives, and their derivatives by cosine."""
         logit, slope, _ = self._evaluated(self._form.positive, {COSINE: cosine})
         return logit, slope
 
-    def negative(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        logit, slope, _ = self._evaluated(self._form.negative, {COSINE: cosine})
-        return logit, slope
+    def negative(
+        self, cosine: Tensor, variables: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits of negatives, and their derivatives by cosine and by variables."""
+        found = self._evaluated(self._form.negative, {COSINE: cosine}, variables)
+        return found[0], found[1], found[3:]
 
-    def _evaluated(self, slopes: Slopes | None, given: Mapping[Expression, Tensor]) -> list[Tensor]:
+    def _evaluated(
+        self,
+        slopes: Slopes | None,
+        given: Mapping[Expression, Tensor],
+        variables: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
         assert slopes is not None
         cosine = given[COSINE]
-        wanted = (slopes.value, slopes.dcosine, slopes.dthreshold)
+        by_variables = [slopes.dvariables[i] for i in self._streamed.values()] if variables else []
+        wanted = (slopes.value, slopes.dcosine, slopes.dthreshold, *by_variables)
+        values = dict(zip(self._streamed, variables, strict=True)) if variables else {}
         # The cosine first: its dtype is that of all.
-        found = evaluate_all(wanted, {**given, **self._numbers})
-        return [value.to(cosine.dtype).expand_as(cosine) for value in found]
+        found = evaluate_all(wanted, {**given, **values, **self._numbers})
+        # What numbers alone decide is on the host.
+        on_device = (v.to(cosine) if v.dim() else cosine.new_full((), float(v)) for v in found)
+        return [value.expand_as(cosine) for value in on_device]

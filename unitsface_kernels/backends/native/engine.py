@@ -19,11 +19,13 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
     finish_rows,
 )
@@ -50,6 +52,12 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     (rows, columns), (row, column) = matrix.shape, matrix.stride()
     elements = (rows - 1) * row + (columns - 1) * column + 1
     return matrix.data_ptr(), elements * matrix.element_size()
+
+
+def _matrix(value: Tensor | None) -> tuple[int, int] | None:
+    if value is None or value.dim() == 1:
+        return address(value)
+    return strided_address(value)
 
 
 class NativeEngine(UnitRows, ABC):
@@ -229,6 +237,7 @@ class NativeEngine(UnitRows, ABC):
             b_dthreshold=address(d_columns),
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
+            **self._variables(tile.variables, tile.d_variables),
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
         return gradient
@@ -240,6 +249,7 @@ class NativeEngine(UnitRows, ABC):
             maximum=address(rows.maximum),
             total=address(rows.total),
             target_cosine=address(rows.target_cosine),
+            **self._variables(tile.variables),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
 
@@ -281,6 +291,7 @@ class NativeEngine(UnitRows, ABC):
             log_negatives=address(rows.log_negatives),
             negative_weight=address(rows.negative),
             target_gradient=address(rows.target),
+            **self._variables(tile.variables, tile.d_variables, ("a_dscalars", "a_drows")),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -318,20 +329,24 @@ class NativeEngine(UnitRows, ABC):
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._fold_pairs(tile, rows, columns)
+
+    def _fold_pairs(
+        self,
+        tile: PairTile,
+        rows: NegativeSums | PairSums,
+        columns: NegativeSums | PairSums | None,
+    ) -> None:
         cosines = self.cosines(tile.a, tile.b)
+        sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
+        if columns is not None:
+            sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
+        arguments = self._arguments("PairNegatives", **self._pairs(tile, cosines), **sums)
         self._kernel(
-            "pair_negatives_tile",
-            self.loss,
-            self.params,
-            self._arguments(
-                "PairNegatives",
-                **self._pairs(tile, cosines),
-                a_maximum=address(rows.maximum),
-                a_total=address(rows.total),
-                b_maximum=address(columns and columns.maximum),
-                b_total=address(columns and columns.total),
-            ),
-            workspace=cosines.shape,
+            "pair_negatives_tile", self.loss, self.params, arguments, workspace=cosines.shape
         )
 
     def pair_positives_tile(
@@ -372,9 +387,34 @@ class NativeEngine(UnitRows, ABC):
             b_log_negatives=address(columns and columns.log_negatives),
             b_negative_weight=address(columns and columns.negative),
             b_positive_weight=address(columns and columns.positive),
+            a_log_positives=address(rows.log_positives),
+            b_log_positives=address(columns and columns.log_positives),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
+
+    def _variables(
+        self,
+        values: TileVariables | None,
+        slopes: TileVariables | None = None,
+        names: tuple[str, ...] = ("d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"),
+    ) -> dict[str, Any]:
+        """The arguments of tiles of a formula with variables; ``names``: of their gradients."""
+        if values is None:
+            return {}
+        found: dict[str, Any] = {
+            "num_scalars": len(values.scalars),
+            "num_rows": len(values.a_rows),
+            "num_columns": len(values.b_columns),
+            "row_stride": values.a_rows.stride(0),
+            "column_stride": values.b_columns.stride(0),
+        }
+        for name, value in values._asdict().items():
+            if value is not None:
+                found[name] = _matrix(value)
+        if slopes is not None:
+            found.update(zip(names, map(_matrix, slopes), strict=False))
+        return found
 
     def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles against classes have."""

@@ -21,14 +21,21 @@ def _run(name: str, arguments: Any, device: torch.device) -> None:
         getattr(native.cuda, name)(arguments, torch.cuda.current_stream().cuda_stream)
 
 
-def permuted(key: int, size: int, count: int, device: torch.device) -> Tensor:
-    """(count,) int64: the classes at the first places of a permutation of [0, size)."""
-    out = torch.empty(count, dtype=torch.int64, device=device)
-    _run(
-        "permuted",
-        loader.extension().Permuted(key=key, size=size, n=count, out=address(out)),
-        device,
+def drawn(key: int, size: int, count: int, positives: Tensor) -> Tensor:
+    """(count,) int64: the classes at places of a permutation of [0, size): all of ``positives``,
+    ascending with ``size`` for none behind them, and the first others."""
+    assert positives.dtype == torch.int64
+    positives = dense(positives)
+    out = torch.empty(count, dtype=torch.int64, device=positives.device)
+    arguments = loader.extension().Permuted(
+        key=key,
+        size=size,
+        positives=address(positives),
+        m=positives.numel(),
+        n=count,
+        out=address(out),
     )
+    _run("permuted", arguments, positives.device)
     return out
 
 

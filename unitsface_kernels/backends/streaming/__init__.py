@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ...losses import LossSpec
-from . import logsumexp, logsumexp_pairs, nearest, sum
+from . import logsumexp, logsumexp_pairs, logsumexps, nearest, sum
 from .call import (
     Blocks,
     Call,
@@ -24,11 +24,13 @@ from .engine import (
     Engine,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .logsumexp import finish_rows
@@ -40,6 +42,7 @@ _DRIVERS = {
     ("sum", "class"): sum,
     ("logsumexp", "pair"): logsumexp_pairs,
     ("logsumexp", "class"): logsumexp,
+    ("logsumexps", "pair"): logsumexps,
     ("nearest", "class"): nearest,
 }
 
@@ -71,6 +74,7 @@ __all__ = [
     "Gradients",
     "Nearest",
     "NegativeSums",
+    "PairSums",
     "PairTile",
     "PairWeights",
     "PositiveSums",
@@ -80,6 +84,7 @@ __all__ = [
     "SortedTargets",
     "SumTile",
     "TileColumns",
+    "TileVariables",
     "UnitRows",
     "driver",
     "finish_rows",

@@ -16,10 +16,20 @@ from .shards import Shards
 
 #: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
 ColumnSink = Callable[[slice, Tensor], None]
-#: Float32 gradients of rows, columns and threshold; None where not needed or not known yet.
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 #: Slices of the rows of all ranks, which lie in rank order, and their features.
 Blocks = Iterator[tuple[slice, Tensor]]
+
+
+class Gradients(NamedTuple):
+    """Float32 gradients of a call's tensors; None where not needed or not known yet.
+
+    ``rows`` (N, D), ``columns`` (M or K, D), ``threshold`` (1,) or (M,), ``variables`` as given.
+    """
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    threshold: Tensor | None = None
+    variables: Tensor | None = None
 
 
 class Ranks(Protocol):
@@ -57,6 +67,10 @@ class CallTensors(NamedTuple):
         column_labels: (M,) identities, -1 neither positive nor negative; None for classes.
         column_index: (K,) rows of ``columns`` that take part; None: all.
         threshold: one element or, for ``spec.threshold == "per_column"``, one per column.
+        variables: the given ones of ``spec.variables`` one after the other: a scalar has one
+            element, one of rows N, one of columns as many as take part. One tensor, so that
+            autograd, operators and ranks have one more of them, whatever a formula reads. None:
+            the formula reads none.
     """
 
     rows: Tensor
@@ -65,6 +79,7 @@ class CallTensors(NamedTuple):
     column_labels: Tensor | None = None
     column_index: Tensor | None = None
     threshold: Tensor | None = None
+    variables: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class CallConfig:
         self_offset: the pair of row i and column i + self_offset is left out: 0 in-batch, else the
             place of the batch in a memory that holds it; None: no pair is.
         skip_tolerance: bound of what gradient filtering may leave out; 0: nothing.
-        need_rows, need_columns, need_threshold: gradients to compute.
+        need_rows, need_columns, need_threshold, need_variables: gradients to compute.
     """
 
     spec: LossSpec
@@ -92,10 +107,11 @@ class CallConfig:
     need_rows: bool = False
     need_columns: bool = False
     need_threshold: bool = False
+    need_variables: bool = False
 
     @property
     def need_any(self) -> bool:
-        return self.need_rows or self.need_columns or self.need_threshold
+        return self.need_rows or self.need_columns or self.need_threshold or self.need_variables
 
     @property
     def forward_has_gradients(self) -> bool:
@@ -121,8 +137,8 @@ class CallConfig:
             return False
         if not self.rows_alone(columns):
             return self.forward_has_gradients
-        # One threshold for all rows would need every row's part of its gradient.
-        return self.reduction != "none" or not self.need_threshold
+        # One threshold or scalar for all rows would need every row's part of its gradient.
+        return self.reduction != "none" or not (self.need_threshold or self.need_variables)
 
 
 @dataclass
@@ -163,7 +179,7 @@ class Call(CallConfig):
     """A call as the drivers receive it: its static part, its tensors, and what ranks share.
 
     Tensors are those of :class:`CallTensors`, detached, dense and on one device; labels and
-    indices are int64, the threshold is (1,) or (M,) float32.
+    indices are int64, the threshold is (1,) or (M,) float32, and so are variables.
 
     Attributes:
         cache: passes more than the state from forward to backward; None: nothing can be passed.
@@ -180,6 +196,7 @@ class Call(CallConfig):
     column_labels: Tensor | None = None
     column_index: Tensor | None = None
     threshold: Tensor | None = None
+    variables: Tensor | None = None
     cache: ForwardCache | None = None
     shards: Shards | None = None
     sink: ColumnSink | None = None
@@ -201,8 +218,12 @@ class Call(CallConfig):
     @property
     def filters(self) -> bool:
         """Whether tiles may be left out of the gradients."""
-        # What is left out is added pair by pair to a whole gradient in the end.
-        return self.skip_tolerance > 0.0 and self.sink is None
+        # What is left out is added pair by pair to a whole gradient in the end. Of a log-sum-exp,
+        # tiles without a gradient of cosines would still have one of variables.
+        streamed = self.spec.reduction == "logsumexp" and any(
+            variable.streamed for variable in self.spec.variables
+        )
+        return self.skip_tolerance > 0.0 and self.sink is None and not streamed
 
     @cached_property
     def pair_counts(self) -> tuple[Tensor, Tensor]:
@@ -243,6 +264,8 @@ class Call(CallConfig):
         if self.spec.valid_rows == "labeled":
             return self.row_labels != -1
         positives, negatives = self.pair_counts
+        if self.spec.valid_rows == "with_both":
+            return (positives > 0) & (negatives > 0)
         return (positives if self.spec.valid_rows == "with_positives" else negatives) > 0
 
     def num_valid_rows(self) -> Tensor:
@@ -264,7 +287,7 @@ def make_call(
     shards: Shards | None = None,
 ) -> Call:
     """Kernels read raw memory: what they rely on is made true here, for all of them."""
-    rows, row_labels, columns, column_labels, column_index, threshold = tensors
+    rows, row_labels, columns, column_labels, column_index, threshold, variables = tensors
     static = vars(config)
     if columns is not None:
         if config.self_offset is not None:
@@ -279,6 +302,8 @@ def make_call(
         column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
     if threshold is not None:
         threshold = dense(threshold.to(torch.float32).reshape(-1))
+    if variables is not None:
+        variables = dense(variables.to(torch.float32).reshape(-1))
     return Call(
         **static,
         rows=dense(rows),
@@ -287,6 +312,7 @@ def make_call(
         column_labels=_labels(column_labels),
         column_index=column_index,
         threshold=threshold,
+        variables=variables,
         cache=cache,
         shards=shards,
     )
@@ -353,8 +379,7 @@ class Result:
     Attributes:
         loss: () or, with ``reduction="none"``, (N,) float32.
         state: what the backward pass needs of it, (``state_rows``, N) float32; None for sum.
-        gradients: of the rows (N, D), the columns (M or K, D) and the threshold; None where not
-            needed or not known yet.
+        gradients: those that the pass yields.
     """
 
     loss: Tensor

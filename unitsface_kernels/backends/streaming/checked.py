@@ -20,6 +20,7 @@ from .engine import (
     Engine,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -233,6 +234,9 @@ class CheckedEngine(UnitRows):
             self._check("gradient", "gradient", gradient)
         if tile.d_threshold is not None:
             self._check("gradient", "gradient of the threshold", tile.d_threshold, placed=False)
+        for sums in tile.d_variables or ():
+            if sums is not None:
+                self._check("gradient", "gradient of the variables", sums, placed=False)
         return gradient
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
@@ -266,6 +270,11 @@ class CheckedEngine(UnitRows):
     ) -> None:
         self._tile = tile
         self._engine.pair_negatives_tile(tile, rows, columns)
+        self._check_both("statistics", tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        self._tile = tile
+        self._engine.pair_sums_tile(tile, rows, columns)
         self._check_both("statistics", tile, rows, columns)
 
     def pair_positives_tile(
@@ -327,8 +336,8 @@ class CheckedEngine(UnitRows):
         self,
         stage: str,
         tile: PairTile,
-        rows: NegativeSums | PositiveSums,
-        columns: NegativeSums | PositiveSums | None,
+        rows: NegativeSums | PositiveSums | PairSums,
+        columns: NegativeSums | PositiveSums | PairSums | None,
     ) -> None:
         self._check_fields(stage, rows, tile.a_labels != -1)
         if columns is not None:
@@ -359,7 +368,7 @@ class CheckedEngine(UnitRows):
             placed: the place in ``values`` is that in the tile.
         """
         bad = ~values.isfinite()
-        if what in ("maximum", "best", "log negatives"):
+        if what in ("maximum", "positive maximum", "best", "log negatives"):
             # Nothing has been found yet.
             bad &= values != -torch.inf
         if valid is not None:

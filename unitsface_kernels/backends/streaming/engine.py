@@ -17,6 +17,27 @@ from .call import Call, clear_ignored
 from .selection import DeviceFilter, RowSelection
 
 
+class TileVariables(NamedTuple):
+    """Variables of a formula as a tile's pairs read them; or their gradients, to be added to.
+
+    Pair (i, j) reads ``a_rows`` at i and ``b_columns`` at j; in the other direction ``b_rows`` at j
+    and ``a_columns`` at i. In a gradient these two have the share of the other direction.
+
+    Attributes:
+        scalars: (S,).
+        a_rows: (R, n), part of (R, N).
+        b_columns: (C, m), part of (C, M).
+        b_rows: (R, m); None: the tile has one direction.
+        a_columns: (C, n); None likewise.
+    """
+
+    scalars: Tensor
+    a_rows: Tensor
+    b_columns: Tensor
+    b_rows: Tensor | None = None
+    a_columns: Tensor | None = None
+
+
 @dataclass
 class SumTile:
     """Arguments of :meth:`Engine.sum_tile`.
@@ -44,6 +65,9 @@ class SumTile:
             the diagonal the same tile, and against rows of another rank that rank, has the other
             direction.
         gradient: whether d loss / d cosine is wanted.
+        variables: of the formula, float32; None: it reads none.
+        d_variables: accumulates their gradients; None if not needed. That of the other direction
+            only with ``b_loss``.
     """
 
     a: Tensor
@@ -63,11 +87,13 @@ class SumTile:
     mirrored: bool
     gradient: bool
     total: bool = False
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 @dataclass
 class PairTile:
-    """Pairs of a tile of a ``logsumexp`` loss over samples.
+    """Pairs of a tile of a ``logsumexp`` or ``logsumexps`` loss over samples.
 
     Attributes:
         a, b, a_labels, b_labels, diagonal: as of :class:`SumTile`.
@@ -97,6 +123,9 @@ class ClassTile:
             overwrite them; None: nowhere, the second pass multiplies again.
         b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
+        variables: that the negatives' logits read, as of :class:`SumTile`.
+        d_variables: accumulates the gradients of the negatives, by row: (S, n) of scalars and
+            (R, n); None if not needed.
     """
 
     a: Tensor
@@ -106,6 +135,8 @@ class ClassTile:
     cosines: Tensor | None = None
     b_factors: Tensor | None = None
     selection: RowSelection | None = None
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 class TileColumns(NamedTuple):
@@ -148,16 +179,35 @@ class PositiveSums(NamedTuple):
     negative_prob: Tensor
 
 
+class PairSums(NamedTuple):
+    """:class:`NegativeSums`, and the same of the positives' logits."""
+
+    maximum: Tensor
+    total: Tensor
+    positive_maximum: Tensor
+    positive_total: Tensor
+
+    @property
+    def negatives(self) -> NegativeSums:
+        return NegativeSums(self.maximum, self.total)
+
+    @property
+    def positives(self) -> NegativeSums:
+        return NegativeSums(self.positive_maximum, self.positive_total)
+
+
 class PairWeights(NamedTuple):
     """Per-row factors of the gradient.
 
-    A negative has ``negative exp(z - N) dz/dc`` and a positive ``-positive sigmoid(N - z) dz/dc``,
-    N = ``log_negatives``. A row that takes no part has N = +inf and zero weights.
+    A negative has ``negative exp(z - N) dz/dc``, N = ``log_negatives``, and a positive
+    ``-positive sigmoid(N - z) dz/dc`` or, of a ``logsumexps`` loss, ``positive exp(z - P) dz/dc``,
+    P = ``log_positives``. A row that takes no part has +inf and zero weights.
     """
 
     log_negatives: Tensor
     negative: Tensor
     positive: Tensor
+    log_positives: Tensor | None = None
 
 
 class ClassSums(NamedTuple):
@@ -192,7 +242,7 @@ class Nearest(NamedTuple):
 
 
 Vectors = TypeVar(
-    "Vectors", NegativeSums, PositiveSums, PairWeights, ClassSums, ClassWeights, Nearest
+    "Vectors", NegativeSums, PositiveSums, PairSums, PairWeights, ClassSums, ClassWeights, Nearest
 )
 
 
@@ -200,7 +250,7 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
     if isinstance(rows, slice) and rows == slice(0, vectors[0].shape[0]):
         return vectors
-    return type(vectors)(*(vector[rows] for vector in vectors))
+    return type(vectors)(*(None if vector is None else vector[rows] for vector in vectors))
 
 
 class Engine(Protocol):
@@ -320,6 +370,9 @@ class Engine(Protocol):
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
         """Folds a tile's negatives into the sums of its rows, and of its columns if given."""
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        """Folds a tile's negatives and positives into the sums of its rows, and of its columns."""
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None

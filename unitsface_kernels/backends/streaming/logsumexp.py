@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import zeros
+from . import variables
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
 from .engine import (
@@ -41,44 +42,58 @@ from .scattered import DeviceTargets, Targets, add_pairs
 from .selection import RowSelection
 from .shards import Shards
 from .tiles import against_columns, blocks
+from .variables import Variables
 
 #: Cosines of targets -> their logits and d logit / d cosine, all (N,).
 Positive = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
-    """Log-sum-exp of the negatives, their probability, slope of the target's logit."""
-    return 3
+    """Log-sum-exp of the negatives, their probability, slope of the target's logit; with variables
+    the target's cosine, by which those of the logit are computed again.
+    """
+    return 4 if spec.variables else 3
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (3, N) state."""
-    sums = _statistics(call, engine)
+    unit, inverse_norms = engine.unit_rows(call)
+    values = variables.of_call(call, engine, unit, inverse_norms)
+    sums = _statistics(call, engine, unit, values)
     if call.shards is not None:
         sums = _of_all_shards(call.shards, sums)
-    per_row, state = engine.finish_rows(call, sums)
+    if values is None:
+        per_row, state = engine.finish_rows(call, sums)
+    else:
+        of_target = variables.target(call, values, sums.target_cosine)
+        per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
+        state = torch.cat([state, sums.target_cosine[None]])
+        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    return Result(loss, state, (None, None, None))
+    return Result(loss, state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    log_negatives, negative_prob, slope = state.unbind(0)
+    log_negatives, negative_prob, slope = state[:3].unbind(0)
     weights, scale = split_weights(call, weights)
     negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = -negative_weight * slope
     masses = None
+    of_variables = None
+    if call.spec.variables:
+        of_variables = _OfVariables(negative_weight, state[3])
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         masses = negative_prob * total * torch.exp(maximum - log_negatives)
         masses = torch.where((total == 0.0) | (negative_weight == 0.0), 0.0, masses)
     rows = ClassWeights(log_negatives, negative_weight, targets)
-    return _gradients(call, engine, rows, scale, masses)
+    return _gradients(call, engine, rows, scale, masses, of_variables)
 
 
 def _kept(cosines: Tensor, columns: slice, rows: slice) -> Tensor | None:
@@ -97,11 +112,11 @@ def _keeps(call: Call, engine: Engine) -> bool:
     return call.columns.dtype == torch.float32
 
 
-def _statistics(call: Call, engine: Engine) -> ClassSums:
+def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | None) -> ClassSums:
     """(panels, N) maxima and totals, and (N,) cosines of the targets."""
     rows = call.rows
     count = rows.shape[0]
-    unit, _ = engine.unit_rows(call)
+    streamed = None if values is None else values.streamed(call.spec)
     panels = against_columns(columns_of(call), count, engine.class_block)
     # One sum per tile, so that it is known how little each contributes.
     maximum = rows.new_full((len(panels), count), -torch.inf, dtype=torch.float32)
@@ -117,6 +132,8 @@ def _statistics(call: Call, engine: Engine) -> ClassSums:
             tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
             if cosines is not None:
                 tile.cosines = _kept(cosines, panel.columns, block)
+            if streamed is not None:
+                tile.variables = streamed.tile(block, panel.columns)
             engine.logsumexp_tile(tile, part(sums, block))
     if call.cache is not None:
         call.cache.blocks = engine.class_block
@@ -163,17 +180,28 @@ def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor
     return per_row, torch.stack([log_negatives, negative_prob, slope])
 
 
+class _OfVariables(NamedTuple):
+    """What the gradients of variables are made of: factors and cosines of the targets, (N,)."""
+
+    negative_weight: Tensor
+    target_cosine: Tensor
+
+
 class _Rows(NamedTuple):
     """Inputs of the second pass, by row.
 
     Attributes:
         taken: (n,) places of these among all rows; None: they are all rows.
+        variables, d_variables: that tiles read, and their gradients: those of scalars by row,
+            (S, N).
     """
 
     unit: Tensor
     labels: Tensor
     weights: ClassWeights
     taken: Tensor | None = None
+    variables: Variables | None = None
+    d_variables: Variables | None = None
 
 
 class _Filter(NamedTuple):
@@ -192,13 +220,23 @@ class _Filter(NamedTuple):
 
 
 def _gradients(
-    call: Call, engine: Engine, weights: ClassWeights, scale: Tensor | None, masses: Tensor | None
+    call: Call,
+    engine: Engine,
+    weights: ClassWeights,
+    scale: Tensor | None,
+    masses: Tensor | None,
+    of_variables: _OfVariables | None,
 ) -> Gradients:
     columns = call.columns
     assert columns is not None
     count, size = call.rows.shape
     unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
+    values = variables.of_call(call, engine, unit, inverse_norms)
+    if values is not None:
+        streamed = values.streamed(call.spec)
+        d_streamed = streamed and variables.zeros_by_row(call, streamed, engine.stat_dtype)
+        rows = rows._replace(variables=streamed, d_variables=d_streamed)
     d_rows = zeros(unit, count, size) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
     d_columns = cosines
@@ -215,7 +253,15 @@ def _gradients(
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return d_rows, d_columns, None
+    d_variables = None
+    if values is not None and of_variables is not None:
+        slopes_of = variables.of_targets(call, values, *of_variables)
+        d_values = variables.joined(call.spec, slopes_of, rows.d_variables)
+        if d_rows is not None:
+            variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
+        if call.need_variables:
+            d_variables = variables.of_given(call, d_values, scale)
+    return Gradients(d_rows, d_columns, None, d_variables)
 
 
 def _stream_by_host(
@@ -304,6 +350,9 @@ def _stream(
             tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
+            if rows.variables is not None:
+                tile.variables = rows.variables.tile(block, place)
+                tile.d_variables = rows.d_variables and rows.d_variables.by_row(block)
             if selected is not None:
                 tile.selection = selection[block.start][number]
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))

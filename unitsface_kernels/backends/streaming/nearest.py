@@ -45,7 +45,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
     state = torch.cat([best.T, position.view(torch.float32).T, target_cosine[None]])
-    return Result(loss, state, (None, None, None))
+    return Result(loss, state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -139,4 +139,4 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     if d_rows is not None:
         engine.normalize_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
         clear_ignored(call, d_rows)
-    return d_rows, d_columns, None
+    return Gradients(d_rows, d_columns)

@@ -47,7 +47,7 @@ def add_pairs(
         d_unit = torch.where(taken, slope * unit, 0.0)
         # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
         engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
-        _add_rows(d_columns, place, d_unit)
+        add_rows(d_columns, place, d_unit)
 
 
 class Targets:
@@ -64,7 +64,7 @@ class Targets:
         taken = torch.nonzero(slope != 0.0).flatten()
         self._places, row = torch.unique(place[taken].to(torch.int64), return_inverse=True)
         self._d_unit = unit.new_zeros((len(self._places), unit.shape[1]), dtype=torch.float32)
-        _add_rows(self._d_unit, row, slope[taken, None] * unit[taken])
+        add_rows(self._d_unit, row, slope[taken, None] * unit[taken])
 
     def parts(self, tiles: list[slice]) -> list[slice]:
         """The targets that lie in each of the tiles, which follow one another."""
@@ -139,11 +139,11 @@ def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slope
             slope = slopes[pairs, None]
             d_unit = torch.where(slope != 0.0, slope * unit[row], 0.0)
             engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
-            _add_rows(out, place - tile.start, d_unit)
+            add_rows(out, place - tile.start, d_unit)
         call.sink(tile, out)
 
 
-def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """``total[index] += rows`` in a fixed order: each of the two is deterministic on its device.
 
     On CUDA ``index_add_`` has float atomics, and ``index_put_`` sorts; on the CPU it is the

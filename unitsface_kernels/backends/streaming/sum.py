@@ -7,19 +7,21 @@ In-batch, cosine (i, j) serves rows i and j: only tiles on and above the diagona
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import zeros
+from . import variables
 from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
 from .columns import columns_of, finish_columns, remote_blocks, unit_columns
 from .engine import Engine, SumTile
 from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
+from .variables import Variables
 
 
 @dataclass
@@ -37,6 +39,7 @@ class _Pass:
         d_rows: (N, D), of the unit rows.
         threshold: (1,), or (M,) per column.
         d_threshold: the same, or of the total.
+        variables, d_variables: of the formula, if it reads any.
     """
 
     call: Call
@@ -54,6 +57,8 @@ class _Pass:
     threshold: Tensor
     d_threshold: Tensor | None
     row_filter: RowFilter | None
+    variables: Variables | None = None
+    d_variables: Variables | None = None
 
     def tile(
         self,
@@ -74,7 +79,7 @@ class _Pass:
             diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold
-        return SumTile(
+        tile = SumTile(
             a=self.unit[rows],
             b=b,
             a_labels=self.a_labels[rows],
@@ -93,6 +98,11 @@ class _Pass:
             gradient=self.gradient,
             total=self.total,
         )
+        if self.variables is None:
+            return tile
+        places = rows, columns, self.own, mirrored
+        found = [v and v.tile(*places) for v in (self.variables, self.d_variables)]
+        return replace(tile, variables=found[0], d_variables=found[1])
 
     def _loss_of(self, rows: slice) -> Tensor:
         return self.loss if self.total else self.loss[rows]
@@ -139,7 +149,12 @@ def _stream(
     per_column = call.spec.threshold == "per_column"
     need_rows, need_columns = gradients and call.need_rows, gradients and call.need_columns
     doubtful = not_finite(call, inverse_norms).to(engine.stat_dtype)
-    total = weights is None and call.reduction != "none" and not per_column
+    values, d_values = variables.of_call(call, engine, unit, inverse_norms), None
+    if values is not None:
+        doubtful += variables.not_finite(call, values)
+        if gradients and (call.need_variables or call.need_rows):
+            d_values = variables.zeros_like(values, engine.stat_dtype)
+    total = weights is None and call.reduction != "none" and not per_column and values is None
     slots = engine.total_slots if total else 0
     d_threshold = None
     if gradients and call.need_threshold:
@@ -161,6 +176,8 @@ def _stream(
         threshold=zeros(rows, 1) if call.threshold is None else call.threshold,
         d_threshold=d_threshold,
         row_filter=RowFilter(call, engine, weights) if call.filters and len(rows) else None,
+        variables=values,
+        d_variables=d_values,
     )
     d_rows, d_columns = state.d_rows, None
     if call.columns is None:
@@ -174,11 +191,17 @@ def _stream(
     clear_ignored(call, doubtful)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
+    d_variables = None
+    if d_values is not None:
+        if d_rows is not None:
+            variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
+        if call.need_variables:
+            d_variables = variables.of_given(call, d_values, scale)
     if d_threshold is not None:
         d_threshold = d_threshold.sum(0, keepdim=True) if slots else d_threshold
         d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
     loss = torch.cat((state.loss, doubtful)) if slots else state.loss
-    return loss, (d_rows, d_columns, d_threshold)
+    return loss, Gradients(d_rows, d_columns, d_threshold, d_variables)
 
 
 def _in_batch(state: _Pass) -> None:

@@ -14,6 +14,7 @@ from ..streaming import (
     ClassWeights,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -97,8 +98,9 @@ class TritonEngine:
         size = self._wave.gradient_bytes
         if self._gradients:
             return size // self._call.compute_dtype.itemsize
-        # Two float32 per row and subtile.
-        return size // 8 * (tile.block_n // tile.epilogue_subtiles)
+        # Float32 per row and subtile: two, or two of each kind of pairs.
+        numbers = 4 if self._call.spec.reduction == "logsumexps" else 2
+        return size // (4 * numbers) * (tile.block_n // tile.epilogue_subtiles)
 
     # Rows
 
@@ -283,6 +285,9 @@ class TritonEngine:
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
+        logsumexp_pairs_tile.negatives(self._space, tile, rows, columns)
+
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
         logsumexp_pairs_tile.negatives(self._space, tile, rows, columns)
 
     def pair_positives_tile(

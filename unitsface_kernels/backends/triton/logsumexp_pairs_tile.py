@@ -1,4 +1,4 @@
-"""Tiles of ``logsumexp`` losses over samples: a launch, and its partial results folded in order."""
+"""Tiles of log-sum-exp losses over samples: a launch, and its partial results folded in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..streaming import NegativeSums, PairTile, PairWeights, PositiveSums
+from ..streaming import NegativeSums, PairSums, PairTile, PairWeights, PositiveSums
 from . import launch
 from .configs import TileConfig
 from .kernels import logsumexp_pairs
@@ -19,7 +19,7 @@ from .workspace import Workspace, operands
 class _Partials:
     """Two results per stretch, of rows and, where the tile serves both directions, of columns."""
 
-    rows: tuple[Tensor, Tensor]
+    rows: tuple[Tensor | None, Tensor | None]
     columns: tuple[Tensor | None, Tensor | None]
     triangle: bool
 
@@ -75,24 +75,41 @@ def _launch(
 
 
 def negatives(
-    space: Workspace, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
+    space: Workspace,
+    tile: PairTile,
+    rows: NegativeSums | PairSums,
+    columns: NegativeSums | PairSums | None,
 ) -> None:
-    """See ``Engine.pair_negatives_tile``."""
-    config = space.config.sum
-    partials = _Partials.of(space, config, tile, columns is not None)
+    """See ``Engine.pair_negatives_tile`` and ``Engine.pair_sums_tile``."""
+    config, both = space.config.sum, columns is not None
+    two = isinstance(rows, PairSums)
+    # Positives, too: more results of a pair than the capped registers hold.
+    config = replace(config, max_registers=None) if two else config
+    kinds = [_Partials.of(space, config, tile, both) for _ in range(1 + two)]
+    of_positives = kinds[1] if two else _Partials((None, None), (None, None), False)
     _launch(
         space,
         logsumexp_pairs.pair_negatives_kernel,
         config,
         tile,
-        *partials.rows,
-        *partials.columns,
+        *kinds[0].rows,
+        *of_positives.rows,
+        *kinds[0].columns,
+        *of_positives.columns,
         NEGATIVE=space.pairs_policy.negative,
-        BOTH=columns is not None,
+        POSITIVE=space.pairs_policy.positive if two else None,
+        BOTH=both,
     )
-    _merge(partials.rows, rows)
+    for partials, sums in zip(kinds, _by_kind(rows), strict=True):
+        _merge(partials.rows, sums)
     if columns is not None:
-        _merge(partials.columns, columns)
+        for partials, sums in zip(kinds, _by_kind(columns), strict=True):
+            _merge(partials.columns, sums)
+
+
+def _by_kind(sums: NegativeSums | PairSums) -> tuple[NegativeSums, ...]:
+    """Sums of the negatives and, if there are any, of the positives."""
+    return (sums.negatives, sums.positives) if isinstance(sums, PairSums) else (sums,)
 
 
 def _merge(partials: tuple[Tensor | None, Tensor | None], sums: NegativeSums) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,7 +24,14 @@ def is_heavy(spec: LossSpec, weighted: bool) -> bool:
 
 
 def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
-    return config.sum_heavy if is_heavy(spec, weighted) else config.sum
+    if not is_heavy(spec, weighted):
+        return config.sum
+    tile, policy = config.sum_heavy, policy_of(spec)
+    if isinstance(policy, SumTermsPolicy) and policy.heavy:
+        # Values and two derivatives of any formula, with two thresholds each: of fewer pairs.
+        subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
+        return replace(tile, epilogue_subtiles=subtiles)
+    return tile
 
 
 def most_programs(spec: LossSpec, config: Config, block: tuple[int, int]) -> int:

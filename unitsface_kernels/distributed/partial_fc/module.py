@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from ... import dispatch, validate
-from ...backends.streaming import CallConfig
+from ...backends.streaming import CallConfig, CallTensors
 from ...compiling import never_compiled
 from ...functional.call import matmul_dtype
 from ...modules import CLASS_LOSSES
-from ...modules.class_loss import ClassLoss, Comparison, ShardableLoss
+from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
+from ...modules.custom import ClassLoss
+from ...policy import Class
 from ..agreement import agree
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
-from .sampling import ascending, sample_classes
+from .sampling import sample_classes
 from .shard import Shard
+from .variables import packed
 
 #: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
@@ -54,8 +57,9 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...). "unpg", whose pairs cross the shards, is not among them, and
-            "vpl", which mixes its class weights anew for every step, is not sampled or fused.
+            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg", whose pairs cross the
+            shards, is not among them, and "vpl", which mixes its class weights anew for every
+            step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
@@ -64,7 +68,8 @@ class PartialFC(nn.Module):
             the same on all ranks.
         group: process group; None: the default group.
         device: of the parameters.
-        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...).
+        options: keywords of the loss's module (scale, margin, init_std, reduction, backend, ...);
+            of a policy those of :class:`ClassLoss`.
             "mean" and "sum" are over the rows of all ranks; "none" gives the (n,) losses of the
             rank's own rows, and the objective is then the mean over ranks of what each makes of
             them.
@@ -89,7 +94,7 @@ class PartialFC(nn.Module):
 
     def __init__(
         self,
-        loss: str,
+        loss: str | Class,
         embedding_size: int,
         num_classes: int,
         sample_rate: float = 1.0,
@@ -100,11 +105,13 @@ class PartialFC(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        validate.choice("loss", loss, tuple(sorted(SHARDABLE)))
+        own = isinstance(loss, Class)
+        if not own:
+            validate.choice("loss", loss, tuple(sorted(SHARDABLE)))
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
-        if sample_rate < 1.0:
+        if sample_rate < 1.0 and not own:
             validate.choice("loss of sampled classes", loss, SAMPLEABLE)
         validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
@@ -117,7 +124,10 @@ class PartialFC(nn.Module):
         self._drawn = 0
         # All C classes, without memory for them.
         with torch.device("meta"):
-            module = SHARDABLE[loss](embedding_size, num_classes, **options)
+            if isinstance(loss, Class):
+                module: nn.Module = ClassLoss(loss, embedding_size, num_classes, **options)
+            else:
+                module = SHARDABLE[loss](embedding_size, num_classes, **options)
         assert isinstance(module, ShardableLoss)
         _refuse_reference(module.backend)
         for comparison in module.comparisons():
@@ -125,7 +135,9 @@ class PartialFC(nn.Module):
         for part in module.modules():
             if isinstance(part, ShardableLoss):
                 part.sample_rate = sample_rate
-        self.name = loss
+            if isinstance(part, ClassLoss):
+                part.classes = slice(self.shard.start, self.shard.stop)
+        self.name = type(loss).__name__ if isinstance(loss, Class) else loss
         self._options = sorted(options.items())
         self.loss = module
         self.per_class = frozenset(
@@ -196,9 +208,9 @@ class PartialFC(nn.Module):
         return self._head.weight
 
     @property
-    def _head(self) -> ClassLoss:
+    def _head(self) -> RegisteredClassLoss:
         head = getattr(self.loss, "head", self.loss)
-        assert isinstance(head, ClassLoss)
+        assert isinstance(head, RegisteredClassLoss)
         return head
 
     def fuse(self, optimizer: torch.optim.Optimizer, when: str = "backward") -> None:
@@ -227,21 +239,22 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
+        if not isinstance(self.loss, ClassLoss):
+            validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
-        return self._forward(feats, labels)
+    def forward(self, feats: Tensor, labels: Tensor, **variables: Tensor) -> Tensor:
+        return self._forward(feats, labels, variables)
 
     @never_compiled
-    def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def _forward(self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]) -> Tensor:
         if world_size(self.group) == 1:
-            wanted, count, _ = self._checked(feats, labels)
+            wanted, count, _ = self._checked(feats, labels, variables)
             counts = [count]
         else:
-            wanted, counts = agree(lambda: self._checked(feats, labels), self.group)
+            wanted, counts = agree(lambda: self._checked(feats, labels, variables), self.group)
         # On their way while the labels arrive and classes are drawn.
         arriving = start_gather_rows(feats, counts, self.group)
         every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
@@ -253,13 +266,16 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
-        loss = self._compare(feats, rows, index, positions, counts, wanted)
+        own = CallTensors(feats, labels, self.weight, column_index=index)
+        loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
 
-    def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
+    def _checked(
+        self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]
+    ) -> tuple[bool, int, dict[str, object]]:
         """Whether rows need a gradient, their number, and what must be the same on all ranks."""
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
@@ -271,10 +287,14 @@ class PartialFC(nn.Module):
             _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
+        for comparison in self.loss.comparisons():
+            own = CallTensors(feats, labels, self.weight)
+            packed(self.loss, comparison.spec, own, variables)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
             "options": self._options,
+            "formula": self._formula(),
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
             "sample_rate": self.sample_rate,
@@ -286,36 +306,46 @@ class PartialFC(nn.Module):
         }
         return wanted, feats.shape[0], same
 
+    def _formula(self) -> object:
+        """A policy's formula and numbers; those of other losses are its name and options."""
+        loss = self.loss
+        return (loss.spec.name, loss.values()) if isinstance(loss, ClassLoss) else None
+
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)
         if self.sample_rate == 1.0 or not self.training:
             return None, local
         rank = own_rank(self.group)
         count = int(self.sample_rate * size)
-        drawn = sample_classes(local, size, count, seed=self.seed, rank=rank, step=self.step)
-        index, positions = ascending(*drawn)
+        index, positions = sample_classes(
+            local, size, count, seed=self.seed, rank=rank, step=self.step
+        )
         self._drawn = len(index)
         return index, positions
 
     def _compare(
         self,
-        feats: Tensor,
+        own: CallTensors,
         rows: Tensor,
-        index: Tensor | None,
         positions: Tensor,
         counts: list[int],
         need_rows: bool,
+        variables: dict[str, Tensor],
     ) -> Tensor:
-        comparisons = self.loss.comparisons()
+        feats, comparisons = own.rows, self.loss.comparisons()
         step = Step(
             tasks=tuple(self._task(c, feats, need_rows) for c in comparisons),
             rows=rows,
             positions=positions,
-            index=index,
+            index=own.column_index,
             counts=counts,
             group=self.group,
         )
-        return sharded_loss(step, feats, [(c.columns, c.threshold) for c in comparisons])
+        parameters = [
+            (c.columns, c.threshold, packed(self.loss, c.spec, own, variables, step))
+            for c in comparisons
+        ]
+        return sharded_loss(step, feats, parameters)
 
     def _task(self, comparison: Comparison, feats: Tensor, need_rows: bool) -> Task:
         loss, spec, columns = self.loss, comparison.spec, comparison.columns

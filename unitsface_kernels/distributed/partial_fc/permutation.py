@@ -82,12 +82,29 @@ class Permutation:
         return high << self.low_bits | low
 
 
-def first_classes(size: int, key: int, count: int, device: torch.device) -> Tensor:
-    """(count,) int64: the classes at the first ``count`` places."""
-    kernels = dispatch.row_kernels(device)
+def drawn_classes(size: int, key: int, count: int, positives: Tensor) -> Tensor:
+    """(count,) int64: the classes of all ``positives``, and of the first other places.
+
+    Those of the first places, as long as they leave room for the positives behind them, which
+    follow in their order.
+
+    Args:
+        positives: (N,) int64 ascending, distinct places, at most ``count``; behind them ``size``,
+            any number of times: no places.
+    """
+    kernels = dispatch.row_kernels(positives.device)
     if kernels is not None:
-        return kernels.permuted(key, size, count, device)
-    return Permutation(size, key).at(torch.arange(count, device=device))
+        return kernels.drawn(key, size, count, positives)
+    places = torch.arange(count, device=positives.device)
+    if positives.numel():
+        real = positives < size
+        others = count - real.sum()
+        # Others that precede each positive; as many as it has predecessors itself are left out.
+        preceding = torch.where(real, positives - torch.arange(len(real)).to(positives), size)
+        within = others + (preceding < others).sum()
+        behind = positives[(places - others).clamp(min=0)]
+        places = torch.where(places < within, places, behind)
+    return Permutation(size, key).at(places)
 
 
 def places_of(size: int, key: int, classes: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Shard:
 
     def local(self, labels: Tensor) -> Tensor:
         """(N,) int64 classes as rows of the shard; -1 stays ignored, -2: in another shard."""
+        if len(self) == self.num_classes:
+            return labels
         here = (labels >= self.start) & (labels < self.stop)
         elsewhere = torch.where(labels == -1, -1, -2)
         return torch.where(here, labels - self.start, elsewhere)

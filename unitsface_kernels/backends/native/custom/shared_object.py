@@ -27,6 +27,7 @@ _KERNELS = {
     ("sum", "class"): "sum_kernels",
     ("logsumexp", "class"): "logsumexp_kernels",
     ("logsumexp", "pair"): "pair_logsumexp_kernels",
+    ("logsumexps", "pair"): "pair_logsumexps_kernels",
 }
 _STRUCT = "Policy"
 _SOURCE = """\
@@ -79,7 +80,7 @@ def source_of(spec: LossSpec) -> str:
     return _SOURCE.format(policy=cpp_struct(spec.formula, _STRUCT), kernels=kernels, name=_STRUCT)
 
 
-def _isa(native: ModuleType) -> str:
+def isa_of(native: ModuleType) -> str:
     """The instruction set of the tile kernels."""
     name: str = native.cpu.isa()
     # It differs from the one below in its GEMMs.
@@ -88,12 +89,16 @@ def _isa(native: ModuleType) -> str:
 
 def folder_names(native: ModuleType, compiler: Compiler) -> tuple[str, str]:
     """Folders below the cache's: of another version, compiler or processor, nothing is read."""
-    isa = _isa(native)
+    isa = isa_of(native)
     parts = (
         *(__version__, str(native.cpu.loss_abi), isa, native.cpu.flags()),
         *(_digest_of_headers(), compiler.identity, *compiler.command),
     )
     return "policies", f"cpu-{isa}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def name_of(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:32] + ".so"
 
 
 def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
@@ -105,10 +110,9 @@ def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
         LoadError: what was compiled cannot be loaded.
     """
     source = source_of(spec)
-    name = hashlib.sha256(source.encode()).hexdigest()[:32] + ".so"
     try:
         folder = files.private_folder(*folder_names(native, compiler))
-        kept = folder / name
+        kept = folder / name_of(source)
         if not files.is_intact(kept):
             with files.only_one(kept, TIMEOUT_S):
                 # Another process may have made it in the meantime.
@@ -140,7 +144,7 @@ def _load_unkept(spec: LossSpec, source: str, native: ModuleType, compiler: Comp
 
 def _build(source: str, target: Path, native: ModuleType, compiler: Compiler) -> None:
     """Compiles in a folder of its own, so that ``target`` is never half a file."""
-    flags = [*native.cpu.flags().split(), f"-DUF_ISA={_isa(native)}"]
+    flags = [*native.cpu.flags().split(), f"-DUF_ISA={isa_of(native)}"]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         text, made = Path(folder) / "policy.cpp", Path(folder) / "policy.so"
         text.write_text(source)

@@ -1,4 +1,4 @@
-"""Kernels of ``logsumexp`` losses over samples: negatives, positives, and gradient tiles.
+"""Kernels of log-sum-exp losses over samples: negatives, positives, and gradient tiles.
 
 Common arguments: ``rows`` unit rows ``a`` against ``columns`` unit rows ``b``, labels below 0 take
 no part. TRIANGLE: the tile is its own mirror image; only blocks on and above the diagonal have a
@@ -28,6 +28,22 @@ def _log_sum(logit, AXIS: tl.constexpr):
     return maximum, total
 
 
+@triton.jit
+def _log_sums(logit, positive, AXIS: tl.constexpr):
+    """:func:`_log_sum` of the negatives, and of the positives, with one exponential per pair."""
+    maximum = tl.max(tl.where(positive, -float("inf"), logit), axis=AXIS)
+    positive_maximum = tl.max(tl.where(positive, logit, -float("inf")), axis=AXIS)
+    shift = tl.where(maximum == -float("inf"), 0.0, maximum)
+    positive_shift = tl.where(positive_maximum == -float("inf"), 0.0, positive_maximum)
+    own_shift = tl.where(
+        positive, tl.expand_dims(positive_shift, AXIS), tl.expand_dims(shift, AXIS)
+    )
+    e = tl.exp2((logit - own_shift) * LOG2_E)
+    total = tl.sum(tl.where(positive, 0.0, e), axis=AXIS)
+    positive_total = tl.sum(tl.where(positive, e, 0.0), axis=AXIS)
+    return maximum, total, positive_maximum, positive_total
+
+
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
 def pair_negatives_kernel(
     a,
@@ -42,10 +58,15 @@ def pair_negatives_kernel(
     b_labels,
     row_maximum,
     row_total,
+    row_positive_maximum,
+    row_positive_total,
     column_maximum,
     column_total,
+    column_positive_maximum,
+    column_positive_total,
     parameters,
     NEGATIVE: tl.constexpr,
+    POSITIVE: tl.constexpr,
     TRIANGLE: tl.constexpr,
     BOTH: tl.constexpr,
     EXCLUDE: tl.constexpr,
@@ -59,7 +80,8 @@ def pair_negatives_kernel(
     """Per stretch: largest negative logit and sum of exp(logit - largest).
 
     ``row_maximum``, ``row_total``: (column blocks * EPILOGUE_SUBTILES, rows); ``column_maximum``,
-    ``column_total``: (row blocks * EPILOGUE_SUBTILES, columns), or None.
+    ``column_total``: (row blocks * EPILOGUE_SUBTILES, columns), or None. The same of positives if
+    there is room for it; POSITIVE is None where they take no part.
     """
     row_block, column_block = pair_block(
         tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
@@ -84,23 +106,42 @@ def pair_negatives_kernel(
         in_columns = j < columns
         j_label = tl.load(b_labels + j, mask=in_columns, other=-1)
         counted = (i_label >= 0)[:, None] & (j_label >= 0)[None, :]
-        counted &= i_label[:, None] != j_label[None, :]
+        if POSITIVE is None:
+            counted &= i_label[:, None] != j_label[None, :]
         if EXCLUDE:
             counted &= (i + diagonal)[:, None] != j[None, :]
         logit, _ = NEGATIVE(subtiles[subtile], parameters)
+        same = i_label[:, None] == j_label[None, :]
+        if POSITIVE is not None:
+            own_logit, _ = POSITIVE(subtiles[subtile], parameters)
+            logit = tl.where(same, own_logit, logit)
         logit = tl.where(counted, logit, -float("inf"))
-        maximum, total = _log_sum(logit, 1)
         row_out = (column_block * EPILOGUE_SUBTILES + subtile).to(tl.int64) * rows + i
+        if row_positive_maximum is None:
+            maximum, total = _log_sum(logit, 1)
+        else:
+            maximum, total, positive_maximum, positive_total = _log_sums(logit, same, 1)
+            tl.store(row_positive_maximum + row_out, positive_maximum, mask=in_rows)
+            tl.store(row_positive_total + row_out, positive_total, mask=in_rows)
         tl.store(row_maximum + row_out, maximum, mask=in_rows)
         tl.store(row_total + row_out, total, mask=in_rows)
         # The outer condition is known to the compiler, the inner one may not be.
         if column_maximum is not None:  # noqa: SIM102
             if above:
                 stacked = tl.reshape(logit, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
-                other_maximum, other_total = _log_sum(stacked, 1)
                 out = (row_block * EPILOGUE_SUBTILES + stretches).to(tl.int64)[
                     :, None
                 ] * columns + j[None, :]
+                if column_positive_maximum is None:
+                    other_maximum, other_total = _log_sum(stacked, 1)
+                else:
+                    stacked_same = tl.reshape(same, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
+                    other_maximum, other_total, other_own_maximum, other_own_total = _log_sums(
+                        stacked, stacked_same, 1
+                    )
+                    inside = in_columns[None, :]
+                    tl.store(column_positive_maximum + out, other_own_maximum, mask=inside)
+                    tl.store(column_positive_total + out, other_own_total, mask=inside)
                 tl.store(column_maximum + out, other_maximum, mask=in_columns[None, :])
                 tl.store(column_total + out, other_total, mask=in_columns[None, :])
 
@@ -185,17 +226,23 @@ def pair_positives_kernel(
 
 
 @triton.jit
-def _direction(logit, positive, log_negatives, negative_weight, positive_weight):
+def _direction(logit, positive, log_negatives, negative_weight, positive_weight, log_positives):
     """d loss / d logit of one direction of the pairs; one exponential serves both kinds.
 
-    A negative has e^(z - N), a positive -sigmoid(N - z) = -1 / (1 + e^(z - N)).
+    A negative has e^(z - N), a positive e^(z - P) or, where P is None,
+    -sigmoid(N - z) = -1 / (1 + e^(z - N)).
     """
-    e = tl.exp2((logit - log_negatives) * LOG2_E)
-    # A division would bring guards for ranges that cannot occur here.
-    root = tl.rsqrt(1.0 + e)
-    # One choice of weights first: two finished results to choose from take more registers.
-    weight = tl.where(positive, -positive_weight, negative_weight)
-    return weight * tl.where(positive, root * root, e)
+    if log_positives is None:
+        e = tl.exp2((logit - log_negatives) * LOG2_E)
+        # A division would bring guards for ranges that cannot occur here.
+        root = tl.rsqrt(1.0 + e)
+        # One choice of weights first: two finished results to choose from take more registers.
+        weight = tl.where(positive, -positive_weight, negative_weight)
+        return weight * tl.where(positive, root * root, e)
+    else:
+        own = tl.where(positive, log_positives, log_negatives)
+        weight = tl.where(positive, positive_weight, negative_weight)
+        return weight * tl.exp2((logit - own) * LOG2_E)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
@@ -213,9 +260,11 @@ def pair_gradient_kernel(
     a_log_negatives,
     a_negative,
     a_positive,
+    a_log_positives,
     b_log_negatives,
     b_negative,
     b_positive,
+    b_log_positives,
     gradient,
     gradient_stride,
     gradient_scale,
@@ -234,7 +283,8 @@ def pair_gradient_kernel(
 ):
     """d loss / d cosine of a tile, times ``gradient_scale`` (1,) or 1 if that is None.
 
-    MIRRORED: of both directions of each pair, with the ``b_`` vectors. POSITIVE may be None.
+    MIRRORED: of both directions of each pair, with the ``b_`` vectors. POSITIVE may be None, and
+    ``a_log_positives`` and ``b_log_positives`` are, where positives have no log-sum-exp.
     """
     row_block, column_block = pair_block(
         tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, GROUP_M, TRIANGLE
@@ -251,6 +301,9 @@ def pair_gradient_kernel(
     i_log = tl.load(a_log_negatives + i, mask=in_rows, other=0.0)[:, None]
     i_negative = tl.load(a_negative + i, mask=in_rows, other=0.0)[:, None]
     i_positive = tl.load(a_positive + i, mask=in_rows, other=0.0)[:, None]
+    i_log_positives = None
+    if a_log_positives is not None:
+        i_log_positives = tl.load(a_log_positives + i, mask=in_rows, other=0.0)[:, None]
     factor = 1.0
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
@@ -271,12 +324,15 @@ def pair_gradient_kernel(
             own_logit, own_slope = POSITIVE(subtiles[subtile], parameters)
             logit = tl.where(same, own_logit, logit)
             slope = tl.where(same, own_slope, slope)
-        total = _direction(logit, same, i_log, i_negative, i_positive)
+        total = _direction(logit, same, i_log, i_negative, i_positive, i_log_positives)
         if MIRRORED:
             j_log = tl.load(b_log_negatives + j, mask=in_columns, other=0.0)[None, :]
             j_negative = tl.load(b_negative + j, mask=in_columns, other=0.0)[None, :]
             j_positive = tl.load(b_positive + j, mask=in_columns, other=0.0)[None, :]
-            total += _direction(logit, same, j_log, j_negative, j_positive)
+            j_log_positives = None
+            if b_log_positives is not None:
+                j_log_positives = tl.load(b_log_positives + j, mask=in_columns, other=0.0)[None, :]
+            total += _direction(logit, same, j_log, j_negative, j_positive, j_log_positives)
         # Selected, not multiplied: the cosine of a pair left out may be NaN.
         total = tl.where(counted, total * slope * factor, 0.0).to(gradient.dtype.element_ty)
         # Up to the padded width: full-width stores, and the caller never reads past the end.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-import sys
 from types import ModuleType
 
 from .... import cache
 from ....losses import LossSpec
 from .policy import Policy
+
+#: By name. Kernels are launched with functions of theirs as constants: they are never dropped.
+_modules: dict[str, ModuleType] = {}
 
 
 def custom_policy(spec: LossSpec) -> Policy:
@@ -17,8 +19,8 @@ def custom_policy(spec: LossSpec) -> Policy:
     from ....policy.triton_source import triton_module
 
     assert spec.formula is not None
-    text = triton_module(spec.formula)
-    return _module(text).POLICY
+    policy: Policy = _module(triton_module(spec.formula)).POLICY
+    return policy
 
 
 def _module(text: str) -> ModuleType:
@@ -29,11 +31,11 @@ def _module(text: str) -> ModuleType:
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     name = f"{__name__}.generated_{digest}"
-    found = sys.modules.get(name)
+    found = _modules.get(name)
     if found is None:
         file = _file(f"{digest}.py", text)
         linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
-        found = sys.modules[name] = ModuleType(name)
+        found = _modules[name] = ModuleType(name)
         found.__file__ = file
         exec(compile(text, file, "exec"), vars(found))
     return found

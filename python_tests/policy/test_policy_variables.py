@@ -1,0 +1,286 @@
+"""Tensors that a formula reads: scalars, per row, per column, per identity, and computed ones."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.cases import Case
+from support.compiled import COMPILER, needs_compiler
+from support.evaluation import check_against_reference
+from support.helpers import Target
+from support.variables import POLICIES, Curricular, Everything, make
+from torch import Tensor
+
+from unitsface_kernels import dispatch, policy
+from unitsface_kernels.backends.native.custom import shared_object
+from unitsface_kernels.functional.call import Options, Samples, pair_call
+from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
+from unitsface_kernels.losses import custom
+
+NATIVE = Target("native", "cpu")
+
+needs_native = pytest.mark.skipif(
+    dispatch.unavailable("native", "cpu", torch.float32) is not None,
+    reason="needs the native backend",
+)
+each_policy = pytest.mark.parametrize("of", POLICIES, ids=lambda of: of.__name__)
+
+
+CASES = (
+    Case("base"),
+    Case("memory", rows=9, columns=10, labels="ignored", topology="pair"),
+    Case("ignored", rows=9, labels="ignored"),
+    Case("none", rows=9, labels="ignored", reduction="none"),
+    Case("sum", rows=33, columns=40, reduction="sum"),
+    Case("subset", rows=7, columns=21, subset=True, topology="class"),
+    Case("no-column-gradient", rows=9, columns=12, column_gradient=False),
+    Case("none-no-column-gradient", rows=9, columns=12, column_gradient=False, reduction="none"),
+    Case("one-row", rows=1, columns=5),
+    Case("no-rows", rows=0, columns=5),
+    Case("all-ignored", labels="all ignored"),
+    Case("lone-row", rows=1, topology="pair"),
+    Case("tiles", rows=1100, dim=33, labels="ignored", topology="pair", heavy=True),
+    Case("tiles-columns", rows=40, columns=1700, dim=33, labels="ignored", heavy=True),
+    Case("tiles-none", rows=1030, dim=33, reduction="none", topology="pair", heavy=True),
+)
+
+
+def _grid() -> list:
+    found = []
+    for of in POLICIES:
+        for case in CASES:
+            if case.applies(custom.spec(of())):
+                found.append(pytest.param(of, case, torch.float32, id=f"{of.__name__}-{case.name}"))
+        found.append(pytest.param(of, CASES[2], torch.bfloat16, id=f"{of.__name__}-bfloat16"))
+    return found
+
+
+@needs_native
+@pytest.mark.parametrize(("of", "case", "dtype"), _grid())
+def test_parity(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None:
+    check_against_reference(NATIVE, make(of, case, dtype), dtype)
+
+
+@needs_native
+@needs_compiler
+@pytest.mark.parametrize(
+    ("of", "header", "function"),
+    [(Everything, "sum_tile.h", "variable_row"), (Curricular, "logsumexp_tile.h", "gradient_tile")],
+    ids=["terms", "log-sum-exp"],
+)
+def test_loops_over_pairs_vectorize(
+    of: type[policy.Policy], header: str, function: str, tmp_path: Path
+) -> None:
+    source, folder = tmp_path / "policy.cpp", shared_object.headers()
+    source.write_text(shared_object.source_of(custom.spec(of())))
+    flags = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -mavx2 -mfma"
+    says = subprocess.run(
+        [COMPILER, *flags.split(), "-DUF_ISA=avx2", "-fopt-info-vec-optimized", f"-I{folder}",
+         f"-I{folder / 'include'}", "-c", source, "-o", tmp_path / "policy.o"],
+        capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    if "vectorized" not in says:
+        pytest.skip("this compiler does not say what it vectorizes")
+    lines = next(folder.rglob(header)).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if f"{function}(" in line)
+    loop = next(i for i in range(start, len(lines)) if "omp simd" in lines[i]) + 1
+    found = re.findall(rf"{header}:(\d+):\d+: optimized: loop vectorized using 32", says)
+    assert any(loop <= int(line) <= loop + 3 for line in found), (loop, found)
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@each_policy
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], CASES[3]], ids=lambda case: case.name)
+def test_parity_without_a_compiler(
+    of: type[policy.Policy], case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tiles in operations of Torch."""
+    if not case.applies(custom.spec(of())):
+        pytest.skip("a case of another topology")
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    check_against_reference(NATIVE, make(of, case), torch.float32)
+
+
+@each_policy
+def test_gradients_of_the_reference(of: type[policy.Policy]) -> None:
+    """Against central differences, in float64."""
+    p = make(
+        of,
+        Case(
+            "ad hoc", rows=6, dim=5, columns=7 if of.topology == "class" else None, labels="ignored"
+        ),
+    ).converted(torch.float64)
+    leaves = p.leaves()
+
+    def loss(*values: Tensor) -> Tensor:
+        return p.loss("reference", **dict(zip(leaves, values, strict=True)))
+
+    assert torch.autograd.gradcheck(loss, tuple(leaves.values()))
+
+
+@needs_native
+@each_policy
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_values_without_a_gradient(of: type[policy.Policy], backend: str) -> None:
+    """The other gradients are the same whether variables have one or not."""
+    p = make(of, Case("ad hoc", rows=9, columns=10, labels="ignored"))
+    _, all_of_them = p.evaluate(backend)
+    rows = p.rows.clone().requires_grad_()
+    p.loss(backend, rows=rows).backward(p.upstream)
+    torch.testing.assert_close(rows.grad, all_of_them["rows"])
+    for name in p.variables:
+        alone = p.variables[name].clone().requires_grad_()
+        p.loss(backend, **{name: alone}).backward(p.upstream)
+        torch.testing.assert_close(alone.grad, all_of_them[name])
+
+
+@needs_native
+@each_policy
+def test_a_retained_graph_and_numbers(of: type[policy.Policy]) -> None:
+    p = make(of, Case("ad hoc", rows=9, columns=10))
+    leaves = p.leaves()
+    loss = p.loss("native", **leaves)
+    loss.backward(retain_graph=True)
+    once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
+    loss.backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, 2 * once[name])
+    numbers = dict.fromkeys(p.variables, 0.5)
+    halves = {name: torch.full_like(value, 0.5) for name, value in p.variables.items()}
+    torch.testing.assert_close(p.loss("native", **numbers), p.loss("native", **halves))
+
+
+@needs_native
+@pytest.mark.parametrize("of", [Everything, Curricular], ids=lambda of: of.__name__)
+def test_compiled(of: type[policy.Policy]) -> None:
+    p = make(of, Case("ad hoc", rows=9, columns=10))
+    _, eager = p.evaluate("native")
+    leaves = p.leaves()
+    compiled = torch.compile(lambda given: p.loss("native", **given), backend="aot_eager")
+    compiled(leaves).backward(p.upstream)
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, eager[name])
+
+
+@needs_native
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@each_policy
+def test_what_is_not_finite(of: type[policy.Policy], backend: str) -> None:
+    """A scalar or column makes all losses NaN, a row its own; of ignored samples nothing counts."""
+    p = make(of, Case("ad hoc", rows=9, columns=10, labels="ignored", reduction="none"))
+    plain, live = p.loss(backend), p.labels != -1
+    for variable in p.spec.variables:
+        if not variable.given:
+            continue
+        value = p.variables[variable.name].clone()
+        if variable.kind == "row":
+            value[0] = torch.nan  # ignored
+            torch.testing.assert_close(p.loss(backend, **{variable.name: value}), plain)
+            leaf = value.requires_grad_()
+            p.loss(backend, **{variable.name: leaf}).sum().backward()
+            assert bool(leaf.grad.isfinite().all())
+            value = value.detach().clone()
+            value[1] = torch.inf
+            bad = torch.arange(9) == 1
+        else:
+            value[0] = torch.inf
+            bad = live
+        loss = p.loss(backend, **{variable.name: value})
+        assert bool(loss[bad].isnan().all()), variable
+        if variable.kind == "row" and p.columns is not None:
+            torch.testing.assert_close(loss[~bad], plain[~bad])
+
+
+def test_errors() -> None:
+    rows, labels = torch.randn(5, 4), torch.tensor([0, 1, 0, 2, -1])
+    given = {
+        "of_row": torch.rand(5),
+        "of_column": torch.rand(5),
+        "of_identity": torch.rand(3),
+        "factor": torch.ones(()),
+    }
+
+    def run(**changes: Any) -> None:
+        fused_pair_loss(
+            Everything(), rows, labels, b=0.0, backend="reference", **{**given, **changes}
+        )
+
+    run()
+    for name, value, text in (
+        ("of_row", torch.rand(4), r"of_row must have shape \(5,\), one per row"),
+        ("of_column", torch.rand(5, 1), r"of_column must have shape \(5,\), one per column"),
+        ("of_identity", torch.rand(2), r"labels must be in \[-1, 2\)"),
+        ("of_identity", torch.rand(3, 1), r"of_identity must have shape \(K,\), one per identity"),
+        ("factor", torch.ones(2), "factor must have one element"),
+        ("factor", torch.ones((), device="meta"), "factor must be on the device of feats"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run(**{name: value})
+    with pytest.raises(TypeError, match="floating dtype"):
+        run(of_row=torch.ones(5, dtype=torch.int64))
+    with pytest.raises(TypeError, match="got one for other"):
+        run(other=torch.rand(5))
+    spec = custom.spec(Everything())
+    samples = Samples(rows, labels, 0.0, None, None, None)
+    with pytest.raises(TypeError, match=r"takes variables factor, of_row, .*, got none"):
+        pair_call(spec, spec.defaults(), samples, Options("mean", "reference"))
+
+
+def test_names_that_every_policy_has() -> None:
+    with pytest.raises(policy.FormulaError, match="target_cosine is that of a row's class"):
+
+        class OfPairs(policy.Pair):
+            def negative(self, c):
+                return c - self.target_cosine
+
+    with pytest.raises(policy.FormulaError, match="row_norm is a name that every policy has"):
+
+        class Own(policy.Class):
+            row_norm: policy.PerRow
+
+            def negative(self, c):
+                return c * self.row_norm
+
+
+@needs_native
+def test_what_kernels_do_not_support_names_the_remedy() -> None:
+    class Learned(policy.Class):
+        combine = "logsumexp"
+        of_class: policy.PerColumn
+
+        def positive(self, c):
+            return c
+
+        def negative(self, c):
+            return c * self.of_class
+
+    rows, weight, labels = torch.randn(5, 4), torch.randn(6, 4), torch.arange(5)
+    values = torch.rand(6)
+    losses = [
+        fused_class_loss(Learned(), rows, weight, labels, backend=backend, of_class=values)
+        for backend in ("native", "reference")
+    ]
+    torch.testing.assert_close(*losses)
+    with pytest.raises(ValueError, match=r"gradients of of_class.*use backend=.reference."):
+        fused_class_loss(
+            Learned(), rows, weight, labels, backend="native", of_class=values.requires_grad_()
+        )
+
+    class Softmax(policy.Pair):
+        combine = "logsumexp"
+        scale: policy.Scalar
+
+        def positive(self, c):
+            return self.scale * c
+
+        def negative(self, c):
+            return self.scale * c
+
+    with pytest.raises(ValueError, match=r"variables \(scale\).*use backend=.reference."):
+        fused_pair_loss(Softmax(), rows, labels, backend="native", scale=torch.ones(()))

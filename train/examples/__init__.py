@@ -1,0 +1,1 @@
+"""Worked examples for users: what ``loss.class`` and ``loss.pair`` may name."""

@@ -1,0 +1,96 @@
+"""Driver of ``logsumexps`` losses: a log-sum-exp of a row's positives, and one of its negatives.
+
+With z the logits and P_i and N_i the two of row i, the row's loss is ``finish`` of them. A pass
+over all tiles yields both sums, a second one the gradients: ``dL/dP exp(z - P) dz/dc`` of a
+positive, ``dL/dN exp(z - N) dz/dc`` of a negative. In-batch each tile on or above the diagonal
+serves both directions of its pairs: 0.5 GEMMs of N x N x D for each pass and 1 for what consumes
+the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...losses import EMPTY, Finish, LossSpec
+from .call import Call, Gradients, Result, not_finite
+from .columns import remote_blocks
+from .engine import Engine, PairSums, PairWeights, part
+from .pair_tiles import (
+    Operands,
+    gradients_of_pairs,
+    log_of_sums,
+    operands_of,
+    other_side,
+    remote_tiles,
+    result_of,
+    tiles,
+)
+
+
+def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
+    """Log-sum-exps of the positives and of the negatives."""
+    return 2
+
+
+def forward(call: Call, engine: Engine, gradients: bool) -> Result:
+    """Loss, and (2, N) state: log-sum-exps P of the positives and N of the negatives."""
+    operands, inverse_norms = operands_of(call, engine)
+    sums = _sums(call, engine, operands)
+    state = torch.stack(
+        [
+            log_of_sums(sums.positive_maximum, sums.positive_total),
+            log_of_sums(sums.maximum, sums.total),
+        ]
+    )
+    per_row = _finish(call).value(*_finite(state), call.params)
+    per_row = torch.where(call.valid_rows, per_row, 0.0) + not_finite(call, inverse_norms)
+    return result_of(call, per_row, state)
+
+
+def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
+    """Gradients for (N,) upstream gradients of the rows' losses."""
+    slopes = torch.stack(_finish(call).slopes(*_finite(state), call.params))
+    # Without pairs of a kind there is nothing to weigh, and the slope may be anything.
+    live = call.valid_rows & (state != -torch.inf)
+    factors, scale = _split(call, torch.where(live, weights * slopes, 0.0))
+    positive, negative = factors.unbind(0)
+    log_positives, log_negatives = torch.where(live, state, torch.inf).unbind(0)
+    return gradients_of_pairs(
+        call, engine, PairWeights(log_negatives, negative, positive, log_positives), scale
+    )
+
+
+def _finish(call: Call) -> Finish:
+    assert call.spec.finish is not None
+    return call.spec.finish
+
+
+def _finite(state: Tensor) -> Tensor:
+    return torch.where(state == -torch.inf, EMPTY, state)
+
+
+def _split(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As ``call.split_weights``, of the (2, N) products with the slopes of ``finish``."""
+    if call.compute_dtype != torch.float16:
+        return factors, None
+    everyone = factors.abs().T
+    if call.ranks is not None and call.columns is None:
+        everyone = call.ranks.gather(everyone.contiguous())
+    if everyone.numel() == 0:
+        return factors, None
+    scale = everyone.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return factors / scale, scale
+
+
+def _sums(call: Call, engine: Engine, operands: Operands) -> PairSums:
+    rows = call.rows
+    maximum = rows.new_full((2, rows.shape[0]), -torch.inf, dtype=torch.float32)
+    total = rows.new_zeros((2, rows.shape[0]), dtype=torch.float32)
+    sums = PairSums(maximum[0], total[0], maximum[1], total[1])
+    blocks = remote_blocks(call)
+    for tile, place, columns in tiles(call, engine, operands):
+        engine.pair_sums_tile(tile, part(sums, place), other_side(call, tile, sums, columns))
+    for tile, place, _ in remote_tiles(engine, operands, blocks):
+        engine.pair_sums_tile(tile, part(sums, place), None)
+    return sums

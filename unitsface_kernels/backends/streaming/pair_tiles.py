@@ -1,0 +1,214 @@
+"""Tiles of pairs of samples in passes over statistics and gradients, for rows of any number of
+positives.
+
+In-batch each tile on or above the diagonal serves both directions of its pairs. Against the batches
+of other ranks a tile serves its rows, which get the gradient of both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..dense import zeros
+from .call import Blocks, Call, Gradients, Result, clear_ignored
+from .columns import remote_blocks, unit_columns
+from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
+from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch
+
+
+@dataclass
+class Operands:
+    """Rows and their labels, and those of the columns, which may be the rows.
+
+    Attributes:
+        unit: unit rows.
+        column_index: the columns that take part; None: all.
+        sorted: rows of a batch are in the order of their labels, none of which is ignored.
+    """
+
+    unit: Tensor
+    labels: Tensor
+    column_labels: Tensor
+    column_index: Tensor | None = None
+    sorted: bool = False
+
+
+def operands_of(call: Call, engine: Engine) -> tuple[Operands, Tensor]:
+    unit, inverse_norms = engine.unit_rows(call)
+    if call.columns is None:
+        everyone = call.row_labels if call.column_labels is None else call.column_labels
+        labels = engine.prepare_labels(call.row_labels, everyone)
+    else:
+        # An invalid row counts as ignored here, but remains a column of the others.
+        labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
+        labels = engine.prepare_labels(labels_of_valid, call.column_labels)
+    return Operands(unit, *labels), inverse_norms
+
+
+def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
+    """-inf, not NaN, for a row without any pair of the kind."""
+    return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
+
+
+def result_of(call: Call, per_row: Tensor, state: Tensor) -> Result:
+    """The result of a pass over statistics from (N,) losses of the rows, which it may change."""
+    clear_ignored(call, per_row)
+    loss = per_row
+    if call.reduction != "none":
+        loss = per_row.sum()
+        if call.reduction == "mean":
+            loss = loss / call.num_valid_rows()
+    return Result(loss, state, Gradients())
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums)
+Placed = tuple[PairTile, slice, slice]
+
+
+def other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
+    """Statistics of the columns, where a tile serves them as well."""
+    return None if call.columns is not None or tile.symmetric else part(sums, columns)
+
+
+def tiles(call: Call, engine: Engine, operands: Operands) -> Iterator[Placed]:
+    """Tiles with the rows of the call, and the places of their rows and columns."""
+    if call.columns is None:
+        yield from _batch_tiles(engine, operands)
+        return
+    for tile, rows, columns, _ in _memory_tiles(call, engine, operands):
+        yield tile, rows, columns
+
+
+def _batch_tiles(engine: Engine, operands: Operands) -> Iterator[Placed]:
+    unit, labels = operands.unit, operands.labels
+
+    def may_hold_a_positive(tile: Tile) -> bool:
+        return not bool(labels[tile.columns.start] > labels[tile.rows.stop - 1])
+
+    reaches = may_hold_a_positive if operands.sorted else None
+    for place in in_batch(unit.shape[0], engine.sum_block[0], reaches):
+        rows, columns = place
+        tile = PairTile(
+            a=unit[rows],
+            b=unit[columns],
+            a_labels=labels[rows],
+            b_labels=labels[columns],
+            diagonal=place.diagonal,
+            symmetric=place.symmetric,
+        )
+        yield tile, rows, columns
+
+
+def _panel_tiles(
+    engine: Engine, operands: Operands, panel: Panel, labels: Tensor, offset: int | None = None
+) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
+    """Also yields the inverse norms of a tile's columns."""
+    b, norms = unit_columns(engine, panel)
+    for place in panel.tiles:
+        rows, columns = place
+        tile = PairTile(
+            a=operands.unit[rows],
+            b=b,
+            a_labels=operands.labels[rows],
+            b_labels=labels[columns],
+            diagonal=None if offset is None else place.diagonal + offset,
+            symmetric=False,
+        )
+        yield tile, rows, columns, norms
+
+
+def _memory_tiles(
+    call: Call, engine: Engine, operands: Operands
+) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
+    assert call.columns is not None
+    labels = operands.column_labels
+    columns = Columns(call.columns, operands.column_index, labels.shape[0])
+    for panel in against_columns(columns, operands.unit.shape[0], engine.class_block):
+        yield from _panel_tiles(engine, operands, panel, labels, call.self_offset)
+
+
+def remote_tiles(
+    engine: Engine, operands: Operands, blocks: Blocks, possible: Tensor | None = None
+) -> Iterator[Placed]:
+    """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
+    labels = operands.column_labels if possible is None else operands.column_labels[possible]
+    for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
+        for tile, rows, columns, _ in _panel_tiles(engine, operands, panel, labels):
+            yield tile, rows, columns
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def gradients_of_pairs(
+    call: Call, engine: Engine, factors: PairWeights, scale: Tensor | None
+) -> Gradients:
+    """Gradients from per-row factors, which are without a common ``scale`` ()."""
+    operands, inverse_norms = operands_of(call, engine)
+    d_rows = None
+    if call.need_rows:
+        d_rows = zeros(call.rows, *call.rows.shape)
+    d_columns = None
+    if call.columns is None:
+        _gradients_in_batch(call, engine, operands, factors, d_rows)
+    else:
+        d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
+    if d_rows is not None:
+        engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
+    return Gradients(d_rows, d_columns)
+
+
+def _gradients_in_batch(
+    call: Call, engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
+) -> None:
+    if d_rows is None:
+        return
+    everyone = factors
+    if call.ranks is not None:
+        given = [vector for vector in factors if vector is not None]
+        gathered = call.ranks.gather(torch.stack(given, dim=1))
+        everyone = PairWeights(*gathered.T.contiguous())
+    blocks = remote_blocks(call)
+    for tile, rows, columns in _batch_tiles(engine, operands):
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
+        engine.addmm(d_rows[rows], gradient, tile.b)
+        if not tile.symmetric:
+            engine.addmm(d_rows[columns], gradient.T, tile.a)
+    for tile, rows, columns in remote_tiles(engine, operands, blocks):
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
+        engine.addmm(d_rows[rows], gradient, tile.b)
+
+
+def _gradients_against_columns(
+    call: Call,
+    engine: Engine,
+    operands: Operands,
+    factors: PairWeights,
+    d_rows: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor | None:
+    assert call.columns is not None
+    count, size = operands.unit.shape
+    d_columns = None
+    if call.need_columns:
+        d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
+    for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), None)
+        if d_rows is not None:
+            engine.addmm(d_rows[rows], gradient, tile.b)
+        if d_columns is not None:
+            d_unit = d_columns[columns]
+            engine.addmm(d_unit, gradient.T, tile.a)
+            if rows.stop == count:
+                engine.normalize_rows_backward(
+                    d_unit, call.columns, columns.start, norms, d_unit, scale
+                )
+    return d_columns

@@ -1,0 +1,280 @@
+"""Tensors that a formula reads beside cosines and thresholds, and their gradients."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...losses import LossSpec
+from ...policy import eager
+from ...policy.derive import derivative
+from ...policy.expression import Expression
+from ...policy.formula import (
+    COSINE,
+    Formula,
+    number_bindings,
+    variable_bindings,
+    variable_leaves,
+)
+from ...policy.variable import ROW_NORM, SIDES
+from .call import Call
+from .engine import Engine, TileVariables
+from .scattered import add_rows
+
+
+class Variables(NamedTuple):
+    """Values, in float32, or gradients of all variables of a call, in the order of the spec.
+
+    Attributes:
+        scalars: (S,).
+        rows: (R, N), the given ones first; in a batch across ranks (R, T) of all ranks' rows.
+        columns: (C, M).
+    """
+
+    scalars: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def tile(self, rows: slice, columns: slice, own: int = 0, both: bool = False) -> TileVariables:
+        """Those of a tile.
+
+        Args:
+            rows, columns: places among the rows of the call and among all columns.
+            own: place of the rows of the call among those of all ranks, which are the columns.
+            both: rows and columns are of the same kind, and the tile has the other direction too.
+        """
+        place = slice(rows.start + own, rows.stop + own)
+        return TileVariables(
+            self.scalars,
+            self.rows[:, place],
+            self.columns[:, columns],
+            self.rows[:, columns] if both else None,
+            self.columns[:, place] if both else None,
+        )
+
+    def by_row(self, rows: slice) -> TileVariables:
+        """Gradients of a tile that are by row, those of scalars too."""
+        return TileVariables(self.scalars[:, rows], self.rows[:, rows], self.columns)
+
+    def streamed(self, spec: LossSpec) -> Variables | None:
+        """Those that tiles read; None: there are none."""
+        if not any(variable.streamed for variable in spec.variables):
+            return None
+        return Variables(*(v[_streamed(spec, side)] for v, side in zip(self, SIDES, strict=True)))
+
+
+class Target(NamedTuple):
+    """Logits of the targets, (N,), and derivatives by their cosines (N,) and by every variable
+    (N,) each.
+    """
+
+    logit: Tensor
+    slope: Tensor
+    slopes: list[Tensor]
+
+
+def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> Variables | None:
+    """All variables of a call, the computed ones with them; None: the formula reads none.
+
+    Args:
+        unit, inverse_norms: of :meth:`Engine.unit_rows`.
+    """
+    spec = call.spec
+    if not spec.variables:
+        return None
+    width = call.num_columns
+    # Those of other ranks' rows, too, which the other direction of a pair reads.
+    count = width if _across_ranks(call) else call.rows.shape[0]
+    scalars, rows, columns = (_number(spec, side) for side in ("scalar", "row", "column"))
+    given = call.variables
+    if given is None:
+        given = unit.new_empty(0, dtype=torch.float32)
+    parts = given.split([scalars, rows * count, columns * width])
+    of_rows = parts[1].view(rows, count)
+    computed = [
+        _norms(call, inverse_norms)
+        if variable.name == ROW_NORM
+        else target_cosines(call, engine, unit)
+        for variable in spec.variables
+        if not variable.given
+    ]
+    if computed:
+        of_rows = torch.cat([of_rows, torch.stack(computed)])
+    return Variables(parts[0], of_rows, parts[2].view(columns, width))
+
+
+def _across_ranks(call: Call) -> bool:
+    return call.ranks is not None and call.columns is None
+
+
+def own_rows(call: Call) -> slice:
+    """Places of the call's rows among those that have variables."""
+    start = (call.self_offset or 0) if _across_ranks(call) else 0
+    return slice(start, start + call.rows.shape[0])
+
+
+def _number(spec: LossSpec, side: str) -> int:
+    return sum(v.side == side and v.given for v in spec.variables)
+
+
+def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
+    norms = torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
+    if not _across_ranks(call):
+        return norms
+    assert call.ranks is not None
+    return call.ranks.gather(norms)
+
+
+def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
+    """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
+    cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
+    if call.num_columns:
+        place = _target_places(call)
+        index = place if call.column_index is None else call.column_index[place]
+        assert call.columns is not None
+        targets, _ = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
+        products = torch.linalg.vecdot(unit.to(torch.float32), targets.to(torch.float32))
+        cosines = torch.where(call.row_labels >= 0, products, cosines)
+    return cosines if call.shards is None else call.shards.sum(cosines)
+
+
+def _streamed(spec: LossSpec, side: str) -> list[int]:
+    """Places of those that tiles read, among the variables of a side."""
+    some = [variable for variable in spec.variables if variable.side == side]
+    return [place for place, variable in enumerate(some) if variable.streamed]
+
+
+def target(call: Call, values: Variables, cosine: Tensor) -> Target:
+    """The targets' logits of a ``logsumexp`` loss over classes, of N numbers, by Torch.
+
+    Args:
+        values: all variables.
+        cosine: (N,) of the targets.
+    """
+    formula = call.spec.formula
+    assert formula is not None
+    if formula.positive is None:
+        none = torch.zeros_like(cosine)
+        return Target(none, none, [none] * len(formula.variables))
+    of_columns = values.columns[:, _target_places(call)]
+    if len(of_columns):
+        of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+        if call.shards is not None:
+            of_columns = call.shards.sum(of_columns)
+    bindings: dict[Expression, Tensor | float] = {
+        COSINE: cosine,
+        **number_bindings(formula, call.params),
+        **variable_bindings(formula, [*values.scalars, *values.rows, *of_columns]),
+    }
+    found = eager.evaluate_all(_target_slopes(formula), bindings)
+    logit, slope, *slopes = (value.to(cosine).expand_as(cosine) for value in found)
+    return Target(logit, slope, slopes)
+
+
+@cache
+def _target_slopes(formula: Formula) -> list[Expression]:
+    """The positive's logit, and its derivatives by the cosine and by every variable."""
+    of = formula.positive
+    assert of is not None
+    return [of, *(derivative(of, by) for by in (COSINE, *variable_leaves(formula)))]
+
+
+def _target_places(call: Call) -> Tensor:
+    """(N,) positions of the targets among the columns, 0 without one."""
+    return call.row_labels.clamp(0, max(call.num_columns - 1, 0))
+
+
+def of_targets(
+    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor
+) -> Variables:
+    """Gradients through the targets' logits; those of scalars are by row, (S, N).
+
+    Args:
+        negative_weight: (N,) minus d loss / d logit.
+        target_cosine: (N,).
+    """
+    here = torch.where(call.row_labels >= 0, -negative_weight, 0.0)
+    slopes = [
+        torch.where(here == 0.0, 0.0, here * slope)
+        for slope in target(call, values, target_cosine).slopes
+    ]
+    scalars, rows = len(values.scalars), len(values.scalars) + len(values.rows)
+    columns = torch.zeros_like(values.columns)
+    for total, slope in zip(columns, slopes[rows:], strict=True):
+        if total.numel():
+            add_rows(total, _target_places(call), slope)
+    return Variables(
+        _stacked(slopes[:scalars], here), _stacked(slopes[scalars:rows], here), columns
+    )
+
+
+def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
+
+
+def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
+    """Gradients of tiles to be accumulated, those of scalars by row, (S, N); None: not needed."""
+    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
+    if not (call.need_variables or norms):
+        return None
+    count = call.rows.shape[0]
+    sizes = (len(values.scalars), count), (len(values.rows), count), (0, 0)
+    return Variables(*(values.rows.new_zeros(size, dtype=dtype) for size in sizes))
+
+
+def joined(spec: LossSpec, targets: Variables, tiles: Variables | None) -> Variables:
+    """Gradients of all variables: those through targets, and those of the tiles' variables."""
+    scalars, rows, columns = (value.to(torch.float64) for value in targets)
+    if tiles is not None:
+        scalars[_streamed(spec, "scalar")] += tiles.scalars
+        rows[_streamed(spec, "row")] += tiles.rows
+    return Variables(scalars.sum(dim=1), rows, columns)
+
+
+def zeros_like(values: Variables, dtype: torch.dtype) -> Variables:
+    """Gradients to be accumulated."""
+    return Variables(*(torch.zeros_like(value, dtype=dtype) for value in values))
+
+
+def add_norms(
+    call: Call,
+    gradients: Variables,
+    d_rows: Tensor,
+    unit: Tensor,
+    inverse_norms: Tensor,
+    scale: Tensor | None,
+) -> None:
+    """Adds to the gradient (N, D) of the rows that through their norms, if the formula reads them.
+
+    Args:
+        unit, inverse_norms: of :meth:`Engine.unit_rows`.
+        scale: () factor, or None.
+    """
+    names = [variable.name for variable in call.spec.variables if variable.side == "row"]
+    if ROW_NORM not in names:
+        return
+    slope = gradients.rows[names.index(ROW_NORM), own_rows(call)].to(torch.float32)
+    slope = slope if scale is None else slope * scale
+    # A clamped norm is constant.
+    slope = torch.where(call.ignored | (inverse_norms >= 1e5), 0.0, slope)
+    d_rows.addcmul_(slope[:, None], unit.to(torch.float32))
+
+
+def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
+    """Gradient of ``Call.variables``; ``scale``: () factor, or None."""
+    rows = gradients.rows[: _number(call.spec, "row")]
+    joined = torch.cat([gradients.scalars, rows.flatten(), gradients.columns.flatten()])
+    return (joined if scale is None else joined * scale).to(torch.float32)
+
+
+def not_finite(call: Call, values: Variables) -> Tensor:
+    """(N,) float32: NaN for a row that reads a value that is not finite, else 0."""
+    shared = torch.cat([values.scalars, values.columns.flatten()])
+    doubtful = (shared * 0.0).sum()
+    if call.shards is not None and len(values.columns):
+        # The same on every rank, of which each has some columns.
+        doubtful = call.shards.sum(doubtful)
+    return (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful

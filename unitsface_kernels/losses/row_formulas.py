@@ -1,0 +1,73 @@
+"""Formulas of numbers per row rather than per pair: eager, with their symbolic derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..policy.derive import derivative
+from ..policy.eager import evaluate, evaluate_all
+from ..policy.expression import Expression
+from ..policy.formula import COSINES, SUMS, Formula, number_bindings
+from .spec import Finish, Triplet
+
+_Params = tuple[float, ...]
+_Value = Callable[[Tensor, Tensor, _Params], Tensor]
+_Slopes = Callable[[Tensor, Tensor, _Params], tuple[Tensor, Tensor]]
+
+
+def finish_of(formula: Formula) -> Finish:
+    """:class:`Finish` of a formula that combines by "logsumexps"."""
+    assert formula.finish is not None
+    return Finish(*_both(formula, formula.finish, SUMS))
+
+
+def triplet_of(formula: Formula) -> Triplet:
+    """:class:`Triplet` of a formula that combines by "topk".
+
+    Its number ``k`` counts the nearest columns, 1 if it has none; with a number ``hinges``, "mean"
+    or "sum", that says whether their terms are added.
+    """
+    assert formula.triplet is not None
+    names = [number.name for number in formula.numbers]
+
+    def count(params: _Params) -> int:
+        return int(params[names.index("k")]) if "k" in names else 1
+
+    def adds(params: _Params) -> bool:
+        return "hinges" in names and params[names.index("hinges")] != 0.0
+
+    return Triplet(count, adds, *_both(formula, formula.triplet, COSINES))
+
+
+def _both(
+    formula: Formula, of: Expression, leaves: tuple[Expression, Expression]
+) -> tuple[_Value, _Slopes]:
+    @cache
+    def by() -> list[Expression]:
+        return [derivative(of, each) for each in leaves]
+
+    def bindings(
+        first: Tensor, second: Tensor, params: _Params
+    ) -> dict[Expression, Tensor | float]:
+        return {
+            **dict(zip(leaves, (first, second), strict=True)),
+            **number_bindings(formula, params),
+        }
+
+    def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # A constant has no dimension, and is on the CPU.
+        return found.to(first).expand(torch.broadcast_shapes(first.shape, second.shape))
+
+    def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
+        return shaped(evaluate(of, bindings(first, second, params)), first, second)
+
+    def slopes(first: Tensor, second: Tensor, params: _Params) -> tuple[Tensor, Tensor]:
+        found = evaluate_all(by(), bindings(first, second, params))
+        one, other = (shaped(slope, first, second) for slope in found)
+        return one, other
+
+    return value, slopes
