@@ -22,8 +22,9 @@ BLOCK = 128
 #: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
 #: with every loss. The other dtypes differ in element size and in the conversion of gradients: the
 #: variant with the most state and the two logsumexp kernels, of the first loss of each driver,
-#: stand for the rest, which halves the time. float32 runs on ordinary multiplications, which no
-#: architecture does differently: one stands for all.
+#: stand for the rest, which halves the time. Where they differ from bfloat16 no architecture does
+#: anything of its own (float16 has its tensor-core instructions and registers, float32 runs on
+#: ordinary multiplications): one architecture stands for all.
 VARIANTS = {
     "bfloat16": (
         "batch",
@@ -40,7 +41,7 @@ VARIANTS = {
 
 
 def dtypes(architecture: int) -> list[str]:
-    return [name for name in VARIANTS if name != "float32" or architecture == 90]
+    return list(VARIANTS) if architecture == 90 else ["bfloat16"]
 
 
 def record(chip: Chip) -> Tape:
@@ -116,6 +117,9 @@ def _call(loss: str, dtype: torch.dtype, with_columns: bool) -> Call:
         return torch.empty(count, dtype=torch.int64, device="cuda")
 
     labelled = spec.topology == "pair" and with_columns
+    thresholds = 1
+    if spec.threshold == "per_column":
+        thresholds = COLUMNS if with_columns else ROWS
     return Call(
         spec,
         spec.pack(spec.defaults()),
@@ -127,7 +131,7 @@ def _call(loss: str, dtype: torch.dtype, with_columns: bool) -> Call:
         columns=vectors(COLUMNS) if with_columns else None,
         column_labels=labels(COLUMNS) if labelled else None,
         self_offset=None if with_columns else 0,
-        threshold=None if spec.threshold == "none" else torch.empty(1, device="cuda"),
+        threshold=None if spec.threshold == "none" else torch.empty(thresholds, device="cuda"),
         need_rows=True,
         need_columns=True,
         need_threshold=True,

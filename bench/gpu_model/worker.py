@@ -41,11 +41,15 @@ def run(tasks: Sequence[str], tritons: Sequence[Triton], architectures: Sequence
     Raises:
         RuntimeError: with the end of the error output of a worker that failed.
     """
-    places = [(triton, one) for triton in tritons for one in architectures]
+    return run_each([(tasks, triton, one) for triton in tritons for one in architectures])
+
+
+def run_each(works: Sequence[tuple[Sequence[str], Triton, int]]) -> Results:
+    """Each tasks with a Triton for an architecture, in worker processes; errors as of `run`."""
     results = Results()
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (triton, architecture), rows in zip(
-            places, pool.map(lambda place: _rows(tasks, *place, cache), places), strict=True
+        for (_, triton, architecture), rows in zip(
+            works, pool.map(lambda work: _rows(*work, cache), works), strict=True
         ):
             for row in rows:
                 if "groups" in row:

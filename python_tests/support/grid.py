@@ -11,7 +11,8 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
   exactly +-1, weights known in the backward pass only.
 - A loss that has another's policy differs by its thresholds: the cases that move these.
 - Half precision is a matter of GEMMs and conversions: a driver's.
-- Sizes beyond a few tiles (``heavy``) are left out.
+- Sizes beyond a few tiles (``heavy``) are left out, and others are cut to three blocks
+  (``small``): a GPU's and the CPU's are larger than the interpreter's.
 
 Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
 the losses of ``representatives`` in the cases that move labels and thresholds. The mark
@@ -21,6 +22,7 @@ the losses of ``representatives`` in the cases that move labels and thresholds. 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +82,17 @@ def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) 
     policy = spec.negative, spec.positive, spec.triplet
     first = next(s for s in REGISTRY.values() if (s.negative, s.positive, s.triplet) == policy)
     return spec is first or case.name in THRESHOLDS
+
+
+def small(case: Case) -> Case:
+    """A case with as many blocks of 32 or 64 as an interpreter needs to show all of their kinds:
+    the first one, one beside it, and one in part, in both directions and along the depth."""
+    return replace(
+        case,
+        rows=min(case.rows, 70),
+        columns=None if case.columns is None else min(case.columns, 70),
+        dim=min(case.dim, 77),
+    )
 
 
 def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
