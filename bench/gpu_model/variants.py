@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from unittest.mock import patch
 
 import torch
@@ -44,8 +44,8 @@ def dtypes(architecture: int) -> list[str]:
     return list(VARIANTS) if architecture == 90 else ["bfloat16"]
 
 
-def record(chip: Chip) -> Tape:
-    """Launches of all variants; sections are "dtype, variant"."""
+def record(chip: Chip, names: Iterable[str]) -> Tape:
+    """Launches of all variants of some dtypes; sections are "dtype, variant"."""
     # Labels are not read: the driver may not wait for which rows have positives.
     possible = patch.object(
         logsumexp_pairs, "_possible_positives", lambda call, engine, operands: (operands, None)
@@ -53,7 +53,7 @@ def record(chip: Chip) -> Tape:
     # The same kernels: a small batch has tiles beside the diagonal too.
     small = patch.object(TritonEngine, "sum_block", (BLOCK, BLOCK))
     with possible, small, fake_device(chip) as device, device.recording() as tape:
-        for name in dtypes(chip.arch):
+        for name in names:
             dtype = getattr(torch, name)
             for variant in VARIANTS[name]:
                 with device.section(f"{name}, {variant}"):

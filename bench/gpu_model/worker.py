@@ -1,7 +1,8 @@
 """``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
 
 A process compiles for one architecture with one Triton. A task is the name of a step, whose
-kernels are compiled; ``model:STEP``, whose time is predicted as well; or ``variants``.
+kernels are compiled; ``model:STEP``, whose time is predicted as well; ``variants``; or
+``variants:DTYPE``, those of one dtype.
 """
 
 from __future__ import annotations
@@ -84,9 +85,12 @@ def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Predict
     chip, compiler = CHIPS[architecture], Compiler(architecture)
     for task in tasks:
         name = task.removeprefix(MODEL)
-        tape = (
-            variants.record(chip.device) if task == VARIANTS else record(STEPS[name], chip.device)
-        )
+        kind, _, dtype = task.partition(":")
+        if kind == VARIANTS:
+            names = [dtype] if dtype else variants.dtypes(architecture)
+            tape = variants.record(chip.device, names)
+        else:
+            tape = record(STEPS[name], chip.device)
         before = len(compiler.found)
         for launch in tape.of("triton"):
             compiler(launch)
