@@ -21,7 +21,7 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
-each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED))
+each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED, of_operator=True))
 each_fused_class_call = pytest.mark.parametrize(
     ("target", "spec"), calls(FUSED, [s for s in REGISTRY.values() if s.topology == "class"])
 )
@@ -59,7 +59,7 @@ def _forms(targets: list[Target]) -> pytest.MarkDecorator:
                 id=f"{call.id}-{form[0]}-{form[1]}",
                 marks=[*call.marks, *extended_if(form not in FORMS[:2])],
             )
-            for call in calls(targets)
+            for call in calls(targets, of_operator=True)
             for form in (FORMS[:2] if call.values[0].interpreted else FORMS)
         ],
     )

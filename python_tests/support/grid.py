@@ -57,10 +57,19 @@ def extended_if(condition: bool) -> list[pytest.MarkDecorator]:
     return [pytest.mark.extended] if condition else []
 
 
-def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
-    """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
+def calls(
+    targets: Iterable[Target],
+    specs: Iterable[LossSpec] = REGISTRY.values(),
+    of_operator: bool = False,
+) -> list:
+    """Parameters (target, spec) of a test of what losses share: see "Why this grid".
+
+    ``of_operator``: it is about the operator, which is one for all backends and drivers; through
+    an interpreter a loss of each topology calls it.
+    """
     specs = list(specs)
     first = {spec.topology: spec for spec in reversed(specs)}.values()
+    slow = list(first) if of_operator else representatives(specs)
     return [
         pytest.param(
             target,
@@ -69,7 +78,7 @@ def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values
             marks=extended_if(target.interpreted and spec not in first),
         )
         for target in targets
-        for spec in (representatives(specs) if target.interpreted else specs)
+        for spec in (slow if target.interpreted else specs)
     ]
 
 
