@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,13 +77,44 @@ class PairSoftmax(policy.Pair):
         return self.scale * c
 
 
+class TwoSums(policy.Pair):
+    """A log-sum-exp of positives and one of negatives."""
+
+    combine = "logsumexps"
+    alpha: policy.Number = policy.number(2.0, above=0.0)
+    beta: policy.Number = policy.number(10.0, above=0.0)
+
+    def positive(self, c):
+        return self.alpha * (0.5 - c)
+
+    def negative(self, c):
+        return self.beta * (c - 0.5)
+
+    def finish(self, positives, negatives):
+        of_positives = policy.softplus(positives) / self.alpha
+        return of_positives + policy.softplus(negatives) / self.beta
+
+
+class Hinges(policy.Class):
+    """Of the nearest wrong classes."""
+
+    combine = "topk"
+    k: policy.Number = policy.number(3, at_least=1, integer=True)
+    margin: policy.Number = 0.7
+
+    def triplet(self, nearest, target):
+        return policy.maximum(nearest - target + self.margin, 0)
+
+
 POLICIES = (Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax())
+#: A row's loss is a formula of its own, on N numbers.
+BY_ROWS = (TwoSums(), Hinges())
 
 
-def specs() -> dict[str, LossSpec]:
-    """Every loss of :data:`POLICIES`, those with a threshold also with one per column."""
+def specs(policies: Sequence[policy.Policy] = POLICIES) -> dict[str, LossSpec]:
+    """Every loss of ``policies``, those with a threshold also with one per column."""
     found = {}
-    for instance in POLICIES:
+    for instance in policies:
         spec = custom.spec(instance)
         found[type(instance).__name__] = spec
         if spec.threshold != "none":
