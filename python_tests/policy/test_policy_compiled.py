@@ -15,7 +15,13 @@ from support.compiled import failure, needs_compiler, shared_objects
 from support.evaluation import check_against_reference
 from support.grid import extended_if
 from support.helpers import Target
-from support.policies import POLICIES, Contrastive, Unified, custom_problem, specs
+from support.policies import (
+    POLICIES,
+    Contrastive,
+    Unified,
+    custom_problem,
+    specs,
+)
 
 from unitsface_kernels import fused_uss_loss, policy
 from unitsface_kernels.backends.native import loader
@@ -23,6 +29,7 @@ from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 
 NATIVE = Target("native", "cpu")
+SPECS = specs()
 OBJDUMP = shutil.which("objdump")
 
 pytestmark = needs_compiler
@@ -30,7 +37,7 @@ pytestmark = needs_compiler
 
 def _grid() -> list:
     found = []
-    for name, spec in specs().items():
+    for name, spec in SPECS.items():
         for case in CASES:
             if not case.applies(spec):
                 continue
@@ -68,10 +75,10 @@ def test_results_are_those_of_the_built_in_loss() -> None:
     torch.testing.assert_close(rows.grad, other.grad)
 
 
-@pytest.mark.parametrize("name", list(specs()))
+@pytest.mark.parametrize("name", list(SPECS))
 def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
     """Loops run on the extension's threads; nothing else is started."""
-    p = custom_problem(Case("ad hoc", rows=201, columns=333, dim=32), specs()[name])
+    p = custom_problem(Case("ad hoc", rows=201, columns=333, dim=32), SPECS[name])
     before = torch.get_num_threads()
     results = []
     try:
@@ -147,11 +154,11 @@ def test_the_digest_of_shared_terms_is_short_work() -> None:
     assert time.process_time() - start < 5.0
 
 
-@pytest.mark.parametrize("name", list(specs()))
+@pytest.mark.parametrize("name", list(SPECS))
 @pytest.mark.parametrize("columns", [None, 5])
 def test_a_nan_reaches_the_loss(name: str, columns: int | None) -> None:
     """In the rows that the reference has it in, and nowhere else."""
-    spec = specs()[name]
+    spec = SPECS[name]
     p = custom_problem(Case("ad hoc", rows=9, columns=columns, reduction="none"), spec)
     for bad in (float("nan"), float("inf")):
         p.rows[4, 7] = bad
