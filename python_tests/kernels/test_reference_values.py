@@ -260,8 +260,9 @@ def test_every_loss_has_reference_values() -> None:
         "class_bce": CLASS_BCE,
         "sphereface2": SPHEREFACE2,
     }
-    # Of NPT no values were at hand.
-    assert of_losses.keys() | {"npt"} == REGISTRY.keys()
+    # Of these no values were at hand.
+    without = {"npt", "circle", "multi_similarity"}
+    assert of_losses.keys() | without == REGISTRY.keys()
     assert {name for names in of_losses.values() for name in names} == {
         path.stem for path in DATA.glob("*.npz")
     } - {"backbone_outputs", *EPL}

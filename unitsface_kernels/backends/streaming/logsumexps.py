@@ -43,14 +43,16 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
             log_of_sums(sums.maximum, sums.total),
         ]
     )
-    per_row = _finish(call).value(*_finite(state), call.params)
+    positives, negatives = _finite(state)
+    per_row = _finish(call).value(positives, negatives, call.params)
     per_row = torch.where(call.valid_rows, per_row, 0.0) + not_finite(call, inverse_norms)
     return result_of(call, per_row, state)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    slopes = torch.stack(_finish(call).slopes(*_finite(state), call.params))
+    positives, negatives = _finite(state)
+    slopes = torch.stack(_finish(call).slopes(positives, negatives, call.params))
     # Without pairs of a kind there is nothing to weigh, and the slope may be anything.
     live = call.valid_rows & (state != -torch.inf)
     factors, scale = _split(call, torch.where(live, weights * slopes, 0.0))
