@@ -231,8 +231,7 @@ def fused_circle_loss(
     The weights :math:`[\cdot]_+` are constants of the gradient. A row without a positive, or
     without a negative, has the loss 0.
 
-    Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR
-    2020, eq. 6.
+    Source: Sun et al., "Circle Loss", CVPR 2020, eq. 6.
 
     Args:
         feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
@@ -280,11 +279,10 @@ def fused_multi_similarity_loss(
         \log\Big(1 + \sum_{p \in P(i)} e^{-\alpha (c_{ip} - \lambda)}\Big)
         + \frac{1}{\beta} \log\Big(1 + \sum_{j \in N(i)} e^{\beta (c_{ij} - \lambda)}\Big)
 
-    Every pair of a row counts: the mining of pairs, which comes before the loss in its paper, is
-    not part of it.
+    Every pair of a row counts: the mining of pairs before it, in its paper, is not part of it.
 
-    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
-    Learning", CVPR 2019; the default parameters are those of its published code.
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting", CVPR 2019; the default
+    beta is the paper's, the other defaults are those of its code.
 
     Args:
         feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
