@@ -65,7 +65,9 @@ SPECS = {cls: custom.spec(cls()) for cls in (Apart, NegativesAlone, SoftTriplet)
 # --- formulas -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [*SPECS.values(), REGISTRY["circle"], REGISTRY["npt"]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [*SPECS.values(), REGISTRY["circle"], REGISTRY["npt"]], ids=lambda spec: spec.name
+)
 def test_slopes_are_those_of_autograd(spec: LossSpec) -> None:
     params = spec.pack(spec.defaults())
     formula = spec.finish or spec.triplet
