@@ -8,7 +8,7 @@ import sys
 import torch
 
 from . import __version__, dispatch
-from .backends.native import images, loader
+from .backends.native import custom, images, loader
 from .losses import REGISTRY
 
 
@@ -32,7 +32,7 @@ def _extension_lines() -> list[str]:
         lines.append(f"CUDA kernels built: {images.described(native.cuda.compiled_archs())}")
     else:
         lines.append(f"CUDA kernels not built: {loader.cuda_failure()}")
-    return lines
+    return [*lines, f"CPU kernels of users' losses: {custom.description(native)}"]
 
 
 def report() -> str:

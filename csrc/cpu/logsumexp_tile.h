@@ -107,7 +107,7 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t
       }
 #pragma omp simd
       for (int64_t j = 0; j < t.m; ++j) {
-        const Logit z = negative_at(policy, t, i, j, cosine[j]);
+        const auto z = negative_at(policy, t, i, j, cosine[j]);
         gradient[j] = round_to<Gradient>(weight * exp_clamped(z.value - log_negatives) * z.dcosine);
       }
     }

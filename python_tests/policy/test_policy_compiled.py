@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from support.cases import ALL_VARIANTS, CASES, HALF, THRESHOLDS, Case
-from support.compiled import failure, needs_compiler
+from support.compiled import failure, needs_compiler, shared_objects
 from support.evaluation import check_against_reference
 from support.grid import extended_if
 from support.helpers import Target
 from support.policies import POLICIES, Contrastive, Unified, custom_problem, specs
 
 from unitsface_kernels import fused_uss_loss, policy
+from unitsface_kernels.backends.native import loader
+from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 
 NATIVE = Target("native", "cpu")
+OBJDUMP = shutil.which("objdump")
 
 pytestmark = needs_compiler
 
@@ -98,7 +105,7 @@ def test_a_loss_is_an_operator_of_torch() -> None:
 def test_losses_are_found_by_name() -> None:
     for instance in POLICIES:
         spec = custom.spec(instance)
-        assert find(spec.name) is spec is custom.spec(type(instance)())
+        assert find(spec.name) is spec is custom.spec(type(instance)()) is policy.spec(instance)
         assert spec.name in CUSTOM
         assert spec.name not in REGISTRY
     assert find("uss") is REGISTRY["uss"]
@@ -138,3 +145,66 @@ def test_the_digest_of_shared_terms_is_short_work() -> None:
     start = time.process_time()
     custom.digest(Deep.formula)
     assert time.process_time() - start < 5.0
+
+
+@pytest.mark.parametrize("name", list(specs()))
+@pytest.mark.parametrize("columns", [None, 5])
+def test_a_nan_reaches_the_loss(name: str, columns: int | None) -> None:
+    """In the rows that the reference has it in, and nowhere else."""
+    spec = specs()[name]
+    p = custom_problem(Case("ad hoc", rows=9, columns=columns, reduction="none"), spec)
+    for bad in (float("nan"), float("inf")):
+        p.rows[4, 7] = bad
+        want, _ = p.evaluate("reference")
+        loss, _ = p.evaluate("native")
+        assert bool(want[4].isnan())
+        assert torch.equal(loss.isnan(), want.isnan())
+
+
+def test_a_loss_with_many_numbers() -> None:
+    """More than any built-in one has: each is a constant of its kernels."""
+    names = [f"a{i}" for i in range(24)]
+
+    def negative(self, c):
+        found = 0
+        for name in names:
+            found = found * c + policy.sigmoid(getattr(self, name) - c)
+        return found
+
+    members = {
+        "__annotations__": dict.fromkeys(names, policy.Number),
+        **{name: 0.1 * i for i, name in enumerate(names)},
+        "positive": lambda self, c: 1 - c,
+        "negative": negative,
+    }
+    spec = custom.spec(type("Many", (policy.Pair,), members)())
+    assert failure(spec) is None
+    p = custom_problem(Case("ad hoc", rows=9), spec)
+    check_against_reference(NATIVE, p, torch.float32)
+
+
+def _instructions(path: Path, struct: str) -> dict[str, int]:
+    """Numbers of instructions of the functions of a policy, without those that only fill up."""
+    run = [str(OBJDUMP), "-dC", "--no-show-raw-insn", str(path)]
+    text = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    isa = shared_object.isa_of(loader.extension())
+    found: dict[str, int] = {}
+    for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
+        name = function.partition("<")[2].partition(">:")[0]
+        if f"::{isa}::" in name and f"{isa}::{struct}" in name:
+            lines = re.findall(r"^ +[0-9a-f]+:\s+(?!nop|xchg|data16|cs )\S", function, re.MULTILINE)
+            found[name.replace(f"{isa}::{struct}", f"{isa}::Policy")] = len(lines)
+    return found
+
+
+@pytest.mark.skipif(OBJDUMP is None, reason="needs objdump")
+def test_a_compiled_loss_has_the_instructions_of_the_built_in_one(fresh: Path) -> None:
+    """Of the same formula. At most 5 % more, if another compiler has made the extension."""
+    assert failure(custom.spec(Unified())) is None
+    (kept,) = shared_objects(fresh)
+    mine = _instructions(kept, "Policy")
+    built_in = _instructions(Path(loader.extension().__file__), "USS")
+    rows = [name for name in mine.keys() & built_in.keys() if "_row<" in name]
+    if not rows:
+        pytest.skip("the extension has no symbols")
+    assert sum(mine[n] for n in rows) <= 1.05 * sum(built_in[n] for n in rows)

@@ -225,6 +225,34 @@ def test_all_functions_vectorize_and_call_no_library(tmp_path: Path) -> None:
     assert strong == []
 
 
+CUDA = """
+extern "C" __global__ void run(const float* p, const float* cosine, float threshold,
+                               const int* labels, float* out) {
+  const unitsface::Everything policy(p);
+  const int i = threadIdx.x;
+  const unitsface::Term term = policy.evaluate(cosine[i], threshold, labels[i] == 1);
+  out[3 * i] = term.value;
+  out[3 * i + 1] = term.dcosine;
+  out[3 * i + 2] = term.dthreshold;
+}
+"""
+
+
+def test_all_functions_compile_for_gpus_without_stack(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    source = tmp_path / "everything.cu"
+    source.write_text(f"{HEAD}{cpp_struct(Everything.formula, 'Everything')}}}\n}}\n{CUDA}")
+    done = subprocess.run(
+        [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas=-v", f"-I{ROOT / 'csrc/include'}",
+         str(source), "-o", str(tmp_path / "everything.cubin")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["double", "p", "exp_clamped", "x0", "größe", "a b; int evil"])
 def test_names_of_users_cannot_break_a_struct(name: str, tmp_path: Path) -> None:
     """They may be words of C++, names of the struct's own, or no identifiers at all."""

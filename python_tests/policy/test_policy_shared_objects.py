@@ -71,6 +71,7 @@ def test_another_process_compiles_nothing(fresh: Path, tmp_path: Path) -> None:
     assert names == ["so", "so.lock", "so.sha256"]
 
 
+@pytest.mark.extended
 def test_processes_compile_together_once(fresh: Path, tmp_path: Path) -> None:
     command, log = counting(tmp_path)
     environment = {
@@ -206,6 +207,7 @@ def test_headers_of_another_extension_are_refused(fresh: Path) -> None:
     assert registered == []
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("isa", loader.extension().cpu.usable_isas())
 def test_instruction_sets(fresh: Path, isa: str) -> None:
     """A loss is compiled for the set of the extension."""
@@ -254,6 +256,17 @@ def test_the_named_compiler_is_used(fresh: Path, monkeypatch, tmp_path: Path) ->
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", f"env WORD=1 {shlex.quote(command)}")
     assert failure(custom.spec(Contrastive())) is None
     assert len(log.read_text().split()) == 1
+
+
+def test_the_report_says_how_losses_are_compiled(fresh: Path, monkeypatch) -> None:
+    def said() -> str:
+        return compiled.description(loader.extension())
+
+    assert said().startswith(f"compiled by {COMPILER}, kept in {fresh}/policies/cpu-")
+    monkeypatch.setenv("UNITSFACE_CACHE_DIR", "/proc/none")
+    assert "by each process" in said()
+    monkeypatch.setenv("CXX", "/nowhere")
+    assert said() == "not compiled: CXX=/nowhere: there is no /nowhere"
 
 
 def test_turned_off(fresh: Path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .spec import LossSpec, ValidRows
@@ -48,6 +49,7 @@ def per_column(of: LossSpec) -> LossSpec:
     return known or register(replace(of, name=name, threshold="per_column", policy=of.name))
 
 
+@cache
 def digest(f: Formula) -> str:
     """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
     from ..policy.expression import topological

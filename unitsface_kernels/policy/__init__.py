@@ -8,7 +8,9 @@
         def negative(self, c): return policy.maximum(c - self.margin, 0)
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .definition import (
     Class,
@@ -45,6 +47,18 @@ from .vocabulary import (
     where,
 )
 
+if TYPE_CHECKING:
+    from ..losses.spec import LossSpec
+
+
+def spec(policy: Policy) -> LossSpec:
+    """The loss of a policy as the drivers have it; equal formulas are one loss."""
+    # Losses are made of policies.
+    from ..losses import custom
+
+    return custom.spec(policy)
+
+
 __all__ = [
     "Class",
     "Expression",
@@ -74,6 +88,7 @@ __all__ = [
     "sin",
     "sine",
     "softplus",
+    "spec",
     "sqrt",
     "square",
     "tanh",

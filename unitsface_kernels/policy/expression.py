@@ -7,9 +7,10 @@ Equal nodes are one object, so that common subexpressions are shared from the st
 from __future__ import annotations
 
 import linecache
+import operator
 import sys
 import weakref
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
@@ -177,7 +178,14 @@ class Expression:
         fail("a formula is written with policy's functions, not with those of math, numpy or torch")
 
     __float__ = __int__ = __index__ = __complex__ = __round__ = _no_number
-    __len__ = __iter__ = __getitem__ = __array__ = __array_ufunc__ = _no_number
+    __len__ = __iter__ = __getitem__ = __array__ = _no_number
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: object, **_: object) -> Any:
+        """Operators between a number of NumPy and an expression."""
+        if method == "__call__" and ufunc.__name__ in _OPERATORS:
+            numbers = (x.item() if hasattr(x, "item") else x for x in inputs)
+            return _OPERATORS[ufunc.__name__](*map(lift, numbers))
+        self._no_number()
 
     @classmethod
     def __torch_function__(cls, *_: Any) -> NoReturn:
@@ -192,6 +200,19 @@ class Expression:
 
         return infix(self)
 
+
+#: Operators by their names in NumPy.
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "power": operator.pow,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+}
 
 _NUMBERS = frozenset({"number"})
 _PAIRWISE = frozenset({"cosine", "positive"})

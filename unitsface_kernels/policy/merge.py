@@ -68,6 +68,9 @@ class Merger:
     def _candidates(self, yes: Expression, no: Expression) -> Iterator[Expression]:
         yield build("where", self._mask, yes, no)
         if yes.op in _SUMS and no.op in _SUMS:
+            if yes.op == no.op:
+                # Of equal costs the first: a difference stays one.
+                yield from self._inside(yes.op, yes.args, no.args)
             (a, b), (x, y) = _summands(yes), _summands(no)
             yield build("add", self(a, x), self(b, y))
             yield build("add", self(a, y), self(b, x))

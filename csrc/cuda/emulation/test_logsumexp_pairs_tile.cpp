@@ -226,8 +226,11 @@ void test_gradient(const char* loss, const float* params, Tile& tile) {
 }
 
 void test_pairs() {
-  const float softmax[] = {16.0f, 0.1f}, filtered[] = {16.0f, -0.5f, 0.75f};
-  const float circle[] = {4.0f, 0.25f}, similarity[] = {2.0f, 8.0f, 0.5f};
+  // In the order of the structs: scale and margin times scale; bounds and scale; 1 + margin,
+  // margin - 1, scale and margin; a scale and that times the base, twice, and minus the first.
+  const float softmax[] = {16.0f, 1.6f}, filtered[] = {-0.5f, 0.75f, 16.0f};
+  const float circle[] = {1.25f, -0.75f, 4.0f, 0.25f},
+              similarity[] = {2.0f, 1.0f, 8.0f, 4.0f, -2.0f};
   const int64_t shapes[][2] = {{1, 1}, {7, 129}, {33, 260}, {5, 3}, {9, 1028}, {70, 64}};
   int64_t k = 0;
   for (const auto& shape : shapes) {
@@ -292,12 +295,13 @@ void test_edges() {
   };
   expect_no_launch([&] { all(0, 5); }, "tile without rows");
   expect_no_launch([&] { all(5, 0); }, "tile without columns");
-  const float other[] = {16.0f, -2.0f, 2.0f};
+  const float other[] = {-2.0f, 2.0f, 16.0f};
   cuda::PairPositives some = {};
   some.n = some.m = 4;
   expect_no_launch(
       [&] { cuda::pair_positives_tile("pair_logsumexp", other, some, nullptr, nullptr); },
       "pass over positives that take no part");
+  const float four[] = {1.25f, -0.75f, 4.0f, 0.25f};
   const auto throws = [](auto run, const char* what) {
     bool thrown = false;
     try {
@@ -312,9 +316,9 @@ void test_edges() {
   cuda::PairNegatives without = {};
   cuda::PairGradient no_logs = {};
   without.n = without.m = no_logs.n = no_logs.m = 4;
-  throws([&] { cuda::pair_negatives_tile("circle", params, without, nullptr, nullptr); },
+  throws([&] { cuda::pair_negatives_tile("circle", four, without, nullptr, nullptr); },
          "statistics without room for positives throw");
-  throws([&] { cuda::pair_gradient_tile("circle", params, no_logs, nullptr); },
+  throws([&] { cuda::pair_gradient_tile("circle", four, no_logs, nullptr); },
          "a gradient without log-sum-exps of positives throws");
 }
 

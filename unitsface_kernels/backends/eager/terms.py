@@ -58,5 +58,5 @@ class Terms:
         # The cosine first: its dtype is that of all.
         found = evaluate_all(wanted, {**given, **values, **self._numbers})
         # What numbers alone decide is on the host.
-        on_device = (v if v.dim() else cosine.new_full((), float(v)) for v in found)
+        on_device = (v.to(cosine) if v.dim() else cosine.new_full((), float(v)) for v in found)
         return [value.expand_as(cosine) for value in on_device]

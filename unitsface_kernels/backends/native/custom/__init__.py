@@ -6,7 +6,7 @@ import os
 import threading
 from types import ModuleType
 
-from ....cache import UnsafeFolderError
+from ....cache import UnsafeFolderError, private_folder
 from ....losses import LossSpec
 from ....policy import FormulaError
 from . import shared_object
@@ -31,6 +31,18 @@ def failure(spec: LossSpec, native: ModuleType) -> str | None:
             if spec.name not in _failures:
                 _failures[spec.name] = _load(spec, native)
     return _failures[spec.name]
+
+
+def description(native: ModuleType) -> str:
+    """By which compiler losses are compiled, and where they are kept; or why they are not."""
+    try:
+        found = find_compiler()
+        place = f"kept in {private_folder(*shared_object.folder_names(native, found))}"
+    except (CompilerError, UnsafeFolderError) as error:
+        return f"not compiled: {error}"
+    except OSError as error:
+        place = f"by each process ({error})"
+    return f"compiled by {' '.join(found.command)}, {place}"
 
 
 def _load(spec: LossSpec, native: ModuleType) -> str | None:

@@ -80,7 +80,7 @@ def source_of(spec: LossSpec) -> str:
     return _SOURCE.format(policy=cpp_struct(spec.formula, _STRUCT), kernels=kernels, name=_STRUCT)
 
 
-def _isa(native: ModuleType) -> str:
+def isa_of(native: ModuleType) -> str:
     """The instruction set of the tile kernels."""
     name: str = native.cpu.isa()
     # It differs from the one below in its GEMMs.
@@ -89,7 +89,7 @@ def _isa(native: ModuleType) -> str:
 
 def folder_names(native: ModuleType, compiler: Compiler) -> tuple[str, str]:
     """Folders below the cache's: of another version, compiler or processor, nothing is read."""
-    isa = _isa(native)
+    isa = isa_of(native)
     parts = (
         *(__version__, str(native.cpu.loss_abi), isa, native.cpu.flags()),
         *(_digest_of_headers(), compiler.identity, *compiler.command),
@@ -144,7 +144,7 @@ def _load_unkept(spec: LossSpec, source: str, native: ModuleType, compiler: Comp
 
 def _build(source: str, target: Path, native: ModuleType, compiler: Compiler) -> None:
     """Compiles in a folder of its own, so that ``target`` is never half a file."""
-    flags = [*native.cpu.flags().split(), f"-DUF_ISA={_isa(native)}"]
+    flags = [*native.cpu.flags().split(), f"-DUF_ISA={isa_of(native)}"]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         text, made = Path(folder) / "policy.cpp", Path(folder) / "policy.so"
         text.write_text(source)

@@ -16,8 +16,8 @@ def logit(cosine, threshold, positive, params):
     k0 = params[0]  # scale * (1 - adaptive_margin)
     scale = params[1]
     margin_times_scale = params[2]  # margin * scale
-    x0 = tl.where(positive, -(threshold + margin_times_scale), -threshold)
-    return tl.where(positive, k0, scale) * cosine + x0, scale
+    x0 = tl.where(positive, threshold + margin_times_scale, threshold)
+    return tl.where(positive, k0, scale) * cosine - x0, scale
 
 
 def _weights(params: tuple[float, ...]) -> tuple[float, float]:

@@ -15,8 +15,7 @@ from unitsface_kernels.backends.triton.losses.policy import SumPolicy
 def logit(cosine, threshold, positive, params):
     scale = params[0]
     margin_times_scale = params[1]  # margin * scale
-    value = scale * cosine + tl.where(positive, -(threshold + margin_times_scale), -threshold)
-    return value, scale
+    return scale * cosine - tl.where(positive, threshold + margin_times_scale, threshold), scale
 
 
 POLICY = SumPolicy(logit, threshold_slope=-1.0)

@@ -136,12 +136,12 @@ def pair_negatives_kernel(
                     other_maximum, other_total = _log_sum(stacked, 1)
                 else:
                     stacked_same = tl.reshape(same, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
-                    other_maximum, other_total, positive_maximum, positive_total = _log_sums(
+                    other_maximum, other_total, other_own_maximum, other_own_total = _log_sums(
                         stacked, stacked_same, 1
                     )
                     inside = in_columns[None, :]
-                    tl.store(column_positive_maximum + out, positive_maximum, mask=inside)
-                    tl.store(column_positive_total + out, positive_total, mask=inside)
+                    tl.store(column_positive_maximum + out, other_own_maximum, mask=inside)
+                    tl.store(column_positive_total + out, other_own_total, mask=inside)
                 tl.store(column_maximum + out, other_maximum, mask=in_columns[None, :])
                 tl.store(column_total + out, other_total, mask=in_columns[None, :])
 
