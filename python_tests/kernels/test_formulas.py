@@ -36,13 +36,23 @@ def _uss_negative(c: Tensor, b: Tensor, scale: float, margin: float) -> Tensor:
 
 
 def _uce_positive(
-    c: Tensor, b: Tensor, scale: float, margin: float, negative_weight: float, adaptive_margin: float
+    c: Tensor,
+    b: Tensor,
+    scale: float,
+    margin: float,
+    negative_weight: float,
+    adaptive_margin: float,
 ) -> Tensor:
     return _sum(b, scale, margin + adaptive_margin * c.detach(), c)
 
 
 def _uce_negative(
-    c: Tensor, b: Tensor, scale: float, margin: float, negative_weight: float, adaptive_margin: float
+    c: Tensor,
+    b: Tensor,
+    scale: float,
+    margin: float,
+    negative_weight: float,
+    adaptive_margin: float,
 ) -> Tensor:
     return -negative_weight * F.logsigmoid(b - scale * c)
 

@@ -27,7 +27,7 @@ def trees(draw: st.DrawFn, depth: int = 4) -> tuple:
 
 
 for_formulas = settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,

@@ -76,7 +76,38 @@ class PairSoftmax(policy.Pair):
         return self.scale * c
 
 
-POLICIES = (Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax())
+class Apart(policy.Pair):
+    """A row's loss by two log-sum-exps, of logits that are not linear in the cosine."""
+
+    combine = "logsumexps"
+    scale: policy.Number = policy.number(6.0, above=0.0)
+    gap: policy.Number = 0.3
+
+    def positive(self, c):
+        return -self.scale * policy.acos(0.9 * c)
+
+    def negative(self, c):
+        return self.scale * c - policy.where(c < 0, 1, 0)
+
+    def finish(self, positives, negatives):
+        return policy.softplus(negatives + policy.tanh(positives) + self.gap) / self.scale
+
+
+class SoftTriplet(policy.Class):
+    """The nearest wrong classes, with a slope that depends on both cosines."""
+
+    combine = "topk"
+    scale: policy.Number = policy.number(5.0, above=0.0)
+    k: policy.Number = 3
+
+    def triplet(self, nearest, target):
+        return policy.softplus(self.scale * (nearest - policy.square(target)))
+
+
+POLICIES = (
+    *(Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax()),
+    *(Apart(), SoftTriplet()),
+)
 
 
 def specs() -> dict[str, LossSpec]:

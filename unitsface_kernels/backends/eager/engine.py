@@ -230,11 +230,15 @@ class EagerEngine(UnitRows):
         cosine, valid = tile.a @ tile.b.T, _valid(tile)
         same = tile.a_labels[:, None] == tile.b_labels
         of_negatives = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                _fold(sums.negatives, of_negatives, dim)
+        if self._call.spec.positive is None:
+            return
         of_positives = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
         for sums, dim in ((rows, 1), (columns, 0)):
             if sums is not None:
-                _fold(NegativeSums(*sums[:2]), of_negatives, dim)
-                _fold(NegativeSums(*sums[2:]), of_positives, dim)
+                _fold(sums.positives, of_positives, dim)
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
