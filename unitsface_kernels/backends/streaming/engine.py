@@ -250,7 +250,8 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     """The same of some rows."""
     if isinstance(rows, slice) and rows == slice(0, vectors[0].shape[0]):
         return vectors
-    return type(vectors)(*(None if vector is None else vector[rows] for vector in vectors))
+    some: list[Any] = [None if vector is None else vector[rows] for vector in vectors]
+    return type(vectors)(*some)
 
 
 class Engine(Protocol):

@@ -66,8 +66,9 @@ def _finish(call: Call) -> Finish:
     return call.spec.finish
 
 
-def _finite(state: Tensor) -> Tensor:
-    return torch.where(state == -torch.inf, EMPTY, state)
+def _finite(state: Tensor) -> tuple[Tensor, Tensor]:
+    positives, negatives = torch.where(state == -torch.inf, EMPTY, state).unbind(0)
+    return positives, negatives
 
 
 def _split(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -99,6 +99,15 @@ class Config:
         return replace(self.gradient, epilogue_subtiles=1, max_registers=None)
 
     @property
+    def pair_sums(self) -> TileConfig:
+        """Launch of ``pair_negatives_kernel`` with the positives, whose results fit no cap.
+
+        On Ampere quarters of the block take 255 registers and, with Triton 3.6, a stack.
+        """
+        eighths = 8 if self.sum == _NARROW else self.sum.epilogue_subtiles
+        return replace(self.sum, max_registers=None, epilogue_subtiles=eighths)
+
+    @property
     def filtered(self) -> TileConfig:
         """Launch of the GEMMs over selected rows.
 

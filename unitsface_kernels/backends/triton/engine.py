@@ -73,7 +73,8 @@ class TritonEngine:
     def sum_block(self) -> tuple[int, int]:
         wave = self._wave
         largest = wave.gradient_rows if self._gradients else wave.rows
-        side = math.isqrt(self._pairs(self._space.config.sum))
+        two, config = self._call.spec.reduction == "logsumexps", self._space.config
+        side = math.isqrt(self._pairs(config.pair_sums if two else config.sum))
         block = _even(self._call.rows.shape[0], min(largest, _floor(side, STRIDE_MULTIPLE)))
         return block, block
 

@@ -81,10 +81,8 @@ def negatives(
     columns: NegativeSums | PairSums | None,
 ) -> None:
     """See ``Engine.pair_negatives_tile`` and ``Engine.pair_sums_tile``."""
-    config, both = space.config.sum, columns is not None
-    two = isinstance(rows, PairSums)
-    # Positives, too: more results of a pair than the capped registers hold.
-    config = replace(config, max_registers=None) if two else config
+    two, both = isinstance(rows, PairSums), columns is not None
+    config = space.config.pair_sums if two else space.config.sum
     kinds = [_Partials.of(space, config, tile, both) for _ in range(1 + two)]
     of_positives = kinds[1] if two else _Partials((None, None), (None, None), False)
     _launch(
