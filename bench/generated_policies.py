@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results" / "generated_policies.json"
 #: The last commit whose policies are all hand-written.
 COMMIT = "d971dd7"
+#: Losses that had policies by hand, one each.
+HANDWRITTEN = "uss uce margin_softmax sphereface2 pair_softmax pair_logsumexp".split()
 PARTS = ("instructions", "cycles", "times")
 #: More than this over the hand-written one, and that one stays.
 GATE = 0.03
@@ -58,7 +61,7 @@ KERNELS = {
 }
 #: Parameters that choose another way through a policy.
 MORE: dict[str, tuple[dict[str, float | str], ...]] = {
-    "sphereface2": ({"margin_type": "A", "margin_gradient": "exact"}, {"t": 2.5}),
+    "sphereface2": ({"margin_type": "A", "margin_gradient": "exact", "t": 2.5},),
 }
 
 
@@ -71,25 +74,34 @@ def _usable(isas: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 # --- CPU ------------------------------------------------------------------------------------------
 
 
-def _compiled(tree: Path, name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+def _handwritten_header(include: Path, name: str) -> str:
+    """The hand-written policy with the scalar functions of its time, in a namespace of its own."""
+    sources = (include / "scalar_math.h", include / "losses" / f"{name}.h")
+    text = "\n".join(source.read_text() for source in sources)
+    text = re.sub(r'#include "\.\./scalar_math\.h"|#pragma once', "", text)
+    text = re.sub(r'#include "(?:\.\./)?(\w+\.h)"', r'#include "unitsface/\1"', text)
+    text = _renamed(text.replace("inline namespace UF_ISA", "namespace handwritten"), "Handwritten")
+    return f"{text}\nnamespace unitsface {{\nusing handwritten::Handwritten;\n}}\n"
+
+
+def _renamed(text: str, name: str) -> str:
+    """With another name of the policy, which is the last struct."""
+    struct = re.findall(r"^struct (\w+)", text, re.MULTILINE)[-1]
+    return re.sub(rf"\b{struct}\b", name, text)
+
+
+def _compiled(tree: Path, spec: losses.LossSpec, folder: Path) -> Iterator[tuple[str, Path]]:
     """Programs of ``policy_tiles.cpp`` for a loss, by instruction set."""
-    spec = losses.REGISTRY[name]
     include = Path("csrc/include/unitsface")
-    sources = {
-        "handwritten": tree / include / "losses" / f"{name}.h",
-        "generated": ROOT / include / "generated" / f"{name}.h",
-    }
-    for variant, source in sources.items():
-        text = source.read_text().replace('#include "../', '#include "unitsface/')
-        struct = re.search(r"^struct (\w+)", text, re.MULTILINE)
-        assert struct is not None
-        text = re.sub(rf"\b{struct[1]}\b", variant.capitalize(), text)
-        (folder / f"{variant}.h").write_text(text)
+    generated = (ROOT / include / "generated" / f"{spec.name}.h").read_text()
+    generated = generated.replace('#include "../', '#include "unitsface/')
+    (folder / "generated.h").write_text(_renamed(generated, "Generated"))
+    (folder / "handwritten.h").write_text(_handwritten_header(tree / include, spec.name))
     kernels = "sum_kernels" if spec.reduction == "sum" else "logsumexp_kernels"
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
         kernels = "pair_logsumexp_kernels"
     for isa, own in _usable(ISAS).items():
-        program = folder / f"{name}-{isa}"
+        program = folder / f"{spec.name}-{isa}"
         paths = (f"-I{folder}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}")
         files = (Path(__file__).with_name("policy_tiles.cpp"), ROOT / "csrc/cpu/pool.cpp")
         defined = (f"-DUF_ISA={isa}", f"-DUF_KERNELS={kernels}")
@@ -100,26 +112,26 @@ def _compiled(tree: Path, name: str, folder: Path) -> Iterator[tuple[str, Path]]
 
 def _runs(tree: Path, mode: str) -> Iterator[dict[str, Any]]:
     """Each kernel of each loss: what ``policy_tiles`` prints of both variants."""
-    for name, spec in losses.REGISTRY.items():
-        if spec.formula is None or spec.policy is not None:
-            continue
+    for name in HANDWRITTEN:
+        spec = losses.REGISTRY[name]
+        settings: tuple[dict[str, float | str], ...] = ({}, *MORE.get(name, ()))
         with tempfile.TemporaryDirectory() as folder:
-            for isa, program in _compiled(tree, name, Path(folder)):
-                for kernel in KERNELS[spec.reduction, spec.topology]:
+            for isa, program in _compiled(tree, spec, Path(folder)):
+                for kernel, more in product(KERNELS[spec.reduction, spec.topology], settings):
                     if kernel == "pair positives" and spec.positive is None:
                         continue
-                    for more in ({}, *MORE.get(name, ())):
-                        params = spec.pack(spec.defaults() | more)
-                        both = [",".join(map(repr, p)) for p in (params, spec.kernel_params(params))]
-                        done = subprocess.run(
-                            [str(program), mode, kernel, *both],
-                            capture_output=True,
-                            text=True,
-                            check=True,
-                        )
-                        rounds = [tuple(map(float, x.split())) for x in done.stdout.splitlines()]
-                        labels = [name, *(f"{k}={v}" for k, v in more.items())]
-                        yield {"loss": " ".join(labels), "isa": isa, "kernel": kernel} | _row(rounds)
+                    loss = " ".join([name, *(f"{k}={v}" for k, v in more.items())])
+                    params = spec.pack(spec.defaults() | more)
+                    rounds = _rounds(program, mode, kernel, (params, spec.kernel_params(params)))
+                    yield {"loss": loss, "isa": isa, "kernel": kernel} | _row(rounds)
+
+
+def _rounds(
+    program: Path, mode: str, kernel: str, constants: tuple[tuple[float, ...], ...]
+) -> list[tuple[float, ...]]:
+    command = [str(program), mode, kernel, *(",".join(map(repr, c)) for c in constants)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
 
 
 def _row(rounds: list[tuple[float, ...]]) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def _costs(tree: Path, triton: Triton, architecture: int) -> dict[str, float]:
 
 
 def _cycles(tree: Path) -> Iterator[dict[str, Any]]:
-    names = [n for n, spec in losses.REGISTRY.items() if spec.formula and spec.policy is None]
+    names = HANDWRITTEN
     for triton in tritons(unpacked()):
         for architecture in ARCHITECTURES:
             old, new = (_costs(place, triton, architecture) for place in (tree, ROOT))

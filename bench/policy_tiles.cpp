@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -31,18 +32,26 @@ namespace unitsface::cpu {
 namespace {
 
 constexpr int64_t kMostRows = 64, kMostColumns = 1024, kIdentities = 16;
+// Columns of a counted tile: small workspaces, for which malloc takes the same way every time.
+constexpr int64_t kCounted = 192;
 constexpr int kRounds = 31, kRepeats = 20;
 
+template <class T, int64_t kCount>
+struct alignas(64) Array : std::array<T, kCount> {
+  explicit Array(T value) { this->fill(value); }
+};
+
+// One for all runs, since the compiler's loops depend on alignment; aligned as Torch's memory.
 struct Tile {
   int64_t n, m;
-  std::vector<float> cosines = std::vector<float>(kMostRows * kMostColumns);
-  std::vector<float> gradient = cosines, columns = std::vector<float>(kMostColumns, 0.5f);
-  std::vector<float> rows = columns, sums = columns, other = columns;
-  std::vector<double> losses = std::vector<double>(kMostColumns), more = losses, slopes = losses;
-  std::vector<int32_t> labels = std::vector<int32_t>(kMostColumns);
-  std::vector<int64_t> targets = std::vector<int64_t>(kMostRows);
+  Array<float, kMostRows * kMostColumns> cosines{0.0f}, gradient{0.0f};
+  Array<float, kMostColumns> rows{0.5f}, columns{0.5f}, sums{0.5f}, other{0.5f};
+  Array<double, kMostColumns> losses{0.0}, more{0.0}, slopes{0.0};
+  Array<int32_t, kMostColumns> labels{0};
+  Array<int64_t, kMostRows> targets{0};
 
-  Tile(int64_t n, int64_t m) : n(n), m(m) {
+  void resize(int64_t new_n, int64_t new_m) {
+    n = new_n, m = new_m;
     for (size_t i = 0; i < cosines.size(); ++i) cosines[i] = 0.9f * std::sin(0.37f * float(i));
     for (int64_t j = 0; j < m; ++j) labels[j] = int32_t(j % kIdentities);
     for (int64_t i = 0; i < n; ++i) targets[i] = 3 * i;
@@ -173,12 +182,13 @@ std::vector<float> parsed(const char* text) {
 int main(int count, char** arguments) {
   using namespace unitsface::cpu;
   if (count != 5) return 2;
+  static Tile tile;
   const bool counts = std::strcmp(arguments[1], "count") == 0;
   const LossKernels kernels[] = {UF_KERNELS<unitsface::Handwritten>(),
                                  UF_KERNELS<unitsface::Generated>()};
   const std::vector<float> constants[] = {parsed(arguments[3]), parsed(arguments[4])};
   const auto measured = [&](int variant, auto measure, int64_t n, int64_t m) {
-    Tile tile(n, m);
+    tile.resize(n, m);
     const Run run = runs(tile).at(arguments[2]);
     const auto once = [&] { run(kernels[variant], constants[variant].data()); };
     once();  // lazy binding
@@ -189,10 +199,10 @@ int main(int count, char** arguments) {
       double found;
       if (counts) {
         // The difference of two tiles: without what a call costs.
-        const double one = measured(variant, instructions, 1, 256);
-        const double two = measured(variant, instructions, 2, 256);
+        const double one = measured(variant, instructions, 1, kCounted);
+        const double two = measured(variant, instructions, 2, kCounted);
         if (one < 0 || two < 0) return 3;
-        found = (two - one) / 256;
+        found = (two - one) / kCounted;
       } else {
         found = 1e9 * measured(variant, seconds, kMostRows, kMostColumns);
         found /= double(kMostRows * kMostColumns);
