@@ -52,7 +52,7 @@ def policy_and_options(key: str, name: str, options: dict[str, Any]) -> tuple[An
     """
     cls = _find(key, name)
     numbers = [parameter.name for parameter in cls.formula.numbers]
-    kept = [variable.name for variable in cls.formula.variables if variable.kind != "row"]
+    kept = [v.name for v in cls.formula.variables if v.given and v.kind != "row"]
     known = [*numbers, *kept, *_KINDS[key][2]]
     for option in options:
         if option not in known:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from .losses import from_policy
+from .losses import from_policy, row_formulas
 
 R = TypeVar("R")
 
@@ -19,4 +19,5 @@ def constant(function: Callable[..., R], *arguments: object) -> R:
 
 
 #: A formula's graph is not traced; the operations that it comes to are.
+row_value = torch.compiler.allow_in_graph(row_formulas.row_value)
 evaluate_term = torch.compiler.allow_in_graph(from_policy.evaluate)

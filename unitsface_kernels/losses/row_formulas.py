@@ -43,6 +43,15 @@ def triplet_of(formula: Formula) -> Triplet:
     return Triplet(count, adds, *_both(formula, formula.triplet, COSINES))
 
 
+#: Values of formulas, which a graph of torch.compile can only name by numbers.
+_VALUES: list[_Value] = []
+
+
+def row_value(place: int, first: Tensor, second: Tensor, params: _Params) -> Tensor:
+    """The value number ``place``."""
+    return _VALUES[place](first, second, params)
+
+
 def _both(
     formula: Formula, of: Expression, leaves: tuple[Expression, Expression]
 ) -> tuple[_Value, _Slopes]:
@@ -62,8 +71,18 @@ def _both(
         # A constant has no dimension, and is on the CPU.
         return found.to(first).expand(torch.broadcast_shapes(first.shape, second.shape))
 
-    def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
+    def evaluated(first: Tensor, second: Tensor, params: _Params) -> Tensor:
         return shaped(evaluate(of, bindings(first, second, params)), first, second)
+
+    place = len(_VALUES)
+    _VALUES.append(evaluated)
+
+    def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
+        if torch.compiler.is_compiling():
+            from ..compiled import row_value as compiled_value
+
+            return compiled_value(place, first, second, params)
+        return evaluated(first, second, params)
 
     def slopes(first: Tensor, second: Tensor, params: _Params) -> tuple[Tensor, Tensor]:
         found = evaluate_all(by(), bindings(first, second, params))

@@ -14,6 +14,7 @@ from ..distributed.collectives import Group
 from ..functional.custom import check_policy, spec_of
 from ..losses import LossSpec
 from ..policy import Class, Pair, Policy
+from ..policy.variable import Variable
 from .class_loss import RegisteredClassLoss
 from .pair import RegisteredPairLoss
 from .registered import SETTINGS, RegisteredLoss
@@ -46,7 +47,7 @@ class _PolicyLoss(RegisteredLoss):
 
     def _initial_values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """By variable that the module keeps: that of the constructor, or the field's default."""
-        kept = {v.name: v for v in self.policy.formula.variables if not self._of_a_call(v.kind)}
+        kept = [variable.name for variable in self._kept()]
         found = {}
         for name in given:
             if name not in kept:
@@ -67,15 +68,14 @@ class _PolicyLoss(RegisteredLoss):
             found[name] = value
         return found
 
-    def _of_a_call(self, kind: str) -> bool:
-        # Class weights are the module's own columns.
-        return kind == "row" or (kind == "column" and self._topology == "pair")
+    def _kept(self) -> list[Variable]:
+        """Variables that are the module's: of its columns, the class weights, too."""
+        of_calls = ("row", "column") if self._topology == "pair" else ("row",)
+        return [v for v in self.policy.formula.variables if v.given and v.kind not in of_calls]
 
     def _make_variables(self, size: int | None) -> None:
         """Parameters of the variables that the module keeps; ``size``: of those per identity."""
-        for variable in self.policy.formula.variables:
-            if self._of_a_call(variable.kind):
-                continue
+        for variable in self._kept():
             if hasattr(self, variable.name):
                 raise ValueError(
                     f"{type(self.policy).__name__}: a variable cannot have the name of an "
@@ -93,7 +93,13 @@ class _PolicyLoss(RegisteredLoss):
         for name, value in self._initial.items():
             parameter = getattr(self, name)
             if isinstance(value, Tensor):
-                parameter.copy_(value[self.classes] if value.dim() else value)
+                part = value[self.classes] if value.dim() else value
+                if part.dim() and part.shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} must have shape () or {tuple(parameter.shape)}, got "
+                        f"{tuple(part.shape)}"
+                    )
+                parameter.copy_(part)
             else:
                 parameter.fill_(value)
 

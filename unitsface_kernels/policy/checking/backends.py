@@ -103,7 +103,7 @@ def _problems(policy: Policy) -> Iterator[Problem]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     classes = isinstance(policy, Class)
     labels = torch.randint(-1, 5, (ROWS,), generator=generator)
@@ -140,7 +140,8 @@ def _variables(formula: Formula, normal: Any) -> dict[str, Tensor]:
         "column": (COLUMNS if classes else ROWS,),
         "identity": (COLUMNS if classes else 5,),
     }
-    return {v.name: 0.3 + 0.1 * normal(*sizes[v.kind]) for v in formula.variables}
+    given = [v for v in formula.variables if v.given]
+    return {v.name: 0.3 + 0.1 * normal(*sizes[v.kind]) for v in given}
 
 
 # --- results --------------------------------------------------------------------------------------

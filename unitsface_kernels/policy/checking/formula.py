@@ -86,12 +86,10 @@ def _values(formula: Formula) -> Iterator[_Value]:
         by = (slopes.dcosine, *([slopes.dthreshold] if formula.threshold else []))
         derivatives = dict(zip(leaves, (*by, *slopes.dvariables), strict=False))
         yield _Value(side, own, slopes.value, derivatives, form.term is None)
-    for name, own, inputs in (
-        ("finish", formula.finish, SUMS),
-        ("triplet", formula.triplet, COSINES),
-    ):
+    of_rows = ("finish", formula.finish, SUMS), ("triplet", formula.triplet, COSINES)
+    for name, own, numbers in of_rows:
         if own is not None:
-            yield _Value(name, own, own, {e: derivative(own, e) for e in inputs}, False)
+            yield _Value(name, own, own, {e: derivative(own, e) for e in numbers}, False)
 
 
 def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
