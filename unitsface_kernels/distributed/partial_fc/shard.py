@@ -34,6 +34,7 @@ class Shard:
     def local(self, labels: Tensor) -> Tensor:
         """(N,) int64 classes as rows of the shard; -1 stays ignored, -2: in another shard."""
         if len(self) == self.num_classes:
+            # Labels out of range, whose error comes later on CUDA, meet no column.
             return labels
         here = (labels >= self.start) & (labels < self.stop)
         elsewhere = torch.where(labels == -1, -1, -2)
