@@ -233,7 +233,7 @@ void bind_arguments(py::module_& m) {
   bind_sum_tile<cuda::SumTile>(m, "CudaSumTile");
   bind_pair_tiles<cuda::PairNegatives, cuda::PairPositives, cuda::PairGradient>(m, "Cuda");
 #endif
-  using L = LogsumexpTileArgs;
+  using L = LogsumexpTile;
   variable_fields<L>(m, "LogsumexpTile")
       .field("cosines", &L::cosines, tile)
       .field("n", &L::n)
@@ -244,7 +244,7 @@ void bind_arguments(py::module_& m) {
       .field("maximum", &L::maximum, rows)
       .field("total", &L::total, rows)
       .field("target_cosine", &L::target_cosine, rows);
-  using G = LogsumexpGradientArgs;
+  using G = LogsumexpGradientTile;
   variable_fields<G>(m, "LogsumexpGradientTile")
       .optional("a_drows", &G::a_drows, row_variables)
       .optional("a_dscalars", &G::a_dscalars,

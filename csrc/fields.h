@@ -34,22 +34,22 @@ class Fields {
         py::init([table = table_](const py::kwargs& values) { return table->construct(values); }));
   }
 
-  // A number, or a pointer without an extent.
-  template <class T>
-  Fields& field(const char* name, T Args::* member) {
-    return add(name, member, nullptr, false);
+  // A number, or a pointer without an extent; of the struct or of its base.
+  template <class T, class Base>
+  Fields& field(const char* name, T Base::* member) {
+    return add<T>(name, member, nullptr, false);
   }
 
   // A pointer to `extent` elements, or to `extent` bytes if it is void.
-  template <class T>
-  Fields& field(const char* name, T* Args::* member, Extent extent) {
-    return add(name, member, extent, false);
+  template <class T, class Base>
+  Fields& field(const char* name, T* Base::* member, Extent extent) {
+    return add<T*>(name, member, extent, false);
   }
 
   // The same, or null.
-  template <class T>
-  Fields& optional(const char* name, T* Args::* member, Extent extent) {
-    return add(name, member, extent, true);
+  template <class T, class Base>
+  Fields& optional(const char* name, T* Base::* member, Extent extent) {
+    return add<T*>(name, member, extent, true);
   }
 
   // A further condition, and the message of its failure.

@@ -240,15 +240,15 @@ void bind_cuda(py::module_ m) {
       Unlock());
   m.def(
       "logsumexp_tile",
-      [](const std::string& loss, Params params, const LogsumexpTileArgs& args,
-         const Span& workspace, std::uintptr_t stream) {
+      [](const std::string& loss, Params params, const LogsumexpTile& args, const Span& workspace,
+         std::uintptr_t stream) {
         cuda::logsumexp_tile(loss, numbers(params, kMostParameters), args, floats(workspace, 0),
                              handle(stream));
       },
       Unlock());
   m.def(
       "logsumexp_gradient_tile",
-      [](const std::string& loss, Params params, const LogsumexpGradientArgs& args,
+      [](const std::string& loss, Params params, const LogsumexpGradientTile& args,
          std::uintptr_t stream) {
         cuda::logsumexp_gradient_tile(loss, numbers(params, kMostParameters), args, handle(stream));
       },

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unitsface_kernels import fused_circle_loss
+
 from ..fake_device import Chip, Tape, fake_device
 from ..fake_device.steps import Build, HeadStep, loss_step
-from ..workloads import WORKLOADS, Workload
+from ..workloads import WORKLOADS, Workload, step
 
 SIZE = 512
 
@@ -37,6 +41,18 @@ def _workload(workload: Workload) -> Step:
     return Step(workload.name, workload.rows, workload.columns, workload.flops_on("cuda"), build)
 
 
+def _circle(name: str, rows: int) -> Step:
+    """The batch's pairs by two log-sum-exps: statistics, and gradients, on half of the tiles."""
+
+    def build(count: int, columns: int, size: int) -> Callable[[], object]:
+        feats = torch.ones(count, size, dtype=torch.bfloat16, device="cuda").requires_grad_()
+        labels = torch.zeros(count, dtype=torch.int64, device="cuda")
+        inputs = {"feats": feats, "labels": labels}
+        return lambda: step(partial(fused_circle_loss, backend="triton"), inputs)
+
+    return Step(name, rows, 0, 2.0 * 2.0 * rows * rows * SIZE, build)
+
+
 def _partial_fc(name: str, classes: int, rate: float, rows: int) -> Step:
     """A fused step of SGD with momentum on sampled float32 class weights, on one rank."""
     build = HeadStep(sample_rate=rate, when="backward").build("triton")
@@ -47,6 +63,7 @@ STEPS = {
     step.name: step
     for step in (
         *(_workload(w) for w in WORKLOADS.values() if "cuda" in w.on and w.size == SIZE),
+        _circle("circle-32k", 32_768),
         _partial_fc("partial-fc-1m", 1_000_000, 0.1, 1024),
     )
 }
@@ -68,6 +85,7 @@ KERNELS = (
     "class-100k",
     "class-100k-trained",
     "uce-100k",
+    "circle-32k",
     "partial-fc-1m",
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from unittest.mock import patch
 
 import torch
@@ -23,8 +23,9 @@ BLOCK = 128
 #: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
 #: with every loss, those of policies.py included. The other dtypes differ in element size and in
 #: the conversion of gradients: the variant with the most state and the two logsumexp kernels, of
-#: the first loss of each driver, stand for the rest, which halves the time. float32 runs on
-#: ordinary multiplications, which no architecture does differently: one stands for all.
+#: the first loss of each driver, stand for the rest, which halves the time. Where they differ from
+#: bfloat16 no architecture does anything of its own (float16 has its tensor-core instructions and
+#: registers, float32 runs on ordinary multiplications): one architecture stands for all.
 VARIANTS = {
     "bfloat16": (
         "batch",
@@ -41,11 +42,11 @@ VARIANTS = {
 
 
 def dtypes(architecture: int) -> list[str]:
-    return [name for name in VARIANTS if name != "float32" or architecture == 90]
+    return list(VARIANTS) if architecture == 90 else ["bfloat16"]
 
 
-def record(chip: Chip) -> Tape:
-    """Launches of all variants; sections are "dtype, variant"."""
+def record(chip: Chip, names: Iterable[str]) -> Tape:
+    """Launches of all variants of some dtypes; sections are "dtype, variant"."""
     # Labels are not read: the driver may not wait for which rows have positives.
     possible = patch.object(
         logsumexp_pairs, "_possible_positives", lambda call, engine, operands: (operands, None)
@@ -53,7 +54,7 @@ def record(chip: Chip) -> Tape:
     # The same kernels: a small batch has tiles beside the diagonal too.
     small = patch.object(TritonEngine, "sum_block", (BLOCK, BLOCK))
     with possible, small, fake_device(chip) as device, device.recording() as tape:
-        for name in dtypes(chip.arch):
+        for name in names:
             dtype = getattr(torch, name)
             for variant in VARIANTS[name]:
                 with device.section(f"{name}, {variant}"):
@@ -115,6 +116,9 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
         return torch.empty(count, dtype=torch.int64, device="cuda")
 
     labelled = spec.topology == "pair" and with_columns
+    thresholds = 1
+    if spec.threshold == "per_column":
+        thresholds = COLUMNS if with_columns else ROWS
     return Call(
         spec,
         spec.pack(spec.defaults()),
@@ -126,7 +130,7 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
         columns=vectors(COLUMNS) if with_columns else None,
         column_labels=labels(COLUMNS) if labelled else None,
         self_offset=None if with_columns else 0,
-        threshold=None if spec.threshold == "none" else torch.empty(1, device="cuda"),
+        threshold=None if spec.threshold == "none" else torch.empty(thresholds, device="cuda"),
         need_rows=True,
         need_columns=True,
         need_threshold=True,

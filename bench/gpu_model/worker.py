@@ -1,7 +1,8 @@
 """``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
 
 A process compiles for one architecture with one Triton. A task is the name of a step, whose
-kernels are compiled; ``model:STEP``, whose time is predicted as well; or ``variants``.
+kernels are compiled; ``model:STEP``, whose time is predicted as well; ``variants``; or
+``variants:DTYPE``, those of one dtype.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ def run(tasks: Sequence[str], tritons: Sequence[Triton], architectures: Sequence
     Raises:
         RuntimeError: with the end of the error output of a worker that failed.
     """
-    places = [(triton, one) for triton in tritons for one in architectures]
+    return run_each([(tasks, triton, one) for triton in tritons for one in architectures])
+
+
+def run_each(works: Sequence[tuple[Sequence[str], Triton, int]]) -> Results:
+    """Each tasks with a Triton for an architecture, in worker processes; errors as of `run`."""
     results = Results()
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (triton, architecture), rows in zip(
-            places, pool.map(lambda place: _rows(tasks, *place, cache), places), strict=True
+        for (_, triton, architecture), rows in zip(
+            works, pool.map(lambda work: _rows(*work, cache), works), strict=True
         ):
             for row in rows:
                 if "groups" in row:
@@ -80,9 +85,12 @@ def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Predict
     chip, compiler = CHIPS[architecture], Compiler(architecture)
     for task in tasks:
         name = task.removeprefix(MODEL)
-        tape = (
-            variants.record(chip.device) if task == VARIANTS else record(STEPS[name], chip.device)
-        )
+        kind, _, dtype = task.partition(":")
+        if kind == VARIANTS:
+            names = [dtype] if dtype else variants.dtypes(architecture)
+            tape = variants.record(chip.device, names)
+        else:
+            tape = record(STEPS[name], chip.device)
         before = len(compiler.found)
         for launch in tape.of("triton"):
             compiler(launch)

@@ -27,7 +27,7 @@ UF_HOST_DEVICE auto negative_at(const Policy& policy, const Tile& t, int64_t i, 
 
 // Folds a tile's negatives into each row's maximum and total = sum exp(z - maximum).
 template <class Policy>
-void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads) {
+void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
   parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     float* __restrict row = t.cosines + i * t.stride;
     const int64_t target = t.targets[i] - t.start;
@@ -66,7 +66,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTileArgs& t, int threads
 
 // Adds the derivatives of row i's negatives by scalars and by variables of rows.
 template <class Policy>
-void add_slopes(const Policy policy, const LogsumexpGradientArgs& t, int64_t i, float weight) {
+void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int64_t i, float weight) {
   using V = VariablesOf<Policy>;
   const float* __restrict cosine = t.cosines + i * t.stride;
   const float log_negatives = t.log_negatives[i];
@@ -93,7 +93,7 @@ void add_slopes(const Policy policy, const LogsumexpGradientArgs& t, int64_t i, 
 }
 
 template <class Gradient, class Policy>
-void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
+void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientTile& t, int threads) {
   parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     const float* cosine = t.cosines + i * t.stride;
     Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
@@ -107,7 +107,7 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t
       }
 #pragma omp simd
       for (int64_t j = 0; j < t.m; ++j) {
-        const Logit z = negative_at(policy, t, i, j, cosine[j]);
+        const auto z = negative_at(policy, t, i, j, cosine[j]);
         gradient[j] = round_to<Gradient>(weight * exp_clamped(z.value - log_negatives) * z.dcosine);
       }
     }
@@ -119,7 +119,7 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t
 }
 
 template <class Policy>
-void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientArgs& t, int threads) {
+void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientTile& t, int threads) {
   if (t.gradient_dtype == DType::kBFloat16) {
     logsumexp_gradient_tile<BFloat16>(policy, t, threads);
   } else {

@@ -19,8 +19,8 @@ using PairGradient = PairGradientArgs<int32_t>;
 struct LossKernels {
   int parameters;
   void (*sum_tile)(const float* params, const SumTile&, int threads);
-  void (*logsumexp_tile)(const float* params, const LogsumexpTileArgs&, int threads);
-  void (*logsumexp_gradient_tile)(const float* params, const LogsumexpGradientArgs&, int threads);
+  void (*logsumexp_tile)(const float* params, const LogsumexpTile&, int threads);
+  void (*logsumexp_gradient_tile)(const float* params, const LogsumexpGradientTile&, int threads);
   void (*positive_rows)(const float* params, const float* cosine, int64_t n, float* logit,
                         float* slope);
   void (*pair_negatives_tile)(const float* params, const PairNegatives&, int threads);
@@ -34,9 +34,9 @@ using RunChunks = void (*)(int64_t count, int threads, RunChunk run, const void*
 // What passes between the extension and a loss compiled at run time. The number is raised when the
 // meaning of a field changes; sizes cover what is added.
 constexpr int64_t loss_abi() {
-  constexpr size_t sizes[] = {sizeof(LossKernels),       sizeof(SumTile),
-                              sizeof(LogsumexpTileArgs), sizeof(LogsumexpGradientArgs),
-                              sizeof(PairNegatives),     sizeof(PairPositives),
+  constexpr size_t sizes[] = {sizeof(LossKernels),   sizeof(SumTile),
+                              sizeof(LogsumexpTile), sizeof(LogsumexpGradientTile),
+                              sizeof(PairNegatives), sizeof(PairPositives),
                               sizeof(PairGradient)};
   int64_t abi = 1;
   for (const size_t size : sizes) abi = (abi * 1009 + static_cast<int64_t>(size)) % 1000000007;

@@ -58,8 +58,8 @@ constexpr LossKernels sum_kernels() {
 template <class Policy>
 constexpr LossKernels logsumexp_kernels() {
   LossKernels k = numbers_of<Policy>();
-  k.logsumexp_tile = with_policy<Policy, LogsumexpTileArgs, logsumexp_tile>;
-  k.logsumexp_gradient_tile = with_policy<Policy, LogsumexpGradientArgs, logsumexp_gradient_tile>;
+  k.logsumexp_tile = with_policy<Policy, LogsumexpTile, logsumexp_tile>;
+  k.logsumexp_gradient_tile = with_policy<Policy, LogsumexpGradientTile, logsumexp_gradient_tile>;
   if constexpr (kHasPositive<Policy>) k.positive_rows = positive_rows<Policy>;
   return k;
 }

@@ -336,7 +336,7 @@ def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
     run = {"sum": _sum_tile, "nearest": _nearest_tile}.get(spec.reduction, _pair_tiles)
     if (spec.reduction, spec.topology) == ("logsumexp", "class"):
         run = _logsumexp_tile
-    params = list(spec.pack(spec.defaults()))
+    params = list(spec.kernel_params(spec.pack(spec.defaults())))
     want = run(spec.name, params, cosines, 1)
     assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
     for threads in (2, 3, 7):
@@ -395,7 +395,8 @@ def test_exp() -> None:
     targets = torch.full((len(z),), -2)
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        # Scale and m1 are 1.
+        [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
             cosines=address(cosine),
             n=len(z),
@@ -422,7 +423,8 @@ def test_large_offsets_of_a_tile() -> None:
     targets = torch.tensor([far + 2])
     native.cpu.logsumexp_tile(
         "margin_softmax",
-        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        # Scale and m1 are 1.
+        [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
             cosines=address(cosines),
             n=1,

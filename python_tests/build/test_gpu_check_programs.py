@@ -276,6 +276,7 @@ def test_every_file_with_tests_of_a_device_is_listed() -> None:
         assert any(part in name for name in device_tests.FILES), part
 
 
+@pytest.mark.extended
 def test_listed_files_are_collected_on_a_bare_machine() -> None:
     """Neither they nor what they import need hypothesis, xdist or a package of training."""
     files = [f"python_tests/{name}" for name in device_tests.FILES]

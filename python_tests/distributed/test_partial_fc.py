@@ -76,10 +76,11 @@ def _all_runs(rank: int) -> list[dict]:
 @pytest.mark.parametrize(
     "ranks",
     [
-        1,
+        pytest.param(1, marks=pytest.mark.extended),
         2,
         pytest.param(3, marks=pytest.mark.extended),
-        pytest.param(4, marks=pytest.mark.extended),
+        # An odd and an even number of them, unequal and empty batches are in the others.
+        pytest.param(4, marks=pytest.mark.slow),
     ],
 )
 def test_sharded_training_is_that_of_one_process(ranks):

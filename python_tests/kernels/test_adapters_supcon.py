@@ -78,6 +78,8 @@ def test_small_losses_are_exact(
     target: Target, form: str, noise: float, temperature: float, views: list[int], shared: float
 ) -> None:
     feats, labels = _views(noise, views, target.device, shared)
+    if target.interpreted and form != "batch" and len(views) == 8:
+        pytest.skip("its tiles are the batch's, and other views show its counts")
     module = SupConLoss(temperature, backend=target.backend)
 
     def formula(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bench.gpu_model.chips import CHIPS
 from bench.gpu_model.compile import Compiled
 from bench.gpu_model.steps import KERNELS, MODELLED, STEPS
 from bench.gpu_model.tritons import Triton, tritons, unpacked
-from bench.gpu_model.worker import MODEL, VARIANTS, Results, run
+from bench.gpu_model.worker import MODEL, VARIANTS, Results, run_each
 from bench.workloads import WORKLOADS
 
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -28,39 +28,52 @@ ARCHITECTURES = tuple(CHIPS)
 STEP = "class-100k"
 
 
+#: What is compiled: the named workloads for Hopper by the Triton of most servers; every variant by
+#: it for all architectures, and by the others for Hopper in bfloat16; everything by all.
+SCOPES = ("workloads", "servers", "all")
+
+
 @cache
-def _results(thorough: bool) -> Results:
-    """Of the named workloads on most servers, or of every variant for all."""
-    tasks = [MODEL + name if name == STEP else name for name in KERNELS]
-    if thorough:
-        return run([*tasks, VARIANTS], _tritons(thorough), ARCHITECTURES)
-    return run(tasks, _tritons(thorough), [90])
+def _results(scope: str) -> Results:
+    return run_each([(tasks, *place) for place, tasks in _tasks(scope).items()])
 
 
-def _tritons(thorough: bool) -> list[Triton]:
-    """All there are, or that of most servers, which is the last."""
-    found = tritons(unpacked())
-    return found if thorough else found[-1:]
+def _tasks(scope: str) -> dict[tuple[Triton, int], list[str]]:
+    workloads = [MODEL + name if name == STEP else name for name in KERNELS]
+    # That of most servers is the last.
+    *others, servers = tritons(unpacked())
+    if scope == "workloads":
+        return {(servers, 90): workloads}
+    found = {(servers, one): [*workloads, VARIANTS] for one in ARCHITECTURES}
+    for other in others:
+        if scope == "all":
+            found |= {(other, one): [*workloads, VARIANTS] for one in ARCHITECTURES}
+        else:
+            found[other, 90] = [*workloads, f"{VARIANTS}:bfloat16"]
+    return found
 
 
 @pytest.fixture(
     scope="module",
-    params=[False, pytest.param(True, marks=pytest.mark.extended)],
-    ids=["workloads", "all"],
+    params=[
+        SCOPES[0],
+        pytest.param(SCOPES[1], marks=pytest.mark.extended),
+        pytest.param(SCOPES[2], marks=pytest.mark.slow),
+    ],
 )
-def thorough(request: pytest.FixtureRequest) -> bool:
+def scope(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def results(thorough: bool) -> Results:
+def results(scope: str) -> Results:
     pytest.importorskip("triton")
     spec = find_spec("triton")
     assert spec is not None
     assert spec.origin is not None
     if not (Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
         pytest.skip("this Triton has no cuobjdump")
-    return _results(thorough)
+    return _results(scope)
 
 
 @pytest.fixture(scope="module")
@@ -87,28 +100,26 @@ def test_steps_cover_the_named_workloads() -> None:
     assert {*KERNELS, *MODELLED} <= STEPS.keys()
 
 
-def test_every_kernel_is_compiled(kernels: list[Compiled], thorough: bool) -> None:
+def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:
     from unitsface_kernels.backends.triton import kernels as package
 
     names = set()
     for module in pkgutil.iter_modules(package.__path__):
         members = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
         names |= {name for name in members if name.endswith("_kernel")}
-    versions = {kernel.triton for kernel in kernels}
-    assert versions == {triton.version for triton in _tritons(thorough)}
-    for version in versions:
-        own = [kernel for kernel in kernels if kernel.triton == version]
-        if not thorough:
-            assert {kernel.kernel for kernel in own} < names
+    for (triton, architecture), tasks in _tasks(scope).items():
+        place = (triton.version, architecture)
+        here = [kernel for kernel in kernels if (kernel.triton, kernel.architecture) == place]
+        if not tasks[-1].startswith(VARIANTS):
+            assert {kernel.kernel for kernel in here} < names
             continue
+        assert {kernel.kernel for kernel in here} == names
         # Kernels with a GEMM have every dtype.
-        of_gemms = {kernel.kernel for kernel in own if kernel.gemm is not None}
-        for architecture in ARCHITECTURES:
-            here = [kernel for kernel in own if kernel.architecture == architecture]
-            assert {kernel.kernel for kernel in here} == names
-            for dtype in variants.dtypes(architecture):
-                labels = {k.kernel for k in here if k.label.startswith(dtype)}
-                assert of_gemms - {k.kernel for k in here if k.label in KERNELS} <= labels
+        of_gemms = {kernel.kernel for kernel in here if kernel.gemm is not None}
+        dtypes = variants.dtypes(architecture) if tasks[-1] == VARIANTS else ["bfloat16"]
+        for dtype in dtypes:
+            labels = {k.kernel for k in here if k.label.startswith(dtype)}
+            assert of_gemms - {k.kernel for k in here if k.label in KERNELS} <= labels
 
 
 def test_no_kernel_spills_has_a_stack_or_serializes(kernels: list[Compiled]) -> None:

@@ -213,7 +213,10 @@ def test_the_checks_can_fail() -> None:
         ("histogram_tile", []),
         ("permuted", []),
         ("update_rows", []),
-        pytest.param("sum_tile", ["thorough"], marks=pytest.mark.slow),
+        *(
+            pytest.param(name, ["thorough"], marks=pytest.mark.slow)
+            for name in ("sum_tile", "logsumexp_tile", "logsumexp_pairs_tile", "nearest_tile")
+        ),
     ],
 )
 def test_kernels_compute_what_loops_compute(

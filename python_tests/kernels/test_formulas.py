@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import pytest
@@ -36,13 +37,23 @@ def _uss_negative(c: Tensor, b: Tensor, scale: float, margin: float) -> Tensor:
 
 
 def _uce_positive(
-    c: Tensor, b: Tensor, scale: float, margin: float, negative_weight: float, adaptive_margin: float
+    c: Tensor,
+    b: Tensor,
+    scale: float,
+    margin: float,
+    negative_weight: float,
+    adaptive_margin: float,
 ) -> Tensor:
     return _sum(b, scale, margin + adaptive_margin * c.detach(), c)
 
 
 def _uce_negative(
-    c: Tensor, b: Tensor, scale: float, margin: float, negative_weight: float, adaptive_margin: float
+    c: Tensor,
+    b: Tensor,
+    scale: float,
+    margin: float,
+    negative_weight: float,
+    adaptive_margin: float,
 ) -> Tensor:
     return -negative_weight * F.logsigmoid(b - scale * c)
 
@@ -194,7 +205,9 @@ def _with_gradients(run: Callable[[Tensor, Tensor], Tensor], threshold: float) -
 
 
 def test_every_formula_is_written_anew() -> None:
-    assert FORMULAS.keys() == {n for n, spec in REGISTRY.items() if spec.formula is not None}
+    specs = REGISTRY.items()
+    # What is computed of a row's log-sum-exps or nearest columns has tests of its own.
+    assert FORMULAS.keys() == {n for n, spec in specs if not (spec.finish or spec.triplet)}
     assert GRID.keys() == FORMULAS.keys()
     for name, grid in GRID.items():
         assert grid.keys() == REGISTRY[name].defaults().keys()
@@ -211,8 +224,8 @@ def test_eager_terms_are_those_of_the_paper(name: str) -> None:
             assert (ours is None) == (anew is None)
             if ours is None or anew is None:
                 continue
-            got = _with_gradients(lambda c, b, f=ours: f(c, b, params), threshold)
-            want = _with_gradients(lambda c, b, f=anew: f(c, b, **values), threshold)
+            got = _with_gradients(partial(ours, params=params), threshold)
+            want = _with_gradients(partial(anew, **values), threshold)
             for g, w in zip(got, want, strict=True):
                 largest = w[w.isfinite()].abs().max().clamp_min(1.0)
                 torch.testing.assert_close(g / largest, w / largest, atol=1e-12, rtol=0.0)

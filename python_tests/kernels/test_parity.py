@@ -8,7 +8,14 @@ import pytest
 import torch
 from support.cases import HALF, Case, build, problem
 from support.evaluation import check_against_reference
-from support.grid import extended_if, interpreted, interpreted_first, parity_cases, representatives
+from support.grid import (
+    extended_if,
+    interpreted,
+    interpreted_first,
+    parity_cases,
+    representatives,
+    small,
+)
 from support.helpers import FUSED, Target
 from support.tolerances import SAME_LOSS, check_same, conversion
 
@@ -20,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _grid() -> list:
     return [
         pytest.param(
-            *(target, spec, values, case, dtype),
+            *(target, spec, values, small(case) if target.interpreted else case, dtype),
             id=f"{target}-{name}-{str(dtype).split('.')[1]}",
             marks=extended_if(
                 not interpreted_first(spec, values, case, dtype)
@@ -65,7 +72,8 @@ def test_mixed_dtypes(target: Target, name: str) -> None:
     for _, spec, values, case in parity_cases():
         if case.name != name or values:
             continue
-        problem = build(case, spec, values, torch.float32, target.device)
+        sized = small(case) if target.interpreted else case
+        problem = build(sized, spec, values, torch.float32, target.device)
         check_against_reference(
             target, replace(problem, rows=problem.rows.bfloat16()), torch.bfloat16
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.cases import Problem, problem
-from support.grid import calls, extended_if
+from support.grid import calls, extended_if, representatives
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
     AUTOCAST_GRADIENT,
@@ -21,10 +21,28 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
-each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED))
+each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED, of_operator=True))
 each_fused_class_call = pytest.mark.parametrize(
     ("target", "spec"), calls(FUSED, [s for s in REGISTRY.values() if s.topology == "class"])
 )
+
+
+def _guards() -> list:
+    """Calls whose graphs have guards or symbols of their own: an eager formula has those of its
+    loss; of the operator, which is one for all, a loss of each driver and topology stands for the
+    others, and of each topology in ``make test``."""
+    fused = calls(FUSED, representatives(REGISTRY.values()))
+    first = {param.values[0]: set() for param in fused}
+    found = []
+    for param in fused:
+        target, spec = param.values
+        later = spec.topology in first[target]
+        first[target].add(spec.topology)
+        found.append(pytest.param(target, spec, id=param.id, marks=extended_if(later)))
+    return [*calls([t for t in TARGETS if t not in FUSED]), *found]
+
+
+each_guarded_call = pytest.mark.parametrize(("target", "spec"), _guards())
 # In the batch or against a few classes, and against columns; what a reduction changes is whether
 # gradients are known in the forward pass.
 FORMS = [(None, "mean"), (6, "none"), (None, "none"), (6, "sum")]
@@ -41,7 +59,7 @@ def _forms(targets: list[Target]) -> pytest.MarkDecorator:
                 id=f"{call.id}-{form[0]}-{form[1]}",
                 marks=[*call.marks, *extended_if(form not in FORMS[:2])],
             )
-            for call in calls(targets)
+            for call in calls(targets, of_operator=True)
             for form in (FORMS[:2] if call.values[0].interpreted else FORMS)
         ],
     )
@@ -141,7 +159,7 @@ def test_compile(target: Target, spec: LossSpec, columns: int | None, reduction:
     _check_compiled(p, target.backend, "aot_eager")
 
 
-@each_call
+@each_guarded_call
 def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
     """One graph for every N, without a recompilation that specializes."""
     torch.compiler.reset()
@@ -162,7 +180,7 @@ def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
     assert count == 1
 
 
-@each_call
+@each_guarded_call
 def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
     """A schedule of a parameter or of a fixed threshold makes them symbolic when recompiled."""
     # Whatever the first parameter of the loss is.

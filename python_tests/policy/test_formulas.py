@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -24,7 +27,7 @@ def trees(draw: st.DrawFn, depth: int = 4) -> tuple:
 
 
 for_formulas = settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,
@@ -157,3 +160,12 @@ def test_simplification_changes_no_value(x: tuple, y: tuple, op: str) -> None:
         torch.testing.assert_close(
             plain.expand(61), simple.expand(61), rtol=1e-12, atol=1e-12, equal_nan=True
         )
+
+
+def test_copies_of_expressions_are_the_expressions() -> None:
+    """What kernels know of a formula is found by the identity of its nodes."""
+    formula = policy_of(("exp", ("leaf", "cosine")), None).formula
+    assert copy.deepcopy(formula).positive is formula.positive
+    restored = pickle.loads(pickle.dumps(formula))
+    assert restored.positive is formula.positive
+    assert restored.numbers == formula.numbers

@@ -16,7 +16,6 @@ from support.evaluation import check_against_reference
 from support.grid import extended_if
 from support.helpers import Target
 from support.policies import (
-    BY_ROWS,
     POLICIES,
     Contrastive,
     Unified,
@@ -30,7 +29,7 @@ from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 
 NATIVE = Target("native", "cpu")
-SPECS = specs((*POLICIES, *BY_ROWS))
+SPECS = specs()
 OBJDUMP = shutil.which("objdump")
 
 pytestmark = needs_compiler
@@ -111,7 +110,7 @@ def test_a_loss_is_an_operator_of_torch() -> None:
 
 
 def test_losses_are_found_by_name() -> None:
-    for instance in (*POLICIES, *BY_ROWS):
+    for instance in POLICIES:
         spec = custom.spec(instance)
         assert find(spec.name) is spec is custom.spec(type(instance)()) is policy.spec(instance)
         assert spec.name in CUSTOM

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import random
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,8 +29,11 @@ if COMPILER is None:
 
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 ISAS = {"baseline": (), "avx2": ("-mavx2", "-mfma")}
+VERSION = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+#: GCC says which loops it vectorizes.
+VECTORIZED = ("-fopt-info-vec-optimized",) if "Free Software Foundation" in VERSION else ()
 #: Formulas that a translation unit has.
-COUNT = 40
+COUNT = 30
 
 HEAD = """
 #include "unitsface/policy.h"
@@ -148,21 +153,53 @@ def _got(
     return _call(library, f"run_{name}", constants, cosine, extra, 3)
 
 
-@pytest.fixture(scope="module", params=list(ISAS))
-def library(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ctypes.CDLL, dict[str, Formula]]:
-    if request.param == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
+@dataclass(frozen=True)
+class Library:
+    loaded: ctypes.CDLL
+    formulas: dict[str, Formula]
+    isa: str
+    said: str
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("baseline", 7),
+        ("avx2", 7),
+        *(pytest.param(("avx2", seed), marks=pytest.mark.extended) for seed in range(20, 24)),
+    ],
+    ids=lambda param: "-".join(map(str, param)),
+)
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    isa, seed = request.param
+    if isa == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX2")
-    formulas = _drawn(COUNT, seed=7)
-    folder = tmp_path_factory.mktemp(request.param)
-    loaded, said = _compiled(_source(formulas), folder, request.param)
-    assert said == ""
-    return loaded, formulas
+    formulas = _drawn(COUNT, seed)
+    folder = tmp_path_factory.mktemp(isa)
+    loaded, said = _compiled(_source(formulas), folder, isa, *VECTORIZED)
+    return Library(loaded, formulas, isa, said)
 
 
-def test_structs_compute_their_formulas(library: tuple[ctypes.CDLL, dict[str, Formula]]) -> None:
-    loaded, formulas = library
+def test_structs_compile_without_warnings(library: Library) -> None:
+    assert "warning" not in library.said
+
+
+def test_most_loops_vectorize(library: Library) -> None:
+    """GCC leaves a few: comparisons with results of functions that select within."""
+    if library.isa == "baseline":
+        pytest.skip("SSE2 has no instruction for selections")
+    if not VECTORIZED:
+        pytest.skip("only GCC says what it vectorizes")
+    text = (Path(library.loaded._name).parent / "drawn.cpp").read_text().splitlines()
+    lines = {int(n) for n in re.findall(r"drawn\.cpp:(\d+):\d+: optimized: loop vec", library.said)}
+    loops = [n for n, line in enumerate(text, 1) if line.startswith("  for (int i = 0")]
+    # A message names one of the loop's lines.
+    done = [n for n in loops if lines & set(range(n, n + 5))]
+    assert len(done) >= 0.85 * len(loops)
+
+
+def test_structs_compute_their_formulas(library: Library) -> None:
+    loaded, formulas = library.loaded, library.formulas
     for name, formula in formulas.items():
         for params in PARAMS:
             for side in ("positive", "negative"):
@@ -179,8 +216,8 @@ def test_structs_compute_their_formulas(library: tuple[ctypes.CDLL, dict[str, Fo
                     )
 
 
-def test_structs_keep_nan(library: tuple[ctypes.CDLL, dict[str, Formula]]) -> None:
-    loaded, formulas = library
+def test_structs_keep_nan(library: Library) -> None:
+    loaded, formulas = library.loaded, library.formulas
     nan = torch.full((9,), torch.nan, dtype=torch.float64)
     seen = 0
     for name, formula in formulas.items():
@@ -213,16 +250,42 @@ class Everything(policy.Pair):
 
 def test_all_functions_vectorize_and_call_no_library(tmp_path: Path) -> None:
     source = _source({"Everything": Everything.formula})
-    _, said = _compiled(source, tmp_path, "avx2", "-fopt-info-vec-optimized")
-    if "vectorized" not in said:
-        pytest.skip("this compiler does not say what it vectorizes")
-    assert "optimized: loop vectorized using 32 byte vectors" in said
+    _, said = _compiled(source, tmp_path, "avx2", *VECTORIZED)
+    assert not VECTORIZED or "optimized: loop vectorized using 32 byte vectors" in said
     nm = subprocess.run(
         ["nm", "-D", "--undefined-only", str(tmp_path / "drawn_avx2.so")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     strong = [name for name in nm.stdout.split() if not name.startswith(("_", "w", "U"))]
     assert strong == []
+
+
+CUDA = """
+extern "C" __global__ void run(const float* p, const float* cosine, float threshold,
+                               const int* labels, float* out) {
+  const unitsface::Everything policy(p);
+  const int i = threadIdx.x;
+  const unitsface::Term term = policy.evaluate(cosine[i], threshold, labels[i] == 1);
+  out[3 * i] = term.value;
+  out[3 * i + 1] = term.dcosine;
+  out[3 * i + 2] = term.dthreshold;
+}
+"""
+
+
+def test_all_functions_compile_for_gpus_without_stack(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    source = tmp_path / "everything.cu"
+    source.write_text(f"{HEAD}{cpp_struct(Everything.formula, 'Everything')}}}\n}}\n{CUDA}")
+    done = subprocess.run(
+        [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas=-v", f"-I{ROOT / 'csrc/include'}",
+         str(source), "-o", str(tmp_path / "everything.cubin")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["double", "p", "exp_clamped", "x0", "größe", "a b; int evil"])

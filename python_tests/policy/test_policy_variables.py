@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.cases import Case, build
+from support.cases import Case
+from support.compiled import COMPILER, needs_compiler
 from support.evaluation import check_against_reference
 from support.helpers import Target
-from support.policies import CustomProblem
+from support.variables import POLICIES, Curricular, Everything, make
 from torch import Tensor
 
 from unitsface_kernels import dispatch, policy
-from unitsface_kernels.functional.call import Options, Samples, class_loss, pair_call
+from unitsface_kernels.backends.native.custom import shared_object
+from unitsface_kernels.functional.call import Options, Samples, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
-from unitsface_kernels.functional.ranks import pair_loss
 from unitsface_kernels.losses import custom
 
 NATIVE = Target("native", "cpu")
@@ -25,168 +28,7 @@ needs_native = pytest.mark.skipif(
     dispatch.unavailable("native", "cpu", torch.float32) is not None,
     reason="needs the native backend",
 )
-
-
-class Everything(policy.Pair):
-    """A variable of every kind, and a threshold."""
-
-    combine = "softplus"
-    scale: policy.Number = policy.number(6.0, above=0.0)
-    b: policy.Threshold
-    of_column: policy.PerColumn
-    of_identity: policy.PerIdentity
-    of_row: policy.PerRow
-    factor: policy.Scalar
-
-    def positive(self, c):
-        return self.scale * self.factor * (c - self.of_row) * self.of_column - self.b
-
-    def negative(self, c):
-        return self.scale * c * self.of_row * self.of_identity + self.factor * self.b
-
-
-class OneRow(policy.Pair):
-    """Terms of a row's variable alone, without a threshold."""
-
-    margin: policy.PerRow
-
-    def positive(self, c):
-        return policy.square(1 - c + self.margin)
-
-    def negative(self, c):
-        return policy.maximum(c - self.margin, 0)
-
-
-class OneColumn(policy.Pair):
-    weight: policy.PerColumn
-
-    def positive(self, c):
-        return self.weight * (1 - c)
-
-    def negative(self, c):
-        return self.weight * policy.exp(c)
-
-
-class OneScalar(policy.Class):
-    combine = "softplus"
-    scale: policy.Scalar
-    b: policy.Threshold
-
-    def positive(self, c):
-        return self.scale * c - self.b
-
-    def negative(self, c):
-        return self.scale * c - self.b
-
-
-class Norms(policy.Class):
-    """Terms that read the row's norm and its target's cosine."""
-
-    combine = "softplus"
-    of_class: policy.PerIdentity
-
-    def positive(self, c):
-        return 6 * c * self.of_class - policy.log(self.row_norm)
-
-    def negative(self, c):
-        return 6 * c * policy.where(c > self.target_cosine, 0.2 * self.row_norm, 0.7)
-
-
-class NormPairs(policy.Pair):
-    def positive(self, c):
-        return 1 - c * policy.log(self.row_norm)
-
-    def negative(self, c):
-        return policy.softplus(4 * c - policy.sqrt(self.row_norm))
-
-
-class Margins(policy.Class):
-    """Targets alone read variables: margins by the norm, and a scale per class."""
-
-    combine = "logsumexp"
-    scale: policy.Number = policy.number(16.0, above=0.0)
-    margin: policy.PerRow
-    of_class: policy.PerColumn
-    slope: policy.Scalar
-
-    def positive(self, c):
-        turned = policy.cosine_margin(c, 1.0, self.margin + self.slope * self.row_norm)
-        return self.scale * self.of_class * turned
-
-    def negative(self, c):
-        return self.scale * c
-
-
-class Curricular(policy.Class):
-    """Negatives that read variables too, against the target's cosine."""
-
-    combine = "logsumexp"
-    scale: policy.Number = policy.number(16.0, above=0.0)
-    easy: policy.PerRow
-    t: policy.Scalar
-
-    def positive(self, c):
-        return self.scale * (c - 0.1 * self.easy)
-
-    def negative(self, c):
-        hard = c > self.target_cosine
-        return self.scale * policy.where(hard, c * (self.t + c), c * self.easy)
-
-
-POLICIES = (Everything, OneRow, OneColumn, OneScalar, Norms, NormPairs, Margins, Curricular)
 each_policy = pytest.mark.parametrize("of", POLICIES, ids=lambda of: of.__name__)
-
-
-@dataclass
-class VariableProblem(CustomProblem):
-    """A problem with values of variables, which are leaves like the features."""
-
-    variables: dict[str, Tensor] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["variables"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def loss(self, backend: str, **changes: Any) -> Tensor:
-        changed = {name: changes.pop(name) for name in self.variables if name in changes}
-        p = replace(self, **changes)
-        values, variables = {**p.spec.defaults(), **p.values}, {**p.variables, **changed}
-        options = Options(p.reduction, backend, 0.0, variables)
-        if p.spec.topology == "class":
-            tensors = (p.rows, p.columns, p.labels, p.b, p.index)
-            return class_loss(p.spec, values, *tensors, p.reduction, backend, 0.0, variables)
-        samples = Samples(p.rows, p.labels, p.b, p.columns, p.column_labels, None)
-        return pair_loss(p.spec, values, samples, options, None, "auto")
-
-    def converted(self, dtype: torch.dtype) -> VariableProblem:
-        kind = torch.float64 if dtype == torch.float64 else torch.float32
-        variables = {name: value.detach().to(kind) for name, value in self.variables.items()}
-        return replace(super().converted(dtype), variables=variables)  # type: ignore[return-value]
-
-    def leaves(self) -> dict[str, Tensor]:
-        own = {name: value.detach().requires_grad_() for name, value in self.variables.items()}
-        return super().leaves() | own
-
-
-def make(
-    of: type[policy.Policy], case: Case, dtype: torch.dtype = torch.float32
-) -> VariableProblem:
-    spec = custom.spec(of())
-    p = build(case, spec, {}, dtype)
-    generator = torch.Generator().manual_seed(77)
-    columns = len(p.rows if p.columns is None else p.columns)
-    identities = columns if spec.topology == "class" else max(2, case.rows // 3)
-    sizes = {"scalar": 1, "row": case.rows, "column": columns, "identity": identities}
-    variables = {
-        v.name: 0.3 + torch.rand(sizes[v.kind], generator=generator)
-        for v in spec.variables
-        if v.given
-    }
-    return VariableProblem(
-        **{**vars(p), "b": None if p.b is None else torch.tensor(0.5)}, variables=variables
-    )
 
 
 CASES = (
@@ -222,6 +64,33 @@ def _grid() -> list:
 @pytest.mark.parametrize(("of", "case", "dtype"), _grid())
 def test_parity(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None:
     check_against_reference(NATIVE, make(of, case, dtype), dtype)
+
+
+@needs_native
+@needs_compiler
+@pytest.mark.parametrize(
+    ("of", "header", "function"),
+    [(Everything, "sum_tile.h", "variable_row"), (Curricular, "logsumexp_tile.h", "gradient_tile")],
+    ids=["terms", "log-sum-exp"],
+)
+def test_loops_over_pairs_vectorize(
+    of: type[policy.Policy], header: str, function: str, tmp_path: Path
+) -> None:
+    source, folder = tmp_path / "policy.cpp", shared_object.headers()
+    source.write_text(shared_object.source_of(custom.spec(of())))
+    flags = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -mavx2 -mfma"
+    says = subprocess.run(
+        [COMPILER, *flags.split(), "-DUF_ISA=avx2", "-fopt-info-vec-optimized", f"-I{folder}",
+         f"-I{folder / 'include'}", "-c", source, "-o", tmp_path / "policy.o"],
+        capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    if "vectorized" not in says:
+        pytest.skip("this compiler does not say what it vectorizes")
+    lines = next(folder.rglob(header)).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if f"{function}(" in line)
+    loop = next(i for i in range(start, len(lines)) if "omp simd" in lines[i]) + 1
+    found = re.findall(rf"{header}:(\d+):\d+: optimized: loop vectorized using 32", says)
+    assert any(loop <= int(line) <= loop + 3 for line in found), (loop, found)
 
 
 @needs_native

@@ -9,7 +9,7 @@ import torch
 from support.cases import Case
 from support.evaluation import check_against_reference
 from support.helpers import FUSED, TARGETS, Target
-from support.policies import custom_problem
+from support.policies import Apart, SoftTriplet, custom_problem
 from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,23 +22,6 @@ from unitsface_kernels.losses import CUSTOM, EMPTY, REGISTRY, LossSpec, custom
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 
-class Apart(policy.Pair):
-    """Hinged soft maxima of both kinds, of which positives are without an upper end."""
-
-    combine = "logsumexps"
-    scale: policy.Number = policy.number(6.0, above=0.0)
-    gap: policy.Number = 0.3
-
-    def positive(self, c):
-        return -self.scale * policy.acos(0.9 * c)
-
-    def negative(self, c):
-        return self.scale * c - policy.where(c < 0, 1, 0)
-
-    def finish(self, positives, negatives):
-        return policy.softplus(negatives - policy.tanh(positives) + self.gap) / self.scale
-
-
 class NegativesAlone(policy.Pair):
     combine = "logsumexps"
     scale: policy.Number = 6.0
@@ -48,15 +31,6 @@ class NegativesAlone(policy.Pair):
 
     def finish(self, positives, negatives):
         return policy.softplus(negatives + 0 * positives)
-
-
-class SoftTriplet(policy.Class):
-    combine = "topk"
-    scale: policy.Number = policy.number(5.0, above=0.0)
-    k: policy.Number = 3
-
-    def triplet(self, nearest, target):
-        return policy.softplus(self.scale * (nearest - policy.square(target)))
 
 
 SPECS = {cls: custom.spec(cls()) for cls in (Apart, NegativesAlone, SoftTriplet)}

@@ -11,7 +11,8 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
   exactly +-1, weights known in the backward pass only.
 - A loss that has another's policy differs by its thresholds: the cases that move these.
 - Half precision is a matter of GEMMs and conversions: a driver's.
-- Sizes beyond a few tiles (``heavy``) are left out.
+- Sizes beyond a few tiles (``heavy``) are left out, and others are cut to three blocks
+  (``small``): a GPU's and the CPU's are larger than the interpreter's.
 
 Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
 the losses of ``representatives`` in the cases that move labels and thresholds. The mark
@@ -21,6 +22,7 @@ the losses of ``representatives`` in the cases that move labels and thresholds. 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,10 +57,19 @@ def extended_if(condition: bool) -> list[pytest.MarkDecorator]:
     return [pytest.mark.extended] if condition else []
 
 
-def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values()) -> list:
-    """Parameters (target, spec) of a test of what losses share: see "Why this grid"."""
+def calls(
+    targets: Iterable[Target],
+    specs: Iterable[LossSpec] = REGISTRY.values(),
+    of_operator: bool = False,
+) -> list:
+    """Parameters (target, spec) of a test of what losses share: see "Why this grid".
+
+    ``of_operator``: it is about the operator, which is one for all backends and drivers; through
+    an interpreter a loss of each topology calls it.
+    """
     specs = list(specs)
     first = {spec.topology: spec for spec in reversed(specs)}.values()
+    slow = list(first) if of_operator else representatives(specs)
     return [
         pytest.param(
             target,
@@ -67,7 +78,7 @@ def calls(targets: Iterable[Target], specs: Iterable[LossSpec] = REGISTRY.values
             marks=extended_if(target.interpreted and spec not in first),
         )
         for target in targets
-        for spec in (representatives(specs) if target.interpreted else specs)
+        for spec in (slow if target.interpreted else specs)
     ]
 
 
@@ -80,6 +91,17 @@ def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) 
     policy = spec.negative, spec.positive, spec.triplet
     first = next(s for s in REGISTRY.values() if (s.negative, s.positive, s.triplet) == policy)
     return spec is first or case.name in THRESHOLDS
+
+
+def small(case: Case) -> Case:
+    """A case with as many blocks of 32 or 64 as an interpreter needs to show all of their kinds:
+    the first one, one beside it, and one in part, in both directions and along the depth."""
+    return replace(
+        case,
+        rows=min(case.rows, 70),
+        columns=None if case.columns is None else min(case.columns, 70),
+        dim=min(case.dim, 77),
+    )
 
 
 def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:

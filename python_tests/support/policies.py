@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,44 +76,44 @@ class PairSoftmax(policy.Pair):
         return self.scale * c
 
 
-class TwoSums(policy.Pair):
-    """A log-sum-exp of positives and one of negatives."""
+class Apart(policy.Pair):
+    """A row's loss by two log-sum-exps, of logits that are not linear in the cosine."""
 
     combine = "logsumexps"
-    alpha: policy.Number = policy.number(2.0, above=0.0)
-    beta: policy.Number = policy.number(10.0, above=0.0)
+    scale: policy.Number = policy.number(6.0, above=0.0)
+    gap: policy.Number = 0.3
 
     def positive(self, c):
-        return self.alpha * (0.5 - c)
+        return -self.scale * policy.acos(0.9 * c)
 
     def negative(self, c):
-        return self.beta * (c - 0.5)
+        return self.scale * c - policy.where(c < 0, 1, 0)
 
     def finish(self, positives, negatives):
-        of_positives = policy.softplus(positives) / self.alpha
-        return of_positives + policy.softplus(negatives) / self.beta
+        return policy.softplus(negatives + policy.tanh(positives) + self.gap) / self.scale
 
 
-class Hinges(policy.Class):
-    """Of the nearest wrong classes."""
+class SoftTriplet(policy.Class):
+    """The nearest wrong classes, with a slope that depends on both cosines."""
 
     combine = "topk"
-    k: policy.Number = policy.number(3, at_least=1, integer=True)
-    margin: policy.Number = 0.7
+    scale: policy.Number = policy.number(5.0, above=0.0)
+    k: policy.Number = 3
 
     def triplet(self, nearest, target):
-        return policy.maximum(nearest - target + self.margin, 0)
+        return policy.softplus(self.scale * (nearest - policy.square(target)))
 
 
-POLICIES = (Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax())
-#: A row's loss is a formula of its own, on N numbers.
-BY_ROWS = (TwoSums(), Hinges())
+POLICIES = (
+    *(Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax()),
+    *(Apart(), SoftTriplet()),
+)
 
 
-def specs(policies: Sequence[policy.Policy] = POLICIES) -> dict[str, LossSpec]:
-    """Every loss of ``policies``, those with a threshold also with one per column."""
+def specs() -> dict[str, LossSpec]:
+    """Every loss of :data:`POLICIES`, those with a threshold also with one per column."""
     found = {}
-    for instance in policies:
+    for instance in POLICIES:
         spec = custom.spec(instance)
         found[type(instance).__name__] = spec
         if spec.threshold != "none":

@@ -84,7 +84,11 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return train(tiny(faces, tmp_path_factory.mktemp("whole"), **RANDOM))
 
 
-@pytest.mark.parametrize("stop_after", [2, 3], ids=["between epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "stop_after",
+    [pytest.param(2, marks=pytest.mark.extended), 3],
+    ids=["between epochs", "within an epoch"],
+)
 def test_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     faces: Path, whole: Trainer, tmp_path: Path, stop_after: int
 ) -> None:

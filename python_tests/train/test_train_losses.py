@@ -199,7 +199,11 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return train(tiny(faces, run, loss=MEMORY, train={"epochs": 3}))
 
 
-@pytest.mark.parametrize("stop_after", [1, 3], ids=["while it fills", "when it is full"])
+@pytest.mark.parametrize(
+    "stop_after",
+    [1, pytest.param(3, marks=pytest.mark.extended)],
+    ids=["while it fills", "when it is full"],
+)
 def test_run_with_a_memory_resumes_bitwise(
     faces: Path, whole: Trainer, tmp_path: Path, stop_after: int
 ) -> None:

@@ -310,7 +310,7 @@ def test_figures_go_to_all_files(tmp_path: Path) -> None:
     ("accumulate", "partial_fc"),
     [
         (3, {}),  # of 8 images: parts of 3, 3 and 2
-        (2, {"enabled": "always"}),
+        pytest.param(2, {"enabled": "always"}, marks=pytest.mark.extended),
         (2, {"sample_rate": 0.5}),
     ],
     ids=["unequal parts", "sharded", "sampled"],

@@ -110,8 +110,10 @@ def _call(
         identities = most_identities(spec, options.variables, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
-    refuse_unsupported(spec, options.variables, backend)
-    variables = packed(spec, options.variables, tensors)
+    variables = None
+    if spec.variables or options.variables:
+        refuse_unsupported(spec, options.variables, backend)
+        variables = packed(spec, options.variables, tensors)
     config = CallConfig(
         spec,
         params,

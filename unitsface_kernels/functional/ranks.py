@@ -18,6 +18,7 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples, Values
+from .variables import Variables, most_identities, packed, refuse_unsupported
 
 # What ``agree`` exchanges: config without an offset, tensors compared on the device; number of
 # rows; arguments that have to be the same on every rank.
@@ -71,7 +72,31 @@ def _across_ranks(
     tensors = tensors._replace(threshold=call.threshold_of_columns(spec, b, tensors))
     ring = pairs.takes_ring(exchange, counts, feats)
     setting = pairs.Setting(replace(config, self_offset=self_offset), group, counts, ring)
+    if spec.variables:
+        tensors = tensors._replace(variables=_variables(setting, options.variables, tensors))
     return (pairs.eager_loss if eager else pairs.fused_loss)(setting, tensors)
+
+
+def _variables(
+    setting: pairs.Setting, variables: Variables | None, tensors: CallTensors
+) -> Tensor | None:
+    """As ``CallTensors.variables``; in a batch those of all ranks' rows and columns."""
+    spec, given = setting.config.spec, dict(variables or {})
+    counts, group, eager = setting.counts, setting.group, setting.config.backend == "reference"
+    rows = {v.name for v in spec.variables if v.side == "row"}
+    in_batch = tensors.columns is None
+    own = rows | {v.name for v in spec.variables if in_batch and v.kind == "column"}
+    if eager:
+        for name, value in given.items():
+            if name not in own and isinstance(value, Tensor):
+                copied = pairs.replica(value, group)
+                assert copied is not None
+                given[name] = copied
+    gathers = {}
+    if in_batch:
+        gathered = partial(pairs.gathered, counts=counts, group=group)
+        gathers = {"column": gathered} if eager else {"row": gathered, "column": gathered}
+    return packed(spec, given, tensors, gathers)
 
 
 def _check(
@@ -82,15 +107,22 @@ def _check(
     identities = call.check_samples(spec, samples)
     backend, params = call.check_options(spec, values, feats, b, options)
     validate.choice("exchange", exchange, EXCHANGES)
+    identities = most_identities(spec, options.variables, identities)
     validate.call_labels(spec, labels, memory, memory_labels, None, identities)
     compared = {"memory": memory, "memory_labels": memory_labels, "b": b}
+    for variable in spec.variables:
+        # Each rank has the rows and, in a batch, the columns of its own.
+        if variable.given and variable.kind not in ("row", "column"):
+            compared[variable.name] = (options.variables or {}).get(variable.name)
     held = {name: value for name, value in compared.items() if isinstance(value, Tensor)}
     if backend != "reference":
         call.refuse_transforms(feats, memory, held.get("b"))
     sums = {}
     if not feats.is_cuda:
         sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
-    needs = tuple(call.needs_gradient(value) for value in (feats, memory, b))
+    refuse_unsupported(spec, options.variables, backend)
+    variables = packed(spec, options.variables, samples.tensors())
+    needs = tuple(call.needs_gradient(value) for value in (feats, memory, b, variables))
     config = CallConfig(
         spec,
         params,
@@ -113,7 +145,8 @@ def _check(
         "the dtype of products": config.compute_dtype,
         "b": _described(b),
         "memory": _described(memory),
-        "whether feats, memory and b need a gradient": needs,
+        "whether feats, memory and b need a gradient": needs[:3],
+        "whether variables need a gradient": needs[3],
         **sums,
     }
     return (config, held), feats.shape[0], same

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,9 +15,15 @@ from ..policy.variable import Variable
 
 #: Tensors or numbers by name.
 Variables = Mapping[str, "float | Tensor"]
+Gather = Callable[[Tensor], Tensor]
 
 
-def packed(spec: LossSpec, given: Variables | None, tensors: CallTensors) -> Tensor | None:
+def packed(
+    spec: LossSpec,
+    given: Variables | None,
+    tensors: CallTensors,
+    gathers: Mapping[str, Gather] = MappingProxyType({}),
+) -> Tensor | None:
     """The given variables of a call as ``CallTensors.variables``, with their graph.
 
     Those of ignored rows and columns, which may be anything, are 1.
@@ -25,7 +32,9 @@ def packed(spec: LossSpec, given: Variables | None, tensors: CallTensors) -> Ten
         spec: of the loss.
         given: one element for each scalar, (N,) of rows, (M,) of columns (of classes: of all, also
             if some take part only), (K,) of identities; or a number, which is the same for all.
-        tensors: the others of the call.
+        tensors: the others of the call; without columns, ``column_labels`` may be those of all
+            ranks.
+        gathers: by "row" or "column", what makes those of all ranks of this rank's own.
 
     Raises:
         TypeError, ValueError: a name, type, shape or device that is wrong.
@@ -40,7 +49,11 @@ def packed(spec: LossSpec, given: Variables | None, tensors: CallTensors) -> Ten
         raise TypeError(f"{spec.name} takes variables {', '.join(names) or 'none'}, got {got}")
     if not wanted:
         return None
-    return torch.cat([_of_call(variable, given[variable.name], tensors) for variable in wanted])
+    values = [_of_call(variable, given[variable.name], tensors) for variable in wanted]
+    for place, variable in enumerate(wanted):
+        if variable.kind in gathers:
+            values[place] = gathers[variable.kind](values[place])
+    return torch.cat(values)
 
 
 def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
@@ -60,7 +73,9 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
         if learned:
             problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
     if problem is not None:
-        raise ValueError(f'{problem} are not supported by backend {backend} yet; use backend="reference"')
+        raise ValueError(
+            f'{problem} are not supported by backend {backend} yet; use backend="reference"'
+        )
 
 
 def _learned(given: Variables | None, name: str) -> bool:
@@ -115,7 +130,10 @@ def _of_call(variable: Variable, value: float | Tensor, tensors: CallTensors) ->
     if side == "row":
         return torch.where(row_labels == -1, 1.0, value)
     if side == "column" and not of_classes:
-        return torch.where((row_labels if column_labels is None else column_labels) < 0, 1.0, value)
+        labels = row_labels if column_labels is None else column_labels
+        if columns is None and variable.kind == "column":
+            labels = row_labels
+        return torch.where(labels < 0, 1.0, value)
     if side == "column" and column_index is not None:
         return value[column_index.to(torch.int64)]
     return value

@@ -160,7 +160,6 @@ def _function(
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if result == "Term":
         outputs["dthreshold"] = slopes.dthreshold
-
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     streamed = _streamed(form.formula)
     for place, (variable, slope) in enumerate(zip(streamed.values(), streamed, strict=True)):
@@ -181,4 +180,8 @@ def _function(
     together = f"{head} {' '.join(lines)} }}"
     if len(lines) == 1 and len(together) <= _WIDTH:
         return [together]
-    return [head, *(f"  {line}" for line in lines), "}"]
+    heads = [head]
+    if len(head) > _WIDTH:
+        start, rest = head.split("(", 1)
+        heads = [f"{start}(", f"    {rest}"]
+    return [*heads, *(f"  {line}" for line in lines), "}"]

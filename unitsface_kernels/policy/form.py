@@ -149,15 +149,13 @@ class _Maker:
         return KernelForm(self._formula, "sum", _uniforms(*term.all()), term=term)
 
     def _softplus(self) -> KernelForm | None:
-        """None: the kernels of "sum" it is."""
+        """None: without the logit's own structure."""
         positive, negative = self._formula.positive, self._formula.negative
-        if positive is None or negative is None or self._formula.variables:
+        if positive is None or negative is None:
             return None
         if not all(weight.uniform for weight in self._formula.weights):
             return None
         logit = self._merged(self._slopes(positive), self._slopes(negative))
-        if not is_const(logit.dthreshold) or value_of(logit.dthreshold) not in (-1.0, 0.0, 1.0):
-            return None
         # Merged with their signs, or with a sign for the merged one, whichever costs less.
         signed = min(
             self._merge(self._value(-positive), self._value(negative)),
@@ -171,8 +169,15 @@ class _Maker:
             weight * build("softplus", signed),
             slope * logit.dcosine,
             slope * logit.dthreshold,
-            (),
+            tuple(slope * by for by in logit.dvariables),
         )
+        by_threshold = logit.dthreshold
+        if (
+            self._formula.variables
+            or not is_const(by_threshold)
+            or value_of(by_threshold) not in (-1.0, 0.0, 1.0)
+        ):
+            return KernelForm(self._formula, "sum", _uniforms(*term.all()), term=term)
         weights = None
         if not (is_const(of_positives, 1.0) and is_const(of_negatives, 1.0)):
             weights = of_positives, of_negatives
@@ -182,7 +187,7 @@ class _Maker:
             _uniforms(*logit.all(), *term.all(), *(weights or ())),
             term=term,
             logit=logit,
-            threshold_slope=value_of(logit.dthreshold),
+            threshold_slope=value_of(by_threshold),
             weights=weights,
         )
 

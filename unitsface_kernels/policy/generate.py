@@ -12,9 +12,7 @@ from .triton_source import triton_module
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CPP = _PACKAGE.parent / "csrc" / "include" / "unitsface" / "generated"
 _TRITON = _PACKAGE / "backends" / "triton" / "generated"
-_NOTE = (
-    "Generated from unitsface_kernels/losses/{name}.py: python -m unitsface_kernels.policy generate"
-)
+_NOTE = "Generated from losses/{name}.py by python -m unitsface_kernels.policy generate"
 
 
 def generated_files() -> dict[Path, str]:

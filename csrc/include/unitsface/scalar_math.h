@@ -118,16 +118,6 @@ UF_HOST_DEVICE float log_normal(float x) {
 #endif
 }
 
-// x^t for 1e-30 <= x <= 1 and t > 0; NaN stays NaN. The usual exponents are multiplied out: a
-// logarithm times t loses a bit or two.
-UF_HOST_DEVICE float pow_unit(float x, float t) {
-  if (t == 1.0f) return x;
-  if (t == 2.0f) return x * x;
-  if (t == 3.0f) return x * x * x;
-  const float power = exp_clamped(t * log_normal(x));
-  return x == x ? power : x;
-}
-
 // log(x) for x > 0; smaller than the smallest normal number, 0 included, counts as that. NaN for
 // x < 0.
 UF_HOST_DEVICE float log_positive(float x) {
@@ -142,7 +132,11 @@ UF_HOST_DEVICE float log_positive(float x) {
 UF_HOST_DEVICE float pow_positive(float x, float t) {
   const float base = x < 1e-30f ? 1e-30f : x;
 #if defined(__CUDA_ARCH__)
-  const float power = pow_unit(base, t);
+  // The usual exponents are multiplied out: a logarithm times t loses a bit or two.
+  float power = exp_clamped(t * log_normal(base));
+  if (t == 1.0f) power = base;
+  if (t == 2.0f) power = base * base;
+  if (t == 3.0f) power = base * base * base;
 #else
   // t log(x) in two parts: its rounding would be an error of the exponential, relative to it.
   const LogParts log = log_parts(base);
@@ -256,23 +250,6 @@ UF_HOST_DEVICE CosineMargin cosine_margin(float cosine, float m1, float m2) {
   const float slope = sign * sin_turned * m1 / (sine < 1e-4f ? 1e-4f : sine);
   const unsigned plain = added & all_bits(m2 == 0.0f);
   return {choose(plain, cosine, sign * cos_turned - 2.0f * k), choose(plain, 1.0f, slope)};
-}
-
-// cos(pi x) and sin(pi x). CUDA's cos and sin keep a stack frame for reducing huge arguments.
-UF_HOST_DEVICE double cos_half_turns(double x) {
-#if defined(__CUDA_ARCH__)
-  return cospi(x);
-#else
-  return cos(3.14159265358979323846 * x);
-#endif
-}
-
-UF_HOST_DEVICE double sin_half_turns(double x) {
-#if defined(__CUDA_ARCH__)
-  return sinpi(x);
-#else
-  return sin(3.14159265358979323846 * x);
-#endif
 }
 
 struct Softplus {

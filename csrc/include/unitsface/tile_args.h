@@ -60,13 +60,6 @@ struct LogsumexpTileArgs {
   float* maximum;          // [n]
   float* total;            // [n]
   float* target_cosine;    // [n]
-  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
-  // each variable.
-  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
-  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
-  const float* scalars = nullptr;             // [num_scalars]
-  const float* a_rows = nullptr;              // [num_rows, n], row_stride
-  const float* b_columns = nullptr;           // [num_columns, m], column_stride
 };
 
 struct LogsumexpGradientArgs {
@@ -80,6 +73,20 @@ struct LogsumexpGradientArgs {
   const float* log_negatives;    // [n]
   const float* negative_weight;  // [n]; 0: the row's gradient is 0 for any cosines
   const float* target_gradient;  // [n]
+};
+
+// Of the CPU: with variables. Kernels of a GPU have no more arguments than they read.
+struct LogsumexpTile : LogsumexpTileArgs {
+  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
+  // each variable.
+  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
+  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
+  const float* scalars = nullptr;             // [num_scalars]
+  const float* a_rows = nullptr;              // [num_rows, n], row_stride
+  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+};
+
+struct LogsumexpGradientTile : LogsumexpGradientArgs {
   // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
   // each variable.
   int64_t num_scalars = 0, num_rows = 0, num_columns = 0;

@@ -19,6 +19,7 @@ from ..streaming import (
     DeviceFilter,
     Nearest,
     NegativeSums,
+    PairSums,
     PairTile,
     PairWeights,
     PositiveSums,
@@ -225,6 +226,20 @@ class EagerEngine(UnitRows):
         if columns is not None:
             _fold(columns, logit, 0)
 
+    def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
+        cosine, valid = tile.a @ tile.b.T, _valid(tile)
+        same = tile.a_labels[:, None] == tile.b_labels
+        of_negatives = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                _fold(sums.negatives, of_negatives, dim)
+        if self._call.spec.positive is None:
+            return
+        of_positives = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
+        for sums, dim in ((rows, 1), (columns, 0)):
+            if sums is not None:
+                _fold(sums.positives, of_positives, dim)
+
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
@@ -252,9 +267,12 @@ class EagerEngine(UnitRows):
         total = torch.zeros_like(cosine)
         for weights, dim in ((rows, 1), (columns, 0)):
             if weights is not None:
-                normalizer, negative, positive = (vector.unsqueeze(dim) for vector in weights)
-                of_positive = -positive * torch.sigmoid(normalizer - logit)
+                normalizer, negative, positive = (v.unsqueeze(dim) for v in weights[:3])
                 of_negative = negative * torch.exp(logit - normalizer)
+                if weights.log_positives is None:
+                    of_positive = -positive * torch.sigmoid(normalizer - logit)
+                else:
+                    of_positive = positive * torch.exp(logit - weights.log_positives.unsqueeze(dim))
                 total += torch.where(same, of_positive, of_negative)
         return torch.where(valid, total * slope, 0.0)
 
@@ -300,7 +318,8 @@ def _values(variables: TileVariables | None, back: bool = False) -> list[Tensor]
         assert variables.b_rows is not None
         assert variables.a_columns is not None
         rows, columns, first, second = variables.b_rows, variables.a_columns, -2, -1
-    return [*variables.scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
+    scalars = variables.scalars[:, None, None]
+    return [*scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
 
 
 def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) -> None:

@@ -234,6 +234,9 @@ class CheckedEngine(UnitRows):
             self._check("gradient", "gradient", gradient)
         if tile.d_threshold is not None:
             self._check("gradient", "gradient of the threshold", tile.d_threshold, placed=False)
+        for sums in tile.d_variables or ():
+            if sums is not None:
+                self._check("gradient", "gradient of the variables", sums, placed=False)
         return gradient
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:

@@ -187,6 +187,14 @@ class PairSums(NamedTuple):
     positive_maximum: Tensor
     positive_total: Tensor
 
+    @property
+    def negatives(self) -> NegativeSums:
+        return NegativeSums(self.maximum, self.total)
+
+    @property
+    def positives(self) -> NegativeSums:
+        return NegativeSums(self.positive_maximum, self.positive_total)
+
 
 class PairWeights(NamedTuple):
     """Per-row factors of the gradient.

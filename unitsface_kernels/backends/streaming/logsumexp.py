@@ -68,7 +68,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         of_target = variables.target(call, values, sums.target_cosine)
         per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
         state = torch.cat([state, sums.target_cosine[None]])
-        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(values))
+        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()

@@ -30,7 +30,7 @@ class Variables(NamedTuple):
 
     Attributes:
         scalars: (S,).
-        rows: (R, N), the given ones first.
+        rows: (R, N), the given ones first; in a batch across ranks (R, T) of all ranks' rows.
         columns: (C, M).
     """
 
@@ -42,14 +42,14 @@ class Variables(NamedTuple):
         """Those of a tile.
 
         Args:
-            rows, columns: places among all rows and columns.
-            own: place of the rows among the columns, with ``both``.
+            rows, columns: places among the rows of the call and among all columns.
+            own: place of the rows of the call among those of all ranks, which are the columns.
             both: rows and columns are of the same kind, and the tile has the other direction too.
         """
         place = slice(rows.start + own, rows.stop + own)
         return TileVariables(
             self.scalars,
-            self.rows[:, rows],
+            self.rows[:, place],
             self.columns[:, columns],
             self.rows[:, columns] if both else None,
             self.columns[:, place] if both else None,
@@ -85,7 +85,9 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
     spec = call.spec
     if not spec.variables:
         return None
-    count, width = call.rows.shape[0], call.num_columns
+    width = call.num_columns
+    # Those of other ranks' rows, too, which the other direction of a pair reads.
+    count = width if _across_ranks(call) else call.rows.shape[0]
     scalars, rows, columns = (_number(spec, side) for side in ("scalar", "row", "column"))
     given = call.variables
     if given is None:
@@ -104,12 +106,26 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
     return Variables(parts[0], of_rows, parts[2].view(columns, width))
 
 
+def _across_ranks(call: Call) -> bool:
+    return call.ranks is not None and call.columns is None
+
+
+def own_rows(call: Call) -> slice:
+    """Places of the call's rows among those that have variables."""
+    start = (call.self_offset or 0) if _across_ranks(call) else 0
+    return slice(start, start + call.rows.shape[0])
+
+
 def _number(spec: LossSpec, side: str) -> int:
     return sum(v.side == side and v.given for v in spec.variables)
 
 
 def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
-    return torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
+    norms = torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
+    if not _across_ranks(call):
+        return norms
+    assert call.ranks is not None
+    return call.ranks.gather(norms)
 
 
 def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
@@ -240,7 +256,7 @@ def add_norms(
     names = [variable.name for variable in call.spec.variables if variable.side == "row"]
     if ROW_NORM not in names:
         return
-    slope = gradients.rows[names.index(ROW_NORM)].to(torch.float32)
+    slope = gradients.rows[names.index(ROW_NORM), own_rows(call)].to(torch.float32)
     slope = slope if scale is None else slope * scale
     # A clamped norm is constant.
     slope = torch.where(call.ignored | (inverse_norms >= 1e5), 0.0, slope)
@@ -254,7 +270,11 @@ def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
     return (joined if scale is None else joined * scale).to(torch.float32)
 
 
-def not_finite(values: Variables) -> Tensor:
+def not_finite(call: Call, values: Variables) -> Tensor:
     """(N,) float32: NaN for a row that reads a value that is not finite, else 0."""
     shared = torch.cat([values.scalars, values.columns.flatten()])
-    return (values.rows * 0.0).sum(0) + (shared * 0.0).sum()
+    doubtful = (shared * 0.0).sum()
+    if call.shards is not None and len(values.columns):
+        # The same on every rank, of which each has some columns.
+        doubtful = call.shards.sum(doubtful)
+    return (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful

@@ -100,10 +100,16 @@ def negatives(
         POSITIVE=space.pairs_policy.positive if two else None,
         BOTH=both,
     )
-    for number, partials in enumerate(kinds):
-        _merge(partials.rows, NegativeSums(*rows[2 * number : 2 * number + 2]))
-        if columns is not None:
-            _merge(partials.columns, NegativeSums(*columns[2 * number : 2 * number + 2]))
+    for partials, sums in zip(kinds, _by_kind(rows), strict=True):
+        _merge(partials.rows, sums)
+    if columns is not None:
+        for partials, sums in zip(kinds, _by_kind(columns), strict=True):
+            _merge(partials.columns, sums)
+
+
+def _by_kind(sums: NegativeSums | PairSums) -> tuple[NegativeSums, ...]:
+    """Sums of the negatives and, if there are any, of the positives."""
+    return (sums.negatives, sums.positives) if isinstance(sums, PairSums) else (sums,)
 
 
 def _merge(partials: tuple[Tensor | None, Tensor | None], sums: NegativeSums) -> None:

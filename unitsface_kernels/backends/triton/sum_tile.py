@@ -30,7 +30,9 @@ def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
     if isinstance(policy, SumTermsPolicy) and policy.heavy:
         # Values and two derivatives of any formula, with two thresholds each: of fewer pairs.
         subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
-        return replace(tile, epilogue_subtiles=subtiles)
+        # Four warps may take them all; else ptxas saves some, with a stack, for a fifth program.
+        most = 255 if tile.num_warps == 4 else tile.max_registers
+        return replace(tile, epilogue_subtiles=subtiles, max_registers=most)
     return tile
 
 

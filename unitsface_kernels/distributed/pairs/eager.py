@@ -96,6 +96,11 @@ def replica(value: Tensor | None, group: Group) -> Tensor | None:
     return None if value is None else _Replica.apply(value, group)
 
 
+def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+    """(T,) values of all ranks' samples."""
+    return _Gathered.apply(values[:, None], counts, group)[:, 0]
+
+
 def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     """As :func:`fused_loss`; the threshold's gradient is followed as if no other rank had one."""
     config, feats = setting.config, tensors.rows

@@ -53,6 +53,7 @@ class _PairLoss(Function):
         exchange.num_valid_rows = num_valid_rows.clamp(min=1).to(torch.float32)
         result, known = passes.forward_with_known(call)
         ctx.setting, ctx.known = setting, known
+        ctx.in_batch = tensors.columns is None
         gathered = exchange.gathered if not known else None
         ctx.save_for_backward(
             *passes.tensors_to_save(config, tensors, known),
@@ -65,13 +66,14 @@ class _PairLoss(Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold, _ = (
+        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold, d_variables = (
             ctx.saved_tensors
         )
         tensors = CallTensors(*saved)
         with torch.no_grad():
             if ctx.known:
-                gradients = _scaled(ctx.setting, upstream, d_rows, d_columns, d_threshold)
+                found = Gradients(d_rows, d_columns, d_threshold, d_variables)
+                gradients = _scaled(ctx.setting, upstream, found, ctx.in_batch)
             else:
                 call, exchange = _call(ctx.setting, tensors, gathered)
                 exchange.num_valid_rows = num_valid_rows
@@ -80,14 +82,9 @@ class _PairLoss(Function):
         return passes.by_input(tensors, upstream, gradients)
 
 
-def _scaled(
-    setting: Setting,
-    upstream: Tensor,
-    d_rows: Tensor | None,
-    d_columns: Tensor | None,
-    d_threshold: Tensor | None,
-) -> Gradients:
+def _scaled(setting: Setting, upstream: Tensor, known: Gradients, in_batch: bool) -> Gradients:
     """Gradients from the forward pass, for upstream gradients of one."""
+    d_rows, d_columns, d_threshold, d_variables = known
     if setting.config.reduction == "none":  # against a memory, of which every rank has its own rows
         return passes.times(Gradients(d_rows), upstream)
     # One message for the upstream gradients and for the threshold's.
@@ -98,7 +95,24 @@ def _scaled(
         None if d_rows is None else d_rows * total,
         None if d_columns is None else sum_over_ranks(d_columns, setting.group) * mean,
         None if d_threshold is None else sums[1:] * mean,
+        _mean_variables(setting, in_batch, d_variables, total),
     )
+
+
+def _mean_variables(
+    setting: Setting, in_batch: bool, gradient: Tensor | None, factor: Tensor | float = 1.0
+) -> Tensor | None:
+    """The ranks' mean gradient of variables that all of them have; of rows each rank's own."""
+    if gradient is None:
+        return None
+    variables = setting.config.spec.variables
+    scalars, of_rows = (
+        sum(v.side == side and v.given for v in variables) for side in ("scalar", "row")
+    )
+    count = sum(setting.counts) if in_batch else setting.counts[own_rank(setting.group)]
+    first, rows, last = gradient.tensor_split([scalars, scalars + of_rows * count])
+    shared = mean_over_ranks(torch.cat([first, last]), setting.group)
+    return torch.cat([shared[:scalars], rows, shared[scalars:]]) * factor
 
 
 def _computed(
@@ -117,9 +131,10 @@ def _computed(
     if call.columns is None:
         assert everyone is not None
         exchange.weights = everyone.contiguous()
-    d_rows, d_columns, d_threshold, _ = passes.backward(call, state, weights.contiguous())
+    d_rows, d_columns, d_threshold, d_variables = passes.backward(call, state, weights.contiguous())
     return Gradients(
         d_rows,
         None if d_columns is None else mean_over_ranks(d_columns, setting.group),
         None if d_threshold is None else mean_over_ranks(d_threshold, setting.group),
+        _mean_variables(setting, call.columns is None, d_variables),
     )

@@ -25,6 +25,7 @@ from ...backends.streaming import (
     Shards,
     make_call,
 )
+from ...losses import LossSpec
 from ..collectives import (
     Group,
     own_rank,
@@ -92,14 +93,20 @@ class Step:
         return slice(start, start + self.counts[own_rank(self.group)])
 
 
-def sharded_loss(step: Step, feats: Tensor, pairs: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def sharded_loss(
+    step: Step, feats: Tensor, parameters: list[tuple[Tensor, Tensor | None, Tensor | None]]
+) -> Tensor:
     """() loss, or with ``reduction="none"`` that of the own rows (n,).
 
     Args:
         feats: (n, D) own rows.
-        pairs: class rows (m, D) and threshold of every task.
+        parameters: class rows (m, D), threshold and ``CallTensors.variables`` of every task.
     """
-    return _ShardedLoss.apply(step, feats, *(t for pair in pairs for t in pair))
+    return _ShardedLoss.apply(step, feats, *(t for each in parameters for t in each))
+
+
+#: Tensors of a task.
+_EACH = 3
 
 
 class _ShardedLoss(Function):
@@ -132,7 +139,7 @@ class _ShardedLoss(Function):
         if grad_loss is None:
             return (None,) * len(ctx.needs_input_grad)
         step: Step = ctx.step
-        count = 2 * len(step.tasks)
+        count = _EACH * len(step.tasks)
         parameters, states = ctx.saved_tensors[:count], ctx.saved_tensors[count:-1]
         with torch.no_grad():
             if step.reduction == "none":
@@ -173,11 +180,13 @@ def _comparisons(
     caches: Sequence[ForwardCache | None],
 ) -> Iterator[_Comparison]:
     for number, (task, cache) in enumerate(zip(step.tasks, caches, strict=True)):
-        columns, threshold = parameters[2 * number : 2 * number + 2]
-        need_columns, need_threshold = ctx.needs_input_grad[2 + 2 * number : 4 + 2 * number]
+        first = _EACH * number
+        columns, threshold, variables = parameters[first : first + _EACH]
+        needs = ctx.needs_input_grad[2 + first : 2 + first + _EACH]
         assert columns is not None
-        config = replace(task.config, need_columns=need_columns, need_threshold=need_threshold)
-        yield _Comparison(step, task, config, columns, threshold, cache)
+        needed = zip(("need_columns", "need_threshold", "need_variables"), needs, strict=True)
+        config = replace(task.config, **dict(needed))
+        yield _Comparison(step, task, config, columns, threshold, variables, cache)
 
 
 @dataclass
@@ -189,6 +198,7 @@ class _Comparison:
     config: CallConfig
     columns: Tensor
     threshold: Tensor | None
+    variables: Tensor | None
     cache: ForwardCache | None
 
     def call(self, config: CallConfig | None = None) -> Call:
@@ -197,7 +207,13 @@ class _Comparison:
             threshold = threshold.detach()[step.index]
         call = make_call(
             config or self.config,
-            CallTensors(step.rows, step.positions, self.columns, None, None, threshold),
+            CallTensors(
+                step.rows,
+                step.positions,
+                self.columns,
+                threshold=threshold,
+                variables=self.variables,
+            ),
             self.cache,
             Shards(step.group) if world_size(step.group) > 1 else None,
         )
@@ -206,12 +222,14 @@ class _Comparison:
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of all ranks' rows, the columns and the threshold, from this rank's shard."""
+    ) -> Gradients:
+        """Gradients of all ranks' rows and of the task's tensors, from this rank's shard."""
         task = self.task
         d_columns: Tensor | None
         if task.fusion is not None:
-            d_rows, d_columns, d_threshold = self._fused(task.fusion, state, grad_loss, finite)
+            d_rows, d_columns, d_threshold, d_variables = self._fused(
+                task.fusion, state, grad_loss, finite
+            )
         else:
             if known is None and self.config.forward_has_gradients:
                 # A retained graph, whose gradients the first backward pass has given away.
@@ -220,14 +238,14 @@ class _Comparison:
                 known = passes.backward_of_loss(self.call(), state, grad_loss)
             else:
                 known = passes.scaled(known, grad_loss)
-            d_rows, d_columns, d_threshold, _ = known
+            d_rows, d_columns, d_threshold, d_variables = known
             d_columns = self._of_shard(d_columns, self.columns, task.sparse)
         if d_threshold is not None and self.threshold is not None:
             if task.per_class:
                 d_threshold = self._of_shard(d_threshold, self.threshold, True)
             else:
                 d_threshold = d_threshold.reshape(self.threshold.shape)
-        return d_rows, d_columns, d_threshold
+        return Gradients(d_rows, d_columns, d_threshold, d_variables)
 
     def _of_shard(self, gradient: Tensor | None, whole: Tensor, sparse: bool) -> Tensor | None:
         """A gradient of the rows that took part as one of all rows of the shard."""
@@ -246,26 +264,45 @@ class _Comparison:
 
     def _fused(
         self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Gradients:
         now = fusion.when == "backward"
         call = self.call(replace(self.config, need_columns=now))
         weights = passes.row_weights(call, grad_loss)
         sink = fusion.update(self.step.index) if now else None
-        d_rows, _, d_threshold, _ = fusion.run(call, state, weights, sink)
+        d_rows, _, d_threshold, d_variables = fusion.run(call, state, weights, sink)
         if now:
-            return d_rows, None, d_threshold
+            return Gradients(d_rows, None, d_threshold, d_variables)
         assert finite is not None
         finite = finite & torch.isfinite(weights).all()
         if d_rows is not None:
             finite = finite & torch.isfinite(d_rows).all()
-        return d_rows, fusion.hold(call, state, weights, finite), d_threshold
+        d_columns = fusion.hold(call, state, weights, finite)
+        return Gradients(d_rows, d_columns, d_threshold, d_variables)
 
 
 def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:
-    """Gradients of columns and thresholds by turns; of what every rank has, those of all ranks."""
+    """Gradients of the tasks' tensors by turns; of what every rank has, those of all ranks."""
     result = list(gradients)
     for number, task in enumerate(step.tasks):
-        gradient = result[2 * number + 1]
+        threshold, variables = (_EACH * number + k for k in (1, 2))
+        gradient = result[threshold]
         if gradient is not None and not task.per_class:
-            result[2 * number + 1] = sum_over_ranks(gradient, step.group)
+            result[threshold] = sum_over_ranks(gradient, step.group)
+        gradient = result[variables]
+        if gradient is not None:
+            result[variables] = _of_variables(step, task.config.spec, gradient)
     return result
+
+
+def _of_variables(step: Step, spec: LossSpec, gradient: Tensor) -> Tensor:
+    """Of scalars, which all ranks have, the sum. Of rows this rank's share, of which the sum is
+    taken when they are scattered, as that of features is. Those of classes are the rank's own.
+    """
+    scalars, of_rows = (
+        sum(v.side == side and v.given for v in spec.variables) for side in ("scalar", "row")
+    )
+    split = [scalars, scalars + of_rows * len(step.rows)]
+    first, rows, classes = gradient.tensor_split(split)
+    if scalars:
+        first = sum_over_ranks(first, step.group)
+    return torch.cat([first, rows * world_size(step.group), classes])

@@ -81,6 +81,7 @@ class Fusion:
             need_rows=False,
             need_columns=True,
             need_threshold=False,
+            need_variables=False,
         )
         self._pending = _Pending(columns_only, state, weights)
         if self.parameter.numel() == 0:

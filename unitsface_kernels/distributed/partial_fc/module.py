@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import dispatch, validate
-from ...backends.streaming import CallConfig
+from ...backends.streaming import CallConfig, CallTensors
 from ...compiling import never_compiled
 from ...functional.call import matmul_dtype
 from ...modules import CLASS_LOSSES
@@ -21,6 +21,7 @@ from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
 from .sampling import sample_classes
 from .shard import Shard
+from .variables import packed
 
 #: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
@@ -244,16 +245,16 @@ class PartialFC(nn.Module):
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
-        return self._forward(feats, labels)
+    def forward(self, feats: Tensor, labels: Tensor, **variables: Tensor) -> Tensor:
+        return self._forward(feats, labels, variables)
 
     @never_compiled
-    def _forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def _forward(self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]) -> Tensor:
         if world_size(self.group) == 1:
-            wanted, count, _ = self._checked(feats, labels)
+            wanted, count, _ = self._checked(feats, labels, variables)
             counts = [count]
         else:
-            wanted, counts = agree(lambda: self._checked(feats, labels), self.group)
+            wanted, counts = agree(lambda: self._checked(feats, labels, variables), self.group)
         # On their way while the labels arrive and classes are drawn.
         arriving = start_gather_rows(feats, counts, self.group)
         every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
@@ -265,13 +266,16 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
-        loss = self._compare(feats, rows, index, positions, counts, wanted)
+        own = CallTensors(feats, labels, self.weight, column_index=index)
+        loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
 
-    def _checked(self, feats: Tensor, labels: Tensor) -> tuple[bool, int, dict[str, object]]:
+    def _checked(
+        self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]
+    ) -> tuple[bool, int, dict[str, object]]:
         """Whether rows need a gradient, their number, and what must be the same on all ranks."""
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
@@ -283,6 +287,9 @@ class PartialFC(nn.Module):
             _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
+        for comparison in self.loss.comparisons():
+            own = CallTensors(feats, labels, self.weight)
+            packed(self.loss, comparison.spec, own, variables)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -318,23 +325,27 @@ class PartialFC(nn.Module):
 
     def _compare(
         self,
-        feats: Tensor,
+        own: CallTensors,
         rows: Tensor,
-        index: Tensor | None,
         positions: Tensor,
         counts: list[int],
         need_rows: bool,
+        variables: dict[str, Tensor],
     ) -> Tensor:
-        comparisons = self.loss.comparisons()
+        feats, comparisons = own.rows, self.loss.comparisons()
         step = Step(
             tasks=tuple(self._task(c, feats, need_rows) for c in comparisons),
             rows=rows,
             positions=positions,
-            index=index,
+            index=own.column_index,
             counts=counts,
             group=self.group,
         )
-        return sharded_loss(step, feats, [(c.columns, c.threshold) for c in comparisons])
+        parameters = [
+            (c.columns, c.threshold, packed(self.loss, c.spec, own, variables, step))
+            for c in comparisons
+        ]
+        return sharded_loss(step, feats, parameters)
 
     def _task(self, comparison: Comparison, feats: Tensor, need_rows: bool) -> Task:
         loss, spec, columns = self.loss, comparison.spec, comparison.columns

@@ -1,4 +1,4 @@
-// Generated from unitsface_kernels/losses/multi_similarity.py: python -m unitsface_kernels.policy generate
+// Generated from losses/multi_similarity.py by python -m unitsface_kernels.policy generate
 #pragma once
 
 #include <math.h>

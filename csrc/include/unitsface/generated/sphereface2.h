@@ -1,4 +1,4 @@
-// Generated from unitsface_kernels/losses/sphereface2.py: python -m unitsface_kernels.policy generate
+// Generated from losses/sphereface2.py by python -m unitsface_kernels.policy generate
 #pragma once
 
 #include <math.h>

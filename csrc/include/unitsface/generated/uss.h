@@ -1,4 +1,4 @@
-// Generated from unitsface_kernels/losses/uss.py: python -m unitsface_kernels.policy generate
+// Generated from losses/uss.py by python -m unitsface_kernels.policy generate
 #pragma once
 
 #include <math.h>

@@ -1,4 +1,4 @@
-# Generated from unitsface_kernels/losses/circle.py: python -m unitsface_kernels.policy generate
+# Generated from losses/circle.py by python -m unitsface_kernels.policy generate
 """Circle: logsumexps over pairs of samples.
 
 positive = -(scale * detach(max(1 + margin - cosine, 0)) * (cosine - (1 - margin)))

@@ -1,4 +1,4 @@
-# Generated from unitsface_kernels/losses/margin_softmax.py: python -m unitsface_kernels.policy generate
+# Generated from losses/margin_softmax.py by python -m unitsface_kernels.policy generate
 """MarginSoftmax: logsumexp over samples and classes.
 
 x0 = cosine - adaptive_margin * detach(cosine)

@@ -1,4 +1,4 @@
-# Generated from unitsface_kernels/losses/pair_logsumexp.py: python -m unitsface_kernels.policy generate
+# Generated from losses/pair_logsumexp.py by python -m unitsface_kernels.policy generate
 """PairLogsumexp: logsumexp over pairs of samples.
 
 negative = where((cosine < lower) | (upper < cosine), -inf, scale * cosine)

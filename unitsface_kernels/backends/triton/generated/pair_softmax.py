@@ -1,4 +1,4 @@
-# Generated from unitsface_kernels/losses/pair_softmax.py: python -m unitsface_kernels.policy generate
+# Generated from losses/pair_softmax.py by python -m unitsface_kernels.policy generate
 """PairSoftmax: logsumexp over pairs of samples.
 
 positive = scale * (cosine - margin)

@@ -1,4 +1,4 @@
-# Generated from unitsface_kernels/losses/uce.py: python -m unitsface_kernels.policy generate
+# Generated from losses/uce.py by python -m unitsface_kernels.policy generate
 """UCE: softplus over samples and classes.
 
 positive = scale * (cosine - (margin + adaptive_margin * detach(cosine))) - threshold

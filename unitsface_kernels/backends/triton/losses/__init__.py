@@ -1,9 +1,9 @@
 """Triton policies, one per loss, generated from the formulas: the only ones of this backend.
 
-A module of ``generated`` is named after its loss and ends with its ``POLICY``. A policy of a ``sum``
-loss has ``logit`` or ``term``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT functions
-over tiles that the kernels receive as constants. Those of losses outside the registry are written
-at their first use.
+A module of ``generated`` is named after its loss and ends with its ``POLICY``. A policy of a
+``sum`` loss has ``logit`` or ``term``, of a ``logsumexp`` loss ``negative`` and ``positive``: JIT
+functions over tiles that the kernels receive as constants. Those of losses outside the registry
+are written at their first use.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def half_turns(angle):
     The rounded quotient can be one off next to a multiple of pi; the rest is clipped there.
     """
     k = tl.floor(angle * 0.3183098861837907)
-    # pi in two parts, so that the rest keeps its accuracy.
-    rest = (angle - k * 3.1415927410125732) + k * 8.742278000372485e-08
+    # pi in three parts, of which k times the first two is exact: the rest keeps its accuracy.
+    rest = angle - k * 3.140625 - k * 9.67502593994140625e-4 - k * 1.5099579909783764e-7
     rest = tl.where(rest < 0.0, 0.0, tl.where(rest > 3.1415927410125732, 3.1415927410125732, rest))
     return k, rest
 
@@ -121,7 +121,7 @@ def sin_cos_half_turn(angle):
     bring a range reduction for any float32, which needs a stack.
     """
     obtuse = angle > 1.5707963267948966
-    # pi in two parts, as above.
+    # pi in two parts, for the same reason.
     y = tl.where(obtuse, (3.1415927410125732 - angle) - 8.742278000372485e-08, angle)
     z = y * y
     s = z * (-1.0 / 39916800 + z * (1.0 / 6227020800))

@@ -1,0 +1,159 @@
+"""Variables of formulas across ranks, against one process that has all batches or classes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from support.helpers import patched_blocks
+from support.ranks import IDENTITIES, identities, normal, own_rows, run_ranks
+from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
+from support.variables import Curricular, Everything, Margins, NormPairs, Norms, OneScalar
+from torch import Tensor
+from torch import distributed as dist
+
+from unitsface_kernels import ClassLoss, PartialFC, dispatch, policy
+from unitsface_kernels.functional.custom import fused_pair_loss
+from unitsface_kernels.optim import SampledSGD
+
+needs_native = pytest.mark.skipif(
+    dispatch.unavailable("native", "cpu", torch.float32) is not None,
+    reason="needs the native backend",
+)
+
+
+@dataclass
+class _AcrossCase:
+    of: type[policy.Pair]
+    columns: str
+    reduction: str
+    backend: str
+    dtype: torch.dtype
+
+    def evaluate(
+        self,
+        rows: slice,
+        whole: dict[str, Tensor],
+        own: set[str],
+        samples: tuple[Tensor, Tensor],
+        upstream: Tensor,
+        **across: Any,
+    ) -> list[Tensor]:
+        """Loss and gradients of some rows; ``own``: variables that are theirs alone."""
+        leaves = {"feats": samples[0][rows].clone().requires_grad_()}
+        for name, value in whole.items():
+            leaves[name] = (value[rows] if name in own else value).clone().requires_grad_()
+        given: dict[str, Any] = {name: leaves[name] for name in whole}
+        if self.columns == "memory":
+            given["memory"] = normal(13, 11, seed=3, dtype=self.dtype)
+            given["memory_labels"] = identities(13, seed=4)
+        if self.of is Everything:
+            given["b"] = torch.tensor(0.5)
+        options = {"backend": self.backend, "reduction": self.reduction, **across}
+        loss = fused_pair_loss(self.of(), leaves["feats"], samples[1][rows], **given, **options)
+        return [loss.detach(), *torch.autograd.grad(loss, list(leaves.values()), upstream)]
+
+    def check(self, rank: int, counts: Sequence[int], exchange: str) -> None:
+        rows, total, in_batch = own_rows(counts, rank), sum(counts), self.columns == "batch"
+        samples = normal(total, 11, seed=1, dtype=self.dtype), identities(total, seed=2)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        columns = total if in_batch else 13
+        sizes = {"scalar": 1, "row": total, "column": columns, "identity": IDENTITIES}
+        kinds = {v.name: v.kind for v in self.of.formula.variables if v.given}
+        whole = {
+            name: 0.5 + normal(sizes[kind], seed=7, dtype=wide).abs()
+            for name, kind in kinds.items()
+        }
+        own = {name for name, k in kinds.items() if k == "row" or (k == "column" and in_batch)}
+        upstream, of_all = torch.tensor(1.7, dtype=wide), torch.tensor(1.7, dtype=wide)
+        if self.reduction == "none":
+            of_all = normal(total, seed=6, dtype=wide)
+            upstream = of_all[rows]
+        else:
+            of_all = of_all * len(counts)
+        want_loss, *want = self.evaluate(slice(None), whole, own, samples, of_all)
+        across = {"group": dist.group.WORLD, "exchange": exchange}
+        loss, *got = self.evaluate(rows, whole, own, samples, upstream, **across)
+        allowed = (SAME_LOSS, SAME_GRADIENT)
+        if self.dtype == torch.float64:
+            allowed = (EXACT, EXACT)
+        if self.reduction == "none":
+            want_loss = want_loss[rows]
+        check_same(f"{self}: loss", loss, want_loss, allowed[0])
+        for name, a, b in zip(("feats", *whole), got, want, strict=True):
+            # Of what a rank has alone, W times the objective: data parallelism averages it.
+            b = b[rows] if name == "feats" or name in own else b / len(counts)
+            check_same(f"{self}: {name}", a, b, allowed[1])
+
+
+def _across(rank: int, counts: Sequence[int], backend: str, dtype: torch.dtype) -> None:
+    """Against one process that has all batches."""
+    patched_blocks(pytest.MonkeyPatch(), (7, 4))
+    for case in itertools.product((Everything, NormPairs), ("batch", "memory"), ("mean", "none")):
+        for exchange in ("gather", "ring"):
+            _AcrossCase(*case, backend, dtype).check(rank, counts, exchange)
+
+
+@pytest.mark.parametrize("counts", [(19, 4), (5, 0, 23)], ids=str)
+@needs_native
+def test_across_ranks(counts: Sequence[int]) -> None:
+    run_ranks(len(counts), _across, counts, "native", torch.float32)
+
+
+def test_across_ranks_by_the_reference() -> None:
+    run_ranks(2, _across, (9, 4), "reference", torch.float64)
+
+
+def _sharded(rank: int, counts: Sequence[int]) -> None:
+    """Against one process with all classes; the upstream gradient is the same on every rank."""
+    size, own, total = len(counts), own_rows(counts, rank), sum(counts)
+    feats = normal(total, 11, seed=1)
+    labels = torch.randint(-1, 17, (total,), generator=torch.Generator().manual_seed(2))
+    for of, when in itertools.product((OneScalar, Norms, Margins, Curricular), (None, "backward")):
+        kinds = {v.name: v.kind for v in of.formula.variables if v.given}
+        kept = {
+            name: 0.6 if kind == "scalar" else 0.5 + normal(17, seed=8).abs()
+            for name, kind in kinds.items()
+            if kind != "row"
+        }
+        whole = ClassLoss(of(), 11, 17, backend="native", **kept)
+        shard = PartialFC(of(), 11, 17, backend="native", **kept)
+        with torch.no_grad():
+            whole.weight.copy_(normal(17, 11, seed=3))
+            shard.weight.copy_(whole.weight[shard.shard.start : shard.shard.stop])
+        if when is not None:
+            shard.fuse(SampledSGD(shard.parameters(), lr=0.5), when)
+        rows = {n: 0.3 + normal(total, seed=9).abs() for n, kind in kinds.items() if kind == "row"}
+        results = []
+        for module, some in ((whole, slice(None)), (shard, own)):
+            leaves = {"feats": feats[some].clone().requires_grad_()}
+            leaves |= {name: value[some].clone().requires_grad_() for name, value in rows.items()}
+            given = {name: leaves[name] for name in rows}
+            loss = module(leaves["feats"], labels[some], **given)
+            loss.backward()
+            results.append((loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}))
+        (want_loss, want), (loss, got) = results
+        name = f"{of.__name__} {when}"
+        check_same(f"{name}: loss", loss, want_loss, SAME_LOSS)
+        for each, gradient in got.items():
+            check_same(f"{name}: {each}", gradient, want[each][own] * size, SAME_GRADIENT)
+        classes = slice(shard.shard.start, shard.shard.stop)
+        kept_of = dict(shard.loss.named_parameters())
+        for each, parameter in whole.named_parameters():
+            mine, gradient = kept_of[each], parameter.grad
+            if each == "weight" and when is not None:
+                moved = parameter.detach() - 0.5 * gradient
+                check_same(f"{name}: {each}", mine.detach(), moved[classes], SAME_GRADIENT)
+                continue
+            gradient = gradient[classes] if gradient.dim() else gradient
+            check_same(f"{name}: {each}", mine.grad.to_dense(), gradient, SAME_GRADIENT)
+
+
+@needs_native
+@pytest.mark.parametrize("counts", [(7,), (9, 0, 4)], ids=str)
+def test_sharded_classes(counts: Sequence[int]) -> None:
+    run_ranks(len(counts), _sharded, counts)
