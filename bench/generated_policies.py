@@ -39,7 +39,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "generated_policies.json
 #: The last commit whose policies are all hand-written.
 COMMIT = "d971dd7"
 #: Losses that had policies by hand, one each.
-HANDWRITTEN = ("uss", "uce", "margin_softmax", "sphereface2", "pair_softmax", "pair_logsumexp")
+HANDWRITTEN = ("pair_softmax", "uss", "uce", "sphereface2", "margin_softmax", "pair_logsumexp")
 PARTS = ("instructions", "cycles", "times")
 #: More than this over the hand-written one, and that one stays.
 GATE = 0.03
