@@ -27,11 +27,16 @@ import torch
 from torch import Tensor
 
 import unitsface_kernels as uk
+from train.examples import policies as examples
 from unitsface_kernels import policy
 
 from .machine import machine
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+#: The page whose table has the examples.
+PAGE = ROOT / "docs" / "custom_losses.md"
+BEGIN, END = "<!-- custom policies: begin -->", "<!-- custom policies: end -->"
 BUILT_IN, CUSTOM, TILES, EAGER = "built-in", "custom", "eager tiles", "eager"
 LEAST_ROUNDS = 5
 #: A custom loss may take this much longer than the built-in one.
@@ -96,21 +101,12 @@ class UCE(policy.Class):
         return self.scale * c - self.b
 
 
-class Contrastive(policy.Pair):
-    """A loss that no built-in one has."""
-
-    margin: policy.Number = 0.4
-
-    def positive(self, c):
-        return 1 - c
-
-    def negative(self, c):
-        return policy.maximum(c - self.margin, 0)
-
-
 @dataclass(frozen=True)
 class Workload:
-    """``rows`` samples, in one batch or against ``classes`` weights, of 512 numbers."""
+    """``rows`` samples, in one batch or against ``classes`` weights, of 512 numbers.
+
+    ``margin``: of a policy with a learned one per class.
+    """
 
     name: str
     policy: policy.Policy
@@ -118,6 +114,7 @@ class Workload:
     rows: int
     classes: int = 0
     threshold: float | None = None
+    margin: float | None = None
     size: int = 512
 
     def inputs(self) -> list[Tensor]:
@@ -131,13 +128,16 @@ class Workload:
             found = [feats, weight, labels]
         if self.threshold is not None:
             found.append(torch.tensor(self.threshold, requires_grad=True))
+        if self.margin is not None:
+            found.append(torch.full((self.classes,), self.margin, requires_grad=True))
         return found
 
     def custom(self, backend: str, *inputs: Tensor) -> Tensor:
-        given = {} if self.threshold is None else {"b": inputs[-1]}
-        tensors = inputs if self.threshold is None else inputs[:-1]
+        count = 3 if self.classes else 2
+        name = "b" if self.threshold is not None else "margin"
+        given = dict(zip([name], inputs[count:], strict=False))
         loss = uk.fused_class_loss if self.classes else uk.fused_pair_loss
-        return loss(self.policy, *tensors, backend=backend, **given)
+        return loss(self.policy, *inputs[:count], backend=backend, **given)
 
     def implementations(self) -> dict[str, Callable[..., Tensor]]:
         found = {
@@ -157,7 +157,11 @@ WORKLOADS = (
     Workload("pair-softmax-1k", PairSoftmax(), uk.fused_pair_softmax_loss, 1024),
     Workload("cosface-10k", CosFace(), uk.fused_margin_softmax_loss, 256, 10_000),
     Workload("uce-10k", UCE(), uk.fused_uce_loss, 256, 10_000, threshold=20.0),
-    Workload("contrastive-1k", Contrastive(), None, 1024),
+    Workload("contrastive-1k", examples.Contrastive(), None, 1024),
+    Workload("verification-1k", examples.Verification(), None, 1024, threshold=10.0),
+    Workload("class-margin-10k", examples.ClassMargin(), None, 256, 10_000, margin=0.4),
+    Workload("circle-1k", examples.Circle(), uk.fused_circle_loss, 1024),
+    Workload("adaptive-margin-10k", examples.AdaptiveMargin(), None, 256, 10_000),
 )
 
 
@@ -266,12 +270,45 @@ def table(results: dict) -> str:
     return "\n".join([*lines, ""])
 
 
+def page_table(workloads: dict[str, dict[str, dict[str, tuple[float, float, float]]]]) -> str:
+    """The examples of :data:`PAGE`: medians in milliseconds."""
+    lines = [
+        "| formula | size | compiled | eager tiles, no compiler | eager, N × M | built-in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for workload in WORKLOADS:
+        found = workloads.get(workload.name)
+        if found is None or type(workload.policy).__module__ != examples.__name__:
+            continue
+        size = f"N = {workload.rows}"
+        if workload.classes:
+            size += ", C = " + f"{workload.classes:,}".replace(",", " ")
+        times = (
+            f"{1e3 * found[name]['seconds'][1]:.3g} ms" if name in found else "none"
+            for name in (CUSTOM, TILES, EAGER, BUILT_IN)
+        )
+        cells = [type(workload.policy).__name__, size, *times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fill_page(results: dict) -> None:
+    head, rest = PAGE.read_text().split(BEGIN)
+    _, tail = rest.split(END)
+    note = f"Medians of interleaved rounds, {results['machine']['processor']}, " + (
+        f"{results['machine']['threads']} threads ([all results](../bench/results/custom_policies.md))."
+    )
+    table = page_table(results["workloads"])
+    PAGE.write_text(f"{head}{BEGIN}\n{note}\n\n{table}\n{END}{tail}")
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     known = [workload.name for workload in WORKLOADS]
     parser = argparse.ArgumentParser(prog="python -m bench.custom_policies", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="per workload")
     parser.add_argument("--only", nargs="+", choices=known, default=known)
+    parser.add_argument("--page", action="store_true", help="fill the table of the documentation")
     parser.add_argument("--out", type=Path, default=RESULTS / "custom_policies.json")
     arguments = parser.parse_args(argv)
     # What the eager tiles say.
@@ -292,6 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     text = table(results)
     arguments.out.with_suffix(".md").write_text(text)
     print(text)
+    if arguments.page:
+        fill_page(results)
 
 
 if __name__ == "__main__":
