@@ -273,7 +273,7 @@ def table(results: dict) -> str:
 def page_table(workloads: dict[str, dict[str, dict[str, tuple[float, float, float]]]]) -> str:
     """The examples of :data:`PAGE`: medians in milliseconds."""
     lines = [
-        "| formula | size | compiled | eager tiles, no compiler | eager, N × M | built-in |",
+        "| formula | size | compiled | eager tiles, no compiler | eager matrix | built-in |",
         "|---|---|---|---|---|---|",
     ]
     for workload in WORKLOADS:
@@ -295,8 +295,10 @@ def page_table(workloads: dict[str, dict[str, dict[str, tuple[float, float, floa
 def fill_page(results: dict) -> None:
     head, rest = PAGE.read_text().split(BEGIN)
     _, tail = rest.split(END)
-    note = f"Medians of interleaved rounds, {results['machine']['processor']}, " + (
-        f"{results['machine']['threads']} threads ([all results](../bench/results/custom_policies.md))."
+    facts = results["machine"]
+    note = (
+        f"Medians of interleaved rounds, {facts['processor']}, {facts['threads']} threads "
+        "([all results](../bench/results/custom_policies.md))."
     )
     table = page_table(results["workloads"])
     PAGE.write_text(f"{head}{BEGIN}\n{note}\n\n{table}\n{END}{tail}")
