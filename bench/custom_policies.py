@@ -197,7 +197,7 @@ def measure(workload: Workload, seconds: float) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in losses}
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(times[CUSTOM]) < LEAST_ROUNDS:
-        # Each turn begins with another one: whoever follows a slow one finds a cold cache.
+        # Each round begins with another one: after a slow one the cache is cold.
         names = list(losses)
         first = len(times[CUSTOM]) % len(names)
         for name in names[first:] + names[:first]:

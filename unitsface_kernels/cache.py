@@ -47,9 +47,8 @@ def make_folder(path: Path) -> None:
 def private_folder(*names: str) -> Path:
     """The folder ``names`` below :func:`folder`, created if it is missing.
 
-    Whoever can write there decides what this user executes. So the cache folder and those below it
-    must be real folders of this user that nobody else can write to, and nobody may be able to
-    exchange the cache folder itself.
+    What is written there is executed. So the cache folder and those below it must be real folders of
+    this user, not writable by others, and the cache folder itself must not be exchangeable.
 
     Raises:
         UnsafeFolderError: that is not so.
@@ -126,7 +125,7 @@ def only_one(path: Path, seconds: float) -> Iterator[None]:
     """Lets one process at a time make a file; another waits for it, for ``seconds`` at most.
 
     Only work is saved: files are written whole with or without this. Where files cannot be locked,
-    nobody waits.
+    no process waits.
     """
     with path.with_name(path.name + ".lock").open("ab") as file:
         deadline = time.monotonic() + seconds

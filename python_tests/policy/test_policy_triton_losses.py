@@ -111,7 +111,7 @@ def test_a_module_is_kept_and_readable(folder: Path, fresh: LossSpec) -> None:
 
 
 def test_what_lies_in_the_cache_is_not_executed(folder: Path, fresh: LossSpec) -> None:
-    """A file that somebody changed: the formula's own text is what runs."""
+    """A changed file: the formula's own text is what runs."""
     losses.policy_of(fresh)
     (file,) = _files(folder)
     text = file.read_text()
