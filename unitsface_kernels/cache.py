@@ -47,8 +47,8 @@ def make_folder(path: Path) -> None:
 def private_folder(*names: str) -> Path:
     """The folder ``names`` below :func:`folder`, created if it is missing.
 
-    What is written there is executed. So the cache folder and those below it must be real folders of
-    this user, not writable by others, and the cache folder itself must not be exchangeable.
+    What is written there is executed. So the cache folder and those below it must be real folders
+    of this user, not writable by others, and the cache folder itself must not be exchangeable.
 
     Raises:
         UnsafeFolderError: that is not so.
