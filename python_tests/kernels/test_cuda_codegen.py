@@ -104,7 +104,7 @@ def policies(macro: str) -> list[str]:
 
 
 def has_positives(policy: str) -> bool:
-    headers = (SOURCES / "include" / "unitsface" / "losses").glob("*.h")
+    headers = (SOURCES / "include" / "unitsface" / "generated").glob("*.h")
     body = next(t for t in map(Path.read_text, headers) if f"struct {policy} " in t)
     return "kPositives = true" in body.split(f"struct {policy} ")[1].split("\n};")[0]
 

@@ -346,6 +346,8 @@ def test_tiny_gradient_is_below_every_gradient_of_the_grid() -> None:
     for name, spec, values, case in parity_cases():
         if case.name != "base":
             continue
+        if name.startswith("circle-none-"):
+            continue  # no pair weighs anything
         _, gradients = build(case, spec, values).evaluate("reference")
         for key, gradient in gradients.items():
             assert float(gradient.norm()) > 1e10 * TINY, f"{name}: {key}"

@@ -34,7 +34,7 @@ class Wrong:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "own_losses.py").write_text(SOURCE)
+    (tmp_path / "losses_to_show.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text(SOURCE.replace("1 - c", "policy.log(c)"))
     return tmp_path
 
@@ -48,7 +48,7 @@ def _run(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_formula_derivatives_and_kernels_are_printed(folder: Path) -> None:
-    done = _run(folder, "own_losses:Contrastive")
+    done = _run(folder, "losses_to_show:Contrastive")
     assert done.returncode == 0, done.stderr
     for line in (
         "positive = 1 - cosine",
@@ -65,9 +65,9 @@ def test_formula_derivatives_and_kernels_are_printed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("own_losses:Wrong", "policy must be module:Class of a policy"),
-        ("own_losses", "policy must be module:Class of a policy"),
-        ("own_losses:Missing", "policy must be module:Class of a policy"),
+        ("losses_to_show:Wrong", "policy must be module:Class of a policy"),
+        ("losses_to_show", "policy must be module:Class of a policy"),
+        ("losses_to_show:Missing", "policy must be module:Class of a policy"),
         ("missing_module:Contrastive", "No module named 'missing_module'"),
         ("broken:Contrastive", "not finite at cosine -1"),
     ],

@@ -48,7 +48,8 @@ def test_the_recipes_are_these() -> None:
         *("casia", "webface4m", "glint360k", "webface42m")
     }
     assert {*LOSSES} == {
-        *("arcface", "cosface", "epl", "sphereface2", "uniface", "unitsface", "uss")
+        *("arcface", "cosface", "epl", "sphereface2", "uniface", "unitsface", "uss"),
+        "own_contrastive",
     }
 
 

@@ -68,8 +68,8 @@ def _both(
         }
 
     def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        # A constant has no dimension, and is on the CPU.
-        return found.to(first).expand(torch.broadcast_shapes(first.shape, second.shape))
+        # A constant has no dimension, and is on the CPU. (torch.broadcast_shapes imports SymPy.)
+        return found.to(first).expand_as(torch.broadcast_tensors(first, second)[0])
 
     def evaluated(first: Tensor, second: Tensor, params: _Params) -> Tensor:
         return shaped(evaluate(of, bindings(first, second, params)), first, second)

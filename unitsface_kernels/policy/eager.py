@@ -54,7 +54,10 @@ def _value(
     dtype: torch.dtype,
 ) -> Value:
     if e in bindings:
-        return bindings[e]
+        value = bindings[e]
+        # Of torch.compile: arithmetic of Python on it would be a guard on the very result.
+        symbolic = isinstance(value, torch.SymFloat)
+        return torch.full((), value, dtype=torch.float64) if symbolic else value
     if e.op == "const":
         return bool(e.payload) if e.mask else value_of(e)
     operation = OPERATIONS[e.op]
