@@ -75,11 +75,12 @@ class KernelForm:
     def constants(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """The floats that kernels receive, from the loss's parameters as ``LossSpec.pack`` has
         them."""
-        if params not in self._known:
+        found = self._known.get(params)
+        if found is None:
             if len(self._known) >= 1024:
                 self._known.clear()
-            self._known[params] = host_values(self.uniforms, self.formula, params)
-        return self._known[params]
+            found = self._known[params] = host_values(self.uniforms, self.formula, params)
+        return found
 
 
 def host_values(
