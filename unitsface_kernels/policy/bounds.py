@@ -63,7 +63,9 @@ def _sampled(e: Expression, formula: Formula, params: tuple[float, ...]) -> floa
         for inner in topological(e):
             if inner.op == "leaf" and inner not in bindings:
                 bindings[inner] = others.double()[:, None]
-        largest = max(largest, float(evaluate(e, bindings).abs().max()))
+        # Not where a variable is outside of what the formula is defined for.
+        found = evaluate(e, bindings).abs().nan_to_num(0.0, 0.0)
+        largest = max(largest, float(found.max()))
     return largest
 
 
