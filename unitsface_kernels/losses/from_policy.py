@@ -44,7 +44,7 @@ def spec_of(
         function=function,
         source=source,
         valid_rows=valid_rows,
-        # Asked for every tile.
+        # Called for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
         triplet=None if formula.triplet is None else triplet_of(formula),
         finish=None if formula.finish is None else finish_of(formula),

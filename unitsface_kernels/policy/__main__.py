@@ -1,4 +1,4 @@
-"""``python -m unitsface_kernels.policy``: what becomes of formulas."""
+"""``python -m unitsface_kernels.policy``: kernels of formulas, written or shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import sys
 
 from .definition import Policy
-from .expression import FormulaError
 from .generate import generate
 from .show import shown
 
@@ -24,7 +23,7 @@ def _show(options: argparse.Namespace) -> int:
     module, _, name = options.policy.partition(":")
     try:
         found = getattr(importlib.import_module(module), name or "", None)
-    except (ImportError, FormulaError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 2
     if not (isinstance(found, type) and issubclass(found, Policy)) or not hasattr(found, "formula"):

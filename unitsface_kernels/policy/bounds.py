@@ -21,7 +21,7 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     """A bound of |d value / d cosine| of terms, or of |d logit / d cosine| of negatives, and of
     positives if there is any number of them; for ``LossSpec.slope_bound``.
 
-    By interval arithmetic; where that knows little, twice the largest of many samples. 0 for
+    By interval arithmetic; where that is loose, twice the largest of many samples. 0 for
     "topk", which has no gradient tiles.
     """
     slopes = _slopes(kernel_form(formula))
@@ -29,7 +29,7 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
         return 0.0
     rigorous = max(_magnitude(_interval(e, formula, params)) for e in slopes)
     sampled = max(_sampled(e, formula, params) for e in slopes)
-    # Intervals forget that several terms depend on one cosine.
+    # Interval arithmetic takes terms of one cosine as independent.
     return rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
 
 

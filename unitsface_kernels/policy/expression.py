@@ -57,8 +57,9 @@ class Expression:
         args: arguments of the operation.
         payload: value of a constant, name of a leaf.
         kind: of a leaf: "number" (a parameter: the same for all pairs and known on the host),
-            "scalar", "row", "column", "identity" (variables, known on the device), "cosine", or
-            "positive" (whether the pair is one).
+            "scalar", "row", "column", "identity" (variables, known on the device), "threshold",
+            "cosine", "positive" (whether the pair is one), or "argument" (of ``finish`` and
+            ``triplet``).
         mask: whether it is true or false.
         choices: of a number that is one of several words, these words.
         reads: kinds of the leaves below it.

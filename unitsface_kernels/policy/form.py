@@ -8,7 +8,7 @@ from typing import Literal
 
 from .derive import derivative
 from .expression import Expression, build, constant, is_const, leaf, topological, value_of
-from .formula import COSINE, THRESHOLD, Formula
+from .formula import COSINE, THRESHOLD, Formula, variable_leaves
 from .merge import Merger, cost
 from .nan import keeping_nan
 from .normal import Normalizer
@@ -127,7 +127,7 @@ class _Maker:
 
     def _by_all(self, of: Expression) -> tuple[Expression, ...]:
         """d ``of`` / d cosine, threshold and variables."""
-        variables = [leaf(variable.name, variable.kind) for variable in self._formula.variables]
+        variables = variable_leaves(self._formula)
         return tuple(derivative(of, by) for by in (COSINE, THRESHOLD, *variables))
 
     def _slopes(self, of: Expression) -> Slopes:

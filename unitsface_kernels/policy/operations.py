@@ -125,7 +125,7 @@ def _margin(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
 
 
 def _guarded(function: Callable[..., float]) -> Callable[..., float]:
-    """As IEEE arithmetic has it, where Python raises."""
+    """With the results of IEEE arithmetic where Python raises."""
 
     def run(*values: float) -> float:
         try:

@@ -1,4 +1,4 @@
-"""Formulas as text, for people."""
+"""Expressions as infix text."""
 
 from __future__ import annotations
 
