@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.formulas import PARAMS, Rounding, bindings, close, cosines, policy_of, tree
 
+from unitsface_kernels import policy
 from unitsface_kernels.policy.derive import derivative
 from unitsface_kernels.policy.eager import evaluate
 from unitsface_kernels.policy.expression import Expression, build, node, topological, value_of
@@ -160,6 +164,30 @@ def test_simplification_changes_no_value(x: tuple, y: tuple, op: str) -> None:
         torch.testing.assert_close(
             plain.expand(61), simple.expand(61), rtol=1e-12, atol=1e-12, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("exponent", range(17))
+def test_whole_powers_of_negative_numbers(exponent: int) -> None:
+    power = evaluate(policy.pow(COSINE, exponent), {COSINE: cosines()}).expand(61)
+    torch.testing.assert_close(power, cosines() ** exponent)
+
+
+def test_threads_share_nodes() -> None:
+    """A node that two of them make at once is one object, by whose identity kernels find it."""
+    barrier = threading.Barrier(4)
+
+    def made(_: int) -> list[Expression]:
+        barrier.wait()
+        return [node("const", payload=1000.0 + i) for i in range(2000)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            of_threads = list(pool.map(made, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(len(set(map(id, same))) == 1 for same in zip(*of_threads, strict=True))
 
 
 def test_copies_of_expressions_are_the_expressions() -> None:
