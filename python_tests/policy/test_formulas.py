@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 import threading
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from support.formulas import PARAMS, Rounding, bindings, close, cosines, policy_of, tree
 
 from unitsface_kernels import policy
+from unitsface_kernels.policy.cpp import cpp_struct
 from unitsface_kernels.policy.derive import derivative
 from unitsface_kernels.policy.eager import evaluate
 from unitsface_kernels.policy.expression import Expression, build, node, topological, value_of
 from unitsface_kernels.policy.form import POSITIVE, KernelForm, kernel_form, term_of
 from unitsface_kernels.policy.formula import COSINE, THRESHOLD, Formula
 from unitsface_kernels.policy.operations import OPERATIONS
+from unitsface_kernels.policy.triton_source import triton_module
 
 
 @st.composite
@@ -166,6 +169,24 @@ def test_simplification_changes_no_value(x: tuple, y: tuple, op: str) -> None:
         )
 
 
+def test_shared_terms_of_numbers_are_written_once() -> None:
+    class Iterated(policy.Pair):
+        start: policy.Number = 2.0
+
+        def negative(self, c):
+            x = self.start
+            for _ in range(40):
+                x = 0.5 * (x + 2 / x)
+            return x * c + policy.exp(x)
+
+    formula = Iterated.formula
+    for text in (cpp_struct(formula, "Iterated"), triton_module(formula)):
+        assert len(text) < 5000
+    slope, offset = kernel_form(formula).constants((2.0,))
+    assert slope == pytest.approx(2.0**0.5)
+    assert offset == pytest.approx(math.exp(slope))
+
+
 @pytest.mark.parametrize("exponent", range(17))
 def test_whole_powers_of_negative_numbers(exponent: int) -> None:
     power = evaluate(policy.pow(COSINE, exponent), {COSINE: cosines()}).expand(61)
@@ -178,7 +199,7 @@ def test_threads_share_nodes() -> None:
 
     def made(_: int) -> list[Expression]:
         barrier.wait()
-        return [node("const", payload=1000.0 + i) for i in range(2000)]
+        return [node("const", payload=1000.0 + i) for i in range(10000)]
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -183,8 +183,8 @@ def _trace(cls: type[Policy]) -> Formula:
     variables: list[Variable] = []
     computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
     for name in fields:
-        known = hasattr(Policy, name) or name in Policy.__annotations__
-        if known and name not in _WEIGHTS:
+        taken = hasattr(Policy, name) or name in Policy.__annotations__
+        if taken and name not in _WEIGHTS:
             fail(f"{cls.__name__}.{name} is a name that every policy has")
     if cls.combine not in get_args(Combination):
         known = ", ".join(map(repr, get_args(Combination)))
