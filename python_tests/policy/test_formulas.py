@@ -169,6 +169,14 @@ def test_simplification_changes_no_value(x: tuple, y: tuple, op: str) -> None:
         )
 
 
+@pytest.mark.parametrize("x", [0.0, 1e-39, 1.2e-38, 0.5])
+def test_the_slope_of_a_logarithm_next_to_zero(x: float) -> None:
+    value = policy.log(COSINE)
+    leaves = {COSINE: torch.tensor(x, dtype=torch.float64, requires_grad=True)}
+    (got,) = torch.autograd.grad(evaluate(value, leaves), leaves[COSINE])
+    torch.testing.assert_close(got, evaluate(derivative(value, COSINE), leaves))
+
+
 def test_shared_terms_of_numbers_are_written_once() -> None:
     class Iterated(policy.Pair):
         start: policy.Number = 2.0

@@ -247,6 +247,15 @@ def _finish_of_a_scalar(self: Any, positives: Any, negatives: Any) -> Any:
         ),
         (
             policy.Pair,
+            {
+                "combine": "logsumexp",
+                "negative": lambda self, c: c - self.b,
+                "__annotations__": {"b": policy.Threshold},
+            },
+            "combines by 'logsumexp', whose logits have no policy.Threshold",
+        ),
+        (
+            policy.Pair,
             {"values": 1.0, "__annotations__": {"values": policy.Number}},
             "values is a name that every policy has",
         ),

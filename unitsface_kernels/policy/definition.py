@@ -86,7 +86,8 @@ class Policy:
       cosines with other classes; k is the number ``k``, 1 if there is none. With a number
       ``hinges``, "mean" or "sum", that says whether terms are added instead.
 
-    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
+    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`. The
+    log-sum-exps need ``negative``, that over classes both, and read no threshold.
     """
 
     #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
@@ -213,10 +214,15 @@ def _trace(cls: type[Policy]) -> Formula:
         getattr(this, name) if name in fields else _call(cls, this, name) for name in _WEIGHTS
     )
     read = _leaves(*terms.values(), *weights)
-    variables += [Variable(name, "row", given=False) for name in computed if name in read]
+    if cls.combine not in ("sum", "softplus") and THRESHOLD in read:
+        fail(
+            f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
+            "a policy.Scalar is one number that may be learned, too"
+        )
+    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
     if (cls.topology, cls.combine) == ("class", "logsumexp"):
         streamed = _leaves(terms["negative"])
-        variables = [replace(v, streamed=v.name in streamed) for v in variables]
+        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
     variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
     if topology != cls.topology:
@@ -246,10 +252,9 @@ def _trace(cls: type[Policy]) -> Formula:
     )
 
 
-def _leaves(*terms: Expression | None) -> set[object]:
-    """Names of what the terms read."""
+def _leaves(*terms: Expression | None) -> set[Expression]:
     read = topological(*(e for e in terms if e is not None))
-    return {e.payload for e in read if e.op == "leaf"}
+    return {e for e in read if e.op == "leaf"}
 
 
 def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
@@ -299,8 +304,8 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
     found = _call(cls, this, name, *arguments)
     if found is None:
         fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
-    for e in topological(found):
-        if e.op == "leaf" and e.kind != "number" and not any(e is given for given in arguments):
+    for e in _leaves(found) - set(arguments):
+        if e.kind != "number":
             fail(f"{cls.__name__}.{name} may read its arguments and numbers alone, not {e!r}")
     return found
 

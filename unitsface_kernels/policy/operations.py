@@ -78,8 +78,9 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    normal = torch.where(x < SMALLEST_NORMAL, SMALLEST_NORMAL, x)
-    return torch.where(x < 0.0, torch.nan, torch.log(normal))
+    # The derivative is 1 / max(x, the smallest), as in kernels, rather than 0 below it.
+    missing = torch.where(x < SMALLEST_NORMAL, SMALLEST_NORMAL - x, 0.0).detach()
+    return torch.where(x < 0.0, torch.nan, torch.log(x + missing))
 
 
 def _sine(c: Tensor) -> Tensor:
