@@ -12,8 +12,12 @@ from .show import shown
 
 
 def _generate(options: argparse.Namespace) -> int:
-    """Exit status 1 if ``--check`` finds a difference."""
-    found = generate(check=options.check)
+    """Exit status 1 if ``--check`` finds a difference, 2 without the package's sources."""
+    try:
+        found = generate(check=options.check)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
     for difference in found:
         print(difference)
     return int(options.check and bool(found))

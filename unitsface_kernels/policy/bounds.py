@@ -30,7 +30,9 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     rigorous = max(_magnitude(_interval(e, formula, params)) for e in slopes)
     sampled = max(_sampled(e, formula, params) for e in slopes)
     # Interval arithmetic takes terms of one cosine as independent.
-    return rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
+    bound = rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
+    # Scales are quotients by it: where all slopes are 0, any other bound.
+    return bound or 1.0
 
 
 def _slopes(form: KernelForm) -> list[Expression]:
