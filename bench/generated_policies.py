@@ -173,12 +173,11 @@ def _costs(tree: Path, triton: Triton, architecture: int) -> dict[str, float]:
 
 
 def _cycles(tree: Path) -> Iterator[dict[str, Any]]:
-    names = HANDWRITTEN
     for triton in tritons(unpacked()):
         for architecture in ARCHITECTURES:
             old, new = (_costs(place, triton, architecture) for place in (tree, ROOT))
             for key in sorted(old.keys() & new.keys()):
-                of_loss = [name for name in names if f" {name}." in key]
+                of_loss = [name for name in HANDWRITTEN if f" {name}." in key]
                 if of_loss:
                     yield {
                         "loss": of_loss[0],

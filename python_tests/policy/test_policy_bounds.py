@@ -73,6 +73,26 @@ class Cosines(policy.Class):
         return 7.0 * c
 
 
+class Root(policy.Pair):
+    weight: policy.Scalar
+
+    def negative(self, c):
+        return policy.sqrt(self.weight) * c
+
+
+class Constant(policy.Pair):
+    def negative(self, c):
+        return policy.detach(c)
+
+
+def test_a_bound_of_nothing_is_no_divisor_of_zero() -> None:
+    assert slope_bound(Constant.formula, ()) > 0.0
+
+
+def test_values_of_variables_outside_of_the_domain_are_no_samples() -> None:
+    assert slope_bound(Root.formula, ()) >= 100.0
+
+
 def test_a_single_positive_is_excepted() -> None:
     """Its gradient is computed on N numbers."""
     assert slope_bound(Cosines.formula, ()) == 7.0

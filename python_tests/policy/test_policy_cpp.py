@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.formulas import PARAMS, Rounding, bindings, choose_by, close, cosines, policy_of, tree
+from support.formulas import (
+    PARAMS,
+    Rounding,
+    bindings,
+    choose_by,
+    close,
+    cosines,
+    policy_of,
+    tree,
+    without_threshold,
+)
 from support.helpers import ROOT
 from torch import Tensor
 
@@ -77,19 +87,13 @@ def _drawn(count: int, seed: int) -> dict[str, Formula]:
         combine = ("sum", "softplus", "softplus", "logsumexp")[place % 4]
         sides = [tree(choose, 3) for _ in range(2)]
         if combine == "logsumexp":
-            sides = [_without_threshold(side) for side in sides]
+            sides = [without_threshold(side) for side in sides]
         elif place % 8 < 4:
             sides = [("sub", side, ("leaf", "threshold")) for side in sides]
         if place % 10 == 9:
             sides[0] = None  # type: ignore[call-overload]
         formulas[f"Drawn{place}"] = policy_of(*sides, combine).formula  # type: ignore[arg-type]
     return formulas
-
-
-def _without_threshold(drawn: tuple) -> tuple:
-    if drawn == ("leaf", "threshold"):
-        return ("leaf", "a")
-    return (drawn[0], *(_without_threshold(x) if isinstance(x, tuple) else x for x in drawn[1:]))
 
 
 def _source(formulas: dict[str, Formula]) -> str:

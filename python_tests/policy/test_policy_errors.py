@@ -217,6 +217,70 @@ def test_two_formulas_with_one_node_name_their_own_lines() -> None:
     assert kept.formula.negative is not None
 
 
+def _identity(self: Any, c: Any) -> Any:
+    return c
+
+
+def _finish_of_a_scalar(self: Any, positives: Any, negatives: Any) -> Any:
+    return self.positives * negatives
+
+
+@pytest.mark.parametrize(
+    ("base", "body", "says"),
+    [
+        (policy.Pair, {"combine": "softmax"}, "combine must be one of 'sum', 'softplus', "),
+        (policy.Class, {"combine": "logsumexp"}, "combines by 'logsumexp' and has no positive"),
+        (
+            policy.Pair,
+            {"combine": "logsumexp", "positive": _identity, "negative": None},
+            "combines by 'logsumexp' and has no negative",
+        ),
+        (
+            policy.Pair,
+            # A field with the name of an argument is not the argument.
+            {
+                "combine": "logsumexps",
+                "finish": _finish_of_a_scalar,
+                "__annotations__": {"positives": policy.Scalar},
+            },
+            "finish may read its arguments and numbers alone, not positives",
+        ),
+        (
+            policy.Pair,
+            {
+                "combine": "logsumexp",
+                "negative": lambda self, c: c - self.b,
+                "__annotations__": {"b": policy.Threshold},
+            },
+            "combines by 'logsumexp', whose logits have no policy.Threshold",
+        ),
+        (
+            policy.Pair,
+            {"values": 1.0, "__annotations__": {"values": policy.Number}},
+            "values is a name that every policy has",
+        ),
+    ],
+)
+def test_a_policy_without_kernels_is_an_error(
+    base: type[policy.Policy], body: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(FormulaError, match=says):
+        type("Wrong", (base,), {"negative": _identity} | body)
+
+
+def test_a_word_is_compared_with_words() -> None:
+    with pytest.raises(FormulaError, match="kind is compared with 2, but it is 'soft', 'hard'"):
+        _define(lambda self, c: policy.where(self.kind == 2, c, -c))
+
+
+def test_a_weight_may_read_the_norm_of_the_row() -> None:
+    formula = type("Weighted", (policy.Class,), {
+        "combine": "softplus", "positive": _identity, "negative": _identity,
+        "positive_weight": lambda self: self.row_norm,
+    }).formula  # fmt: skip
+    assert [variable.name for variable in formula.variables] == ["row_norm"]
+
+
 def test_numbers_have_defaults_and_names() -> None:
     with pytest.raises(FormulaError, match="margin has no default"):
         type("Bare", (policy.Pair,), {

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,12 +17,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.formulas import PARAMS, Rounding, bindings, close, cosines, policy_of, tree
 
+from unitsface_kernels import policy
+from unitsface_kernels.policy.cpp import cpp_struct
 from unitsface_kernels.policy.derive import derivative
 from unitsface_kernels.policy.eager import evaluate
 from unitsface_kernels.policy.expression import Expression, build, node, topological, value_of
 from unitsface_kernels.policy.form import POSITIVE, KernelForm, kernel_form, term_of
 from unitsface_kernels.policy.formula import COSINE, THRESHOLD, Formula
 from unitsface_kernels.policy.operations import OPERATIONS
+from unitsface_kernels.policy.triton_source import triton_module
 
 
 @st.composite
@@ -160,6 +167,56 @@ def test_simplification_changes_no_value(x: tuple, y: tuple, op: str) -> None:
         torch.testing.assert_close(
             plain.expand(61), simple.expand(61), rtol=1e-12, atol=1e-12, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-39, 1.2e-38, 0.5])
+def test_the_slope_of_a_logarithm_next_to_zero(x: float) -> None:
+    value = policy.log(COSINE)
+    leaves = {COSINE: torch.tensor(x, dtype=torch.float64, requires_grad=True)}
+    (got,) = torch.autograd.grad(evaluate(value, leaves), leaves[COSINE])
+    torch.testing.assert_close(got, evaluate(derivative(value, COSINE), leaves))
+
+
+def test_shared_terms_of_numbers_are_written_once() -> None:
+    class Iterated(policy.Pair):
+        start: policy.Number = 2.0
+
+        def negative(self, c):
+            x = self.start
+            for _ in range(40):
+                x = 0.5 * (x + 2 / x)
+            return x * c + policy.exp(x)
+
+    formula = Iterated.formula
+    for text in (cpp_struct(formula, "Iterated"), triton_module(formula)):
+        assert len(text) < 5000
+    slope, offset = kernel_form(formula).constants((2.0,))
+    assert slope == pytest.approx(2.0**0.5)
+    assert offset == pytest.approx(math.exp(slope))
+
+
+@pytest.mark.parametrize("exponent", range(17))
+def test_whole_powers_of_negative_numbers(exponent: int) -> None:
+    power = evaluate(policy.pow(COSINE, exponent), {COSINE: cosines()}).expand(61)
+    torch.testing.assert_close(power, cosines() ** exponent)
+
+
+def test_threads_share_nodes() -> None:
+    """A node that two of them make at once is one object, by whose identity kernels find it."""
+    barrier = threading.Barrier(4)
+
+    def made(_: int) -> list[Expression]:
+        barrier.wait()
+        return [node("const", payload=1000.0 + i) for i in range(10000)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            of_threads = list(pool.map(made, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(len(set(map(id, same))) == 1 for same in zip(*of_threads, strict=True))
 
 
 def test_copies_of_expressions_are_the_expressions() -> None:

@@ -10,7 +10,9 @@ import pytest
 from support.helpers import ROOT
 
 from unitsface_kernels import policy
+from unitsface_kernels.losses import circle, npt
 from unitsface_kernels.policy.__main__ import main
+from unitsface_kernels.policy.formula import Formula
 from unitsface_kernels.policy.show import shown
 
 SOURCE = """
@@ -69,6 +71,7 @@ def test_formula_derivatives_and_kernels_are_printed(folder: Path) -> None:
         ("losses_to_show", "policy must be module:Class of a policy"),
         ("losses_to_show:Missing", "policy must be module:Class of a policy"),
         ("missing_module:Contrastive", "No module named 'missing_module'"),
+        (":Contrastive", "Empty module name"),
         ("broken:Contrastive", "not finite at cosine -1"),
     ],
 )
@@ -90,8 +93,28 @@ class WithVariable(policy.Class):
         return policy.softplus(self.scale * c)
 
 
+@pytest.mark.parametrize(
+    ("formula", "wanted"),
+    [
+        (
+            npt.Npt.formula,
+            ("triplet = where(x0 <= 0, 0, x0)", "d triplet / d nearest = where(is0, 0, 2)"),
+        ),
+        (
+            circle.Circle.formula,
+            ("finish = softplus(positives + negatives)", "d finish / d positives = x0"),
+        ),
+    ],
+)
+def test_formulas_of_rows_are_shown(formula: Formula, wanted: tuple[str, ...]) -> None:
+    lines = shown(formula).splitlines()
+    assert set(wanted) <= {*lines}
+    assert ("POLICY" in shown(formula)) == (formula.triplet is None)
+
+
 def test_derivatives_by_variables_are_shown() -> None:
     lines = shown(WithVariable.formula).splitlines()
     assert "x0 = sigmoid(scale * cosine)" in lines
     assert "d negative / d scale = x0 * cosine" in lines
-    assert "none: the formula reads variables" in lines
+    assert "struct WithVariable {" in lines
+    assert lines[-1] == "none: the formula reads variables"  # Triton

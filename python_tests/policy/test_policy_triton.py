@@ -11,10 +11,21 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from support.formulas import PARAMS, Rounding, bindings, choose_by, close, cosines, policy_of, tree
+from support.formulas import (
+    PARAMS,
+    Rounding,
+    bindings,
+    choose_by,
+    close,
+    cosines,
+    policy_of,
+    tree,
+    without_threshold,
+)
 from support.triton_tiles import DEVICE
 from torch import Tensor
 
+from unitsface_kernels import policy as language
 from unitsface_kernels.backends.triton.losses import policy as kinds
 from unitsface_kernels.policy.derive import derivative
 from unitsface_kernels.policy.expression import Expression
@@ -96,12 +107,6 @@ def _wanted(policy: object, formula: Formula, side: str) -> list[Expression]:
     return [value, derivative(value, COSINE)]
 
 
-def _without_threshold(drawn: tuple) -> tuple:
-    if drawn == ("leaf", "threshold"):
-        return ("leaf", "a")
-    return (drawn[0], *(_without_threshold(x) if isinstance(x, tuple) else x for x in drawn[1:]))
-
-
 @pytest.mark.parametrize("combine", ["sum", "softplus", "logsumexp"])
 @pytest.mark.parametrize("seed", range(8))
 def test_modules_compute_their_formulas(combine: str, seed: int, tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_modules_compute_their_formulas(combine: str, seed: int, tmp_path: Path)
     topology = "pair" if seed % 2 else "class"
     sides = [tree(choose, 3) for _ in range(2)]
     if combine != "sum":
-        sides = [_without_threshold(side) for side in sides]
+        sides = [without_threshold(side) for side in sides]
     if combine == "softplus":
         sides = [("add", side, ("leaf", "threshold")) for side in sides]
     formula = policy_of(*sides, combine, topology).formula
@@ -129,3 +134,18 @@ def test_modules_compute_their_formulas(combine: str, seed: int, tmp_path: Path)
             weights = [float(str(w)) if w.op == "const" else None for w in formula.weights]
             assert weights == list(policy.weights(form.constants(params)))
             assert policy.threshold_slope == 1.0
+
+
+def test_constants_beyond_float32_are_infinite(tmp_path: Path) -> None:
+    class LeftOut(language.Pair):
+        combine = "logsumexp"
+
+        def negative(self, c):
+            return language.where(c > 0.9, -1e39, c)
+
+    policy = _module(LeftOut.formula, tmp_path, "left_out").POLICY
+    value, slope = _run(policy, (), "negative")
+    left_out = cosines() > 0.9
+    assert bool((value[left_out] == -torch.inf).all())
+    assert bool((slope[left_out] == 0.0).all())
+    torch.testing.assert_close(value[~left_out], cosines().float()[~left_out])

@@ -73,6 +73,12 @@ def tree(choose: Choose, depth: int, root: bool = True) -> Tree:
     return (name, *(tree(choose, depth - 1, root=False) for _ in range(arity)))
 
 
+def without_threshold(drawn: Tree) -> Tree:
+    if drawn == ("leaf", "threshold"):
+        return ("leaf", "a")
+    return (drawn[0], *(without_threshold(x) if isinstance(x, tuple) else x for x in drawn[1:]))
+
+
 def interpreted(drawn: Tree, leaves: Mapping[str, Any]) -> Any:
     name, *args = drawn
     if name == "leaf":

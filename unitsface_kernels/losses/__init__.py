@@ -37,7 +37,7 @@ REGISTRY: dict[str, LossSpec] = {
 
 
 def find(name: str) -> LossSpec:
-    """A loss of the registry, or one of the user's that this process has met."""
+    """A loss of the registry, or a user's own that this process has registered."""
     known = REGISTRY.get(name) or CUSTOM.get(name)
     if known is None:
         raise LookupError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def spec_of(
         function=function,
         source=source,
         valid_rows=valid_rows,
-        # Asked for every tile.
+        # Called for every tile.
         slope_bound=lru_cache(partial(bounds.slope_bound, formula)),
         triplet=None if formula.triplet is None else triplet_of(formula),
         finish=None if formula.finish is None else finish_of(formula),
@@ -61,12 +62,15 @@ def _term(formula: Formula, positive: bool) -> EagerTerm | None:
         logit = -expression if positive else expression
         weight = formula.weights[0 if positive else 1]
         expression = weight * build("softplus", logit)
-    _TERMS.append((formula, expression))
-    return partial(_term_of, len(_TERMS) - 1)
+    place = next(_places)
+    _TERMS[place] = formula, expression
+    return partial(_term_of, place)
 
 
 #: Formulas and expressions of terms, which a graph of torch.compile can only name by numbers.
-_TERMS: list[tuple[Formula, Expression]] = []
+_TERMS: dict[int, tuple[Formula, Expression]] = {}
+#: Each number is given once, also to concurrent threads.
+_places = count()
 
 
 def _term_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 
@@ -44,7 +45,9 @@ def triplet_of(formula: Formula) -> Triplet:
 
 
 #: Values of formulas, which a graph of torch.compile can only name by numbers.
-_VALUES: list[_Value] = []
+_VALUES: dict[int, _Value] = {}
+#: Each number is given once, also to concurrent threads.
+_places = itertools.count()
 
 
 def row_value(place: int, first: Tensor, second: Tensor, params: _Params) -> Tensor:
@@ -74,8 +77,8 @@ def _both(
     def evaluated(first: Tensor, second: Tensor, params: _Params) -> Tensor:
         return shaped(evaluate(of, bindings(first, second, params)), first, second)
 
-    place = len(_VALUES)
-    _VALUES.append(evaluated)
+    place = next(_places)
+    _VALUES[place] = evaluated
 
     def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
         if torch.compiler.is_compiling():

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 def spec(policy: Policy) -> LossSpec:
-    """The loss of a policy as the drivers have it; equal formulas are one loss."""
+    """The loss of a policy as the drivers use it; equal formulas are one loss."""
     # Losses are made of policies.
     from ..losses import custom
 

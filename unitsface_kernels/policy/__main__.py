@@ -1,4 +1,4 @@
-"""``python -m unitsface_kernels.policy``: what becomes of formulas."""
+"""``python -m unitsface_kernels.policy``: kernels of formulas, written or shown."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import importlib
 import sys
 
 from .definition import Policy
-from .expression import FormulaError
 from .generate import generate
 from .show import shown
 
 
 def _generate(options: argparse.Namespace) -> int:
-    """Exit status 1 if ``--check`` finds a difference."""
-    found = generate(check=options.check)
+    """Exit status 1 if ``--check`` finds a difference, 2 without the package's sources."""
+    try:
+        found = generate(check=options.check)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
     for difference in found:
         print(difference)
     return int(options.check and bool(found))
@@ -24,7 +27,7 @@ def _show(options: argparse.Namespace) -> int:
     module, _, name = options.policy.partition(":")
     try:
         found = getattr(importlib.import_module(module), name or "", None)
-    except (ImportError, FormulaError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 2
     if not (isinstance(found, type) and issubclass(found, Policy)) or not hasattr(found, "formula"):

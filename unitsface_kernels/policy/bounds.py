@@ -21,7 +21,7 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     """A bound of |d value / d cosine| of terms, or of |d logit / d cosine| of negatives, and of
     positives if there is any number of them; for ``LossSpec.slope_bound``.
 
-    By interval arithmetic; where that knows little, twice the largest of many samples. 0 for
+    By interval arithmetic; where that is loose, twice the largest of many samples. 0 for
     "topk", which has no gradient tiles.
     """
     slopes = _slopes(kernel_form(formula))
@@ -29,8 +29,10 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
         return 0.0
     rigorous = max(_magnitude(_interval(e, formula, params)) for e in slopes)
     sampled = max(_sampled(e, formula, params) for e in slopes)
-    # Intervals forget that several terms depend on one cosine.
-    return rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
+    # Interval arithmetic takes terms of one cosine as independent.
+    bound = rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
+    # Scales are quotients by it: where all slopes are 0, any other bound.
+    return bound or 1.0
 
 
 def _slopes(form: KernelForm) -> list[Expression]:
@@ -63,7 +65,9 @@ def _sampled(e: Expression, formula: Formula, params: tuple[float, ...]) -> floa
         for inner in topological(e):
             if inner.op == "leaf" and inner not in bindings:
                 bindings[inner] = others.double()[:, None]
-        largest = max(largest, float(evaluate(e, bindings).abs().max()))
+        # Not where a variable is outside of what the formula is defined for.
+        found = evaluate(e, bindings).abs().nan_to_num(0.0, 0.0)
+        largest = max(largest, float(found.max()))
     return largest
 
 

@@ -33,6 +33,9 @@ typename union unsigned using virtual void volatile wchar_t while xor xor_eq
 """
 _TAKEN = frozenset(_WORDS.split())
 
+#: Finite number of float32.
+LARGEST = 3.4028234663852886e38
+
 #: Of a line within a struct.
 _WIDTH = 98
 
@@ -52,7 +55,7 @@ def _literal(value: float | bool) -> str:
         return "true" if value else "false"
     if math.isnan(value):
         return "NAN"
-    if abs(value) > 3.4028234663852886e38:
+    if abs(value) > LARGEST:
         return "INFINITY" if value > 0.0 else "-INFINITY"
     return f"{shortest(value)}f"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from .checks import check_finite
 from .expression import (
@@ -86,7 +86,8 @@ class Policy:
       cosines with other classes; k is the number ``k``, 1 if there is none. With a number
       ``hinges``, "mean" or "sum", that says whether terms are added instead.
 
-    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`.
+    Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`. The
+    log-sum-exps need ``negative``, that over classes both, and read no threshold.
     """
 
     #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
@@ -182,9 +183,14 @@ def _trace(cls: type[Policy]) -> Formula:
     numbers: list[Parameter] = []
     variables: list[Variable] = []
     computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
-    for name, value in computed.items():
-        if name in fields:
+    for name in fields:
+        taken = hasattr(Policy, name) or name in Policy.__annotations__
+        if taken and name not in _WEIGHTS:
             fail(f"{cls.__name__}.{name} is a name that every policy has")
+    if cls.combine not in get_args(Combination):
+        known = ", ".join(map(repr, get_args(Combination)))
+        fail(f"{cls.__name__}.combine must be one of {known}, got {cls.combine!r}")
+    for name, value in computed.items():
         if name != TARGET_COSINE or cls.topology == "class":
             setattr(this, name, value)
     for name, kind in fields.items():
@@ -193,7 +199,7 @@ def _trace(cls: type[Policy]) -> Formula:
             if default is None:
                 raise FormulaError(f"{cls.__name__}.{name} has no default")
             parameter = default if isinstance(default, Parameter) else Parameter("", default)
-            numbers.append(_named(parameter, name))
+            numbers.append(replace(parameter, name=name))
             setattr(this, name, leaf(name, "number", parameter.choices))
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
@@ -204,19 +210,26 @@ def _trace(cls: type[Policy]) -> Formula:
     for name, term in terms.items():
         if term is not None and "cosine" in term.reads:
             terms[name] = keeping_nan(term, COSINE)
-    read = _leaves(terms["positive"], terms["negative"])
-    variables += [Variable(name, "row", given=False) for name in computed if name in read]
+    weights = tuple(
+        getattr(this, name) if name in fields else _call(cls, this, name) for name in _WEIGHTS
+    )
+    read = _leaves(*terms.values(), *weights)
+    if cls.combine not in ("sum", "softplus") and THRESHOLD in read:
+        fail(
+            f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
+            "a policy.Scalar is one number that may be learned, too"
+        )
+    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
     if (cls.topology, cls.combine) == ("class", "logsumexp"):
         streamed = _leaves(terms["negative"])
-        variables = [replace(v, streamed=v.name in streamed) for v in variables]
+        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
     variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
-    weights = tuple(
-        getattr(this, name) if name in fields else _call(cls, this, name)
-        for name in ("positive_weight", "negative_weight")
-    )
     topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
     if topology != cls.topology:
         fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
+    for name in _SIDES.get((cls.topology, cls.combine), ()):
+        if terms[name] is None:
+            fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
@@ -239,22 +252,9 @@ def _trace(cls: type[Policy]) -> Formula:
     )
 
 
-def _leaves(*terms: Expression | None) -> set[object]:
-    """Names of what the terms read."""
+def _leaves(*terms: Expression | None) -> set[Expression]:
     read = topological(*(e for e in terms if e is not None))
-    return {e.payload for e in read if e.op == "leaf"}
-
-
-def _named(parameter: Parameter, name: str) -> Parameter:
-    return Parameter(
-        name,
-        parameter.default,
-        parameter.minimum,
-        parameter.at_least,
-        parameter.maximum,
-        parameter.choices,
-        parameter.integer,
-    )
+    return {e for e in read if e.op == "leaf"}
 
 
 def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) -> Any:
@@ -281,6 +281,13 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
     return found
 
 
+_WEIGHTS = "positive_weight", "negative_weight"
+#: Methods without which a combination has no kernels.
+_SIDES = {
+    ("pair", "logsumexp"): ("negative",),
+    ("pair", "logsumexps"): ("negative",),
+    ("class", "logsumexp"): ("positive", "negative"),
+}
 #: Combinations that only policies of one topology have.
 _ONE_TOPOLOGY: dict[str, Topology] = {"logsumexps": "pair", "topk": "class"}
 #: Nearest columns that kernels find, at most.
@@ -297,6 +304,9 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
     found = _call(cls, this, name, *arguments)
     if found is None:
         fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
+    for e in _leaves(found) - set(arguments):
+        if e.kind != "number":
+            fail(f"{cls.__name__}.{name} may read its arguments and numbers alone, not {e!r}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Formulas as lines of text, for the headers of generated code and for people."""
+"""Formulas as lines of text, for the headers of generated code and for ``show``."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def describe(formula: Formula) -> list[str]:
         "positive_weight": formula.weights[0],
         "negative_weight": formula.weights[1],
         "finish": formula.finish,
+        "triplet": formula.triplet,
     }
     shown = {
         name: e

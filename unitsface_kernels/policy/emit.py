@@ -188,13 +188,14 @@ _TEMPORARY = re.compile(r"(x|is|part|k)\d+")
 def _describe(e: Expression) -> str | None:
     if e.op == "leaf":
         return str(e.payload)
-    args = [_describe(arg) for arg in e.args]
     if e.op == "neg":
-        return args[0] and f"minus_{args[0]}"
+        inner = _describe(e.args[0])
+        return inner and f"minus_{inner}"
+    args = [str(arg.payload) for arg in e.args]
     if e.op in ("cos", "sin", "exp", "log", "sqrt") and e.args[0].op == "leaf":
         return f"{e.op}_{args[0]}"
     if e.op == "mul" and all(arg.op == "leaf" for arg in e.args):
-        return "_times_".join(map(str, args))
+        return "_times_".join(args)
     if e.op == "sub" and is_const(e.args[0], 1.0) and e.args[1].op == "leaf":
         return f"one_minus_{args[1]}"
     if comparison(e) is not None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import linecache
 import operator
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class FormulaError(ValueError):
@@ -54,8 +57,9 @@ class Expression:
         args: arguments of the operation.
         payload: value of a constant, name of a leaf.
         kind: of a leaf: "number" (a parameter: the same for all pairs and known on the host),
-            "scalar", "row", "column", "identity" (variables, known on the device), "cosine", or
-            "positive" (whether the pair is one).
+            "scalar", "row", "column", "identity" (variables, known on the device), "threshold",
+            "cosine", "positive" (whether the pair is one), or "argument" (of ``finish`` and
+            ``triplet``).
         mask: whether it is true or false.
         choices: of a number that is one of several words, these words.
         reads: kinds of the leaves below it.
@@ -139,11 +143,11 @@ class Expression:
         return build("le", other, self)
 
     def __eq__(self, other: object) -> Expression:  # type: ignore[override]
-        if isinstance(other, str):
+        if isinstance(other, str) or (self.choices and not isinstance(other, Expression)):
             if other not in self.choices:
                 known = ", ".join(map(repr, self.choices)) or "a number"
                 fail(f"{self!r} is compared with {other!r}, but it is {known}")
-            other = self.choices.index(other)
+            other = self.choices.index(str(other))
         return build("eq", self, other)
 
     def __ne__(self, other: object) -> Expression:  # type: ignore[override]
@@ -218,6 +222,8 @@ _NUMBERS = frozenset({"number"})
 _PAIRWISE = frozenset({"cosine", "positive"})
 
 _nodes: weakref.WeakValueDictionary[tuple[Any, ...], Expression] = weakref.WeakValueDictionary()
+#: Two threads that made a node at once would have two that count as different.
+_lock = threading.RLock()
 
 
 def fail(problem: str, line: Line | None = None) -> NoReturn:
@@ -241,26 +247,26 @@ class Lines:
             self.of[e] = self.fixed or users_line()
 
 
-_recorder: list[Lines] = []
+_recorder: ContextVar[Lines | None] = ContextVar("recorder", default=None)
 
 
 @contextmanager
 def recorded(lines: Lines) -> Iterator[Lines]:
     """Nodes made within have their lines noted in ``lines``."""
-    _recorder.append(lines)
+    before = _recorder.set(lines)
     try:
         yield lines
     finally:
-        _recorder.pop()
+        _recorder.reset(before)
 
 
 @contextmanager
 def made_by(e: Expression) -> Iterator[None]:
     """Nodes made within, derivatives, have the line of ``e``."""
-    if not _recorder:
+    lines = _recorder.get()
+    if lines is None:
         yield
         return
-    lines = _recorder[-1]
     before, lines.fixed = lines.fixed, lines.of.get(e)
     try:
         yield
@@ -282,15 +288,17 @@ def node(
     """The node itself, without any simplification."""
     # repr, so that 0.0 and -0.0 differ, and NaN equals itself.
     key = (op, tuple(map(id, args)), repr(payload), kind, choices)
-    found = _nodes.get(key)
-    if found is None:
-        found = Expression.__new__(Expression)
-        found.op, found.args, found.payload, found.kind = op, args, payload, kind
-        found.mask, found.choices = mask, choices
-        found.reads = frozenset({kind} - {""}).union(*(arg.reads for arg in args))
-        _nodes[key] = found
-    if _recorder:
-        _recorder[-1].record(found)
+    with _lock:
+        found = _nodes.get(key)
+        if found is None:
+            found = Expression.__new__(Expression)
+            found.op, found.args, found.payload, found.kind = op, args, payload, kind
+            found.mask, found.choices = mask, choices
+            found.reads = frozenset({kind} - {""}).union(*(arg.reads for arg in args))
+            _nodes[key] = found
+    lines = _recorder.get()
+    if lines is not None:
+        lines.record(found)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .derive import derivative
 from .expression import Expression, build, constant, is_const, leaf, topological, value_of
-from .formula import COSINE, THRESHOLD, Formula
+from .formula import COSINE, THRESHOLD, Formula, variable_leaves
 from .merge import Merger, cost
 from .nan import keeping_nan
 from .normal import Normalizer
@@ -75,11 +75,12 @@ class KernelForm:
     def constants(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """The floats that kernels receive, from the loss's parameters as ``LossSpec.pack`` has
         them."""
-        if params not in self._known:
+        found = self._known.get(params)
+        if found is None:
             if len(self._known) >= 1024:
                 self._known.clear()
-            self._known[params] = host_values(self.uniforms, self.formula, params)
-        return self._known[params]
+            found = self._known[params] = host_values(self.uniforms, self.formula, params)
+        return found
 
 
 def host_values(
@@ -126,7 +127,7 @@ class _Maker:
 
     def _by_all(self, of: Expression) -> tuple[Expression, ...]:
         """d ``of`` / d cosine, threshold and variables."""
-        variables = [leaf(variable.name, variable.kind) for variable in self._formula.variables]
+        variables = variable_leaves(self._formula)
         return tuple(derivative(of, by) for by in (COSINE, THRESHOLD, *variables))
 
     def _slopes(self, of: Expression) -> Slopes:

@@ -49,11 +49,11 @@ class Formula:
 
 #: The variable of every formula, and that of the threshold.
 COSINE = leaf("cosine", "cosine")
-THRESHOLD = leaf("threshold", "scalar")
+THRESHOLD = leaf("threshold", "threshold")
 #: What ``finish`` reads: the log-sum-exps of a row's positives and of its negatives.
-SUMS = leaf("positives", "scalar"), leaf("negatives", "scalar")
+SUMS = leaf("positives", "argument"), leaf("negatives", "argument")
 #: What ``triplet`` reads: the cosines of one of the nearest wrong columns and of the target.
-COSINES = leaf("nearest", "scalar"), leaf("target", "scalar")
+COSINES = leaf("nearest", "argument"), leaf("target", "argument")
 
 
 def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Expression, float]:

@@ -46,7 +46,7 @@ def cost(*roots: Expression) -> int:
 
 
 class Merger:
-    """Remembers its choices, so that what values and derivatives share stays shared."""
+    """Caches its choices, so that what values and derivatives share stays shared."""
 
     def __init__(self, mask: Expression) -> None:
         self._mask = mask

@@ -79,7 +79,7 @@ def _parts(e: Expression, sign: int) -> Iterator[tuple[Expression, int]]:
 
 
 class Normalizer:
-    """Remembers what it has brought into normal form, so that shared terms stay shared."""
+    """Caches normal forms, so that shared terms stay shared."""
 
     def __init__(self) -> None:
         self._linear: dict[Expression, _Linear] = {}

@@ -78,8 +78,9 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    normal = torch.where(x < SMALLEST_NORMAL, SMALLEST_NORMAL, x)
-    return torch.where(x < 0.0, torch.nan, torch.log(normal))
+    # The derivative is 1 / max(x, the smallest), as in kernels, rather than 0 below it.
+    missing = torch.where(x < SMALLEST_NORMAL, SMALLEST_NORMAL - x, 0.0).detach()
+    return torch.where(x < 0.0, torch.nan, torch.log(x + missing))
 
 
 def _sine(c: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def _margin(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
 
 
 def _guarded(function: Callable[..., float]) -> Callable[..., float]:
-    """As IEEE arithmetic has it, where Python raises."""
+    """With the results of IEEE arithmetic where Python raises."""
 
     def run(*values: float) -> float:
         try:

@@ -1,13 +1,23 @@
-"""A policy as people want to read it: formula, derivatives, constants, kernels."""
+"""A policy as text: formula, derivatives, constants, kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from .cpp import cpp_struct
 from .derive import derivative
 from .describe import describe, described
-from .expression import Expression, leaf, topological
+from .expression import Expression, FormulaError, topological
 from .form import kernel_form
-from .formula import COSINE, THRESHOLD, Formula, default_params
+from .formula import (
+    COSINE,
+    COSINES,
+    SUMS,
+    THRESHOLD,
+    Formula,
+    default_params,
+    variable_leaves,
+)
 from .text import infix
 from .triton_source import triton_module
 
@@ -17,27 +27,35 @@ def shown(formula: Formula) -> str:
         "Formula": describe(formula),
         "Derivatives": described(_derivatives(formula)),
         "Constants at the default parameters": _constants(formula),
+        "C++": _kernels(formula, lambda: cpp_struct(formula, formula.name)),
+        "Triton": _kernels(formula, lambda: triton_module(formula)),
     }
-    if not formula.variables:
-        parts["C++"] = cpp_struct(formula, formula.name).splitlines()
-        parts["Triton"] = triton_module(formula).splitlines()
-    else:
-        parts["C++ and Triton"] = ["none: the formula reads variables"]
     return "\n\n".join(
         "\n".join([title, "-" * len(title), *lines]) for title, lines in parts.items()
     )
 
 
+def _kernels(formula: Formula, text: Callable[[], str]) -> list[str]:
+    if formula.combine == "topk":
+        return ["none: the kernel is a search, and the formula runs on k numbers per row"]
+    try:
+        return text().splitlines()
+    except FormulaError:
+        return ["none: the formula reads variables"]
+
+
 def _derivatives(formula: Formula) -> dict[str, Expression]:
-    variables = [leaf(variable.name, variable.kind) for variable in formula.variables]
+    of_pairs = COSINE, THRESHOLD, *variable_leaves(formula)
+    arguments = {"positive": of_pairs, "negative": of_pairs, "finish": SUMS, "triplet": COSINES}
     found = {}
-    for side in ("positive", "negative"):
-        value = getattr(formula, side)
+    for name, leaves in arguments.items():
+        value = getattr(formula, name)
         if value is None:
             continue
-        for by in (COSINE, THRESHOLD, *variables):
-            if by is COSINE or any(e is by for e in topological(value)):
-                found[f"d {side} / d {by!r}"] = derivative(value, by)
+        read = set(topological(value))
+        for by in leaves:
+            if by is COSINE or by in read:
+                found[f"d {name} / d {by!r}"] = derivative(value, by)
     return found
 
 

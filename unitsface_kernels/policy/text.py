@@ -1,14 +1,18 @@
-"""Formulas as text, for people."""
+"""Expressions as infix text."""
 
 from __future__ import annotations
 
 import re
 
-from .expression import Expression, value_of
+from .expression import Expression, topological, value_of
 
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2),
           "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0),
           "and": ("&", 0), "or": ("|", 0)}  # fmt: skip
+
+
+#: Numbers and operations of a line.
+_LONGEST = 100
 
 
 def name_of(text: object) -> str:
@@ -18,7 +22,11 @@ def name_of(text: object) -> str:
 
 
 def infix(e: Expression) -> str:
-    return _text(e)[0]
+    """``e`` in one line; "..." if that is a long one, as it may be where terms are shared."""
+    sizes: dict[Expression, int] = {}
+    for inner in topological(e):
+        sizes[inner] = 1 + sum(sizes[arg] for arg in inner.args)
+    return _text(e)[0] if sizes[e] <= _LONGEST else "..."
 
 
 def _text(e: Expression) -> tuple[str, int]:

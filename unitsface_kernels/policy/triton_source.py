@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Mapping
 
-from .cpp import shortest
+from .cpp import LARGEST, shortest
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import Expression, fail, value_of
-from .form import POSITIVE, KernelForm, Slopes, is_uniform, kernel_form
+from .expression import fail, topological, value_of
+from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
 from .merge import cost
 from .operations import OPERATIONS
@@ -30,9 +29,11 @@ _TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
 def _literal(value: float | bool) -> str:
     if isinstance(value, bool):
         return str(value)
-    if math.isfinite(value):
-        return shortest(value)
-    return f'float("{value}")' if value != -math.inf else '-float("inf")'
+    if math.isnan(value):
+        return 'float("nan")'
+    if abs(value) > LARGEST:
+        return 'float("inf")' if value > 0.0 else '-float("inf")'
+    return shortest(value)
 
 
 TRITON = Dialect(
@@ -115,7 +116,7 @@ def _function(head: str, slopes: Slopes, form: KernelForm, tiles: bool = False) 
     if tiles:
         outputs["dthreshold"] = slopes.dthreshold
     names = names_of_constants(form.uniforms, _TAKEN)
-    used = {e for e in form.uniforms if _occurs(e, outputs)}
+    used = set(topological(*outputs.values(), above=names))
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     lines, texts = straight_line(TRITON, outputs, known)
     if tiles:
@@ -130,13 +131,6 @@ def _function(head: str, slopes: Slopes, form: KernelForm, tiles: bool = False) 
     ]
     lines = [*unpacked, *lines, f"return {', '.join(texts.values())}"]
     return ["@triton.jit", head, *(f"    {line}" for line in lines)]
-
-
-def _occurs(constant: Expression, outputs: Mapping[str, Expression]) -> bool:
-    def below(e: Expression) -> bool:
-        return e is constant or (not is_uniform(e) and any(map(below, e.args)))
-
-    return any(map(below, outputs.values()))
 
 
 def _sum_policy(form: KernelForm) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .expression import Expression, build, is_const, lift, value_of
+from .expression import Expression, build, constant, is_const, lift, value_of
 
 Number = Expression | float
 
@@ -90,19 +90,19 @@ def square(x: Number) -> Expression:
 
 
 def pow(x: Number, t: Number) -> Expression:
-    """x^t for x >= 0; small whole exponents, for which x may be negative, are multiplied out."""
+    """x^t for x >= 0; constant whole exponents from 0 to 16 are multiplied out, for any x."""
     exponent = lift(t)
-    if is_const(exponent) and value_of(exponent) in (1.0, 2.0, 3.0, 4.0):
-        base = lift(x)
-        squared = build("mul", base, base)
-        powers = (
-            base,
-            squared,
-            build("mul", squared, base),
-            build("mul", squared, squared),
-        )
-        return powers[int(value_of(exponent)) - 1]
+    if is_const(exponent) and value_of(exponent) in range(17):
+        return _whole_power(lift(x), int(value_of(exponent)))
     return build("pow", x, exponent)
+
+
+def _whole_power(x: Expression, t: int) -> Expression:
+    if t < 2:
+        return x if t else constant(1)
+    half = _whole_power(x, t // 2)
+    squared = build("mul", half, half)
+    return build("mul", squared, x) if t % 2 else squared
 
 
 def detach(x: Number) -> Expression:

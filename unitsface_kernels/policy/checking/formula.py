@@ -15,7 +15,15 @@ from ..derive import derivative
 from ..eager import evaluate
 from ..expression import Expression, build, is_const, leaf, node, topological
 from ..form import POSITIVE, kernel_form
-from ..formula import COSINE, COSINES, SUMS, THRESHOLD, Formula, number_bindings
+from ..formula import (
+    COSINE,
+    COSINES,
+    SUMS,
+    THRESHOLD,
+    Formula,
+    number_bindings,
+    variable_leaves,
+)
 from ..operations import OPERATIONS
 from .report import Finding
 
@@ -73,8 +81,7 @@ def _outputs(value: _Value) -> Iterator[tuple[str, Expression]]:
 
 def _values(formula: Formula) -> Iterator[_Value]:
     form = kernel_form(formula)
-    variables = [leaf(v.name, v.kind) for v in formula.variables]
-    leaves = [COSINE, *([THRESHOLD] if formula.threshold else []), *variables]
+    leaves = [COSINE, *([THRESHOLD] if formula.threshold else []), *variable_leaves(formula)]
     for side in ("positive", "negative"):
         own = getattr(formula, side)
         if own is None:

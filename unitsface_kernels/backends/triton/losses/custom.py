@@ -27,7 +27,7 @@ def _module(text: str) -> ModuleType:
     """``text`` as a module, of a file in the cache folder if there can be one.
 
     What is executed here, and what Triton compiles, is the text itself: Python's cache of source
-    lines has it. The file is for people and profilers; changing it changes nothing else.
+    lines has it. The file serves debuggers and profilers; a change of it has no effect.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     name = f"{__name__}.generated_{digest}"
