@@ -42,7 +42,9 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
     float highest = -INFINITY;
 #pragma omp simd reduction(max : highest)
     for (int64_t j = 0; j < t.m; ++j) {
-      const float z = negative_at(policy, t, i, j, row[j]).value;
+      float z = negative_at(policy, t, i, j, row[j]).value;
+      // A neighbor's cosine is not enough where the logit depends on the column.
+      if (VariablesOf<Policy>::kColumns > 0) z = inside && j == target ? -INFINITY : z;
       highest = z > highest ? z : highest;
     }
     const float previous = t.maximum[i];
