@@ -49,9 +49,10 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
     }
     const float previous = t.maximum[i];
     const float maximum = highest > previous ? highest : previous;
+    const float shift = maximum == -INFINITY ? 0.0f : maximum;
     // Logits are computed twice: the cosines may be needed again, and their row is in the cache.
     const auto term = [&](int64_t j) {
-      return exp_clamped(negative_at(policy, t, i, j, row[j]).value - maximum);
+      return exp_clamped(negative_at(policy, t, i, j, row[j]).value - shift);
     };
     const int64_t split = inside ? target : t.m;
     float sum = 0.0f;
@@ -60,6 +61,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = split + 1; j < t.m; ++j) sum += term(j);
     if (inside) row[target] = target_cosine;
+    if (highest == -INFINITY && sum == sum) return;  // every logit is -inf
     const float kept = t.total[i] == 0.0f ? 0.0f : t.total[i] * exp_clamped(previous - maximum);
     t.maximum[i] = maximum;
     t.total[i] = kept + sum;

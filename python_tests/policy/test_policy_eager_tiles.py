@@ -11,7 +11,7 @@ from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
 from support.grid import extended_if, parity_cases, representatives
 from support.helpers import Target, patched_blocks
-from support.policies import Contrastive, custom_problem, specs
+from support.policies import Contrastive, Hard, custom_problem, specs
 
 from unitsface_kernels.backends import eager, native
 from unitsface_kernels.backends.eager import EagerEngine
@@ -131,6 +131,15 @@ def test_autocast_rounds_nothing(name: str, no_compiler: None) -> None:
     torch.testing.assert_close(same, loss, rtol=0.0, atol=0.0)
     for part, gradient in gradients.items():
         torch.testing.assert_close(found[part], gradient, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("low", [0.1, 0.99])
+def test_negatives_may_be_left_out(
+    low: float, no_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_blocks(monkeypatch, (4, 4))
+    p = custom_problem(Case("ad hoc", rows=9, dim=8, columns=21), custom.spec(Hard()), {"low": low})
+    check_against_reference(NATIVE, p, torch.float32)
 
 
 def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
