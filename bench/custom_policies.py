@@ -29,6 +29,7 @@ from torch import Tensor
 import unitsface_kernels as uk
 from train.examples import policies as examples
 from unitsface_kernels import policy
+from unitsface_kernels.backends.native import custom, loader
 
 from .machine import machine
 
@@ -323,6 +324,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     for workload in WORKLOADS:
         if workload.name in arguments.only:
+            reason = custom.failure(policy.spec(workload.policy), loader.extension())
+            if reason is not None:
+                sys.exit(f"error: the formula of {workload.name} is not compiled: {reason}")
             times = measure(workload, arguments.seconds)
             results["workloads"][workload.name] = summary(times)
             results["first_use_s"][workload.name] = first_use(workload.name)

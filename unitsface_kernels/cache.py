@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: A process that waits for another one's file looks this often.
+#: Between two attempts to lock what another process holds.
 POLL_S = 0.05
 
 
@@ -59,7 +59,8 @@ def private_folder(*names: str) -> Path:
         raise FileNotFoundError("the user has no home folder")
     path = Path(os.path.abspath(root))
     make_folder(path)
-    for above in path.resolve().parents:
+    # With links on the way: of these folders, too, another one could be put in the place.
+    for above in (*path.parents, *path.resolve().parents):
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             _refuse(path, f"lies in {above}, to which everyone can write")

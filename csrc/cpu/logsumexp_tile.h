@@ -42,14 +42,17 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
     float highest = -INFINITY;
 #pragma omp simd reduction(max : highest)
     for (int64_t j = 0; j < t.m; ++j) {
-      const float z = negative_at(policy, t, i, j, row[j]).value;
+      float z = negative_at(policy, t, i, j, row[j]).value;
+      // A neighbor's cosine is not enough where the logit depends on the column.
+      if (VariablesOf<Policy>::kColumns > 0) z = inside && j == target ? -INFINITY : z;
       highest = z > highest ? z : highest;
     }
     const float previous = t.maximum[i];
     const float maximum = highest > previous ? highest : previous;
+    const float shift = maximum == -INFINITY ? 0.0f : maximum;
     // Logits are computed twice: the cosines may be needed again, and their row is in the cache.
     const auto term = [&](int64_t j) {
-      return exp_clamped(negative_at(policy, t, i, j, row[j]).value - maximum);
+      return exp_clamped(negative_at(policy, t, i, j, row[j]).value - shift);
     };
     const int64_t split = inside ? target : t.m;
     float sum = 0.0f;
@@ -58,6 +61,7 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = split + 1; j < t.m; ++j) sum += term(j);
     if (inside) row[target] = target_cosine;
+    if (highest == -INFINITY && sum == sum) return;  // every logit is -inf
     const float kept = t.total[i] == 0.0f ? 0.0f : t.total[i] * exp_clamped(previous - maximum);
     t.maximum[i] = maximum;
     t.total[i] = kept + sum;

@@ -74,7 +74,7 @@ class Pool {
     next_.store(0, std::memory_order_relaxed);
     entry_.store(helpers * kSeat);
     if (sleeping_.load() > 0) {
-      // Taken once, so that who found no seat is asleep by now.
+      // Taken once, so that a thread without a seat is asleep by now.
       {
         const std::lock_guard<std::mutex> lock(mutex_);
       }

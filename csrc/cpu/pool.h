@@ -4,7 +4,7 @@
 // spin for milliseconds, and at its end each waits for all others, even for one that has had no
 // processor yet: beside other work on the machine most of the time is then spent waiting. Here any
 // thread, the calling one included, takes the next chunk of the loop. The calling thread waits for
-// chunks that others have begun, never for one that has not started, and who waits sleeps soon.
+// chunks that others have begun, never for one that has not started; it soon sleeps.
 #pragma once
 
 #include <cstdint>

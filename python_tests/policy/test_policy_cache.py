@@ -72,6 +72,17 @@ def test_a_place_where_everyone_can_exchange_the_folder_is_refused(root: Path) -
     assert cache.private_folder() == root
 
 
+def test_a_place_where_everyone_can_exchange_a_link_is_refused(root: Path, monkeypatch) -> None:
+    shared, own = root.parent / "shared", root.parent / "own"
+    for made in (shared, own):
+        made.mkdir()
+    shared.chmod(0o777)
+    (shared / "link").symlink_to(own)
+    monkeypatch.setenv("UNITSFACE_CACHE_DIR", str(shared / "link" / "cache"))
+    with pytest.raises(UnsafeFolderError, match=f"{shared}, to which everyone can write"):
+        cache.private_folder()
+
+
 def test_a_place_that_cannot_be_written_is_an_error_of_the_system(root: Path, monkeypatch) -> None:
     monkeypatch.setenv("UNITSFACE_CACHE_DIR", "/proc/none")
     with pytest.raises(OSError, match="/proc/none"):
@@ -117,7 +128,7 @@ def test_one_process_at_a_time_makes_a_file(root: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_nobody_waits_forever(root: Path) -> None:
+def test_waiting_has_an_end(root: Path) -> None:
     """For a process that was stopped while it made the file."""
     path = cache.private_folder() / "file"
     with cache.only_one(path, 60.0):

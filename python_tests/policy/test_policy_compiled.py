@@ -14,10 +14,11 @@ from support.cases import ALL_VARIANTS, CASES, HALF, THRESHOLDS, Case
 from support.compiled import failure, needs_compiler, shared_objects
 from support.evaluation import check_against_reference
 from support.grid import extended_if
-from support.helpers import Target
+from support.helpers import Target, patched_blocks
 from support.policies import (
     POLICIES,
     Contrastive,
+    Hard,
     Unified,
     custom_problem,
     specs,
@@ -73,6 +74,13 @@ def test_results_are_those_of_the_built_in_loss() -> None:
     built_in.backward()
     torch.testing.assert_close(mine, built_in)
     torch.testing.assert_close(rows.grad, other.grad)
+
+
+@pytest.mark.parametrize("low", [0.1, 0.99])
+def test_negatives_may_be_left_out(low: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched_blocks(monkeypatch, (4, 4))
+    p = custom_problem(Case("ad hoc", rows=9, dim=8, columns=21), custom.spec(Hard()), {"low": low})
+    check_against_reference(NATIVE, p, torch.float32)
 
 
 @pytest.mark.parametrize("name", list(SPECS))

@@ -11,7 +11,7 @@ from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
 from support.grid import extended_if, parity_cases, representatives
 from support.helpers import Target, patched_blocks
-from support.policies import Contrastive, custom_problem, specs
+from support.policies import Contrastive, Hard, custom_problem, specs
 
 from unitsface_kernels.backends import eager, native
 from unitsface_kernels.backends.eager import EagerEngine
@@ -122,6 +122,26 @@ def test_users_losses_without_a_compiler(
             check_against_reference(NATIVE, p, torch.float32)
 
 
+@pytest.mark.parametrize("name", [n for n, s in CUSTOM.items() if s.reduction != "nearest"])
+def test_autocast_rounds_nothing(name: str, no_compiler: None) -> None:
+    p = custom_problem(Case("ad hoc"), CUSTOM[name])
+    loss, gradients = p.evaluate("native")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same, found = p.evaluate("native")
+    torch.testing.assert_close(same, loss, rtol=0.0, atol=0.0)
+    for part, gradient in gradients.items():
+        torch.testing.assert_close(found[part], gradient, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("low", [0.1, 0.99])
+def test_negatives_may_be_left_out(
+    low: float, no_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_blocks(monkeypatch, (4, 4))
+    p = custom_problem(Case("ad hoc", rows=9, dim=8, columns=21), custom.spec(Hard()), {"low": low})
+    check_against_reference(NATIVE, p, torch.float32)
+
+
 def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
     eager.warn.cache_clear()
@@ -135,7 +155,7 @@ def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in said
 
 
-@pytest.mark.parametrize("name", CUSTOM)
+@pytest.mark.parametrize("name", [n for n, s in CUSTOM.items() if s.reduction != "nearest"])
 @pytest.mark.parametrize("kind", ["in-batch", "memory with gradient", "classes", "class subset"])
 def test_on_a_device_memory_is_bounded_and_nothing_waits(name: str, kind: str) -> None:
     """A custom loss on CUDA tensors where the native backend is asked for."""
@@ -147,6 +167,14 @@ def test_on_a_device_memory_is_bounded_and_nothing_waits(name: str, kind: str) -
     check_matmuls(found.tape, aligned=False)
     assert found.tape.waits() == []
     assert found.tape.extra_bytes <= allowed_bytes(found.problem)
+
+
+def test_a_search_runs_on_the_kernels_of_the_device(recwarn: pytest.WarningsRecorder) -> None:
+    """It is the same for every formula."""
+    (spec,) = (s for s in CUSTOM.values() if s.reduction == "nearest")
+    found = record(spec, KINDS["classes"], torch.bfloat16, "native", make=custom_problem)
+    assert "nearest_tile" in {work.name for work in found.tape.of("native")}
+    assert not [str(w.message) for w in recwarn if "operations of Torch" in str(w.message)]
 
 
 @pytest.mark.filterwarnings("ignore:.*Triton:RuntimeWarning")

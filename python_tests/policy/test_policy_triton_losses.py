@@ -12,8 +12,8 @@ from support.cases import CASES, Case
 from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_capturable, check_matmuls, record
 from support.grid import extended_if
-from support.helpers import TARGETS, Target
-from support.policies import Contrastive, custom_problem, specs
+from support.helpers import TARGETS, Target, patched_blocks
+from support.policies import Contrastive, Hard, custom_problem, specs
 
 from unitsface_kernels import policy
 from unitsface_kernels.losses import LossSpec, custom
@@ -61,6 +61,22 @@ def _grid() -> list:
 def test_parity(target: Target, spec: LossSpec, case: Case, dtype: torch.dtype) -> None:
     p = custom_problem(case, spec, {}, dtype, target.device)
     check_against_reference(target, p, dtype)
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+@pytest.mark.parametrize("low", [0.1, 0.99])
+def test_negatives_may_be_left_out(
+    target: Target, low: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched_blocks(monkeypatch, (4, 4))
+    p = custom_problem(
+        Case("ad hoc", rows=9, dim=8, columns=21),
+        custom.spec(Hard()),
+        {"low": low},
+        torch.float32,
+        target.device,
+    )
+    check_against_reference(target, p, torch.float32)
 
 
 @pytest.mark.parametrize("target", TRITON, ids=str)

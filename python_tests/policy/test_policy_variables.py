@@ -66,6 +66,33 @@ def test_parity(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None
     check_against_reference(NATIVE, make(of, case, dtype), dtype)
 
 
+class _Shifted(policy.Class):
+    """A negative's logit that depends on its class."""
+
+    combine = "logsumexp"
+    shift: policy.PerIdentity
+
+    def positive(self, c):
+        return c
+
+    def negative(self, c):
+        return c + self.shift
+
+
+@needs_native
+def test_a_target_does_not_raise_the_maximum() -> None:
+    """As a negative it would, by so much that nothing was left of the others."""
+    feats, weight, labels = torch.randn(3, 8), torch.randn(5, 8), torch.tensor([0, 1, -1])
+    shift = torch.tensor([200.0, 0.0, 0.0, 0.0, 0.0])
+    losses = [
+        fused_class_loss(
+            _Shifted(), feats, weight, labels, shift=shift, reduction="none", backend=backend
+        )
+        for backend in ("native", "reference")
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
 @needs_native
 @needs_compiler
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,19 @@ class SoftTriplet(policy.Class):
 
     def triplet(self, nearest, target):
         return policy.softplus(self.scale * (nearest - policy.square(target)))
+
+
+class Hard(policy.Class):
+    """Easy negatives are left out: of some rows, and of some tiles of others, all of them."""
+
+    combine = "logsumexp"
+    low: policy.Number = 0.1
+
+    def positive(self, c):
+        return 8 * c
+
+    def negative(self, c):
+        return policy.where(c > self.low, 8 * c, -math.inf)
 
 
 POLICIES = (

@@ -12,14 +12,14 @@
 // or, if they meet in a log-sum-exp,
 //
 //   Logit positive(float cosine) const;   // called once per row
-//   Logit negative(float cosine) const;   // called for every pair
+//   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
 //
 // with one positive per row (classes), or with any number of them (samples), which may have a
 // log-sum-exp of their own,
 //
 //   static constexpr bool kPositives;     // false: positive pairs take no part
 //   Logit positive(float cosine) const;   // called for every pair; absent without kPositives
-//   Logit negative(float cosine) const;   // called for every pair; {-inf, 0} leaves one out
+//   Logit negative(float cosine) const;
 //
 // A policy may read tensors, its variables: numbers that are one for all pairs, one per row, or one
 // per column. It has

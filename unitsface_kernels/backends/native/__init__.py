@@ -29,7 +29,13 @@ _NOTHING = nullcontext()
 
 
 def context(call: Call) -> AbstractContextManager[object]:
-    """Nothing: kernels get their device, and matmuls write into float32, autocast or not."""
+    """Nothing: kernels get their device, and matmuls write into float32, autocast or not.
+
+    A user's loss may need operations of Torch that autocast would round to its dtype.
+    """
+    device = call.rows.device.type
+    if call.spec.name in CUSTOM and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return _NOTHING
 
 
@@ -54,7 +60,7 @@ def no_kernels(call: Call) -> str | None:
     """Why there are no kernels of a user's loss; None if there are."""
     from . import custom
 
-    if call.rows.is_cuda:
+    if call.rows.is_cuda and call.spec.reduction != "nearest":
         return "only CPU kernels are compiled at run time; on CUDA tensors, use Triton"
     return custom.failure(call.spec, loader.extension())
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...losses import LossSpec
+from ...losses import CUSTOM, LossSpec
 from ..dense import zeros
 from . import variables
 from .call import Call, Gradients, Result, split_weights
@@ -84,6 +84,9 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = -negative_weight * slope
+    if call.spec.name in CUSTOM:
+        # Where the logits of all negatives are -inf: exp(-inf - inf) is 0.
+        log_negatives = log_negatives.masked_fill(log_negatives == -torch.inf, torch.inf)
     masses = None
     of_variables = None
     if call.spec.variables:

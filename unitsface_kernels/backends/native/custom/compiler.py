@@ -30,7 +30,7 @@ class Compiler:
     """A compiler by its command.
 
     Attributes:
-        identity: what it says of its version.
+        identity: output of ``--version``.
     """
 
     command: tuple[str, ...]

@@ -111,35 +111,41 @@ def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
     """
     source = source_of(spec)
     try:
-        folder = files.private_folder(*folder_names(native, compiler))
-        kept = folder / name_of(source)
-        if not files.is_intact(kept):
-            with files.only_one(kept, TIMEOUT_S):
-                # Another process may have made it in the meantime.
-                if not files.is_intact(kept):
-                    _build(source, kept, native, compiler)
+        library = _kept(source, native, compiler)
     except OSError as error:
         warnings.warn(
             f"compiled losses are not kept, each process compiles them: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
-        _load_unkept(spec, source, native, compiler)
-        return
-    try:
-        library = _open(kept)
-    except LoadError:
-        # Whole, but of another system: a home folder that several share.
-        _build(source, kept, native, compiler)
-        library = _open(kept)
+        library = _not_kept(source, native, compiler)
     _register(spec, library, native)
 
 
-def _load_unkept(spec: LossSpec, source: str, native: ModuleType, compiler: Compiler) -> None:
-    with tempfile.TemporaryDirectory(prefix="unitsface_kernels-") as folder:
-        made = Path(folder) / "policy.so"
-        _build(source, made, native, compiler)
-        _register(spec, _open(made), native)
+def _kept(source: str, native: ModuleType, compiler: Compiler) -> ctypes.CDLL:
+    """From the cache, where it is put if it is not there; OSError: there is none."""
+    kept = files.private_folder(*folder_names(native, compiler)) / name_of(source)
+    if not files.is_intact(kept):
+        with files.only_one(kept, TIMEOUT_S):
+            # Another process may have made it in the meantime.
+            if not files.is_intact(kept):
+                _build(source, kept, native, compiler)
+    try:
+        return _open(kept)
+    except LoadError:
+        # Whole, but of another system: a home folder that several share.
+        _build(source, kept, native, compiler)
+        return _open(kept)
+
+
+def _not_kept(source: str, native: ModuleType, compiler: Compiler) -> ctypes.CDLL:
+    try:
+        with tempfile.TemporaryDirectory(prefix="unitsface_kernels-") as folder:
+            made = Path(folder) / "policy.so"
+            _build(source, made, native, compiler)
+            return _open(made)
+    except OSError as error:
+        raise LoadError(f"there is no folder for the compiled loss ({error})") from None
 
 
 def _build(source: str, target: Path, native: ModuleType, compiler: Compiler) -> None:

@@ -45,7 +45,7 @@ def _file(name: str, text: str) -> str:
     """Where the text lies; without a cache folder of the user's own, a name alone."""
     try:
         path = cache.private_folder("triton") / name
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_bytes() != text.encode():
             cache.write(path, text.encode())
     except (OSError, cache.UnsafeFolderError):
         return f"<{name}>"
