@@ -50,6 +50,12 @@ class Classes(policy.Class):
     def negative(self, c):
         return 16 * c
 
+class Rows(policy.Pair):
+    easy: policy.PerRow
+
+    def negative(self, c):
+        return c * self.easy
+
 something = 3
 """
 
@@ -236,6 +242,7 @@ def test_what_is_no_name_of_a_class_is_refused_unread(name: str) -> None:
         (["loss.pair=own_losses:Pairs", "loss.pair_options.scale=-1"], "scale must be > 0, got -1"),
         (["loss.pair=own_losses:Pairs", "loss.pair_options.thresholds=two"], "thresholds must be"),
         (["loss.class=own_losses:Classes", "loss.class_options.kind=x"], "kind must be one of"),
+        (["loss.pair=own_losses:Rows"], "own_losses:Rows: training has no values of easy, which"),
     ],
 )
 def test_mistakes_are_one_line(
