@@ -94,4 +94,5 @@ def test_derivatives_by_variables_are_shown() -> None:
     lines = shown(WithVariable.formula).splitlines()
     assert "x0 = sigmoid(scale * cosine)" in lines
     assert "d negative / d scale = x0 * cosine" in lines
-    assert "none: the formula reads variables" in lines
+    assert "struct WithVariable {" in lines
+    assert lines[lines.index("Triton") + 2] == "none: the formula reads variables"

@@ -45,6 +45,7 @@ def describe(formula: Formula) -> list[str]:
         "positive_weight": formula.weights[0],
         "negative_weight": formula.weights[1],
         "finish": formula.finish,
+        "triplet": formula.triplet,
     }
     shown = {
         name: e

@@ -1,13 +1,13 @@
-"""A policy as people want to read it: formula, derivatives, constants, kernels."""
+"""A policy as text: formula, derivatives, constants, kernels."""
 
 from __future__ import annotations
 
 from .cpp import cpp_struct
 from .derive import derivative
 from .describe import describe, described
-from .expression import Expression, leaf, topological
+from .expression import Expression, FormulaError, leaf, topological
 from .form import kernel_form
-from .formula import COSINE, THRESHOLD, Formula, default_params
+from .formula import COSINE, COSINES, SUMS, THRESHOLD, Formula, default_params
 from .text import infix
 from .triton_source import triton_module
 
@@ -18,24 +18,31 @@ def shown(formula: Formula) -> str:
         "Derivatives": described(_derivatives(formula)),
         "Constants at the default parameters": _constants(formula),
     }
-    if not formula.variables:
-        parts["C++"] = cpp_struct(formula, formula.name).splitlines()
-        parts["Triton"] = triton_module(formula).splitlines()
-    else:
-        parts["C++ and Triton"] = ["none: the formula reads variables"]
+    for language, generated in (("C++", _cpp), ("Triton", triton_module)):
+        try:
+            parts[language] = generated(formula).splitlines()
+        except FormulaError:
+            parts[language] = ["none: the formula reads variables"]
+        if formula.triplet is not None:
+            parts[language] = ["none: the search for the nearest columns does not depend on it"]
     return "\n\n".join(
         "\n".join([title, "-" * len(title), *lines]) for title, lines in parts.items()
     )
 
 
+def _cpp(formula: Formula) -> str:
+    return cpp_struct(formula, formula.name)
+
+
 def _derivatives(formula: Formula) -> dict[str, Expression]:
     variables = [leaf(variable.name, variable.kind) for variable in formula.variables]
     found = {}
-    for side in ("positive", "negative"):
+    of_rows = {"finish": SUMS, "triplet": COSINES}
+    for side in ("positive", "negative", *of_rows):
         value = getattr(formula, side)
         if value is None:
             continue
-        for by in (COSINE, THRESHOLD, *variables):
+        for by in of_rows.get(side, (COSINE, THRESHOLD, *variables)):
             if by is COSINE or any(e is by for e in topological(value)):
                 found[f"d {side} / d {by!r}"] = derivative(value, by)
     return found
