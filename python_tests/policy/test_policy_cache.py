@@ -117,7 +117,7 @@ def test_one_process_at_a_time_makes_a_file(root: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_nobody_waits_forever(root: Path) -> None:
+def test_waiting_ends(root: Path) -> None:
     """For a process that was stopped while it made the file."""
     path = cache.private_folder() / "file"
     with cache.only_one(path, 60.0):

@@ -63,11 +63,11 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
     streamed = [variable for variable in spec.variables if variable.streamed]
     names = ", ".join(v.name for v in streamed)
     classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
-    problem = None
+    problem, others = None, '"reference"'
     if not classes and spec.reduction != "sum":
         problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
     elif streamed and backend != "native":
-        problem = f"variables ({names}) that every pair reads"
+        problem, others = f"variables ({names}) that every pair reads", '"native" or "reference"'
     elif classes:
         columns = {v.name for v in streamed if v.side == "column"}
         learned = [name for name in with_gradient(spec, given) if name in columns]
@@ -75,7 +75,7 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
             problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
     if problem is not None:
         raise ValueError(
-            f'{problem} are not supported by backend {backend} yet; use backend="reference"'
+            f"{problem} are not supported by backend {backend} yet; use backend={others}"
         )
 
 
