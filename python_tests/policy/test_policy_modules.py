@@ -287,6 +287,10 @@ def test_a_sum_of_both_is_unitsface() -> None:
         ),
         (lambda: PairLoss(Threshold(), thresholds="per_identity"), "num_identities must be given"),
         (
+            lambda: ClassLoss(Cosine(), 8, 3, thresholds="per_class"),
+            "Cosine has no threshold, got thresholds='per_class'",
+        ),
+        (
             lambda: PairLoss(Threshold(), init_threshold=float("nan")),
             "init_threshold must be finite",
         ),
