@@ -145,6 +145,8 @@ def cosine_threshold(loss: nn.Module) -> float | None:
     if isinstance(loss, uk.SphereFace2Loss):
         level = (1.0 - float(loss.bias.detach()) / loss.scale) / 2.0
         return 2.0 * max(0.0, level) ** (1.0 / float(loss.options["t"])) - 1.0
+    if isinstance(loss, (uk.PairLoss, uk.ClassLoss)):
+        return None  # what a threshold means is up to the user's formula
     b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
     if isinstance(b, Tensor) and b.numel() == 1 and scale:
         return float(b.detach()) / float(scale)

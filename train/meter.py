@@ -107,5 +107,7 @@ def scale_of(*losses: nn.Module | None) -> str:
         if loss is not None
         for module in loss.modules()
         if isinstance(getattr(module, "scale", None), int | float | Tensor)
+        # A user's formula may have one per identity.
+        and torch.as_tensor(module.scale).numel() == 1
     ]
     return ", ".join(dict.fromkeys(found)) or "none"

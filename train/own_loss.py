@@ -52,13 +52,22 @@ def policy_and_options(key: str, name: str, options: dict[str, Any]) -> tuple[An
     """
     cls = _find(key, name)
     numbers = [parameter.name for parameter in cls.formula.numbers]
-    kept = [v.name for v in cls.formula.variables if v.given and v.kind != "row"]
+    given = [v for v in cls.formula.variables if v.given]
+    # As the modules: the columns of a class loss are the classes.
+    of_calls = ("row",) if key == "class" else ("row", "column")
+    unknown = [v.name for v in given if v.kind in of_calls]
+    if unknown:
+        raise UserError(
+            f"loss.{key}={name}: training has no values of {', '.join(unknown)}, which the "
+            "formula needs in every step"
+        )
+    kept = [v.name for v in given]
     known = [*numbers, *kept, *_KINDS[key][2]]
     for option in options:
         if option not in known:
             raise UserError(f"loss.{key}_options.{option}: {name} takes {', '.join(known)}")
-    given = {option: value for option, value in options.items() if option in numbers}
-    return cls(**given), {o: value for o, value in options.items() if o not in numbers}
+    policy = cls(**{option: value for option, value in options.items() if option in numbers})
+    return policy, {o: value for o, value in options.items() if o not in numbers}
 
 
 def build_own(key: str, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:

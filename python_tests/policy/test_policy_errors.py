@@ -292,6 +292,13 @@ def test_numbers_have_defaults_and_names() -> None:
         made(scale=3.0)
 
 
+@pytest.mark.parametrize("name", ["b", "labels", "threshold", "positives"])
+def test_names_that_variables_cannot_have(name: str) -> None:
+    annotations = {name: policy.Scalar}
+    with pytest.raises(FormulaError, match=f"Wrong.{name} is a name that variables cannot have"):
+        _define(lambda self, c: c, __annotations__=annotations)
+
+
 def test_a_number_of_numpy_is_a_number() -> None:
     formula = _define(lambda self, c: np.float32(2.0) * c + np.float64(1.0)).formula
     assert repr(formula.negative) == "2 * cosine + 1"

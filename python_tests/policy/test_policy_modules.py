@@ -243,8 +243,6 @@ def test_copies_pickles_and_state_dicts_are_equal(name: str) -> None:
 @each_target
 def test_compiled_in_one_graph(target: Target, name: str) -> None:
     module = COMPILED[name]().to(target.device)
-    if module.policy.formula.variables and target.backend == "triton":
-        pytest.skip("its kernels read no variables")
     module.backend = target.backend
     feats = torch.randn(9, D, device=target.device, requires_grad=True)
     labels = torch.arange(9, device=target.device) % 5
@@ -288,6 +286,10 @@ def test_a_sum_of_both_is_unitsface() -> None:
             "one, per_identity, got 'per_class'",
         ),
         (lambda: PairLoss(Threshold(), thresholds="per_identity"), "num_identities must be given"),
+        (
+            lambda: ClassLoss(Cosine(), 8, 3, thresholds="per_class"),
+            "Cosine has no threshold, got thresholds='per_class'",
+        ),
         (
             lambda: PairLoss(Threshold(), init_threshold=float("nan")),
             "init_threshold must be finite",

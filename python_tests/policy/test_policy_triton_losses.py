@@ -14,6 +14,7 @@ from support.fake_device import KINDS, allowed_bytes, check_capturable, check_ma
 from support.grid import extended_if
 from support.helpers import TARGETS, Target, patched_blocks
 from support.policies import Contrastive, Hard, custom_problem, specs
+from support.variables import make
 
 from unitsface_kernels import policy
 from unitsface_kernels.losses import LossSpec, custom
@@ -61,6 +62,32 @@ def _grid() -> list:
 def test_parity(target: Target, spec: LossSpec, case: Case, dtype: torch.dtype) -> None:
     p = custom_problem(case, spec, {}, dtype, target.device)
     check_against_reference(target, p, dtype)
+
+
+class OfTargets(policy.Class):
+    """Variables of every kind, which the targets' logits alone read."""
+
+    combine = "logsumexp"
+    margin: policy.PerIdentity
+    of_row: policy.PerRow
+    factor: policy.Scalar
+
+    def positive(self, c):
+        return 8 * self.factor * (c - self.margin) + self.of_row * policy.tanh(self.row_norm)
+
+    def negative(self, c):
+        return 8 * c
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+@pytest.mark.parametrize("name", ["base", "ignored", "subset"])
+def test_variables_of_targets(target: Target, name: str) -> None:
+    case = {
+        "base": Case("base"),
+        "ignored": Case("ignored", rows=9, labels="ignored"),
+        "subset": Case("subset", rows=7, columns=21, subset=True, topology="class"),
+    }[name]
+    check_against_reference(target, make(OfTargets, case), torch.float32)
 
 
 @pytest.mark.parametrize("target", TRITON, ids=str)

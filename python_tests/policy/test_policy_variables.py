@@ -169,6 +169,18 @@ def test_values_without_a_gradient(of: type[policy.Policy], backend: str) -> Non
 
 @needs_native
 @each_policy
+def test_filtering_leaves_out_nothing(of: type[policy.Policy]) -> None:
+    """Variables of any size have no bound to which a tolerance could be relative."""
+    p = make(of, Case("ad hoc", rows=90, columns=100))
+    _, want = p.evaluate("native")
+    p.values = {**p.values, "skip_tolerance": 1e-3}
+    _, found = p.evaluate("native")
+    for name, gradient in want.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
+@needs_native
+@each_policy
 def test_a_retained_graph_and_numbers(of: type[policy.Policy]) -> None:
     p = make(of, Case("ad hoc", rows=9, columns=10))
     leaves = p.leaves()

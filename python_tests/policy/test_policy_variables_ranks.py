@@ -157,3 +157,73 @@ def _sharded(rank: int, counts: Sequence[int]) -> None:
 @pytest.mark.parametrize("counts", [(7,), (9, 0, 4)], ids=str)
 def test_sharded_classes(counts: Sequence[int]) -> None:
     run_ranks(len(counts), _sharded, counts)
+
+
+class _PerKind(policy.Pair):
+    of_identity: policy.PerIdentity
+    scalar: policy.Scalar
+    of_row: policy.PerRow
+
+    def positive(self, c):
+        return self.scalar * self.of_row * (1 - c)
+
+    def negative(self, c):
+        return policy.maximum(c - self.of_identity, 0)
+
+
+class _RowMargin(policy.Class):
+    combine = "logsumexp"
+    margin: policy.PerRow
+
+    def positive(self, c):
+        return 8 * (c - self.margin)
+
+    def negative(self, c):
+        return 8 * c
+
+
+def _numbers(rank: int) -> list[float]:
+    feats, labels = normal(5 + rank, 4, seed=rank), identities(5 + rank, seed=rank)
+    found = []
+    for of_identity in (0.3, torch.full((IDENTITIES,), 0.3)):
+        loss = fused_pair_loss(
+            _PerKind(),
+            feats,
+            labels,
+            of_identity=of_identity,
+            scalar=1.5,
+            of_row=feats[:, 0],
+            group=dist.group.WORLD,
+            backend="native",
+        )
+        found.append(float(loss))
+    return found
+
+
+@needs_native
+def test_a_number_is_the_same_for_every_identity() -> None:
+    for number, tensor in run_ranks(2, _numbers):
+        assert number == tensor
+
+
+def _differing(rank: int) -> list[str]:
+    feats, labels = normal(6, 4, seed=1), identities(6, seed=2)
+    given: dict[str, Any] = {"of_identity": 0.3, "group": dist.group.WORLD, "backend": "native"}
+    found = []
+    for scalar, learned in ((1.0 + rank, False), (torch.tensor(1.0).requires_grad_(), rank == 0)):
+        of_row = feats[:, 0].clone().requires_grad_(learned)
+        with pytest.raises(ValueError, match="must be the same on every rank") as error:
+            fused_pair_loss(_PerKind(), feats, labels, scalar=scalar, of_row=of_row, **given)
+        found.append(str(error.value))
+    of_row = feats[:, 0].clone().requires_grad_(rank == 0)
+    with pytest.raises(ValueError, match=r"gradients of variables .* \['margin'\] on rank 0, \[\]"):
+        PartialFC(_RowMargin(), 4, 17, backend="native")(feats, labels, margin=of_row)
+    return found
+
+
+@needs_native
+def test_ranks_with_other_variables_are_told() -> None:
+    for numbers, gradients in run_ranks(2, _differing):
+        assert "scalar must be the same" in numbers
+        assert "1.0 on rank 0, 2.0 on rank 1" in numbers
+        assert "['scalar', 'of_row'] on rank 0, ['scalar'] on rank 1" in gradients

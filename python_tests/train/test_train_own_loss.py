@@ -18,9 +18,11 @@ from train.config import make_config
 from train.errors import UserError
 from train.evaluate import run as evaluate
 from train.evaluation.model import load_model
-from train.losses import build_loss
+from train.losses import build_loss, first_threshold
 from train.main import main
+from train.meter import scale_of
 from train.run_folder import read_metrics
+from unitsface_kernels import policy
 
 OWN = """
 from pathlib import Path
@@ -49,6 +51,12 @@ class Classes(policy.Class):
 
     def negative(self, c):
         return 16 * c
+
+class Rows(policy.Pair):
+    easy: policy.PerRow
+
+    def negative(self, c):
+        return c * self.easy
 
 something = 3
 """
@@ -115,6 +123,23 @@ def test_numbers_are_options_of_the_policy(here: Path) -> None:
     assert loss.class_loss.policy.values() == {"margin": 0.7, "kind": "cosine"}
     assert loss.class_loss.weight.shape == (7, 5)
     assert loss.class_loss.init_std == 0.5
+
+
+def test_a_scale_per_identity_is_not_that_of_a_threshold() -> None:
+    class Scaled(policy.Pair):
+        combine = "softplus"
+        scale: policy.PerIdentity = 3.0
+        b: policy.Threshold
+
+        def positive(self, c):
+            return self.scale * c - self.b
+
+        def negative(self, c):
+            return self.scale * c - self.b
+
+    loss = uk.PairLoss(Scaled(), num_identities=4, init_threshold=2.0)
+    assert first_threshold(loss) is None
+    assert scale_of(loss, uk.USSLoss(scale=32.0)) == "32 (USSLoss)"
 
 
 def test_the_recipe_names_an_example(faces: Path, here: Path) -> None:
@@ -237,6 +262,7 @@ def test_what_is_no_name_of_a_class_is_refused_unread(name: str) -> None:
         (["loss.pair=own_losses:Pairs", "loss.pair_options.scale=-1"], "scale must be > 0, got -1"),
         (["loss.pair=own_losses:Pairs", "loss.pair_options.thresholds=two"], "thresholds must be"),
         (["loss.class=own_losses:Classes", "loss.class_options.kind=x"], "kind must be one of"),
+        (["loss.pair=own_losses:Rows"], "own_losses:Rows: training has no values of easy, which"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -98,9 +98,11 @@ def fused_pair_loss(
             (K,) one per identity, of which a pair takes that of its column.
         memory, memory_labels, batch_offset: as of :func:`fused_uss_loss`.
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
-            a positive; "sum", or "none" for (N,).
-        backend: "auto", "native", "triton" or "reference".
-        skip_tolerance, group, exchange: as of :func:`fused_uss_loss`.
+            a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
+        backend: "auto", "native", "triton" or "reference"; docs/custom_losses.md has which of them
+            run formulas with variables.
+        skip_tolerance, group, exchange: as of :func:`fused_uss_loss`. With variables that every
+            pair reads no tile is left out.
         variables: tensors that the formula reads, by the names of its fields: one element for a
             ``policy.Scalar``, (N,) for a ``PerRow``, (M,) for a ``PerColumn``, (K,) for a
             ``PerIdentity``.
@@ -145,7 +147,8 @@ def fused_class_loss(
         class_index: (K,) distinct integer rows of ``weight`` that take part.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,).
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as of :func:`fused_margin_softmax_loss`.
+        skip_tolerance: as of :func:`fused_margin_softmax_loss`. With variables that every pair
+            reads no tile is left out.
         variables: tensors that the formula reads, by the names of its fields: one element for a
             ``policy.Scalar``, (N,) for a ``PerRow``, (C,) for a ``PerColumn`` or ``PerIdentity``.
 

@@ -18,7 +18,7 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples, Values
-from .variables import Variables, most_identities, packed, refuse_unsupported
+from .variables import Variables, most_identities, packed, refuse_unsupported, with_gradient
 
 # What ``agree`` exchanges: config without an offset, tensors compared on the device; number of
 # rows; arguments that have to be the same on every rank.
@@ -109,11 +109,10 @@ def _check(
     validate.choice("exchange", exchange, EXCHANGES)
     identities = most_identities(spec, options.variables, identities)
     validate.call_labels(spec, labels, memory, memory_labels, None, identities)
-    compared = {"memory": memory, "memory_labels": memory_labels, "b": b}
-    for variable in spec.variables:
-        # Each rank has the rows and, in a batch, the columns of its own.
-        if variable.given and variable.kind not in ("row", "column"):
-            compared[variable.name] = (options.variables or {}).get(variable.name)
+    given = options.variables or {}
+    # Each rank has the rows and, in a batch, the columns of its own.
+    shared = {v.name: given.get(v.name) for v in spec.variables if v.kind in ("scalar", "identity")}
+    compared = {"memory": memory, "memory_labels": memory_labels, "b": b, **shared}
     held = {name: value for name, value in compared.items() if isinstance(value, Tensor)}
     if backend != "reference":
         call.refuse_transforms(feats, memory, held.get("b"))
@@ -146,7 +145,9 @@ def _check(
         "b": _described(b),
         "memory": _described(memory),
         "whether feats, memory and b need a gradient": needs[:3],
-        "whether variables need a gradient": needs[3],
+        # Each is exchanged, or not, in the backward pass.
+        "which variables need a gradient": with_gradient(spec, given),
+        **{name: _described(value) for name, value in shared.items()},
         **sums,
     }
     return (config, held), feats.shape[0], same

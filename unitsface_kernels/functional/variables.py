@@ -63,24 +63,30 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
     streamed = [variable for variable in spec.variables if variable.streamed]
     names = ", ".join(v.name for v in streamed)
     classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
-    problem = None
+    problem, others = None, '"reference"'
     if not classes and spec.reduction != "sum":
         problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
     elif streamed and backend != "native":
-        problem = f"variables ({names}) that every pair reads"
+        problem, others = f"variables ({names}) that every pair reads", '"native" or "reference"'
     elif classes:
-        learned = [v.name for v in streamed if v.side == "column" and _learned(given, v.name)]
+        columns = {v.name for v in streamed if v.side == "column"}
+        learned = [name for name in with_gradient(spec, given) if name in columns]
         if learned:
             problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
     if problem is not None:
         raise ValueError(
-            f'{problem} are not supported by backend {backend} yet; use backend="reference"'
+            f"{problem} are not supported by backend {backend} yet; use backend={others}"
         )
 
 
-def _learned(given: Variables | None, name: str) -> bool:
-    value = (given or {}).get(name)
-    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+def with_gradient(spec: LossSpec, given: Variables | None) -> list[str]:
+    """Names of the variables that need a gradient."""
+    values = {v.name: (given or {}).get(v.name) for v in spec.variables}
+    return [
+        name
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+    ]
 
 
 def of_identities(values: Tensor, identity: Tensor) -> Tensor:
@@ -115,6 +121,8 @@ def _of_call(variable: Variable, value: float | Tensor, tensors: CallTensors) ->
     count = {"scalar": 1, "row": rows.shape[0]}.get(
         side, (rows if columns is None else columns).shape[0]
     )
+    if variable.kind == "identity" and column_labels is not None:
+        count = column_labels.shape[0]
     if variable.kind == "identity" and not of_classes:
         validate.threshold(name, value, rows, per="identity")
     elif side == "scalar":

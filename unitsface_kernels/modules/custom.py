@@ -41,6 +41,9 @@ class _PolicyLoss(RegisteredLoss):
         self.policy = check_policy(given["policy"], self._topology)
         validate.choice("thresholds", given["thresholds"], ("one", f"per_{self._each}"))
         validate.number("init_threshold", given["init_threshold"])
+        if given["thresholds"] != "one" and not self.policy.formula.threshold:
+            name = type(self.policy).__name__
+            raise ValueError(f"{name} has no threshold, got thresholds={given['thresholds']!r}")
         for name in ("thresholds", "init_threshold", *self._settings):
             setattr(self, name, given[name])
         self._initial = self._initial_values(given["initial"])

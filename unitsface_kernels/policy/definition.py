@@ -26,6 +26,12 @@ from .parameter import Parameter, Topology
 from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
+#: Other keywords of the functions, which take variables by their names.
+_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset"} | {
+    *("class_index", "reduction", "backend", "skip_tolerance", "group", "exchange")
+}
+#: Scalars of all formulas.
+_SYMBOLS = {THRESHOLD, *SUMS, *COSINES}
 
 
 class _Annotation:
@@ -204,6 +210,8 @@ def _trace(cls: type[Policy]) -> Formula:
         elif kind == "threshold":
             setattr(this, name, THRESHOLD)
         else:
+            if name in _KEYWORDS or leaf(name, kind) in _SYMBOLS:
+                fail(f"{cls.__name__}.{name} is a name that variables cannot have")
             variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}

@@ -49,7 +49,7 @@ TRITON = Dialect(
 def triton_module(formula: Formula) -> str:
     """The text of a module that ends with its ``POLICY``."""
     form = kernel_form(formula)
-    if formula.variables:
+    if any(variable.streamed for variable in formula.variables):
         fail(f"{formula.name}: variables have no compiled kernels", formula.line)
     if form.kind == "softplus":
         kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
@@ -61,7 +61,7 @@ def triton_module(formula: Formula) -> str:
         functions = [
             _function(f"def {name}(cosine, params):", slopes, form)
             for name, slopes in (("negative", form.negative), ("positive", form.positive))
-            if slopes is not None
+            if slopes is not None and not (name == "positive" and formula.variables)
         ]
         kind, policy = _logsumexp_policy(form)
     body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
@@ -161,7 +161,9 @@ _HEAVY_TERM = 10
 
 
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:
-    positive = "positive" if form.positive is not None else "positive=None"
+    # The target's logit is computed from N numbers, see ``streaming/variables.py``.
+    absent = form.positive is None or form.formula.variables
+    positive = "positive=None" if absent else "positive"
     if form.formula.topology == "pair":
         kind = "LogsumexpPairsPolicy"
         return kind, [f"POLICY = {kind}(negative, {positive})"]

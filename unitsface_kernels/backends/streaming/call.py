@@ -218,11 +218,10 @@ class Call(CallConfig):
     @property
     def filters(self) -> bool:
         """Whether tiles may be left out of the gradients."""
-        # What is left out is added pair by pair to a whole gradient in the end. Of a log-sum-exp,
-        # tiles without a gradient of cosines would still have one of variables.
-        streamed = self.spec.reduction == "logsumexp" and any(
-            variable.streamed for variable in self.spec.variables
-        )
+        # What is left out is added pair by pair to a whole gradient in the end. With variables, the
+        # slope of a sum's terms has no useful bound, and tiles of a log-sum-exp without a gradient
+        # of cosines would still have one of variables.
+        streamed = any(variable.streamed for variable in self.spec.variables)
         return self.skip_tolerance > 0.0 and self.sink is None and not streamed
 
     @cached_property

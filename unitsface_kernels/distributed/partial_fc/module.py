@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ... import dispatch, validate
 from ...backends.streaming import CallConfig, CallTensors
 from ...compiling import never_compiled
-from ...functional.call import matmul_dtype
+from ...functional.call import matmul_dtype, needs_gradient
 from ...modules import CLASS_LOSSES
 from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
 from ...modules.custom import ClassLoss
@@ -303,6 +303,9 @@ class PartialFC(nn.Module):
             "training": self.training,
             "dtype of feats": feats.dtype,
             "gradient of feats": wanted,
+            "gradients of variables": [
+                name for name, value in sorted(variables.items()) if needs_gradient(value)
+            ],
         }
         return wanted, feats.shape[0], same
 

@@ -62,13 +62,12 @@ def check_backends(policy: Policy, backends: Sequence[str] | None) -> list[Findi
         validate.choice("backends", name, BACKENDS)
     spec = custom.spec(policy)
     validate.parameters(spec, policy.values())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
     problems = list(_problems(policy))
     expected = [_expected(policy, problem) for problem in problems]
     for backend in BACKENDS if backends is None else backends:
         try:
-            got = results(policy, problems, backend, device)
+            got = results(policy, problems, backend, _device(backend))
         except Exception as error:  # whatever a backend raises is a finding
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             cannot = isinstance(error, (ValueError, RuntimeError, NotImplementedError))
@@ -223,6 +222,11 @@ def results(
         warnings.simplefilter("ignore")  # that there is no compiler
         name = "native" if backend == "eager" else backend
         return [_run(policy, problem, name, torch.float32, device) for problem in problems]
+
+
+def _device(backend: str) -> str:
+    """Where a backend is compared; native kernels of policies are those of CPUs alone."""
+    return "cuda" if torch.cuda.is_available() and backend != "native" else "cpu"
 
 
 def _compiled_triton() -> bool:

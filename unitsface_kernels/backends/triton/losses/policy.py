@@ -61,7 +61,8 @@ class SumTermsPolicy:
 class LogsumexpPolicy:
     """``negative(cosine, params)`` on tiles and ``positive(cosine, params)`` row by row.
 
-    Both give the logit and its derivative by the cosine.
+    Both give the logit and its derivative by the cosine. Without ``positive`` operations of Torch
+    finish the rows.
 
     Attributes:
         linear: the logit of a negative is its derivative, one number, times the cosine. Factors
@@ -69,7 +70,7 @@ class LogsumexpPolicy:
     """
 
     negative: KernelInterface
-    positive: KernelInterface
+    positive: KernelInterface | None
     linear: bool = False
 
 
