@@ -22,7 +22,7 @@ CSRC = ROOT / "csrc"
 TUNES_INTERNALS = (
     *("bench/tile_sizes.py", "bench/breakdown.py", "bench/fake_device/", "bench/gpu_model/"),
     *("bench/gpu_check/alternatives.py", "bench/gpu_check/compile_kernels.py"),
-    "bench/generated_policies.py",
+    *("bench/generated_policies.py", "bench/custom_policies.py"),
 )
 
 

@@ -212,7 +212,9 @@ def test_shards(target: Target, dtype: torch.dtype) -> None:
         inside = (p.labels >= start) & (p.labels < stop)
         labels = torch.where(inside, p.labels - start, torch.where(p.labels == -1, -1, -2))
         calls.append(_call(p, target, columns=p.columns[start:stop], row_labels=labels))
-        sums = logsumexp._statistics(calls[-1], TritonEngine(calls[-1], gradients=False))
+        engine = TritonEngine(calls[-1], gradients=False)
+        unit, _ = engine.unit_rows(calls[-1])
+        sums = logsumexp._statistics(calls[-1], engine, unit, None)
         parts.append((logsumexp._log_of_sums(sums.maximum, sums.total), sums.target_cosine))
     d_sum = torch.zeros_like(d_rows)
     # A gradient tile may round to the neighboring number.

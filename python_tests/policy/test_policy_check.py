@@ -24,10 +24,15 @@ def wrong(report: Report) -> list[str]:
 @pytest.mark.parametrize(
     "loss",
     [
-        *(Contrastive(margin=0.3), Threshold(), Tuplet(), Unified(share=0.3)),
-        *(examples.Verification(), examples.AdaptiveMargin()),
-        PairLoss(Contrastive(margin=0.1)),
-        ClassLoss(Cosine(scale=30.0), 8, 3),
+        *(Contrastive(margin=0.3), ClassLoss(Cosine(scale=30.0), 8, 3)),
+        *(
+            pytest.param(loss, marks=pytest.mark.extended)
+            for loss in (
+                *(Threshold(), Tuplet(), Unified(share=0.3)),
+                *(examples.Verification(), examples.AdaptiveMargin()),
+                PairLoss(Contrastive(margin=0.1)),
+            )
+        ),
     ],
     ids=repr,
 )

@@ -36,6 +36,9 @@ OBJDUMP = shutil.which("objdump")
 pytestmark = needs_compiler
 
 
+LARGE = ("Contrastive", "Quadratic per column", "Curved", "PairSoftmax", "Apart")
+
+
 def _grid() -> list:
     found = []
     for name, spec in SPECS.items():
@@ -46,7 +49,9 @@ def _grid() -> list:
             often = case.name in ALL_VARIANTS or of_threshold
             for dtype in (torch.float32, torch.bfloat16):
                 if dtype == torch.float32 or case.name in HALF:
-                    marks = extended_if(not often and not (case.heavy and dtype == torch.float32))
+                    # Large tiles: one loss per driver.
+                    large = case.heavy and dtype == torch.float32 and name in LARGE
+                    marks = extended_if(not often and not large)
                     values = (spec, case, dtype)
                     kind = str(dtype).split(".")[1]
                     label = f"{name}-{case.name}-{kind}".replace(" ", "-")

@@ -79,6 +79,7 @@ def test_parity(
         assert not any(bool(gradient.any()) for gradient in gradients.values())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("spec", FIRST, ids=lambda spec: spec.name)
 def test_tiles_of_their_own_size(spec: LossSpec, tiles: list[EagerEngine]) -> None:
     names = {"tiles", "tiles-columns", "tiles-subset", "tiles-none"}
@@ -111,7 +112,19 @@ def test_filtering(
         torch.testing.assert_close(filtered[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CUSTOM)
+#: One loss per driver; the others are extended.
+SOME = ("Contrastive", "Curved", "PairSoftmax", "Apart", "SoftTriplet")
+
+
+def _losses(*left_out: str) -> list:
+    return [
+        pytest.param(name, marks=extended_if(name not in SOME))
+        for name, spec in CUSTOM.items()
+        if spec.reduction not in left_out
+    ]
+
+
+@pytest.mark.parametrize("name", _losses())
 def test_users_losses_without_a_compiler(
     name: str, no_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +168,7 @@ def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in said
 
 
-@pytest.mark.parametrize("name", [n for n, s in CUSTOM.items() if s.reduction != "nearest"])
+@pytest.mark.parametrize("name", _losses("nearest"))
 @pytest.mark.parametrize("kind", ["in-batch", "memory with gradient", "classes", "class subset"])
 def test_on_a_device_memory_is_bounded_and_nothing_waits(name: str, kind: str) -> None:
     """A custom loss on CUDA tensors where the native backend is asked for."""

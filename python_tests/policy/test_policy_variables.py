@@ -12,6 +12,7 @@ import torch
 from support.cases import Case
 from support.compiled import COMPILER, needs_compiler
 from support.evaluation import check_against_reference
+from support.grid import extended_if
 from support.helpers import Target
 from support.variables import POLICIES, Curricular, Everything, make
 from torch import Tensor
@@ -55,7 +56,10 @@ def _grid() -> list:
     for of in POLICIES:
         for case in CASES:
             if case.applies(custom.spec(of())):
-                found.append(pytest.param(of, case, torch.float32, id=f"{of.__name__}-{case.name}"))
+                # Large tiles: the policy with a variable of every kind, and one over classes.
+                marks = extended_if(case.heavy and of not in (Everything, Curricular))
+                name = f"{of.__name__}-{case.name}"
+                found.append(pytest.param(of, case, torch.float32, id=name, marks=marks))
         found.append(pytest.param(of, CASES[2], torch.bfloat16, id=f"{of.__name__}-bfloat16"))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def _value(
     dtype: torch.dtype,
 ) -> Value:
     if e in bindings:
-        value = bindings[e]
+        value: Any = bindings[e]
         # Of torch.compile: arithmetic of Python on it would be a guard on the very result.
         symbolic = isinstance(value, torch.SymFloat)
         return torch.full((), value, dtype=torch.float64) if symbolic else value
