@@ -95,7 +95,8 @@ def evaluate(
     variables: tuple[Tensor, ...],
 ) -> Tensor:
     """The term number ``place`` by operations of Torch."""
-    formula, expression = _TERMS[place]
+    # torch.compile with dynamic shapes makes a symbol of it.
+    formula, expression = _TERMS[int(place)]
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
         **variable_bindings(formula, variables),

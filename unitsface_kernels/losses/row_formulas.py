@@ -52,7 +52,8 @@ _places = itertools.count()
 
 def row_value(place: int, first: Tensor, second: Tensor, params: _Params) -> Tensor:
     """The value number ``place``."""
-    return _VALUES[place](first, second, params)
+    # torch.compile with dynamic shapes makes a symbol of it.
+    return _VALUES[int(place)](first, second, params)
 
 
 def _both(
