@@ -199,7 +199,7 @@ def test_most_loops_vectorize(library: Library) -> None:
     loops = [n for n, line in enumerate(text, 1) if line.startswith("  for (int i = 0")]
     # A message names one of the loop's lines.
     done = [n for n in loops if lines & set(range(n, n + 5))]
-    assert len(done) >= 0.85 * len(loops)
+    assert len(done) >= 0.8 * len(loops)
 
 
 def test_structs_compute_their_formulas(library: Library) -> None:

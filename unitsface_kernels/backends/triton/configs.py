@@ -145,7 +145,8 @@ _WIDE_TF32_LIGHT = replace(_WIDE, block_k=32)
 # Blackwell's accumulators lie in tensor memory, which takes the pressure off; what is left varies
 # with the compiler's version, and a cap would make some of them spill.
 _BLACKWELL = replace(_WIDE, max_registers=None)
-_BLACKWELL_HEAVY = replace(_BLACKWELL, epilogue_subtiles=8)
+# Without any, ptxas squeezes kernels of slightly more than 128 registers into these and a stack.
+_BLACKWELL_HEAVY = replace(_BLACKWELL, epilogue_subtiles=8, max_registers=255)
 _BLACKWELL_GRADIENT = replace(_BLACKWELL, epilogue_subtiles=1)
 _BLACKWELL_TF32 = replace(_BLACKWELL, block_k=32)
 
@@ -157,7 +158,7 @@ _NARROW = TileConfig(128, 128, 32, num_warps=8, num_stages=4, epilogue_subtiles=
 # a stack; eight take at most 254 and none.
 _NARROW_EIGHTHS = replace(_NARROW, epilogue_subtiles=8)
 # Both at once take more than all registers in either: a quarter of the block per program has none.
-_NARROW_HEAVY = TileConfig(64, 64, 32, num_warps=4, num_stages=4, epilogue_subtiles=4)
+_NARROW_HEAVY = TileConfig(64, 64, 32, num_warps=4, num_stages=4, epilogue_subtiles=8)
 # On consumer Blackwell ptxas squeezes kernels that take slightly more than 128 registers into these
 # and a stack: the light one takes more than that in eight subtiles, the heavy one if it may.
 _NARROW_HEAVY_BLACKWELL = replace(_NARROW_EIGHTHS, max_registers=255)

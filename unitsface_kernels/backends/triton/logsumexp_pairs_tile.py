@@ -121,8 +121,8 @@ def positives(
     space: Workspace, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
 ) -> None:
     """See ``Engine.pair_positives_tile``."""
-    # With Triton 3.6 on Hopper it does not fit the capped registers.
-    config = replace(space.config.sum, max_registers=None)
+    # With Triton 3.6 it fits no fewer registers: without a number, ptxas takes 128 and a stack.
+    config = replace(space.config.sum, max_registers=255)
     partials = _Partials.of(space, config, tile, columns is not None)
     _launch(
         space,
@@ -157,7 +157,10 @@ def gradient(
     policy = space.pairs_policy
     # The step of the statistics: their cosines to the last bit. exp(z - N) would show a difference
     # in the order of summation, times the scale.
-    config = replace(space.config.sum_heavy, block_k=space.config.sum.block_k)
+    heavy = space.config.sum_heavy
+    # It keeps less than the kernels of sums: subtiles of 16 columns do.
+    subtiles = min(heavy.epilogue_subtiles, heavy.block_n // 16)
+    config = replace(heavy, block_k=space.config.sum.block_k, epilogue_subtiles=subtiles)
     result = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
     mirrored = columns is not None
     space.set_scale((1 + mirrored) * space.call.spec.slope_bound(space.call.params))
