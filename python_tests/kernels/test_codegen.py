@@ -155,8 +155,8 @@ def test_shared_memory_fits(kernels: list[Compiled]) -> None:
 
 
 def test_capped_kernels_share_an_sm(kernels: list[Compiled]) -> None:
-    """That is what the cap on their registers is for."""
-    capped = [kernel for kernel in kernels if kernel.max_registers is not None]
+    """That is what the cap on their registers is for; 255 are all that there are."""
+    capped = [k for k in kernels if k.max_registers is not None and k.max_registers < 255]
     assert capped
     alone = [kernel for kernel in capped if budgets.cost(kernel).programs < 2]
     assert not alone, _listed(alone)
