@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..reference import NORM_EPS
 from ..streaming import (
     Call,
     ClassSums,
@@ -37,7 +38,6 @@ from .terms import Terms
 BLOCK, CUDA_BLOCK = 512, 2048
 #: Rows that are normalized at once, in float64.
 ROWS = 4096
-SMALLEST_NORM = 1e-5
 
 
 class EagerEngine(UnitRows):
@@ -94,7 +94,7 @@ class EagerEngine(UnitRows):
             rows = _rows(source, start, some, index).to(torch.float64)
             norms = torch.linalg.vector_norm(rows, dim=1)
             # NaN of a row with an element that is not finite.
-            inverse = 1.0 / norms.clamp_min(SMALLEST_NORM) + norms * 0.0
+            inverse = 1.0 / norms.clamp_min(NORM_EPS) + norms * 0.0
             inverse_norms[some] = inverse
             unit[some] = rows * inverse[:, None]
         return unit, inverse_norms
@@ -121,7 +121,7 @@ class EagerEngine(UnitRows):
             unit = _rows(source, start, some, index).to(torch.float32) * inverse
             along = (gradient * unit).sum(dim=1, keepdim=True)
             # A clamped norm is a constant.
-            along = torch.where(inverse >= 1.0 / SMALLEST_NORM, 0.0, along)
+            along = torch.where(inverse >= 1.0 / NORM_EPS, 0.0, along)
             factor = inverse if scale is None else inverse * scale
             out[some] = factor * (gradient - along * unit)
 
@@ -221,24 +221,17 @@ class EagerEngine(UnitRows):
     ) -> None:
         negative = _valid(tile) & (tile.a_labels[:, None] != tile.b_labels)
         logit, _, _ = self._terms.negative(tile.a @ tile.b.T)
-        logit = torch.where(negative, logit, -torch.inf)
-        _fold(rows, logit, 1)
-        if columns is not None:
-            _fold(columns, logit, 0)
+        _fold_both(rows, columns, torch.where(negative, logit, -torch.inf))
 
     def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
         cosine, valid = tile.a @ tile.b.T, _valid(tile)
         same = tile.a_labels[:, None] == tile.b_labels
-        of_negatives = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
-        for sums, dim in ((rows, 1), (columns, 0)):
-            if sums is not None:
-                _fold(sums.negatives, of_negatives, dim)
+        logit = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
+        _fold_both(rows.negatives, columns and columns.negatives, logit)
         if self._call.spec.positive is None:
             return
-        of_positives = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
-        for sums, dim in ((rows, 1), (columns, 0)):
-            if sums is not None:
-                _fold(sums.positives, of_positives, dim)
+        logit = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
+        _fold_both(rows.positives, columns and columns.positives, logit)
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
@@ -347,6 +340,12 @@ def _fold(sums: NegativeSums, logit: Tensor, dim: int) -> None:
     total = torch.exp(logit - shift.unsqueeze(dim)).sum(dim=dim)
     sums.total.mul_(torch.exp(sums.maximum - shift)).add_(total)
     sums.maximum.copy_(maximum)
+
+
+def _fold_both(rows: NegativeSums, columns: NegativeSums | None, logit: Tensor) -> None:
+    _fold(rows, logit, 1)
+    if columns is not None:
+        _fold(columns, logit, 0)
 
 
 class _Targets:
