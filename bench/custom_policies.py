@@ -30,6 +30,8 @@ import unitsface_kernels as uk
 from train.examples import policies as examples
 from unitsface_kernels import policy
 from unitsface_kernels.backends.native import custom, loader
+from unitsface_kernels.losses.pair_softmax import PairSoftmax
+from unitsface_kernels.losses.uss import USS
 
 from .machine import machine
 
@@ -42,35 +44,6 @@ BUILT_IN, CUSTOM, TILES, EAGER = "built-in", "custom", "eager tiles", "eager"
 LEAST_ROUNDS = 5
 #: A custom loss may take this much longer than the built-in one.
 TARGET = 1.05
-
-
-class USS(policy.Pair):
-    """As :func:`unitsface_kernels.fused_uss_loss`."""
-
-    combine = "softplus"
-    scale: policy.Number = policy.number(64.0, above=0.0)
-    margin: policy.Number = 0.1
-    b: policy.Threshold
-
-    def positive(self, c):
-        return self.scale * (c - self.margin) - self.b
-
-    def negative(self, c):
-        return self.scale * c - self.b
-
-
-class PairSoftmax(policy.Pair):
-    """As :func:`unitsface_kernels.fused_pair_softmax_loss`."""
-
-    combine = "logsumexp"
-    scale: policy.Number = policy.number(64.0, above=0.0)
-    margin: policy.Number = 0.1
-
-    def positive(self, c):
-        return self.scale * (c - self.margin)
-
-    def negative(self, c):
-        return self.scale * c
 
 
 class CosFace(policy.Class):

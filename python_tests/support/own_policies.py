@@ -6,46 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.examples.policies import Contrastive
 from unitsface_kernels import policy
+from unitsface_kernels.losses.pair_softmax import PairSoftmax
+from unitsface_kernels.losses.uss import USS
+
+__all__ = ["Contrastive", "Cosine", "Threshold", "Tuplet", "Unified", "contrastive"]
 
 
-class Contrastive(policy.Pair):
-    margin: policy.Number = 0.4
-
-    def positive(self, c):
-        return 1 - c
-
-    def negative(self, c):
-        return policy.maximum(c - self.margin, 0)
-
-
-class Threshold(policy.Pair):
+class Threshold(USS):
     """USS by another name."""
 
-    combine = "softplus"
-    scale: policy.Number = policy.number(64.0, above=0.0)
-    margin: policy.Number = 0.1
-    b: policy.Threshold
 
-    def positive(self, c):
-        return self.scale * (c - self.margin) - self.b
-
-    def negative(self, c):
-        return self.scale * c - self.b
-
-
-class Tuplet(policy.Pair):
+class Tuplet(PairSoftmax):
     """Pair softmax by another name."""
-
-    combine = "logsumexp"
-    scale: policy.Number = policy.number(64.0, above=0.0)
-    margin: policy.Number = 0.1
-
-    def positive(self, c):
-        return self.scale * (c - self.margin)
-
-    def negative(self, c):
-        return self.scale * c
 
 
 class Cosine(policy.Class):
