@@ -81,6 +81,12 @@ struct Tile {
 
 using Run = std::function<void(const LossKernels& kernels, const float* constants)>;
 
+// The tile that a kernel takes: earlier trees have no variables in it.
+template <typename Tile>
+Tile argument_of(void (*)(const float*, const Tile&, int));
+using Statistics = decltype(argument_of(std::declval<LossKernels>().logsumexp_tile));
+using Gradient = decltype(argument_of(std::declval<LossKernels>().logsumexp_gradient_tile));
+
 std::map<std::string, Run> runs(Tile& tile) {
   std::map<std::string, Run> found;
   const auto sum = [&](bool per_column, bool both) {
@@ -92,24 +98,26 @@ std::map<std::string, Run> runs(Tile& tile) {
   found["sum both"] = sum(false, true);
   found["sum per column"] = sum(true, true);
   found["statistics"] = [&](const LossKernels& kernels, const float* constants) {
-    const LogsumexpTileArgs t{tile.cosines.data(), tile.n, tile.m,           tile.m,
-                              tile.targets.data(), 0,      tile.rows.data(), tile.sums.data(),
-                              tile.other.data()};
+    Statistics t{};
+    static_cast<LogsumexpTileArgs&>(t) = {
+        tile.cosines.data(), tile.n,           tile.m,           tile.m, tile.targets.data(), 0,
+        tile.rows.data(),    tile.sums.data(), tile.other.data()};
     kernels.logsumexp_tile(constants, t, 1);
   };
   found["gradient"] = [&](const LossKernels& kernels, const float* constants) {
-    const LogsumexpGradientArgs t{tile.cosines.data(),
-                                  tile.gradient.data(),
-                                  DType::kFloat32,
-                                  1.0f,
-                                  tile.n,
-                                  tile.m,
-                                  tile.m,
-                                  tile.targets.data(),
-                                  0,
-                                  tile.rows.data(),
-                                  tile.columns.data(),
-                                  tile.other.data()};
+    Gradient t{};
+    static_cast<LogsumexpGradientArgs&>(t) = {tile.cosines.data(),
+                                              tile.gradient.data(),
+                                              DType::kFloat32,
+                                              1.0f,
+                                              tile.n,
+                                              tile.m,
+                                              tile.m,
+                                              tile.targets.data(),
+                                              0,
+                                              tile.rows.data(),
+                                              tile.columns.data(),
+                                              tile.other.data()};
     kernels.logsumexp_gradient_tile(constants, t, 1);
   };
   found["pair negatives"] = [&](const LossKernels& kernels, const float* constants) {

@@ -60,20 +60,31 @@ def row_products_kernel(
     size = tl.cdiv(tl.cdiv(columns, BLOCK_K), splits) * BLOCK_K
     first = program // blocks * size
     last = tl.minimum(first + size, columns)
+    whole = tl.maximum(last // BLOCK_K * BLOCK_K, first)
     k = tl.arange(0, BLOCK_K)
-    # 32-bit inside a tile. Its padding is read, and multiplied by zeros.
+    # 32-bit inside a tile.
     left_tile = tile + (i[:, None] * tile_stride + (first + k)[None, :])
     right_tile = b + ((first + k)[:, None] * b_stride + d[None, :])
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(first, last, BLOCK_K):
+    for _start in range(first, whole, BLOCK_K):
         left = tl.load(left_tile)
-        right = tl.load(right_tile, mask=(start + k < columns)[:, None] & in_width, other=0.0)
+        right = tl.load(right_tile, mask=in_width, other=0.0)
         if WIDEN:
             left = left.to(tl.float32)
             right = right.to(tl.float32)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         left_tile += BLOCK_K
         right_tile += BLOCK_K * b_stride
+    if whole < last:
+        # Apart, as a mask over columns would narrow every load of the tile. What lies behind its
+        # columns may be NaN, which a product with zeros would pass on.
+        in_columns = whole + k < last
+        left = tl.load(left_tile, mask=in_columns[None, :], other=0.0)
+        right = tl.load(right_tile, mask=in_columns[:, None] & in_width, other=0.0)
+        if WIDEN:
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
     place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     tl.store(partial + program.to(tl.int64) * (BLOCK_M * BLOCK_N) + place, total)
 

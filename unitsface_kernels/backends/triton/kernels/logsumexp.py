@@ -222,9 +222,6 @@ def gradient_kernel(
         value = tl.where(
             target[:, None] == j[None, :], own[:, None] * column_factors(b_factors, j), value
         )
-    if taken is not None and column + BLOCK_N > columns:
-        # GEMMs of selected rows read the padding, and multiply it by zeros.
-        value = tl.where((j < columns)[None, :], value, 0.0)
     # Up to the padded width: full-width stores, and the caller never reads past the columns.
     corner = gradient + row.to(tl.int64) * gradient_stride + column
     place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
