@@ -227,6 +227,9 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             variables = _variables(spec, given, rows, row_labels, cosine, positive)
         reduce = _REDUCTIONS[spec.reduction]
         per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
+        if spec.regularizer is not None:
+            of_row = _term(spec.regularizer, cosine[:, :1], config.params, threshold, variables)
+            per_row = per_row + of_row.reshape(-1)
         valid = valid_rows(spec, row_labels, positive, negative)
         per_row = torch.where(valid, per_row, 0.0)
         per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold, variables)

@@ -31,6 +31,7 @@ def spec_of(
     function: str,
     source: str,
     valid_rows: ValidRows = "labeled",
+    tiles: LossSpec | None = None,
 ) -> LossSpec:
     """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
     formula = policy.formula
@@ -40,8 +41,9 @@ def spec_of(
         reduction=_REDUCTIONS[formula.combine],
         threshold="scalar" if formula.threshold else "none",
         parameters=formula.numbers,
-        negative=_term(formula, positive=False),
-        positive=_term(formula, positive=True),
+        negative=_term(formula, _side(formula, positive=False)),
+        positive=_term(formula, _side(formula, positive=True)),
+        regularizer=_term(formula, formula.regularizer),
         function=function,
         source=source,
         valid_rows=valid_rows,
@@ -50,18 +52,23 @@ def spec_of(
         triplet=None if formula.triplet is None else triplet_of(formula),
         finish=None if formula.finish is None else finish_of(formula),
         formula=formula,
+        tiles=tiles,
     )
 
 
-def _term(formula: Formula, positive: bool) -> EagerTerm | None:
-    """The eager meaning of positive or of negative pairs."""
+def _side(formula: Formula, positive: bool) -> Expression | None:
+    """Of positive or of negative pairs."""
     expression = formula.positive if positive else formula.negative
+    if expression is None or formula.combine != "softplus":
+        return expression
+    logit = -expression if positive else expression
+    return formula.weights[0 if positive else 1] * build("softplus", logit)
+
+
+def _term(formula: Formula, expression: Expression | None) -> EagerTerm | None:
+    """The eager meaning of an expression."""
     if expression is None:
         return None
-    if formula.combine == "softplus":
-        logit = -expression if positive else expression
-        weight = formula.weights[0 if positive else 1]
-        expression = weight * build("softplus", logit)
     place = next(_places)
     _TERMS[place] = formula, expression
     return partial(_term_of, place)

@@ -113,7 +113,7 @@ class _PolicyLoss(RegisteredLoss):
     def values(self) -> dict[str, float | str]:
         return self.policy.values()
 
-    def variables(self) -> dict[str, Tensor]:
+    def variables(self) -> dict[str, float | Tensor]:
         """The parameters that the formula reads beside its threshold, by name."""
         return {name: getattr(self, name) for name in self._initial}
 

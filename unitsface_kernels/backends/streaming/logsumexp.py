@@ -68,7 +68,8 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         of_target = variables.target(call, values, sums.target_cosine)
         per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
         state = torch.cat([state, sums.target_cosine[None]])
-        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
+        more = sum(variables.regularizer(call, values)[:1], variables.not_finite(call, values))
+        per_row = per_row + torch.where(call.ignored, 0.0, more)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
@@ -90,7 +91,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(negative_weight, state[3])
+        of_variables = _OfVariables(negative_weight, state[3], weights)
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         masses = negative_prob * total * torch.exp(maximum - log_negatives)
@@ -184,10 +185,13 @@ def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor
 
 
 class _OfVariables(NamedTuple):
-    """What the gradients of variables are made of: factors and cosines of the targets, (N,)."""
+    """What the gradients of variables are made of: factors and cosines of the targets, and factors
+    of the rows, (N,).
+    """
 
     negative_weight: Tensor
     target_cosine: Tensor
+    weights: Tensor
 
 
 class _Rows(NamedTuple):

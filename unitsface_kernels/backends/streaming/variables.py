@@ -182,33 +182,70 @@ def _target_slopes(formula: Formula) -> list[Expression]:
     return [of, *(derivative(of, by) for by in (COSINE, *variable_leaves(formula)))]
 
 
+def regularizer(call: Call, values: Variables) -> list[Tensor]:
+    """(N,) terms that are added to the rows' losses, and their derivatives by every variable; none if
+    there are no such terms.
+    """
+    formula = call.spec.formula
+    assert formula is not None
+    if formula.regularizer is None:
+        return []
+    of_rows = values.rows[:, own_rows(call)]
+    # It reads none of columns.
+    given = variable_leaves(formula)[: len(values.scalars) + len(of_rows)]
+    bindings: dict[Expression, Tensor | float] = {
+        **dict(zip(given, [*values.scalars, *of_rows], strict=True)),
+        **number_bindings(formula, call.params),
+    }
+    found = eager.evaluate_all(_regularizer_slopes(formula), bindings)
+    return [value.to(values.rows).expand(call.rows.shape[0]) for value in found]
+
+
+@cache
+def _regularizer_slopes(formula: Formula) -> list[Expression]:
+    of = formula.regularizer
+    assert of is not None
+    return [of, *(derivative(of, by) for by in variable_leaves(formula))]
+
+
 def _target_places(call: Call) -> Tensor:
     """(N,) positions of the targets among the columns, 0 without one."""
     return call.row_labels.clamp(0, max(call.num_columns - 1, 0))
 
 
 def of_targets(
-    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor
+    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor, weights: Tensor
 ) -> Variables:
-    """Gradients through the targets' logits; those of scalars are by row, (S, N).
+    """Gradients through the targets' logits and the rows' own terms; those of scalars are by row,
+    (S, N).
 
     Args:
         negative_weight: (N,) minus d loss / d logit.
         target_cosine: (N,).
+        weights: (N,) upstream gradients.
     """
-    here = torch.where(call.row_labels >= 0, -negative_weight, 0.0)
+    has_target = call.row_labels >= 0
     slopes = [
-        torch.where(here == 0.0, 0.0, here * slope)
+        _weighted(torch.where(has_target, -negative_weight, 0.0), slope)
         for slope in target(call, values, target_cosine).slopes
     ]
+    # Of shards, the one with the target has the term's gradient.
+    of_terms = regularizer(call, values)[1:]
+    for place, slope in enumerate(of_terms):
+        slopes[place] = slopes[place] + _weighted(torch.where(has_target, weights, 0.0), slope)
     scalars, rows = len(values.scalars), len(values.scalars) + len(values.rows)
     columns = torch.zeros_like(values.columns)
     for total, slope in zip(columns, slopes[rows:], strict=True):
         if total.numel():
             add_rows(total, _target_places(call), slope)
+    like = negative_weight
     return Variables(
-        _stacked(slopes[:scalars], here), _stacked(slopes[scalars:rows], here), columns
+        _stacked(slopes[:scalars], like), _stacked(slopes[scalars:rows], like), columns
     )
+
+
+def _weighted(weights: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(weights == 0.0, 0.0, weights * slope)
 
 
 def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
 from ...losses import LossSpec
 from ...modules.class_loss import ShardableLoss
-from ...modules.custom import ClassLoss
 from ..collectives import world_size
 from ..pairs import gathered
 from .autograd import Step
@@ -30,11 +29,10 @@ def packed(
         loss: keeps those of classes, of which it has the shard's, and scalars.
         spec: of the comparison.
         own: rows and labels of this rank, class rows and which of them take part.
-        variables: those of the own rows.
+        variables: those of the own rows, and others in place of what ``loss`` keeps.
         step: of which rows of all ranks are gathered; None: none are, as for checks.
     """
-    kept = loss.variables() if isinstance(loss, ClassLoss) else {}
-    given = {**kept, **variables}
+    given = {**loss.variables(), **variables}
     backend = dispatch.resolve(loss.backend, own.rows.device, own.rows.dtype)
     given_ones.refuse_unsupported(spec, given, backend)
     gathers = {}
