@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -125,3 +127,6 @@ class ClassMarginLoss(ClassLoss):
         self.learned = learned
         if not learned:
             self.register_buffer("margin", self._parameters.pop("margin").detach())  # type: ignore
+
+    def _keywords(self) -> dict[str, Any]:
+        return {**self.values(), **super()._keywords()}

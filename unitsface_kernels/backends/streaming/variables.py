@@ -183,7 +183,7 @@ def _target_slopes(formula: Formula) -> list[Expression]:
 
 
 def regularizer(call: Call, values: Variables) -> list[Tensor]:
-    """(N,) terms that are added to the rows' losses, and their derivatives by every variable; none if
+    """(N,) terms that are added to the losses of rows, and derivatives by every variable; none if
     there are no such terms.
     """
     formula = call.spec.formula
