@@ -93,7 +93,7 @@ def _drawn(module: uk.ElasticFaceLoss, labels: Tensor, cosine: Tensor | None = N
 
 def test_drawn_margins_are_normal_and_repeatable() -> None:
     labels = torch.zeros(20_000, dtype=torch.int64)
-    module = uk.ElasticFaceLoss(D, C, std=0.05, seed=3)
+    module = uk.ElasticFaceLoss(D, C, std=0.05, margin_seed=3)
     first = _drawn(module, labels)
     assert abs(float(first.mean()) - 0.5) < 0.002
     assert abs(float(first.std()) - 0.05) < 0.001
@@ -104,7 +104,7 @@ def test_drawn_margins_are_normal_and_repeatable() -> None:
     assert torch.equal(_drawn(module, labels), first)
     module.draws.add_(1)
     again = _drawn(module, labels)
-    other = _drawn(uk.ElasticFaceLoss(D, C, std=0.05, seed=4), labels)
+    other = _drawn(uk.ElasticFaceLoss(D, C, std=0.05, margin_seed=4), labels)
     for values in (again, other):
         both = torch.corrcoef(torch.stack([first, values]))[0, 1]
         assert abs(float(both)) < 0.03

@@ -37,7 +37,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
             cosine of a row with its class, the smaller its margin; or "published", ElasticFace+ as
             its code has it, which permutes the sorted margins by the order of the cosines, not by
             their ranks.
-        seed: of the draws, in [0, 2**31).
+        margin_seed: of the draws, in [0, 2**31).
         init_std: standard deviation of the initial weights; None: 0.01, as published.
 
     Attributes:
@@ -66,7 +66,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
         std: float = 0.05,
         kind: str = _DEFAULT.kind,
         assignment: str = "random",
-        seed: int = 0,
+        margin_seed: int = 0,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
@@ -77,10 +77,11 @@ class ElasticFaceLoss(RegisteredClassLoss):
         validate.number("margin", margin)
         validate.number("std", std, at_least=0.0)
         validate.choice("assignment", assignment, ("random", "sorted", "published"))
-        validate.integer("seed", seed)
-        validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
+        validate.integer("margin_seed", margin_seed)
+        validate.number("margin_seed", margin_seed, at_least=0, at_most=2**31 - 1)
         super().__init__(locals())
-        self.margin, self.std, self.assignment, self.seed = margin, std, assignment, seed
+        self.margin, self.std = margin, std
+        self.assignment, self.margin_seed = assignment, margin_seed
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def variables(self) -> dict[str, float | Tensor]:
@@ -126,7 +127,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def _margins(self, labels: Tensor, cosines: Tensor | None, first: int) -> Tensor:
         """(N,) margins; ``first``: place of the first row."""
         places = torch.arange(first, first + len(labels), device=labels.device)
-        margins = self.margin + self.std * normal(self.seed, self.draws, places)
+        margins = self.margin + self.std * normal(self.margin_seed, self.draws, places)
         if cosines is None:
             return margins
         # Rows that take no part are behind all others in both orders.
