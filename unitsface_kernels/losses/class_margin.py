@@ -28,7 +28,7 @@ SPEC = register(
         ClassMargin,
         name="class_margin",
         function="fused_class_margin_loss",
-        source="LDAM (NeurIPS 2019), sec. 3.2, on cosines; AdaptiveFace (CVPR 2019), sec. 3.2",
+        source="LDAM (NeurIPS 2019), sec. 3.2, on cosines; AdaptiveFace (CVPR 2019)",
         tiles=MARGIN_SOFTMAX,
     )
 )

@@ -75,7 +75,7 @@ class ClassMarginLoss(ClassLoss):
         counts: (C,) samples per class, from which :func:`frequency_margins` makes the margins with
             ``smallest`` and ``power``; None: margins do not depend on them.
         learned: whether the margins are a parameter. They fall without a term that keeps them up,
-            as ``loss - 0.1 * module.margin.mean()`` (AdaptiveFace, CVPR 2019, eq. 6).
+            as ``loss - 0.1 * module.margin.mean()``.
         init_std: standard deviation of the initial weights; None: 0.01.
 
     Attributes:
