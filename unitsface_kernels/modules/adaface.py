@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import validate
-from ..backends.reference import norms
 from ..distributed.collectives import sum_over_ranks
 from ..losses.adaface import NORMS, SPEC, AdaFace
 from .class_loss import RegisteredClassLoss, Total
@@ -82,6 +81,8 @@ class AdaFaceLoss(RegisteredClassLoss):
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(feats, labels, class_index)
+        validate.features("feats", feats)
+        validate.labels("labels", labels, feats.shape[0], feats)
         moved = self._statistics(sum_over_ranks(_sums(feats, labels)))
         loss = self.compare(feats, self.weight, labels, class_index=class_index, **moved)
         self._keep_statistics(moved)
@@ -101,16 +102,14 @@ class AdaFaceLoss(RegisteredClassLoss):
         """The statistics with those of a batch of these :func:`_sums`."""
         count, total, squares = sums.unbind()
         mean = total / count
-        # Unbiased, and not a number for one row: then it stays.
-        variance = (squares - total * mean).clamp_min(0.0) / (count - 1.0)
-        std = torch.where(count > 1.0, variance.sqrt(), torch.nan)
-        found = {"mean": (self.batch_mean, mean), "std": (self.batch_std, std)}
-        return {
-            name: torch.where(
-                new.isfinite(), new.to(old.dtype) * self.t_alpha + (1.0 - self.t_alpha) * old, old
-            )
-            for name, (old, new) in found.items()
-        }
+        # Unbiased. Of one row not a number: 0 / 0.
+        variance = (squares - total * mean).clamp_min(0.0) * (count > 1.0) / (count - 1.0)
+        found = torch.stack([mean, variance.sqrt()])
+        kept = torch.stack([self.batch_mean, self.batch_std])
+        moved = torch.lerp(kept.double(), found, self.t_alpha).to(kept.dtype)
+        # What is not a number changes nothing.
+        mean, std = torch.where(moved.isnan(), kept, moved).unbind()
+        return {"mean": mean, "std": std}
 
     @torch.no_grad()
     def _keep_statistics(self, moved: dict[str, Tensor]) -> None:
@@ -124,9 +123,9 @@ def _sums(feats: Tensor, labels: Tensor) -> Tensor:
     """(3,) float64: number, sum, and sum of squares of the norms of the rows that take part; NaN if
     one of these is not finite.
     """
-    found = norms(feats.detach().to(torch.promote_types(feats.dtype, torch.float32)))
-    clipped = found.to(torch.float64).clamp(*NORMS)
-    clipped = torch.where(found.isfinite(), clipped, torch.nan)
+    found = torch.linalg.vector_norm(feats.detach(), dim=1, dtype=torch.float64)
+    # 0 times infinity is not a number.
+    clipped = found.clamp(*NORMS) + found * 0.0
     takes_part = labels != -1
     clipped = torch.where(takes_part, clipped, 0.0)
-    return torch.stack([takes_part.sum(), clipped.sum(), clipped.square().sum()])
+    return torch.stack([takes_part.double(), clipped, clipped.square()]).sum(dim=1)

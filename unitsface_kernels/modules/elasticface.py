@@ -90,6 +90,8 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         if not self.training:
             return super().forward(feats, labels, class_index)
+        validate.features("feats", feats)
+        validate.labels("labels", labels, feats.shape[0], feats)
         cosines = None
         if self.assignment != "random":
             columns = labels if class_index is None else class_index[labels.long().clamp_min(0)]

@@ -66,9 +66,11 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         per_row, state = engine.finish_rows(call, sums)
     else:
         of_target = variables.target(call, values, sums.target_cosine)
-        per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
+        per_row, state = finish_rows(call, sums, lambda _: of_target)
         state = torch.cat([state, sums.target_cosine[None]])
-        more = sum(variables.regularizer(call, values)[:1], variables.not_finite(call, values))
+        more = variables.not_finite(call, values)
+        term = variables.regularizer(call, values)
+        more = more if term is None else more + term
         per_row = per_row + torch.where(call.ignored, 0.0, more)
     loss = per_row
     if call.reduction != "none":
@@ -261,7 +263,7 @@ def _gradients(
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
-    if values is not None and of_variables is not None:
+    if values is not None and of_variables is not None and variables.need_gradients(call):
         slopes_of = variables.of_targets(call, values, *of_variables)
         d_values = variables.joined(call.spec, slopes_of, rows.d_variables)
         if d_rows is not None:
