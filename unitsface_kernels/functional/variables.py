@@ -66,8 +66,6 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
     problem, others = None, '"reference"'
     if not classes and spec.reduction != "sum":
         problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
-    elif streamed and backend != "native":
-        problem, others = f"variables ({names}) that every pair reads", '"native" or "reference"'
     elif classes:
         columns = {v.name for v in streamed if v.side == "column"}
         learned = [name for name in with_gradient(spec, given) if name in columns]

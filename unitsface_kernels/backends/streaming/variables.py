@@ -215,10 +215,15 @@ def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
 
 
+def needed(call: Call) -> bool:
+    """Whether gradients of variables that tiles read are."""
+    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
+    return call.need_variables or norms
+
+
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
     """Gradients of tiles to be accumulated, those of scalars by row, (S, N); None: not needed."""
-    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
-    if not (call.need_variables or norms):
+    if not needed(call):
         return None
     count = call.rows.shape[0]
     sizes = (len(values.scalars), count), (len(values.rows), count), (0, 0)
