@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ..policy.derive import derivative
 from ..policy.eager import evaluate, evaluate_all
-from ..policy.expression import Expression
+from ..policy.expression import Expression, leaf
 from ..policy.formula import COSINES, SUMS, Formula, number_bindings
 from .spec import Finish, Triplet
 
 _Params = tuple[float, ...]
-_Value = Callable[[Tensor, Tensor, _Params], Tensor]
-_Slopes = Callable[[Tensor, Tensor, _Params], tuple[Tensor, Tensor]]
+#: Of the formula's scalars, in their order.
+_Scalars = tuple[Tensor, ...]
+_Value = Callable[[Tensor, Tensor, _Params, _Scalars], Tensor]
+_Slopes = Callable[[Tensor, Tensor, _Params, _Scalars], tuple[Tensor, ...]]
 
 
 def finish_of(formula: Formula) -> Finish:
@@ -50,24 +52,29 @@ _VALUES: dict[int, _Value] = {}
 _places = itertools.count()
 
 
-def row_value(place: int, first: Tensor, second: Tensor, params: _Params) -> Tensor:
+def row_value(
+    place: int, first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()
+) -> Tensor:
     """The value number ``place``."""
     # torch.compile with dynamic shapes makes a symbol of it.
-    return _VALUES[int(place)](first, second, params)
+    return _VALUES[int(place)](first, second, params, scalars)
 
 
 def _both(
     formula: Formula, of: Expression, leaves: tuple[Expression, Expression]
 ) -> tuple[_Value, _Slopes]:
+    scalar_leaves = [leaf(v.name, v.kind) for v in formula.variables if v.side == "scalar"]
+
     @cache
     def by() -> list[Expression]:
-        return [derivative(of, each) for each in leaves]
+        return [derivative(of, each) for each in (*leaves, *scalar_leaves)]
 
     def bindings(
-        first: Tensor, second: Tensor, params: _Params
+        first: Tensor, second: Tensor, params: _Params, scalars: _Scalars
     ) -> dict[Expression, Tensor | float]:
         return {
             **dict(zip(leaves, (first, second), strict=True)),
+            **dict(zip(scalar_leaves, scalars, strict=bool(scalars))),
             **number_bindings(formula, params),
         }
 
@@ -75,22 +82,25 @@ def _both(
         # A constant has no dimension, and is on the CPU. (torch.broadcast_shapes imports SymPy.)
         return found.to(first).expand_as(torch.broadcast_tensors(first, second)[0])
 
-    def evaluated(first: Tensor, second: Tensor, params: _Params) -> Tensor:
-        return shaped(evaluate(of, bindings(first, second, params)), first, second)
+    def evaluated(first: Tensor, second: Tensor, params: _Params, scalars: _Scalars) -> Tensor:
+        return shaped(evaluate(of, bindings(first, second, params, scalars)), first, second)
 
     place = next(_places)
     _VALUES[place] = evaluated
 
-    def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
+    def value(first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()) -> Tensor:
         if torch.compiler.is_compiling():
             from ..compiled import row_value as compiled_value
 
-            return compiled_value(place, first, second, params)
-        return evaluated(first, second, params)
+            return compiled_value(place, first, second, params, scalars)
+        return evaluated(first, second, params, scalars)
 
-    def slopes(first: Tensor, second: Tensor, params: _Params) -> tuple[Tensor, Tensor]:
-        found = evaluate_all(by(), bindings(first, second, params))
-        one, other = (shaped(slope, first, second) for slope in found)
-        return one, other
+    def slopes(
+        first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()
+    ) -> tuple[Tensor, ...]:
+        # By scalars only where they are given: most formulas do not read any here.
+        wanted = by()[: len(leaves) + len(scalars)]
+        found = evaluate_all(wanted, bindings(first, second, params, scalars))
+        return tuple(shaped(slope, first, second) for slope in found)
 
     return value, slopes

@@ -38,6 +38,8 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
     loss = _per_row(call, best, position, target_cosine) + not_finite(call, inverse_norms)
+    for scalar in _scalars(call):
+        loss = loss + scalar * 0.0
     loss = loss + target_cosine * 0.0  # NaN without any wrong column, too
     clear_ignored(call, loss)
     if call.reduction != "none":
@@ -53,12 +55,19 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     count = _triplet(call.spec).count(call.params)
     best, position, target_cosine = state.split([count, count, 1])
     position = position.view(torch.int32)
-    of_nearest, of_target = _slopes(call, best.T, position.T, target_cosine[0])
+    of_nearest, of_target, of_scalars = _slopes(call, best.T, position.T, target_cosine[0])
     # Without shards, places beyond the number of columns are never filled.
     filled = count if call.shards is not None else min(count, call.num_columns)
     places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
     slopes = torch.cat([of_nearest.T[:filled], of_target[None]]) * weights
-    return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
+    slopes = torch.where(weights * (places >= 0) == 0, 0.0, slopes)
+    gradients = _gradients(call, engine, places, slopes)
+    if not call.need_variables:
+        return gradients
+    # Every rank knows the nearest columns of all shards: a row counts where its target is.
+    here = weights * (call.row_labels >= 0)
+    of_scalars = torch.where(here == 0, 0.0, of_scalars * here)
+    return gradients._replace(variables=of_scalars.sum(dim=1, dtype=torch.float64).float())
 
 
 def search(call: Call, engine: Engine, count: int, unit: Tensor | None = None) -> Nearest:
@@ -104,19 +113,27 @@ def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
 def _per_row(call: Call, best: Tensor, position: Tensor, target_cosine: Tensor) -> Tensor:
     scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
-    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params)
+    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params, _scalars(call))
     return (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
 
 
 def _slopes(
     call: Call, best: Tensor, position: Tensor, target_cosine: Tensor
-) -> tuple[Tensor, Tensor]:
-    """d row loss / d cosine of the nearest (N, k), and of the target (N,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d row loss / d cosine of the nearest (N, k), of the target (N,), and / d scalars (S, N)."""
     scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
-    slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params)
-    of_nearest, of_target = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
-    return of_nearest, of_target.sum(dim=1)
+    slopes = _triplet(call.spec).slopes(
+        nearest, target_cosine[:, None], call.params, _scalars(call)
+    )
+    of_nearest, *others = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
+    of_target, *of_scalars = (slopes.sum(dim=1) for slopes in others)
+    return of_nearest, of_target, torch.stack(of_scalars) if of_scalars else of_target[:0]
+
+
+def _scalars(call: Call) -> tuple[Tensor, ...]:
+    """The formula's variables, of which there are no others, () each."""
+    return () if call.variables is None else call.variables.unbind(0)
 
 
 def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gradients:
