@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -11,15 +11,13 @@ from torch import Tensor
 
 from ..policy.derive import derivative
 from ..policy.eager import evaluate, evaluate_all
-from ..policy.expression import Expression, leaf
-from ..policy.formula import COSINES, SUMS, Formula, number_bindings
+from ..policy.expression import Expression
+from ..policy.formula import COSINES, SUMS, Formula, number_bindings, row_leaves
 from .spec import Finish, Triplet
 
 _Params = tuple[float, ...]
-#: Of the formula's scalars, in their order.
-_Scalars = tuple[Tensor, ...]
-_Value = Callable[[Tensor, Tensor, _Params, _Scalars], Tensor]
-_Slopes = Callable[[Tensor, Tensor, _Params, _Scalars], tuple[Tensor, ...]]
+_Value = Callable[..., Tensor]
+_Slopes = Callable[..., list[Tensor]]
 
 
 def finish_of(formula: Formula) -> Finish:
@@ -53,28 +51,31 @@ _places = itertools.count()
 
 
 def row_value(
-    place: int, first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()
+    place: int,
+    first: Tensor,
+    second: Tensor,
+    params: _Params,
+    variables: Sequence[Tensor] = (),
 ) -> Tensor:
     """The value number ``place``."""
     # torch.compile with dynamic shapes makes a symbol of it.
-    return _VALUES[int(place)](first, second, params, scalars)
+    return _VALUES[int(place)](first, second, params, variables)
 
 
 def _both(
     formula: Formula, of: Expression, leaves: tuple[Expression, Expression]
 ) -> tuple[_Value, _Slopes]:
-    scalar_leaves = [leaf(v.name, v.kind) for v in formula.variables if v.side == "scalar"]
+    given = row_leaves(formula)
 
     @cache
     def by() -> list[Expression]:
-        return [derivative(of, each) for each in (*leaves, *scalar_leaves)]
+        return [derivative(of, each) for each in (*leaves, *given)]
 
     def bindings(
-        first: Tensor, second: Tensor, params: _Params, scalars: _Scalars
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor]
     ) -> dict[Expression, Tensor | float]:
         return {
-            **dict(zip(leaves, (first, second), strict=True)),
-            **dict(zip(scalar_leaves, scalars, strict=bool(scalars))),
+            **dict(zip((*leaves, *given), (first, second, *variables), strict=True)),
             **number_bindings(formula, params),
         }
 
@@ -82,25 +83,27 @@ def _both(
         # A constant has no dimension, and is on the CPU. (torch.broadcast_shapes imports SymPy.)
         return found.to(first).expand_as(torch.broadcast_tensors(first, second)[0])
 
-    def evaluated(first: Tensor, second: Tensor, params: _Params, scalars: _Scalars) -> Tensor:
-        return shaped(evaluate(of, bindings(first, second, params, scalars)), first, second)
+    def evaluated(
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor]
+    ) -> Tensor:
+        return shaped(evaluate(of, bindings(first, second, params, variables)), first, second)
 
     place = next(_places)
     _VALUES[place] = evaluated
 
-    def value(first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()) -> Tensor:
+    def value(
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor] = ()
+    ) -> Tensor:
         if torch.compiler.is_compiling():
             from ..compiled import row_value as compiled_value
 
-            return compiled_value(place, first, second, params, scalars)
-        return evaluated(first, second, params, scalars)
+            return compiled_value(place, first, second, params, variables)
+        return evaluated(first, second, params, variables)
 
     def slopes(
-        first: Tensor, second: Tensor, params: _Params, scalars: _Scalars = ()
-    ) -> tuple[Tensor, ...]:
-        # By scalars only where they are given: most formulas do not read any here.
-        wanted = by()[: len(leaves) + len(scalars)]
-        found = evaluate_all(wanted, bindings(first, second, params, scalars))
-        return tuple(shaped(slope, first, second) for slope in found)
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        found = evaluate_all(by(), bindings(first, second, params, variables))
+        return [shaped(slope, first, second) for slope in found]
 
     return value, slopes

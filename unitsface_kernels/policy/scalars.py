@@ -30,12 +30,12 @@ def with_scalars(formula: Formula, names: Sequence[str]) -> Formula:
     first, second = (of_scalars(weight) for weight in formula.weights)
     assert first is not None
     assert second is not None
-    read = None
-    if (formula.topology, formula.combine) == ("class", "logsumexp") and negative is not None:
-        read = {str(e.payload) for e in topological(negative) if e.op == "leaf"}
-    elif formula.combine == "topk":
-        read = set()
-    scalars = (Variable(n, "scalar", streamed=read is None or n in read) for n in names)
+    scalars = [Variable(name, "scalar") for name in names]
+    if formula.combine not in ("sum", "softplus"):
+        # Of a class's logits those of negatives, as in ``definition.py``.
+        of_tiles = (negative, positive if formula.topology == "pair" else None)
+        read = set(topological(*(e for e in of_tiles if e is not None)))
+        scalars = [replace(v, streamed=leaf(v.name, "scalar") in read) for v in scalars]
     return replace(
         formula,
         numbers=tuple(number for number in formula.numbers if number.name not in names),
