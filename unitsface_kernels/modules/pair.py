@@ -14,7 +14,7 @@ from ..distributed import collectives
 from ..distributed.collectives import Group
 from ..losses import circle, multi_similarity, pair_softmax, uss
 from ..memory import all_finite
-from .registered import RegisteredLoss
+from .registered import RegisteredLoss, host_number
 
 _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
 _CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
@@ -23,7 +23,7 @@ _CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 class RegisteredPairLoss(RegisteredLoss):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
-    scale: float
+    scale: float | Tensor
     group: Group
     exchange: str
 
@@ -84,6 +84,7 @@ class _ThresholdLoss(RegisteredPairLoss):
 
     def reset_parameters(self) -> None:
         """A threshold without a first value is 0 until the first batch in training mode."""
+        self.reset_numbers()
         nn.init.constant_(self.threshold, self.init_threshold or 0.0)
         self.initialized.fill_(self.init_threshold is not None)
         # The buffer is for state dicts; reading it would synchronize at every step.
@@ -94,7 +95,7 @@ class _ThresholdLoss(RegisteredPairLoss):
     def _initialize(self, **batch: Any) -> None:
         first = functional.uss_threshold_init(
             **batch,
-            scale=self.scale,
+            scale=host_number(self.scale),
             backend=self.backend,
             group=self.group,
             exchange=self.exchange,
