@@ -55,7 +55,7 @@ def _across_ranks(
         return pair_loss(spec, values, samples, options, None, exchange)
     check = partial(_check, spec, values, samples, options, exchange)
     (config, held), counts = agree(check, group)
-    feats, labels, b, memory, column_labels, self_offset = samples
+    feats, labels, b, memory, column_labels, self_offset, _ = samples
     if feats.is_cuda and held:
         same_on_device(held, group)
     labels = labels.to(torch.int64)
@@ -103,7 +103,7 @@ def _check(
     spec: LossSpec, values: Values, samples: Samples, options: Options, exchange: str
 ) -> _Checked:
     """Checks the call of this rank; see :func:`agree`."""
-    feats, labels, b, memory, memory_labels, _ = samples
+    feats, labels, b, memory, memory_labels, *_ = samples
     identities = call.check_samples(spec, samples)
     backend, params = call.check_options(spec, values, feats, b, options)
     validate.choice("exchange", exchange, EXCHANGES)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from . import (
     circle,
     class_bce,
+    clip,
+    info_nce,
     margin_softmax,
     multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
     pair_softmax,
+    siglip,
     sphereface2,
     uce,
     uss,
@@ -35,10 +38,13 @@ REGISTRY: dict[str, LossSpec] = {
     )
 }
 
+#: Losses between two towers, whose functions take features of both in place of labels.
+TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.SPEC, siglip.SPEC)}
+
 
 def find(name: str) -> LossSpec:
     """A loss of the registry, or a user's own that this process has registered."""
-    known = REGISTRY.get(name) or CUSTOM.get(name)
+    known = REGISTRY.get(name) or TOWERS.get(name) or CUSTOM.get(name)
     if known is None:
         raise LookupError(
             f"no loss {name!r} in this process: its policy must be defined before it is called"
@@ -50,6 +56,7 @@ __all__ = [
     "CUSTOM",
     "EMPTY",
     "REGISTRY",
+    "TOWERS",
     "Finish",
     "LossSpec",
     "Parameter",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import Blocks, Call
+from .call import Blocks, Call, clear_ignored_columns
 from .engine import Engine, TileColumns
-from .tiles import Columns, Panel
+from .tiles import Columns, Panel, against_columns
 
 
 def columns_of(call: Call) -> Columns:
@@ -21,6 +21,15 @@ def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
     return engine.normalize_rows(
         panel.source, panel.part.start, panel.part.stop, panel.index, reuse=True
     )
+
+
+def norms_of_losses(call: Call, engine: Engine, inverse_norms: Tensor) -> Tensor:
+    """(num_losses,) inverse norms of what has losses; ``inverse_norms``: (N,) of the rows."""
+    if not call.both:
+        return inverse_norms
+    panels = against_columns(columns_of(call), 0, engine.class_block)
+    # Each overwrites the last.
+    return torch.cat([inverse_norms, *(unit_columns(engine, p)[1].clone() for p in panels)])
 
 
 def tile_columns(engine: Engine, panel: Panel) -> TileColumns:
@@ -69,5 +78,6 @@ def finish_columns(
         engine.normalize_rows_backward(
             d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
         )
+        clear_ignored_columns(call, tile, out)
     if call.sink is not None:
         call.sink(tile, out)
