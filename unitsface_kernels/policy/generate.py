@@ -22,11 +22,9 @@ def generated_files() -> dict[Path, str]:
         if spec.formula is None or spec.policy is not None or spec.triplet is not None:
             continue
         note = _NOTE.format(name=spec.name)
-        streamed = any(variable.streamed for variable in spec.variables)
-        if spec.reduction == "sum" or not streamed:
-            found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
-        if streamed:
-            continue
+        found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
+        if any(variable.streamed for variable in spec.variables):
+            continue  # Triton kernels read none
         found[_TRITON / f"{spec.name}.py"] = f"# {note}\n{triton_module(spec.formula)}"
     return found
 

@@ -95,9 +95,9 @@ class CallConfig:
             place of the batch in a memory that holds it; None: no pair is.
         skip_tolerance: bound of what gradient filtering may leave out; 0: nothing.
         need_rows, need_columns, need_threshold, need_variables: gradients to compute.
-        both: pair topology: the columns are a second tower, and every pair counts in both
-            directions. Columns have losses of their own, against the rows: losses, state and upstream
-            gradients are of N rows and then of M columns. An ignored column is none of a row either.
+        both: pair topology: the columns are a second tower, and pairs count in both directions.
+            Columns have losses of their own, against the rows: losses, state and upstream gradients
+            are of N rows and then of M columns.
     """
 
     spec: LossSpec

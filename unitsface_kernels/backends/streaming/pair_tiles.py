@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..dense import zeros
 from . import variables
-from .call import Blocks, Call, Gradients, Result, clear_ignored
+from .call import Blocks, Call, Gradients, Result, clear_ignored, clear_ignored_columns
 from .columns import remote_blocks, unit_columns
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
@@ -75,6 +75,8 @@ def operands_of(call: Call, engine: Engine) -> Prepared:
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)
+    elif call.both:
+        labels = engine.prepare_labels(call.row_labels, call.column_labels)
     else:
         # An invalid row counts as ignored here, but remains a column of the others.
         labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
@@ -92,7 +94,7 @@ def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
 
 
 def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | None) -> Result:
-    """The result of a pass over statistics from (N,) losses of the rows, which it may change."""
+    """The result of a pass over statistics from (num_losses,) losses, which it may change."""
     if values is not None:
         per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
@@ -107,12 +109,14 @@ def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | No
 # --- tiles ----------------------------------------------------------------------------------------
 
 
-_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums)
+_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums, PairWeights)
 Placed = tuple[PairTile, slice, slice]
 
 
 def other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
-    """Statistics of the columns, where a tile serves them as well."""
+    """Statistics, or weights, of the columns, where a tile serves them as well."""
+    if call.both:
+        return part(sums, shifted(columns, call.column_losses.start))
     return None if call.columns is not None or tile.symmetric else part(sums, columns)
 
 
@@ -148,6 +152,7 @@ def _batch_tiles(engine: Engine, operands: Operands) -> Iterator[Placed]:
 
 
 def _panel_tiles(
+    call: Call,
     engine: Engine,
     operands: Operands,
     panel: Panel,
@@ -158,6 +163,7 @@ def _panel_tiles(
     """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
     both directions of its pairs."""
     b, norms = unit_columns(engine, panel)
+    clear_ignored_columns(call, panel.columns, b)
     for place in panel.tiles:
         rows, columns = place
         tile = PairTile(
@@ -168,7 +174,7 @@ def _panel_tiles(
             diagonal=None if offset is None else place.diagonal + offset,
             symmetric=False,
         )
-        operands.with_variables(tile, rows, columns, both, own_alone=True)
+        operands.with_variables(tile, rows, columns, both, own_alone=not call.both)
         yield tile, rows, columns, norms
 
 
@@ -179,11 +185,17 @@ def _memory_tiles(
     labels = operands.column_labels
     columns = Columns(call.columns, operands.column_index, labels.shape[0])
     for panel in against_columns(columns, operands.unit.shape[0], engine.class_block):
-        yield from _panel_tiles(engine, operands, panel, labels, call.self_offset)
+        yield from _panel_tiles(
+            call, engine, operands, panel, labels, call.self_offset, call.both
+        )
 
 
 def remote_tiles(
-    engine: Engine, operands: Operands, blocks: Blocks, possible: Tensor | None = None
+    call: Call,
+    engine: Engine,
+    operands: Operands,
+    blocks: Blocks,
+    possible: Tensor | None = None,
 ) -> Iterator[Placed]:
     """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
     labels = operands.column_labels
@@ -193,7 +205,7 @@ def remote_tiles(
             values = operands.variables.at(None, torch.nonzero(possible).flatten())
             operands = replace(operands, variables=values)
     for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
-        tiles_of_panel = _panel_tiles(engine, operands, panel, labels, both=possible is None)
+        tiles_of_panel = _panel_tiles(call, engine, operands, panel, labels, both=possible is None)
         for tile, rows, columns, _ in tiles_of_panel:
             yield tile, rows, columns
 
@@ -215,7 +227,7 @@ def gradients_of_pairs(
         call, engine, prepared: of the pass.
         factors: without the common ``scale``.
         scale: (), or None.
-        by_variables: (N,) weighted derivatives of the rows' losses by each of
+        by_variables: (num_losses,) weighted derivatives of the losses by each of
             :meth:`Variables.of_rows`, beside those through the pairs.
     """
     operands, inverse_norms, values = prepared
@@ -260,7 +272,7 @@ def _gradients_in_batch(
         engine.addmm(d_rows[rows], gradient, tile.b)
         if not tile.symmetric:
             engine.addmm(d_rows[columns], gradient.T, tile.a)
-    for tile, rows, columns in remote_tiles(engine, operands, blocks):
+    for tile, rows, columns in remote_tiles(call, engine, operands, blocks):
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
         if d_rows is not None:
             engine.addmm(d_rows[rows], gradient, tile.b)
@@ -280,7 +292,8 @@ def _gradients_against_columns(
     if call.need_columns:
         d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
     for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
-        gradient = engine.pair_gradient_tile(tile, part(factors, rows), None)
+        back = other_side(call, tile, factors, columns)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), back)
         if d_rows is not None:
             engine.addmm(d_rows[rows], gradient, tile.b)
         if d_columns is not None:
@@ -290,4 +303,5 @@ def _gradients_against_columns(
                 engine.normalize_rows_backward(
                     d_unit, call.columns, columns.start, norms, d_unit, scale
                 )
+                clear_ignored_columns(call, columns, d_unit)
     return d_columns
