@@ -56,6 +56,20 @@ class Ranks(Protocol):
         """(T, ...) concatenation of every rank's ``own`` rows."""
 
 
+class Towers(NamedTuple):
+    """The other ranks of a call with ``both``, of which each has rows and columns of its own.
+
+    Attributes:
+        rows, columns: the exchanges of either; ``rows`` has the number of all losses.
+        row_labels, column_labels: (T,), (U,) of those of all ranks.
+    """
+
+    rows: Ranks
+    columns: Ranks
+    row_labels: Tensor
+    column_labels: Tensor
+
+
 class CallTensors(NamedTuple):
     """Tensors of a call, of any strides and integer types, with their graph.
 
@@ -192,6 +206,8 @@ class Call(CallConfig):
         ranks: the batches of other ranks; None: there are none. Without ``columns``, columns are
             then the rows of all ranks: ``column_labels`` and thresholds are theirs, and
             ``self_offset`` is the place of the own rows among them.
+        towers: with ``both``, the other ranks' rows and columns, which are compared with the own
+            columns and rows; None: there are none.
     """
 
     rows: Tensor
@@ -205,6 +221,7 @@ class Call(CallConfig):
     shards: Shards | None = None
     sink: ColumnSink | None = None
     ranks: Ranks | None = None
+    towers: Towers | None = None
 
     @cached_property
     def kernel_params(self) -> tuple[float, ...]:
@@ -262,7 +279,11 @@ class Call(CallConfig):
         if not self.both:
             return _pair_counts(labels, others, offset)
         back = None if offset is None else -offset
-        sides = _pair_counts(labels, others, offset), _pair_counts(others, labels, back)
+        everyone = (labels, others) if self.towers is None else self.towers[2:]
+        sides = (
+            _pair_counts(labels, everyone[1], offset),
+            _pair_counts(others, everyone[0], back),
+        )
         positives, negatives = (torch.cat(both) for both in zip(*sides, strict=True))
         return positives, negatives
 
@@ -288,8 +309,9 @@ class Call(CallConfig):
 
     def num_valid_rows(self) -> Tensor:
         """Number of rows, of all ranks, that have a loss, at least 1; () float32, no host sync."""
-        if self.ranks is not None:
-            return self.ranks.num_valid_rows
+        ranks = self.ranks if self.towers is None else self.towers.rows
+        if ranks is not None:
+            return ranks.num_valid_rows
         if self.cache is not None and self.cache.num_valid_rows is not None:
             return self.cache.num_valid_rows
         found = self.valid_rows.sum().clamp(min=1).to(torch.float32)
@@ -400,6 +422,14 @@ def clear_ignored_columns(call: Call, columns: slice, of_columns: Tensor) -> Non
         of_columns.masked_fill_(call.column_labels[columns, None] == -1, 0.0)
 
 
+def weights_of_towers(towers: Towers) -> list[Tensor]:
+    """Upstream gradients of all ranks' rows, and of their columns."""
+    found = [side.weights for side in towers[:2]]
+    assert found[0] is not None
+    assert found[1] is not None
+    return [found[0], found[1]]
+
+
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """(num_losses,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
 
@@ -409,6 +439,8 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     everyone = weights
     if call.ranks is not None and call.ranks.weights is not None:
         everyone = call.ranks.weights
+    elif call.towers is not None:
+        everyone = torch.cat(weights_of_towers(call.towers))
     if call.compute_dtype != torch.float16 or everyone.numel() == 0:
         return weights, None
     scale = everyone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)

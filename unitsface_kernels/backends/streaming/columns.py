@@ -57,7 +57,8 @@ def finish_columns(
     Args:
         d_unit: (m, D) float32, overwritten; None: zero.
         norms: (m,) of :meth:`Engine.normalize_rows`, with ``d_unit``.
-        d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
+        d_columns: (M or K, D) gradient of all columns, unless the call has a sink. Of unit columns,
+            as it is, if other ranks' rows have a part of it.
         scale: () factor, or None.
         raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
     """
@@ -73,6 +74,8 @@ def finish_columns(
         out = call.rows.new_empty(shape, dtype=torch.float32) if d_unit is None else d_unit
     if d_unit is None:
         out.zero_()
+    elif call.towers is not None:
+        out.copy_(d_unit)
     else:
         assert norms is not None
         engine.normalize_rows_backward(

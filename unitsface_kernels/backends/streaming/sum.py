@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import zeros
-from . import variables
+from . import towers, variables
 from .call import (
     Blocks,
     Call,
     Gradients,
+    Ranks,
     Result,
     clear_ignored,
     clear_ignored_columns,
@@ -200,9 +201,14 @@ def _stream(
         # Their first rows travel while the own block is computed.
         blocks = remote_blocks(call)
         _in_batch(state)
-        _against_ranks(state, blocks)
+        _against_ranks(state, blocks, call.ranks)
     else:
+        others = towers.sides(call, engine, unit, inverse_norms)
         d_columns = _against_columns(state, need_columns)
+        for side, d_unit in zip(others, (d_rows, d_columns), strict=False):
+            _against_ranks(_of_side(state, side, d_unit), side.blocks, side.ranks)
+        if others:
+            towers.finish(call, engine, others[1].inverse_norms, d_columns, scale)
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
     clear_ignored(call, doubtful)
     if d_rows is not None:
@@ -249,16 +255,29 @@ def _in_batch(state: _Pass) -> None:
             add_to_columns(engine, d_rows[columns], tile, unit[rows], for_columns)
 
 
-def _against_ranks(state: _Pass, blocks: Blocks) -> None:
+def _of_side(state: _Pass, side: towers.Side, d_unit: Tensor | None) -> _Pass:
+    """The same pass for own rows, or own columns, against other ranks."""
+    return replace(
+        state,
+        unit=side.unit,
+        a_labels=side.labels,
+        b_labels=side.other_labels,
+        weights=None if state.weights is None else state.weights[side.losses],
+        loss=state.loss if state.total else state.loss[side.losses],
+        d_rows=d_unit,
+    )
+
+
+def _against_ranks(state: _Pass, blocks: Blocks, ranks: Ranks | None) -> None:
     """Own rows against those of other ranks, which take the same pairs in the other direction.
 
     A cosine's derivative in both directions needs the remote row's label, threshold and weight
     alone: a tile yields the own rows' whole gradient, and none travels back.
     """
-    call, engine, d_rows = state.call, state.engine, state.d_rows
+    engine, d_rows = state.engine, state.d_rows
     everyone = None
-    if state.weights is not None and call.ranks is not None:
-        everyone = call.ranks.weights
+    if state.weights is not None and ranks is not None:
+        everyone = ranks.weights
         assert everyone is not None
         everyone = everyone if state.scale is None else everyone / state.scale
     for panel in against_ranks(blocks, state.unit.shape[0], engine.class_block):
