@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from .. import dispatch, validate
 from ..backends.reference import normalize_rows
+from ..distributed import pairs
 from ..distributed.collectives import Group
 from ..losses import TOWERS
 from .call import Options, Samples
 from .matching import Matching, match, sums_of_matching
-from .ranks import pair_loss
+from .tower_ranks import Places, matched_by_place, places, tower_loss
 
 
 def fused_siglip_loss(
@@ -56,12 +58,21 @@ def fused_siglip_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    places = _places(a, b)
-    _check_scale(scale, a)
-    validate.threshold("bias", bias, a)
-    samples = Samples(a, places, -bias, b, places, None)
+
+    def check() -> None:
+        _check_towers(a, b, scale, reduction)
+        validate.threshold("bias", bias, a)
+
+    where = places(check, a, b, group, exchange)
+    labels = matched_by_place(where, a.device)
+    # Of all pairs in either direction; of one process those of the rows will do.
+    both = where.group is not None
+    samples = Samples(a, labels[0], -bias, b, labels[1], None, both)
     options = Options(reduction, backend, variables={"scale": scale})
-    return pair_loss(TOWERS["siglip"], {}, samples, options, group, exchange)
+    loss = tower_loss(TOWERS["siglip"], samples, options, where, exchange)
+    if reduction == "mean" or not both:
+        return loss
+    return loss / 2 if reduction == "sum" else loss[: len(a)]
 
 
 def fused_clip_loss(
@@ -104,11 +115,11 @@ def fused_clip_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    places = _places(a, b)
-    _check_scale(scale, a)
-    samples = Samples(a, places, None, b, places, None, both=True)
+    where = places(lambda: _check_towers(a, b, scale, reduction), a, b, group, exchange)
+    labels = matched_by_place(where, a.device)
+    samples = Samples(a, labels[0], None, b, labels[1], None, both=True)
     options = Options(reduction, backend, variables={"scale": scale})
-    loss = pair_loss(TOWERS["clip"], {}, samples, options, group, exchange)
+    loss = tower_loss(TOWERS["clip"], samples, options, where, exchange)
     if reduction == "mean":
         return loss  # over as many losses of rows as of columns
     return loss / 2 if reduction == "sum" else loss.view(2, -1).mean(dim=0)
@@ -148,7 +159,7 @@ def fused_info_nce_loss(
         scale: s > 0, a float (no gradient) or a one-element tensor.
         both: also the losses of keys against queries, from the same tiles.
         batch_offset: for keys that hold the queries: the pair of query i and key i + batch_offset
-            is left out. Not with labels of None.
+            is left out. Not without labels, with ``both`` or with a group.
         reduction: "mean" over the queries, and with ``both`` the keys, that have a positive; "sum";
             or "none" for (N,), with ``both`` (N + M,), 0 where there is none.
         backend: "auto", "native", "triton" or "reference".
@@ -162,45 +173,36 @@ def fused_info_nce_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    validate.features("queries", queries)
-    validate.features("keys", keys, like=queries, other="queries")
-    validate.instance("both", both, bool, "a bool")
-    validate.choice("reduction", reduction, validate.REDUCTIONS)
-    validate.both_or_none("labels", labels, "key_labels", key_labels)
-    _check_scale(scale, queries)
-    count, columns = queries.shape[0], keys.shape[0]
+    check = partial(
+        *(_check_queries, queries, keys, labels, key_labels, scale),
+        *(both, batch_offset, reduction),
+    )
+    if group is not None and batch_offset is not None:
+        raise ValueError(f"batch_offset must be None with a group, got {batch_offset}")
+    where = places(check, queries, keys, group, exchange)
     if labels is None or key_labels is None:
-        if columns < count:
-            raise ValueError(
-                f"keys must have a row for each of {count} queries without labels, got {columns}"
-            )
-        if batch_offset is not None:
-            raise ValueError("batch_offset must be None without labels, got one")
-        places = torch.arange(columns, device=queries.device)
-        samples = Samples(queries, places[:count], None, keys, places, None, both)
-        options = Options(reduction, backend, variables={"scale": scale})
-        return pair_loss(TOWERS["clip"], {}, samples, options, group, exchange)
-    validate.labels("labels", labels, count, queries, counted="queries")
-    validate.labels("key_labels", key_labels, columns, queries, counted="keys")
-    validate.in_range("labels", labels, -1, None)
-    validate.in_range("key_labels", key_labels, -1, None)
-    if batch_offset is not None:
-        validate.integer("batch_offset", batch_offset)
-        if both or not 0 <= batch_offset <= columns - count:
-            raise ValueError(
-                "batch_offset must be the place of the queries among the keys, and None with both, "
-                f"got {batch_offset}"
-            )
-    batch = Samples(queries, labels, None, keys, key_labels, batch_offset, both)
-    per_row, valid = _several_positives(batch, scale, backend)
+        own = matched_by_place(where, queries.device)
+        # The losses of keys are not wanted, but across ranks computed.
+        split = where.group is not None and not both
+        samples = Samples(queries, own[0], None, keys, own[1], None, both or split)
+        options = Options("none" if split else reduction, backend, variables={"scale": scale})
+        loss = tower_loss(TOWERS["clip"], samples, options, where, exchange)
+        if not split:
+            return loss
+        loss = loss[: len(queries)]
+        valid = own[0] >= 0
+    else:
+        batch = Samples(queries, labels, None, keys, key_labels, batch_offset, both)
+        loss, valid = _several_positives(batch, scale, backend, where, exchange)
     if reduction == "none":
-        return per_row
-    total = per_row.sum()
-    return total if reduction == "sum" else total / valid.sum().clamp(min=1)
+        return loss
+    if where.group is not None:
+        return pairs.reduced(loss, valid, reduction, where.group)
+    return loss.sum() if reduction == "sum" else loss.sum() / valid.sum().clamp(min=1)
 
 
 def _several_positives(
-    batch: Samples, scale: float | Tensor, backend: str
+    batch: Samples, scale: float | Tensor, backend: str, where: Places, exchange: str
 ) -> tuple[Tensor, Tensor]:
     """Losses of the queries, then with ``both`` of the keys; which of them have a positive.
 
@@ -213,43 +215,54 @@ def _several_positives(
     assert keys is not None
     assert key_labels is not None
     labels, key_labels = labels.to(torch.int64), key_labels.to(torch.int64)
-    sides = [_side(labels, key_labels, offset)]
+    counts = where.rows, where.columns
+    everyone = [where.gathered(x, n) for x, n in zip((labels, key_labels), counts, strict=True)]
+    sides = [_side(labels, everyone[1], offset)]
     lone = [sides[0].count == 1]
-    if both:
-        sides.append(_side(key_labels, labels, None))
+    # Across ranks a tile has both directions, wanted or not.
+    directions = both or where.group is not None
+    if directions:
+        sides.append(_side(key_labels, everyone[0], None))
         # A tile leaves a pair out of the sums of its query and of its key, or out of neither.
         lone.append(sides[1].count == 1)
-        for own, given in zip(lone, (labels, key_labels), strict=True):
-            own &= _side(given, given, None).count == 1
-    places = torch.where(lone[0], sides[0].matching.rows, len(keys))
-    log_sums = pair_loss(
+        for own, given, all_given in zip(lone, (labels, key_labels), everyone, strict=True):
+            own &= _side(given, all_given, None).count == 1
+    row_places = torch.where(lone[0], sides[0].matching.rows, sum(where.columns))
+    start = where.starts[1]
+    column_places = sides[0].matching.columns[start : start + len(keys)]
+    log_sums = tower_loss(
         TOWERS["info_nce"],
-        {},
         Samples(
             queries,
-            places.masked_fill(labels == -1, -1),
+            row_places.masked_fill(labels == -1, -1),
             None,
             keys,
-            sides[0].matching.columns.masked_fill(key_labels == -1, -1),
+            column_places.masked_fill(key_labels == -1, -1),
             offset,
-            both,
+            directions,
         ),
         Options("none", backend, variables={"scale": scale}),
-        None,
-        "auto",
+        where,
+        exchange,
     )
+    if not both:
+        sides, lone, log_sums = sides[:1], lone[:1], log_sums[: len(queries)]
     unit, unit_keys = (
         normalize_rows(torch.where((x_labels == -1)[:, None], 0.0, x.to(log_sums.dtype)))
         for x, x_labels in ((queries, labels), (keys, key_labels))
     )
     plain = dispatch.resolve(backend, queries.device, queries.dtype) == "reference"
     parts = []
-    for side, rows, columns in zip(sides, (unit, unit_keys), (unit_keys, unit), strict=False):
+    compared = (unit, unit_keys, where.columns), (unit_keys, unit, where.rows)
+    for side, (rows, columns, number) in zip(sides, compared, strict=False):
+        columns = where.gathered(columns, number)
         sums = sums_of_matching(columns, side.matching, plain)
         if offset is not None:
             itself = columns[offset : offset + len(rows)]
             sums = sums - torch.where(side.holds_itself[:, None], itself, 0.0)
         parts.append((rows * sums).sum(dim=1) / side.count.clamp(min=1))
+    if where.group is not None and isinstance(scale, Tensor):
+        scale = pairs.replica(scale, where.group)
     gap = log_sums - scale * torch.cat(parts)
     per_row = torch.where(torch.cat(lone), F.softplus(gap), gap)
     counts, others = (torch.cat([side[k] for side in sides]) for k in (1, 2))
@@ -288,13 +301,50 @@ def _side(labels: Tensor, column_labels: Tensor, offset: int | None) -> _Side:
     return _Side(found, count, others, itself)
 
 
-def _places(a: Tensor, b: Tensor) -> Tensor:
-    """Labels of towers of which rows i and i match."""
+def _check_towers(a: Tensor, b: Tensor, scale: float | Tensor, reduction: str) -> None:
     validate.features("a", a)
     validate.features("b", b, like=a, other="a")
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"b must have {a.shape[0]} rows like a, got shape {tuple(b.shape)}")
-    return torch.arange(a.shape[0], device=a.device)
+    validate.choice("reduction", reduction, validate.REDUCTIONS)
+    _check_scale(scale, a)
+
+
+def _check_queries(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor | None,
+    key_labels: Tensor | None,
+    scale: float | Tensor,
+    both: bool,
+    batch_offset: int | None,
+    reduction: str,
+) -> None:
+    validate.features("queries", queries)
+    validate.features("keys", keys, like=queries, other="queries")
+    validate.instance("both", both, bool, "a bool")
+    validate.choice("reduction", reduction, validate.REDUCTIONS)
+    validate.both_or_none("labels", labels, "key_labels", key_labels)
+    _check_scale(scale, queries)
+    count, columns = queries.shape[0], keys.shape[0]
+    if batch_offset is not None:
+        validate.integer("batch_offset", batch_offset)
+        if labels is None or both or not 0 <= batch_offset <= columns - count:
+            raise ValueError(
+                "batch_offset must be the place of the queries among the keys, and None without "
+                f"labels or with both, got {batch_offset}"
+            )
+    if labels is None or key_labels is None:
+        if columns < count:
+            raise ValueError(
+                f"keys must have a row for each of {count} queries without labels, got {columns}"
+            )
+        return
+    validate.labels("labels", labels, count, queries, counted="queries")
+    validate.labels("key_labels", key_labels, columns, queries, counted="keys")
+    if not torch.compiler.is_compiling():
+        validate.in_range("labels", labels, -1, None)
+        validate.in_range("key_labels", key_labels, -1, None)
 
 
 def _check_scale(scale: float | Tensor, like: Tensor) -> None:

@@ -415,11 +415,13 @@ def clear_ignored(call: Call, of_rows: Tensor) -> None:
         of_rows.masked_fill_(ignored, 0.0)
 
 
-def clear_ignored_columns(call: Call, columns: slice, of_columns: Tensor) -> None:
-    """The same of a block (m, D) of columns that have losses."""
-    if call.both and call.may_have_ignored:
-        assert call.column_labels is not None
-        of_columns.masked_fill_(call.column_labels[columns, None] == -1, 0.0)
+def clear_ignored_columns(call: Call, labels: Tensor | None, of_columns: Tensor) -> None:
+    """The same of a block (m, D) of columns that have losses, by their labels (m,)."""
+    if call.both:
+        assert labels is not None
+        ignored = labels < 0
+        if labels.is_cuda or bool(ignored.any()):
+            of_columns.masked_fill_(ignored[:, None], 0.0)
 
 
 def weights_of_towers(towers: Towers) -> list[Tensor]:

@@ -81,6 +81,7 @@ def finish_columns(
         engine.normalize_rows_backward(
             d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
         )
-        clear_ignored_columns(call, tile, out)
+        labels = call.column_labels
+        clear_ignored_columns(call, None if labels is None else labels[tile], out)
     if call.sink is not None:
         call.sink(tile, out)

@@ -164,7 +164,7 @@ def _panel_tiles(
     """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
     both directions of its pairs; ``own_alone``: as of :meth:`Operands.with_variables`."""
     b, norms = unit_columns(engine, panel)
-    clear_ignored_columns(call, panel.columns, b)
+    clear_ignored_columns(call, labels[panel.columns], b)
     for place in panel.tiles:
         rows, columns = place
         tile = PairTile(
@@ -230,7 +230,7 @@ def remote_tiles(
     """Tiles against other ranks, of whose vectors only the ``possible`` (T,), if given; the places
     of their own side among the losses of the call, and of the other among all others.
     """
-    operands, blocks, losses = others
+    operands, blocks, losses, _ = others
     labels = operands.column_labels
     if possible is not None:
         labels = labels[possible]
@@ -356,5 +356,5 @@ def _gradients_against_columns(
                 engine.normalize_rows_backward(
                     d_unit, call.columns, columns.start, norms, d_unit, scale
                 )
-                clear_ignored_columns(call, columns, d_unit)
+                clear_ignored_columns(call, tile.b_labels, d_unit)
     return d_columns

@@ -282,6 +282,7 @@ def _against_ranks(state: _Pass, blocks: Blocks, ranks: Ranks | None) -> None:
         everyone = everyone if state.scale is None else everyone / state.scale
     for panel in against_ranks(blocks, state.unit.shape[0], engine.class_block):
         b, _ = unit_columns(engine, panel)
+        clear_ignored_columns(state.call, state.b_labels[panel.columns], b)
         b_weights = None if everyone is None else everyone[panel.columns]
         for rows in panel.rows:
             tile = engine.sum_tile(
@@ -303,7 +304,7 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         d_columns = columns.source.new_empty(shape, dtype=torch.float32)
     for panel in against_columns(columns, unit.shape[0], engine.class_block):
         b, column_norms = unit_columns(engine, panel)
-        clear_ignored_columns(call, panel.columns, b)
+        clear_ignored_columns(call, state.b_labels[panel.columns], b)
         both = shifted(panel.columns, len(unit)) if call.both else None
         b_weights = None if both is None or state.weights is None else state.weights[both]
         d_unit = None

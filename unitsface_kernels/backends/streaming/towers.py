@@ -48,7 +48,7 @@ def sides(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> li
     assert call.column_labels is not None
     count = call.columns.shape[0]
     of_columns, norms_of_columns = engine.normalize_rows(call.columns, 0, count)
-    clear_ignored_columns(call, slice(0, count), of_columns)
+    clear_ignored_columns(call, call.column_labels, of_columns)
     own = slice(0, call.rows.shape[0])
     # In the same order on every rank.
     labels = engine.prepare_labels(call.row_labels, column_labels)
@@ -70,7 +70,7 @@ def finish(
         return
     assert call.columns is not None
     engine.normalize_rows_backward(d_columns, call.columns, 0, inverse_norms, d_columns, scale)
-    clear_ignored_columns(call, slice(0, len(d_columns)), d_columns)
+    clear_ignored_columns(call, call.column_labels, d_columns)
 
 
 def gathered(call: Call, vectors: Tensor) -> list[Tensor]:
