@@ -34,7 +34,10 @@ class Options(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Arguments of a loss over pairs; see the public functions."""
+    """Arguments of a loss over pairs; see the public functions.
+
+    ``both``: the memory is a second tower, see :class:`CallConfig`.
+    """
 
     feats: Tensor
     labels: Tensor
@@ -42,6 +45,7 @@ class Samples(NamedTuple):
     memory: Tensor | None
     memory_labels: Tensor | None
     batch_offset: int | None
+    both: bool = False
 
     def tensors(self) -> CallTensors:
         """The call's tensors without the threshold."""
@@ -83,12 +87,14 @@ def pair_call(
     """The call of a loss over pairs of one process, checked."""
     identities = check_samples(spec, samples)
     self_offset = samples.batch_offset if samples.memory is not None else 0
-    return _call(spec, values, samples.tensors(), samples.b, options, self_offset, identities)
+    return _call(
+        spec, values, samples.tensors(), samples.b, options, self_offset, identities, samples.both
+    )
 
 
 def check_samples(spec: LossSpec, samples: Samples) -> int | None:
     """Number of identities that have a threshold of their own; None: it does not matter."""
-    feats, labels, b, memory, memory_labels, batch_offset = samples
+    feats, labels, b, memory, memory_labels, batch_offset, _ = samples
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     validate.memory_pair(memory, memory_labels, batch_offset)
@@ -109,6 +115,7 @@ def _call(
     options: Options,
     self_offset: int | None = None,
     identities: int | None = None,
+    both: bool = False,
 ) -> tuple[CallConfig, CallTensors]:
     spec, values, given = apart(spec, values, options.variables, tensors.rows)
     backend, params = check_options(spec, values, tensors.rows, b, options)
@@ -131,6 +138,7 @@ def _call(
         self_offset,
         float(options.skip_tolerance),
         *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
+        both=both,
     )
     return config, tensors._replace(threshold=threshold, variables=variables)
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ... import dispatch, functional, validate
 from ...backends.reference import normalize_rows
+from ...functional.matching import Matching, match, sums_of_matching
 from ...memory import all_finite, nan_unless
 from . import arguments
-from .matching import Matching, match, sums_of_matching
 
 
 class PairLoss(nn.Module):

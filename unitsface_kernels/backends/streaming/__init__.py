@@ -15,6 +15,7 @@ from .call import (
     ForwardCache,
     Gradients,
     Result,
+    Towers,
     make_call,
 )
 from .engine import (
@@ -85,6 +86,7 @@ __all__ = [
     "SumTile",
     "TileColumns",
     "TileVariables",
+    "Towers",
     "UnitRows",
     "driver",
     "finish_rows",
