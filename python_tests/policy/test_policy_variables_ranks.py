@@ -104,6 +104,15 @@ def test_across_ranks(counts: Sequence[int]) -> None:
     run_ranks(len(counts), _across, counts, "native", torch.float32)
 
 
+@pytest.mark.extended
+@pytest.mark.skipif(
+    dispatch.unavailable("triton", "cpu", torch.float32) is not None,
+    reason="needs Triton's interpreter",
+)
+def test_across_ranks_by_triton() -> None:
+    run_ranks(2, _across, (9, 4), "triton", torch.float32)
+
+
 def test_across_ranks_by_the_reference() -> None:
     run_ranks(2, _across, (9, 4), "reference", torch.float64)
 
