@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from support.cases import Case
 from support.evaluation import check_against_reference
-from support.fake_device import KINDS, allowed_bytes, check_capturable, check_matmuls, record
+from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
 from support.grid import extended_if
-from support.helpers import TARGETS, Target, patched_blocks
+from support.helpers import TARGETS, Target
 from support.variables import POLICIES, Curricular, Everything, OneScalar, make
 
 from unitsface_kernels import policy
-from unitsface_kernels.functional.custom import fused_pair_loss
 from unitsface_kernels.losses import custom
 
 TRITON = [target for target in TARGETS if target.backend == "triton"]
@@ -63,3 +63,58 @@ def _grid() -> list:
 @pytest.mark.parametrize(("target", "of", "case", "dtype"), _grid())
 def test_parity(target: Target, of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None:
     check_against_reference(target, make(of, case, dtype), dtype)
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+@pytest.mark.parametrize("reduction", [pytest.param("mean", marks=pytest.mark.extended), "none"])
+def test_thresholds_per_identity(target: Target, reduction: str) -> None:
+    """They differ in the two directions of a pair, as variables do."""
+    p = make(Everything, Case("ad hoc", rows=40, labels="ignored", reduction=reduction))
+    b = torch.linspace(-0.5, 0.5, int(p.labels.max()) + 1)
+    p = replace(p, spec=custom.per_column(p.spec), b=b)
+    check_against_reference(target, p, torch.float32)
+
+
+class Functions(policy.Pair):
+    """Functions of a single number, of rows and of columns, before any cosine."""
+
+    factor: policy.Scalar
+    of_row: policy.PerRow
+    of_column: policy.PerColumn
+
+    def positive(self, c):
+        return policy.tanh(self.factor) * policy.softplus(c) + policy.log(self.of_row)
+
+    def negative(self, c):
+        rising = policy.sqrt(self.of_column) * policy.cosine_margin(c, 1.0, self.factor)
+        return rising + policy.pow(self.factor, self.of_row) * policy.sigmoid(self.of_column)
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+def test_functions_of_variables(target: Target) -> None:
+    check_against_reference(target, make(Functions, Case("ad hoc", rows=33)), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        (Everything, "in-batch"),
+        (Everything, "memory with gradient"),
+        pytest.param(OneScalar, "classes", marks=pytest.mark.extended),
+        (Curricular, "classes"),
+        pytest.param(Curricular, "class subset", marks=pytest.mark.extended),
+    ],
+)
+def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str) -> None:
+    def problem(case: Case, spec: object, values: object, dtype: torch.dtype, device: str) -> Any:
+        p = make(of, case, dtype)
+        on = {name: getattr(p, name) for name in ("rows", "labels", "columns", "column_labels")}
+        on |= {"index": p.index, "upstream": p.upstream, "b": p.b}
+        on = {name: None if value is None else value.to(device) for name, value in on.items()}
+        variables = {name: value.to(device) for name, value in p.variables.items()}
+        return replace(p, **on, variables=variables)
+
+    found = record(custom.spec(of()), KINDS[kind], torch.bfloat16, "triton", make=problem)
+    check_matmuls(found.tape)
+    assert found.tape.waits() == []
+    assert found.tape.extra_bytes <= allowed_bytes(found.problem)

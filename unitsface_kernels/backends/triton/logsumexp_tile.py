@@ -87,9 +87,12 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     config = space.config.gradient
-    if tile.selection is not None or tile.variables is not None:
-        # Places of rows, and derivatives by variables, take registers.
+    if tile.selection is not None:
+        # Places of rows take registers.
         config = replace(config, max_registers=None)
+    if tile.variables is not None:
+        # Derivatives by them, for every pair of the block at once.
+        config = replace(config, max_registers=None, block_n=config.block_n // 2)
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks, column_blocks = -(-count // config.block_m), -(-width // config.block_n)
     result = space.gradient_tile(count, width)

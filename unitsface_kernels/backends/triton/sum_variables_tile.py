@@ -114,22 +114,39 @@ def _add(sums: _Sums, tile: SumTile, threshold: str, triangle: bool) -> None:
         scalars = scalars[1:]
     if found is not None and scalars is not None:
         found.scalars.add_(scalars)
-    per_column = threshold == "per_column"
-    places = [(tile.a_loss, sums.a_rows, sums.b_columns, tile.b_start, found and found[1:3])]
-    if not triangle and tile.b_loss is not None:
-        places.append((tile.b_loss, sums.b_rows, sums.a_columns, tile.a_start, found and found[3:]))
-    for loss, of_rows, of_columns, start, given in places:
-        assert of_rows is not None
-        rows = of_rows.sum(1)
-        loss += rows[0]
-        if given is not None:
-            given[0].add_(rows[1:])
-        if of_columns is None:
-            continue
-        columns = of_columns.sum(1)
-        if per_column:
-            if tile.d_threshold is not None:
-                tile.d_threshold[start : start + columns.shape[1]] += columns[0]
-            columns = columns[1:]
-        if given is not None:
-            given[1].add_(columns)
+    per_column = tile.d_threshold if threshold == "per_column" else None
+    assert sums.a_rows is not None
+    own = (None, None) if found is None else (found.a_rows, found.b_columns)
+    _add_direction(tile.a_loss, sums.a_rows, sums.b_columns, own, (per_column, tile.b_start))
+    if tile.b_loss is not None and not triangle:
+        assert sums.b_rows is not None
+        other = (None, None) if found is None else (found.b_rows, found.a_columns)
+        _add_direction(tile.b_loss, sums.b_rows, sums.a_columns, other, (per_column, tile.a_start))
+
+
+def _add_direction(
+    loss: Tensor,
+    of_rows: Tensor,
+    of_columns: Tensor | None,
+    found: tuple[Tensor | None, Tensor | None],
+    threshold: tuple[Tensor | None, int],
+) -> None:
+    """Adds up what pairs taken in one direction give.
+
+    Args:
+        loss: of the rows of the direction.
+        of_rows, of_columns: partial sums.
+        found: gradients of variables of rows and of columns; None: not needed.
+        threshold: its gradient, if it is per column and needed, and where the columns begin in it.
+    """
+    rows = of_rows.sum(1)
+    loss += rows[0]
+    if found[0] is not None:
+        found[0].add_(rows[1:])
+    if of_columns is None:
+        return
+    columns, (total, start) = of_columns.sum(1), threshold
+    if total is not None:
+        total[start : start + columns.shape[1]] += columns[0]
+    if found[1] is not None:
+        found[1].add_(columns[len(columns) - len(found[1]) :])

@@ -35,12 +35,12 @@ def negative_logits(
         # One multiplication per pair: the column's factor and the logit's are multiplied before.
         found = (products * terms[0], terms[0])
         for k in tl.static_range(COUNT):
-            found += (products * terms[2 + k],)
+            found += (products * terms[2 + k],)  # type: ignore[assignment]
         return found
     else:
         found = (terms[0], terms[1] * factors)
         for k in tl.static_range(COUNT):
-            found += (terms[2 + k],)
+            found += (terms[2 + k],)  # type: ignore[assignment]
         return found
 
 

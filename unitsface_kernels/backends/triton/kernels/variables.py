@@ -17,7 +17,7 @@ def scalar_values(scalars, COUNT: tl.constexpr):
     """The numbers of (COUNT,)."""
     found = ()
     for k in tl.static_range(COUNT):
-        found += (tl.load(scalars + k),)
+        found += (tl.load(scalars + k),)  # type: ignore[assignment]
     return found
 
 
@@ -28,7 +28,7 @@ def values_at(values, stride, place, inside, AXIS: tl.constexpr, COUNT: tl.const
     for k in tl.static_range(COUNT):
         # 1 is what ignored rows and columns have.
         value = tl.load(values + k * stride + place, mask=inside, other=1.0)
-        found += (tl.expand_dims(value, AXIS),)
+        found += (tl.expand_dims(value, AXIS),)  # type: ignore[assignment]
     return found
 
 
@@ -37,7 +37,7 @@ def zero_tiles(HEIGHT: tl.constexpr, COUNT: tl.constexpr):
     """COUNT totals for ``plus_slopes``."""
     found = ()
     for _ in tl.static_range(COUNT):
-        found += (tl.zeros((HEIGHT, 4), dtype=tl.float32),)
+        found += (tl.zeros((HEIGHT, 4), dtype=tl.float32),)  # type: ignore[assignment]
     return found
 
 
@@ -47,7 +47,7 @@ def plus_slopes(totals, terms, valid, weight, FIRST: tl.constexpr, COUNT: tl.con
     found = ()
     for k in tl.static_range(COUNT):
         slope = tl.where(valid, terms[FIRST + k] * weight, 0.0)
-        found += (totals[k] + folded(slope, added),)
+        found += (totals[k] + folded(slope, added),)  # type: ignore[assignment]
     return found
 
 
