@@ -78,7 +78,8 @@ def fused_pair_loss(
     memory, as the policy's ``combine`` says: by default their sum.
 
     Args:
-        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``.
+        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``, of which each may be
+            a tensor of one element.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
@@ -124,7 +125,8 @@ def fused_class_loss(
     """A user's own loss of samples against class weights.
 
     Args:
-        policy: the formula with its numbers; the positive of a row is its own class.
+        policy: the formula with its numbers, of which each may be a tensor of one element; the
+            positive of a row is its own class.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         weight: (C, D) class weights, not normalized.

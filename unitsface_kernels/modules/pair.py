@@ -157,8 +157,8 @@ class USSLoss(_ThresholdLoss):
 
     def __init__(
         self,
-        scale: float = _USS.scale,
-        margin: float = _USS.margin,
+        scale: float | Tensor = _USS.scale,
+        margin: float | Tensor = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -196,8 +196,8 @@ class PairBCELoss(_ThresholdLoss):
     def __init__(
         self,
         num_identities: int,
-        scale: float = _USS.scale,
-        margin: float = _USS.margin,
+        scale: float | Tensor = _USS.scale,
+        margin: float | Tensor = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -227,8 +227,8 @@ class PairSoftmaxLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        scale: float = _SOFTMAX.scale,
-        margin: float = _SOFTMAX.margin,
+        scale: float | Tensor = _SOFTMAX.scale,
+        margin: float | Tensor = _SOFTMAX.margin,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,
@@ -252,8 +252,8 @@ class CircleLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        scale: float = _CIRCLE.scale,
-        margin: float = _CIRCLE.margin,
+        scale: float | Tensor = _CIRCLE.scale,
+        margin: float | Tensor = _CIRCLE.margin,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,
@@ -277,9 +277,9 @@ class MultiSimilarityLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        alpha: float = _MULTI_SIMILARITY.alpha,
-        beta: float = _MULTI_SIMILARITY.beta,
-        base: float = _MULTI_SIMILARITY.base,
+        alpha: float | Tensor = _MULTI_SIMILARITY.alpha,
+        beta: float | Tensor = _MULTI_SIMILARITY.beta,
+        base: float | Tensor = _MULTI_SIMILARITY.base,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     PerColumn = Any
     PerIdentity = Any
 else:
-    #: A hyper-parameter: one number, known on the host. In a call it may be a tensor: a Scalar then.
+    #: A hyper-parameter: one number, known on the host. Given as a tensor it is a Scalar.
     Number = _Annotation("number")
     #: The learnable threshold of a loss, in logit units: one, or one per column.
     Threshold = _Annotation("threshold")
