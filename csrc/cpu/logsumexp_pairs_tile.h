@@ -79,13 +79,10 @@ struct Highest {
 // cosines or, with kBack, those of the other direction to `apart`. With kTwo positives have a
 // log-sum-exp of their own; without, they take no part.
 template <bool kTwo, bool kBack, class Policy>
-Highest logits_row(const Policy policy, const PairNegatives& t, int64_t i, float* apart) {
-  float* __restrict row = t.cosines + i * t.stride;
+Highest logits_row(const Policy policy, float* __restrict row, int32_t label,
+                   const int32_t* __restrict labels, int32_t m, int32_t skipped,
+                   const Variables<Policy>& v, int64_t i, float* apart) {
   float* logits = kBack ? apart : row;
-  const int32_t* __restrict labels = t.b_labels;
-  const int32_t label = t.a_labels[i], m = static_cast<int32_t>(t.m);
-  const int32_t skipped = excluded_column(i, t.diagonal, t.m);
-  const Variables<Policy> v = kBack ? backward_variables<Policy>(t) : forward_variables<Policy>(t);
   float highest = -INFINITY, highest_positive = -INFINITY;
 #pragma omp simd reduction(max : highest, highest_positive)
   for (int32_t j = 0; j < m; ++j) {
@@ -184,16 +181,22 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
     float* other = others.data() + slot * elements;
     for (int64_t i = first; i < end; ++i) {
       float* __restrict row = t.cosines + i * t.stride;
-      float* apart = other + (directed ? (i - first) * t.m : 0);
       if (t.a_labels[i] < 0) {
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
-        for (int32_t j = 0; directed && j < m; ++j) apart[j] = -INFINITY;
+        for (int32_t j = 0; directed && j < m; ++j) other[(i - first) * t.m + j] = -INFINITY;
         continue;
       }
+      const int32_t skipped = excluded_column(i, t.diagonal, t.m);
       if constexpr (kDirected<Policy>) {
-        if (directed) logits_row<kTwo, true>(policy, t, i, apart);
+        if (directed) {
+          logits_row<kTwo, true>(policy, row, t.a_labels[i], t.b_labels, m, skipped,
+                                 backward_variables<Policy>(t), i, other + (i - first) * t.m);
+        }
       }
-      fold_row<kTwo>(t, i, logits_row<kTwo, false>(policy, t, i, nullptr));
+      fold_row<kTwo>(
+          t, i,
+          logits_row<kTwo, false>(policy, row, t.a_labels[i], t.b_labels, m, skipped,
+                                  forward_variables<Policy>(t), i, static_cast<float*>(nullptr)));
     }
     if (!both) return;
     UnitLogits logits{t.cosines + first * t.stride, t.stride, first, end};
