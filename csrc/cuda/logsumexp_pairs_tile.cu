@@ -444,7 +444,9 @@ void pair_positives_tile(const std::string& loss, const float* params, const Pai
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream) {
   const auto run = [&](const auto& policy) { launch_pair_gradient<false>(policy, args, stream); };
-  const auto run_two = [&](const auto& policy) { launch_pair_gradient<true>(policy, args, stream); };
+  const auto run_two = [&](const auto& policy) {
+    launch_pair_gradient<true>(policy, args, stream);
+  };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
   if (loss == #name) return with_policy<Policy>(loss, params, run);
 #define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
