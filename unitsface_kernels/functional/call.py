@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -94,13 +95,23 @@ def pair_call(
 
 def check_samples(spec: LossSpec, samples: Samples) -> int | None:
     """Number of identities that have a threshold of their own; None: it does not matter."""
-    feats, labels, b, memory, memory_labels, batch_offset, _ = samples
+    feats, labels, b, memory, memory_labels, batch_offset, both = samples
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     validate.memory_pair(memory, memory_labels, batch_offset)
     if memory is not None and memory_labels is not None:
         validate.features("memory", memory, like=feats)
         validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
+    if both:
+        sided = [v.name for v in spec.variables if v.side != "scalar"]
+        sided += ["b"] if spec.threshold == "per_column" else []
+        if memory is None:
+            raise ValueError(f"both must be False without memory, got {both}")
+        if sided:
+            raise ValueError(
+                "both must be False where rows and columns read numbers of their own "
+                f"({', '.join(sided)}), got {both}"
+            )
     if spec.threshold != "per_column":
         return None
     validate.threshold("b", b, feats, per="identity")
@@ -138,8 +149,9 @@ def _call(
         self_offset,
         float(options.skip_tolerance),
         *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
-        both=both,
     )
+    if both:
+        config = replace(config, both=True)
     return config, tensors._replace(threshold=threshold, variables=variables)
 
 

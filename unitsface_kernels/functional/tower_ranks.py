@@ -114,12 +114,10 @@ def _across_ranks(
     group, variables = where.group, dict(options.variables or {})
     eager = config.backend == "reference"
     if eager:
-        b = pairs.replica(b, group) if isinstance(b, Tensor) else b
+        b = pairs.replicated(b, group) if isinstance(b, Tensor) else b
         for name, value in variables.items():
             if isinstance(value, Tensor):
-                copied = pairs.replica(value, group)
-                assert copied is not None
-                variables[name] = copied
+                variables[name] = pairs.replicated(value, group)
     tensors = CallTensors(rows, labels, columns, column_labels)
     tensors = tensors._replace(
         threshold=call.threshold_of_columns(spec, b, tensors),

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import dispatch, validate
-from ..backends.reference import normalize_rows
+from .. import validate
 from ..distributed import pairs
 from ..distributed.collectives import Group
 from ..losses import TOWERS
 from .call import Options, Samples
-from .matching import Matching, match, sums_of_matching
-from .tower_ranks import Places, matched_by_place, places, tower_loss
+from .info_nce import Queries, several_positives
+from .tower_ranks import matched_by_place, places, tower_loss
 
 
 def fused_siglip_loss(
@@ -173,14 +169,12 @@ def fused_info_nce_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    check = partial(
-        *(_check_queries, queries, keys, labels, key_labels, scale),
-        *(both, batch_offset, reduction),
-    )
+    batch = Queries(queries, labels, keys, key_labels, batch_offset, both)
+    check = partial(_check_queries, batch, scale, reduction)
     if group is not None and batch_offset is not None:
         raise ValueError(f"batch_offset must be None with a group, got {batch_offset}")
     where = places(check, queries, keys, group, exchange)
-    if labels is None or key_labels is None:
+    if labels is None:
         own = matched_by_place(where, queries.device)
         # The losses of keys are not wanted, but across ranks computed.
         split = where.group is not None and not both
@@ -192,113 +186,12 @@ def fused_info_nce_loss(
         loss = loss[: len(queries)]
         valid = own[0] >= 0
     else:
-        batch = Samples(queries, labels, None, keys, key_labels, batch_offset, both)
-        loss, valid = _several_positives(batch, scale, backend, where, exchange)
+        loss, valid = several_positives(batch, scale, backend, where, exchange)
     if reduction == "none":
         return loss
     if where.group is not None:
         return pairs.reduced(loss, valid, reduction, where.group)
     return loss.sum() if reduction == "sum" else loss.sum() / valid.sum().clamp(min=1)
-
-
-def _several_positives(
-    batch: Samples, scale: float | Tensor, backend: str, where: Places, exchange: str
-) -> tuple[Tensor, Tensor]:
-    """Losses of the queries, then with ``both`` of the keys; which of them have a positive.
-
-    The log-sum-exp over all keys less the mean of the positives' logits, which is that of the sum
-    of these keys. Of two positives or more the loss is at least the logarithm of their number, and
-    the difference exact enough. A lone positive p may leave next to nothing: with the log-sum-exp N
-    of the others the loss is softplus(N - p).
-    """
-    queries, labels, _, keys, key_labels, offset, both = batch
-    assert keys is not None
-    assert key_labels is not None
-    labels, key_labels = labels.to(torch.int64), key_labels.to(torch.int64)
-    counts = where.rows, where.columns
-    everyone = [where.gathered(x, n) for x, n in zip((labels, key_labels), counts, strict=True)]
-    sides = [_side(labels, everyone[1], offset)]
-    lone = [sides[0].count == 1]
-    # Across ranks a tile has both directions, wanted or not.
-    directions = both or where.group is not None
-    if directions:
-        sides.append(_side(key_labels, everyone[0], None))
-        # A tile leaves a pair out of the sums of its query and of its key, or out of neither.
-        lone.append(sides[1].count == 1)
-        for own, given, all_given in zip(lone, (labels, key_labels), everyone, strict=True):
-            own &= _side(given, all_given, None).count == 1
-    row_places = torch.where(lone[0], sides[0].matching.rows, sum(where.columns))
-    start = where.starts[1]
-    column_places = sides[0].matching.columns[start : start + len(keys)]
-    log_sums = tower_loss(
-        TOWERS["info_nce"],
-        Samples(
-            queries,
-            row_places.masked_fill(labels == -1, -1),
-            None,
-            keys,
-            column_places.masked_fill(key_labels == -1, -1),
-            offset,
-            directions,
-        ),
-        Options("none", backend, variables={"scale": scale}),
-        where,
-        exchange,
-    )
-    if not both:
-        sides, lone, log_sums = sides[:1], lone[:1], log_sums[: len(queries)]
-    unit, unit_keys = (
-        normalize_rows(torch.where((x_labels == -1)[:, None], 0.0, x.to(log_sums.dtype)))
-        for x, x_labels in ((queries, labels), (keys, key_labels))
-    )
-    plain = dispatch.resolve(backend, queries.device, queries.dtype) == "reference"
-    parts = []
-    compared = (unit, unit_keys, where.columns), (unit_keys, unit, where.rows)
-    for side, (rows, columns, number) in zip(sides, compared, strict=False):
-        columns = where.gathered(columns, number)
-        sums = sums_of_matching(columns, side.matching, plain)
-        if offset is not None:
-            itself = columns[offset : offset + len(rows)]
-            sums = sums - torch.where(side.holds_itself[:, None], itself, 0.0)
-        parts.append((rows * sums).sum(dim=1) / side.count.clamp(min=1))
-    if where.group is not None and isinstance(scale, Tensor):
-        scale = pairs.replica(scale, where.group)
-    gap = log_sums - scale * torch.cat(parts)
-    per_row = torch.where(torch.cat(lone), F.softplus(gap), gap)
-    counts, others = (torch.cat([side[k] for side in sides]) for k in (1, 2))
-    # A lone positive without another column is certain.
-    per_row = torch.where((counts > 0) & (others > 1), per_row, 0.0)
-    return per_row, counts > 0
-
-
-class _Side(NamedTuple):
-    """Rows against columns by their labels.
-
-    Attributes:
-        matching: ignored rows match none.
-        count: (N,) positives of each row.
-        others: (N,) columns of each row.
-        holds_itself: (N,) whether the column that is left out has the row's label.
-    """
-
-    matching: Matching
-    count: Tensor
-    others: Tensor
-    holds_itself: Tensor
-
-
-def _side(labels: Tensor, column_labels: Tensor, offset: int | None) -> _Side:
-    ignored = labels == -1
-    found = match(labels, column_labels, holds_itself=False)
-    count = found.positives.masked_fill(ignored, 0)
-    found = replace(found, rows=found.rows.masked_fill(ignored, len(column_labels)))
-    others = (column_labels >= 0).sum().expand_as(count)
-    itself = torch.zeros_like(ignored)
-    if offset is not None:
-        left_out = column_labels[offset : offset + len(labels)]
-        itself = (left_out == labels) & ~ignored
-        count, others = count - itself.to(count), others - (left_out >= 0).to(count)
-    return _Side(found, count, others, itself)
 
 
 def _check_towers(a: Tensor, b: Tensor, scale: float | Tensor, reduction: str) -> None:
@@ -310,16 +203,8 @@ def _check_towers(a: Tensor, b: Tensor, scale: float | Tensor, reduction: str) -
     _check_scale(scale, a)
 
 
-def _check_queries(
-    queries: Tensor,
-    keys: Tensor,
-    labels: Tensor | None,
-    key_labels: Tensor | None,
-    scale: float | Tensor,
-    both: bool,
-    batch_offset: int | None,
-    reduction: str,
-) -> None:
+def _check_queries(batch: Queries, scale: float | Tensor, reduction: str) -> None:
+    queries, labels, keys, key_labels, batch_offset, both = batch
     validate.features("queries", queries)
     validate.features("keys", keys, like=queries, other="queries")
     validate.instance("both", both, bool, "a bool")
@@ -355,6 +240,6 @@ def _check_scale(scale: float | Tensor, like: Tensor) -> None:
     elif not torch.compiler.is_compiling():
         wrong = scale.detach() <= 0
         if scale.is_cuda:
-            validate.report_later(wrong.any(), "scale must be above 0")
+            validate.report_later(wrong.any(), "scale must be > 0")
         elif wrong.any():
-            raise ValueError(f"scale must be above 0, got {scale.item():g}")
+            raise ValueError(f"scale must be > 0, got {scale.item():g}")

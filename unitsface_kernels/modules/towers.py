@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .. import validate
 from ..distributed.collectives import Group
-from .pair import RegisteredPairLoss
+from .pair import RegisteredGroupLoss
 
 
-class _TowerLoss(RegisteredPairLoss):
+class _TowerLoss(RegisteredGroupLoss):
     """A loss of logits that are a learnable scale times cosines.
 
     The scale is kept as its logarithm, so that a step cannot make it negative. As in CLIP's code it

@@ -7,7 +7,6 @@ from types import ModuleType
 from ...losses import LossSpec
 from . import logsumexp, logsumexp_pairs, logsumexps, nearest, sum
 from .call import (
-    Blocks,
     Call,
     CallConfig,
     CallTensors,
@@ -15,7 +14,6 @@ from .call import (
     ForwardCache,
     Gradients,
     Result,
-    Towers,
     make_call,
 )
 from .engine import (
@@ -35,6 +33,7 @@ from .engine import (
     UnitRows,
 )
 from .logsumexp import finish_rows
+from .other_ranks import Blocks, Towers
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
 

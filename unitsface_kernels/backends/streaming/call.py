@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import dense
+from .other_ranks import Ranks, Towers
 from .shards import Shards
 
 #: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
 ColumnSink = Callable[[slice, Tensor], None]
-#: Slices of the rows of all ranks, which lie in rank order, and their features.
-Blocks = Iterator[tuple[slice, Tensor]]
 
 
 class Gradients(NamedTuple):
@@ -30,44 +29,6 @@ class Gradients(NamedTuple):
     columns: Tensor | None = None
     threshold: Tensor | None = None
     variables: Tensor | None = None
-
-
-class Ranks(Protocol):
-    """The other ranks of a process group.
-
-    Every rank makes the same calls in the same order and exhausts the blocks that it requests.
-
-    Attributes:
-        num_valid_rows: () float32 number of rows of all ranks that have a loss, at least 1.
-        weights: (T,) float32 upstream gradients of the losses of the T rows of all ranks; None:
-            columns are a memory, or the pass has no weights.
-    """
-
-    @property
-    def num_valid_rows(self) -> Tensor: ...
-
-    @property
-    def weights(self) -> Tensor | None: ...
-
-    def blocks(self) -> Blocks:
-        """Begins to exchange features; a block is valid until the next one is requested."""
-
-    def gather(self, own: Tensor) -> Tensor:
-        """(T, ...) concatenation of every rank's ``own`` rows."""
-
-
-class Towers(NamedTuple):
-    """The other ranks of a call with ``both``, of which each has rows and columns of its own.
-
-    Attributes:
-        rows, columns: the exchanges of either; ``rows`` has the number of all losses.
-        row_labels, column_labels: (T,), (U,) of those of all ranks.
-    """
-
-    rows: Ranks
-    columns: Ranks
-    row_labels: Tensor
-    column_labels: Tensor
 
 
 class CallTensors(NamedTuple):
@@ -424,14 +385,6 @@ def clear_ignored_columns(call: Call, labels: Tensor | None, of_columns: Tensor)
             of_columns.masked_fill_(ignored[:, None], 0.0)
 
 
-def weights_of_towers(towers: Towers) -> list[Tensor]:
-    """Upstream gradients of all ranks' rows, and of their columns."""
-    found = [side.weights for side in towers[:2]]
-    assert found[0] is not None
-    assert found[1] is not None
-    return [found[0], found[1]]
-
-
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """(num_losses,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
 
@@ -442,7 +395,7 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     if call.ranks is not None and call.ranks.weights is not None:
         everyone = call.ranks.weights
     elif call.towers is not None:
-        everyone = torch.cat(weights_of_towers(call.towers))
+        everyone = torch.cat(call.towers.weights())
     if call.compute_dtype != torch.float16 or everyone.numel() == 0:
         return weights, None
     scale = everyone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)

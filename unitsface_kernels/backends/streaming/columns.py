@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import Blocks, Call, clear_ignored_columns
+from .call import Call, clear_ignored_columns
 from .engine import Engine, TileColumns
+from .other_ranks import Blocks
 from .tiles import Columns, Panel, against_columns
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..dense import zeros
 from . import towers, variables
-from .call import Blocks, Call, Gradients, Result, clear_ignored, clear_ignored_columns
+from .call import Call, Gradients, Result, clear_ignored, clear_ignored_columns
 from .columns import unit_columns
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
+from .other_ranks import Blocks
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
 from .variables import Variables
 

@@ -16,10 +16,8 @@ from ...losses import LossSpec
 from ..dense import zeros
 from . import towers, variables
 from .call import (
-    Blocks,
     Call,
     Gradients,
-    Ranks,
     Result,
     clear_ignored,
     clear_ignored_columns,
@@ -35,6 +33,7 @@ from .columns import (
 )
 from .engine import Engine, SumTile
 from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
+from .other_ranks import Blocks, Ranks
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
 from .variables import Variables

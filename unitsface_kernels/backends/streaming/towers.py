@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .call import Blocks, Call, Ranks, clear_ignored_columns
+from .call import Call, clear_ignored_columns
 from .engine import Engine
+from .other_ranks import Blocks, Ranks
 
 
 class Side(NamedTuple):

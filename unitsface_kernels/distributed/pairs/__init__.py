@@ -5,7 +5,7 @@ computed there. ``exchange.py`` brings the remote rows, ``fused.py`` runs the st
 their gradients, ``eager.py`` the reference.
 """
 
-from .eager import eager_loss, gathered, reduced, replica
+from .eager import eager_loss, gathered, reduced, replica, replicated
 from .exchange import Exchange, Setting, takes_ring
 from .fused import fused_loss
 
@@ -17,5 +17,6 @@ __all__ = [
     "gathered",
     "reduced",
     "replica",
+    "replicated",
     "takes_ring",
 ]

@@ -92,8 +92,13 @@ class _Mean(Function):
         return _Mean.apply(gradient, ctx.group), None
 
 
+def replicated(value: Tensor, group: Group) -> Tensor:
+    """A tensor that is the same on every rank, and gets the mean of their gradients."""
+    return _Replica.apply(value, group)
+
+
 def replica(value: Tensor | None, group: Group) -> Tensor | None:
-    return None if value is None else _Replica.apply(value, group)
+    return None if value is None else replicated(value, group)
 
 
 def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
