@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import validate
 from ..losses import adaface, class_margin, elasticface, magface
 from .call import class_loss
+from .numbers import Values
 
 _ADAFACE, _CLASS_MARGIN, _ELASTICFACE, _MAGFACE = (
     module.SPEC.default for module in (adaface, class_margin, elasticface, magface)
@@ -21,9 +22,9 @@ def fused_adaface_loss(
     mean: float | Tensor,
     std: float | Tensor,
     *,
-    scale: float = _ADAFACE.scale,
-    margin: float = _ADAFACE.margin,
-    h: float = _ADAFACE.h,
+    scale: float | Tensor = _ADAFACE.scale,
+    margin: float | Tensor = _ADAFACE.margin,
+    h: float | Tensor = _ADAFACE.h,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -42,7 +43,8 @@ def fused_adaface_loss(
         feats, weight, labels: as of :func:`fused_margin_softmax_loss`.
         mean, std: of the norms: numbers or one-element tensors, std >= 0; constants of the
             gradient.
-        scale: s > 0.
+        scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
+            gradient.
         margin: m >= 0.
         h: how many margins a deviation from the mean is worth.
         class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
@@ -76,12 +78,12 @@ def fused_magface_loss(
     weight: Tensor,
     labels: Tensor,
     *,
-    scale: float = _MAGFACE.scale,
+    scale: float | Tensor = _MAGFACE.scale,
     l_a: float = _MAGFACE.l_a,
     u_a: float = _MAGFACE.u_a,
-    l_margin: float = _MAGFACE.l_margin,
-    u_margin: float = _MAGFACE.u_margin,
-    lambda_g: float = _MAGFACE.lambda_g,
+    l_margin: float | Tensor = _MAGFACE.l_margin,
+    u_margin: float | Tensor = _MAGFACE.u_margin,
+    lambda_g: float | Tensor = _MAGFACE.lambda_g,
     margin_type: str = _MAGFACE.margin_type,
     class_index: Tensor | None = None,
     reduction: str = "mean",
@@ -99,7 +101,8 @@ def fused_magface_loss(
 
     Args:
         feats, weight, labels: as of :func:`fused_margin_softmax_loss`.
-        scale: s > 0.
+        scale: s > 0. Each of these numbers but l_a and u_a may be a tensor of one element, which
+            may need a gradient.
         l_a, u_a: bounds of the norm, 0 < l_a < u_a.
         l_margin, u_margin: margins at these norms, in radians.
         lambda_g: weight of the term of the norm, >= 0.
@@ -115,12 +118,12 @@ def fused_magface_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    values = {"scale": scale, "l_a": l_a, "u_a": u_a, "l_margin": l_margin, "u_margin": u_margin}
-    values |= {"lambda_g": lambda_g}
     check_norm_bounds(l_a, u_a)
+    values: Values = {"scale": scale, "l_a": l_a, "u_a": u_a, "lambda_g": lambda_g}
+    values |= {"l_margin": l_margin, "u_margin": u_margin, "margin_type": margin_type}
     return class_loss(
         magface.SPEC,
-        {**values, "margin_type": margin_type},
+        values,
         feats,
         weight,
         labels,
@@ -145,7 +148,7 @@ def fused_elasticface_loss(
     labels: Tensor,
     margin: float | Tensor,
     *,
-    scale: float = _ELASTICFACE.scale,
+    scale: float | Tensor = _ELASTICFACE.scale,
     kind: str = _ELASTICFACE.kind,
     class_index: Tensor | None = None,
     reduction: str = "mean",
@@ -162,7 +165,7 @@ def fused_elasticface_loss(
     Args:
         feats, weight, labels: as of :func:`fused_margin_softmax_loss`.
         margin: (N,), or one number for all rows; may need a gradient.
-        scale: s > 0.
+        scale: s > 0, may be a tensor of one element, which may need a gradient.
         kind: "arc": the margin is added to the target's angle, "cos": subtracted from its cosine.
         class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
 
@@ -194,7 +197,7 @@ def fused_class_margin_loss(
     labels: Tensor,
     margin: float | Tensor,
     *,
-    scale: float = _CLASS_MARGIN.scale,
+    scale: float | Tensor = _CLASS_MARGIN.scale,
     kind: str = _CLASS_MARGIN.kind,
     class_index: Tensor | None = None,
     reduction: str = "mean",
@@ -211,7 +214,7 @@ def fused_class_margin_loss(
         feats, weight, labels: as of :func:`fused_margin_softmax_loss`.
         margin: (C,), of which a row has that of its class, or one number for all; may need a
             gradient. Learned margins fall without a term that keeps them up.
-        scale: s > 0.
+        scale: s > 0, may be a tensor of one element, which may need a gradient.
         kind: "cos": the margin is subtracted from the target's cosine, "arc": added to its angle.
         class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
 

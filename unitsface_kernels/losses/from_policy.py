@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
 
@@ -34,7 +35,21 @@ def spec_of(
     tiles: LossSpec | None = None,
 ) -> LossSpec:
     """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
-    formula = policy.formula
+    made = of_formula(
+        policy.formula, name=name, function=function, source=source, valid_rows=valid_rows
+    )
+    return made if tiles is None else replace(made, tiles=tiles)
+
+
+def of_formula(
+    formula: Formula,
+    *,
+    name: str,
+    function: str,
+    source: str,
+    valid_rows: ValidRows,
+) -> LossSpec:
+    """The loss ``name`` of a formula."""
     return LossSpec(
         name=name,
         topology=formula.topology,
@@ -52,7 +67,6 @@ def spec_of(
         triplet=None if formula.triplet is None else triplet_of(formula),
         finish=None if formula.finish is None else finish_of(formula),
         formula=formula,
-        tiles=tiles,
     )
 
 

@@ -24,6 +24,7 @@ from .margins import ClassMarginLoss, MagFaceLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
@@ -58,6 +59,7 @@ __all__ = [
     "PAIR_LOSSES",
     "AdaFaceLoss",
     "ArcFaceLoss",
+    "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
@@ -65,6 +67,7 @@ __all__ = [
     "CosFaceLoss",
     "EPLLoss",
     "ElasticFaceLoss",
+    "InfoNCELoss",
     "MagFaceLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
@@ -73,6 +76,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",

@@ -43,7 +43,7 @@ class AdaFaceLoss(RegisteredClassLoss):
     """
 
     loss = "adaface"
-    scale: float
+    scale: float | Tensor
     batch_mean: Tensor
     batch_std: Tensor
 
@@ -51,9 +51,9 @@ class AdaFaceLoss(RegisteredClassLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = _DEFAULT.margin,
-        h: float = _DEFAULT.h,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = _DEFAULT.margin,
+        h: float | Tensor = _DEFAULT.h,
         t_alpha: float = 0.01,
         reduction: str = "mean",
         backend: str = "auto",

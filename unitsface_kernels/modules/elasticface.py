@@ -53,7 +53,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
     """
 
     loss = "elasticface"
-    scale: float
+    scale: float | Tensor
     kind: str
     draws: Tensor
 
@@ -61,7 +61,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
+        scale: float | Tensor = _DEFAULT.scale,
         margin: float | None = None,
         std: float = 0.05,
         kind: str = _DEFAULT.kind,

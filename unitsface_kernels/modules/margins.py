@@ -42,18 +42,18 @@ class MagFaceLoss(RegisteredClassLoss):
     """
 
     loss = "magface"
-    scale: float
+    scale: float | Tensor
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _MAGFACE.scale,
+        scale: float | Tensor = _MAGFACE.scale,
         l_a: float = _MAGFACE.l_a,
         u_a: float = _MAGFACE.u_a,
-        l_margin: float = _MAGFACE.l_margin,
-        u_margin: float = _MAGFACE.u_margin,
-        lambda_g: float = _MAGFACE.lambda_g,
+        l_margin: float | Tensor = _MAGFACE.l_margin,
+        u_margin: float | Tensor = _MAGFACE.u_margin,
+        lambda_g: float | Tensor = _MAGFACE.lambda_g,
         margin_type: str = _MAGFACE.margin_type,
         reduction: str = "mean",
         backend: str = "auto",
@@ -97,7 +97,7 @@ class ClassMarginLoss(ClassLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _CLASS_MARGIN.scale,
+        scale: float | Tensor = _CLASS_MARGIN.scale,
         margin: float | Tensor = ClassMargin.margin,
         kind: str = _CLASS_MARGIN.kind,
         counts: Tensor | None = None,
