@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/logsumexp_pairs_gradient_tile.h"
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/loss_kernels.h"
