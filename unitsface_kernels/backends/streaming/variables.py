@@ -77,7 +77,12 @@ class Variables(NamedTuple):
         """Those that tiles read; None: there are none."""
         if not any(variable.streamed for variable in spec.variables):
             return None
-        return Variables(*(v[_streamed(spec, side)] for v, side in zip(self, SIDES, strict=True)))
+        parts = []
+        for values, side in zip(self, SIDES, strict=True):
+            # By numbers, not by a list, which would travel to the device.
+            some = [values[place] for place in _streamed(spec, side)]
+            parts.append(torch.stack(some) if some else values[:0])
+        return Variables(*parts)
 
 
 class Target(NamedTuple):
@@ -274,7 +279,8 @@ def joined(
     if tiles is not None:
         scalars = tiles.scalars if tiles.scalars.dim() == 1 else tiles.scalars.sum(dim=1)
         for side, total, own in zip(SIDES, found, tiles._replace(scalars=scalars), strict=True):
-            total[_streamed(call.spec, side)] += own
+            for place, gradient in zip(_streamed(call.spec, side), own, strict=True):
+                total[place] += gradient
     return found
 
 
