@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,10 @@ class Options(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Arguments of a loss over pairs; see the public functions."""
+    """Arguments of a loss over pairs; see the public functions.
+
+    ``both``: the memory is a second tower, see :class:`CallConfig`.
+    """
 
     feats: Tensor
     labels: Tensor
@@ -42,6 +46,7 @@ class Samples(NamedTuple):
     memory: Tensor | None
     memory_labels: Tensor | None
     batch_offset: int | None
+    both: bool = False
 
     def tensors(self) -> CallTensors:
         """The call's tensors without the threshold."""
@@ -83,18 +88,30 @@ def pair_call(
     """The call of a loss over pairs of one process, checked."""
     identities = check_samples(spec, samples)
     self_offset = samples.batch_offset if samples.memory is not None else 0
-    return _call(spec, values, samples.tensors(), samples.b, options, self_offset, identities)
+    return _call(
+        spec, values, samples.tensors(), samples.b, options, self_offset, identities, samples.both
+    )
 
 
 def check_samples(spec: LossSpec, samples: Samples) -> int | None:
     """Number of identities that have a threshold of their own; None: it does not matter."""
-    feats, labels, b, memory, memory_labels, batch_offset = samples
+    feats, labels, b, memory, memory_labels, batch_offset, both = samples
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     validate.memory_pair(memory, memory_labels, batch_offset)
     if memory is not None and memory_labels is not None:
         validate.features("memory", memory, like=feats)
         validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
+    if both:
+        sided = [v.name for v in spec.variables if v.side != "scalar"]
+        sided += ["b"] if spec.threshold == "per_column" else []
+        if memory is None:
+            raise ValueError(f"both must be False without memory, got {both}")
+        if sided:
+            raise ValueError(
+                "both must be False where rows and columns read numbers of their own "
+                f"({', '.join(sided)}), got {both}"
+            )
     if spec.threshold != "per_column":
         return None
     validate.threshold("b", b, feats, per="identity")
@@ -109,6 +126,7 @@ def _call(
     options: Options,
     self_offset: int | None = None,
     identities: int | None = None,
+    both: bool = False,
 ) -> tuple[CallConfig, CallTensors]:
     spec, values, given = apart(spec, values, options.variables, tensors.rows)
     backend, params = check_options(spec, values, tensors.rows, b, options)
@@ -132,6 +150,8 @@ def _call(
         float(options.skip_tolerance),
         *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
     )
+    if both:
+        config = replace(config, both=True)
     return config, tensors._replace(threshold=threshold, variables=variables)
 
 

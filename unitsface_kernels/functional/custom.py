@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import validate
 from ..distributed.collectives import Group
 from ..losses import LossSpec, custom
 from ..policy import Class, Pair, Policy
@@ -65,6 +66,7 @@ def fused_pair_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
+    both: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -86,8 +88,12 @@ def fused_pair_loss(
         b: the threshold of a policy that has one: a float (no gradient), a one-element tensor, or
             (K,) one per identity, of which a pair takes that of its column.
         memory, memory_labels, batch_offset: as of :func:`fused_uss_loss`.
+        both: the memory is a second tower, whose rows have losses, too, against ``feats``: pairs
+            count in both directions, from one set of tiles. Of policies whose only variables are
+            scalars, with one threshold at most; no group.
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
             a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
+            With ``both`` over the rows of both towers, or (N + M,).
         backend: "auto", "native", "triton" or "reference"; docs/custom_losses.md has which of them
             run formulas with variables.
         skip_tolerance, group, exchange: as of :func:`fused_uss_loss`. With variables that every
@@ -104,7 +110,10 @@ def fused_pair_loss(
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
     spec = _checked(policy, "pair", b)
-    samples = Samples(feats, labels, b, memory, memory_labels, batch_offset)
+    validate.instance("both", both, bool, "a bool")
+    if both and group is not None:
+        raise ValueError(f"both must be False with a group, got {both}")
+    samples = Samples(feats, labels, b, memory, memory_labels, batch_offset, both)
     options = Options(reduction, backend, skip_tolerance, variables)
     return pair_loss(spec, policy.values(), samples, options, group, exchange)
 

@@ -63,7 +63,7 @@ def _across_ranks(
         return pair_loss(spec, values, samples, options, None, exchange)
     check = partial(_check, spec, values, samples, options, exchange)
     (config, held, variables), counts = agree(check, group)
-    feats, labels, b, memory, column_labels, self_offset = samples
+    feats, labels, b, memory, column_labels, self_offset, _ = samples
     if feats.is_cuda and held:
         same_on_device(held, group)
     labels = labels.to(torch.int64)
@@ -109,7 +109,7 @@ def _check(
     spec: LossSpec, values: Values, samples: Samples, options: Options, exchange: str
 ) -> _Checked:
     """Checks the call of this rank; see :func:`agree`."""
-    feats, labels, b, memory, memory_labels, _ = samples
+    feats, labels, b, memory, memory_labels, *_ = samples
     identities = call.check_samples(spec, samples)
     spec, values, variables = apart(spec, values, options.variables, feats)
     given = variables or {}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from . import (
     circle,
     class_bce,
+    clip,
+    info_nce,
     margin_softmax,
     multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
     pair_softmax,
+    siglip,
     sphereface2,
     uce,
     uss,
@@ -35,12 +38,15 @@ REGISTRY: dict[str, LossSpec] = {
     )
 }
 
+#: Losses between two towers, whose functions take features of both in place of labels.
+TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.SPEC, siglip.SPEC)}
+
 
 def find(name: str) -> LossSpec:
-    """A loss of the registry, or a user's own that this process has registered; either also with
-    numbers that tensors give.
+    """A loss of the registry or between two towers, or a user's own that this process has
+    registered; each also with numbers that tensors give.
     """
-    known = REGISTRY.get(name) or CUSTOM.get(name)
+    known = REGISTRY.get(name) or TOWERS.get(name) or CUSTOM.get(name)
     if known is None and SCALARS in name:
         of, *names = name.split(SCALARS)
         known = with_scalars(find(of), names)
@@ -55,6 +61,7 @@ __all__ = [
     "CUSTOM",
     "EMPTY",
     "REGISTRY",
+    "TOWERS",
     "Finish",
     "LossSpec",
     "Parameter",

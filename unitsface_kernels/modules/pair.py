@@ -20,10 +20,9 @@ _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
 _CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 
 
-class RegisteredPairLoss(RegisteredLoss):
-    """A loss over the pairs of the own batch or of all ranks of a group."""
+class RegisteredGroupLoss(RegisteredLoss):
+    """A loss that may compare with what other ranks of a group have."""
 
-    scale: float | Tensor
     group: Group
     exchange: str
 
@@ -38,6 +37,12 @@ class RegisteredPairLoss(RegisteredLoss):
         memo[id(self.group)] = self.group
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
+
+
+class RegisteredPairLoss(RegisteredGroupLoss):
+    """A loss over the pairs of the own batch or of all ranks of a group."""
+
+    scale: float | Tensor
 
     def forward(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..losses import REGISTRY, LossSpec
+from ..losses import LossSpec, find
 
 #: Keywords of public functions, beside a loss's parameters, that a module keeps as attributes.
 SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange")
@@ -42,7 +42,7 @@ class RegisteredLoss(nn.Module):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "loss" in vars(cls):
-            cls.spec = REGISTRY[cls.loss]
+            cls.spec = find(cls.loss)
             cls.function = staticmethod(getattr(functional, cls.spec.function))
             known = inspect.signature(cls.function).parameters
             cls._settings = tuple(name for name in SETTINGS if name in known)

@@ -27,9 +27,8 @@ from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 #: Other keywords of the functions, which take variables by their names.
-_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset"} | {
-    *("class_index", "reduction", "backend", "skip_tolerance", "group", "exchange")
-}
+_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset", "both"}
+_KEYWORDS |= {"class_index", "reduction", "backend", "skip_tolerance", "group", "exchange"}
 #: Scalars of all formulas.
 _SYMBOLS = {THRESHOLD, *SUMS, *COSINES}
 

@@ -28,8 +28,8 @@ def is_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
-    """A floating (rows, D) matrix, with the width and on the device of ``like``."""
+def features(name: str, value: Tensor, like: Tensor | None = None, other: str = "feats") -> None:
+    """A floating (rows, D) matrix, with the width and on the device of ``like``, the ``other``."""
     is_tensor(name, value)
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (rows, D), got {tuple(value.shape)}")
@@ -43,13 +43,13 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
     if like is not None:
         if value.shape[1] != like.shape[1]:
             raise ValueError(
-                f"{name} must have D = {like.shape[1]} columns like feats, "
+                f"{name} must have D = {like.shape[1]} columns like {other}, "
                 f"got shape {tuple(value.shape)}"
             )
-        same_device("feats", like, name, value)
+        same_device(other, like, name, value)
         if (value.dtype == torch.float64) != (like.dtype == torch.float64):
             raise TypeError(
-                f"{name} and feats must both be float64 or neither, "
+                f"{name} and {other} must both be float64 or neither, "
                 f"got {value.dtype} and {like.dtype}"
             )
 
