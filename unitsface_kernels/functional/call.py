@@ -14,7 +14,15 @@ from .. import autograd, dispatch, ops, passes, validate
 from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
-from .variables import Variables, most_identities, of_identities, packed, refuse_unsupported
+from .numbers import Values, apart
+from .variables import (
+    Variables,
+    most_identities,
+    needs_gradient,
+    of_identities,
+    packed,
+    refuse_unsupported,
+)
 
 
 class Options(NamedTuple):
@@ -45,9 +53,6 @@ class Samples(NamedTuple):
         return CallTensors(self.feats, self.labels, self.memory, self.memory_labels)
 
 
-Values = dict[str, float | str]
-
-
 def class_loss(
     spec: LossSpec,
     values: Values,
@@ -61,7 +66,9 @@ def class_loss(
     skip_tolerance: float = 0.0,
     variables: Variables | None = None,
 ) -> Tensor:
-    """Loss over classes; ``variables``: tensors or numbers by the names of ``spec.variables``."""
+    """Loss over classes; ``values``: some may be tensors; ``variables``: tensors or numbers by the
+    names of ``spec.variables``.
+    """
     validate.features("feats", feats)
     validate.features("weight", weight, like=feats)
     validate.labels("labels", labels, feats.shape[0], feats)
@@ -121,17 +128,18 @@ def _call(
     identities: int | None = None,
     both: bool = False,
 ) -> tuple[CallConfig, CallTensors]:
+    spec, values, given = apart(spec, values, options.variables, tensors.rows)
     backend, params = check_options(spec, values, tensors.rows, b, options)
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
-        identities = most_identities(spec, options.variables, identities)
+        identities = most_identities(spec, given, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
-    if spec.variables or options.variables:
-        refuse_unsupported(spec, options.variables, backend)
-        variables = packed(spec, options.variables, tensors)
+    if spec.variables or given:
+        refuse_unsupported(spec, given, backend)
+        variables = packed(spec, given, tensors)
     config = CallConfig(
         spec,
         params,
@@ -167,10 +175,6 @@ def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:
     if not autograd.applies(tensors):
         return ops.loss
     return autograd.FusedLoss.apply if config.need_any else autograd.loss_alone
-
-
-def needs_gradient(value: object) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
 def matmul_dtype(feats: Tensor) -> torch.dtype:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import validate
 from ..distributed.collectives import Group
-from ..losses import LossSpec, custom, find
+from ..losses import LossSpec, custom
 from ..policy import Class, Pair, Policy
 from .call import Options, Samples, class_loss
+from .numbers import named
 from .ranks import pair_loss
 
 # Of a topology: the policies' base class, and what takes them.
@@ -40,32 +40,20 @@ def check_policy(policy: object, topology: str) -> Policy:
 
 def spec_of(policy: Policy, per_column: bool) -> LossSpec:
     """The loss of a policy, with a threshold for each identity or class if ``per_column``."""
-    if torch.compiler.is_compiling():
-        # A graph may contain the name as a constant, but no object.
-        from ..compiled import constant
-
-        return find(constant(_name_of, policy, per_column))
-    return find(_name_of(policy, per_column))
+    return named(_name_of, type(policy), per_column)
 
 
-def _name_of(policy: Policy, per_column: bool) -> str:
+def _name_of(policy: type[Policy], per_column: bool) -> str:
     spec = custom.spec(policy)
     return (custom.per_column(spec) if per_column and spec.threshold != "none" else spec).name
 
 
-def _checked(
-    policy: Policy, topology: str, b: float | Tensor | None, variables: dict[str, Tensor]
-) -> LossSpec:
+def _checked(policy: Policy, topology: str, b: float | Tensor | None) -> LossSpec:
     check_policy(policy, topology)
     formula, name = policy.formula, type(policy).__name__
     if (b is None) == formula.threshold:
         has, given = ("a threshold", "none") if formula.threshold else ("no threshold", "one")
         raise TypeError(f"{name} has {has}, got {given} as b")
-    known = [variable.name for variable in formula.variables if variable.given]
-    for variable in variables.keys() ^ set(known):
-        what = "no value" if variable in known else "one"
-        takes = ", ".join(known) or "no variables"
-        raise TypeError(f"{name} takes {takes}, got {what} for {variable}")
     return spec_of(policy, isinstance(b, Tensor) and b.numel() != 1)
 
 
@@ -92,7 +80,8 @@ def fused_pair_loss(
     memory, as the policy's ``combine`` says: by default their sum.
 
     Args:
-        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``.
+        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``, of which each may be
+            a tensor of one element.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
@@ -120,7 +109,7 @@ def fused_pair_loss(
         TypeError: a wrong type or dtype, or a policy of classes.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    spec = _checked(policy, "pair", b, variables)
+    spec = _checked(policy, "pair", b)
     validate.instance("both", both, bool, "a bool")
     if both and group is not None:
         raise ValueError(f"both must be False with a group, got {both}")
@@ -145,7 +134,8 @@ def fused_class_loss(
     """A user's own loss of samples against class weights.
 
     Args:
-        policy: the formula with its numbers; the positive of a row is its own class.
+        policy: the formula with its numbers, of which each may be a tensor of one element; the
+            positive of a row is its own class.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         weight: (C, D) class weights, not normalized.
@@ -168,7 +158,7 @@ def fused_class_loss(
         TypeError: a wrong type or dtype, or a policy of pairs.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    spec = _checked(policy, "class", b, variables)
+    spec = _checked(policy, "class", b)
     return class_loss(
         spec,
         policy.values(),

@@ -18,7 +18,7 @@ from . import (
     uce,
     uss,
 )
-from .custom import CUSTOM, register
+from .custom import CUSTOM, SCALARS, register, with_scalars
 from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
@@ -43,8 +43,13 @@ TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.
 
 
 def find(name: str) -> LossSpec:
-    """A loss of the registry, or a user's own that this process has registered."""
+    """A loss of the registry or between two towers, or a user's own that this process has
+    registered; each also with numbers that tensors give.
+    """
     known = REGISTRY.get(name) or TOWERS.get(name) or CUSTOM.get(name)
+    if known is None and SCALARS in name:
+        of, *names = name.split(SCALARS)
+        known = with_scalars(find(of), names)
     if known is None:
         raise LookupError(
             f"no loss {name!r} in this process: its policy must be defined before it is called"

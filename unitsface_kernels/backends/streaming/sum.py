@@ -168,7 +168,7 @@ def _stream(
     values, d_values = variables.of_call(call, engine, unit, inverse_norms), None
     if values is not None:
         doubtful += variables.not_finite(call, values)
-        if gradients and (call.need_variables or call.need_rows):
+        if gradients and variables.needed(call):
             d_values = variables.zeros_like(values, engine.stat_dtype)
     total = weights is None and call.reduction != "none" and not per_column and values is None
     slots = engine.total_slots if total else 0
