@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..losses import REGISTRY
+from .. import validate
+from ..losses import REGISTRY, row_margins
 from .call import class_loss
 
 _MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
@@ -46,7 +49,8 @@ def fused_margin_softmax_loss(
             positions in it.
         scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
             gradient.
-        m1: factor of the target's angle, > 0.
+        m1: factor of the target's angle, > 0. Any of m1, m2 and m3 may be (N,), a margin for every
+            row; a row whose margin is not finite has the loss NaN.
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
@@ -72,16 +76,22 @@ def fused_margin_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    values: dict[str, Any] = {
+        "scale": scale,
+        "m1": m1,
+        "m2": m2,
+        "m3": m3,
+        "margin_gradient": margin_gradient,
+        "adaptive_margin": adaptive_margin,
+    }
+    per_row = None
+    if any(isinstance(margin, Tensor) and margin.numel() != 1 for margin in (m1, m2, m3)):
+        per_row = {name: values.pop(name) for name in ("m1", "m2", "m3")}
+        if not isinstance(m1, Tensor):
+            validate.number("m1", m1, above=0.0, kind="a float or a torch.Tensor")
     return class_loss(
-        REGISTRY["margin_softmax"],
-        {
-            "scale": scale,
-            "m1": m1,
-            "m2": m2,
-            "m3": m3,
-            "margin_gradient": margin_gradient,
-            "adaptive_margin": adaptive_margin,
-        },
+        REGISTRY["margin_softmax"] if per_row is None else row_margins.SPEC,
+        values,
         feats,
         weight,
         labels,
@@ -90,6 +100,7 @@ def fused_margin_softmax_loss(
         reduction,
         backend,
         skip_tolerance,
+        per_row,
     )
 
 

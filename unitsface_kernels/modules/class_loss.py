@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from .. import validate
 from ..losses import LossSpec
 from .registered import RegisteredLoss
+
+Total = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,26 @@ class ShardableLoss(nn.Module):
 
     def reset_thresholds(self) -> None:
         """Sets thresholds to their initial values, which depend on C, not on the shard."""
+
+    def variables(self) -> dict[str, float | Tensor]:
+        """What the formula of the comparisons reads beside cosines and thresholds, by name: tensors
+        of one element, per class, or numbers.
+        """
+        return {}
+
+    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        """Those of :meth:`variables` that have other values in this training step.
+
+        They last beyond it only if :meth:`end_step` follows.
+
+        Args:
+            feats, labels: of :meth:`begin_step`, which precedes.
+            total: the sum over all shards of a tensor.
+
+        Returns:
+            By name () tensors, or (N,) of the rows of all ranks.
+        """
+        return {}
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.
@@ -135,7 +158,9 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
     def compare(self, feats: Tensor, weight: Tensor, labels: Tensor, **changed: Any) -> Tensor:
         """The loss on other (C, D) class weights, and with other values of some parameters."""
         threshold = self._threshold()
-        keywords = self._keywords() if threshold is None else {"b": threshold, **self._keywords()}
+        keywords = {**self._keywords(), **self.variables()}
+        if threshold is not None:
+            keywords["b"] = threshold
         return self.function(feats, weight, labels, **keywords | changed)
 
     def _shown(self) -> dict[str, Any]:

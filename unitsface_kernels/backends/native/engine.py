@@ -62,7 +62,7 @@ class NativeEngine(UnitRows, ABC):
             self.device = device
             return
         self.device = call.rows.device
-        self.loss = call.spec.name
+        self.loss = (call.spec.tiles or call.spec).name
         self.num_columns = call.num_columns
         self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"

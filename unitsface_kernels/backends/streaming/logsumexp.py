@@ -66,9 +66,12 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         per_row, state = engine.finish_rows(call, sums)
     else:
         of_target = variables.target(call, values, sums.target_cosine)
-        per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
+        per_row, state = finish_rows(call, sums, lambda _: of_target)
         state = torch.cat([state, sums.target_cosine[None]])
-        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
+        more = variables.not_finite(call, values)
+        term = variables.regularizer(call, values)
+        more = more if term is None else more + term
+        per_row = per_row + torch.where(call.ignored, 0.0, more)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
@@ -90,7 +93,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(negative_weight, state[3])
+        of_variables = _OfVariables(negative_weight, state[3], weights)
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         masses = negative_prob * total * torch.exp(maximum - log_negatives)
@@ -184,10 +187,13 @@ def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor
 
 
 class _OfVariables(NamedTuple):
-    """What the gradients of variables are made of: factors and cosines of the targets, (N,)."""
+    """What the gradients of variables are made of: factors and cosines of the targets, and factors
+    of the rows, (N,).
+    """
 
     negative_weight: Tensor
     target_cosine: Tensor
+    weights: Tensor
 
 
 class _Rows(NamedTuple):
@@ -257,7 +263,7 @@ def _gradients(
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
-    if values is not None and of_variables is not None:
+    if values is not None and of_variables is not None and variables.need_gradients(call):
         slopes_of = variables.of_targets(call, values, *of_variables)
         d_values = variables.joined(call, values, slopes_of, rows.d_variables)
         if d_rows is not None:
