@@ -55,10 +55,18 @@ def class_loss(
     backend: str,
     skip_tolerance: float = 0.0,
     variables: Variables | None = None,
+    centers: int = 1,
 ) -> Tensor:
-    """Loss over classes; ``variables``: tensors or numbers by the names of ``spec.variables``."""
+    """Loss over classes.
+
+    Args:
+        weight: (C, D), or of several ``centers`` (C * centers, D) or (C, centers, D).
+        variables: tensors or numbers by the names of ``spec.variables``.
+        centers: vectors of a class, of whose cosines the largest counts.
+    """
     validate.features("feats", feats)
-    validate.features("weight", weight, like=feats)
+    validate.class_weights("weight", weight, centers, feats)
+    weight = _by_class(weight, centers)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -68,6 +76,15 @@ def class_loss(
     tensors = CallTensors(feats, labels, weight, None, class_index)
     config, tensors = _call(spec, values, tensors, b, options)
     return runner(config, tensors)(config, *tensors)
+
+
+def _by_class(weight: Tensor, centers: int) -> Tensor:
+    """(C, D), or (C, centers, D) of several."""
+    if centers == 1:
+        return weight if weight.dim() == 2 else weight.flatten(0, 1)
+    if weight.dim() == 3:
+        return weight
+    return weight.unflatten(0, (weight.shape[0] // centers, centers))
 
 
 def pair_call(

@@ -17,6 +17,7 @@ from .margin_softmax import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     SphereFaceLoss,
+    SubCenterArcFaceLoss,
 )
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
@@ -30,6 +31,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "subcenter_arcface": SubCenterArcFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
@@ -64,6 +66,7 @@ __all__ = [
     "PairSoftmaxLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",

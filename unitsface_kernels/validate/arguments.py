@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..losses import LossSpec
-from .numbers import integer, number
+from .numbers import integer, number, positive_int
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -78,6 +78,29 @@ def class_index(name: str, value: Tensor, weight: Tensor) -> None:
     if value.dim() != 1:
         raise ValueError(f"{name} must have shape (K,), got {tuple(value.shape)}")
     same_device("weight", weight, name, value)
+
+
+#: A center's number has one byte.
+MOST_CENTERS = 256
+
+
+def centers(value: object) -> None:
+    """Number of vectors of a class."""
+    positive_int("centers", value)
+    number("centers", value, at_most=MOST_CENTERS)
+
+
+def class_weights(name: str, value: Tensor, count: int, like: Tensor) -> None:
+    """(C * count, D) or (C, count, D) of classes of ``count`` centers."""
+    centers(count)
+    is_tensor(name, value)
+    if value.dim() == 3 and value.shape[1] != count:
+        raise ValueError(f"{name} must have shape (C, {count}, D), got {tuple(value.shape)}")
+    features(name, value[:, 0] if value.dim() == 3 else value, like=like)
+    if value.dim() == 2 and value.shape[0] % count:
+        raise ValueError(
+            f"{name} must have C * centers rows, a multiple of {count}, got {tuple(value.shape)}"
+        )
 
 
 def threshold(

@@ -131,7 +131,7 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
     d_columns = None
     if call.need_columns and call.sink is None:
-        d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
+        d_columns = rows.new_zeros((call.num_vectors, width), dtype=torch.float32)
     for place, slope in zip(places, slopes, strict=True):
         add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
     if call.sink is not None:
@@ -139,4 +139,6 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
     if d_rows is not None:
         engine.normalize_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
         clear_ignored(call, d_rows)
+    if d_columns is not None:
+        d_columns = call.as_columns(d_columns)
     return Gradients(d_rows, d_columns)

@@ -99,6 +99,13 @@ class Config:
         return replace(self.gradient, epilogue_subtiles=1, max_registers=None)
 
     @property
+    def centers(self) -> TileConfig:
+        """Launch of ``largest_kernel``, which has a block of products, of the largest and of which
+        these are in registers.
+        """
+        return replace(self.nearest, block_n=min(self.gradient.block_n, 64))
+
+    @property
     def pair_sums(self) -> TileConfig:
         """Launch of ``pair_negatives_kernel`` with the positives, whose results fit no cap.
 

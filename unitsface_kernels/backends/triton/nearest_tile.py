@@ -20,10 +20,14 @@ def search(space: Workspace, tile: ClassTile, rows: Nearest) -> None:
     """See ``Engine.nearest_tile``."""
     of_block = 8 * max(tile.a.shape[0], 1) * rows.best.shape[1]
     step = max(CANDIDATE_BYTES // of_block, 1) * space.config.nearest.block_n
+    # Of columns without numbers the rows are their cosines.
+    given = not tile.b.shape[1]
     for first in range(0, tile.b.shape[0], step):
         part = slice(first, first + step)
         factors = None if tile.b_factors is None else tile.b_factors[part]
         columns = replace(tile, b=tile.b[part], b_factors=factors, start=tile.start + first)
+        if given:
+            columns.a = tile.a[:, part]
         _search(space, columns, rows)
 
 
