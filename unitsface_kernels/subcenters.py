@@ -6,7 +6,7 @@ centers but the dominant one and all samples that are farther from it than 75 de
 again with one center per class on what is left.
 
 Source: Deng et al., "Sub-center ArcFace: Boosting Face Recognition by Large-Scale Noisy Web Faces",
-ECCV 2020, section 3.4; published in insightface (recognition/subcenter_arcface/drop.py), which
+ECCV 2020, section 3; published in insightface (recognition/subcenter_arcface/drop.py), which
 keeps a sample whose cosine is above that of the angle and leaves out classes without any.
 """
 

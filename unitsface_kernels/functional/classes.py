@@ -67,7 +67,7 @@ def fused_margin_softmax_loss(
             host synchronizes with the device.
         centers: K, vectors of a class: its cosine is the largest of theirs, whose vector alone,
             of equal ones the first, has the gradient. (Sub-center ArcFace, Deng et al., ECCV 2020,
-            section 3.2.) At most 256; those of a class are consecutive rows of ``weight``.
+            section 3.) At most 256; those of a class are consecutive rows of ``weight``.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).

@@ -91,7 +91,7 @@ class ArcFaceLoss(MarginSoftmaxLoss):
 
 class SubCenterArcFaceLoss(MarginSoftmaxLoss):
     """ArcFace with K = ``centers`` vectors per class (Deng et al., "Sub-center ArcFace: Boosting
-    Face Recognition by Large-Scale Noisy Web Faces", ECCV 2020, section 3.2).
+    Face Recognition by Large-Scale Noisy Web Faces", ECCV 2020, section 3).
 
     The cosine with a class is that with its nearest center, so that noisy samples may gather at
     another one than the clean ones. ``subcenters.keep_dominant`` drops the others in the end.

@@ -85,7 +85,7 @@ class CenterTiles:
 
     def _take_largest(self, products: Tensor, out: Largest) -> None:
         """Of products (n, m K), in operations of Torch."""
-        values, which = products.view(len(products), -1, self.centers).max(dim=2)
+        values, which = products.view(*out.cosine.shape, self.centers).max(dim=2)
         out.cosine.copy_(values)
         out.which.copy_(which)
 
