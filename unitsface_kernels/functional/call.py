@@ -65,8 +65,7 @@ def class_loss(
         centers: vectors of a class, of whose cosines the largest counts.
     """
     validate.features("feats", feats)
-    validate.class_weights("weight", weight, centers, feats)
-    weight = _by_class(weight, centers)
+    weight = _by_class(weight, centers, feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -78,11 +77,20 @@ def class_loss(
     return runner(config, tensors)(config, *tensors)
 
 
-def _by_class(weight: Tensor, centers: int) -> Tensor:
-    """(C, D), or (C, centers, D) of several."""
-    if centers == 1:
-        return weight if weight.dim() == 2 else weight.flatten(0, 1)
+def _by_class(weight: Tensor, centers: int, feats: Tensor) -> Tensor:
+    """Class weights, checked, as (C, D), or as (C, centers, D) of several."""
+    validate.centers(centers)
+    validate.is_tensor("weight", weight)
+    if weight.dim() == 3 and weight.shape[1] != centers:
+        raise ValueError(f"weight must have shape (C, {centers}, D), got {tuple(weight.shape)}")
+    validate.features("weight", weight[:, 0] if weight.dim() == 3 else weight, like=feats)
     if weight.dim() == 3:
+        return weight if centers > 1 else weight[:, 0]
+    if weight.shape[0] % centers:
+        raise ValueError(
+            f"weight must have C * centers rows, a multiple of {centers}, got {weight.shape[0]}"
+        )
+    if centers == 1:
         return weight
     return weight.unflatten(0, (weight.shape[0] // centers, centers))
 

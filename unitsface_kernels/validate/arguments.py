@@ -90,19 +90,6 @@ def centers(value: object) -> None:
     number("centers", value, at_most=MOST_CENTERS)
 
 
-def class_weights(name: str, value: Tensor, count: int, like: Tensor) -> None:
-    """(C * count, D) or (C, count, D) of classes of ``count`` centers."""
-    centers(count)
-    is_tensor(name, value)
-    if value.dim() == 3 and value.shape[1] != count:
-        raise ValueError(f"{name} must have shape (C, {count}, D), got {tuple(value.shape)}")
-    features(name, value[:, 0] if value.dim() == 3 else value, like=like)
-    if value.dim() == 2 and value.shape[0] % count:
-        raise ValueError(
-            f"{name} must have C * centers rows, a multiple of {count}, got {tuple(value.shape)}"
-        )
-
-
 def threshold(
     name: str, value: object, like: Tensor, per: str | None = None, size: int | None = None
 ) -> None:
