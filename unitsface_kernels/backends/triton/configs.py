@@ -100,10 +100,13 @@ class Config:
 
     @property
     def centers(self) -> TileConfig:
-        """Launch of ``largest_kernel``, which has a block of products, of the largest and of which
-        these are in registers.
+        """Launch of ``largest_kernel``, which has a block of products, of the largest and of their
+        centers in registers, and of ``nearest_kernel`` on the cosines, which it then loads.
+
+        Without a cap ptxas squeezes the former into 128 registers and a stack on Blackwell.
         """
-        return replace(self.nearest, block_n=min(self.gradient.block_n, 64))
+        narrow = min(self.gradient.block_n, 64)
+        return replace(self.gradient, block_n=narrow, epilogue_subtiles=1, max_registers=255)
 
     @property
     def pair_sums(self) -> TileConfig:
