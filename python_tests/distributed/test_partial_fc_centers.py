@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,7 +13,15 @@ from support.partial_fc import SIZE, Run, batch, compare, joined, sharded, singl
 from support.ranks import run_ranks
 
 import unitsface_kernels as uk
-from unitsface_kernels.partial_fc import export_class_weights, load_checkpoint, save_checkpoint
+from unitsface_kernels.partial_fc import (
+    dominant_centers,
+    export,
+    export_class_weights,
+    load_checkpoint,
+    save_checkpoint,
+    storage,
+)
+from unitsface_kernels.subcenters import keep_dominant
 
 LOSS, CLASSES = "subcenter_arcface", 23
 RUNS = [
@@ -68,3 +77,39 @@ def test_checkpoint_and_export(tmp_path: Path) -> None:
     two = uk.PartialFC(LOSS, SIZE, CLASSES, 0.5, seed=3, centers=2)
     with pytest.raises(ValueError, match=r"weight = \(23, 3, 16\), this PartialFC has \(23, 2, 16"):
         load_checkpoint(path, two)
+
+
+def test_dominant_centers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a checkpoint, by blocks of a few classes, those that ``keep_dominant`` finds at once."""
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 4 * 4 * 3 * SIZE)
+    path, file, samples = tmp_path / "saved", tmp_path / "one", tmp_path / "samples.npz"
+    _saved(0, path)
+    head, _ = _head()
+    load_checkpoint(path, head)
+    generator = torch.Generator().manual_seed(0)
+    feats = torch.randn(200, SIZE, generator=generator)
+    labels = torch.randint(-1, CLASSES, (200,), generator=generator)
+    wanted = keep_dominant(head.weight, feats, labels, angle=80.0)
+    found = dominant_centers(path, feats, labels, angle=80.0)
+    assert 0 < int(wanted.kept.sum()) < 200
+    assert torch.equal(found.center, wanted.center)
+    assert torch.equal(found.kept, wanted.kept)
+    np.savez(samples, feats=feats.numpy(), labels=labels.numpy())
+    arguments = [str(path), str(file), "--dominant", str(samples), "--angle", "80"]
+    assert export.main(arguments) == 0
+    assert f"{int(wanted.kept.sum())} of 200 samples" in capsys.readouterr().out
+    written = safetensors.torch.load_file(file)
+    assert torch.equal(written["weight"], wanted.weight)
+    assert torch.equal(written["center"], wanted.center)
+    assert torch.equal(written["kept"], wanted.kept)
+    # A training with one center each begins with them.
+    uk.ArcFaceLoss(SIZE, CLASSES).load_state_dict({"weight": written["weight"]})
+    np.savez(samples, feats=feats.numpy())
+    assert export.main(arguments) == 2
+    assert "no .npz file of feats and labels" in capsys.readouterr().err
+    one = uk.PartialFC("arcface", SIZE, CLASSES)
+    save_checkpoint(path, one)
+    with pytest.raises(ValueError, match="one center each"):
+        dominant_centers(path, feats, labels)
