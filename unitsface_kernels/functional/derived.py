@@ -42,13 +42,14 @@ def public_function(spec: LossSpec) -> Callable[..., Tensor]:
         bound.apply_defaults()
         given = {"b": None, **bound.arguments}
         values = {name: given[name] for name in spec.defaults()}
-        settings = [given[name] for name in _SETTINGS]
+        settings = {name: given[name] for name in _SETTINGS}
         if classes:
             columns = [given[name] for name in ("feats", "weight", "labels", "b", "class_index")]
-            return class_loss(spec, values, *columns, *settings, None, given["centers"])
+            options = {**settings, "centers": given["centers"]}
+            return class_loss(spec, values, *columns, **options)
         samples = Samples(*(given[name] for name in Samples._fields))
         return pair_loss(
-            spec, values, samples, Options(*settings), given["group"], given["exchange"]
+            spec, values, samples, Options(**settings), given["group"], given["exchange"]
         )
 
     function.__name__ = function.__qualname__ = spec.function

@@ -22,6 +22,7 @@ from .margin_softmax import (
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
@@ -52,11 +53,13 @@ __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
     "ArcFaceLoss",
+    "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
+    "InfoNCELoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -64,6 +67,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "SubCenterArcFaceLoss",

@@ -29,6 +29,7 @@ from . import (
     logsumexp_tile,
     nearest_tile,
     sum_tile,
+    sum_variables_tile,
 )
 from .filtered_matmul import TritonFilter
 from .kernels import rows
@@ -278,7 +279,8 @@ class TritonEngine:
     # Tiles
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        gradient = sum_tile.run(self._space, centers_tile.reduced(self._space, tile))
+        kind = sum_tile if tile.variables is None else sum_variables_tile
+        gradient = kind.run(self._space, centers_tile.reduced(self._space, tile))
         return None if gradient is None else centers_tile.spread(self._space, gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
