@@ -30,6 +30,7 @@ def fused_margin_softmax_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Softmax cross-entropy over cosines with an additive or multiplicative margin.
 
@@ -44,7 +45,7 @@ def fused_margin_softmax_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
@@ -67,7 +68,11 @@ def fused_margin_softmax_loss(
             as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
             units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
             nothing is left out. The loss is exact in any case. The reference backend and, for this
-            loss, ``torch.compile`` ignore it; on CUDA the host synchronizes with the device.
+            loss, ``torch.compile`` ignore it, and so does a call with several centers; on CUDA the
+            host synchronizes with the device.
+        centers: K, vectors of a class: its cosine is the largest of theirs, whose vector alone,
+            of equal ones the first, has the gradient. (Sub-center ArcFace, Deng et al., ECCV 2020,
+            section 3.) At most 256; those of a class are consecutive rows of ``weight``.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -101,6 +106,7 @@ def fused_margin_softmax_loss(
         backend,
         skip_tolerance,
         per_row,
+        centers=centers,
     )
 
 
@@ -118,6 +124,7 @@ def fused_uce_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Binary cross-entropy over classes with one threshold (UCE) or one per class (class BCE).
 
@@ -133,7 +140,7 @@ def fused_uce_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: threshold in logit units: a float (no gradient), a one-element tensor, or (C,).
@@ -147,7 +154,7 @@ def fused_uce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -173,6 +180,7 @@ def fused_uce_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -193,6 +201,7 @@ def fused_sphereface2_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""SphereFace2: one binary classification per class, on adjusted cosines.
 
@@ -211,7 +220,7 @@ def fused_sphereface2_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: bias, added to the logits (the opposite sign of a threshold): a float (no gradient)
@@ -229,7 +238,7 @@ def fused_sphereface2_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -257,6 +266,7 @@ def fused_sphereface2_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -271,6 +281,7 @@ def fused_npt_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    centers: int = 1,
 ) -> Tensor:
     r"""Nearest proxies triplet (NPT): a triplet hinge with the k nearest wrong class weights.
 
@@ -291,7 +302,7 @@ def fused_npt_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         margin: m, in squared distances between unit vectors.
@@ -302,6 +313,7 @@ def fused_npt_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -320,4 +332,5 @@ def fused_npt_loss(
         class_index,
         reduction,
         backend,
+        centers=centers,
     )

@@ -19,6 +19,7 @@ from .margin_softmax import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     SphereFaceLoss,
+    SubCenterArcFaceLoss,
 )
 from .margins import ClassMarginLoss, MagFaceLoss
 from .npt import NPTLoss
@@ -34,6 +35,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "subcenter_arcface": SubCenterArcFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
@@ -79,6 +81,7 @@ __all__ = [
     "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",

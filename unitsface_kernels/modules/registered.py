@@ -14,7 +14,7 @@ from .. import functional
 from ..losses import LossSpec, find
 
 #: Keywords of public functions, beside a loss's parameters, that a module keeps as attributes.
-SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange")
+SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange", "centers")
 
 
 class RegisteredLoss(nn.Module):

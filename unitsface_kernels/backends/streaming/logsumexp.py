@@ -130,14 +130,14 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     target_cosine = rows.new_zeros(count, dtype=torch.float32)
     cosines = None
     if _keeps(call, engine):
-        cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
+        cosines = rows.new_empty((call.num_vectors, rows.shape[1]), dtype=torch.float32)
     for panel, panel_maximum, panel_total in zip(panels, maximum, total, strict=True):
         columns = tile_columns(engine, panel)
         sums = ClassSums(panel_maximum, panel_total, target_cosine)
         for block in panel.rows:
             tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
             if cosines is not None:
-                tile.cosines = _kept(cosines, panel.columns, block)
+                tile.cosines = _kept(cosines, panel.part, block)
             if streamed is not None:
                 tile.variables = streamed.tile(block, panel.columns)
             engine.logsumexp_tile(tile, part(sums, block))
@@ -251,7 +251,7 @@ def _gradients(
     d_columns = cosines
     if call.need_columns and d_columns is None and call.sink is None:
         # Every tile writes its columns; zeroing all C x D first costs time.
-        d_columns = columns.new_empty((call.num_columns, size))
+        d_columns = columns.new_empty((call.num_vectors, size))
     if masses is None:
         _stream(call, engine, rows, None, scale, cosines, d_rows, d_columns)
     else:
@@ -270,6 +270,8 @@ def _gradients(
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:
             d_variables = variables.of_given(call, d_values, scale)
+    if d_columns is not None:
+        d_columns = call.as_columns(d_columns)
     return Gradients(d_rows, d_columns, None, d_variables)
 
 
@@ -349,7 +351,7 @@ def _stream(
     for number, (panel, own) in enumerate(zip(panels, found, strict=True)):
         place = panel.columns
         if not panel.rows:
-            finish_columns(call, engine, place, None, None, d_columns, scale)
+            finish_columns(call, engine, panel.part, None, None, d_columns, scale)
             if targets is not None and d_columns is not None:
                 targets.write(own, d_columns, scale)
             continue
@@ -358,7 +360,7 @@ def _stream(
         for block in panel.rows:
             tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
-                tile.cosines = _taken(cosines, place, block, rows.taken, call)
+                tile.cosines = _taken(cosines, panel.part, block, rows.taken, call)
             if rows.variables is not None:
                 tile.variables = rows.variables.tile(block, place)
                 tile.d_variables = rows.d_variables and rows.d_variables.by_row(block, place)
@@ -372,7 +374,7 @@ def _stream(
         if targets is not None and d_unit is not None:
             targets.add(own, place, d_unit, columns.factors)
         norms, raw = columns.inverse_norms, columns.raw
-        finish_columns(call, engine, place, d_unit, norms, d_columns, scale, raw)
+        finish_columns(call, engine, panel.part, d_unit, norms, d_columns, scale, raw)
 
 
 def _taken(

@@ -23,7 +23,7 @@ from ...policy.formula import (
 from ...policy.variable import ROW_NORM, SIDES, Variable
 from .call import Call
 from .engine import Engine, TileVariables
-from .scattered import add_rows
+from .scattered import add_rows, cosines_at
 
 
 class Variables(NamedTuple):
@@ -141,11 +141,7 @@ def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
     """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
     cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
     if call.num_columns:
-        place = _target_places(call)
-        index = place if call.column_index is None else call.column_index[place]
-        assert call.columns is not None
-        targets, _ = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
-        products = torch.linalg.vecdot(unit.to(torch.float32), targets.to(torch.float32))
+        products = cosines_at(call, engine, unit, _target_places(call))
         cosines = torch.where(call.row_labels >= 0, products, cosines)
     return cosines if call.shards is None else call.shards.sum(cosines)
 

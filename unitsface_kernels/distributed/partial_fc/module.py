@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -201,15 +202,17 @@ class PartialFC(nn.Module):
                 continue
             for name in module.random_rows:
                 rows = getattr(module, name)
-                blocks = self.shard.normal_rows(self.embedding_size, f"{path}.{name}", self.seed)
+                width = math.prod(rows.shape[1:])
+                blocks = self.shard.normal_rows(width, f"{path}.{name}", self.seed)
                 for place, normal in blocks:
+                    normal = normal.view(-1, *rows.shape[1:])
                     rows[place] = module.rows_from_normal(name, normal).to(rows)
             module.reset_numbers()
             module.reset_thresholds()
 
     @property
     def weight(self) -> Tensor:
-        """(m, D) class weights of the shard."""
+        """(m, D) class weights of the shard; (m, K, D) of K centers each."""
         return self._head.weight
 
     @property
