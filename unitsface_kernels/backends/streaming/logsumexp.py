@@ -242,10 +242,14 @@ def _gradients(
     unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
     values = variables.of_call(call, engine, unit, inverse_norms)
+    d_streamed = factor = None
     if values is not None:
         streamed = values.streamed(call.spec)
         d_streamed = streamed and variables.zeros_by_row(call, streamed, engine.stat_dtype)
-        rows = rows._replace(variables=streamed, d_variables=d_streamed)
+        factor = variables.factor(call)
+        # All that the gradient of a factor of the logits needs is in that of the rows.
+        in_tiles = d_streamed if factor is None else None
+        rows = rows._replace(variables=streamed, d_variables=in_tiles)
     d_rows = zeros(unit, count, size) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
     d_columns = cosines
@@ -260,12 +264,20 @@ def _gradients(
         stream = _stream_by_host if engine.device_filter is None else _stream_by_device
         stream(call, engine, rows, masses, slopes, scale, cosines, d_rows, d_columns)
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
+    if factor is not None and d_rows is not None:
+        assert values is not None
+        assert d_streamed is not None
+        assert of_variables is not None
+        products = torch.linalg.vecdot(d_rows, unit)
+        here = torch.where(call.row_labels >= 0, weights.target * of_variables.target_cosine, 0.0)
+        products = torch.where(weights.negative == 0.0, 0.0, products - here)
+        d_streamed.scalars.add_(products / values.scalars[factor])
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
     if values is not None and of_variables is not None and variables.need_gradients(call):
         slopes_of = variables.of_targets(call, values, *of_variables)
-        d_values = variables.joined(call, values, slopes_of, rows.d_variables)
+        d_values = variables.joined(call, values, slopes_of, d_streamed)
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:

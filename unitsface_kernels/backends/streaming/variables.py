@@ -13,6 +13,7 @@ from ...losses import LossSpec
 from ...policy import eager
 from ...policy.derive import derivative
 from ...policy.expression import Expression, constant, is_const, value_of
+from ...policy.form import kernel_form
 from ...policy.formula import (
     COSINE,
     Formula,
@@ -308,6 +309,19 @@ def needed(call: Call) -> bool:
     """Whether gradients of variables that tiles read are."""
     norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
     return call.need_variables or norms
+
+
+def factor(call: Call) -> int | None:
+    """The place of the one scalar that tiles read if its gradient through negatives follows from
+    that of the rows, see ``KernelForm.factor`` and docs/math.md, "Numbers as tensors". None: there
+    is none, or tiles are to add it up; in half precision those of the rows are rounded.
+    """
+    formula = call.spec.formula
+    assert formula is not None
+    found = kernel_form(formula).factor
+    alone = sum(variable.streamed for variable in formula.variables) == 1
+    wanted = call.need_variables and call.need_rows and call.compute_dtype == torch.float32
+    return found if alone and wanted else None
 
 
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
