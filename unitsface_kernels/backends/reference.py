@@ -103,7 +103,14 @@ def _logsumexps(spec, params, cosine, positive, negative, *others):
         mask = mask & (logits != -torch.inf)
         log_sum = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
         sums.append(torch.where(mask.any(dim=1), log_sum, EMPTY))
-    return spec.finish.value(*sums, params)
+    of_rows = _of_rows(spec, others[1])
+    return spec.finish.value(*sums, params, [value[:, 0] for value in of_rows])
+
+
+def _of_rows(spec, variables):
+    """Values of scalars (1, 1) and of rows (N, 1)."""
+    found = zip(spec.variables, variables, strict=True)
+    return [value for variable, value in found if variable.side != "column"]
 
 
 def _nearest(spec, params, cosine, positive, negative, threshold, variables):
@@ -115,7 +122,7 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     found = negative.gather(1, order)
     nearest = torch.where(found, cosine.gather(1, order), 0.0)
     target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
-    terms = triplet.value(nearest, target, params)
+    terms = triplet.value(nearest, target, params, _of_rows(spec, variables))
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
     total = torch.where(scored, terms, 0.0).sum(dim=1)

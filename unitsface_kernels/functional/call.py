@@ -13,7 +13,7 @@ from .. import autograd, dispatch, ops, passes, validate
 from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
-from .variables import Variables, most_identities, of_identities, packed, refuse_unsupported
+from .variables import Variables, most_identities, of_identities, packed
 
 
 class Options(NamedTuple):
@@ -112,7 +112,6 @@ def _call(
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
     if spec.variables or options.variables:
-        refuse_unsupported(spec, options.variables, backend)
         variables = packed(spec, options.variables, tensors)
     config = CallConfig(
         spec,

@@ -18,7 +18,7 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples, Values
-from .variables import Variables, most_identities, packed, refuse_unsupported, with_gradient
+from .variables import Variables, most_identities, packed, with_gradient
 
 # What ``agree`` exchanges: config without an offset, tensors compared on the device; number of
 # rows; arguments that have to be the same on every rank.
@@ -119,7 +119,6 @@ def _check(
     sums = {}
     if not feats.is_cuda:
         sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
-    refuse_unsupported(spec, options.variables, backend)
     variables = packed(spec, options.variables, samples.tensors())
     needs = tuple(call.needs_gradient(value) for value in (feats, memory, b, variables))
     config = CallConfig(

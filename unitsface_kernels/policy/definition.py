@@ -227,11 +227,6 @@ def _trace(cls: type[Policy]) -> Formula:
             f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
             "a policy.Scalar is one number that may be learned, too"
         )
-    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
-    if (cls.topology, cls.combine) == ("class", "logsumexp"):
-        streamed = _leaves(terms["negative"])
-        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
-    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
     if topology != cls.topology:
         fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
@@ -244,6 +239,13 @@ def _trace(cls: type[Policy]) -> Formula:
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]
+    read |= _leaves(finish, triplet)
+    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
+    if cls.combine not in ("sum", "softplus"):
+        classes = cls.topology == "class"
+        streamed = _leaves(terms["negative"], *([] if classes else [terms["positive"]]))
+        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     return Formula(
         cls.__name__,
         users_line(),
@@ -313,8 +315,11 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
     if found is None:
         fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     for e in _leaves(found) - set(arguments):
-        if e.kind != "number":
-            fail(f"{cls.__name__}.{name} may read its arguments and numbers alone, not {e!r}")
+        if e.kind not in ("number", "scalar", "row"):
+            fail(
+                f"{cls.__name__}.{name} may read its arguments, numbers, scalars and what is one "
+                f"per row alone, not {e!r}"
+            )
     return found
 
 

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import Tensor
 
-from ... import dispatch
 from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
 from ...losses import LossSpec
@@ -35,8 +34,6 @@ def packed(
     """
     kept = loss.variables() if isinstance(loss, ClassLoss) else {}
     given = {**kept, **variables}
-    backend = dispatch.resolve(loss.backend, own.rows.device, own.rows.dtype)
-    given_ones.refuse_unsupported(spec, given, backend)
     gathers = {}
     if step is not None and world_size(step.group) > 1:
         gathers = {"row": partial(gathered, counts=step.counts, group=step.group)}
