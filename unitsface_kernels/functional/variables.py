@@ -44,9 +44,13 @@ def packed(
     given = given or {}
     wanted = [variable for variable in spec.variables if variable.given]
     names = [variable.name for variable in wanted]
-    if set(names) != set(given):
-        got = ", ".join(given) or "none"
-        raise TypeError(f"{spec.name} takes variables {', '.join(names) or 'none'}, got {got}")
+    for name in (*names, *given):
+        if name in names and name in given:
+            continue
+        what = "no value" if name in names else "one"
+        loss = spec.name if spec.formula is None else spec.formula.name
+        takes = ", ".join(names) or "no variables"
+        raise TypeError(f"{loss} takes {takes}, got {what} for {name}")
     if not wanted:
         return None
     values = [_of_call(variable, given[variable.name], tensors) for variable in wanted]
@@ -59,11 +63,11 @@ def packed(
 def with_gradient(spec: LossSpec, given: Variables | None) -> list[str]:
     """Names of the variables that need a gradient."""
     values = {v.name: (given or {}).get(v.name) for v in spec.variables}
-    return [
-        name
-        for name, value in values.items()
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
-    ]
+    return [name for name, value in values.items() if needs_gradient(value)]
+
+
+def needs_gradient(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
 def of_identities(values: Tensor, identity: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .margin_softmax import (
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
@@ -50,11 +51,13 @@ __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
     "ArcFaceLoss",
+    "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
     "CosFaceLoss",
     "EPLLoss",
+    "InfoNCELoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -62,6 +65,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",
