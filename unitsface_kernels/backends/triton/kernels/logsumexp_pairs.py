@@ -292,13 +292,13 @@ def pair_positives_kernel(
                             POSITIVE, None, COUNT,
                         )[0]  # fmt: skip
                         back = tl.where(counted, back, float("inf"))
-                    value, sigmoid = softplus_and_sigmoid(j_negatives[None, :] - back)
-                    value = tl.reshape(value, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
-                    sigmoid = tl.reshape(sigmoid, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
+                    losses, sigmoids = softplus_and_sigmoid(j_negatives[None, :] - back)
+                    losses = tl.reshape(losses, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
+                    sigmoids = tl.reshape(sigmoids, (EPILOGUE_SUBTILES, HEIGHT, WIDTH))
                     out = (row_block * EPILOGUE_SUBTILES + stretches).to(tl.int64)[
                         :, None
                     ] * columns + j[None, :]
-                    tl.store(column_loss + out, tl.sum(value, axis=1), mask=in_columns[None, :])
+                    tl.store(column_loss + out, tl.sum(losses, axis=1), mask=in_columns[None, :])
                     tl.store(
-                        column_sigmoid + out, tl.sum(sigmoid, axis=1), mask=in_columns[None, :]
+                        column_sigmoid + out, tl.sum(sigmoids, axis=1), mask=in_columns[None, :]
                     )
