@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from support.given_variables import draw_variables
 from torch import Tensor
 
 import unitsface_kernels
@@ -199,12 +200,25 @@ class Problem:
     reduction: str
     upstream: Tensor
     column_gradient: bool = True
+    variables: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """A variable is a field, too."""
+        try:
+            return self.__dict__["variables"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def changed(self, **changes: Any) -> Problem:
+        """With some fields exchanged, those of variables among them."""
+        own = {name: changes.pop(name, value) for name, value in self.variables.items()}
+        return replace(self, **{"variables": own, **changes})
 
     def loss(self, backend: str, **changes: Any) -> Tensor:
         """The public function on these tensors, with some of them exchanged."""
-        p = replace(self, **changes)
+        p = self.changed(**changes)
         function = getattr(unitsface_kernels, p.spec.function)
-        options = {**p.values, "reduction": p.reduction, "backend": backend}
+        options = {**p.values, **p.variables, "reduction": p.reduction, "backend": backend}
         b = () if p.spec.threshold == "none" else (p.b,)
         if p.spec.topology == "pair":
             options |= {"memory": p.columns, "memory_labels": p.column_labels}
@@ -230,15 +244,20 @@ class Problem:
         return positive if self.spec.valid_rows == "with_positives" else negative
 
     def converted(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype; thresholds stay float32 with half features."""
+        """The same numbers in another dtype; thresholds and variables stay float32 with half
+        features.
+        """
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
 
         def cast(t: Any) -> Any:
             return t.detach().to(dtype) if isinstance(t, Tensor) else t
 
         b = self.b
         if isinstance(b, Tensor):
-            b = b.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
-        return replace(self, rows=cast(self.rows), columns=cast(self.columns), b=b)
+            b = b.detach().to(kind)
+        variables = {name: value.detach().to(kind) for name, value in self.variables.items()}
+        rows, columns = cast(self.rows), cast(self.columns)
+        return replace(self, rows=rows, columns=columns, b=b, variables=variables)
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh leaves of what gets a gradient, by field name; in the layout of the original."""
@@ -247,7 +266,8 @@ class Problem:
             found["columns"] = self.columns.detach().requires_grad_()
         if isinstance(self.b, Tensor):
             found["b"] = self.b.detach().clone().requires_grad_()
-        return found
+        own = {name: value.detach().requires_grad_() for name, value in self.variables.items()}
+        return found | own
 
     def evaluate(self, backend: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and gradients."""
@@ -305,6 +325,9 @@ def build(
         reduction=case.reduction,
         upstream=upstream.to(device),
         column_gradient=case.column_gradient,
+        variables=draw_variables(
+            spec, len(rows), len(rows if columns is None else columns), device
+        ),
     )
 
 

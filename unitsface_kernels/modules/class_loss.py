@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Comparison:
         columns: (C, D) class rows, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
+        variables: of the formula, that the module keeps, by name.
     """
 
     spec: LossSpec
@@ -30,6 +32,7 @@ class Comparison:
     columns: Tensor
     threshold: Tensor | None
     share: float = 1.0
+    variables: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ShardableLoss(nn.Module):
@@ -123,7 +126,8 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
 
     def comparisons(self) -> list[Comparison]:
-        return [Comparison(self.spec, self.values(), self.weight, self._threshold())]
+        kept = {"threshold": self._threshold(), "variables": self.variables()}
+        return [Comparison(self.spec, self.values(), self.weight, **kept)]
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return self.compare(feats, self.weight, labels, class_index=class_index)

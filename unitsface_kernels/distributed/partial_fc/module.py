@@ -289,7 +289,7 @@ class PartialFC(nn.Module):
             validate.in_range("labels", labels, -1, self.num_classes)
         for comparison in self.loss.comparisons():
             own = CallTensors(feats, labels, self.weight)
-            packed(self.loss, comparison.spec, own, variables)
+            packed(comparison, self.loss.backend, own, variables)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -345,7 +345,7 @@ class PartialFC(nn.Module):
             group=self.group,
         )
         parameters = [
-            (c.columns, c.threshold, packed(self.loss, c.spec, own, variables, step))
+            (c.columns, c.threshold, packed(c, self.loss.backend, own, variables, step))
             for c in comparisons
         ]
         return sharded_loss(step, feats, parameters)
