@@ -1,6 +1,7 @@
 """The functional API: names, signatures and documentation of the losses."""
 
 from ..losses import REGISTRY
+from .adacos import fused_adacos_loss
 from .classes import (
     fused_margin_softmax_loss,
     fused_npt_loss,
@@ -9,6 +10,7 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
+from .hard_negatives import fused_curricularface_loss, fused_mv_softmax_loss
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -20,10 +22,13 @@ from .pair import (
 )
 
 __all__ = [
+    "fused_adacos_loss",
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_curricularface_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
+    "fused_mv_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..losses import REGISTRY
+from ..losses import REGISTRY, filtered_margin_softmax
 from .call import class_loss
 
 _MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
-    REGISTRY[name].default for name in ("margin_softmax", "uce", "sphereface2", "npt")
+    REGISTRY[name].default for name in ("filtered_margin_softmax", "uce", "sphereface2", "npt")
 )
 
 
@@ -23,6 +23,7 @@ def fused_margin_softmax_loss(
     m3: float = _MARGIN_SOFTMAX.m3,
     margin_gradient: str = _MARGIN_SOFTMAX.margin_gradient,
     adaptive_margin: float = _MARGIN_SOFTMAX.adaptive_margin,
+    interclass_filtering_threshold: float = _MARGIN_SOFTMAX.interclass_filtering_threshold,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -53,6 +54,9 @@ def fused_margin_softmax_loss(
             weights by their unit vectors, see docs/math.md).
         adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is subtracted
             from it before theta is taken (EPL's prototype block).
+        interclass_filtering_threshold: t in [0, 1]; negatives of a cosine above t, which may be of
+            the same person, have the logit 0 and no gradient, as in insightface's
+            ``CombinedMarginLoss``. 0: none are filtered.
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -71,16 +75,17 @@ def fused_margin_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    values = {
+        "scale": scale,
+        "m1": m1,
+        "m2": m2,
+        "m3": m3,
+        "margin_gradient": margin_gradient,
+        "adaptive_margin": adaptive_margin,
+        "interclass_filtering_threshold": interclass_filtering_threshold,
+    }
     return class_loss(
-        REGISTRY["margin_softmax"],
-        {
-            "scale": scale,
-            "m1": m1,
-            "m2": m2,
-            "m3": m3,
-            "margin_gradient": margin_gradient,
-            "adaptive_margin": adaptive_margin,
-        },
+        *filtered_margin_softmax.chosen(values),
         feats,
         weight,
         labels,

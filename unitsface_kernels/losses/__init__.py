@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from . import (
+    adacos,
     circle,
     class_bce,
+    curricularface,
+    filtered_margin_softmax,
     margin_softmax,
     multi_similarity,
+    mv_softmax,
     npt,
     pair_bce,
     pair_logsumexp,
@@ -32,6 +36,10 @@ REGISTRY: dict[str, LossSpec] = {
         circle.SPEC,
         multi_similarity.SPEC,
         npt.SPEC,
+        curricularface.SPEC,
+        mv_softmax.SPEC,
+        filtered_margin_softmax.SPEC,
+        adacos.SPEC,
     )
 }
 

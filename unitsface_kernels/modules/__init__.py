@@ -6,11 +6,13 @@ from torch import nn
 
 from .. import functional
 from ..losses import REGISTRY
+from .adacos import AdaCosLoss
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
 from .custom import ClassLoss, PairLoss
 from .derived import module_of
 from .epl import EPLLoss
+from .hard_negatives import CurricularFaceLoss, MVSoftmaxLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -37,6 +39,9 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
+    "curricularface": CurricularFaceLoss,
+    "mv_softmax": MVSoftmaxLoss,
+    "adacos": AdaCosLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -49,12 +54,15 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
+    "AdaCosLoss",
     "ArcFaceLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
     "CosFaceLoss",
+    "CurricularFaceLoss",
     "EPLLoss",
+    "MVSoftmaxLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",

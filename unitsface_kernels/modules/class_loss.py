@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .. import validate
 from ..losses import LossSpec
 from .registered import RegisteredLoss
+
+Total = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ShardableLoss(nn.Module):
     sample_rate: float = 1.0
     #: Names of per-class tensors that start random.
     random_rows: tuple[str, ...] = ()
+    #: (K,) rows of the per-class tensors that a sharded training step compares with; None: all.
+    drawn: Tensor | None = None
 
     def comparisons(self) -> list[Comparison]:
         raise NotImplementedError
@@ -61,6 +65,20 @@ class ShardableLoss(nn.Module):
 
     def reset_thresholds(self) -> None:
         """Sets thresholds to their initial values, which depend on C, not on the shard."""
+
+    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        """Variables of the formula that have other values in this training step.
+
+        They last beyond it only if :meth:`end_step` follows.
+
+        Args:
+            feats, labels: of :meth:`begin_step`, which precedes.
+            total: the sum over all shards of a tensor.
+
+        Returns:
+            By name () tensors, or (N,) of the rows of all ranks.
+        """
+        return {}
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.

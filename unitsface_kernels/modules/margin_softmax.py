@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ..losses.margin_softmax import SPEC
-from .class_loss import RegisteredClassLoss
+from dataclasses import replace
+from typing import Any
+
+from ..losses.filtered_margin_softmax import SPEC, chosen
+from .class_loss import Comparison, RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
@@ -14,8 +17,8 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin: as
-            the function's.
+        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin,
+            interclass_filtering_threshold: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01, as in insightface.
             UniTSFace, UniFace and EPL publish D ** -0.5, OpenSphere (2 / (C + D)) ** 0.5.
 
@@ -31,7 +34,9 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     """
 
     loss = "margin_softmax"
+    spec = SPEC
     scale: float
+    interclass_filtering_threshold: float = _DEFAULT.interclass_filtering_threshold
 
     def __init__(
         self,
@@ -47,8 +52,20 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         skip_tolerance: float = 0.0,
         adaptive_margin: float = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
+        interclass_filtering_threshold: float = _DEFAULT.interclass_filtering_threshold,
     ) -> None:
         super().__init__(locals())
+
+    def comparisons(self) -> list[Comparison]:
+        (block,) = super().comparisons()
+        spec, values = chosen(block.values)
+        return [replace(block, spec=spec, values=values)]
+
+    def _shown(self) -> dict[str, Any]:
+        shown = super()._shown()
+        if not self.interclass_filtering_threshold:
+            del shown["interclass_filtering_threshold"]
+        return shown
 
 
 class NormFaceLoss(MarginSoftmaxLoss):
