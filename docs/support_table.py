@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from unitsface_kernels.backends.triton.losses import policy_of
-from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.functional.variables import refuse_unsupported
+from unitsface_kernels.losses import REGISTRY, LossSpec
 from unitsface_kernels.modules import CLASS_LOSSES, PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,9 +25,17 @@ def native_policies() -> set[str]:
     )
 
 
+def _on_triton(spec: LossSpec) -> bool:
+    try:
+        refuse_unsupported(spec, None, "triton")
+    except ValueError:
+        return False
+    return policy_of(spec) is not None
+
+
 def table() -> str:
     native = native_policies()
-    triton = {n for n, spec in REGISTRY.items() if spec.triplet is None and policy_of(spec)}
+    triton = {n for n, s in REGISTRY.items() if s.triplet is None and _on_triton(s)}
     modules = {**CLASS_LOSSES, **PAIR_LOSSES}
     lines = [
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",
@@ -37,6 +46,8 @@ def table() -> str:
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None
         marks = ["yes", *["yes" if eager or name in native else "no"] * 2]
+        if any(variable.streamed for variable in spec.variables):
+            marks[-1] = "Torch operations"
         marks.append("yes" if eager or name in triton else "no")
         lines.append(f"| {name} | `{spec.function}` | {own} | {' | '.join(marks)} |")
     return "\n".join(lines) + "\n"

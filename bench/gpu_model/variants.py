@@ -71,7 +71,8 @@ def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     own = [custom.spec(policy()) for policy in POLICIES]
     own += [custom.per_column(spec) for spec in own if spec.threshold == "scalar"]
     # Thresholds per column are the most state.
-    specs = sorted([*REGISTRY.values(), *own], key=lambda spec: spec.threshold != "per_column")
+    registered = [spec for spec in REGISTRY.values() if not spec.variables]
+    specs = sorted([*registered, *own], key=lambda spec: spec.threshold != "per_column")
     for spec in specs:
         # Of the others, the first of a driver and kind of threshold stands for all.
         kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)

@@ -94,6 +94,12 @@ def drawn(s: Source) -> Drawn:
     if spec.threshold != "none":
         b = _threshold(s, spec, identities)
         (tensors if isinstance(b, Tensor) else options)["b"] = b
+    sizes = {"scalar": 1, "row": rows, "column": columns, "identity": identities}
+    for variable in spec.variables:
+        if variable.given:
+            size = sizes[variable.kind]
+            tensors[variable.name] = 0.3 + torch.rand(size, generator=s.generator)
+        backend = "auto" if variable.streamed else backend
     values = {p.name: _value(s, p) for p in spec.parameters if s.chance(0.6)}
     if "skip_tolerance" in _keywords(spec) and s.chance(0.3):
         options["skip_tolerance"] = s.pick([1e-9, 1e-7])

@@ -183,6 +183,8 @@ def test_compile_of_any_batch_size(target: Target, spec: LossSpec) -> None:
 @each_guarded_call
 def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
     """A schedule of a parameter or of a fixed threshold makes them symbolic when recompiled."""
+    if not spec.parameters:
+        pytest.skip("no number")
     # Whatever the first parameter of the loss is.
     parameter = spec.parameters[0].name
     p = problem(spec, target.device, rows=5)

@@ -29,6 +29,11 @@ def draw_variables(
     }
 
 
+def streams(spec: LossSpec) -> bool:
+    """Whether the tiles of a loss read variables: CUDA C++ and hand-made tiles have none."""
+    return any(variable.streamed for variable in spec.variables)
+
+
 def runs_on(spec: LossSpec, backend: str) -> bool:
     """Whether kernels of a backend read the variables of a loss."""
     try:

@@ -159,9 +159,11 @@ def target(call: Call, values: Variables, cosine: Tensor) -> Target:
     if formula.positive is None:
         none = torch.zeros_like(cosine)
         return Target(none, none, [none] * len(formula.variables))
-    of_columns = values.columns[:, _target_places(call)]
-    if len(of_columns):
-        of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+    of_columns = values.columns.new_zeros(len(values.columns), len(cosine))
+    if len(values.columns):
+        if call.num_columns:
+            of_columns = values.columns[:, _target_places(call)]
+            of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
         if call.shards is not None:
             of_columns = call.shards.sum(of_columns)
     bindings: dict[Expression, Tensor | float] = {
