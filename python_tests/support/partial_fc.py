@@ -118,6 +118,8 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         index, positions = replayed(labels, run, ranks, step)
         feats = body(images)
         module.begin_step(feats.detach(), labels)
+        module.drawn = index
+        moved = module.step_variables(feats.detach(), labels, lambda t: t)
         loss = sum(
             block.share
             * class_loss(
@@ -130,6 +132,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
                 index,
                 module.reduction,
                 "reference",
+                variables={**block.variables, **moved},
             )
             for block in module.comparisons()
         )

@@ -34,8 +34,8 @@ def fused_curricularface_loss(
     softmax cross-entropy. Which negatives are hard has no gradient.
 
     Source: Huang et al., "CurricularFace: Adaptive Curriculum Learning Loss for Deep Face
-    Recognition", CVPR 2020, eq. 5 to 7; the target beyond pi is that of the published code
-    (head/metrics.py of HuangYG123/CurricularFace), the paper has none.
+    Recognition", CVPR 2020, and its published code (head/metrics.py of HuangYG123/CurricularFace),
+    from which the target beyond pi is.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the

@@ -24,7 +24,7 @@ class CurricularFace(policy.Class):
         return self.scale * policy.where(hard, c * (self.t + c), c)
 
     def _turned(self, c):
-        """cos(theta + margin), as far as it is."""
+        """cos(theta + margin), which rises again beyond pi."""
         return c * policy.cos(self.margin) - policy.sine(c) * policy.sin(self.margin)
 
 
@@ -32,5 +32,5 @@ SPEC = spec_of(
     CurricularFace,
     name="curricularface",
     function="fused_curricularface_loss",
-    source="CurricularFace (CVPR 2020), eq. 5 to 7, published code",
+    source="CurricularFace (CVPR 2020), published code",
 )

@@ -27,7 +27,7 @@ class MVSoftmax(policy.Class):
         return self.scale * policy.where(hard, c + growth, c)
 
     def _with_margin(self, c):
-        # cos(theta + margin), as far as it is.
+        # cos(theta + margin), which rises again beyond pi.
         turned = c * policy.cos(self.margin) - policy.sine(c) * policy.sin(self.margin)
         return policy.where(self.margin_type == "am", c - self.margin, turned)
 

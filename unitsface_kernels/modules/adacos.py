@@ -29,7 +29,7 @@ class AdaCosLoss(RegisteredClassLoss):
     leaves it as it is.
 
     Source: Zhang et al., "AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep
-    Face Representations", CVPR 2019, eq. 14 to 16.
+    Face Representations", CVPR 2019.
 
     Args:
         embedding_size: D.

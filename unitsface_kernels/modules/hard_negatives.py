@@ -25,6 +25,8 @@ class CurricularFaceLoss(RegisteredClassLoss):
     The paper has :math:`\alpha = 0.99` there, its code 0.01; see docs/math.md. A batch that is not
     finite, that has no labels, or whose loss is an error moves nothing.
 
+    Source: Huang et al., CVPR 2020, and head/metrics.py of HuangYG123/CurricularFace.
+
     Args:
         embedding_size: D.
         num_classes: C.
