@@ -42,7 +42,8 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, spec in REGISTRY.items():
-        own = ", ".join(f"`{m.__name__}`" for m in modules.values() if m.loss == name)
+        known = (m for m in modules.values() if m.loss == name or getattr(m, "spec", None) is spec)
+        own = ", ".join(f"`{m.__name__}`" for m in known)
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None
         marks = ["yes", *["yes" if eager or name in native else "no"] * 2]

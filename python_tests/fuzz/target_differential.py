@@ -14,7 +14,7 @@ import unitsface_kernels
 from unitsface_kernels.losses import REGISTRY, LossSpec, Parameter
 
 from . import draw
-from .bounds import MOVES, beyond, off, sharp
+from .bounds import JUMPS, MOVES, beyond, off, sharp
 from .draw import Source
 
 MATRICES = ("feats", "weight", "memory")
@@ -62,7 +62,7 @@ def _value(s: Source, p: Parameter) -> Any:
 
 
 def drawn(s: Source) -> Drawn:
-    spec = s.pick(list(REGISTRY.values()))
+    spec = s.pick([spec for spec in REGISTRY.values() if spec.name not in JUMPS])
     backend = "triton" if s.chance(0.015) else "auto"
     large = s.chance(0.004) and backend == "auto"
     dtype = s.pick(draw.DTYPES)

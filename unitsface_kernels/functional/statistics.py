@@ -78,8 +78,9 @@ def _of_matrix(config: CallConfig, tensors: CallTensors) -> tuple[Tensor, Tensor
         columns = columns[index.to(torch.int64)]
     cosines = reference.cosines(rows.to(dtype), columns.to(dtype))
     positive = labels[:, None] == torch.arange(len(columns), device=rows.device)
-    term, variables = config.spec.negative, given
-    assert term is not None and variables is not None  # noqa: PT018
-    logits = term(cosines, None, config.params, tuple(variables.to(dtype)))
+    term = config.spec.negative
+    assert term is not None
+    assert given is not None
+    logits = term(cosines, None, config.params, tuple(given.to(dtype)))
     logits = logits.masked_fill(positive, -torch.inf)
     return logits.logsumexp(dim=1), torch.where(positive, cosines, 0.0).sum(dim=1)

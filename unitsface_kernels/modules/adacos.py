@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,9 @@ class AdaCosLoss(RegisteredClassLoss):
         if self._moved is not None:
             self.scale.copy_(self._moved)
         self._moved = None
+
+    def _shown(self) -> dict[str, Any]:
+        return {**super()._shown(), "dynamic": self.dynamic}
 
     def _statistics(
         self, feats: Tensor, labels: Tensor, class_index: Tensor | None

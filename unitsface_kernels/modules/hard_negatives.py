@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -95,6 +97,9 @@ class CurricularFaceLoss(RegisteredClassLoss):
         if self._moved is not None:
             self.t.copy_(self._moved)
         self._moved: Tensor | None = None
+
+    def _shown(self) -> dict[str, Any]:
+        return {**super()._shown(), "alpha": self.alpha}
 
     def _sums(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         """(2,) float64: the sum of the target cosines, and their number."""
