@@ -356,8 +356,8 @@ def test_tiny_gradient_is_below_every_gradient_of_the_grid() -> None:
 @each_variant
 def test_slope_bound_holds_and_is_not_idle(spec: LossSpec, values: dict) -> None:
     """float16 gradients are scaled by it: too small a bound would overflow."""
-    if spec.reduction == "nearest":
-        return
+    if spec.reduction == "nearest" or spec.variables:
+        return  # no gradient tiles, or slopes that any value of a variable can exceed
     params = spec.pack(spec.defaults() | values)
     terms = [spec.negative]
     # A row's single positive has a gradient of its own.

@@ -46,14 +46,19 @@ def public_function(spec: LossSpec) -> Callable[..., Tensor]:
         bound.apply_defaults()
         given = {"b": None, **bound.arguments}
         values = {name: given[name] for name in spec.defaults()}
-        settings = [given[name] for name in _SETTINGS]
-        read = {name: given[name] for name in variables}
+        settings: list[Any] = [given[name] for name in _SETTINGS]
+        settings.append({name: given[name] for name in variables})
         if classes:
             columns = [given[name] for name in ("feats", "weight", "labels", "b", "class_index")]
-            return class_loss(spec, values, *columns, *settings, read)
+            return class_loss(spec, values, *columns, *settings)
         samples = Samples(*(given[name] for name in Samples._fields))
         return pair_loss(
-            spec, values, samples, Options(*settings, read), given["group"], given["exchange"]
+            spec,
+            values,
+            samples,
+            Options(*settings),
+            given["group"],
+            given["exchange"],
         )
 
     function.__name__ = function.__qualname__ = spec.function

@@ -103,8 +103,8 @@ class AdaCosLoss(RegisteredClassLoss):
         sums, cosines = self._statistics(feats, places, self.drawn)
         both = total(torch.cat([sums[:1], cosines.to(sums)]))
         sums = torch.stack([both[0], sums[1]])
-        self._moved = self._after(sums, both[1:], labels)
-        return {"scale": self._moved}
+        moved = self._moved = self._after(sums, both[1:], labels)
+        return {"scale": moved}
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
         if self._moved is not None:

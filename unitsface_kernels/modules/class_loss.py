@@ -144,8 +144,8 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
 
     def comparisons(self) -> list[Comparison]:
-        kept = {"threshold": self._threshold(), "variables": self.variables()}
-        return [Comparison(self.spec, self.values(), self.weight, **kept)]
+        threshold, kept = self._threshold(), self.variables()
+        return [Comparison(self.spec, self.values(), self.weight, threshold, variables=kept)]
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return self.compare(feats, self.weight, labels, class_index=class_index)

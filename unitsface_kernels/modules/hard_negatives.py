@@ -74,7 +74,7 @@ class CurricularFaceLoss(RegisteredClassLoss):
     def reset_thresholds(self) -> None:
         """And t."""
         self.t.zero_()
-        self._moved = None
+        self._moved: Tensor | None = None
 
     def variables(self) -> dict[str, Tensor]:
         return {"t": self.t}
@@ -90,13 +90,13 @@ class CurricularFaceLoss(RegisteredClassLoss):
         return loss
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        self._moved = self._after(total(self._sums(feats, labels)))
-        return {"t": self._moved}
+        moved = self._moved = self._after(total(self._sums(feats, labels)))
+        return {"t": moved}
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
         if self._moved is not None:
             self.t.copy_(self._moved)
-        self._moved: Tensor | None = None
+        self._moved = None
 
     def _shown(self) -> dict[str, Any]:
         return {**super()._shown(), "alpha": self.alpha}
