@@ -17,6 +17,8 @@ from support.tolerances import (
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from unitsface_kernels.backends.streaming import CallTensors
+from unitsface_kernels.functional.variables import packed
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
@@ -83,6 +85,8 @@ def _operator_arguments(p: Problem, backend: str) -> tuple:
             columns = (p.labels if p.column_labels is None else p.column_labels).clamp(min=0)
         if columns is not None:
             threshold = threshold.detach()[columns.long()].requires_grad_()
+    tensors = CallTensors(p.rows, p.labels, p.columns, p.column_labels, p.index)
+    variables = packed(p.spec, p.variables, tensors)
     return (
         leaves["rows"],
         p.labels,
@@ -100,6 +104,7 @@ def _operator_arguments(p: Problem, backend: str) -> tuple:
         True,
         "columns" in leaves,
         "b" in leaves,
+        *(() if variables is None else (variables.requires_grad_(), True)),
     )
 
 
