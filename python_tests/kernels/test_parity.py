@@ -46,15 +46,6 @@ def _grid() -> list:
     ]
 
 
-@pytest.fixture
-def poisoned_memory():
-    """Every torch.empty is full of NaN, or of large integers."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("target", "spec", "values", "case", "dtype"), _grid())
 def test_parity(
