@@ -100,7 +100,8 @@ def another(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return OTHER_WORDS[value] if name != "exchange" else "ring"
     if value is None:
-        return {"group": None, "device": "cpu", "num_identities": 4}.get(name, 0.25)
+        known = {"group": None, "device": "cpu", "num_identities": 4, "max_scale": 200.0}
+        return known.get(name, 0.25)
     if name == "sample_rate":
         return 0.5
     if isinstance(value, bool):

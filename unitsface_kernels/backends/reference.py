@@ -103,7 +103,14 @@ def _logsumexps(spec, params, cosine, positive, negative, *others):
         mask = mask & (logits != -torch.inf)
         log_sum = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
         sums.append(torch.where(mask.any(dim=1), log_sum, EMPTY))
-    return spec.finish.value(*sums, params)
+    of_rows = _of_rows(spec, others[1])
+    return spec.finish.value(*sums, params, [value[:, 0] for value in of_rows])
+
+
+def _of_rows(spec, variables):
+    """Values of scalars (1, 1) and of rows (N, 1)."""
+    found = zip(spec.variables, variables, strict=True)
+    return [value for variable, value in found if variable.side != "column"]
 
 
 def _nearest(spec, params, cosine, positive, negative, threshold, variables):
@@ -115,7 +122,7 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     found = negative.gather(1, order)
     nearest = torch.where(found, cosine.gather(1, order), 0.0)
     target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
-    terms = triplet.value(nearest, target, params)
+    terms = triplet.value(nearest, target, params, _of_rows(spec, variables))
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
     total = torch.where(scored, terms, 0.0).sum(dim=1)
@@ -198,6 +205,27 @@ def _variables(
     return tuple(found)
 
 
+def _losses(
+    config: CallConfig,
+    rows: Tensor,
+    row_labels: Tensor,
+    column_labels: Tensor,
+    cosine: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    threshold: Tensor | None,
+    variables: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """(N,) losses of rows against columns, and which of them there are."""
+    spec = config.spec
+    reduce = _REDUCTIONS[spec.reduction]
+    per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
+    valid = valid_rows(spec, row_labels, positive, negative)
+    per_row = torch.where(valid, per_row, 0.0)
+    doubtful = _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
+    return per_row + doubtful, valid
+
+
 def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
     """Loss of every row against every column, of :class:`CallTensors`."""
     spec = config.spec
@@ -210,6 +238,9 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
         # 0 times the NaN of an ignored row would be NaN in every gradient.
         rows = torch.where((row_labels == -1)[:, None], 0.0, rows.to(dtype))
         other = rows if columns is None else columns.to(dtype)
+        if config.both:
+            assert column_labels is not None
+            other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
         cosine = cosines(rows, other)
@@ -225,11 +256,12 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
         variables: tuple[Tensor, ...] = ()
         if spec.variables:
             variables = _variables(spec, given, rows, row_labels, cosine, positive)
-        reduce = _REDUCTIONS[spec.reduction]
-        per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
-        valid = valid_rows(spec, row_labels, positive, negative)
-        per_row = torch.where(valid, per_row, 0.0)
-        per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
+        sides = [(rows, row_labels, column_labels, cosine, positive, negative)]
+        if config.both:
+            back = (cosine.T, positive.T, negative.T)
+            sides.append((other, column_labels, row_labels, *back))
+        found = [_losses(config, *side, threshold, variables) for side in sides]
+        per_row, valid = (torch.cat(parts) for parts in zip(*found, strict=True))
         if config.reduction == "none":
             return per_row
         total = per_row.sum()

@@ -20,12 +20,15 @@ from .pair import (
     fused_uss_loss,
     uss_threshold_init,
 )
+from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
     "fused_adacos_loss",
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_clip_loss",
     "fused_curricularface_loss",
+    "fused_info_nce_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
     "fused_mv_softmax_loss",
@@ -34,6 +37,7 @@ __all__ = [
     "fused_pair_logsumexp",
     "fused_pair_loss",
     "fused_pair_softmax_loss",
+    "fused_siglip_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",

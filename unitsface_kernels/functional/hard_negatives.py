@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..losses import REGISTRY
 from .call import class_loss
+from .numbers import Values
 
 _CURRICULARFACE, _MV_SOFTMAX = (REGISTRY[name].default for name in ("curricularface", "mv_softmax"))
 
@@ -16,8 +17,8 @@ def fused_curricularface_loss(
     labels: Tensor,
     *,
     t: float | Tensor,
-    scale: float = _CURRICULARFACE.scale,
-    margin: float = _CURRICULARFACE.margin,
+    scale: float | Tensor = _CURRICULARFACE.scale,
+    margin: float | Tensor = _CURRICULARFACE.margin,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -74,9 +75,9 @@ def fused_mv_softmax_loss(
     weight: Tensor,
     labels: Tensor,
     *,
-    scale: float = _MV_SOFTMAX.scale,
-    margin: float = _MV_SOFTMAX.margin,
-    t: float = _MV_SOFTMAX.t,
+    scale: float | Tensor = _MV_SOFTMAX.scale,
+    margin: float | Tensor = _MV_SOFTMAX.margin,
+    t: float | Tensor = _MV_SOFTMAX.t,
     margin_type: str = _MV_SOFTMAX.margin_type,
     weighting: str = _MV_SOFTMAX.weighting,
     margin_at: str = _MV_SOFTMAX.margin_at,
@@ -126,7 +127,7 @@ def fused_mv_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    values: dict[str, float | str] = {
+    values: Values = {
         "scale": scale,
         "margin": margin,
         "t": t,

@@ -6,8 +6,10 @@ from . import (
     adacos,
     circle,
     class_bce,
+    clip,
     curricularface,
     filtered_margin_softmax,
+    info_nce,
     margin_softmax,
     multi_similarity,
     mv_softmax,
@@ -15,11 +17,12 @@ from . import (
     pair_bce,
     pair_logsumexp,
     pair_softmax,
+    siglip,
     sphereface2,
     uce,
     uss,
 )
-from .custom import CUSTOM, register
+from .custom import CUSTOM, SCALARS, register, with_scalars
 from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
@@ -43,10 +46,18 @@ REGISTRY: dict[str, LossSpec] = {
     )
 }
 
+#: Losses between two towers, whose functions take features of both in place of labels.
+TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.SPEC, siglip.SPEC)}
+
 
 def find(name: str) -> LossSpec:
-    """A loss of the registry, or a user's own that this process has registered."""
-    known = REGISTRY.get(name) or CUSTOM.get(name)
+    """A loss of the registry or between two towers, or a user's own that this process has
+    registered; each also with numbers that tensors give.
+    """
+    known = REGISTRY.get(name) or TOWERS.get(name) or CUSTOM.get(name)
+    if known is None and SCALARS in name:
+        of, *names = name.split(SCALARS)
+        known = with_scalars(find(of), names)
     if known is None:
         raise LookupError(
             f"no loss {name!r} in this process: its policy must be defined before it is called"
@@ -58,6 +69,7 @@ __all__ = [
     "CUSTOM",
     "EMPTY",
     "REGISTRY",
+    "TOWERS",
     "Finish",
     "LossSpec",
     "Parameter",

@@ -23,7 +23,8 @@ class MVSoftmax(policy.Class):
 
     def negative(self, c):
         hard = c > self._with_margin(self.target_cosine)
-        growth = policy.where(self.weighting == "adaptive", self.t * (c + 1), self.t)
+        # t (c + 1), or t.
+        growth = policy.where(self.weighting == "adaptive", self.t, 0.0) * c + self.t
         return self.scale * policy.where(hard, c + growth, c)
 
     def _with_margin(self, c):

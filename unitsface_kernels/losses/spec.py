@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -34,15 +34,16 @@ class Triplet:
         count: k, how many columns are searched for, from the parameters.
         adds: whether the row's loss is the sum of its terms, not their mean.
         value: eager formula: cosines of the nearest wrong columns (N, k) and of the targets (N, 1)
-            to terms (N, k).
-        slopes: derivatives of ``value`` by the two, each (N, k), for backends outside autograd;
-            0 at a kink, as in autograd.
+            to terms (N, k). Of a formula with variables a fourth argument has the scalars, () or
+            (1, 1), and those of rows, (N, 1).
+        slopes: derivatives of ``value`` by the two and by these variables, each (N, k), for
+            backends outside autograd; 0 at a kink, as in autograd.
     """
 
     count: Callable[[tuple[float, ...]], int]
     adds: Callable[[tuple[float, ...]], bool]
-    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
-    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
+    value: Callable[..., Tensor]
+    slopes: Callable[..., list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Finish:
     its negatives' logits, a function of two numbers per row.
 
     Attributes:
-        value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses.
-        slopes: derivatives of ``value`` by the two, for backends outside autograd.
+        value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses. Of a formula with
+            variables a fourth argument has the scalars, () or (1,), and those of rows, (N,).
+        slopes: derivatives of ``value`` by the two and by these variables, for backends outside
+            autograd.
     """
 
-    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
-    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
+    value: Callable[..., Tensor]
+    slopes: Callable[..., list[Tensor]]
 
 
 #: The log-sum-exp of nothing, in place of -inf: 0 times it is 0.
@@ -114,7 +117,7 @@ class LossSpec:
     policy: str | None = None
     formula: Formula | None = None
 
-    def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
+    def pack(self, values: Mapping[str, float | str | Tensor]) -> tuple[float, ...]:
         """Hyper-parameters as floats, in order."""
         packed = []
         for parameter in self.parameters:

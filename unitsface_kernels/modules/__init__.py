@@ -23,6 +23,7 @@ from .margin_softmax import (
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
+from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
@@ -56,12 +57,14 @@ __all__ = [
     "PAIR_LOSSES",
     "AdaCosLoss",
     "ArcFaceLoss",
+    "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
     "CosFaceLoss",
     "CurricularFaceLoss",
     "EPLLoss",
+    "InfoNCELoss",
     "MVSoftmaxLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
@@ -70,6 +73,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from ..losses.filtered_margin_softmax import SPEC, chosen
 from .class_loss import Comparison, RegisteredClassLoss
 
@@ -35,24 +37,24 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
 
     loss = "margin_softmax"
     spec = SPEC
-    scale: float
-    interclass_filtering_threshold: float = _DEFAULT.interclass_filtering_threshold
+    scale: float | Tensor
+    interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        m1: float = _DEFAULT.m1,
-        m2: float = _DEFAULT.m2,
-        m3: float = _DEFAULT.m3,
+        scale: float | Tensor = _DEFAULT.scale,
+        m1: float | Tensor = _DEFAULT.m1,
+        m2: float | Tensor = _DEFAULT.m2,
+        m3: float | Tensor = _DEFAULT.m3,
         margin_gradient: str = _DEFAULT.margin_gradient,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
-        adaptive_margin: float = _DEFAULT.adaptive_margin,
+        adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
-        interclass_filtering_threshold: float = _DEFAULT.interclass_filtering_threshold,
+        interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold,
     ) -> None:
         super().__init__(locals())
 
@@ -62,8 +64,8 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         return [replace(block, spec=spec, values=values)]
 
     def _shown(self) -> dict[str, Any]:
-        shown = super()._shown()
-        if not self.interclass_filtering_threshold:
+        shown, limit = super()._shown(), self.interclass_filtering_threshold
+        if not isinstance(limit, Tensor) and limit == 0:
             del shown["interclass_filtering_threshold"]
         return shown
 
@@ -72,7 +74,11 @@ class NormFaceLoss(MarginSoftmaxLoss):
     """Cosine softmax without margin (Wang et al., "NormFace", ACM MM 2017, eq. 7)."""
 
     def __init__(
-        self, embedding_size: int, num_classes: int, scale: float = _DEFAULT.scale, **kwargs
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float | Tensor = _DEFAULT.scale,
+        **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
 
@@ -84,8 +90,8 @@ class CosFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = 0.4,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = 0.4,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, margin, **kwargs)
@@ -98,8 +104,8 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = 0.5,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = 0.5,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
@@ -112,8 +118,8 @@ class SphereFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 30.0,
-        margin: float = 1.7,
+        scale: float | Tensor = 30.0,
+        margin: float | Tensor = 1.7,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, margin, 0.0, 0.0, **kwargs)

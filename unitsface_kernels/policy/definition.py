@@ -27,9 +27,8 @@ from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 #: Other keywords of the functions, which take variables by their names.
-_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset"} | {
-    *("class_index", "reduction", "backend", "skip_tolerance", "group", "exchange")
-}
+_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset", "both"}
+_KEYWORDS |= {"class_index", "reduction", "backend", "skip_tolerance", "group", "exchange"}
 #: Scalars of all formulas.
 _SYMBOLS = {THRESHOLD, *SUMS, *COSINES}
 
@@ -42,6 +41,8 @@ class _Annotation:
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     Number = Any
     Threshold = Any
     Scalar = Any
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     PerColumn = Any
     PerIdentity = Any
 else:
-    #: A hyper-parameter: one number, known on the host.
+    #: A hyper-parameter: one number, known on the host. Given as a tensor it is a Scalar.
     Number = _Annotation("number")
     #: The learnable threshold of a loss, in logit units: one, or one per column.
     Threshold = _Annotation("threshold")
@@ -116,7 +117,7 @@ class Policy:
                     check_finite(formula, lines)
             cls.formula = formula
 
-    def __init__(self, **values: float | str) -> None:
+    def __init__(self, **values: float | str | Tensor) -> None:
         if not hasattr(self, "formula"):
             raise TypeError(f"{type(self).__name__} defines neither positive nor negative")
         known = {parameter.name: parameter for parameter in self.formula.numbers}
@@ -128,12 +129,13 @@ class Policy:
         for name, parameter in known.items():
             setattr(self, name, values.get(name, parameter.default))
 
-    def values(self) -> dict[str, float | str]:
+    def values(self) -> dict[str, float | str | Tensor]:
         return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
 
     def __repr__(self) -> str:
         values = (f"{name}={value!r}" for name, value in self.values().items())
-        return f"{type(self).__name__}({', '.join(values)})"
+        # In one line, also of tensors.
+        return " ".join(f"{type(self).__name__}({', '.join(values)})".split())
 
     def positive_weight(self) -> Any:
         return 1.0
@@ -227,11 +229,6 @@ def _trace(cls: type[Policy]) -> Formula:
             f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
             "a policy.Scalar is one number that may be learned, too"
         )
-    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
-    if (cls.topology, cls.combine) == ("class", "logsumexp"):
-        streamed = _leaves(terms["negative"])
-        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
-    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
     if topology != cls.topology:
         fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
@@ -244,6 +241,13 @@ def _trace(cls: type[Policy]) -> Formula:
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]
+    read |= _leaves(finish, triplet)
+    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
+    if cls.combine not in ("sum", "softplus"):
+        classes = cls.topology == "class"
+        streamed = _leaves(terms["negative"], *([] if classes else [terms["positive"]]))
+        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     return Formula(
         cls.__name__,
         users_line(),
@@ -313,8 +317,11 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
     if found is None:
         fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     for e in _leaves(found) - set(arguments):
-        if e.kind != "number":
-            fail(f"{cls.__name__}.{name} may read its arguments and numbers alone, not {e!r}")
+        if e.kind not in ("number", "scalar", "row"):
+            fail(
+                f"{cls.__name__}.{name} may read its arguments, numbers, scalars and what is one "
+                f"per row alone, not {e!r}"
+            )
     return found
 
 

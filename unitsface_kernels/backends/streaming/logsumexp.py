@@ -259,7 +259,7 @@ def _gradients(
     d_variables = None
     if values is not None and of_variables is not None:
         slopes_of = variables.of_targets(call, values, *of_variables)
-        d_values = variables.joined(call.spec, slopes_of, rows.d_variables)
+        d_values = variables.joined(call, values, slopes_of, rows.d_variables)
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:
@@ -355,7 +355,7 @@ def _stream(
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
             if rows.variables is not None:
                 tile.variables = rows.variables.tile(block, place)
-                tile.d_variables = rows.d_variables and rows.d_variables.by_row(block)
+                tile.d_variables = rows.d_variables and rows.d_variables.by_row(block, place)
             if selected is not None:
                 tile.selection = selection[block.start][number]
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))

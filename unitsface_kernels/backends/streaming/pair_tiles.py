@@ -7,28 +7,34 @@ of other ranks a tile serves its rows, which get the gradient of both directions
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..dense import zeros
-from .call import Blocks, Call, Gradients, Result, clear_ignored
-from .columns import remote_blocks, unit_columns
+from . import towers, variables
+from .call import Call, Gradients, Result, clear_ignored, clear_ignored_columns
+from .columns import unit_columns
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
-from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch
+from .other_ranks import Blocks
+from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
+from .variables import Variables
 
 
 @dataclass
 class Operands:
-    """Rows and their labels, and those of the columns, which may be the rows.
+    """Rows and their labels, those of the columns, which may be the rows, and variables.
 
     Attributes:
         unit: unit rows.
         column_index: the columns that take part; None: all.
         sorted: rows of a batch are in the order of their labels, none of which is ignored.
+        variables: that tiles read; None: there are none.
+        d_variables: accumulates their gradients; None: not needed.
+        own: place of the rows among those that have variables.
     """
 
     unit: Tensor
@@ -36,18 +42,51 @@ class Operands:
     column_labels: Tensor
     column_index: Tensor | None = None
     sorted: bool = False
+    variables: Variables | None = None
+    d_variables: Variables | None = None
+    own: int = 0
+
+    def with_variables(
+        self, tile: PairTile, rows: slice, columns: slice, both: bool, own_alone: bool
+    ) -> None:
+        """Gives a tile its variables.
+
+        Args:
+            rows, columns: places among the rows, and among all columns.
+            both: the other direction reads variables, too.
+            own_alone: gradients of the other direction are not this tile's.
+        """
+        places = rows, columns, self.own
+        if self.variables is not None:
+            tile.variables = self.variables.tile(*places, both)
+        if self.d_variables is not None:
+            tile.d_variables = self.d_variables.tile(*places, both and not own_alone)
 
 
-def operands_of(call: Call, engine: Engine) -> tuple[Operands, Tensor]:
+class Prepared(NamedTuple):
+    """Operands, inverse norms of the rows, and all variables of the call, if it has any."""
+
+    operands: Operands
+    inverse_norms: Tensor
+    values: Variables | None
+
+
+def operands_of(call: Call, engine: Engine) -> Prepared:
     unit, inverse_norms = engine.unit_rows(call)
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)
+    elif call.both:
+        labels = engine.prepare_labels(call.row_labels, call.column_labels)
     else:
         # An invalid row counts as ignored here, but remains a column of the others.
         labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
         labels = engine.prepare_labels(labels_of_valid, call.column_labels)
-    return Operands(unit, *labels), inverse_norms
+    operands, values = Operands(unit, *labels), variables.of_call(call, engine, unit, inverse_norms)
+    if values is not None:
+        operands.variables = values.streamed(call.spec)
+        operands.own = variables.own_rows(call).start
+    return Prepared(operands, inverse_norms, values)
 
 
 def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
@@ -55,8 +94,10 @@ def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
 
 
-def result_of(call: Call, per_row: Tensor, state: Tensor) -> Result:
-    """The result of a pass over statistics from (N,) losses of the rows, which it may change."""
+def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | None) -> Result:
+    """The result of a pass over statistics from (num_losses,) losses, which it may change."""
+    if values is not None:
+        per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
     loss = per_row
     if call.reduction != "none":
@@ -69,12 +110,14 @@ def result_of(call: Call, per_row: Tensor, state: Tensor) -> Result:
 # --- tiles ----------------------------------------------------------------------------------------
 
 
-_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums)
+_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums, PairWeights)
 Placed = tuple[PairTile, slice, slice]
 
 
 def other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
-    """Statistics of the columns, where a tile serves them as well."""
+    """Statistics, or weights, of the columns, where a tile serves them as well."""
+    if call.both:
+        return part(sums, shifted(columns, call.column_losses.start))
     return None if call.columns is not None or tile.symmetric else part(sums, columns)
 
 
@@ -104,14 +147,25 @@ def _batch_tiles(engine: Engine, operands: Operands) -> Iterator[Placed]:
             diagonal=place.diagonal,
             symmetric=place.symmetric,
         )
+        among_all = shifted(columns, operands.own)
+        operands.with_variables(tile, rows, among_all, both=True, own_alone=place.symmetric)
         yield tile, rows, columns
 
 
 def _panel_tiles(
-    engine: Engine, operands: Operands, panel: Panel, labels: Tensor, offset: int | None = None
+    call: Call,
+    engine: Engine,
+    operands: Operands,
+    panel: Panel,
+    labels: Tensor,
+    offset: int | None = None,
+    both: bool = False,
+    own_alone: bool = True,
 ) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
-    """Also yields the inverse norms of a tile's columns."""
+    """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
+    both directions of its pairs; ``own_alone``: as of :meth:`Operands.with_variables`."""
     b, norms = unit_columns(engine, panel)
+    clear_ignored_columns(call, labels[panel.columns], b)
     for place in panel.tiles:
         rows, columns = place
         tile = PairTile(
@@ -122,6 +176,7 @@ def _panel_tiles(
             diagonal=None if offset is None else place.diagonal + offset,
             symmetric=False,
         )
+        operands.with_variables(tile, rows, columns, both, own_alone)
         yield tile, rows, columns, norms
 
 
@@ -132,59 +187,149 @@ def _memory_tiles(
     labels = operands.column_labels
     columns = Columns(call.columns, operands.column_index, labels.shape[0])
     for panel in against_columns(columns, operands.unit.shape[0], engine.class_block):
-        yield from _panel_tiles(engine, operands, panel, labels, call.self_offset)
+        yield from _panel_tiles(
+            call, engine, operands, panel, labels, call.self_offset, call.both, not call.both
+        )
+
+
+class Others(NamedTuple):
+    """Own rows, or columns, that meet those of other ranks.
+
+    Attributes:
+        operands: of the own ones, with the labels of all others.
+        blocks: the others.
+        losses: place of the own ones among the losses of the call.
+        inverse_norms: of the own ones.
+    """
+
+    operands: Operands
+    blocks: Blocks
+    losses: slice
+    inverse_norms: Tensor
+
+
+def others_of(call: Call, engine: Engine, prepared: Prepared) -> list[Others]:
+    """That of the own batch, or those of both towers; none without other ranks."""
+    operands, inverse_norms, _ = prepared
+    if call.ranks is not None and call.columns is None:
+        own = slice(0, call.rows.shape[0])
+        return [Others(operands, call.ranks.blocks(), own, inverse_norms)]
+    return [
+        Others(
+            replace(operands, unit=s.unit, labels=s.labels, column_labels=s.other_labels),
+            s.blocks,
+            s.losses,
+            s.inverse_norms,
+        )
+        for s in towers.sides(call, engine, operands.unit, inverse_norms)
+    ]
 
 
 def remote_tiles(
-    engine: Engine, operands: Operands, blocks: Blocks, possible: Tensor | None = None
+    call: Call, engine: Engine, others: Others, possible: Tensor | None = None
 ) -> Iterator[Placed]:
-    """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
-    labels = operands.column_labels if possible is None else operands.column_labels[possible]
+    """Tiles against other ranks, of whose vectors only the ``possible`` (T,), if given; the places
+    of their own side among the losses of the call, and of the other among all others.
+    """
+    operands, blocks, losses, _ = others
+    labels = operands.column_labels
+    if possible is not None:
+        labels = labels[possible]
+        if operands.variables is not None:
+            values = operands.variables.at(None, torch.nonzero(possible).flatten())
+            operands = replace(operands, variables=values)
     for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
-        for tile, rows, columns, _ in _panel_tiles(engine, operands, panel, labels):
-            yield tile, rows, columns
+        tiles_of_panel = _panel_tiles(call, engine, operands, panel, labels, both=possible is None)
+        for tile, rows, columns, _ in tiles_of_panel:
+            yield tile, shifted(rows, losses.start), columns
 
 
 # --- gradients ------------------------------------------------------------------------------------
 
 
 def gradients_of_pairs(
-    call: Call, engine: Engine, factors: PairWeights, scale: Tensor | None
+    call: Call,
+    engine: Engine,
+    prepared: Prepared,
+    factors: PairWeights,
+    scale: Tensor | None,
+    by_variables: Sequence[Tensor] = (),
 ) -> Gradients:
-    """Gradients from per-row factors, which are without a common ``scale`` ()."""
-    operands, inverse_norms = operands_of(call, engine)
+    """Gradients from factors of the rows.
+
+    Args:
+        call, engine, prepared: of the pass.
+        factors: without the common ``scale``.
+        scale: (), or None.
+        by_variables: (num_losses,) weighted derivatives of the losses by each of
+            :meth:`Variables.of_rows`, beside those through the pairs.
+    """
+    operands, inverse_norms, values = prepared
+    if operands.variables is not None and variables.needed(call):
+        operands.d_variables = variables.zeros_like(operands.variables, engine.stat_dtype)
     d_rows = None
     if call.need_rows:
         d_rows = zeros(call.rows, *call.rows.shape)
     d_columns = None
+    # Their first vectors travel while the own tiles are computed.
+    others = others_of(call, engine, prepared)
     if call.columns is None:
-        _gradients_in_batch(call, engine, operands, factors, d_rows)
+        _gradients_in_batch(engine, operands, factors, d_rows)
     else:
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
+    _gradients_against_ranks(call, engine, others, factors, [d_rows, d_columns])
+    if len(others) > 1:
+        towers.finish(call, engine, others[1].inverse_norms, d_columns, scale)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return Gradients(d_rows, d_columns)
+    if values is None:
+        return Gradients(d_rows, d_columns)
+    of_rows = variables.by_rows(call, values, by_variables) if by_variables else None
+    tiles_of = operands.d_variables and operands.d_variables.times(scale)
+    found = variables.joined(call, values, of_rows, tiles_of)
+    if d_rows is not None:
+        variables.add_norms(call, found, d_rows, operands.unit, inverse_norms, None)
+    of_given = variables.of_given(call, found, None) if call.need_variables else None
+    return Gradients(d_rows, d_columns, None, of_given)
 
 
 def _gradients_in_batch(
-    call: Call, engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
+    engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
 ) -> None:
-    if d_rows is None:
+    if d_rows is None and operands.d_variables is None:
         return
-    everyone = factors
-    if call.ranks is not None:
-        given = [vector for vector in factors if vector is not None]
-        gathered = call.ranks.gather(torch.stack(given, dim=1))
-        everyone = PairWeights(*gathered.T.contiguous())
-    blocks = remote_blocks(call)
     for tile, rows, columns in _batch_tiles(engine, operands):
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
+        if d_rows is None:
+            continue
         engine.addmm(d_rows[rows], gradient, tile.b)
         if not tile.symmetric:
             engine.addmm(d_rows[columns], gradient.T, tile.a)
-    for tile, rows, columns in remote_tiles(engine, operands, blocks):
-        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
-        engine.addmm(d_rows[rows], gradient, tile.b)
+
+
+def _gradients_against_ranks(
+    call: Call,
+    engine: Engine,
+    others: list[Others],
+    factors: PairWeights,
+    d_units: list[Tensor | None],
+) -> None:
+    """``d_units``: gradients of the own unit rows and columns, which are added to; or None."""
+    if not others:
+        return
+    given = torch.stack([vector for vector in factors if vector is not None], dim=1)
+    if call.towers is None:
+        assert call.ranks is not None
+        gathered = [call.ranks.gather(given)]
+    else:
+        # Rows meet columns, and columns rows.
+        gathered = towers.gathered(call, given)[::-1]
+    for side, values, d_unit in zip(others, gathered, d_units, strict=False):
+        everyone = PairWeights(*values.T.contiguous())
+        for tile, own, columns in remote_tiles(call, engine, side):
+            gradient = engine.pair_gradient_tile(tile, part(factors, own), part(everyone, columns))
+            if d_unit is not None:
+                engine.addmm(d_unit[shifted(own, -side.losses.start)], gradient, tile.b)
 
 
 def _gradients_against_columns(
@@ -201,14 +346,16 @@ def _gradients_against_columns(
     if call.need_columns:
         d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
     for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
-        gradient = engine.pair_gradient_tile(tile, part(factors, rows), None)
+        back = other_side(call, tile, factors, columns)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), back)
         if d_rows is not None:
             engine.addmm(d_rows[rows], gradient, tile.b)
         if d_columns is not None:
             d_unit = d_columns[columns]
             engine.addmm(d_unit, gradient.T, tile.a)
-            if rows.stop == count:
+            if rows.stop == count and call.towers is None:
                 engine.normalize_rows_backward(
                     d_unit, call.columns, columns.start, norms, d_unit, scale
                 )
+                clear_ignored_columns(call, tile.b_labels, d_unit)
     return d_columns

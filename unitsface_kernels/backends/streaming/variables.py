@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -55,9 +56,22 @@ class Variables(NamedTuple):
             self.columns[:, place] if both else None,
         )
 
-    def by_row(self, rows: slice) -> TileVariables:
-        """Gradients of a tile that are by row, those of scalars too."""
-        return TileVariables(self.scalars[:, rows], self.rows[:, rows], self.columns)
+    def by_row(self, rows: slice, columns: slice) -> TileVariables:
+        """Gradients of a tile, those of scalars by row."""
+        return TileVariables(self.scalars[:, rows], self.rows[:, rows], self.columns[:, columns])
+
+    def of_rows(self, call: Call) -> list[Tensor]:
+        """What a row's own formula reads: () of scalars and (N,) of the call's rows."""
+        return [*self.scalars, *self.rows[:, own_rows(call)]]
+
+    def at(self, rows: Tensor | None, columns: Tensor) -> Variables:
+        """Those at some places; ``rows``: None for all."""
+        of_rows = self.rows if rows is None else self.rows.index_select(1, rows)
+        return Variables(self.scalars, of_rows, self.columns.index_select(1, columns))
+
+    def times(self, factor: Tensor | None) -> Variables:
+        """Gradients times a factor (), if there is one."""
+        return self if factor is None else Variables(*(value * factor for value in self))
 
     def streamed(self, spec: LossSpec) -> Variables | None:
         """Those that tiles read; None: there are none."""
@@ -217,23 +231,53 @@ def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
 
 
+def needed(call: Call) -> bool:
+    """Whether gradients of variables that tiles read are."""
+    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
+    return call.need_variables or norms
+
+
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
     """Gradients of tiles to be accumulated, those of scalars by row, (S, N); None: not needed."""
-    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
-    if not (call.need_variables or norms):
+    if not needed(call):
         return None
     count = call.rows.shape[0]
-    sizes = (len(values.scalars), count), (len(values.rows), count), (0, 0)
+    sizes = (len(values.scalars), count), (len(values.rows), count), values.columns.shape
     return Variables(*(values.rows.new_zeros(size, dtype=dtype) for size in sizes))
 
 
-def joined(spec: LossSpec, targets: Variables, tiles: Variables | None) -> Variables:
-    """Gradients of all variables: those through targets, and those of the tiles' variables."""
-    scalars, rows, columns = (value.to(torch.float64) for value in targets)
+def by_rows(call: Call, values: Variables, slopes: Sequence[Tensor]) -> Variables:
+    """Gradients through formulas of the rows, those of scalars by row.
+
+    Args:
+        values: all variables.
+        slopes: (N,) of every row's loss by each of :meth:`Variables.of_rows`.
+    """
+    scalars, like = len(values.scalars), values.rows.new_empty(call.rows.shape[0])
+    first, others = (_stacked(list(some), like) for some in (slopes[:scalars], slopes[scalars:]))
+    return Variables(first, others, torch.zeros_like(values.columns))
+
+
+def joined(
+    call: Call, values: Variables, of_rows: Variables | None, tiles: Variables | None
+) -> Variables:
+    """Gradients of all variables, float64.
+
+    Args:
+        values: all variables.
+        of_rows: those through the rows' own logits and formulas, of scalars by row.
+        tiles: those of the tiles' variables.
+    """
+    found = zeros_like(values, torch.float64)
+    if of_rows is not None:
+        found.scalars.add_(of_rows.scalars.to(torch.float64).sum(dim=1))
+        found.rows[:, own_rows(call)] += of_rows.rows
+        found.columns.add_(of_rows.columns)
     if tiles is not None:
-        scalars[_streamed(spec, "scalar")] += tiles.scalars
-        rows[_streamed(spec, "row")] += tiles.rows
-    return Variables(scalars.sum(dim=1), rows, columns)
+        scalars = tiles.scalars if tiles.scalars.dim() == 1 else tiles.scalars.sum(dim=1)
+        for side, total, own in zip(SIDES, found, tiles._replace(scalars=scalars), strict=True):
+            total[_streamed(call.spec, side)] += own
+    return found
 
 
 def zeros_like(values: Variables, dtype: torch.dtype) -> Variables:
@@ -273,10 +317,13 @@ def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
 
 
 def not_finite(call: Call, values: Variables) -> Tensor:
-    """(N,) float32: NaN for a row that reads a value that is not finite, else 0."""
+    """(num_losses,) float32: NaN for a row that reads a value that is not finite, else 0."""
     shared = torch.cat([values.scalars, values.columns.flatten()])
     doubtful = (shared * 0.0).sum()
     if call.shards is not None and len(values.columns):
         # The same on every rank, of which each has some columns.
         doubtful = call.shards.sum(doubtful)
-    return (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful
+    of_rows = (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful
+    if not call.both:
+        return of_rows
+    return torch.cat([of_rows, doubtful.expand(call.num_columns)])

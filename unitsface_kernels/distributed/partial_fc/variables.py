@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -9,32 +11,51 @@ from torch import Tensor
 from ... import dispatch
 from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
-from ...modules.class_loss import Comparison
+from ...functional.numbers import apart
+from ...modules.class_loss import Comparison, ShardableLoss
 from ..collectives import world_size
 from ..pairs import gathered
 from .autograd import Step
 
 
+def resolved(
+    loss: ShardableLoss, variables: Mapping[str, Tensor], feats: Tensor
+) -> list[tuple[Comparison, Mapping[str, float | Tensor]]]:
+    """Comparisons of a loss, whose numbers are none of them tensors, and their variables.
+
+    Args:
+        loss: its comparisons have those that it keeps: of classes those of the shard, scalars, and
+            tensors of numbers.
+        variables: those of the own rows.
+        feats: of this rank.
+    """
+    found = []
+    for comparison in loss.comparisons():
+        given = {**comparison.variables, **variables}
+        spec, values, own = apart(comparison.spec, comparison.values, given, feats)
+        found.append((replace(comparison, spec=spec, values=values), own or {}))
+    return found
+
+
 def packed(
+    loss: ShardableLoss,
     comparison: Comparison,
-    backend: str,
     own: CallTensors,
-    variables: dict[str, Tensor],
+    given: Mapping[str, float | Tensor],
     step: Step | None = None,
 ) -> Tensor | None:
     """``CallTensors.variables`` of a comparison, with their graph.
 
     Args:
-        comparison: has those that the module keeps: scalars, and of classes those of the shard.
-        backend: as asked for.
+        loss: of the comparison.
         own: rows and labels of this rank, class rows and which of them take part.
-        variables: those of the own rows.
+        given: all variables, see :func:`resolved`.
         step: of which rows of all ranks are gathered; None: none are, as for checks.
     """
-    given = {**comparison.variables, **variables}
-    backend = dispatch.resolve(backend, own.rows.device, own.rows.dtype)
-    given_ones.refuse_unsupported(comparison.spec, given, backend)
+    spec = comparison.spec
+    backend = dispatch.resolve(loss.backend, own.rows.device, own.rows.dtype)
+    given_ones.refuse_unsupported(spec, given, backend)
     gathers = {}
     if step is not None and world_size(step.group) > 1:
         gathers = {"row": partial(gathered, counts=step.counts, group=step.group)}
-    return given_ones.packed(comparison.spec, given, own, gathers)
+    return given_ones.packed(spec, given, own, gathers)
