@@ -12,8 +12,8 @@ from support.cases import CASES, Case, build, variants
 from support.evaluation import check_against_reference
 from support.grid import extended_if, representatives
 from support.helpers import Target
+from support.policies import CustomProblem
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
-from support.variables import VariableProblem
 from torch import Tensor, nn
 
 import unitsface_kernels as uk
@@ -21,7 +21,6 @@ from unitsface_kernels import dispatch, policy
 from unitsface_kernels.backends.eager.engine import EagerEngine
 from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
 from unitsface_kernels.functional.numbers import apart
-from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 from unitsface_kernels.policy.form import kernel_form
 
@@ -37,17 +36,16 @@ def numbers(spec: LossSpec) -> list[str]:
     return [p.name for p in spec.parameters if not p.choices and not p.integer]
 
 
-def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> VariableProblem:
+def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> CustomProblem:
     """A problem of a loss with all numbers in tensors."""
     names = numbers(spec)
     p = build(case, spec, values)
     known = {**spec.defaults(), **p.values}
     of = custom.with_scalars(spec, names)
     rest = {name: value for name, value in p.values.items() if name not in names}
-    return VariableProblem(
-        **{**vars(p), "spec": of, "values": rest},
-        variables={name: torch.tensor(float(known[name])) for name in names},
-    )
+    tensors = {name: torch.tensor(float(known[name])) for name in names}
+    own = {"spec": of, "values": rest, "variables": p.variables | tensors}
+    return CustomProblem(**{**vars(p), **own})
 
 
 #: Kernels of the CPU, tiles in operations of Torch, kernels of GPUs.
@@ -93,10 +91,6 @@ def test_parity(
     if how == "eager":
         monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
     p = make(spec, case, values)
-    try:
-        refuse_unsupported(p.spec, p.variables, target.backend)
-    except ValueError as error:
-        pytest.skip(str(error))
     check_against_reference(target, p, torch.float32)
 
 
