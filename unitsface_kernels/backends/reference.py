@@ -246,7 +246,12 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
-        cosine = cosines(rows, other)
+        if other.dim() == 3:
+            # Of a class's centers the first with the largest cosine, which alone has the gradient.
+            with_centers = cosines(rows, other.flatten(0, 1))
+            cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
+        else:
+            cosine = cosines(rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,10 @@ def _value(
 
 
 #: Of a tensor and a number: one operation that has the derivative of the eager meaning.
-_BOUNDED = {"max": torch.clamp_min, "min": torch.clamp_max}
+_BOUNDED: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "max": torch.clamp_min,
+    "min": torch.clamp_max,
+}
 
 
 def _tensor(value: Value, dtype: torch.dtype) -> Tensor:

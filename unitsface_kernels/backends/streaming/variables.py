@@ -13,6 +13,7 @@ from ...losses import LossSpec
 from ...policy import eager
 from ...policy.derive import derivative
 from ...policy.expression import Expression, constant, is_const, value_of
+from ...policy.form import kernel_form
 from ...policy.formula import (
     COSINE,
     Formula,
@@ -23,7 +24,7 @@ from ...policy.formula import (
 from ...policy.variable import ROW_NORM, SIDES, Variable
 from .call import Call
 from .engine import Engine, TileVariables
-from .scattered import add_rows
+from .scattered import add_rows, cosines_at
 
 
 class Variables(NamedTuple):
@@ -77,7 +78,12 @@ class Variables(NamedTuple):
         """Those that tiles read; None: there are none."""
         if not any(variable.streamed for variable in spec.variables):
             return None
-        return Variables(*(v[_streamed(spec, side)] for v, side in zip(self, SIDES, strict=True)))
+        parts = []
+        for values, side in zip(self, SIDES, strict=True):
+            # By numbers, not by a list, which would travel to the device.
+            some = [values[place] for place in _streamed(spec, side)]
+            parts.append(torch.stack(some) if some else values[:0])
+        return Variables(*parts)
 
 
 def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> Variables | None:
@@ -136,11 +142,7 @@ def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
     """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
     cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
     if call.num_columns:
-        place = _target_places(call)
-        index = place if call.column_index is None else call.column_index[place]
-        assert call.columns is not None
-        targets, _ = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
-        products = torch.linalg.vecdot(unit.to(torch.float32), targets.to(torch.float32))
+        products = cosines_at(call, engine, unit, _target_places(call))
         cosines = torch.where(call.row_labels >= 0, products, cosines)
     return cosines if call.shards is None else call.shards.sum(cosines)
 
@@ -173,10 +175,11 @@ def _of_target(
     assert formula is not None
     if all(is_const(e) for e in expressions):
         return [torch.full_like(cosine, value_of(e)) for e in expressions]
-    of_columns = values.columns
-    if len(of_columns):
-        of_columns = of_columns[:, _target_places(call)]
-        of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+    of_columns = values.columns.new_zeros(len(values.columns), len(cosine))
+    if len(values.columns):
+        if call.num_columns:
+            of_columns = values.columns[:, _target_places(call)]
+            of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
         if call.shards is not None:
             of_columns = call.shards.sum(of_columns)
     bindings: dict[Expression, Tensor | float] = {
@@ -309,6 +312,19 @@ def needed(call: Call) -> bool:
     return call.need_variables or norms
 
 
+def factor(call: Call) -> int | None:
+    """The place of the one scalar that tiles read if its gradient through negatives follows from
+    that of the rows, see ``KernelForm.factor`` and docs/math.md, "Numbers as tensors". None: there
+    is none, or tiles are to add it up; in half precision those of the rows are rounded.
+    """
+    formula = call.spec.formula
+    assert formula is not None
+    found = kernel_form(formula).factor
+    alone = sum(variable.streamed for variable in formula.variables) == 1
+    wanted = call.need_variables and call.need_rows and call.compute_dtype == torch.float32
+    return found if alone and wanted else None
+
+
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
     """Gradients of tiles to be accumulated, those of scalars by row, (S, N); None: not needed."""
     if not needed(call):
@@ -348,7 +364,8 @@ def joined(
     if tiles is not None:
         scalars = tiles.scalars if tiles.scalars.dim() == 1 else tiles.scalars.sum(dim=1)
         for side, total, own in zip(SIDES, found, tiles._replace(scalars=scalars), strict=True):
-            total[_streamed(call.spec, side)] += own
+            for place, gradient in zip(_streamed(call.spec, side), own, strict=True):
+                total[place] += gradient
     return found
 
 
