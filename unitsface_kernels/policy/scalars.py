@@ -47,4 +47,5 @@ def with_scalars(formula: Formula, names: Sequence[str]) -> Formula:
         weights=(first, second),
         finish=of_scalars(formula.finish),
         triplet=of_scalars(formula.triplet),
+        regularizer=of_scalars(formula.regularizer),
     )
