@@ -61,28 +61,6 @@ def packed(
     return torch.cat(values)
 
 
-def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
-    """Variables that the kernels of a backend do not read yet."""
-    if backend != "triton":
-        return
-    streamed = [variable for variable in spec.variables if variable.streamed]
-    names = ", ".join(variable.name for variable in streamed)
-    classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
-    problem = None
-    if streamed and not classes and spec.reduction != "sum":
-        problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
-    elif classes:
-        columns = {v.name for v in streamed if v.side == "column"}
-        learned = [name for name in with_gradient(spec, given) if name in columns]
-        if learned:
-            problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
-    if problem is not None:
-        raise ValueError(
-            f"{problem} are not supported by backend triton yet; "
-            'use backend="native" or "reference"'
-        )
-
-
 def with_gradient(spec: LossSpec, given: Variables | None) -> list[str]:
     """Names of the variables that need a gradient."""
     values = {v.name: (given or {}).get(v.name) for v in spec.variables}

@@ -307,7 +307,7 @@ class PartialFC(nn.Module):
         comparisons = resolved(self.loss, variables, feats)
         for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
-            packed(self.loss, comparison, own, given)
+            packed(comparison, own, given)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -367,8 +367,7 @@ class PartialFC(nn.Module):
             group=self.group,
         )
         parameters = [
-            (c.columns, c.threshold, packed(self.loss, c, own, given, step))
-            for c, given in comparisons
+            (c.columns, c.threshold, packed(c, own, given, step)) for c, given in comparisons
         ]
         return sharded_loss(step, feats, parameters)
 
