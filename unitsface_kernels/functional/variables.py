@@ -31,7 +31,8 @@ def packed(
     Args:
         spec: of the loss.
         given: one element for each scalar, (N,) of rows, (M,) of columns (of classes: of all, also
-            if some take part only), (K,) of identities; or a number, which is the same for all.
+            if some take part only), (K,) of identities; or a number or () tensor, which is the same
+            for all.
         tensors: the others of the call; without columns, ``column_labels`` may be those of all
             ranks.
         gathers: by "row" or "column", what makes those of all ranks of this rank's own.
@@ -104,6 +105,8 @@ def _of_call(variable: Variable, value: float | Tensor, tensors: CallTensors) ->
     )
     if variable.kind == "identity" and column_labels is not None:
         count = column_labels.shape[0]
+    if side != "scalar" and isinstance(value, Tensor) and value.numel() == 1:
+        value = value.reshape(()).expand(count)
     if variable.kind == "identity" and not of_classes:
         validate.threshold(name, value, rows, per="identity")
     elif side == "scalar":

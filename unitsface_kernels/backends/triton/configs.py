@@ -99,6 +99,16 @@ class Config:
         return replace(self.gradient, epilogue_subtiles=1, max_registers=None)
 
     @property
+    def centers(self) -> TileConfig:
+        """Launch of ``largest_kernel``, which has a block of products, of the largest and of their
+        centers in registers, and of ``nearest_kernel`` on the cosines, which it then loads.
+
+        Without a cap ptxas squeezes the former into 128 registers and a stack on Blackwell.
+        """
+        narrow = min(self.gradient.block_n, 64)
+        return replace(self.gradient, block_n=narrow, epilogue_subtiles=1, max_registers=255)
+
+    @property
     def pair_sums(self) -> TileConfig:
         """Launch of ``pair_negatives_kernel`` with the positives, whose results fit no cap.
 

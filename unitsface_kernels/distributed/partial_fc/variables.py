@@ -12,7 +12,6 @@ from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
 from ...functional.numbers import apart
 from ...modules.class_loss import Comparison, ShardableLoss
-from ...modules.custom import ClassLoss
 from ..collectives import world_size
 from ..pairs import gathered
 from .autograd import Step
@@ -28,7 +27,7 @@ def resolved(
         variables: those of the own rows.
         feats: of this rank.
     """
-    kept = loss.variables() if isinstance(loss, ClassLoss) else {}
+    kept = loss.variables()
     found = []
     for comparison in loss.comparisons():
         given = {**kept, **variables}
