@@ -6,10 +6,12 @@ from torch import nn
 
 from .. import functional
 from ..losses import REGISTRY
+from .adaface import AdaFaceLoss
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
 from .custom import ClassLoss, PairLoss
 from .derived import module_of
+from .elasticface import ElasticFaceLoss
 from .epl import EPLLoss
 from .margin_softmax import (
     ArcFaceLoss,
@@ -17,7 +19,9 @@ from .margin_softmax import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     SphereFaceLoss,
+    SubCenterArcFaceLoss,
 )
+from .margins import ClassMarginLoss, MagFaceLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
@@ -31,6 +35,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "subcenter_arcface": SubCenterArcFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
@@ -38,6 +43,10 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
+    "adaface": AdaFaceLoss,
+    "class_margin": ClassMarginLoss,
+    "elasticface": ElasticFaceLoss,
+    "magface": MagFaceLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -50,14 +59,18 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
+    "ClassMarginLoss",
     "CosFaceLoss",
     "EPLLoss",
+    "ElasticFaceLoss",
     "InfoNCELoss",
+    "MagFaceLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -68,6 +81,7 @@ __all__ = [
     "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",
