@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
 from ...functional.numbers import apart
 from ...modules.class_loss import Comparison, ShardableLoss
-from ..collectives import world_size
+from ..collectives import Group, own_rank, sum_over_ranks, world_size
 from ..pairs import gathered
 from .autograd import Step
 
@@ -34,6 +34,31 @@ def resolved(
         spec, values, own = apart(comparison.spec, comparison.values, given, feats)
         found.append((replace(comparison, spec=spec, values=values), own or {}))
     return found
+
+
+def of_step(
+    loss: ShardableLoss,
+    rows: Tensor,
+    local: Tensor,
+    index: Tensor | None,
+    counts: Sequence[int],
+    group: Group,
+) -> dict[str, Tensor]:
+    """A loss's own variables of this training step: those of rows, of the own ones.
+
+    Args:
+        rows, local: of all ranks, see :meth:`ShardableLoss.begin_step`.
+        index: rows of the shard that take part; None: all.
+        counts: every rank's rows.
+    """
+    rank = own_rank(group)
+    own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    loss.drawn = index
+    try:
+        values = loss.step_variables(rows, local, partial(sum_over_ranks, group=group))
+    finally:
+        loss.drawn = None
+    return {name: value[own] if value.dim() else value for name, value in values.items()}
 
 
 def packed(
