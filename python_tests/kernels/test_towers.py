@@ -250,6 +250,22 @@ def test_not_finite_in_either_tower(target: Target) -> None:
         assert uk.fused_siglip_loss(*inputs, 5.0, -2.0, backend=target.backend).isnan()
 
 
+@each_fused
+def test_the_first_tile_that_is_not_finite_is_named(target: Target, monkeypatch) -> None:
+    monkeypatch.setenv("UNITSFACE_CHECK", "1")
+    a, b = (t.to(target.device).requires_grad_() for t in _towers(5))
+    uk.fused_clip_loss(a, b, 5.0, backend=target.backend).backward()
+    labels = torch.arange(5, device=target.device)
+    labels[2] = -1
+    options = {"both": True, "reduction": "none", "backend": target.backend}
+    losses = uk.fused_info_nce_loss(a, b, labels, labels, 5.0, **options)
+    losses.backward(torch.ones_like(losses))
+    with torch.no_grad():
+        b[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="memory are not finite in rows 3"):
+        uk.fused_clip_loss(a, b, 5.0, backend=target.backend)
+
+
 class _Soft(uk.policy.Pair):
     combine = "softplus"
     scale: uk.policy.Number = 4.0
