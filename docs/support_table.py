@@ -37,10 +37,13 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, spec in specs.items():
-        own = ", ".join(f"`{m.__name__}`" for m in modules.values() if m.loss == name)
+        known = (m for m in modules.values() if m.loss == name or getattr(m, "spec", None) is spec)
+        own = ", ".join(f"`{m.__name__}`" for m in known)
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None
         marks = ["yes", *["yes" if eager or name in native else "no"] * 2]
+        if any(variable.streamed for variable in spec.variables):
+            marks[-1] = "Torch operations"
         marks.append("yes" if eager or name in triton else "no")
         lines.append(f"| {name} | `{spec.function}` | {own} | {' | '.join(marks)} |")
     return "\n".join(lines) + "\n"

@@ -12,16 +12,16 @@ from support.cases import CASES, Case, build, variants
 from support.evaluation import check_against_reference
 from support.grid import extended_if, representatives
 from support.helpers import Target
+from support.policies import CustomProblem
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
-from support.variables import VariableProblem
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import unitsface_kernels as uk
 from unitsface_kernels import dispatch, policy
 from unitsface_kernels.backends.eager.engine import EagerEngine
 from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
 from unitsface_kernels.functional.numbers import apart
-from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
 from unitsface_kernels.policy.form import kernel_form
 
@@ -37,17 +37,16 @@ def numbers(spec: LossSpec) -> list[str]:
     return [p.name for p in spec.parameters if not p.choices and not p.integer]
 
 
-def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> VariableProblem:
+def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> CustomProblem:
     """A problem of a loss with all numbers in tensors."""
     names = numbers(spec)
     p = build(case, spec, values)
     known = {**spec.defaults(), **p.values}
     of = custom.with_scalars(spec, names)
     rest = {name: value for name, value in p.values.items() if name not in names}
-    return VariableProblem(
-        **{**vars(p), "spec": of, "values": rest},
-        variables={name: torch.tensor(float(known[name])) for name in names},
-    )
+    tensors = {name: torch.tensor(float(known[name])) for name in names}
+    own = {"spec": of, "values": rest, "variables": p.variables | tensors}
+    return CustomProblem(**{**vars(p), **own})
 
 
 #: Kernels of the CPU, tiles in operations of Torch, kernels of GPUs.
@@ -92,12 +91,7 @@ def test_parity(
         pytest.skip(f"needs {target}")
     if how == "eager":
         monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
-    p = make(spec, case, values)
-    try:
-        refuse_unsupported(p.spec, p.variables, target.backend)
-    except ValueError as error:
-        pytest.skip(str(error))
-    check_against_reference(target, p, torch.float32)
+    check_against_reference(target, make(spec, case, values), torch.float32)
 
 
 @needs_native
@@ -279,6 +273,26 @@ def test_compiled(learned: bool) -> None:
     others = torch.autograd.grad(got, [p for p in loss.parameters() if p.requires_grad])
     for a, b in zip(others, gradients, strict=True):
         check_same("gradient", a, b, SAME_GRADIENT)
+
+
+def test_transforms_of_the_reference() -> None:
+    feats, weight, labels = torch.randn(9, 8), torch.randn(6, 8), torch.arange(9) % 6
+
+    def loss(scale: Tensor, backend: str = "reference") -> Tensor:
+        return uk.fused_margin_softmax_loss(feats, weight, labels, scale=scale, backend=backend)
+
+    scale = torch.tensor(12.0, requires_grad=True)
+    (want,) = torch.autograd.grad(loss(scale), [scale])
+    value = scale.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(value), want)
+    torch.testing.assert_close(torch.func.jvp(loss, (value,), (torch.ones(()),))[1], want)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(value[None]), want[None])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, torch.ones(()))
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, want)
+        if dispatch.unavailable("native", "cpu", torch.float32) is None:
+            with pytest.raises(RuntimeError, match="forward-mode"):
+                loss(dual, "native")
 
 
 class Hinges(policy.Pair):

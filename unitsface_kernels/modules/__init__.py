@@ -6,6 +6,7 @@ from torch import nn
 
 from .. import functional
 from ..losses import REGISTRY
+from .adacos import AdaCosLoss
 from .adaface import AdaFaceLoss
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
@@ -13,6 +14,7 @@ from .custom import ClassLoss, PairLoss
 from .derived import module_of
 from .elasticface import ElasticFaceLoss
 from .epl import EPLLoss
+from .hard_negatives import CurricularFaceLoss, MVSoftmaxLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -47,6 +49,9 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_margin": ClassMarginLoss,
     "elasticface": ElasticFaceLoss,
     "magface": MagFaceLoss,
+    "curricularface": CurricularFaceLoss,
+    "mv_softmax": MVSoftmaxLoss,
+    "adacos": AdaCosLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -59,6 +64,7 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
+    "AdaCosLoss",
     "AdaFaceLoss",
     "ArcFaceLoss",
     "CLIPLoss",
@@ -67,9 +73,11 @@ __all__ = [
     "ClassLoss",
     "ClassMarginLoss",
     "CosFaceLoss",
+    "CurricularFaceLoss",
     "EPLLoss",
     "ElasticFaceLoss",
     "InfoNCELoss",
+    "MVSoftmaxLoss",
     "MagFaceLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",

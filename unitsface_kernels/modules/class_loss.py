@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Comparison:
         columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
+        variables: of the formula, that the module keeps, by name.
     """
 
     spec: LossSpec
@@ -33,6 +34,7 @@ class Comparison:
     columns: Tensor
     threshold: Tensor | None
     share: float = 1.0
+    variables: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ShardableLoss(nn.Module):
@@ -51,6 +53,8 @@ class ShardableLoss(nn.Module):
     sample_rate: float = 1.0
     #: Names of per-class tensors that start random.
     random_rows: tuple[str, ...] = ()
+    #: (K,) rows of the per-class tensors that a sharded training step compares with; None: all.
+    drawn: Tensor | None = None
 
     def comparisons(self) -> list[Comparison]:
         raise NotImplementedError
@@ -65,7 +69,7 @@ class ShardableLoss(nn.Module):
     def reset_thresholds(self) -> None:
         """Sets thresholds to their initial values, which depend on C, not on the shard."""
 
-    def variables(self) -> dict[str, float | Tensor]:
+    def variables(self) -> dict[str, Any]:
         """What the formula of the comparisons reads beside cosines and thresholds, by name: tensors
         of one element, per class, or numbers.
         """
@@ -155,7 +159,8 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
 
     def comparisons(self) -> list[Comparison]:
-        return [Comparison(self.spec, self.values(), self.weight, self._threshold())]
+        threshold, kept = self._threshold(), self.variables()
+        return [Comparison(self.spec, self.values(), self.weight, threshold, variables=kept)]
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return self.compare(feats, self.weight, labels, class_index=class_index)

@@ -175,10 +175,11 @@ def _of_target(
     assert formula is not None
     if all(is_const(e) for e in expressions):
         return [torch.full_like(cosine, value_of(e)) for e in expressions]
-    of_columns = values.columns
-    if len(of_columns):
-        of_columns = of_columns[:, _target_places(call)]
-        of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+    of_columns = values.columns.new_zeros(len(values.columns), len(cosine))
+    if len(values.columns):
+        if call.num_columns:
+            of_columns = values.columns[:, _target_places(call)]
+            of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
         if call.shards is not None:
             of_columns = call.shards.sum(of_columns)
     bindings: dict[Expression, Tensor | float] = {

@@ -274,7 +274,7 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
-            variables = variables | self._of_step(rows, local, counts)
+            variables = variables | self._of_step(rows, local, index, counts)
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
@@ -282,12 +282,18 @@ class PartialFC(nn.Module):
             self.step += 1
         return loss
 
-    def _of_step(self, rows: Tensor, local: Tensor, counts: list[int]) -> dict[str, Tensor]:
+    def _of_step(
+        self, rows: Tensor, local: Tensor, index: Tensor | None, counts: list[int]
+    ) -> dict[str, Tensor]:
         """The module's variables of this step: those of rows, of the own ones."""
         total = partial(sum_over_ranks, group=self.group)
         rank = own_rank(self.group)
         own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
-        values = self.loss.step_variables(rows, local, total)
+        self.loss.drawn = index
+        try:
+            values = self.loss.step_variables(rows, local, total)
+        finally:
+            self.loss.drawn = None
         return {name: value[own] if value.dim() else value for name, value in values.items()}
 
     def _checked(

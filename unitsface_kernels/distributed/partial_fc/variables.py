@@ -23,14 +23,14 @@ def resolved(
     """Comparisons of a loss, whose numbers are none of them tensors, and their variables.
 
     Args:
-        loss: keeps those of classes, of which it has the shard's, scalars, and tensors of numbers.
+        loss: its comparisons have those that it keeps: of classes those of the shard, scalars, and
+            tensors of numbers.
         variables: those of the own rows.
         feats: of this rank.
     """
-    kept = loss.variables()
     found = []
     for comparison in loss.comparisons():
-        given = {**kept, **variables}
+        given = {**comparison.variables, **variables}
         spec, values, own = apart(comparison.spec, comparison.values, given, feats)
         found.append((replace(comparison, spec=spec, values=values), own or {}))
     return found
