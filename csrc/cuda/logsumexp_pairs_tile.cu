@@ -416,25 +416,19 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
 
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
                          float* workspace, void* stream) {
-  const auto run = [&](const auto& policy) {
-    launch_pair_negatives<false>(policy, args, workspace, stream);
-  };
-  const auto run_two = [&](const auto& policy) {
-    launch_pair_negatives<true>(policy, args, workspace, stream);
-  };
+  const auto run = [&](const auto& p) { launch_pair_negatives<false>(p, args, workspace, stream); };
+  const auto two = [&](const auto& p) { launch_pair_negatives<true>(p, args, workspace, stream); };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
   if (loss == #name) return with_policy<Policy>(loss, params, run);
 #define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run_two);
+  if (loss == #name) return with_policy<Policy>(loss, params, two);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }
 
 void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
                          float* workspace, void* stream) {
-  const auto run = [&](const auto& policy) {
-    launch_pair_positives(policy, args, workspace, stream);
-  };
+  const auto run = [&](const auto& p) { launch_pair_positives(p, args, workspace, stream); };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
   if (loss == #name) return with_policy<Policy>(loss, params, run);
 #include "unitsface/loss_list.def"
@@ -443,14 +437,12 @@ void pair_positives_tile(const std::string& loss, const float* params, const Pai
 
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream) {
-  const auto run = [&](const auto& policy) { launch_pair_gradient<false>(policy, args, stream); };
-  const auto run_two = [&](const auto& policy) {
-    launch_pair_gradient<true>(policy, args, stream);
-  };
+  const auto run = [&](const auto& p) { launch_pair_gradient<false>(p, args, stream); };
+  const auto two = [&](const auto& p) { launch_pair_gradient<true>(p, args, stream); };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
   if (loss == #name) return with_policy<Policy>(loss, params, run);
 #define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run_two);
+  if (loss == #name) return with_policy<Policy>(loss, params, two);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }

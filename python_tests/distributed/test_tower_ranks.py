@@ -15,6 +15,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 import unitsface_kernels as uk
+from unitsface_kernels.adapters.open_clip import ClipLoss, SigLipLoss
+from unitsface_kernels.adapters.sentence_transformers import MultipleNegativesRankingLoss
 
 D, EXTRA = 11, 2
 Loss = Callable[..., Tensor]
@@ -108,3 +110,49 @@ def test_losses_and_gradients_are_those_of_one_process(counts: Sequence[int]) ->
 
 def test_reference_in_float64() -> None:
     run_ranks(2, _all, (5, 3), ("auto",), "reference")
+
+
+class _Model(torch.nn.Module):
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features["x"]}
+
+
+def _drop_ins(rank: int, counts: Sequence[int]) -> None:
+    """The gradients that averaging over ranks takes to those of one process, or to a part."""
+    size, rows, count = len(counts), own_rows(counts, rank), sum(counts)
+    a, b, negatives = (normal(count, D, seed=k) for k in (1, 2, 3))
+    ranks = {"rank": rank, "world_size": size}
+
+    def clip(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return uk.fused_clip_loss(x, y, 6.0)
+
+    def siglip(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return uk.fused_siglip_loss(x, y, 6.0, -2.0)
+
+    def ranking(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return uk.fused_info_nce_loss(x, torch.cat([y, z]), None, None, 20.0)
+
+    module = MultipleNegativesRankingLoss(_Model(), gather_across_devices=True)
+    cases: list[tuple[Loss, Loss, float]] = [
+        (clip, lambda x, y, z: ClipLoss(True, True, **ranks)(x, y, 6.0), size),
+        (clip, lambda x, y, z: ClipLoss(gather_with_grad=True, **ranks)(x, y, 6.0), size),
+        (clip, lambda x, y, z: ClipLoss(**ranks)(x, y, 6.0), 1.0),
+        (siglip, lambda x, y, z: SigLipLoss(dist_impl="shift", **ranks)(x, y, 6.0, -2.0), size),
+        (ranking, lambda *columns: module([{"x": x} for x in columns], None), size),
+    ]
+    for number, (one, across, factor) in enumerate(cases):
+        leaves = [t.clone().requires_grad_() for t in (a, b, negatives)]
+        want = one(*leaves)
+        want.backward()
+        own = [t[rows].clone().requires_grad_() for t in (a, b, negatives)]
+        got = across(*own)
+        got.backward()
+        check_same(f"case {number}: loss", got.detach(), want.detach(), SAME_LOSS)
+        for part, whole in zip(own, leaves, strict=True):
+            if whole.grad is not None:
+                wanted = whole.grad[rows] * factor
+                check_same(f"case {number}: gradient", part.grad, wanted, SAME_GRADIENT)
+
+
+def test_drop_ins_have_the_gradients_of_the_originals() -> None:
+    run_ranks(2, _drop_ins, (4, 4))

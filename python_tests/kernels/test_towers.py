@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -250,6 +249,22 @@ def test_not_finite_in_either_tower(target: Target) -> None:
         assert uk.fused_siglip_loss(*inputs, 5.0, -2.0, backend=target.backend).isnan()
 
 
+@each_fused
+def test_the_first_tile_that_is_not_finite_is_named(target: Target, monkeypatch) -> None:
+    monkeypatch.setenv("UNITSFACE_CHECK", "1")
+    a, b = (t.to(target.device).requires_grad_() for t in _towers(5))
+    uk.fused_clip_loss(a, b, 5.0, backend=target.backend).backward()
+    labels = torch.arange(5, device=target.device)
+    labels[2] = -1
+    options = {"both": True, "reduction": "none", "backend": target.backend}
+    losses = uk.fused_info_nce_loss(a, b, labels, labels, 5.0, **options)
+    losses.backward(torch.ones_like(losses))
+    with torch.no_grad():
+        b[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="memory are not finite in rows 3"):
+        uk.fused_clip_loss(a, b, 5.0, backend=target.backend)
+
+
 class _Soft(uk.policy.Pair):
     combine = "softplus"
     scale: uk.policy.Number = 4.0
@@ -348,91 +363,3 @@ def test_compiled_by_the_operator(target: Target) -> None:
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for name, value in _evaluated(compiled, inputs, torch.float32).items():
         torch.testing.assert_close(value, want[name])
-
-
-# --- modules --------------------------------------------------------------------------------------
-
-
-def test_modules_learn_scale_and_bias() -> None:
-    a, b = _towers(8)
-    clip, siglip, nce = uk.CLIPLoss(), uk.SigLIPLoss(), uk.InfoNCELoss(learn_scale=True, both=True)
-    torch.testing.assert_close(clip(a, b), uk.fused_clip_loss(a, b, 1 / 0.07))
-    torch.testing.assert_close(siglip(a, b), uk.fused_siglip_loss(a, b, 10.0, -10.0))
-    torch.testing.assert_close(nce(a, b), uk.fused_clip_loss(a, b, 20.0))
-    for module in (clip, siglip, nce):
-        module(a, b).backward()
-        assert all(p.grad is not None and p.grad.isfinite() for p in module.parameters())
-    state = siglip.state_dict()
-    assert set(state) == {"log_scale", "bias"}
-    other = uk.SigLIPLoss(scale=3.0, bias=1.0)
-    other.load_state_dict(state)
-    assert torch.equal(other(a, b), siglip(a, b))
-
-
-def test_the_scale_is_cut_before_it_is_used() -> None:
-    a, b = _towers(8)
-    module = uk.CLIPLoss()
-    with torch.no_grad():
-        module.log_scale.fill_(9.0)
-    torch.testing.assert_close(module(a, b), uk.fused_clip_loss(a, b, 100.0))
-    assert module.log_scale.item() == pytest.approx(math.log(100.0))
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda a, b: uk.fused_clip_loss(a, b[:, :3], 5.0), "b must have D = 12 columns like a"),
-        (lambda a, b: uk.fused_siglip_loss(a, b[:3], 5.0, 0.0), "b must have 6 rows like a"),
-        (lambda a, b: uk.fused_clip_loss(a, b, 0.0), "scale must be > 0"),
-        (lambda a, b: uk.fused_clip_loss(a, b, torch.tensor(-1.0)), "scale must be > 0"),
-        (
-            lambda a, b: uk.fused_siglip_loss(a, b, torch.ones(2), 0.0),
-            "scale must have one element",
-        ),
-        (lambda a, b: uk.fused_siglip_loss(a, b, 5.0, torch.ones(2)), "bias must have one element"),
-        (
-            lambda a, b: uk.fused_info_nce_loss(a, b[:3], None, None, 5.0),
-            "keys must have a row for",
-        ),
-        (
-            lambda a, b: uk.fused_info_nce_loss(a, b, torch.arange(6), None, 5.0),
-            "key_labels must be given together with labels",
-        ),
-        (
-            lambda a, b: uk.fused_info_nce_loss(a, b, torch.arange(5), torch.arange(6), 5.0),
-            r"labels must have shape \(6,\), one label per row of queries",
-        ),
-        (
-            lambda a, b: uk.fused_info_nce_loss(a, b, torch.arange(6) - 2, torch.arange(6), 5.0),
-            r"labels must be in \[-1, inf\)",
-        ),
-        (
-            lambda a, b: uk.fused_info_nce_loss(a, b, None, None, 5.0, batch_offset=0),
-            "batch_offset must be the place",
-        ),
-        (lambda a, b: uk.fused_clip_loss(a, b, 5.0, reduction="max"), "reduction must be one of"),
-        (
-            lambda a, b: uk.fused_pair_loss(_Two(), a, torch.arange(6), both=True),
-            "both must be False without memory",
-        ),
-    ],
-)
-def test_value_errors(call: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(*_towers(6))
-
-
-def test_type_errors() -> None:
-    a, b = _towers(6)
-    for call in (
-        lambda: uk.fused_clip_loss(a, b.tolist(), 5.0),
-        lambda: uk.fused_clip_loss(a, b, "5"),
-        lambda: uk.fused_clip_loss(a, b.double(), 5.0),
-        lambda: uk.fused_info_nce_loss(a, b, None, None, 5.0, both=1),
-        lambda: uk.CLIPLoss(learn_scale=1),
-    ):
-        with pytest.raises(TypeError):
-            call()

@@ -62,7 +62,8 @@ def _check_operands(call: Call, weights: Tensor | None) -> None:
     if thresholds is not None:
         _check_vector(name, "thresholds", thresholds)
     if weights is not None:
-        _check_vector(name, "upstream gradients", torch.where(valid, weights, 0.0))
+        of_losses = call.labels_of_losses != -1
+        _check_vector(name, "upstream gradients", torch.where(of_losses, weights, 0.0))
 
 
 def _check_rows(
