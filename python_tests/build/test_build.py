@@ -22,7 +22,7 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 #: Whose tiles are called without variables.
 each_loss = pytest.mark.parametrize(
-    "spec", filterfalse(streams, REGISTRY.values()), ids=lambda spec: spec.name
+    "spec", list(filterfalse(streams, REGISTRY.values())), ids=lambda spec: spec.name
 )
 
 
