@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from support.cases import ANGULAR, Case, Problem, build, detached, problem, variants
-from support.given_variables import runs_on
 from support.grid import calls, parity_cases
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
@@ -134,8 +133,6 @@ def test_fused_gradient_is_a_finite_difference(
     target: Target, spec: LossSpec, values: dict, columns: int | None
 ) -> None:
     """The derivative along a random direction, without any autograd on the other side."""
-    if not runs_on(spec, target.backend):
-        pytest.skip("no kernels read its variables")
     case = Case("", 9, 20, columns, values={"scale": 8.0}, labels="ignored")
     p = build(case, spec, values, device=target.device)
     _, gradients = p.evaluate(target.backend)
@@ -157,8 +154,6 @@ def test_fused_gradient_is_a_finite_difference(
 @each_variant
 def test_gradient_is_orthogonal_to_its_row(target: Target, spec: LossSpec, values: dict) -> None:
     """Cosines do not change with the norms, for rows and columns of any."""
-    if not runs_on(spec, target.backend):
-        pytest.skip("no kernels read its variables")
     p = build(Case("", 9, 20, 6), spec, values, device=target.device)
     _, gradients = p.evaluate(target.backend)
     for name in ("rows", "columns"):

@@ -68,6 +68,10 @@ OTHER_WORDS = {
     "arcface": "cosface",
     "softsign": "sigmoid",
     "C": "A",
+    "arc": "cos",
+    "cos": "arc",
+    "easy": "hard",
+    "random": "sorted",
     "am": "arc",
     "adaptive": "fixed",
     "acute": "all",
@@ -100,8 +104,8 @@ def another(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return OTHER_WORDS[value] if name != "exchange" else "ring"
     if value is None:
-        known = {"group": None, "device": "cpu", "num_identities": 4, "max_scale": 200.0}
-        return known.get(name, 0.25)
+        others = {"group": None, "device": "cpu", "num_identities": 4, "max_scale": 200.0}
+        return torch.ones(5) if name == "counts" else others.get(name, 0.25)
     if name == "sample_rate":
         return 0.5
     if isinstance(value, bool):

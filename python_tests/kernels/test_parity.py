@@ -8,7 +8,6 @@ import pytest
 import torch
 from support.cases import HALF, Case, build, problem
 from support.evaluation import check_against_reference
-from support.given_variables import runs_on
 from support.grid import (
     compiled_first,
     extended_if,
@@ -40,7 +39,6 @@ def _grid() -> list:
         for name, spec, values, case in parity_cases()
         for dtype in DTYPES
         if target.runs(dtype)
-        and runs_on(spec, target.backend)
         and (dtype == torch.float32 or (case.name in HALF and not values))
         and (not target.interpreted or interpreted(spec, values, case, dtype))
     ]
@@ -63,7 +61,7 @@ def test_parity(
 def test_mixed_dtypes(target: Target, name: str) -> None:
     """bfloat16 features against float32 columns, as in training with a float32 classifier."""
     for _, spec, values, case in parity_cases():
-        if case.name != name or values or not runs_on(spec, target.backend):
+        if case.name != name or values:
             continue
         sized = small(case) if target.interpreted else case
         problem = build(sized, spec, values, torch.float32, target.device)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.cases import Case, Problem, build
 from support.evaluation import check_against_reference
-from support.given_variables import runs_on
 from support.helpers import TARGETS, Target
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
@@ -29,9 +28,7 @@ from unitsface_kernels.backends.triton.engine import TritonEngine  # noqa: E402
 each_target = pytest.mark.parametrize("target", TRITON, ids=str)
 # Their tiles are class tiles; those of a sum loss take unit columns.
 LOSSES = [
-    spec
-    for spec in REGISTRY.values()
-    if spec.topology == "class" and spec.reduction != "sum" and runs_on(spec, "triton")
+    spec for spec in REGISTRY.values() if spec.topology == "class" and spec.reduction != "sum"
 ]
 each_loss = pytest.mark.parametrize("spec", LOSSES, ids=lambda spec: spec.name)
 SOFTMAX = REGISTRY["margin_softmax"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import LossSpec
 
 #: Of samples: more than any problem has.
@@ -32,12 +31,3 @@ def draw_variables(
 def streams(spec: LossSpec) -> bool:
     """Whether the tiles of a loss read variables: CUDA C++ and hand-made tiles have none."""
     return any(variable.streamed for variable in spec.variables)
-
-
-def runs_on(spec: LossSpec, backend: str) -> bool:
-    """Whether kernels of a backend read the variables of a loss."""
-    try:
-        refuse_unsupported(spec, None, backend)
-    except ValueError:
-        return False
-    return True

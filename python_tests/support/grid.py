@@ -37,7 +37,6 @@ from support.cases import (
     Values,
     variants,
 )
-from support.given_variables import runs_on
 from support.helpers import Target
 
 from unitsface_kernels.losses import REGISTRY, LossSpec
@@ -85,7 +84,6 @@ def calls(
         )
         for target in targets
         for spec in (slow if target.interpreted else specs)
-        if runs_on(spec, target.backend)
     ]
 
 

@@ -218,6 +218,11 @@ class Triplets(policy.Class):
 ROWWISE = (Tempered, Scales, Shifts, Triplets, Balanced, Hardest)
 
 
-def make(of: type[policy.Policy], case: Case, dtype: torch.dtype = torch.float32) -> CustomProblem:
-    p = custom_problem(case, custom.spec(of()), {}, dtype)
-    return replace(p, b=None if p.b is None else torch.tensor(0.5))
+def make(
+    of: type[policy.Policy],
+    case: Case,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> CustomProblem:
+    p = custom_problem(case, custom.spec(of()), {}, dtype, device)
+    return replace(p, b=None if p.b is None else torch.tensor(0.5, device=device))

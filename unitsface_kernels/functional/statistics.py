@@ -11,7 +11,7 @@ from ..backends.streaming import CallConfig, CallTensors, make_call
 from ..compiling import never_compiled
 from ..losses import LossSpec
 from .call import matmul_dtype
-from .variables import Variables, packed, refuse_unsupported
+from .variables import Variables, packed
 
 
 def check_batch(feats: Tensor, weight: Tensor, labels: Tensor, class_index: Tensor | None) -> None:
@@ -60,7 +60,6 @@ def log_negatives(
     """
     rows = tensors.rows
     backend = dispatch.resolve(backend, rows.device, rows.dtype)
-    refuse_unsupported(spec, variables, backend)
     given = packed(spec, variables, tensors)
     config = CallConfig(spec, (), "none", backend, matmul_dtype(rows))
     if backend == "reference":

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..losses import REGISTRY, TOWERS
 from .cpp import cpp_struct
 from .formula import Formula
-from .triton_source import has_triton, triton_module
+from .triton_source import triton_module
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CPP = _PACKAGE.parent / "csrc" / "include" / "unitsface" / "generated"
@@ -23,9 +23,7 @@ def generated_files() -> dict[Path, str]:
             continue
         note = _NOTE.format(name=spec.name)
         found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
-        if has_triton(spec.formula):
-            text = f"# {note}\n{triton_module(spec.formula)}"
-            found[_TRITON / f"{spec.name}.py"] = text
+        found[_TRITON / f"{spec.name}.py"] = f"# {note}\n{triton_module(spec.formula)}"
     return found
 
 

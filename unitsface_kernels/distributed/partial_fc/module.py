@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -201,15 +202,17 @@ class PartialFC(nn.Module):
                 continue
             for name in module.random_rows:
                 rows = getattr(module, name)
-                blocks = self.shard.normal_rows(self.embedding_size, f"{path}.{name}", self.seed)
+                width = math.prod(rows.shape[1:])
+                blocks = self.shard.normal_rows(width, f"{path}.{name}", self.seed)
                 for place, normal in blocks:
+                    normal = normal.view(-1, *rows.shape[1:])
                     rows[place] = module.rows_from_normal(name, normal).to(rows)
             module.reset_numbers()
             module.reset_thresholds()
 
     @property
     def weight(self) -> Tensor:
-        """(m, D) class weights of the shard."""
+        """(m, D) class weights of the shard; (m, K, D) of K centers each."""
         return self._head.weight
 
     @property
@@ -310,7 +313,7 @@ class PartialFC(nn.Module):
         comparisons = resolved(self.loss, variables, feats)
         for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
-            packed(self.loss, comparison, own, given)
+            packed(comparison, own, given)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -370,8 +373,7 @@ class PartialFC(nn.Module):
             group=self.group,
         )
         parameters = [
-            (c.columns, c.threshold, packed(self.loss, c, own, given, step))
-            for c, given in comparisons
+            (c.columns, c.threshold, packed(c, own, given, step)) for c, given in comparisons
         ]
         return sharded_loss(step, feats, parameters)
 
