@@ -18,11 +18,11 @@ from torch import Tensor
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.backends.native.arguments import address
-from unitsface_kernels.losses import REGISTRY, LossSpec
+from unitsface_kernels.losses import CUSTOM, REGISTRY, TOWERS, LossSpec
 
 #: Whose tiles are called without variables.
 each_loss = pytest.mark.parametrize(
-    "spec", filterfalse(streams, REGISTRY.values()), ids=lambda spec: spec.name
+    "spec", list(filterfalse(streams, REGISTRY.values())), ids=lambda spec: spec.name
 )
 
 
@@ -50,7 +50,8 @@ def test_registries_agree() -> None:
     native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
     # The formula of a nearest loss is eager: it has no policy.
-    tiled = {name: spec for name, spec in REGISTRY.items() if spec.reduction != "nearest"}
+    known = {**REGISTRY, **TOWERS}
+    tiled = {name: spec for name, spec in known.items() if spec.reduction != "nearest"}
     of_pairs = ("logsumexp", "logsumexps")
     assert kinds == {
         name: ("pair_" if spec.topology == "pair" and spec.reduction in of_pairs else "")
@@ -72,11 +73,12 @@ def test_registries_agree() -> None:
         LogsumexpPairsPolicy,
         LogsumexpPolicy,
         SumPolicy,
+        SumTermsPolicy,
         policy_of,
     )
 
     for name, spec in tiled.items():
-        policy, kind = policy_of(spec), SumPolicy
+        policy, kind = policy_of(spec), (SumPolicy, SumTermsPolicy)
         if spec.reduction in of_pairs:
             kind = LogsumexpPairsPolicy if spec.topology == "pair" else LogsumexpPolicy
         assert isinstance(policy, kind), name
@@ -84,7 +86,7 @@ def test_registries_agree() -> None:
             assert (policy.positive is None) == (spec.positive is None), name
     files = {path.stem for path in (PACKAGE / "losses").glob("*.py")}
     shared = {"__init__", "custom", "from_policy", "row_formulas", "spec"}
-    assert files - shared == REGISTRY.keys()
+    assert files - shared - CUSTOM.keys() == known.keys()
 
 
 def test_unknown_losses_are_an_error_of_the_extension() -> None:
