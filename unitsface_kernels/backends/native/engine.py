@@ -60,9 +60,7 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
 
 
 def _matrix(value: Tensor | None) -> tuple[int, int] | None:
-    if value is None or value.dim() == 1:
-        return address(value)
-    return strided_address(value)
+    return address(value) if value is None or value.dim() == 1 else strided_address(value)
 
 
 class NativeEngine(UnitRows, CenterTiles, ABC):
@@ -92,8 +90,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             assert device is not None
             self.device = device
             return
-        self.device = call.rows.device
-        self.loss = call.spec.name
+        self.device, self.loss = call.rows.device, call.spec.name
         self.num_columns, self.centers = call.num_columns, call.centers
         self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"
@@ -104,10 +101,6 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
 
     def _arguments(self, name: str, **values: Any) -> Any:
         return getattr(self.native, self.arguments_prefix + name)(**values)
-
-    @abstractmethod
-    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        """(n, D), (m, D) -> (n, m) float32 cosines, in ``out`` or valid until the next ones."""
 
     def _workspace(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that the next workspace of this name overwrites."""
