@@ -1,5 +1,5 @@
 // The functions of the extension. Tensors arrive as addresses and bytes; Python
-// (backends/native/engine.py) allocates and keeps them alive.
+// (backends/native) allocates and keeps them alive.
 #include <cstdint>
 #include <stdexcept>
 #include <string>

@@ -118,6 +118,8 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         index, positions = replayed(labels, run, ranks, step)
         feats = body(images)
         module.begin_step(feats.detach(), labels)
+        module.drawn = index
+        moved = module.step_variables(feats.detach(), labels, lambda t: t)
         loss = sum(
             block.share
             * class_loss(
@@ -131,6 +133,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
                 module.reduction,
                 "reference",
                 centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
+                variables={**block.variables, **moved},
             )
             for block in module.comparisons()
         )

@@ -220,6 +220,9 @@ def _losses(
     spec = config.spec
     reduce = _REDUCTIONS[spec.reduction]
     per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
+    if spec.regularizer is not None:
+        of_row = _term(spec.regularizer, cosine[:, :1], config.params, threshold, variables)
+        per_row = per_row + of_row.reshape(-1)
     valid = valid_rows(spec, row_labels, positive, negative)
     per_row = torch.where(valid, per_row, 0.0)
     doubtful = _not_finite(spec, rows, row_labels, column_labels, threshold, variables)

@@ -21,7 +21,6 @@ from .variables import (
     needs_gradient,
     of_identities,
     packed,
-    refuse_unsupported,
 )
 
 
@@ -162,7 +161,6 @@ def _call(
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
     if spec.variables or given:
-        refuse_unsupported(spec, given, backend)
         variables = packed(spec, given, tensors)
     config = CallConfig(
         spec,

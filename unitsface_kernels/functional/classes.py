@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..losses import REGISTRY
+from .. import validate
+from ..losses import REGISTRY, filtered_margin_softmax, row_margins
 from .call import class_loss
 
 _MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
-    REGISTRY[name].default for name in ("margin_softmax", "uce", "sphereface2", "npt")
+    REGISTRY[name].default for name in ("filtered_margin_softmax", "uce", "sphereface2", "npt")
 )
 
 
@@ -23,6 +26,7 @@ def fused_margin_softmax_loss(
     m3: float | Tensor = _MARGIN_SOFTMAX.m3,
     margin_gradient: str = _MARGIN_SOFTMAX.margin_gradient,
     adaptive_margin: float | Tensor = _MARGIN_SOFTMAX.adaptive_margin,
+    interclass_filtering_threshold: float | Tensor = _MARGIN_SOFTMAX.interclass_filtering_threshold,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -47,7 +51,8 @@ def fused_margin_softmax_loss(
             positions in it.
         scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
             gradient.
-        m1: factor of the target's angle, > 0.
+        m1: factor of the target's angle, > 0. Any of m1, m2 and m3 may be (N,), a margin for every
+            row; a row whose margin is not finite has the loss NaN.
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
@@ -55,6 +60,9 @@ def fused_margin_softmax_loss(
             weights by their unit vectors, see docs/math.md).
         adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is subtracted
             from it before theta is taken (EPL's prototype block).
+        interclass_filtering_threshold: t in [0, 1]; negatives of a cosine above t, which may be of
+            the same person, have the logit 0 and no gradient, as in insightface's
+            ``CombinedMarginLoss``. 0: none are filtered.
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -77,16 +85,31 @@ def fused_margin_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    values: dict[str, Any] = {
+        "scale": scale,
+        "m1": m1,
+        "m2": m2,
+        "m3": m3,
+        "margin_gradient": margin_gradient,
+        "adaptive_margin": adaptive_margin,
+        "interclass_filtering_threshold": interclass_filtering_threshold,
+    }
+    per_row = None
+    if any(isinstance(margin, Tensor) and margin.numel() != 1 for margin in (m1, m2, m3)):
+        if values.pop("interclass_filtering_threshold") != 0:
+            raise ValueError(
+                "interclass_filtering_threshold must be 0 with margins per row, got "
+                f"{interclass_filtering_threshold}"
+            )
+        per_row = {name: values.pop(name) for name in ("m1", "m2", "m3")}
+        if not isinstance(m1, Tensor):
+            validate.number("m1", m1, above=0.0, kind="a float or a torch.Tensor")
+        spec = row_margins.SPEC
+    else:
+        spec, values = filtered_margin_softmax.chosen(values)
     return class_loss(
-        REGISTRY["margin_softmax"],
-        {
-            "scale": scale,
-            "m1": m1,
-            "m2": m2,
-            "m3": m3,
-            "margin_gradient": margin_gradient,
-            "adaptive_margin": adaptive_margin,
-        },
+        spec,
+        values,
         feats,
         weight,
         labels,
@@ -95,6 +118,7 @@ def fused_margin_softmax_loss(
         reduction,
         backend,
         skip_tolerance,
+        per_row,
         centers=centers,
     )
 

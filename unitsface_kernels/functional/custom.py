@@ -94,8 +94,7 @@ def fused_pair_loss(
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
             a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
             With ``both`` over the rows of both towers, or (N + M,).
-        backend: "auto", "native", "triton" or "reference"; docs/custom_losses.md has which of them
-            run formulas with variables.
+        backend: "auto", "native", "triton" or "reference".
         skip_tolerance, group, exchange: as of :func:`fused_uss_loss`. With variables that every
             pair reads no tile is left out.
         variables: tensors that the formula reads, by the names of its fields: one element for a

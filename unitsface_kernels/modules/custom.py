@@ -125,7 +125,7 @@ class _PolicyLoss(RegisteredLoss):
         """The policy, with the numbers that the module keeps as they are now."""
         return type(self.policy)(**self.values()) if self._first_numbers else self.policy
 
-    def variables(self) -> dict[str, Tensor]:
+    def variables(self) -> dict[str, float | Tensor]:
         """The parameters that the formula reads beside its threshold, by name."""
         return {name: getattr(self, name) for name in self._initial}
 

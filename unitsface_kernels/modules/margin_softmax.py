@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
-from ..losses.margin_softmax import SPEC
-from .class_loss import RegisteredClassLoss
+from ..losses.filtered_margin_softmax import SPEC, chosen
+from .class_loss import Comparison, RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
@@ -17,7 +20,7 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         embedding_size: D.
         num_classes: C.
         scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin,
-            centers: as the function's.
+            interclass_filtering_threshold, centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01, as in insightface.
             UniTSFace, UniFace and EPL publish D ** -0.5, OpenSphere (2 / (C + D)) ** 0.5.
 
@@ -33,7 +36,9 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     """
 
     loss = "margin_softmax"
+    spec = SPEC
     scale: float | Tensor
+    interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold
 
     def __init__(
         self,
@@ -49,9 +54,21 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         skip_tolerance: float = 0.0,
         adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
+        interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold,
         centers: int = 1,
     ) -> None:
         super().__init__(locals())
+
+    def comparisons(self) -> list[Comparison]:
+        (block,) = super().comparisons()
+        spec, values = chosen(block.values)
+        return [replace(block, spec=spec, values=values)]
+
+    def _shown(self) -> dict[str, Any]:
+        shown, limit = super()._shown(), self.interclass_filtering_threshold
+        if not isinstance(limit, Tensor) and limit == 0:
+            del shown["interclass_filtering_threshold"]
+        return shown
 
 
 class NormFaceLoss(MarginSoftmaxLoss):

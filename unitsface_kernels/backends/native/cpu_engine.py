@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..streaming import Call
 from ..streaming.centers import Largest
-from .engine import DTYPE_CODES, NativeEngine, address, strided_address
+from .arguments import address, strided_address
+from .engine import DTYPE_CODES, NativeEngine
 
 # Cosines of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
 # `python -m bench.tile_sizes` compares these lose least to the bare GEMMs, by 5 to 10 %.

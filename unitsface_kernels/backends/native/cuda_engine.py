@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..memory import DeviceMemory, device_memory
 from ..streaming import Call
-from .engine import NativeEngine, address
+from .arguments import address
+from .engine import NativeEngine
 
 # Cosines are written and read, gradients written and read twice: 14 bytes per pair with 16-bit
 # operands, 3.3 ps at the 4.3 TB/s of an H200, whose three GEMMs at D = 512 take 3.9 ps. So a tile

@@ -26,41 +26,13 @@ from ..streaming import (
     PositiveSums,
     SumTile,
     TileColumns,
-    TileVariables,
     UnitRows,
     finish_rows,
 )
+from .arguments import BY_ROW, address, slopes_of, variables_of
 from .loader import extension
 
-#: Arguments for the gradients of variables, in the order of :class:`TileVariables`; against classes
-#: those of scalars are by row.
-_BY_DIRECTION = "d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"
-_BY_ROW = "a_dscalars", "a_drows", "b_dcolumns"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def address(tensor: Tensor | None) -> tuple[int, int] | None:
-    """Pointer argument of the extension: address and size in bytes of a dense tensor.
-
-    The extension checks the size against the extent that its kernels read and write.
-    """
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return tensor.data_ptr(), tensor.nbytes
-
-
-def strided_address(matrix: Tensor) -> tuple[int, int]:
-    """The same of a matrix whose strides the extension is told: of all that it may touch."""
-    if not matrix.numel():
-        return 0, 0
-    (rows, columns), (row, column) = matrix.shape, matrix.stride()
-    elements = (rows - 1) * row + (columns - 1) * column + 1
-    return matrix.data_ptr(), elements * matrix.element_size()
-
-
-def _matrix(value: Tensor | None) -> tuple[int, int] | None:
-    return address(value) if value is None or value.dim() == 1 else strided_address(value)
 
 
 class NativeEngine(UnitRows, CenterTiles, ABC):
@@ -90,7 +62,8 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             assert device is not None
             self.device = device
             return
-        self.device, self.loss = call.rows.device, call.spec.name
+        self.device = call.rows.device
+        self.loss = (call.spec.tiles or call.spec).name
         self.num_columns, self.centers = call.num_columns, call.centers
         self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"
@@ -235,7 +208,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             b_dthreshold=address(d_columns),
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
-            **self._variables(tile.variables, tile.d_variables),
+            **variables_of(tile.variables, tile.d_variables),
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
         return None if gradient is None else self._of_vectors(gradient)
@@ -247,7 +220,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             maximum=address(rows.maximum),
             total=address(rows.total),
             target_cosine=address(rows.target_cosine),
-            **self._variables(tile.variables),
+            **variables_of(tile.variables),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
 
@@ -289,7 +262,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             log_negatives=address(rows.log_negatives),
             negative_weight=address(rows.negative),
             target_gradient=address(rows.target),
-            **self._variables(tile.variables, tile.d_variables, _BY_ROW),
+            **variables_of(tile.variables, tile.d_variables, BY_ROW),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return self._of_vectors(gradient)
@@ -387,33 +360,10 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             b_positive_weight=address(columns and columns.positive),
             a_log_positives=address(rows.log_positives),
             b_log_positives=address(columns and columns.log_positives),
-            **self._slopes(tile),
+            **slopes_of(tile),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
-
-    def _variables(
-        self,
-        values: TileVariables | None,
-        slopes: TileVariables | None = None,
-        names: tuple[str, ...] = _BY_DIRECTION,
-    ) -> dict[str, Any]:
-        """The arguments of tiles of a formula with variables; ``names``: of their gradients."""
-        if values is None:
-            return {}
-        found: dict[str, Any] = {
-            "num_scalars": len(values.scalars),
-            "num_rows": len(values.a_rows),
-            "num_columns": len(values.b_columns),
-            "row_stride": values.a_rows.stride(0),
-            "column_stride": values.b_columns.stride(0),
-        }
-        for name, value in values._asdict().items():
-            if value is not None:
-                found[name] = _matrix(value)
-        if slopes is not None:
-            found.update(zip(names, map(_matrix, slopes), strict=False))
-        return found
 
     def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles against classes have."""
@@ -427,14 +377,6 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             "start": tile.start,
         }
 
-    def _slopes(self, tile: PairTile) -> dict[str, Any]:
-        """Gradients of variables, of one direction of pairs or of both."""
-        slopes = tile.d_variables
-        if slopes is None:
-            return {}
-        found: dict[str, Any] = dict(zip(_BY_DIRECTION, map(_matrix, slopes), strict=True))
-        return {**found, "both_slopes": slopes.b_rows is not None}
-
     def _pairs(self, tile: PairTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
@@ -446,5 +388,5 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
-            **self._variables(tile.variables),
+            **variables_of(tile.variables),
         }

@@ -26,6 +26,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .tiles import blocks
@@ -234,10 +235,13 @@ class CheckedEngine(UnitRows):
             self._check("gradient", "gradient", gradient)
         if tile.d_threshold is not None:
             self._check("gradient", "gradient of the threshold", tile.d_threshold, placed=False)
-        for sums in tile.d_variables or ():
+        self._check_variables(tile.d_variables)
+        return gradient
+
+    def _check_variables(self, gradients: TileVariables | None) -> None:
+        for sums in gradients or ():
             if sums is not None:
                 self._check("gradient", "gradient of the variables", sums, placed=False)
-        return gradient
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
         self._tile = tile
@@ -263,6 +267,7 @@ class CheckedEngine(UnitRows):
             valid = torch.zeros(len(gradient), dtype=torch.bool, device=gradient.device)
             valid[tile.selection.places[: int(tile.selection.number[0])]] = True
         self._check("gradient", "gradient", gradient, valid)
+        self._check_variables(tile.d_variables)
         return gradient
 
     def pair_negatives_tile(
@@ -290,6 +295,7 @@ class CheckedEngine(UnitRows):
         self._tile = tile
         gradient = self._engine.pair_gradient_tile(tile, rows, columns)
         self._check("gradient", "gradient", gradient)
+        self._check_variables(tile.d_variables)
         return gradient
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:

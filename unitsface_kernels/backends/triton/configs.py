@@ -128,6 +128,14 @@ class Config:
         return replace(self.nearest, block_n=block_n, epilogue_subtiles=block_n // 32)
 
 
+def fewer_pairs(tile: TileConfig) -> TileConfig:
+    """For what has more state than ``Config.sum_heavy`` holds: half of the pairs at a time."""
+    subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
+    # Four warps may take all registers; else ptxas saves some, with a stack, for a fifth program.
+    most = 255 if tile.num_warps == 4 else tile.max_registers
+    return replace(tile, epilogue_subtiles=subtiles, max_registers=most)
+
+
 # Small enough for every path over blocks, subtiles, tiles and waves to run on a few hundred rows.
 INTERPRETED = Config(
     sum=TileConfig(32, 32, 32, 4, 2, epilogue_subtiles=2),
