@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -202,10 +201,9 @@ class PartialFC(nn.Module):
                 continue
             for name in module.random_rows:
                 rows = getattr(module, name)
-                width = math.prod(rows.shape[1:])
-                blocks = self.shard.normal_rows(width, f"{path}.{name}", self.seed)
-                for place, normal in blocks:
-                    normal = normal.view(-1, *rows.shape[1:])
+                size, key = rows.shape[1:], f"{path}.{name}"
+                for place, normal in self.shard.normal_rows(size.numel(), key, self.seed):
+                    normal = normal.view(-1, *size)
                     rows[place] = module.rows_from_normal(name, normal).to(rows)
             module.reset_numbers()
             module.reset_thresholds()
