@@ -23,7 +23,9 @@ each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 
 @each_target
-@pytest.mark.parametrize("margin_gradient", ["exact", "detached"])
+@pytest.mark.parametrize(
+    "margin_gradient", ["exact", pytest.param("detached", marks=pytest.mark.extended)]
+)
 def test_margins_per_row_are_those_of_each_row_alone(target: Target, margin_gradient: str) -> None:
     feats, weight, labels = batch(target.device)
     margins = {

@@ -15,6 +15,7 @@ from support.helpers import Target
 from support.policies import CustomProblem
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import unitsface_kernels as uk
 from unitsface_kernels import dispatch, policy
@@ -90,8 +91,7 @@ def test_parity(
         pytest.skip(f"needs {target}")
     if how == "eager":
         monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
-    p = make(spec, case, values)
-    check_against_reference(target, p, torch.float32)
+    check_against_reference(target, make(spec, case, values), torch.float32)
 
 
 @needs_native
@@ -273,6 +273,26 @@ def test_compiled(learned: bool) -> None:
     others = torch.autograd.grad(got, [p for p in loss.parameters() if p.requires_grad])
     for a, b in zip(others, gradients, strict=True):
         check_same("gradient", a, b, SAME_GRADIENT)
+
+
+def test_transforms_of_the_reference() -> None:
+    feats, weight, labels = torch.randn(9, 8), torch.randn(6, 8), torch.arange(9) % 6
+
+    def loss(scale: Tensor, backend: str = "reference") -> Tensor:
+        return uk.fused_margin_softmax_loss(feats, weight, labels, scale=scale, backend=backend)
+
+    scale = torch.tensor(12.0, requires_grad=True)
+    (want,) = torch.autograd.grad(loss(scale), [scale])
+    value = scale.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(value), want)
+    torch.testing.assert_close(torch.func.jvp(loss, (value,), (torch.ones(()),))[1], want)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(value[None]), want[None])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, torch.ones(()))
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, want)
+        if dispatch.unavailable("native", "cpu", torch.float32) is None:
+            with pytest.raises(RuntimeError, match="forward-mode"):
+                loss(dual, "native")
 
 
 class Hinges(policy.Pair):
