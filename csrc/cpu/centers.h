@@ -25,17 +25,18 @@ UF_HOST_DEVICE void largest_of_row(const float* __restrict products, int64_t m, 
     int32_t at[kCenterBlock];
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j) {
-      float largest = source[j * count];
-      int32_t center = 0;
-      for (int64_t k = 1; k < count; ++k) {
+      best[j] = source[j * count];
+      at[j] = 0;
+    }
+    for (int64_t k = 1; k < count; ++k) {
+#pragma omp simd
+      for (int64_t j = 0; j < size; ++j) {
         const float next = source[j * count + k];
         // The first of equal ones, and of NaN, which is larger than every number.
-        const bool larger = (largest == largest) & !(next <= largest);
-        largest = larger ? next : largest;
-        center = larger ? static_cast<int32_t>(k) : center;
+        const bool larger = (best[j] == best[j]) & !(next <= best[j]);
+        best[j] = larger ? next : best[j];
+        at[j] = larger ? static_cast<int32_t>(k) : at[j];
       }
-      best[j] = largest;
-      at[j] = center;
     }
     for (int64_t j = 0; j < size; ++j) cosines[first + j] = best[j];
     for (int64_t j = 0; j < size; ++j) which[first + j] = static_cast<uint8_t>(at[j]);

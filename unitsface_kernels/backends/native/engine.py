@@ -75,10 +75,6 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
     def _arguments(self, name: str, **values: Any) -> Any:
         return getattr(self.native, self.arguments_prefix + name)(**values)
 
-    @abstractmethod
-    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        """(n, D), (m, D) -> (n, m) float32 cosines, in ``out`` or valid until the next ones."""
-
     def _workspace(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that the next workspace of this name overwrites."""
         size = math.prod(shape)
