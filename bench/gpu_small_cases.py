@@ -98,6 +98,11 @@ class SmallCase:
         elif self.threshold == "each":
             count = COLUMNS if classes else IDENTITIES
             found["b"] = 2.0 + torch.randn(count, generator=generator).to(device)
+        # Numbers that a formula reads from tensors.
+        for name, parameter in inspect.signature(FUNCTIONS[self.function]).parameters.items():
+            keyword = parameter.kind is parameter.KEYWORD_ONLY
+            if keyword and parameter.default is parameter.empty and name != "scale":
+                found[name] = torch.tensor(0.3, device=device)
         return found
 
     def evaluate(self, inputs: dict[str, Tensor], backend: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -38,6 +38,14 @@ void require_nearest(const NearestTileArgs& args) {
   }
 }
 
+template <class Args>
+void require_centers(const Args& args) {
+  if (args.k < 1 || args.k > kMostCenters) {
+    throw std::invalid_argument("centers must be in [1, " + std::to_string(kMostCenters) +
+                                "], got " + std::to_string(args.k));
+  }
+}
+
 void require_contiguous(const GemmArgs& args) {
   if ((args.a_row != 1 && args.a_depth != 1) || (args.b_row != 1 && args.b_depth != 1)) {
     throw std::invalid_argument("gemm: a stride of each operand must be 1");
@@ -170,6 +178,21 @@ void bind_cpu(py::module_ m) {
       [](const NearestTileArgs& args, int threads) {
         require_nearest(args);
         cpu::kernels().nearest_tile(args, threads);
+      },
+      Unlock());
+  m.def(
+      "largest_of_centers",
+      [](const LargestOfCentersArgs& args, int threads) {
+        require_centers(args);
+        cpu::kernels().largest_of_centers(args, threads);
+      },
+      Unlock());
+  m.def(
+      "spread_over_centers",
+      [](const SpreadOverCentersArgs& args, int threads) {
+        require_centers(args);
+        require_type(args.dtype);
+        cpu::kernels().spread_over_centers(args, threads);
       },
       Unlock());
   m.def(

@@ -51,6 +51,8 @@ FILES = (
     "kernels/test_semantics.py",
     "kernels/test_reference_values.py",
     "kernels/test_published.py",
+    "kernels/test_row_margins.py",
+    "kernels/test_row_margins_published.py",
     "kernels/test_row_optimizers.py",
     "kernels/test_tolerances.py",
     "kernels/test_properties.py",

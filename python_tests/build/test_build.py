@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import filterfalse
 
 import pytest
 import torch
 from support.cases import problem
+from support.given_variables import streams
 from support.grid import calls
 from support.helpers import PACKAGE, ROOT, TARGETS, Target, run_python
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, SATURATED, SCALAR, check_same
@@ -18,7 +20,10 @@ from unitsface_kernels.backends.native import loader
 from unitsface_kernels.backends.native.arguments import address
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
-each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+#: Whose tiles are called without variables.
+each_loss = pytest.mark.parametrize(
+    "spec", filterfalse(streams, REGISTRY.values()), ids=lambda spec: spec.name
+)
 
 
 # --- what has to run here -------------------------------------------------------------------------

@@ -138,7 +138,10 @@ def _repetitions(sources: dict[str, ast.Module]) -> list[str]:
 
 
 def test_no_two_files_share_a_run_of_lines() -> None:
-    assert _repetitions(_sources(*PRODUCT)) == []
+    sources = _sources(*PRODUCT)
+    # Of formulas that have lines in common.
+    written = {path: tree for path, tree in sources.items() if "/generated/" not in path}
+    assert _repetitions(written) == []
 
 
 def test_the_search_for_repetition_finds_one() -> None:

@@ -16,6 +16,8 @@ from support.rounding import Precision, spreads
 from support.tolerances import TINY, check
 from torch import Tensor
 
+#: Their losses jump where a negative's cosine passes a limit: rounding decides on either side.
+JUMPS = {"curricularface", "mv_softmax", "filtered_margin_softmax"}
 #: Relative moves of operands: some roundings of the GEMMs' dtype.
 MOVES = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 #: Of the largest change that two moves have found: another move may find a larger one.

@@ -14,7 +14,7 @@ import unitsface_kernels
 from unitsface_kernels.losses import REGISTRY, LossSpec, Parameter
 
 from . import draw
-from .bounds import MOVES, beyond, off, sharp
+from .bounds import JUMPS, MOVES, beyond, off, sharp
 from .draw import Source
 
 MATRICES = ("feats", "weight", "memory")
@@ -62,7 +62,7 @@ def _value(s: Source, p: Parameter) -> Any:
 
 
 def drawn(s: Source) -> Drawn:
-    spec = s.pick(list(REGISTRY.values()))
+    spec = s.pick([spec for spec in REGISTRY.values() if spec.name not in JUMPS])
     backend = "triton" if s.chance(0.015) else "auto"
     large = s.chance(0.004) and backend == "auto"
     dtype = s.pick(draw.DTYPES)
@@ -94,6 +94,12 @@ def drawn(s: Source) -> Drawn:
     if spec.threshold != "none":
         b = _threshold(s, spec, identities)
         (tensors if isinstance(b, Tensor) else options)["b"] = b
+    sizes = {"scalar": 1, "row": rows, "column": columns, "identity": identities}
+    for variable in spec.variables:
+        if variable.given:
+            size = sizes[variable.kind]
+            tensors[variable.name] = 0.3 + torch.rand(size, generator=s.generator)
+        backend = "auto" if variable.streamed else backend
     values = {p.name: _value(s, p) for p in spec.parameters if s.chance(0.6)}
     if "skip_tolerance" in _keywords(spec) and s.chance(0.3):
         options["skip_tolerance"] = s.pick([1e-9, 1e-7])

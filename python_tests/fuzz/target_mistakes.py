@@ -59,6 +59,7 @@ def _calls() -> list[tuple[str, Callable[..., Any], dict[str, Any]]]:
         if spec.threshold != "none":
             arguments["b"] = torch.zeros(() if spec.threshold == "scalar" else M)
         numbers = {p.name: p.default for p in spec.parameters if not p.choices}
+        numbers |= {v.name: 0.5 for v in spec.variables if v.given}
         if spec.topology == "pair":
             numbers["batch_offset"] = 0
         words = {"reduction": "mean", "backend": "auto"}

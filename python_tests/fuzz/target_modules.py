@@ -13,7 +13,7 @@ from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, PartialFC
 from unitsface_kernels.adapters import metric_learning
 
 from . import draw
-from .bounds import MOVES, beyond, off, sharp
+from .bounds import JUMPS, MOVES, beyond, off, sharp
 from .draw import Source
 
 _ADAPTED: dict[str, Callable[..., nn.Module]] = {
@@ -71,15 +71,17 @@ def run_one(seed: int) -> str | None:
     s = Source(seed)
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    name = s.pick([*CLASS_LOSSES, *PAIR_LOSSES, *_ADAPTED])
+    name = s.pick([n for n in (*CLASS_LOSSES, *PAIR_LOSSES, *_ADAPTED) if n not in JUMPS])
     dtype = s.pick(draw.DTYPES)
     width, count = s.pick(draw.WIDTHS), s.pick([1, 2, 3, 5, 17, 64])
     options = {k: s.pick(v) for k, v in _OPTIONS.get(name, {}).items()}
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity"):
+    if name in ("npt", "multi_similarity", "adacos"):
         del options["scale"]
+    if name == "adacos":
+        count = max(count, 3)
     own: nn.Module = _made(name, width, count, **options)
     copied = copy.deepcopy(own)
     for module in copied.modules():

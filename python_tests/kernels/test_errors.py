@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.given_variables import draw_variables
 from support.helpers import DEVICES, run_python
 
 import unitsface_kernels as uk
@@ -150,6 +151,7 @@ ANY_THRESHOLD = [
     ({"b": math.nan}, ValueError, ["b ", "finite", "nan"]),
     ({"b": -math.inf}, ValueError, ["b ", "finite", "-inf"]),
 ]
+NO_NUMBERS = [(None, "NoneType"), ("0", "str"), (torch.zeros(1, dtype=torch.int64), "int64")]
 ONE_THRESHOLD = [
     ({"b": torch.zeros(2)}, ValueError, ["b ", "one element", "(2,)"]),
     ({"b": torch.zeros(0)}, ValueError, ["b ", "one element", "(0,)"]),
@@ -162,6 +164,7 @@ def _base(spec: LossSpec) -> dict:
         b = {}
     else:
         b = {"b": torch.zeros(() if spec.threshold == "scalar" else M)}
+    b |= draw_variables(spec, N, M)
     if spec.topology == "class":
         return CLASS | b
     # Some negatives and some positives.
@@ -191,6 +194,8 @@ def _mistakes(spec: LossSpec) -> list[tuple]:
         elsewhere = _base(spec)["b"].to("meta")
         found += [({"b": elsewhere}, ValueError, ["b ", "device", "cpu", "meta"]), *ANY_THRESHOLD]
         found += ONE_THRESHOLD if spec.threshold == "scalar" and not either else shapes
+    for name in _base(spec).keys() & {variable.name for variable in spec.variables}:
+        found += [({name: wrong}, TypeError, [name, "float", kind]) for wrong, kind in NO_NUMBERS]
     return [*_features("feats"), *found, *_numbers(spec.name), *COMMON]
 
 

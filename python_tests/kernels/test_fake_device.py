@@ -5,6 +5,8 @@ Every loss, dtype and kind of call, forward and backward, as Python would launch
 
 from __future__ import annotations
 
+from itertools import filterfalse
+
 import pytest
 import torch
 from support.cases import Case
@@ -18,6 +20,7 @@ from support.fake_device import (
     check_streams,
     record,
 )
+from support.given_variables import streams
 from support.grid import extended_if, representatives
 
 from bench.fake_device import A100, B200, CHIPS, H200, Array, Chip, Gemm, HostWaitError, fake_device
@@ -45,7 +48,7 @@ def _grid() -> list:
             marks=extended_if(not _in_short(spec, name, dtype)),
         )
         for backend in BACKENDS
-        for spec in REGISTRY.values()
+        for spec in filterfalse(streams, REGISTRY.values())
         for name, case in KINDS.items()
         if case.applies(spec)
         for dtype in DTYPES
@@ -71,7 +74,10 @@ def test_calls(backend: str, spec: LossSpec, case: Case, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "spec",
-    [pytest.param(s, id=s.name, marks=extended_if(s not in FIRST)) for s in REGISTRY.values()],
+    [
+        pytest.param(s, id=s.name, marks=extended_if(s not in FIRST))
+        for s in filterfalse(streams, REGISTRY.values())
+    ],
 )
 def test_a_step_can_be_captured(backend: str, spec: LossSpec) -> None:
     for name in (*MAIN, "class subset"):

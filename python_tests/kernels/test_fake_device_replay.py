@@ -7,6 +7,7 @@ the configuration of the chip, those of the extension in the emulation of csrc/c
 
 from __future__ import annotations
 
+from itertools import filterfalse
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,7 @@ from support import emulation
 from support.cases import CASES, Case, Problem, build
 from support.evaluation import expected
 from support.fake_device import DTYPES
+from support.given_variables import streams
 from support.grid import extended_if, representatives
 from support.helpers import Target
 from support.rounding import Precision, spreads
@@ -118,7 +120,7 @@ def _grid(short: bool) -> list:
                 not short or spec not in FIRST or name != "base" or dtype != torch.float16
             ),
         )
-        for spec in REGISTRY.values()
+        for spec in filterfalse(streams, REGISTRY.values())
         for name in NAMES
         if name in BY_NAME and BY_NAME[name].applies(spec)
         for dtype in DTYPES

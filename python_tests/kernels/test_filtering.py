@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from support.cases import problem
+from support.given_variables import streams
 from support.grid import extended_if
 from support.helpers import FUSED, Target, patched_blocks
 from support.tolerances import ROUNDED_ONCE, SAME_GRADIENT, SKIP_ROUNDING, check_same
@@ -29,6 +30,7 @@ SKIPPING = [
     spec
     for spec in REGISTRY.values()
     if spec.reduction == "sum" or (spec.reduction, spec.topology) == ("logsumexp", "class")
+    if not streams(spec)
 ]
 each_target = pytest.mark.parametrize("target", FUSED, ids=str)
 BLOCKS = (8, 64)

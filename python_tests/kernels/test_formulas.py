@@ -144,6 +144,65 @@ def _sphereface2_negative(c: Tensor, b: Tensor, **values: float | str) -> Tensor
     return _sphereface2(False, c, b, **values)
 
 
+def _turned(c: Tensor, margin: float) -> Tensor:
+    """cos(theta + margin); slopes with sin >= 1e-4."""
+    known = c.detach()
+    sine = torch.sqrt((1.0 - known) * (1.0 + known))
+    slope = math.cos(margin) + known * math.sin(margin) / sine.clamp_min(1e-4)
+    return known * math.cos(margin) - sine * math.sin(margin) + slope * (c - known)
+
+
+def _curricularface_positive(c: Tensor, b: None, scale: float, margin: float, **read) -> Tensor:
+    beyond = c - math.sin(math.pi - margin) * margin
+    return scale * torch.where(c > math.cos(math.pi - margin), _turned(c, margin), beyond)
+
+
+def _curricularface_negative(
+    c: Tensor, b: None, scale: float, margin: float, t: Tensor, target_cosine: Tensor
+) -> Tensor:
+    return scale * torch.where(c > _turned(target_cosine, margin), c * (t + c), c)
+
+
+def _mv_moved(c: Tensor, margin: float, margin_type: str) -> Tensor:
+    return c - margin if margin_type == "am" else _turned(c, margin)
+
+
+def _mv_softmax_positive(
+    c: Tensor, b: None, scale: float, margin: float, margin_type: str, margin_at: str, **read
+) -> Tensor:
+    moved = _mv_moved(c, margin, margin_type)
+    return scale * (moved if margin_at == "all" else torch.where(c > 0, moved, c))
+
+
+def _mv_softmax_negative(
+    c: Tensor,
+    b: None,
+    scale: float,
+    margin: float,
+    t: float,
+    margin_type: str,
+    weighting: str,
+    target_cosine: Tensor,
+    **read,
+) -> Tensor:
+    emphasized = c + t if weighting == "fixed" else (t + 1) * c + t
+    hard = c > _mv_moved(target_cosine, margin, margin_type)
+    return scale * torch.where(hard, emphasized, c)
+
+
+def _filtered(
+    c: Tensor, b: None, scale: float, interclass_filtering_threshold: float, **values
+) -> Tensor:
+    limit = interclass_filtering_threshold
+    return torch.where((c > limit) & (limit > 0.0), 0.0, scale * c)
+
+
+def _filtered_positive(
+    c: Tensor, b: None, interclass_filtering_threshold: float, **values
+) -> Tensor:
+    return _margin_positive(c, b, **values)
+
+
 FORMULAS: dict[str, Formulas] = {
     "uss": (_uss_positive, _uss_negative),
     "pair_bce": (_uss_positive, _uss_negative),
@@ -153,6 +212,10 @@ FORMULAS: dict[str, Formulas] = {
     "sphereface2": (_sphereface2_positive, _sphereface2_negative),
     "pair_softmax": (_shifted, _scaled),
     "pair_logsumexp": (None, _between),
+    "curricularface": (_curricularface_positive, _curricularface_negative),
+    "mv_softmax": (_mv_softmax_positive, _mv_softmax_negative),
+    "filtered_margin_softmax": (_filtered_positive, _filtered),
+    "adacos": (_scaled, _scaled),
 }
 
 _SCALES = (1.0, 64.0)
@@ -186,7 +249,28 @@ GRID: dict[str, dict[str, tuple[float | str, ...]]] = {
     },
     "pair_softmax": {"scale": _SCALES, "margin": (0.0, 0.1)},
     "pair_logsumexp": {"scale": _SCALES, "lower": (-2.0, -0.3), "upper": (0.5, 2.0)},
+    "curricularface": {"scale": _SCALES, "margin": (0.0, 0.5, 2.5)},
+    "mv_softmax": {
+        "scale": _SCALES,
+        "margin": (0.0, 0.35),
+        "t": (0.0, 0.2),
+        "margin_type": ("am", "arc"),
+        "weighting": ("adaptive", "fixed"),
+        "margin_at": ("acute", "all"),
+    },
+    "filtered_margin_softmax": {
+        "scale": _SCALES,
+        "m1": (1.0,),
+        "m2": (0.5,),
+        "m3": (0.4,),
+        "margin_gradient": ("exact", "detached"),
+        "adaptive_margin": (0.3,),
+        "interclass_filtering_threshold": (0.0, 0.3, 1.0),
+    },
+    "adacos": {},
 }
+#: Of variables, in the order of a formula: at different sides of what they are compared with.
+VARIABLES = (0.45, 0.3)
 
 
 def _settings(name: str) -> Iterator[Values]:
@@ -218,14 +302,16 @@ def test_eager_terms_are_those_of_the_paper(name: str) -> None:
     """Values and gradients, to 1e-12 of the largest."""
     spec = REGISTRY[name]
     thresholds = THRESHOLDS if spec.threshold != "none" else (0.0,)
+    read = dict(zip((v.name for v in spec.variables), map(torch.tensor, VARIABLES), strict=False))
+    given = (tuple(read.values()),) if read else ()
     for values, threshold in product(_settings(name), thresholds):
         params = spec.pack(values)
         for ours, anew in zip((spec.positive, spec.negative), FORMULAS[name], strict=True):
             assert (ours is None) == (anew is None)
             if ours is None or anew is None:
                 continue
-            got = _with_gradients(partial(ours, params=params), threshold)
-            want = _with_gradients(partial(anew, **values), threshold)
+            got = _with_gradients(lambda c, b: ours(c, b, params, *given), threshold)  # noqa: B023
+            want = _with_gradients(partial(anew, **values, **read), threshold)
             for g, w in zip(got, want, strict=True):
                 largest = w[w.isfinite()].abs().max().clamp_min(1.0)
                 torch.testing.assert_close(g / largest, w / largest, atol=1e-12, rtol=0.0)

@@ -56,6 +56,7 @@ PASSED_ON = {
     "skip_tolerance": 0.25,
     "adaptive_margin": 0.5,
     "init_std": 0.25,
+    "interclass_filtering_threshold": 0.5,
 }
 # Words for which another one is legal; every other option changes with its type.
 OTHER_WORDS = {
@@ -67,6 +68,13 @@ OTHER_WORDS = {
     "arcface": "cosface",
     "softsign": "sigmoid",
     "C": "A",
+    "arc": "cos",
+    "cos": "arc",
+    "easy": "hard",
+    "random": "sorted",
+    "am": "arc",
+    "adaptive": "fixed",
+    "acute": "all",
 }
 
 
@@ -96,9 +104,12 @@ def another(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return OTHER_WORDS[value] if name != "exchange" else "ring"
     if value is None:
-        return {"group": None, "device": "cpu", "num_identities": 4}.get(name, 0.25)
+        others = {"group": None, "device": "cpu", "num_identities": 4, "max_scale": 200.0}
+        return torch.ones(5) if name == "counts" else others.get(name, 0.25)
     if name == "sample_rate":
         return 0.5
+    if isinstance(value, bool):
+        return not value
     return value + 1 if isinstance(value, int) else value / 2 + 0.125
 
 

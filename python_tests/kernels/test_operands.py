@@ -262,10 +262,11 @@ def test_the_operator_refuses_shapes_that_do_not_fit(spec: LossSpec) -> None:
     if spec.threshold == "per_column":
         b = torch.zeros(7)
     tensors = [p.rows, p.labels, p.columns, p.column_labels, index, None, b]
-    static = (spec.name, params, "mean", "native", torch.float32, 0.0, False, False, False)
+    given = torch.cat(list(p.variables.values())) if p.variables else None
+    static = (spec.name, params, "mean", "native", torch.float32, 0.0, False, False, False, given)
     torch.ops.unitsface.similarity_loss(*tensors, *static)
     with pytest.raises(ValueError, match="params must have"):
-        torch.ops.unitsface.similarity_loss(*tensors, spec.name, params[:-1], *static[2:])
+        torch.ops.unitsface.similarity_loss(*tensors, spec.name, [*params, 1.0], *static[2:])
     for place, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or place == 4:
             continue

@@ -12,16 +12,19 @@ from support.cases import CASES, Case, build, variants
 from support.evaluation import check_against_reference
 from support.grid import extended_if, representatives
 from support.helpers import Target
+from support.policies import CustomProblem
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
-from support.variables import VariableProblem
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import unitsface_kernels as uk
 from unitsface_kernels import dispatch, policy
+from unitsface_kernels.backends.eager.engine import EagerEngine
+from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
 from unitsface_kernels.functional.numbers import apart
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
+from unitsface_kernels.policy.form import kernel_form
 
-NATIVE = Target("native", "cpu")
 KNOWN = {case.name: case for case in CASES}
 
 needs_native = pytest.mark.skipif(
@@ -34,17 +37,24 @@ def numbers(spec: LossSpec) -> list[str]:
     return [p.name for p in spec.parameters if not p.choices and not p.integer]
 
 
-def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> VariableProblem:
+def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> CustomProblem:
     """A problem of a loss with all numbers in tensors."""
     names = numbers(spec)
     p = build(case, spec, values)
     known = {**spec.defaults(), **p.values}
     of = custom.with_scalars(spec, names)
     rest = {name: value for name, value in p.values.items() if name not in names}
-    return VariableProblem(
-        **{**vars(p), "spec": of, "values": rest},
-        variables={name: torch.tensor(float(known[name])) for name in names},
-    )
+    tensors = {name: torch.tensor(float(known[name])) for name in names}
+    own = {"spec": of, "values": rest, "variables": p.variables | tensors}
+    return CustomProblem(**{**vars(p), **own})
+
+
+#: Kernels of the CPU, tiles in operations of Torch, kernels of GPUs.
+HOW = {
+    "compiled": Target("native", "cpu"),
+    "eager": Target("native", "cpu"),
+    "triton": Target("triton", "cpu"),
+}
 
 
 def _grid() -> list:
@@ -56,31 +66,56 @@ def _grid() -> list:
                 if not KNOWN[case].applies(spec) or (name != "default" and case != "none"):
                     continue
                 others = spec not in first or KNOWN[case].heavy or name != "default"
-                # Compiling takes seconds; without a compiler tiles are operations of Torch.
-                for compiler in ("cc", "off"):
-                    marks = extended_if(
-                        others or (compiler == "cc" and spec.name != "margin_softmax")
-                    )
-                    where = f"{spec.name}-{name}-{case}-{compiler}"
+                for how in HOW:
+                    # Compiling takes seconds, and the interpreter of Triton as well.
+                    slow = how == "compiled" and spec.name != "margin_softmax"
+                    if how == "triton":
+                        slow = case != "none"
+                        if KNOWN[case].heavy:
+                            continue
+                    where = f"{spec.name}-{name}-{case}-{how}"
+                    marks = extended_if(others or slow)
                     found.append(
-                        pytest.param(spec, values, KNOWN[case], compiler, id=where, marks=marks)
+                        pytest.param(spec, values, KNOWN[case], how, id=where, marks=marks)
                     )
     return found
 
 
-@needs_native
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize(("spec", "values", "case", "compiler"), _grid())
+@pytest.mark.parametrize(("spec", "values", "case", "how"), _grid())
 def test_parity(
-    spec: LossSpec,
-    values: dict[str, Any],
-    case: Case,
-    compiler: str,
+    spec: LossSpec, values: dict[str, Any], case: Case, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = HOW[how]
+    if not target.runs(torch.float32):
+        pytest.skip(f"needs {target}")
+    if how == "eager":
+        monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    check_against_reference(target, make(spec, case, values), torch.float32)
+
+
+@needs_native
+def test_the_gradient_of_a_scale_follows_from_that_of_the_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if compiler == "off":
-        monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
-    check_against_reference(NATIVE, make(spec, case, values), torch.float32)
+    """And is that which tiles add up, as they do without a gradient of the rows."""
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    p = make(REGISTRY["margin_softmax"], Case("ad hoc", rows=40, columns=50, labels="ignored"))
+    assert kernel_form(p.spec.formula).factor == 0
+    added = []
+    tile = EagerEngine.logsumexp_gradient_tile
+
+    def noting(self: EagerEngine, t: ClassTile, rows: ClassWeights) -> Tensor:
+        added.append(t.d_variables is not None)
+        return tile(self, t, rows)
+
+    monkeypatch.setattr(EagerEngine, "logsumexp_gradient_tile", noting)
+    _, found = p.evaluate("native")
+    assert added == [False]
+    scale = p.variables["scale"].clone().requires_grad_()
+    p.loss("native", scale=scale).backward(p.upstream)
+    assert added == [False, True]
+    torch.testing.assert_close(scale.grad, found["scale"], rtol=1e-5, atol=0.0)
 
 
 def _checked_numbers() -> list:
@@ -238,6 +273,26 @@ def test_compiled(learned: bool) -> None:
     others = torch.autograd.grad(got, [p for p in loss.parameters() if p.requires_grad])
     for a, b in zip(others, gradients, strict=True):
         check_same("gradient", a, b, SAME_GRADIENT)
+
+
+def test_transforms_of_the_reference() -> None:
+    feats, weight, labels = torch.randn(9, 8), torch.randn(6, 8), torch.arange(9) % 6
+
+    def loss(scale: Tensor, backend: str = "reference") -> Tensor:
+        return uk.fused_margin_softmax_loss(feats, weight, labels, scale=scale, backend=backend)
+
+    scale = torch.tensor(12.0, requires_grad=True)
+    (want,) = torch.autograd.grad(loss(scale), [scale])
+    value = scale.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(value), want)
+    torch.testing.assert_close(torch.func.jvp(loss, (value,), (torch.ones(()),))[1], want)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(value[None]), want[None])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, torch.ones(()))
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, want)
+        if dispatch.unavailable("native", "cpu", torch.float32) is None:
+            with pytest.raises(RuntimeError, match="forward-mode"):
+                loss(dual, "native")
 
 
 class Hinges(policy.Pair):

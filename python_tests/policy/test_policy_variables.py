@@ -31,7 +31,6 @@ from unitsface_kernels import dispatch, policy
 from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.functional.call import Options, Samples, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
-from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import custom
 
 NATIVE = Target("native", "cpu")
@@ -367,12 +366,3 @@ def test_what_a_formula_of_the_row_reads() -> None:
 
             def finish(self, positives, negatives):
                 return negatives * self.of_column
-
-
-def test_what_kernels_do_not_support_names_the_remedy() -> None:
-    """Triton's."""
-    spec = custom.spec(Scales())
-    with pytest.raises(ValueError, match=r"variables \(alpha, beta\) .* use backend=.native."):
-        refuse_unsupported(spec, {}, "triton")
-    for backend in ("native", "reference"):
-        refuse_unsupported(spec, {}, backend)

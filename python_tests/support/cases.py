@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from support.given_variables import draw_variables
 from torch import Tensor
 
 import unitsface_kernels
@@ -53,9 +54,19 @@ VARIANTS: dict[str, dict[str, Values]] = {
         "sphereface-two-turns": {"m1": 4.0, "m3": 0.0, "scale": 4.0},
         "combined": {"m1": 1.2, "m2": 0.3, "m3": 0.2},
     },
+    "curricularface": {"wide": {"scale": 16.0, "margin": 1.2}},
+    "mv_softmax": {
+        "arc": {"margin_type": "arc", "scale": 16.0, "margin_at": "all"},
+        "fixed": {"weighting": "fixed", "t": 0.4},
+    },
+    "filtered_margin_softmax": {"filtered": {"interclass_filtering_threshold": 0.2}},
     # Some hinges are active; more nearest columns than there are.
     "npt": {"several": {"margin": 0.3, "k": 3}, "all": {"margin": 0.5, "k": 64, "hinges": "sum"}},
 }
+
+
+#: Losses that take the sine of the target's angle by default.
+ANGULAR = {"curricularface"}
 
 
 def variants(spec: LossSpec) -> dict[str, Values]:
@@ -112,6 +123,8 @@ class Case:
             return False
         if self.labels == "wide" and spec.threshold == "per_column":
             return False  # identities index the thresholds
+        if self.dim == 1 and spec.name in ANGULAR:
+            return False  # cosines are exactly 1 in float64 only
         if self.features == "identical" and spec.reduction == "nearest":
             return False  # which of equal columns is the nearest would depend on rounding
         return self.topology in ("any", spec.topology)
@@ -199,12 +212,25 @@ class Problem:
     reduction: str
     upstream: Tensor
     column_gradient: bool = True
+    variables: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """A variable is a field, too."""
+        try:
+            return self.__dict__["variables"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def changed(self, **changes: Any) -> Problem:
+        """With some fields exchanged, those of variables among them."""
+        own = {name: changes.pop(name, value) for name, value in self.variables.items()}
+        return replace(self, **{"variables": own, **changes})
 
     def loss(self, backend: str, **changes: Any) -> Tensor:
         """The public function on these tensors, with some of them exchanged."""
-        p = replace(self, **changes)
+        p = self.changed(**changes)
         function = getattr(unitsface_kernels, p.spec.function)
-        options = {**p.values, "reduction": p.reduction, "backend": backend}
+        options = {**p.values, **p.variables, "reduction": p.reduction, "backend": backend}
         b = () if p.spec.threshold == "none" else (p.b,)
         if p.spec.topology == "pair":
             options |= {"memory": p.columns, "memory_labels": p.column_labels}
@@ -230,15 +256,20 @@ class Problem:
         return positive if self.spec.valid_rows == "with_positives" else negative
 
     def converted(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype; thresholds stay float32 with half features."""
+        """The same numbers in another dtype; thresholds and variables stay float32 with half
+        features.
+        """
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
 
         def cast(t: Any) -> Any:
             return t.detach().to(dtype) if isinstance(t, Tensor) else t
 
         b = self.b
         if isinstance(b, Tensor):
-            b = b.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
-        return replace(self, rows=cast(self.rows), columns=cast(self.columns), b=b)
+            b = b.detach().to(kind)
+        variables = {name: value.detach().to(kind) for name, value in self.variables.items()}
+        rows, columns = cast(self.rows), cast(self.columns)
+        return replace(self, rows=rows, columns=columns, b=b, variables=variables)
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh leaves of what gets a gradient, by field name; in the layout of the original."""
@@ -247,7 +278,8 @@ class Problem:
             found["columns"] = self.columns.detach().requires_grad_()
         if isinstance(self.b, Tensor):
             found["b"] = self.b.detach().clone().requires_grad_()
-        return found
+        own = {name: value.detach().requires_grad_() for name, value in self.variables.items()}
+        return found | own
 
     def evaluate(self, backend: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and gradients."""
@@ -305,6 +337,9 @@ def build(
         reduction=case.reduction,
         upstream=upstream.to(device),
         column_gradient=case.column_gradient,
+        variables=draw_variables(
+            spec, len(rows), len(rows if columns is None else columns), device
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.cases import Problem, variants
 from support.evaluation import expected
+from support.given_variables import draw_variables
 from support.grid import calls, extended_if
 from support.helpers import TARGETS, Target
 from support.tolerances import check
@@ -94,6 +95,7 @@ class Draw:
             values=values,
             reduction=self.reduction,
             upstream=upstream,
+            variables=draw_variables(spec, self.rows, count or self.rows, device),
         )
         tensors = {name: t for name, t in vars(p).items() if isinstance(t, Tensor)}
         for name, tensor in tensors.items():

@@ -91,6 +91,8 @@ def call(
     b = threshold(spec, identities)
     if b is not None:
         arguments["b"] = b.requires_grad_()
+    sizes = {"scalar": 1, "row": rows, "column": count, "identity": identities}
+    arguments |= {v.name: torch.full((sizes[v.kind],), 0.7) for v in spec.variables if v.given}
     if spec.topology == "class":
         other = arguments["weight"] = normal(count, size, seed=3).to(dtype).requires_grad_()
         if columns == "index":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from support.cases import Case, Problem, build
@@ -139,14 +138,14 @@ class CustomProblem(Problem):
     """A problem of a loss that has no public function of its own."""
 
     def loss(self, backend: str, **changes: Any) -> Tensor:
-        p = replace(self, **changes)
+        p = self.changed(**changes)
         values = {**p.spec.defaults(), **p.values}
+        options = Options(p.reduction, backend, 0.0, p.variables)
         if p.spec.topology == "class":
-            return class_loss(
-                p.spec, values, p.rows, p.columns, p.labels, p.b, p.index, p.reduction, backend
-            )
+            tensors = (p.rows, p.columns, p.labels, p.b, p.index)
+            return class_loss(p.spec, values, *tensors, *options)
         samples = Samples(p.rows, p.labels, p.b, p.columns, p.column_labels, None)
-        return pair_loss(p.spec, values, samples, Options(p.reduction, backend), None, "auto")
+        return pair_loss(p.spec, values, samples, options, None, "auto")
 
 
 def custom_problem(case: Case, spec: LossSpec, *arguments: Any) -> CustomProblem:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
-from support.cases import Case, build
-from support.policies import CustomProblem
-from torch import Tensor
+from support.cases import Case
+from support.policies import CustomProblem, custom_problem
 
 from unitsface_kernels import policy
-from unitsface_kernels.functional.call import Options, Samples, class_loss
-from unitsface_kernels.functional.ranks import pair_loss
 from unitsface_kernels.losses import custom
 
 
@@ -222,57 +218,11 @@ class Triplets(policy.Class):
 ROWWISE = (Tempered, Scales, Shifts, Triplets, Balanced, Hardest)
 
 
-@dataclass
-class VariableProblem(CustomProblem):
-    """A problem with values of variables, which are leaves like the features."""
-
-    variables: dict[str, Tensor] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["variables"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def loss(self, backend: str, **changes: Any) -> Tensor:
-        changed = {name: changes.pop(name) for name in self.variables if name in changes}
-        p = replace(self, **changes)
-        values, variables = {**p.spec.defaults(), **p.values}, {**p.variables, **changed}
-        options = Options(p.reduction, backend, 0.0, variables)
-        if p.spec.topology == "class":
-            tensors = (p.rows, p.columns, p.labels, p.b, p.index)
-            return class_loss(p.spec, values, *tensors, p.reduction, backend, 0.0, variables)
-        samples = Samples(p.rows, p.labels, p.b, p.columns, p.column_labels, None)
-        return pair_loss(p.spec, values, samples, options, None, "auto")
-
-    def converted(self, dtype: torch.dtype) -> VariableProblem:
-        kind = torch.float64 if dtype == torch.float64 else torch.float32
-        variables = {name: value.detach().to(kind) for name, value in self.variables.items()}
-        return replace(super().converted(dtype), variables=variables)  # type: ignore[return-value]
-
-    def leaves(self) -> dict[str, Tensor]:
-        own = {name: value.detach().requires_grad_() for name, value in self.variables.items()}
-        return super().leaves() | own
-
-
 def make(
     of: type[policy.Policy],
     case: Case,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> VariableProblem:
-    spec = custom.spec(of())
-    p = build(case, spec, {}, dtype, device)
-    generator = torch.Generator().manual_seed(77)
-    columns = len(p.rows if p.columns is None else p.columns)
-    identities = columns if spec.topology == "class" else max(2, case.rows // 3)
-    sizes = {"scalar": 1, "row": case.rows, "column": columns, "identity": identities}
-    variables = {
-        v.name: 0.3 + torch.rand(sizes[v.kind], generator=generator).to(device)
-        for v in spec.variables
-        if v.given
-    }
-    return VariableProblem(
-        **{**vars(p), "b": None if p.b is None else torch.tensor(0.5, device=device)},
-        variables=variables,
-    )
+) -> CustomProblem:
+    p = custom_problem(case, custom.spec(of()), {}, dtype, device)
+    return replace(p, b=None if p.b is None else torch.tensor(0.5, device=device))

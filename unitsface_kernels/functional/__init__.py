@@ -1,6 +1,7 @@
 """The functional API: names, signatures and documentation of the losses."""
 
 from ..losses import REGISTRY
+from .adacos import fused_adacos_loss
 from .classes import (
     fused_margin_softmax_loss,
     fused_npt_loss,
@@ -9,6 +10,14 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
+from .hard_negatives import fused_curricularface_loss, fused_mv_softmax_loss
+from .margins import (
+    frequency_margins,
+    fused_adaface_loss,
+    fused_class_margin_loss,
+    fused_elasticface_loss,
+    fused_magface_loss,
+)
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -21,12 +30,20 @@ from .pair import (
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
+    "frequency_margins",
+    "fused_adacos_loss",
+    "fused_adaface_loss",
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_class_margin_loss",
     "fused_clip_loss",
+    "fused_curricularface_loss",
+    "fused_elasticface_loss",
     "fused_info_nce_loss",
+    "fused_magface_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
+    "fused_mv_softmax_loss",
     "fused_npt_loss",
     "fused_pair_bce_loss",
     "fused_pair_logsumexp",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..losses import REGISTRY
+from .. import validate
+from ..losses import REGISTRY, filtered_margin_softmax, row_margins
 from .call import class_loss
 
 _MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
-    REGISTRY[name].default for name in ("margin_softmax", "uce", "sphereface2", "npt")
+    REGISTRY[name].default for name in ("filtered_margin_softmax", "uce", "sphereface2", "npt")
 )
 
 
@@ -23,10 +26,12 @@ def fused_margin_softmax_loss(
     m3: float | Tensor = _MARGIN_SOFTMAX.m3,
     margin_gradient: str = _MARGIN_SOFTMAX.margin_gradient,
     adaptive_margin: float | Tensor = _MARGIN_SOFTMAX.adaptive_margin,
+    interclass_filtering_threshold: float | Tensor = _MARGIN_SOFTMAX.interclass_filtering_threshold,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Softmax cross-entropy over cosines with an additive or multiplicative margin.
 
@@ -41,12 +46,13 @@ def fused_margin_softmax_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
             gradient.
-        m1: factor of the target's angle, > 0.
+        m1: factor of the target's angle, > 0. Any of m1, m2 and m3 may be (N,), a margin for every
+            row; a row whose margin is not finite has the loss NaN.
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
@@ -54,6 +60,9 @@ def fused_margin_softmax_loss(
             weights by their unit vectors, see docs/math.md).
         adaptive_margin: k >= 0; k times the target's cosine, taken as a constant, is subtracted
             from it before theta is taken (EPL's prototype block).
+        interclass_filtering_threshold: t in [0, 1]; negatives of a cosine above t, which may be of
+            the same person, have the logit 0 and no gradient, as in insightface's
+            ``CombinedMarginLoss``. 0: none are filtered.
         class_index: (K,) distinct integer rows of ``weight`` that take part (a sampled subset);
             the others get zero gradient. No copy of the sampled rows is made.
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
@@ -63,7 +72,11 @@ def fused_margin_softmax_loss(
             as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
             units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
             nothing is left out. The loss is exact in any case. The reference backend and, for this
-            loss, ``torch.compile`` ignore it; on CUDA the host synchronizes with the device.
+            loss, ``torch.compile`` ignore it, and so does a call with several centers; on CUDA the
+            host synchronizes with the device.
+        centers: K, vectors of a class: its cosine is the largest of theirs, whose vector alone,
+            of equal ones the first, has the gradient. (Sub-center ArcFace, Deng et al., ECCV 2020,
+            section 3.) At most 256; those of a class are consecutive rows of ``weight``.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -72,16 +85,31 @@ def fused_margin_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    values: dict[str, Any] = {
+        "scale": scale,
+        "m1": m1,
+        "m2": m2,
+        "m3": m3,
+        "margin_gradient": margin_gradient,
+        "adaptive_margin": adaptive_margin,
+        "interclass_filtering_threshold": interclass_filtering_threshold,
+    }
+    per_row = None
+    if any(isinstance(margin, Tensor) and margin.numel() != 1 for margin in (m1, m2, m3)):
+        if values.pop("interclass_filtering_threshold") != 0:
+            raise ValueError(
+                "interclass_filtering_threshold must be 0 with margins per row, got "
+                f"{interclass_filtering_threshold}"
+            )
+        per_row = {name: values.pop(name) for name in ("m1", "m2", "m3")}
+        if not isinstance(m1, Tensor):
+            validate.number("m1", m1, above=0.0, kind="a float or a torch.Tensor")
+        spec = row_margins.SPEC
+    else:
+        spec, values = filtered_margin_softmax.chosen(values)
     return class_loss(
-        REGISTRY["margin_softmax"],
-        {
-            "scale": scale,
-            "m1": m1,
-            "m2": m2,
-            "m3": m3,
-            "margin_gradient": margin_gradient,
-            "adaptive_margin": adaptive_margin,
-        },
+        spec,
+        values,
         feats,
         weight,
         labels,
@@ -90,6 +118,8 @@ def fused_margin_softmax_loss(
         reduction,
         backend,
         skip_tolerance,
+        per_row,
+        centers=centers,
     )
 
 
@@ -107,6 +137,7 @@ def fused_uce_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Binary cross-entropy over classes with one threshold (UCE) or one per class (class BCE).
 
@@ -122,7 +153,7 @@ def fused_uce_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: threshold in logit units: a float (no gradient), a one-element tensor, or (C,).
@@ -136,7 +167,7 @@ def fused_uce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -162,6 +193,7 @@ def fused_uce_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -182,6 +214,7 @@ def fused_sphereface2_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""SphereFace2: one binary classification per class, on adjusted cosines.
 
@@ -200,7 +233,7 @@ def fused_sphereface2_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: bias, added to the logits (the opposite sign of a threshold): a float (no gradient)
@@ -218,7 +251,7 @@ def fused_sphereface2_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -246,6 +279,7 @@ def fused_sphereface2_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -260,6 +294,7 @@ def fused_npt_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    centers: int = 1,
 ) -> Tensor:
     r"""Nearest proxies triplet (NPT): a triplet hinge with the k nearest wrong class weights.
 
@@ -280,7 +315,7 @@ def fused_npt_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         margin: m, in squared distances between unit vectors.
@@ -291,6 +326,7 @@ def fused_npt_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -309,4 +345,5 @@ def fused_npt_loss(
         class_index,
         reduction,
         backend,
+        centers=centers,
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from . import (
+    adacos,
     circle,
     class_bce,
     clip,
+    curricularface,
+    filtered_margin_softmax,
     info_nce,
     margin_softmax,
     multi_similarity,
+    mv_softmax,
     npt,
     pair_bce,
     pair_logsumexp,
@@ -35,6 +39,10 @@ REGISTRY: dict[str, LossSpec] = {
         circle.SPEC,
         multi_similarity.SPEC,
         npt.SPEC,
+        curricularface.SPEC,
+        mv_softmax.SPEC,
+        filtered_margin_softmax.SPEC,
+        adacos.SPEC,
     )
 }
 

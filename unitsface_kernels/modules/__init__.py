@@ -6,18 +6,24 @@ from torch import nn
 
 from .. import functional
 from ..losses import REGISTRY
+from .adacos import AdaCosLoss
+from .adaface import AdaFaceLoss
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
 from .custom import ClassLoss, PairLoss
 from .derived import module_of
+from .elasticface import ElasticFaceLoss
 from .epl import EPLLoss
+from .hard_negatives import CurricularFaceLoss, MVSoftmaxLoss
 from .margin_softmax import (
     ArcFaceLoss,
     CosFaceLoss,
     MarginSoftmaxLoss,
     NormFaceLoss,
     SphereFaceLoss,
+    SubCenterArcFaceLoss,
 )
+from .margins import ClassMarginLoss, MagFaceLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .sphereface2 import SphereFace2Loss
@@ -31,6 +37,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "subcenter_arcface": SubCenterArcFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
@@ -38,6 +45,13 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
+    "adaface": AdaFaceLoss,
+    "class_margin": ClassMarginLoss,
+    "elasticface": ElasticFaceLoss,
+    "magface": MagFaceLoss,
+    "curricularface": CurricularFaceLoss,
+    "mv_softmax": MVSoftmaxLoss,
+    "adacos": AdaCosLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -50,14 +64,21 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
+    "AdaCosLoss",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
+    "ClassMarginLoss",
     "CosFaceLoss",
+    "CurricularFaceLoss",
     "EPLLoss",
+    "ElasticFaceLoss",
     "InfoNCELoss",
+    "MVSoftmaxLoss",
+    "MagFaceLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -68,6 +89,7 @@ __all__ = [
     "SigLIPLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",

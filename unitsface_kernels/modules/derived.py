@@ -16,14 +16,32 @@ from .pair import RegisteredPairLoss
 from .registered import SETTINGS
 
 
+class _DerivedClassLoss(RegisteredClassLoss):
+    """Variables of the formula are arguments of every call."""
+
+    def forward(  # type: ignore[override]
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        class_index: Tensor | None = None,
+        **variables: float | Tensor,
+    ) -> Tensor:
+        return self.compare(feats, self.weight, labels, class_index=class_index, **variables)
+
+
 class _DerivedPairLoss(RegisteredPairLoss):
-    """Thresholds start at 0; one per identity if the loss has one per column."""
+    """Thresholds start at 0; one per identity if the loss has one per column. Variables of the
+    formula are arguments of every call.
+    """
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)
         if self.spec.threshold != "none":
             shape = (given["num_identities"],) if self.spec.threshold == "per_column" else ()
             self.threshold = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, feats: Tensor, labels: Tensor, **batch: Any) -> Tensor:  # type: ignore[override]
+        return self._compare({"feats": feats, "labels": labels, **batch})
 
     def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {} if self.spec.threshold == "none" else {"b": self.threshold}
@@ -41,8 +59,9 @@ def module_of(spec: LossSpec) -> type[RegisteredClassLoss] | type[RegisteredPair
     base: type[RegisteredClassLoss] | type[RegisteredPairLoss] = _DerivedPairLoss
     sizes = ["num_identities"] if spec.threshold == "per_column" else []
     if spec.topology == "class":
-        base, sizes = RegisteredClassLoss, ["embedding_size", "num_classes"]
-        options["init_std"] = None
+        base, sizes = _DerivedClassLoss, ["embedding_size", "num_classes"]
+        options = {name: value for name, value in options.items() if name != "centers"}
+        options |= {"init_std": None, "centers": 1}
     signature = Signature(
         [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in sizes]
         + [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
-from ..losses.margin_softmax import SPEC
-from .class_loss import RegisteredClassLoss
+from ..losses.filtered_margin_softmax import SPEC, chosen
+from .class_loss import Comparison, RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
@@ -16,13 +19,13 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin: as
-            the function's.
+        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin,
+            interclass_filtering_threshold, centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01, as in insightface.
             UniTSFace, UniFace and EPL publish D ** -0.5, OpenSphere (2 / (C + D)) ** 0.5.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
@@ -33,7 +36,9 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     """
 
     loss = "margin_softmax"
+    spec = SPEC
     scale: float | Tensor
+    interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold
 
     def __init__(
         self,
@@ -49,8 +54,21 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         skip_tolerance: float = 0.0,
         adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
+        interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())
+
+    def comparisons(self) -> list[Comparison]:
+        (block,) = super().comparisons()
+        spec, values = chosen(block.values)
+        return [replace(block, spec=spec, values=values)]
+
+    def _shown(self) -> dict[str, Any]:
+        shown, limit = super()._shown(), self.interclass_filtering_threshold
+        if not isinstance(limit, Tensor) and limit == 0:
+            del shown["interclass_filtering_threshold"]
+        return shown
 
 
 class NormFaceLoss(MarginSoftmaxLoss):
@@ -92,6 +110,28 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
+
+
+class SubCenterArcFaceLoss(MarginSoftmaxLoss):
+    """ArcFace with K = ``centers`` vectors per class (Deng et al., "Sub-center ArcFace: Boosting
+    Face Recognition by Large-Scale Noisy Web Faces", ECCV 2020, section 3).
+
+    The cosine with a class is that with its nearest center, so that noisy samples may gather at
+    another one than the clean ones. ``subcenters.keep_dominant`` drops the others in the end.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float = _DEFAULT.scale,
+        margin: float = 0.5,
+        centers: int = 3,
+        **kwargs,
+    ):
+        super().__init__(
+            embedding_size, num_classes, scale, 1.0, margin, 0.0, centers=centers, **kwargs
+        )
 
 
 class SphereFaceLoss(MarginSoftmaxLoss):

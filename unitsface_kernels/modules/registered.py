@@ -14,20 +14,20 @@ from .. import functional
 from ..losses import LossSpec, find
 
 #: Keywords of public functions, beside a loss's parameters, that a module keeps as attributes.
-SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange")
+SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange", "centers")
 
 
 class RegisteredLoss(nn.Module):
-    """A module over the function of a loss of the registry.
+    """A module over the function of a loss of the package.
 
     Every parameter of the loss and every setting of the function is an attribute of the same name,
     read at each call. A number of the loss may be a tensor of one element: an ``nn.Parameter`` is a
-    parameter of the module, a tensor without gradient a buffer. A subclass names its ``loss``; its
-    constructor is the signature that users see, and passes its arguments on by name
-    (``locals()``).
+    parameter of the module, a tensor without gradient a buffer. A subclass names its ``loss``, and
+    has a ``spec`` of its own where its parameters are those of another; its constructor is the
+    signature that users see, and passes its arguments on by name (``locals()``).
     """
 
-    #: Name in the registry of losses.
+    #: Its name.
     loss: str
     spec: LossSpec
     #: The public function.
@@ -42,7 +42,8 @@ class RegisteredLoss(nn.Module):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "loss" in vars(cls):
-            cls.spec = find(cls.loss)
+            if "spec" not in vars(cls):
+                cls.spec = find(cls.loss)
             cls.function = staticmethod(getattr(functional, cls.spec.function))
             known = inspect.signature(cls.function).parameters
             cls._settings = tuple(name for name in SETTINGS if name in known)
@@ -78,9 +79,14 @@ class RegisteredLoss(nn.Module):
         """Parameters of the loss."""
         return {parameter.name: getattr(self, parameter.name) for parameter in self.spec.parameters}
 
+    def variables(self) -> dict[str, Any]:
+        """Tensors of the module that the formula reads beside its threshold, by name."""
+        return {}
+
     def _keywords(self) -> dict[str, Any]:
-        """Parameters and settings, as the function takes them."""
-        return {**self.values(), **{name: getattr(self, name) for name in self._settings}}
+        """Parameters, settings and variables, as the function takes them."""
+        settings = {name: getattr(self, name) for name in self._settings}
+        return {**self.values(), **settings, **self.variables()}
 
     def _shown(self) -> dict[str, Any]:
         """Options in the module's text, in order."""

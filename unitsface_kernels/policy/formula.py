@@ -31,6 +31,8 @@ class Formula:
         weights: of positives and of negatives, for "softplus"; functions of the numbers.
         finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
         triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
+        regularizer: of "logsumexp" over classes: what is added to the row's loss, by variables of
+            the row and scalars.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Formula:
     weights: tuple[Expression, Expression]
     finish: Expression | None
     triplet: Expression | None = None
+    regularizer: Expression | None = None
 
 
 #: The variable of every formula, and that of the threshold.

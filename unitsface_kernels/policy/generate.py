@@ -23,9 +23,7 @@ def generated_files() -> dict[Path, str]:
             continue
         note = _NOTE.format(name=spec.name)
         found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
-        if not any(variable.streamed for variable in spec.variables):
-            text = f"# {note}\n{triton_module(spec.formula)}"
-            found[_TRITON / f"{spec.name}.py"] = text
+        found[_TRITON / f"{spec.name}.py"] = f"# {note}\n{triton_module(spec.formula)}"
     return found
 
 

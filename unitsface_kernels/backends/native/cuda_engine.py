@@ -54,7 +54,8 @@ class CudaEngine(NativeEngine):
 
     @property
     def class_block(self) -> tuple[int, int]:
-        return LEAST_ROWS, _whole_blocks(self._pairs_in_l2 // max(self._rows, BLOCK_MULTIPLE))
+        columns = _whole_blocks(self._pairs_in_l2 // max(self._rows, BLOCK_MULTIPLE))
+        return self.columns_per_tile((LEAST_ROWS, columns))
 
     def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         cuda = self.native.cuda

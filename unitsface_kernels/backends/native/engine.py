@@ -13,6 +13,7 @@ from torch import Tensor
 from ..histogram import HistogramTile
 from ..streaming import (
     Call,
+    CenterTiles,
     ClassSums,
     ClassTile,
     ClassWeights,
@@ -34,7 +35,7 @@ from .loader import extension
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class NativeEngine(UnitRows, ABC):
+class NativeEngine(UnitRows, CenterTiles, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
@@ -62,8 +63,8 @@ class NativeEngine(UnitRows, ABC):
             self.device = device
             return
         self.device = call.rows.device
-        self.loss = call.spec.name
-        self.num_columns = call.num_columns
+        self.loss = (call.spec.tiles or call.spec).name
+        self.num_columns, self.centers = call.num_columns, call.centers
         self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"
 
@@ -182,7 +183,7 @@ class NativeEngine(UnitRows, ABC):
         return out
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._columns(tile)
         n, m = cosines.shape
         gradient = self._gradient_workspace(cosines) if tile.gradient else None
         d_rows = d_columns = tile.d_threshold
@@ -214,10 +215,10 @@ class NativeEngine(UnitRows, ABC):
             **variables_of(tile.variables, tile.d_variables),
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
-        return gradient
+        return None if gradient is None else self._of_vectors(gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        cosines = self.cosines(tile.a, tile.b, tile.cosines)
+        cosines = self._columns(tile, tile.cosines)
         arguments = self.native.LogsumexpTile(
             **self._classes(tile, cosines),
             maximum=address(rows.maximum),
@@ -229,7 +230,7 @@ class NativeEngine(UnitRows, ABC):
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         arguments = self.native.NearestTile(
-            **self._classes(tile, self.cosines(tile.a, tile.b)),
+            **self._classes(tile, self._columns(tile)),
             k=rows.best.shape[1],
             best=address(rows.best),
             position=address(rows.position),
@@ -255,7 +256,7 @@ class NativeEngine(UnitRows, ABC):
         return finish_rows(call, sums, self._positive_rows)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
-        cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines
+        cosines = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
@@ -268,7 +269,7 @@ class NativeEngine(UnitRows, ABC):
             **variables_of(tile.variables, tile.d_variables, BY_ROW),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
-        return gradient
+        return self._of_vectors(gradient)
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)

@@ -57,7 +57,7 @@ def _check_operands(call: Call, weights: Tensor | None) -> None:
         classes = call.spec.topology == "class"
         taken = None if call.column_labels is None else call.column_labels >= 0
         columns = "class weights" if classes else "memory"
-        _check_rows(name, columns, call.columns, taken, call.column_index)
+        _check_rows(name, columns, call.columns, taken, call.vector_index)
     thresholds = thresholds_in_use(call)
     if thresholds is not None:
         _check_vector(name, "thresholds", thresholds)
@@ -392,7 +392,9 @@ class CheckedEngine(UnitRows):
             elif placed:
                 text += f" in row {int(rows.numbers[at[0]])}"
                 if valid is None:
-                    text += f", column {int(columns.numbers[at[1]])}"
+                    # A gradient has those of every vector of a column.
+                    column = at[1] * len(columns.numbers) // values.shape[1]
+                    text += f", column {int(columns.numbers[column])}"
             norm = max(rows.norm, columns.norm)
             text += f"; rows {rows}, columns {columns}, largest norm {norm:g}"
         raise FloatingPointError(text)
@@ -405,7 +407,9 @@ class CheckedEngine(UnitRows):
         elif isinstance(tile, ClassTile):
             start = tile.start
         if start is not None:
-            columns = columns._replace(numbers=torch.arange(start, start + len(tile.b)))
+            columns = columns._replace(
+                numbers=torch.arange(start, start + len(tile.b) // self._call.centers)
+            )
         return rows, columns
 
     def _located(self, tile: Tensor, of_columns: bool) -> _Side:
