@@ -54,6 +54,16 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   }
 }
 
+// One of two. Copies of what has an array would not vectorize.
+template <bool kFirst, class T>
+UF_HOST_DEVICE const T& the(const T& first, const T& second) {
+  if constexpr (kFirst) {
+    return first;
+  } else {
+    return second;
+  }
+}
+
 // The same of a policy with variables. With kSlopes = 1 derivatives of the row's direction by what
 // it gives to its pairs are added to `own` [kCount], and those by variables of columns to `sums`
 // [kRows + kColumns, m]; with 2 also those of the other direction.
@@ -74,52 +84,51 @@ void variable_gradient_row(const Policy policy, const PairGradient& t, int64_t i
   const float log_positives = kTwo ? t.a_log_positives[i] : 0.0f;
   const Variables<Policy> forwards = forward_variables<Policy>(t);
   const Variables<Policy> backwards = backward_variables<Policy>(t);
+  constexpr bool kApart = kBoth && kDirected<Policy>;
   float slopes[V::kCount * kSlopeBlock];
-  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
-    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
-    const int32_t count = static_cast<int32_t>(stop - start);
+  const int32_t m = static_cast<int32_t>(t.m), block = static_cast<int32_t>(kSlopeBlock);
+  for (int32_t start = 0; start < m; start += block) {
+    const int32_t count = m < start + block ? m - start : block;
 #pragma omp simd
     for (int32_t k = 0; k < count; ++k) {
-      const int64_t j = start + k;
-      const int32_t other = labels[j];
+      const int32_t j = start + k, other = labels[j];
       const bool same = other == label;
       const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
       const auto forth = logit_at(policy, cosine[j], same, forwards, i, j);
+      const auto apart = logit_at(policy, cosine[j], same, kBoth ? backwards : forwards,
+                                  kBoth ? j : i, kBoth ? i : j);
+      const auto& back = the<kApart>(apart, forth);
       const float share =
           slope_of<kTwo>(forth.value, same, log_negatives, log_positives, negative, positive);
-      float slope = share * forth.dcosine;
-      if constexpr (kSlopes > 0) {
-        each<V::kScalars + V::kRows>(
-            [&](auto v) { slopes[v * kSlopeBlock + k] = counted ? share * forth.slope[v] : 0.0f; });
-        each<V::kColumns>([&](auto c) {
-          constexpr int v = V::kScalars + V::kRows + c;
-          sums[(V::kRows + c) * t.m + j] += counted ? share * forth.slope[v] : 0.0f;
-        });
-      }
+      float slope = share * forth.dcosine, other_share = 0.0f;
       if constexpr (kBoth) {
-        auto back = forth;
-        if constexpr (kDirected<Policy>) {
-          back = logit_at(policy, cosine[j], same, backwards, j, i);
-        }
-        const float other_share =
+        other_share =
             slope_of<kTwo>(back.value, same, b_log_negatives[j], kTwo ? b_log_positives[j] : 0.0f,
                            b_negative[j], b_positive[j]);
         slope += other_share * back.dcosine;
-        if constexpr (kSlopes > 1) {
-          each<V::kScalars>([&](auto v) {
-            slopes[v * kSlopeBlock + k] += counted ? other_share * back.slope[v] : 0.0f;
-          });
-          each<V::kRows>([&](auto r) {
-            constexpr int v = V::kScalars + r;
-            sums[r * t.m + j] += counted ? other_share * back.slope[v] : 0.0f;
-          });
-          each<V::kColumns>([&](auto c) {
-            constexpr int v = V::kScalars + V::kRows + c;
-            slopes[v * kSlopeBlock + k] = counted ? other_share * back.slope[v] : 0.0f;
-          });
-        }
       }
       gradient[j] = round_to<Gradient>(counted ? slope : 0.0f);
+      if constexpr (kSlopes > 0) {
+        each<V::kScalars>([&](auto v) {
+          float sum = share * forth.slope[v];
+          if constexpr (kSlopes > 1) sum += other_share * back.slope[v];
+          slopes[v * kSlopeBlock + k] = counted ? sum : 0.0f;
+        });
+        each<V::kRows>([&](auto r) {
+          constexpr int v = V::kScalars + r;
+          slopes[v * kSlopeBlock + k] = counted ? share * forth.slope[v] : 0.0f;
+          if constexpr (kSlopes > 1) {
+            sums[r * t.m + j] += counted ? other_share * back.slope[v] : 0.0f;
+          }
+        });
+        each<V::kColumns>([&](auto c) {
+          constexpr int v = V::kScalars + V::kRows + c;
+          sums[(V::kRows + c) * t.m + j] += counted ? share * forth.slope[v] : 0.0f;
+          if constexpr (kSlopes > 1) {
+            slopes[v * kSlopeBlock + k] = counted ? other_share * back.slope[v] : 0.0f;
+          }
+        });
+      }
     }
     if constexpr (kSlopes > 0) {
       each<V::kScalars + V::kRows + (kSlopes > 1 ? V::kColumns : 0)>(
