@@ -16,12 +16,14 @@ from torch.nn import functional as F
 import unitsface_kernels as uk
 
 Loss = Callable[..., Tensor]
-# Triton's kernels read no variables in every pair of a log-sum-exp.
-WITH_VARIABLES = [target for target in TARGETS if target.backend != "triton"]
-each_target = pytest.mark.parametrize("target", WITH_VARIABLES, ids=str)
-each_fused = pytest.mark.parametrize(
-    "target", [target for target in WITH_VARIABLES if target in FUSED], ids=str
-)
+
+
+def _of(targets: list[Target]) -> pytest.MarkDecorator:
+    found = [pytest.param(t, id=str(t), marks=extended_if(t.interpreted)) for t in targets]
+    return pytest.mark.parametrize("target", found)
+
+
+each_target, each_fused = _of(TARGETS), _of(FUSED)
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
