@@ -5,6 +5,7 @@ Any floating dtype; float16 and bfloat16 inputs are computed in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import EMPTY, LossSpec
-from ..policy.variable import ROW_NORM, TARGET_COSINE
+from ..policy.variable import COLUMN_NORM, COMPUTED, POSITIVES, ROW_NORM, TARGET_COSINE
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
@@ -51,6 +52,11 @@ def norms(x: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(x * factor, dim=1) / factor[:, 0]).clamp_min(NORM_EPS)
 
 
+def similarities(spec: LossSpec, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products."""
+    return cosines(rows, columns) if spec.normalize else rows @ columns.T
+
+
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) -> (N, M) cosines, norms clamped from below at 1e-5."""
     return normalize_rows(rows) @ normalize_rows(columns).T
@@ -80,6 +86,8 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
     # A policy takes pairs out with -inf; NaN is not equal to it and stays.
     negative = negative & (negative_logits != -torch.inf)
     log_negatives = torch.logsumexp(negative_logits.masked_fill(~negative, lowest), dim=1)
+    if spec.finish is not None:
+        return _finished(spec, params, cosine, positive, negative, log_negatives, *others)
     if spec.positive is None:
         # Also if there is no column at all, or none that is not left out.
         return torch.where(negative.any(dim=1), log_negatives, -torch.inf)
@@ -90,6 +98,16 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
     # A class row without a target in this shard still contributes its negatives.
     without = log_negatives if spec.topology == "class" else torch.zeros_like(log_negatives)
     return torch.where(count > 0, mean, without)
+
+
+def _finished(spec, params, cosine, positive, negative, log_negatives, *others):
+    """Of classes: ``finish`` of the target's logit, which there is one of at most."""
+    logits = _term(spec.positive, torch.where(positive, cosine, 0.0), params, *others)
+    has_target = positive.any(dim=1)
+    of_target = torch.where(has_target, torch.where(positive, logits, 0.0).sum(dim=1), EMPTY)
+    negatives = torch.where(negative.any(dim=1), log_negatives, EMPTY)
+    per_row = spec.finish.value(of_target, negatives, params) + (cosine * 0.0).sum(dim=1)
+    return torch.where(has_target, per_row, log_negatives)
 
 
 def _logsumexps(spec, params, cosine, positive, negative, *others):
@@ -178,18 +196,31 @@ def _variables(
     given: Tensor | None,
     rows: Tensor,
     row_labels: Tensor,
+    columns: Tensor,
+    column_labels: Tensor,
     cosine: Tensor,
-    positive: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    over_ranks: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ...]:
     """Values of ``spec.variables``, each to be broadcast against the cosines."""
+    positive, negative = pairs
     shapes = {"scalar": (1, 1), "row": (-1, 1), "column": (1, -1)}
     sizes = {"scalar": 1, "row": cosine.shape[0], "column": cosine.shape[1]}
     found, start = [], 0
     for variable in spec.variables:
         if variable.name == ROW_NORM:
             value = torch.where(row_labels == -1, 1.0, norms(rows))
+        elif variable.name == COLUMN_NORM:
+            # Before the norms: 0 times the gradient of a norm at 0, which is none, is none.
+            taken = (column_labels >= 0)[:, None]
+            value = torch.where(taken[:, 0], norms(torch.where(taken, columns, 1.0)), 1.0)
         elif variable.name == TARGET_COSINE:
             value = torch.where(positive, cosine, 0.0).sum(dim=1).detach()
+        elif variable.name in COMPUTED:
+            some = positive if variable.name == POSITIVES else negative
+            valid = valid_rows(spec, row_labels, positive, negative)
+            numbers = over_ranks(torch.stack([some.sum(), valid.sum()])).clamp(min=1)
+            value = (numbers[0] / numbers[1]).to(cosine.dtype)
         else:
             assert given is not None
             value = given[start : start + sizes[variable.side]].to(cosine.dtype)
@@ -198,8 +229,14 @@ def _variables(
     return tuple(found)
 
 
-def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
-    """Loss of every row against every column, of :class:`CallTensors`."""
+def similarity_loss(
+    config: CallConfig, *tensors: Any, over_ranks: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
+    """Loss of every row against every column, of :class:`CallTensors`.
+
+    Args:
+        over_ranks: the sum of every rank's numbers, which are those of its rows.
+    """
     spec = config.spec
     rows, row_labels, columns, column_labels, column_index, *numbers = CallTensors(*tensors)
     threshold, given = numbers
@@ -212,7 +249,7 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
         other = rows if columns is None else columns.to(dtype)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
-        cosine = cosines(rows, other)
+        cosine = similarities(spec, rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:
@@ -224,7 +261,8 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             threshold = threshold.to(dtype)
         variables: tuple[Tensor, ...] = ()
         if spec.variables:
-            variables = _variables(spec, given, rows, row_labels, cosine, positive)
+            operands = (rows, row_labels, other, column_labels, cosine, (positive, negative))
+            variables = _variables(spec, given, *operands, over_ranks)
         reduce = _REDUCTIONS[spec.reduction]
         per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
         valid = valid_rows(spec, row_labels, positive, negative)

@@ -34,10 +34,14 @@ def spec_of(
 ) -> LossSpec:
     """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
     formula = policy.formula
+    reduction = _REDUCTIONS[formula.combine]
+    if (formula.topology, reduction) == ("class", "logsumexps"):
+        # The same passes, whatever is made of a row's target and its negatives.
+        reduction = "logsumexp"
     return LossSpec(
         name=name,
         topology=formula.topology,
-        reduction=_REDUCTIONS[formula.combine],
+        reduction=reduction,
         threshold="scalar" if formula.threshold else "none",
         parameters=formula.numbers,
         negative=_term(formula, positive=False),

@@ -55,6 +55,9 @@ class Ranks(Protocol):
     def gather(self, own: Tensor) -> Tensor:
         """(T, ...) concatenation of every rank's ``own`` rows."""
 
+    def own_sums(self, everyone: Tensor) -> Tensor:
+        """(N, ...) own rows of the sum of every rank's (T, ...)."""
+
 
 class CallTensors(NamedTuple):
     """Tensors of a call, of any strides and integer types, with their graph.
@@ -369,6 +372,19 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         return weights, None
     scale = everyone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return weights / scale, scale
+
+
+def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As :func:`split_weights`, of the (2, N) products with the slopes of ``finish``."""
+    if call.compute_dtype != torch.float16:
+        return factors, None
+    everyone = factors.abs().T
+    if call.ranks is not None and call.columns is None:
+        everyone = call.ranks.gather(everyone.contiguous())
+    if everyone.numel() == 0:
+        return factors, None
+    scale = everyone.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return factors / scale, scale
 
 
 @dataclass

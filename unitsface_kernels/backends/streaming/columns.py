@@ -42,6 +42,7 @@ def finish_columns(
     d_columns: Tensor | None,
     scale: Tensor | None,
     raw: bool = False,
+    along: Tensor | None = None,
 ) -> None:
     """Takes the gradient of a tile's unit columns to the columns themselves, and to its place.
 
@@ -51,6 +52,7 @@ def finish_columns(
         d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
         scale: () factor, or None.
         raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
+        along: (m,) gradient of the columns' norms.
     """
     if not call.need_columns:
         return
@@ -69,5 +71,17 @@ def finish_columns(
         engine.normalize_rows_backward(
             d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
         )
+        if along is not None:
+            _add_norms(call, tile, norms, out, along if scale is None else along * scale)
     if call.sink is not None:
         call.sink(tile, out)
+
+
+def _add_norms(call: Call, tile: slice, norms: Tensor, out: Tensor, slope: Tensor) -> None:
+    """Adds what the gradient ``slope`` (m,) of the columns' norms is by the columns."""
+    assert call.columns is not None
+    index = call.column_index
+    columns = call.columns[tile] if index is None else call.columns[index[tile]]
+    # A clamped norm is constant.
+    slope = torch.where(norms >= 1e5, 0.0, slope.to(torch.float32) * norms)
+    out.addcmul_(slope[:, None], columns.to(torch.float32))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...losses import EMPTY, Finish, LossSpec
-from .call import Call, Gradients, Result, not_finite
+from .call import Call, Gradients, Result, not_finite, split_factors
 from .columns import remote_blocks
 from .engine import Engine, PairSums, PairWeights, part
 from .pair_tiles import (
@@ -55,7 +55,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     slopes = torch.stack(_finish(call).slopes(positives, negatives, call.params))
     # Without pairs of a kind there is nothing to weigh, and the slope may be anything.
     live = call.valid_rows & (state != -torch.inf)
-    factors, scale = _split(call, torch.where(live, weights * slopes, 0.0))
+    factors, scale = split_factors(call, torch.where(live, weights * slopes, 0.0))
     positive, negative = factors.unbind(0)
     log_positives, log_negatives = torch.where(live, state, torch.inf).unbind(0)
     return gradients_of_pairs(
@@ -71,19 +71,6 @@ def _finish(call: Call) -> Finish:
 def _finite(state: Tensor) -> tuple[Tensor, Tensor]:
     positives, negatives = torch.where(state == -torch.inf, EMPTY, state).unbind(0)
     return positives, negatives
-
-
-def _split(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As ``call.split_weights``, of the (2, N) products with the slopes of ``finish``."""
-    if call.compute_dtype != torch.float16:
-        return factors, None
-    everyone = factors.abs().T
-    if call.ranks is not None and call.columns is None:
-        everyone = call.ranks.gather(everyone.contiguous())
-    if everyone.numel() == 0:
-        return factors, None
-    scale = everyone.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return factors / scale, scale
 
 
 def _sums(call: Call, engine: Engine, operands: Operands) -> PairSums:

@@ -19,10 +19,12 @@ from ...policy.formula import (
     variable_bindings,
     variable_leaves,
 )
-from ...policy.variable import ROW_NORM, SIDES
+from ...policy.variable import COLUMN_NORM, COMPUTED, NEGATIVES, POSITIVES, ROW_NORM, SIDES, Side
 from .call import Call
+from .columns import columns_of, unit_columns
 from .engine import Engine, TileVariables
 from .scattered import add_rows
+from .tiles import against_columns
 
 
 class Variables(NamedTuple):
@@ -93,17 +95,57 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
     if given is None:
         given = unit.new_empty(0, dtype=torch.float32)
     parts = given.split([scalars, rows * count, columns * width])
-    of_rows = parts[1].view(rows, count)
-    computed = [
-        _norms(call, inverse_norms)
-        if variable.name == ROW_NORM
-        else target_cosines(call, engine, unit)
-        for variable in spec.variables
-        if not variable.given
-    ]
-    if computed:
-        of_rows = torch.cat([of_rows, torch.stack(computed)])
-    return Variables(parts[0], of_rows, parts[2].view(columns, width))
+    computed: dict[Side, list[Tensor]] = {"scalar": [], "row": [], "column": []}
+    for variable in spec.variables:
+        if not variable.given:
+            value = _computed(variable.name, call, engine, unit, inverse_norms)
+            computed[COMPUTED[variable.name]].append(value)
+    return Variables(
+        _joined(parts[0], computed["scalar"]),
+        _joined(parts[1].view(rows, count), computed["row"]),
+        _joined(parts[2].view(columns, width), computed["column"]),
+    )
+
+
+def _joined(given: Tensor, computed: list[Tensor]) -> Tensor:
+    return torch.cat([given, torch.stack(computed)]) if computed else given
+
+
+def _computed(name: str, call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> Tensor:
+    """A variable that is not given: (N,), (M,) or ()."""
+    if name == ROW_NORM or (name == COLUMN_NORM and call.columns is None):
+        return _norms(call, inverse_norms)
+    if name == COLUMN_NORM:
+        return _column_norms(call, engine)
+    if name in _COUNTS:
+        return _per_row(call)[_COUNTS.index(name)]
+    return target_cosines(call, engine, unit)
+
+
+_COUNTS = POSITIVES, NEGATIVES
+
+
+def _column_norms(call: Call, engine: Engine) -> Tensor:
+    """(M,) of the columns, 1 of those that take no part; they are read once more for them."""
+    found = call.rows.new_ones(call.num_columns, dtype=torch.float32)
+    for panel in against_columns(columns_of(call), 0, engine.class_block):
+        _, inverse_norms = unit_columns(engine, panel)
+        found[panel.columns] = 1.0 / inverse_norms
+    return found if call.column_labels is None else torch.where(call.column_labels < 0, 1.0, found)
+
+
+def _per_row(call: Call) -> Tensor:
+    """(2,) numbers of positive and of negative pairs, of all ranks, at least 1, over that of the
+    rows that a mean is taken of.
+    """
+    counts = torch.stack(call.pair_counts)
+    if call.shards is not None:
+        counts = call.shards.sum(counts)
+    totals = counts.sum(dim=1)
+    if call.ranks is not None:
+        # Each rank's own rows, wherever the columns come from.
+        totals = call.ranks.gather(counts.T.contiguous()).sum(dim=0)
+    return totals.clamp(min=1).to(torch.float32) / call.num_valid_rows()
 
 
 def _across_ranks(call: Call) -> bool:
@@ -147,11 +189,11 @@ def _streamed(spec: LossSpec, side: str) -> list[int]:
     return [place for place, variable in enumerate(some) if variable.streamed]
 
 
-def target(call: Call, values: Variables, cosine: Tensor) -> Target:
+def target(call: Call, values: Variables | None, cosine: Tensor) -> Target:
     """The targets' logits of a ``logsumexp`` loss over classes, of N numbers, by Torch.
 
     Args:
-        values: all variables.
+        values: all variables, None if the formula reads none.
         cosine: (N,) of the targets.
     """
     formula = call.spec.formula
@@ -159,16 +201,18 @@ def target(call: Call, values: Variables, cosine: Tensor) -> Target:
     if formula.positive is None:
         none = torch.zeros_like(cosine)
         return Target(none, none, [none] * len(formula.variables))
-    of_columns = values.columns[:, _target_places(call)]
-    if len(of_columns):
-        of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
-        if call.shards is not None:
-            of_columns = call.shards.sum(of_columns)
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
         **number_bindings(formula, call.params),
-        **variable_bindings(formula, [*values.scalars, *values.rows, *of_columns]),
     }
+    if values is not None:
+        of_columns = values.columns[:, _target_places(call)]
+        if len(of_columns):
+            of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+            if call.shards is not None:
+                of_columns = call.shards.sum(of_columns)
+        given = [*values.scalars, *values.rows, *of_columns]
+        bindings.update(variable_bindings(formula, given))
     found = eager.evaluate_all(_target_slopes(formula), bindings)
     logit, slope, *slopes = (value.to(cosine).expand_as(cosine) for value in found)
     return Target(logit, slope, slopes)
@@ -247,26 +291,55 @@ def add_norms(
     inverse_norms: Tensor,
     scale: Tensor | None,
 ) -> None:
-    """Adds to the gradient (N, D) of the rows that through their norms, if the formula reads them.
+    """Adds to the gradient (N, D) of the rows that through their norms, if the formula reads them,
+    also as columns.
 
     Args:
         unit, inverse_norms: of :meth:`Engine.unit_rows`.
         scale: () factor, or None.
     """
-    names = [variable.name for variable in call.spec.variables if variable.side == "row"]
-    if ROW_NORM not in names:
+    slope = None
+    place = _place(call.spec, ROW_NORM)
+    if place is not None:
+        slope = gradients.rows[place, own_rows(call)]
+    place = _place(call.spec, COLUMN_NORM)
+    if place is not None and call.columns is None:
+        of_columns = gradients.columns[place]
+        if call.ranks is not None:
+            of_columns = call.ranks.own_sums(of_columns)
+        slope = of_columns if slope is None else slope + of_columns
+    if slope is None:
         return
-    slope = gradients.rows[names.index(ROW_NORM), own_rows(call)].to(torch.float32)
+    slope = slope.to(torch.float32)
     slope = slope if scale is None else slope * scale
+    if not call.spec.normalize:
+        # The derivative is the unit row, which these are not.
+        slope = slope * inverse_norms
     # A clamped norm is constant.
     slope = torch.where(call.ignored | (inverse_norms >= 1e5), 0.0, slope)
     d_rows.addcmul_(slope[:, None], unit.to(torch.float32))
 
 
+def _place(spec: LossSpec, name: str) -> int | None:
+    """Of a variable among those of its side; None: the formula does not read it."""
+    names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
+    return names.index(name) if name in names else None
+
+
+def column_norm_slopes(call: Call, gradients: Variables | None) -> Tensor | None:
+    """(M,) gradients by the norms of columns that are no rows, which tiles still add to; None: the
+    formula reads none.
+    """
+    place = _place(call.spec, COLUMN_NORM)
+    if gradients is None or place is None or call.columns is None or not call.need_columns:
+        return None
+    return gradients.columns[place]
+
+
 def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
     """Gradient of ``Call.variables``; ``scale``: () factor, or None."""
-    rows = gradients.rows[: _number(call.spec, "row")]
-    joined = torch.cat([gradients.scalars, rows.flatten(), gradients.columns.flatten()])
+    sides = zip(gradients, SIDES, strict=True)
+    joined = torch.cat([part[: _number(call.spec, side)].flatten() for part, side in sides])
     return (joined if scale is None else joined * scale).to(torch.float32)
 
 

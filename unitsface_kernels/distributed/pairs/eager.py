@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,7 +108,10 @@ def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     if tensors.columns is None:
         wide = feats.to(torch.promote_types(feats.dtype, torch.float32))
         tensors = tensors._replace(columns=_Gathered.apply(wide, setting.counts, setting.group))
-    per_row = reference.similarity_loss(replace(config, reduction="none"), *tensors)
+    total = partial(sum_over_ranks, group=setting.group)
+    per_row = reference.similarity_loss(
+        replace(config, reduction="none"), *tensors, over_ranks=total
+    )
     if config.reduction == "none":
         return per_row
     total = _Summed.apply(per_row.sum(), setting.group)

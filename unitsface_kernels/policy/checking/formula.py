@@ -25,6 +25,7 @@ from ..formula import (
     variable_leaves,
 )
 from ..operations import OPERATIONS
+from ..variable import NEGATIVES, POSITIVES
 from .report import Finding
 
 Bindings = dict[Expression, Tensor | float]
@@ -36,6 +37,8 @@ MARGIN = 1e-3
 #: Thresholds, and a variable's values.
 THRESHOLDS = (0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4)
 VARIABLES = (0.3, 0.0, 1.0, -0.7)
+#: Pairs per row.
+COUNTS = (0.3, 1.0, 20.0)
 #: Log-sum-exps, and cosines of a triplet.
 OF_ROWS = {
     "finish": (0.0, 3.0, -3.0, 40.0, -40.0),
@@ -111,6 +114,8 @@ def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
     axes = [torch.cat([inside, near, -near]).sort().values]
     for e in others:
         known = THRESHOLDS if e is THRESHOLD else OF_ROWS.get(value.name, VARIABLES)
+        if str(e.payload) in (POSITIVES, NEGATIVES):
+            known = COUNTS
         axes.append(torch.tensor(known, dtype=torch.float64))
     meshes = torch.meshgrid(*axes, indexing="ij")
     found: Bindings = {**numbers, POSITIVE: torch.tensor(value.name == "positive")}
