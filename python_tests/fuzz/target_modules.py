@@ -33,6 +33,8 @@ _OPTIONS: dict[str, dict[str, list]] = {
     "pair_bce": {"init_threshold": [None, 3.0]},
     "npt": {"k": [1, 3]},
     "multi_similarity": {"alpha": [1.0, 2.0, 8.0], "beta": [8.0, 50.0]},
+    "contrastive": {"negative_margin": [0.5, 1.0], "distance": ["euclidean", "cosine"]},
+    "proxy_nca": {"denominator": ["negatives", "all"]},
 }
 
 
@@ -78,7 +80,7 @@ def run_one(seed: int) -> str | None:
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity"):
+    if name in ("npt", "multi_similarity", "contrastive"):
         del options["scale"]
     own: nn.Module = _made(name, width, count, **options)
     copied = copy.deepcopy(own)

@@ -54,6 +54,8 @@ VARIANTS: dict[str, dict[str, Values]] = {
         "combined": {"m1": 1.2, "m2": 0.3, "m3": 0.2},
     },
     # Some hinges are active; more nearest columns than there are.
+    "contrastive": {"cosines": {"positive_margin": 0.2, "distance": "cosine"}},
+    "proxy_nca": {"softmax": {"denominator": "all"}},
     "npt": {"several": {"margin": 0.3, "k": 3}, "all": {"margin": 0.5, "k": 64, "hinges": "sum"}},
 }
 

@@ -9,6 +9,7 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
+from .metric import fused_contrastive_loss
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -18,10 +19,12 @@ from .pair import (
     fused_uss_loss,
     uss_threshold_init,
 )
+from .proxies import fused_proxy_nca_loss
 
 __all__ = [
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_contrastive_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
     "fused_npt_loss",
@@ -29,6 +32,7 @@ __all__ = [
     "fused_pair_logsumexp",
     "fused_pair_loss",
     "fused_pair_softmax_loss",
+    "fused_proxy_nca_loss",
     "fused_sphereface2_loss",
     "fused_uce_loss",
     "fused_uss_loss",

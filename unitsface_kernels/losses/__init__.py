@@ -5,12 +5,14 @@ from __future__ import annotations
 from . import (
     circle,
     class_bce,
+    contrastive,
     margin_softmax,
     multi_similarity,
     npt,
     pair_bce,
     pair_logsumexp,
     pair_softmax,
+    proxy_nca,
     sphereface2,
     uce,
     uss,
@@ -32,6 +34,8 @@ REGISTRY: dict[str, LossSpec] = {
         circle.SPEC,
         multi_similarity.SPEC,
         npt.SPEC,
+        contrastive.SPEC,
+        proxy_nca.SPEC,
     )
 }
 

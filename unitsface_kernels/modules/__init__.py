@@ -18,8 +18,10 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
+from .metric import ContrastiveLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
+from .proxies import ProxyNCALoss
 from .sphereface2 import SphereFace2Loss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
@@ -34,6 +36,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
+    "proxy_nca": ProxyNCALoss,
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
@@ -44,6 +47,7 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "pair_softmax": PairSoftmaxLoss,
     "circle": CircleLoss,
     "multi_similarity": MultiSimilarityLoss,
+    "contrastive": ContrastiveLoss,
 }
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
+    "ContrastiveLoss",
     "CosFaceLoss",
     "EPLLoss",
     "MarginSoftmaxLoss",
@@ -62,6 +67,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "ProxyNCALoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "UCELoss",

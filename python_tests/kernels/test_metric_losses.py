@@ -1,0 +1,89 @@
+"""Losses of metric learning against published formulas, written anew in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import unitsface_kernels as uk
+
+LABELS = torch.tensor([0] * 5 + [1] * 5 + [2, 2, 3, 3, 4, 5, 6, 6, -1, -1])
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def _agrees(got: Tensor, want: Tensor, *leaves: Tensor) -> None:
+    """Loss and gradients in float64; the fused ones agree with these by the parity tests."""
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def _proxy_nca(feats: Tensor, proxies: Tensor, labels: Tensor, scale: float, everyone: bool):
+    """As ``ProxyNCA_classic`` and, with ``everyone``, ``ProxyNCA_prob`` of loss.py
+    (euwern/proxynca_pp), whose scale is the root of this one. The latter and proxynca.py of
+    dichotomies/proxy-nca, which smooths labels, have the own proxy in the denominator; the paper of
+    2017, eq. 4, and the former do not.
+    """
+    feats, labels = feats[labels >= 0], labels[labels >= 0]
+    a, b = F.normalize(feats, dim=1), F.normalize(proxies, dim=1)
+    distance = scale * (a[:, None] - b[None]).square().sum(dim=2)
+    own = F.one_hot(labels, len(proxies)).bool()
+    numerator = torch.exp(-distance)[own]
+    others = torch.exp(-distance).masked_fill(own & (not everyone), 0.0)
+    return -torch.log(numerator / others.sum(dim=1)).mean()
+
+
+@pytest.mark.parametrize("scale", [1.0, 9.0])
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+def test_proxy_nca(denominator: str, scale: float) -> None:
+    feats, proxies = _normal(len(LABELS), 6, seed=1), _normal(9, 6, seed=2)
+    options = {"scale": scale, "denominator": denominator, "backend": "reference"}
+    got = uk.fused_proxy_nca_loss(feats, proxies, LABELS, **options)
+    want = _proxy_nca(feats, proxies, LABELS, scale, denominator == "all")
+    _agrees(got, want, feats, proxies)
+
+
+def test_proxy_nca_of_one_class() -> None:
+    """Without another class there is no sum of negatives."""
+    feats, proxies = _normal(3, 6, seed=1).float(), _normal(1, 6, seed=2).float()
+    labels = torch.zeros(3, dtype=torch.int64)
+    for backend in ("native", "reference"):
+        feats.requires_grad_()
+        loss = uk.fused_proxy_nca_loss(feats, proxies, labels, backend=backend)
+        assert float(loss.detach()) == 0.0
+        (gradient,) = torch.autograd.grad(loss, feats)
+        assert not bool(gradient.any())
+
+
+def _contrastive(feats: Tensor, labels: Tensor, positive_margin: float, negative_margin: float):
+    """Terms of ``ContrastiveLoss`` of losses/contrastive_loss.py
+    (KevinMusgrave/pytorch-metric-learning) with power 2, halved as in the paper; that code divides
+    those of either kind by the number of pairs, or of those that are not 0, here rows divide.
+    """
+    unit = F.normalize(feats, dim=1)
+    total = feats.new_zeros(())
+    for i in range(len(labels)):
+        for j in range(len(labels)):
+            if i == j or labels[i] < 0 or labels[j] < 0:
+                continue
+            apart = torch.linalg.vector_norm(unit[i] - unit[j])
+            same = labels[i] == labels[j]
+            hinge = apart - positive_margin if same else negative_margin - apart
+            total = total + 0.5 * F.relu(hinge) ** 2
+    return total / (labels >= 0).sum()
+
+
+@pytest.mark.parametrize(("positive_margin", "negative_margin"), [(0.0, 1.0), (0.9, 1.3)])
+def test_contrastive(positive_margin: float, negative_margin: float) -> None:
+    feats = _normal(len(LABELS), 6, seed=3)
+    margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
+    got = uk.fused_contrastive_loss(feats, LABELS, backend="reference", **margins)
+    _agrees(got, _contrastive(feats, LABELS, **margins), feats)

@@ -1,0 +1,69 @@
+"""Losses of metric learning over pairs of samples."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..distributed.collectives import Group
+from ..losses import REGISTRY
+from .call import Options, Samples
+from .ranks import pair_loss
+
+_CONTRASTIVE = REGISTRY["contrastive"].default
+
+
+def fused_contrastive_loss(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    positive_margin: float = _CONTRASTIVE.positive_margin,
+    negative_margin: float = _CONTRASTIVE.negative_margin,
+    distance: str = _CONTRASTIVE.distance,
+    reduction: str = "mean",
+    backend: str = "auto",
+    skip_tolerance: float = 0.0,
+    group: Group = None,
+    exchange: str = "auto",
+) -> Tensor:
+    r"""Contrastive loss: positives are drawn together, negatives pushed apart to a margin.
+
+    With :math:`d_{ij} = \lVert \hat x_i - \hat x_j \rVert = \sqrt{2 - 2 c_{ij}}`:
+
+    .. math:: L_i = \tfrac12 \sum_{p \in P(i)} [d_{ip} - m_p]_+^2
+                  + \tfrac12 \sum_{j \in N(i)} [m_n - d_{ij}]_+^2
+
+    Source: Hadsell, Chopra and LeCun, "Dimensionality Reduction by Learning an Invariant Mapping",
+    CVPR 2006, eq. 4, which has no margin of positives.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend, skip_tolerance, group,
+            exchange: as of :func:`fused_uss_loss`.
+        positive_margin: m_p >= 0; positives that are as near have no loss.
+        negative_margin: m_n >= 0; negatives that are as far have no loss.
+        distance: "euclidean", of unit vectors, from 0 to 2, where less than 0.01 counts as that; or
+            "cosine", 1 - c.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0 at
+            ignored rows.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["contrastive"],
+        {
+            "positive_margin": positive_margin,
+            "negative_margin": negative_margin,
+            "distance": distance,
+        },
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
+    )

@@ -1,0 +1,46 @@
+"""Losses with proxies, one per class, as their weights."""
+
+from __future__ import annotations
+
+from ..losses import proxy_nca
+from .class_loss import RegisteredClassLoss
+
+_NCA = proxy_nca.SPEC.default
+
+
+class ProxyNCALoss(RegisteredClassLoss):
+    """Proxies and Proxy-NCA; see :func:`fused_proxy_nca_loss`.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        scale, denominator, reduction, backend, skip_tolerance: as the function's.
+        init_std: standard deviation of the initial proxies; None: 0.01. Their norms do not matter
+            to the loss, but to how far a step turns them: the code published for ProxyNCA++ has
+            1 / 8.
+
+    Attributes:
+        weight: (C, D) parameter, the proxies.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
+        -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes or init_std; from a call, as the function.
+    """
+
+    loss = "proxy_nca"
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float = _NCA.scale,
+        denominator: str = _NCA.denominator,
+        reduction: str = "mean",
+        backend: str = "auto",
+        skip_tolerance: float = 0.0,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__(locals())
