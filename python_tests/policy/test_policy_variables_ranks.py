@@ -12,7 +12,15 @@ import torch
 from support.helpers import patched_blocks
 from support.ranks import IDENTITIES, identities, normal, own_rows, run_ranks
 from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
-from support.variables import Curricular, Everything, Margins, NormPairs, Norms, OneScalar
+from support.variables import (
+    Curricular,
+    Distances,
+    Everything,
+    Margins,
+    NormPairs,
+    Norms,
+    OneScalar,
+)
 from torch import Tensor
 from torch import distributed as dist
 
@@ -51,7 +59,7 @@ class _AcrossCase:
         if self.columns == "memory":
             given["memory"] = normal(13, 11, seed=3, dtype=self.dtype)
             given["memory_labels"] = identities(13, seed=4)
-        if self.of is Everything:
+        if self.of.formula.threshold:
             given["b"] = torch.tensor(0.5)
         options = {"backend": self.backend, "reduction": self.reduction, **across}
         loss = fused_pair_loss(self.of(), leaves["feats"], samples[1][rows], **given, **options)
@@ -93,7 +101,8 @@ class _AcrossCase:
 def _across(rank: int, counts: Sequence[int], backend: str, dtype: torch.dtype) -> None:
     """Against one process that has all batches."""
     patched_blocks(pytest.MonkeyPatch(), (7, 4))
-    for case in itertools.product((Everything, NormPairs), ("batch", "memory"), ("mean", "none")):
+    losses = (Everything, NormPairs, Distances)
+    for case in itertools.product(losses, ("batch", "memory"), ("mean", "none")):
         for exchange in ("gather", "ring"):
             _AcrossCase(*case, backend, dtype).check(rank, counts, exchange)
 

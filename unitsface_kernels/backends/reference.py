@@ -54,7 +54,14 @@ def norms(x: Tensor) -> Tensor:
 
 def similarities(spec: LossSpec, rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products."""
-    return cosines(rows, columns) if spec.normalize else rows @ columns.T
+    if spec.normalize:
+        return cosines(rows, columns)
+    return _finite_or_nan(rows) @ _finite_or_nan(columns).T
+
+
+def _finite_or_nan(x: Tensor) -> Tensor:
+    """Rows that are not finite as NaN, as at unit length: terms of infinities could be finite."""
+    return torch.where(x.isfinite().all(dim=1, keepdim=True), x, torch.nan)
 
 
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
@@ -220,7 +227,7 @@ def _variables(
             some = positive if variable.name == POSITIVES else negative
             valid = valid_rows(spec, row_labels, positive, negative)
             numbers = over_ranks(torch.stack([some.sum(), valid.sum()])).clamp(min=1)
-            value = (numbers[0] / numbers[1]).to(cosine.dtype)
+            value = numbers[0].to(cosine.dtype) / numbers[1]
         else:
             assert given is not None
             value = given[start : start + sizes[variable.side]].to(cosine.dtype)

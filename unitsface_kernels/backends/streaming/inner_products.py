@@ -38,7 +38,9 @@ class _AsTheyAre(UnitRows):
         # Norms tell which rows are not finite, and formulas read them. The other engine knows in
         # which dtype and with which strides its tiles want rows.
         rows, inverse_norms = self._engine.normalize_rows(source, start, stop, index, reuse)
-        return rows.copy_(_rows(source, start, stop, index)), inverse_norms
+        rows.copy_(_rows(source, start, stop, index))
+        # All of a row is NaN where some is infinite, as at unit length: terms could be finite.
+        return rows.add_((inverse_norms * 0.0)[:, None]), inverse_norms
 
     def tile_columns(
         self, source: Tensor, start: int, stop: int, index: Tensor | None = None
