@@ -34,6 +34,7 @@ _OPTIONS: dict[str, dict[str, list]] = {
     "npt": {"k": [1, 3]},
     "multi_similarity": {"alpha": [1.0, 2.0, 8.0], "beta": [8.0, 50.0]},
     "contrastive": {"negative_margin": [0.5, 1.0], "distance": ["euclidean", "cosine"]},
+    "batch_hard": {"k": [1, 3], "distance": ["squared", "euclidean"]},
     "proxy_nca": {"denominator": ["negatives", "all"]},
 }
 
@@ -80,7 +81,7 @@ def run_one(seed: int) -> str | None:
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity", "contrastive"):
+    if name in ("npt", "multi_similarity", "contrastive", "batch_hard"):
         del options["scale"]
     own: nn.Module = _made(name, width, count, **options)
     copied = copy.deepcopy(own)

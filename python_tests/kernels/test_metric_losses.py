@@ -87,3 +87,37 @@ def test_contrastive(positive_margin: float, negative_margin: float) -> None:
     margins = {"positive_margin": positive_margin, "negative_margin": negative_margin}
     got = uk.fused_contrastive_loss(feats, LABELS, backend="reference", **margins)
     _agrees(got, _contrastive(feats, LABELS, **margins), feats)
+
+
+def _batch_hard(
+    feats: Tensor, labels: Tensor, margin: float, soft: bool, squared: bool, k: int = 1
+) -> Tensor:
+    """As ``batch_hard`` of loss.py (VisualComputingInstitute/triplet-reid), whose furthest positive
+    may be the anchor itself, on unit vectors; that code has metrics "euclidean" and "sqeuclidean"
+    and averages over all anchors. The k nearest negatives, of which it has one, are averaged."""
+    feats, labels = feats[labels >= 0], labels[labels >= 0]
+    unit = F.normalize(feats, dim=1)
+    distance = torch.sum((unit[:, None] - unit[None]).square(), dim=2)
+    if not squared:
+        distance = distance.clamp_min(1e-4).sqrt()
+    total, rows = feats.new_zeros(()), 0
+    for i in range(len(labels)):
+        same = labels == labels[i]
+        negatives = distance[i][~same].sort().values[:k]
+        same[i] = False
+        if bool(same.any()) and len(negatives):
+            gap = distance[i][same].max() - negatives
+            terms = F.softplus(gap) if soft else F.relu(gap + margin)
+            total, rows = total + terms.mean(), rows + 1
+    return total / rows
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("distance", ["squared", "euclidean"])
+@pytest.mark.parametrize("hinge", ["hard", "soft"])
+def test_triplet(hinge: str, distance: str, k: int) -> None:
+    feats = _normal(len(LABELS), 6, seed=4)
+    options = {"margin": 0.3, "k": k, "distance": distance, "hinge": hinge}
+    got = uk.fused_triplet_loss(feats, LABELS, backend="reference", **options)
+    want = _batch_hard(feats, LABELS, 0.3, hinge == "soft", distance == "squared", k)
+    _agrees(got, want, feats)

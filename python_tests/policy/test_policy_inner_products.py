@@ -206,7 +206,7 @@ def test_slopes_without_a_bound() -> None:
         fused_pair_loss(Squares(), feats, labels, skip_tolerance=0.1, backend="native")
     fused_pair_loss(Logistic(), feats, labels, b=0.0, skip_tolerance=0.1, backend="native")
     if "triton" in BACKENDS:
-        with pytest.raises(ValueError, match="^float16, in which gradients are scaled, needs"):
+        with pytest.raises(ValueError, match=r"^float16, in which gradients are scaled, needs"):
             fused_pair_loss(Squares(), feats.half(), labels, backend="triton")
 
 

@@ -131,6 +131,14 @@ def _logsumexps(spec, params, cosine, positive, negative, *others):
     return spec.finish.value(*sums, params)
 
 
+def _smallest(cosine: Tensor, mask: Tensor) -> Tensor:
+    """(N, 1) smallest of each row, of equal ones the first; 0 without any."""
+    if not cosine.shape[1]:
+        return cosine.new_zeros((cosine.shape[0], 1))
+    place = cosine.detach().masked_fill(~mask, torch.inf).neg().argmax(dim=1, keepdim=True)
+    return torch.where(mask.any(dim=1, keepdim=True), cosine.gather(1, place), 0.0)
+
+
 def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     triplet = spec.triplet
     # Stable: of equal cosines the smaller position wins. NaN comes before every number.
@@ -139,7 +147,10 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     order = order[:, : triplet.count(params)]
     found = negative.gather(1, order)
     nearest = torch.where(found, cosine.gather(1, order), 0.0)
-    target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
+    if spec.topology == "class":
+        target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
+    else:
+        target = _smallest(cosine, positive)
     terms = triplet.value(nearest, target, params)
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)

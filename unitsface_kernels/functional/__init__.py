@@ -9,7 +9,7 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
-from .metric import fused_contrastive_loss
+from .metric import fused_contrastive_loss, fused_triplet_loss
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -34,6 +34,7 @@ __all__ = [
     "fused_pair_softmax_loss",
     "fused_proxy_nca_loss",
     "fused_sphereface2_loss",
+    "fused_triplet_loss",
     "fused_uce_loss",
     "fused_uss_loss",
     "uss_threshold_init",

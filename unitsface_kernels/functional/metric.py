@@ -9,7 +9,7 @@ from ..losses import REGISTRY
 from .call import Options, Samples
 from .ranks import pair_loss
 
-_CONTRASTIVE = REGISTRY["contrastive"].default
+_CONTRASTIVE, _HARD = (REGISTRY[name].default for name in ("contrastive", "batch_hard"))
 
 
 def fused_contrastive_loss(
@@ -64,6 +64,63 @@ def fused_contrastive_loss(
         },
         Samples(feats, labels, None, memory, memory_labels, batch_offset),
         Options(reduction, backend, skip_tolerance),
+        group,
+        exchange,
+    )
+
+
+def fused_triplet_loss(
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    margin: float = _HARD.margin,
+    k: int = _HARD.k,
+    distance: str = _HARD.distance,
+    hinge: str = _HARD.hinge,
+    reduction: str = "mean",
+    backend: str = "auto",
+    group: Group = None,
+    exchange: str = "auto",
+) -> Tensor:
+    r"""Triplets of every row: its hardest positive and its k hardest negatives (batch-hard).
+
+    With the distance d of unit vectors, :math:`2 - 2 c` or its root, the farthest positive p of row
+    i and its k nearest negatives n:
+
+    .. math:: L_i = \frac1k \sum_n [d_{ip} - d_{in} + m]_+
+
+    or, with ``hinge="soft"``, the mean of :math:`\sigma^+(d_{ip} - d_{in})`. With fewer than k
+    negatives it is the mean over those.
+
+    Source: Hermans, Beyer and Leibe, "In Defense of the Triplet Loss for Person Re-Identification",
+    arXiv 1703.07737, eq. 5, with Euclidean distances; on squared ones of unit vectors as Schroff et
+    al., "FaceNet", CVPR 2015, eq. 2.
+
+    Args:
+        feats, labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`.
+        margin: m.
+        k: number of negatives per row, an int from 1 to 64.
+        distance: "squared", from 0 to 4, or "euclidean", where less than 0.01 counts as that.
+        hinge: "hard" or "soft".
+        reduction: "mean" over the rows that have a positive and a negative, "sum", or "none" for
+            (N,) with 0 at rows that have not or are ignored.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["batch_hard"],
+        {"margin": margin, "k": k, "distance": distance, "hinge": hinge},
+        Samples(feats, labels, None, memory, memory_labels, batch_offset),
+        Options(reduction, backend),
         group,
         exchange,
     )

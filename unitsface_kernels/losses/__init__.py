@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    batch_hard,
     circle,
     class_bce,
     contrastive,
@@ -35,6 +36,7 @@ REGISTRY: dict[str, LossSpec] = {
         multi_similarity.SPEC,
         npt.SPEC,
         contrastive.SPEC,
+        batch_hard.SPEC,
         proxy_nca.SPEC,
     )
 }

@@ -18,7 +18,7 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
-from .metric import ContrastiveLoss
+from .metric import ContrastiveLoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .proxies import ProxyNCALoss
@@ -48,6 +48,7 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "circle": CircleLoss,
     "multi_similarity": MultiSimilarityLoss,
     "contrastive": ContrastiveLoss,
+    "batch_hard": TripletLoss,
 }
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "ProxyNCALoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "TripletLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",

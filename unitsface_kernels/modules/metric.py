@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..distributed.collectives import Group
-from ..losses import contrastive
+from ..losses import batch_hard, contrastive
 from .pair import RegisteredPairLoss
 
-_CONTRASTIVE = contrastive.SPEC.default
+_CONTRASTIVE, _HARD = contrastive.SPEC.default, batch_hard.SPEC.default
 
 
 class ContrastiveLoss(RegisteredPairLoss):
@@ -31,6 +31,33 @@ class ContrastiveLoss(RegisteredPairLoss):
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
+        group: Group = None,
+        exchange: str = "auto",
+    ) -> None:
+        super().__init__(locals())
+
+
+class TripletLoss(RegisteredPairLoss):
+    """Batch-hard triplets; see :func:`fused_triplet_loss`. It has no parameters.
+
+    Args:
+        margin, k, distance, hinge, reduction, backend, group, exchange: as the function's.
+
+    Shape:
+        feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,) and the int
+        batch_offset -> () float32.
+    """
+
+    loss = "batch_hard"
+
+    def __init__(
+        self,
+        margin: float = _HARD.margin,
+        k: int = _HARD.k,
+        distance: str = _HARD.distance,
+        hinge: str = _HARD.hinge,
+        reduction: str = "mean",
+        backend: str = "auto",
         group: Group = None,
         exchange: str = "auto",
     ) -> None:

@@ -88,9 +88,10 @@ class Policy:
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
     - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
       which one of no pairs is -1e30. Over classes the first is the target's logit.
-    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest
-      cosines with other classes; k is the number ``k``, 1 if there is none. With a number
-      ``hinges``, "mean" or "sum", that says whether terms are added instead.
+    - "topk": the mean of ``triplet(nearest, target)`` over the k largest cosines with other
+      classes, or with negatives, of which ``target`` is the smallest with a positive; k is the
+      number ``k``, 1 if there is none. With a number ``hinges``, "mean" or "sum", that says whether
+      terms are added instead.
 
     ``normalize = False`` compares by inner products of the features as they are: ``c`` is one.
 
@@ -245,9 +246,6 @@ def _trace(cls: type[Policy]) -> Formula:
         streamed = _leaves(terms["negative"])
         variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
     variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
-    topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
-    if topology != cls.topology:
-        fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
     for name in _SIDES.get((cls.topology, cls.combine), ()):
         if terms[name] is None:
             fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
@@ -326,8 +324,6 @@ _SIDES = {
     ("class", "logsumexp"): ("positive", "negative"),
     ("class", "logsumexps"): ("positive", "negative"),
 }
-#: Combinations that only policies of one topology have.
-_ONE_TOPOLOGY: dict[str, Topology] = {"topk": "class"}
 #: Nearest columns that kernels find, at most.
 _MOST_NEAREST = 64
 
