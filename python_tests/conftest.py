@@ -60,6 +60,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def poisoned_memory():
+    """Every torch.empty is full of NaN, or of large integers."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def pytest_report_header() -> str:
     from support.helpers import TARGETS
 

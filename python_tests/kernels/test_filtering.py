@@ -21,6 +21,9 @@ from unitsface_kernels.backends.streaming import RowSelection, filtering, logsum
 from unitsface_kernels.backends.streaming import sum as sums
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
+# Matmuls of selected rows read whole blocks of a workspace.
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 TOLERANCE = 1e-3
 SKIPPING = [
     spec

@@ -9,11 +9,11 @@ import torch
 from support.cases import HALF, Case, build, problem
 from support.evaluation import check_against_reference
 from support.grid import (
+    compiled_first,
     extended_if,
     interpreted,
     interpreted_first,
     parity_cases,
-    representatives,
     small,
 )
 from support.helpers import FUSED, Target
@@ -32,7 +32,7 @@ def _grid() -> list:
             marks=extended_if(
                 not interpreted_first(spec, values, case, dtype)
                 if target.interpreted
-                else case.heavy and spec not in representatives(REGISTRY.values())
+                else not compiled_first(spec, case, dtype)
             ),
         )
         for target in FUSED
@@ -42,15 +42,6 @@ def _grid() -> list:
         and (dtype == torch.float32 or (case.name in HALF and not values))
         and (not target.interpreted or interpreted(spec, values, case, dtype))
     ]
-
-
-@pytest.fixture
-def poisoned_memory():
-    """Every torch.empty is full of NaN, or of large integers."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cases import ALL_VARIANTS, CASES, HALF, THRESHOLDS, Case
+from support.cases import CASES, HALF, THRESHOLDS, Case
 from support.compiled import failure, needs_compiler, shared_objects
 from support.evaluation import check_against_reference
 from support.grid import extended_if
@@ -36,7 +36,9 @@ OBJDUMP = shutil.which("objdump")
 pytestmark = needs_compiler
 
 
+# One per driver.
 LARGE = ("Contrastive", "Quadratic per column", "Curved", "PairSoftmax", "Apart")
+FIRST = {"axes", "base", "columns", "tiles-columns"}
 
 
 def _grid() -> list:
@@ -46,12 +48,12 @@ def _grid() -> list:
             if not case.applies(spec):
                 continue
             of_threshold = "per column" in name and case.name in THRESHOLDS
-            often = case.name in ALL_VARIANTS or of_threshold
+            often = case.name in FIRST or of_threshold
             for dtype in (torch.float32, torch.bfloat16):
                 if dtype == torch.float32 or case.name in HALF:
-                    # Large tiles: one loss per driver.
                     large = case.heavy and dtype == torch.float32 and name in LARGE
-                    marks = extended_if(not often and not large)
+                    half = dtype != torch.float32 and name not in LARGE
+                    marks = extended_if(half or not (often or large))
                     values = (spec, case, dtype)
                     kind = str(dtype).split(".")[1]
                     label = f"{name}-{case.name}-{kind}".replace(" ", "-")

@@ -168,8 +168,8 @@ class Library:
 @pytest.fixture(
     scope="module",
     params=[
-        ("baseline", 7),
         ("avx2", 7),
+        pytest.param(("baseline", 7), marks=pytest.mark.extended),
         *(pytest.param(("avx2", seed), marks=pytest.mark.extended) for seed in range(20, 24)),
     ],
     ids=lambda param: "-".join(map(str, param)),

@@ -9,7 +9,7 @@ import torch
 from support.cases import CASES, HALF, Case, build, problem
 from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
-from support.grid import extended_if, parity_cases, representatives
+from support.grid import extended_if, interpreted_first, parity_cases, representatives
 from support.helpers import Target, patched_blocks
 from support.policies import Contrastive, Hard, custom_problem, specs
 
@@ -53,7 +53,7 @@ def _grid() -> list:
         pytest.param(
             *(spec, values, case, dtype),
             id=f"{name}-{str(dtype).split('.')[1]}",
-            marks=extended_if(bool(values) or spec not in FIRST or dtype != torch.float32),
+            marks=extended_if(not interpreted_first(spec, values, case, dtype)),
         )
         for name, spec, values, case in parity_cases()
         if spec in FORMULAS and not case.heavy
@@ -169,7 +169,15 @@ def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", _losses("nearest"))
-@pytest.mark.parametrize("kind", ["in-batch", "memory with gradient", "classes", "class subset"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("in-batch", marks=pytest.mark.extended),
+        "memory with gradient",
+        pytest.param("classes", marks=pytest.mark.extended),
+        "class subset",
+    ],
+)
 def test_on_a_device_memory_is_bounded_and_nothing_waits(name: str, kind: str) -> None:
     """A custom loss on CUDA tensors where the native backend is asked for."""
     if not KINDS[kind].applies(CUSTOM[name]):

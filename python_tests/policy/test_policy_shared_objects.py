@@ -26,6 +26,7 @@ from support.compiled import (
     shared_objects,
 )
 from support.evaluation import check_against_reference
+from support.grid import extended_if
 from support.helpers import ROOT, Target, run_python
 from support.policies import Contrastive, custom_problem
 
@@ -97,7 +98,15 @@ def test_processes_compile_together_once(fresh: Path, tmp_path: Path) -> None:
     assert len(log.read_text().split()) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "digest", "no digest", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "digest",
+        pytest.param("no digest", marks=pytest.mark.extended),
+        pytest.param("empty", marks=pytest.mark.extended),
+    ],
+)
 def test_a_damaged_file_is_made_again(fresh: Path, monkeypatch, damage: str) -> None:
     spec = custom.spec(Contrastive())
     assert failure(spec) is None
@@ -327,7 +336,9 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=extended_if(i > 2)) for i, n in enumerate(HOSTILE)]
+)
 def test_names_do_not_become_code(fresh: Path, name: str) -> None:
     """Of classes, of fields and of words to choose from, which type() takes from any string."""
     members = {

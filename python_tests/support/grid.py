@@ -15,8 +15,10 @@ from what the code shares; a compiled backend, a GPU's included, runs everything
   (``small``): a GPU's and the CPU's are larger than the interpreter's.
 
 Of that, ``make test`` takes one loss of each topology where the operator is tested and, for parity,
-the losses of ``representatives`` in the cases that move labels and thresholds. The mark
-``extended`` leaves the rest to ``make test-all``.
+the losses of ``representatives`` in the cases that move labels and thresholds. On a compiled
+backend it takes ``representatives``, and for parity every loss in float32, those that are none in
+the cases that move labels and thresholds. The mark ``extended`` leaves the rest to
+``make test-all``.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 
 def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
-    """One loss, the first, for every driver (reduction and topology) and kind of threshold."""
+    """One loss, the first, for every driver (reduction and topology), kind of threshold and kind of
+    variable."""
     found: list[LossSpec] = []
     seen: set[object] = set()
     for spec in specs:
-        kinds = {(spec.reduction, spec.topology), spec.threshold}
+        kinds: set[object] = {(spec.reduction, spec.topology), spec.threshold}
+        kinds |= {(v.side, v.given, v.streamed) for v in spec.variables}
         if not kinds <= seen:
             found.append(spec)
             seen |= kinds
@@ -69,13 +73,14 @@ def calls(
     """
     specs = list(specs)
     first = {spec.topology: spec for spec in reversed(specs)}.values()
-    slow = list(first) if of_operator else representatives(specs)
+    fast = representatives(specs)
+    slow = list(first) if of_operator else fast
     return [
         pytest.param(
             target,
             spec,
             id=f"{target}-{spec.name}",
-            marks=extended_if(target.interpreted and spec not in first),
+            marks=extended_if(spec not in (first if target.interpreted else fast)),
         )
         for target in targets
         for spec in (slow if target.interpreted else specs)
@@ -102,6 +107,13 @@ def small(case: Case) -> Case:
         columns=None if case.columns is None else min(case.columns, 70),
         dim=min(case.dim, 77),
     )
+
+
+def compiled_first(spec: LossSpec, case: Case, dtype: torch.dtype) -> bool:
+    """Whether a compiled parity problem represents the others in ``make test``."""
+    if spec in representatives(REGISTRY.values()):
+        return True
+    return not case.heavy and dtype == torch.float32 and case.name in THRESHOLDS
 
 
 def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
