@@ -47,8 +47,7 @@ int64_t column_variables(const Args& t) {
 
 // Of a policy that reads any; all others leave them out.
 template <class Args>
-Fields<Args> variable_fields(py::module_& m, const char* name) {
-  Fields<Args> fields(m, name);
+void add_variables(Fields<Args>& fields) {
   fields.field("num_scalars", &Args::num_scalars)
       .field("num_rows", &Args::num_rows)
       .field("num_columns", &Args::num_columns)
@@ -61,30 +60,58 @@ Fields<Args> variable_fields(py::module_& m, const char* name) {
       .check([](const Args& t) { return t.num_columns >= 0; }, "numbers below 0")
       .check([](const Args& t) { return t.row_stride >= 0 && t.column_stride >= 0; },
              "strides below 0");
+}
+
+template <class Args>
+Fields<Args> variable_fields(py::module_& m, const char* name) {
+  Fields<Args> fields(m, name);
+  add_variables(fields);
   return fields;
 }
 
 template <class Args>
-void bind_sum_tile(py::module_& m, const char* name) {
-  variable_fields<Args>(m, name)
-      .optional("b_rows", &Args::b_rows,
-                [](const Args& t) { return strided(t.num_rows, t.m, t.row_stride); })
-      .optional("a_columns", &Args::a_columns,
-                [](const Args& t) { return strided(t.num_columns, t.n, t.column_stride); })
-      .optional("a_drows", &Args::a_drows, row_variables)
+int64_t other_row_variables(const Args& t) {
+  return strided(t.num_rows, t.m, t.row_stride);
+}
+
+template <class Args>
+int64_t other_column_variables(const Args& t) {
+  return strided(t.num_columns, t.n, t.column_stride);
+}
+
+// As the other direction of pairs reads them, which a tile has or not.
+template <class Args>
+void add_other_variables(Fields<Args>& fields) {
+  fields.optional("b_rows", &Args::b_rows, other_row_variables)
+      .optional("a_columns", &Args::a_columns, other_column_variables);
+}
+
+template <class Args>
+bool has_other_variables(const Args& t, bool directions) {
+  if (t.n == 0 || t.m == 0 || !directions) return true;
+  return (t.num_rows == 0 || t.b_rows != nullptr) && (t.num_columns == 0 || t.a_columns != nullptr);
+}
+
+constexpr const char* kOtherVariables = "variables of the other direction are missing";
+
+template <class Args>
+void add_gradients_of_variables(Fields<Args>& fields) {
+  fields.optional("a_drows", &Args::a_drows, row_variables)
       .optional("d_scalars", &Args::d_scalars, [](const Args& t) { return t.num_scalars; })
       .optional("b_dcolumns", &Args::b_dcolumns, column_variables)
-      .optional("b_drows", &Args::b_drows,
-                [](const Args& t) { return strided(t.num_rows, t.m, t.row_stride); })
-      .optional("a_dcolumns", &Args::a_dcolumns,
-                [](const Args& t) { return strided(t.num_columns, t.n, t.column_stride); })
+      .optional("b_drows", &Args::b_drows, other_row_variables)
+      .optional("a_dcolumns", &Args::a_dcolumns, other_column_variables);
+}
+
+template <class Args>
+void bind_sum_tile(py::module_& m, const char* name) {
+  auto fields = variable_fields<Args>(m, name);
+  add_other_variables(fields);
+  add_gradients_of_variables(fields);
+  fields
       .check(
-          [](const Args& t) {
-            const bool both = t.n > 0 && t.m > 0 && (t.mirrored || t.b_loss != nullptr);
-            return !both || ((t.num_rows == 0 || t.b_rows != nullptr) &&
-                             (t.num_columns == 0 || t.a_columns != nullptr));
-          },
-          "variables of the other direction are missing")
+          [](const Args& t) { return has_other_variables(t, t.mirrored || t.b_loss != nullptr); },
+          kOtherVariables)
       .field("cosines", &Args::cosines, tile)
       .optional("gradient", &Args::gradient, gradient_tile)
       .field("gradient_dtype", &Args::gradient_dtype)
@@ -151,6 +178,10 @@ void bind_histogram_tile(py::module_& m, const char* name) {
 template <class Args>
 Fields<Args> pair_fields(py::module_& m, const std::string& name) {
   Fields<Args> fields(m, name.c_str());
+  if constexpr (std::is_base_of_v<VariableArgs, Args>) {
+    add_variables(fields);
+    add_other_variables(fields);
+  }
   fields.field("cosines", &Args::cosines, tile)
       .field("n", &Args::n)
       .field("m", &Args::m)
@@ -163,8 +194,22 @@ Fields<Args> pair_fields(py::module_& m, const std::string& name) {
 
 template <class N, class P, class G>
 void bind_pair_tiles(py::module_& m, const std::string& device) {
-  pair_fields<N>(m, device + "PairNegatives")
-      .field("a_maximum", &N::a_maximum, rows)
+  auto negatives = pair_fields<N>(m, device + "PairNegatives");
+  auto positives = pair_fields<P>(m, device + "PairPositives");
+  auto gradient = pair_fields<G>(m, device + "PairGradient");
+  if constexpr (std::is_base_of_v<VariableArgs, G>) {
+    add_gradients_of_variables(gradient);
+    gradient.field("both_slopes", &G::both_slopes)
+        .check([](const G& t) { return !t.both_slopes || t.b_log_negatives != nullptr; },
+               "gradients of both directions need weights of both")
+        .check([](const G& t) { return has_other_variables(t, t.b_log_negatives != nullptr); },
+               kOtherVariables);
+    negatives.check([](const N& t) { return has_other_variables(t, t.b_maximum != nullptr); },
+                    kOtherVariables);
+    positives.check([](const P& t) { return has_other_variables(t, t.b_loss != nullptr); },
+                    kOtherVariables);
+  }
+  negatives.field("a_maximum", &N::a_maximum, rows)
       .field("a_total", &N::a_total, rows)
       .optional("b_maximum", &N::b_maximum, columns)
       .optional("b_total", &N::b_total, columns)
@@ -180,8 +225,7 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
                    (t.b_positive_maximum == nullptr) == (t.b_positive_total == nullptr);
           },
           "positive_maximum and positive_total go together");
-  pair_fields<P>(m, device + "PairPositives")
-      .field("a_log_negatives", &P::a_log_negatives, rows)
+  positives.field("a_log_negatives", &P::a_log_negatives, rows)
       .field("a_loss", &P::a_loss, rows)
       .field("a_negative_prob", &P::a_negative_prob, rows)
       .optional("b_log_negatives", &P::b_log_negatives, columns)
@@ -193,8 +237,7 @@ void bind_pair_tiles(py::module_& m, const std::string& device) {
                    (t.b_negative_prob != nullptr && t.b_log_negatives != nullptr);
           },
           "b_log_negatives, b_loss and b_negative_prob go together");
-  pair_fields<G>(m, device + "PairGradient")
-      .field("gradient", &G::gradient, gradient_tile)
+  gradient.field("gradient", &G::gradient, gradient_tile)
       .field("gradient_dtype", &G::gradient_dtype)
       .field("gradient_scale", &G::gradient_scale)
       .field("a_log_negatives", &G::a_log_negatives, rows)
@@ -249,6 +292,7 @@ void bind_arguments(py::module_& m) {
       .optional("a_drows", &G::a_drows, row_variables)
       .optional("a_dscalars", &G::a_dscalars,
                 [](const G& t) { return strided(t.num_scalars, t.n, t.row_stride); })
+      .optional("b_dcolumns", &G::b_dcolumns, column_variables)
       .field("cosines", &G::cosines, tile)
       .field("gradient", &G::gradient, gradient_tile)
       .field("gradient_dtype", &G::gradient_dtype)

@@ -11,6 +11,8 @@
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
 #include "cpu/sum_tile.h"
+#include "cpu/units.h"
+#include "cpu/variables.h"
 #include "unitsface/pair_logit.h"
 
 namespace unitsface::cpu {
@@ -28,24 +30,70 @@ inline void fold_log_sum(float highest, float sum, float* maximum, float* total)
   *total = kept + sum * exp_clamped(highest - *maximum);
 }
 
+// The logit of a positive pair, or of a negative one, for which `v` are variables of `row` and
+// `column`.
+template <class Policy>
+UF_HOST_DEVICE auto positive_at(const Policy& policy, float cosine, const Variables<Policy>& v,
+                                int64_t row, int64_t column) {
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    return policy.positive(cosine, v.at(row, column));
+  } else {
+    return policy.positive(cosine);
+  }
+}
+
+template <class Policy>
+UF_HOST_DEVICE auto negative_at(const Policy& policy, float cosine, const Variables<Policy>& v,
+                                int64_t row, int64_t column) {
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    return policy.negative(cosine, v.at(row, column));
+  } else {
+    return policy.negative(cosine);
+  }
+}
+
+// That of a pair of either kind.
+template <class Policy>
+UF_HOST_DEVICE auto logit_at(const Policy& policy, float cosine, bool positive,
+                             const Variables<Policy>& v, int64_t row, int64_t column) {
+  if constexpr (VariablesOf<Policy>::kCount == 0) {
+    return pair_logit(policy, cosine, positive);
+  } else {
+    auto z = negative_at(policy, cosine, v, row, column);
+    if constexpr (Policy::kPositives) {
+      const auto other = positive_at(policy, cosine, v, row, column);
+      z.value = positive ? other.value : z.value;
+      z.dcosine = positive ? other.dcosine : z.dcosine;
+      each<VariablesOf<Policy>::kCount>(
+          [&](auto k) { z.slope[k] = positive ? other.slope[k] : z.slope[k]; });
+    }
+    return z;
+  }
+}
+
 struct Highest {
   float negative, positive;
 };
 
-// Logits of one row's pairs, in place, -inf for those that take no part, and the largest ones.
-// With kTwo positives have a log-sum-exp of their own; without, they take no part.
-template <bool kTwo, class Policy>
+// Logits of row i's pairs, -inf for those that take no part, and the largest ones: in place of the
+// cosines or, with kBack, those of the other direction to `apart`. With kTwo positives have a
+// log-sum-exp of their own; without, they take no part.
+template <bool kTwo, bool kBack, class Policy>
 Highest logits_row(const Policy policy, float* __restrict row, int32_t label,
-                   const int32_t* __restrict labels, int32_t m, int32_t skipped) {
+                   const int32_t* __restrict labels, int32_t m, int32_t skipped,
+                   const Variables<Policy>& v, int64_t i, float* apart) {
+  float* logits = kBack ? apart : row;
   float highest = -INFINITY, highest_positive = -INFINITY;
 #pragma omp simd reduction(max : highest, highest_positive)
   for (int32_t j = 0; j < m; ++j) {
     const int32_t other = labels[j];
     const bool same = other == label;
     const bool counted = (other >= 0) & ((kTwo & Policy::kPositives) | !same) & (j != skipped);
-    const Logit logit = kTwo ? pair_logit(policy, row[j], same) : policy.negative(row[j]);
-    const float z = counted ? logit.value : -INFINITY;
-    row[j] = z;
+    const int64_t first = kBack ? j : i, second = kBack ? i : j;
+    const float value = kTwo ? logit_at(policy, row[j], same, v, first, second).value
+                             : negative_at(policy, row[j], v, first, second).value;
+    const float z = counted ? value : -INFINITY;
+    logits[j] = z;
     const float negative = kTwo & same ? -INFINITY : z;
     highest = negative > highest ? negative : highest;
     if (kTwo) {
@@ -79,16 +127,23 @@ void fold_row(const PairNegatives& t, int64_t i, Highest highest) {
   }
 }
 
-// Maximum and sum of exponentials of each column over rows of logits from `first` to `end`, of its
-// negatives or, with kPositive, of its positives. Without kTwo the rows have no others.
+// Logits of a tile's rows from `first` on, as the columns' statistics take them.
+struct UnitLogits {
+  const float* data;
+  int64_t stride;
+  int64_t first, end;  // rows of the tile
+};
+
+// Maximum and sum of exponentials of each column over a unit's logits, of its negatives or, with
+// kPositive, of its positives. Without kTwo the rows have no others.
 template <bool kTwo, bool kPositive>
-void log_sum_columns(const PairNegatives& t, int64_t first, int64_t end, float* __restrict maximum,
+void log_sum_columns(const PairNegatives& t, const UnitLogits& unit, float* __restrict maximum,
                      float* __restrict sum) {
   const int32_t* __restrict labels = t.b_labels;
   const int32_t m = static_cast<int32_t>(t.m);
   for (int32_t j = 0; j < m; ++j) maximum[j] = -INFINITY;
-  for (int64_t i = first; i < end; ++i) {
-    const float* __restrict row = t.cosines + i * t.stride;
+  for (int64_t i = unit.first; i < unit.end; ++i) {
+    const float* __restrict row = unit.data + (i - unit.first) * unit.stride;
     const int32_t label = t.a_labels[i];
 #pragma omp simd
     for (int32_t j = 0; j < m; ++j) {
@@ -96,8 +151,8 @@ void log_sum_columns(const PairNegatives& t, int64_t first, int64_t end, float* 
       maximum[j] = z > maximum[j] ? z : maximum[j];
     }
   }
-  for (int64_t i = first; i < end; ++i) {
-    const float* __restrict row = t.cosines + i * t.stride;
+  for (int64_t i = unit.first; i < unit.end; ++i) {
+    const float* __restrict row = unit.data + (i - unit.first) * unit.stride;
     const int32_t label = t.a_labels[i];
 #pragma omp simd
     for (int32_t j = 0; j < m; ++j) {
@@ -116,24 +171,39 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
   const int64_t kinds = kTwo ? 2 : 1;
   Workspace maxima(both ? kinds * units * t.m : 0);
   Workspace sums(both ? kinds * units * t.m : 0);
-  parallel_chunks(units, threads, [&](int64_t unit, int) {
+  // Logits of the other direction, of a unit at a time.
+  const bool directed = kDirected<Policy> && both;
+  const int64_t elements = directed ? kRowsPerUnit * t.m : 0;
+  Workspace others(elements * threads);
+  parallel_chunks(units, threads, [&](int64_t unit, int slot) {
     const int64_t first = unit * kRowsPerUnit;
     const int64_t end = t.n < first + kRowsPerUnit ? t.n : first + kRowsPerUnit;
+    float* other = others.data() + slot * elements;
     for (int64_t i = first; i < end; ++i) {
       float* __restrict row = t.cosines + i * t.stride;
       if (t.a_labels[i] < 0) {
         for (int32_t j = 0; j < m; ++j) row[j] = -INFINITY;
+        for (int32_t j = 0; directed && j < m; ++j) other[(i - first) * t.m + j] = -INFINITY;
         continue;
       }
-      fold_row<kTwo>(t, i,
-                     logits_row<kTwo>(policy, row, t.a_labels[i], t.b_labels, m,
-                                      excluded_column(i, t.diagonal, t.m)));
+      const int32_t skipped = excluded_column(i, t.diagonal, t.m);
+      if constexpr (kDirected<Policy>) {
+        if (directed) {
+          logits_row<kTwo, true>(policy, row, t.a_labels[i], t.b_labels, m, skipped,
+                                 backward_variables<Policy>(t), i, other + (i - first) * t.m);
+        }
+      }
+      fold_row<kTwo>(
+          t, i,
+          logits_row<kTwo, false>(policy, row, t.a_labels[i], t.b_labels, m, skipped,
+                                  forward_variables<Policy>(t), i, static_cast<float*>(nullptr)));
     }
     if (!both) return;
-    log_sum_columns<kTwo, false>(t, first, end, maxima.data() + unit * t.m,
-                                 sums.data() + unit * t.m);
+    UnitLogits logits{t.cosines + first * t.stride, t.stride, first, end};
+    if (directed) logits.data = other, logits.stride = t.m;
+    log_sum_columns<kTwo, false>(t, logits, maxima.data() + unit * t.m, sums.data() + unit * t.m);
     if constexpr (kTwo) {
-      log_sum_columns<kTwo, true>(t, first, end, maxima.data() + (units + unit) * t.m,
+      log_sum_columns<kTwo, true>(t, logits, maxima.data() + (units + unit) * t.m,
                                   sums.data() + (units + unit) * t.m);
     }
   });
@@ -159,16 +229,22 @@ void positives_row(const Policy policy, const PairPositives& t, int64_t i,
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const int32_t count = static_cast<int32_t>(t.m);
   const float log_negatives = t.a_log_negatives[i];
+  const Variables<Policy> forwards = forward_variables<Policy>(t);
+  const Variables<Policy> backwards = backward_variables<Policy>(t);
   float loss = 0.0f, negative_prob = 0.0f;
 #pragma omp simd reduction(+ : loss, negative_prob)
   for (int32_t j = 0; j < count; ++j) {
     const bool counted = (labels[j] == label) & (j != skipped);
-    const float z = policy.positive(cosine[j]).value;
+    const float z = positive_at(policy, cosine[j], forwards, i, j).value;
     const Softplus forth = softplus(log_negatives - z);
     loss += counted ? forth.value : 0.0f;
     negative_prob += counted ? forth.sigmoid : 0.0f;
     if (kBoth) {
-      const Softplus back = softplus(b_log_negatives[j] - z);
+      float other = z;
+      if constexpr (kDirected<Policy>) {
+        other = positive_at(policy, cosine[j], backwards, j, i).value;
+      }
+      const Softplus back = softplus(b_log_negatives[j] - other);
       column_loss[j] += counted ? back.value : 0.0f;
       column_negative_prob[j] += counted ? back.sigmoid : 0.0f;
     }
@@ -209,6 +285,17 @@ void pair_positives_tile(const Policy policy, const PairPositives& t, int thread
   }
 }
 
+// d loss / d logit of one direction of a pair, whose row has these sums and weights.
+template <bool kTwo>
+UF_HOST_DEVICE float slope_of(float z, bool positive, float log_negatives, float log_positives,
+                              float negative_weight, float positive_weight) {
+  if (kTwo) {
+    return pair_slope_of_two(z, positive, log_negatives, log_positives, negative_weight,
+                             positive_weight);
+  }
+  return pair_slope(z - log_negatives, positive, negative_weight, positive_weight);
+}
+
 template <bool kTwo, bool kBoth, class Gradient, class Policy>
 void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   const float* cosine = t.cosines + i * t.stride;
@@ -229,19 +316,119 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
     const int32_t other = labels[j];
     const bool same = other == label;
     const Logit z = pair_logit(policy, cosine[j], same);
-    float slope;
-    if (kTwo) {
-      slope = pair_slope_of_two(z.value, same, log_negatives, log_positives, negative, positive);
-      if (kBoth)
-        slope += pair_slope_of_two(z.value, same, b_log_negatives[j], b_log_positives[j],
-                                   b_negative[j], b_positive[j]);
-    } else {
-      slope = pair_slope(z.value - log_negatives, same, negative, positive);
-      if (kBoth)
-        slope += pair_slope(z.value - b_log_negatives[j], same, b_negative[j], b_positive[j]);
-    }
+    float slope = slope_of<kTwo>(z.value, same, log_negatives, log_positives, negative, positive);
+    if (kBoth)
+      slope += slope_of<kTwo>(z.value, same, b_log_negatives[j], kTwo ? b_log_positives[j] : 0.0f,
+                              b_negative[j], b_positive[j]);
     const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
     gradient[j] = round_to<Gradient>(counted ? slope * z.dcosine : 0.0f);
+  }
+}
+
+// The same of a policy with variables. With kSlopes = 1 derivatives of the row's direction by what
+// it gives to its pairs are added to `own` [kCount], and those by variables of columns to `sums`
+// [kRows + kColumns, m]; with 2 also those of the other direction.
+template <bool kTwo, bool kBoth, int kSlopes, class Gradient, class Policy>
+void variable_gradient_row(const Policy policy, const PairGradient& t, int64_t i,
+                           float* __restrict sums, float* __restrict own) {
+  using V = VariablesOf<Policy>;
+  const float* cosine = t.cosines + i * t.stride;
+  Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const float* __restrict b_log_negatives = t.b_log_negatives;
+  const float* __restrict b_negative = t.b_negative_weight;
+  const float* __restrict b_positive = t.b_positive_weight;
+  const float* __restrict b_log_positives = t.b_log_positives;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
+  const float log_negatives = t.a_log_negatives[i];
+  const float negative = t.a_negative_weight[i], positive = t.a_positive_weight[i];
+  const float log_positives = kTwo ? t.a_log_positives[i] : 0.0f;
+  const Variables<Policy> forwards = forward_variables<Policy>(t);
+  const Variables<Policy> backwards = backward_variables<Policy>(t);
+  float slopes[V::kCount * kSlopeBlock];
+  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
+    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
+    const int32_t count = static_cast<int32_t>(stop - start);
+#pragma omp simd
+    for (int32_t k = 0; k < count; ++k) {
+      const int64_t j = start + k;
+      const int32_t other = labels[j];
+      const bool same = other == label;
+      const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
+      const auto forth = logit_at(policy, cosine[j], same, forwards, i, j);
+      const float share =
+          slope_of<kTwo>(forth.value, same, log_negatives, log_positives, negative, positive);
+      float slope = share * forth.dcosine;
+      if constexpr (kSlopes > 0) {
+        each<V::kScalars + V::kRows>(
+            [&](auto v) { slopes[v * kSlopeBlock + k] = counted ? share * forth.slope[v] : 0.0f; });
+        each<V::kColumns>([&](auto c) {
+          constexpr int v = V::kScalars + V::kRows + c;
+          sums[(V::kRows + c) * t.m + j] += counted ? share * forth.slope[v] : 0.0f;
+        });
+      }
+      if constexpr (kBoth) {
+        auto back = forth;
+        if constexpr (kDirected<Policy>) {
+          back = logit_at(policy, cosine[j], same, backwards, j, i);
+        }
+        const float other_share =
+            slope_of<kTwo>(back.value, same, b_log_negatives[j], kTwo ? b_log_positives[j] : 0.0f,
+                           b_negative[j], b_positive[j]);
+        slope += other_share * back.dcosine;
+        if constexpr (kSlopes > 1) {
+          each<V::kScalars>([&](auto v) {
+            slopes[v * kSlopeBlock + k] += counted ? other_share * back.slope[v] : 0.0f;
+          });
+          each<V::kRows>([&](auto r) {
+            constexpr int v = V::kScalars + r;
+            sums[r * t.m + j] += counted ? other_share * back.slope[v] : 0.0f;
+          });
+          each<V::kColumns>([&](auto c) {
+            constexpr int v = V::kScalars + V::kRows + c;
+            slopes[v * kSlopeBlock + k] = counted ? other_share * back.slope[v] : 0.0f;
+          });
+        }
+      }
+      gradient[j] = round_to<Gradient>(counted ? slope : 0.0f);
+    }
+    if constexpr (kSlopes > 0) {
+      each<V::kScalars + V::kRows + (kSlopes > 1 ? V::kColumns : 0)>(
+          [&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
+    }
+  }
+}
+
+template <class Gradient>
+void clear_row(const PairGradient& t, int64_t i) {
+  Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
+  for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
+}
+
+template <bool kTwo, bool kBoth, int kSlopes, class Gradient, class Policy>
+void variable_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
+  using V = VariablesOf<Policy>;
+  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const int64_t width = kSlopes > 0 ? (V::kRows + V::kColumns) * t.m : 0;
+  const int64_t count = kSlopes > 0 ? V::kCount : 0;
+  Workspace columns(units * width), own(count * t.n);
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
+    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
+    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+      if (t.a_labels[i] < 0) {
+        clear_row<Gradient>(t, i);
+      } else {
+        variable_gradient_row<kTwo, kBoth, kSlopes, Gradient>(
+            policy, t, i, columns.data() + unit * width, own.data() + i * count);
+      }
+    }
+  });
+  if constexpr (kSlopes > 0) {
+    add_to_gradients<Policy, (kSlopes > 1)>(t, own.data(), [&](double* total, int64_t which) {
+      for (int64_t unit = 0; unit < units; ++unit) {
+        for (int64_t j = 0; j < t.m; ++j) total[j] += columns[unit * width + which * t.m + j];
+      }
+    });
   }
 }
 
@@ -249,16 +436,29 @@ template <bool kTwo, class Gradient, class Policy>
 void pair_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
   if (kTwo) require_positives(t);
   const bool both = t.b_log_negatives != nullptr;
-  parallel_rows(t.n, t.m, threads, [&](int64_t i) {
-    if (t.a_labels[i] < 0) {
-      Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
-      for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
-    } else if (both) {
-      pair_gradient_row<kTwo, true, Gradient>(policy, t, i);
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    const bool wanted = t.d_scalars != nullptr || t.a_drows != nullptr || t.b_dcolumns != nullptr;
+    if (!both) {
+      (wanted ? variable_gradient_tile<kTwo, false, 1, Gradient, Policy>
+              : variable_gradient_tile<kTwo, false, 0, Gradient, Policy>)(policy, t, threads);
+    } else if (!wanted) {
+      variable_gradient_tile<kTwo, true, 0, Gradient>(policy, t, threads);
+    } else if (!t.both_slopes) {
+      variable_gradient_tile<kTwo, true, 1, Gradient>(policy, t, threads);
     } else {
-      pair_gradient_row<kTwo, false, Gradient>(policy, t, i);
+      variable_gradient_tile<kTwo, true, 2, Gradient>(policy, t, threads);
     }
-  });
+  } else {
+    parallel_rows(t.n, t.m, threads, [&](int64_t i) {
+      if (t.a_labels[i] < 0) {
+        clear_row<Gradient>(t, i);
+      } else if (both) {
+        pair_gradient_row<kTwo, true, Gradient>(policy, t, i);
+      } else {
+        pair_gradient_row<kTwo, false, Gradient>(policy, t, i);
+      }
+    });
+  }
 }
 
 template <bool kTwo, class Policy>

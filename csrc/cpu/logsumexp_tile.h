@@ -6,6 +6,7 @@
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
+#include "cpu/units.h"
 #include "cpu/variables.h"
 #include "unitsface/policy.h"
 #include "unitsface/scalar_math.h"
@@ -68,12 +69,14 @@ void logsumexp_tile(const Policy policy, const LogsumexpTile& t, int threads) {
   });
 }
 
-// Adds the derivatives of row i's negatives by scalars and by variables of rows.
+// Adds the derivatives of row i's negatives by scalars and by variables of rows; those by variables
+// of columns to `columns` [kColumns, m].
 template <class Policy>
-void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int64_t i, float weight) {
+void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int64_t i,
+                float* __restrict columns) {
   using V = VariablesOf<Policy>;
   const float* __restrict cosine = t.cosines + i * t.stride;
-  const float log_negatives = t.log_negatives[i];
+  const float log_negatives = t.log_negatives[i], weight = t.negative_weight[i];
   const int64_t target = t.targets[i] >= 0 ? t.targets[i] - t.start : -1;
   float slopes[(V::kScalars + V::kRows) * kSlopeBlock + 1];
   for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
@@ -87,6 +90,9 @@ void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int64_t i, 
       const float share = k == skipped ? 0.0f : weight * exp_clamped(z.value - log_negatives);
       each<V::kScalars + V::kRows>(
           [&](auto v) { slopes[v * kSlopeBlock + k] = share * z.slope[v]; });
+      each<V::kColumns>([&](auto c) {
+        columns[c * t.m + start + k] += share * z.slope[V::kScalars + V::kRows + c];
+      });
     }
     for (int v = 0; v < V::kScalars + V::kRows; ++v) {
       double* sums = v < V::kScalars ? t.a_dscalars : t.a_drows;
@@ -96,8 +102,32 @@ void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int64_t i, 
   }
 }
 
+// Those of all rows, which a row's gradient may overwrite.
+template <class Policy>
+void add_slopes(const Policy policy, const LogsumexpGradientTile& t, int threads) {
+  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const int64_t width = VariablesOf<Policy>::kColumns * t.m;
+  Workspace columns(units * width);
+  parallel_chunks(units, threads, [&](int64_t unit, int) {
+    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
+    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+      if (t.negative_weight[i] != 0.0f) add_slopes(policy, t, i, columns.data() + unit * width);
+    }
+  });
+  for (int64_t c = 0; t.b_dcolumns != nullptr && c < VariablesOf<Policy>::kColumns; ++c) {
+    double* sums = t.b_dcolumns + c * t.column_stride;
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t j = 0; j < t.m; ++j) sums[j] += columns[unit * width + c * t.m + j];
+    }
+  }
+}
+
 template <class Gradient, class Policy>
 void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientTile& t, int threads) {
+  if constexpr (VariablesOf<Policy>::kCount > 0) {
+    const bool wanted = t.a_dscalars != nullptr || t.a_drows != nullptr || t.b_dcolumns != nullptr;
+    if (wanted) add_slopes(policy, t, threads);
+  }
   parallel_rows(t.n, t.m, threads, [&](int64_t i) {
     const float* cosine = t.cosines + i * t.stride;
     Gradient* gradient = static_cast<Gradient*>(t.gradient) + i * t.stride;
@@ -106,9 +136,6 @@ void logsumexp_gradient_tile(const Policy policy, const LogsumexpGradientTile& t
       for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
     } else {
       const float log_negatives = t.log_negatives[i];
-      if constexpr (VariablesOf<Policy>::kCount > 0) {
-        if (t.a_dscalars != nullptr || t.a_drows != nullptr) add_slopes(policy, t, i, weight);
-      }
 #pragma omp simd
       for (int64_t j = 0; j < t.m; ++j) {
         const auto z = negative_at(policy, t, i, j, cosine[j]);

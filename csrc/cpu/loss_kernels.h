@@ -10,9 +10,18 @@
 namespace unitsface::cpu {
 
 using SumTile = SumTileArgs<int32_t, double>;
-using PairNegatives = PairNegativesArgs<int32_t>;
-using PairPositives = PairPositivesArgs<int32_t>;
-using PairGradient = PairGradientArgs<int32_t>;
+struct PairNegatives : PairNegativesArgs<int32_t>, PairVariableArgs {};
+struct PairPositives : PairPositivesArgs<int32_t>, PairVariableArgs {};
+struct PairGradient : PairGradientArgs<int32_t>, PairVariableArgs {
+  // Gradients of variables, added to: of both directions of a pair, or of that of the rows alone.
+  // Null: not wanted.
+  bool both_slopes = false;
+  double* d_scalars = nullptr;   // [num_scalars]
+  double* a_drows = nullptr;     // [num_rows, n], row_stride
+  double* b_dcolumns = nullptr;  // [num_columns, m], column_stride
+  double* b_drows = nullptr;     // [num_rows, m], row_stride
+  double* a_dcolumns = nullptr;  // [num_columns, n], column_stride
+};
 
 // Null: the loss reduces in another way. `params` are the parameters of its policy. The split of
 // the work is fixed: results do not depend on the number of threads.
@@ -38,7 +47,7 @@ constexpr int64_t loss_abi() {
                               sizeof(LogsumexpTile), sizeof(LogsumexpGradientTile),
                               sizeof(PairNegatives), sizeof(PairPositives),
                               sizeof(PairGradient)};
-  int64_t abi = 1;
+  int64_t abi = 2;
   for (const size_t size : sizes) abi = (abi * 1009 + static_cast<int64_t>(size)) % 1000000007;
   return abi;
 }

@@ -2,40 +2,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
+#include "cpu/units.h"
 #include "cpu/variables.h"
 #include "unitsface/policy.h"
 #include "unitsface/scalar_math.h"
 
 namespace unitsface::cpu {
 inline namespace UF_ISA {
-
-// Rows per unit of work. Column sums are kept per unit and added in order, so that results do not
-// depend on the number of threads.
-constexpr int64_t kRowsPerUnit = 32;
-
-// Zeroed floats. Not std::vector: its out-of-line members would be merged by the linker across
-// instruction sets, and a baseline processor could run AVX-512 code.
-class Workspace {
- public:
-  explicit Workspace(int64_t count)
-      : data_(static_cast<float*>(std::calloc(count > 0 ? count : 1, sizeof(float)))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Workspace() { std::free(data_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  float* data() { return data_; }
-  float operator[](int64_t i) const { return data_[i]; }
-
- private:
-  float* data_;
-};
 
 // Sums of one row, in float: a tile is a few thousand columns, added up in 4 to 16 lanes.
 struct RowSums {
@@ -240,25 +217,8 @@ void variable_tile(const Policy policy, const SumTile& t, int threads) {
   for (int64_t i = 0; kColumns && t.b_dthreshold != nullptr && i < t.n; ++i) {
     *(t.per_column ? t.a_dthreshold + i : t.b_dthreshold) += row_dthreshold[i];
   }
-  for (int64_t r = 0; r < V::kRows; ++r) {
-    if (kColumns && t.b_drows != nullptr) add(t.b_drows + r * t.row_stride, 2 + r);
-  }
-  for (int64_t c = 0; c < V::kColumns; ++c) {
-    if (t.b_dcolumns != nullptr) add(t.b_dcolumns + c * t.column_stride, 2 + V::kRows + c);
-  }
-  for (int64_t i = 0; i < t.n; ++i) {
-    for (int v = 0; v < V::kCount; ++v) {
-      const int r = v - V::kScalars, c = r - V::kRows;
-      const float sum = own[i * V::kCount + v];
-      if (r < 0) {
-        if (t.d_scalars != nullptr) t.d_scalars[v] += sum;
-      } else if (c < 0) {
-        if (t.a_drows != nullptr) t.a_drows[r * t.row_stride + i] += sum;
-      } else if (kColumns && t.a_dcolumns != nullptr) {
-        t.a_dcolumns[c * t.column_stride + i] += sum;
-      }
-    }
-  }
+  add_to_gradients<Policy, kColumns>(t, own.data(),
+                                     [&](double* sums, int64_t which) { add(sums, 2 + which); });
 }
 
 template <bool kGradient, bool kColumns, class Gradient, class Policy>

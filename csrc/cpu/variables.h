@@ -43,6 +43,21 @@ struct Variables {
   }
 };
 
+// Of a tile, and as the other direction of its pairs reads them.
+template <class Policy, class Tile>
+UF_HOST_DEVICE Variables<Policy> forward_variables(const Tile& t) {
+  return {t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
+}
+
+template <class Policy, class Tile>
+UF_HOST_DEVICE Variables<Policy> backward_variables(const Tile& t) {
+  return {t.scalars, t.b_rows, t.row_stride, t.a_columns, t.column_stride};
+}
+
+// Whether the directions of a pair differ.
+template <class Policy>
+constexpr bool kDirected = (VariablesOf<Policy>::kRows + VariablesOf<Policy>::kColumns) > 0;
+
 // Derivatives by variables are kept for a block of columns before they are added up.
 constexpr int64_t kSlopeBlock = 256;
 
@@ -51,6 +66,33 @@ inline float sum_of(const float* values, int32_t count) {
 #pragma omp simd reduction(+ : sum)
   for (int32_t k = 0; k < count; ++k) sum += values[k];
   return sum;
+}
+
+// Adds derivatives to a tile's gradients of variables, with kBack those of both directions: `own`
+// [n, kCount], by what row i gives to its pairs, and what add_columns(sums, k) adds to sums [m], by
+// variable k of what columns give: those of rows first.
+template <class Policy, bool kBack, class Tile, class AddColumns>
+void add_to_gradients(const Tile& t, const float* own, const AddColumns& add_columns) {
+  using V = VariablesOf<Policy>;
+  for (int64_t r = 0; r < V::kRows; ++r) {
+    if (kBack && t.b_drows != nullptr) add_columns(t.b_drows + r * t.row_stride, r);
+  }
+  for (int64_t c = 0; c < V::kColumns; ++c) {
+    if (t.b_dcolumns != nullptr) add_columns(t.b_dcolumns + c * t.column_stride, V::kRows + c);
+  }
+  for (int64_t i = 0; i < t.n; ++i) {
+    for (int v = 0; v < V::kCount; ++v) {
+      const int r = v - V::kScalars, c = r - V::kRows;
+      const float sum = own[i * V::kCount + v];
+      if (r < 0) {
+        if (t.d_scalars != nullptr) t.d_scalars[v] += sum;
+      } else if (c < 0) {
+        if (t.a_drows != nullptr) t.a_drows[r * t.row_stride + i] += sum;
+      } else if (kBack && t.a_dcolumns != nullptr) {
+        t.a_dcolumns[c * t.column_stride + i] += sum;
+      }
+    }
+  }
 }
 
 }  // namespace UF_ISA

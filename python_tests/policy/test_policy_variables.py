@@ -14,13 +14,14 @@ from support.compiled import COMPILER, needs_compiler
 from support.evaluation import check_against_reference
 from support.grid import extended_if
 from support.helpers import Target
-from support.variables import POLICIES, Curricular, Everything, make
+from support.variables import POLICIES, ROWWISE, Curricular, Everything, Scales, Tempered, make
 from torch import Tensor
 
 from unitsface_kernels import dispatch, policy
 from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.functional.call import Options, Samples, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
+from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import custom
 
 NATIVE = Target("native", "cpu")
@@ -29,7 +30,12 @@ needs_native = pytest.mark.skipif(
     dispatch.unavailable("native", "cpu", torch.float32) is not None,
     reason="needs the native backend",
 )
-each_policy = pytest.mark.parametrize("of", POLICIES, ids=lambda of: of.__name__)
+#: Of log-sum-exps and triplets only what `make test` compiles elsewhere, too.
+each_policy = pytest.mark.parametrize(
+    "of",
+    [*POLICIES, *(pytest.param(of, marks=extended_if(of is not Scales)) for of in ROWWISE)],
+    ids=lambda of: of.__name__,
+)
 
 
 CASES = (
@@ -53,14 +59,18 @@ CASES = (
 
 def _grid() -> list:
     found = []
-    for of in POLICIES:
+    for of in (*POLICIES, *ROWWISE):
+        # Kernels of log-sum-exps over pairs differ by whether both directions have one logit.
+        compiled = of in (*POLICIES, Tempered, Scales)
         for case in CASES:
             if case.applies(custom.spec(of())):
                 # Large tiles: the policy with a variable of every kind, and one over classes.
-                marks = extended_if(case.heavy and of not in (Everything, Curricular))
+                rare = case.heavy and of not in (Everything, Curricular)
+                marks = extended_if(not compiled or rare)
                 name = f"{of.__name__}-{case.name}"
                 found.append(pytest.param(of, case, torch.float32, id=name, marks=marks))
-        found.append(pytest.param(of, CASES[2], torch.bfloat16, id=f"{of.__name__}-bfloat16"))
+        name, marks = f"{of.__name__}-bfloat16", extended_if(of in ROWWISE)
+        found.append(pytest.param(of, CASES[2], torch.bfloat16, id=name, marks=marks))
     return found
 
 
@@ -87,22 +97,33 @@ class _Shifted(policy.Class):
 def test_a_target_does_not_raise_the_maximum() -> None:
     """As a negative it would, by so much that nothing was left of the others."""
     feats, weight, labels = torch.randn(3, 8), torch.randn(5, 8), torch.tensor([0, 1, -1])
-    shift = torch.tensor([200.0, 0.0, 0.0, 0.0, 0.0])
-    losses = [
-        fused_class_loss(
-            _Shifted(), feats, weight, labels, shift=shift, reduction="none", backend=backend
-        )
-        for backend in ("native", "reference")
-    ]
+    shift = torch.tensor([200.0, 0.0, 0.0, 0.0, 0.0], requires_grad=True)
+    losses, gradients = [], []
+    for backend in ("native", "reference"):
+        given = {"shift": shift, "reduction": "none", "backend": backend}
+        losses.append(fused_class_loss(_Shifted(), feats, weight, labels, **given))
+        gradients += torch.autograd.grad(losses[-1].sum(), shift)
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
 @needs_native
 @needs_compiler
 @pytest.mark.parametrize(
     ("of", "header", "function"),
-    [(Everything, "sum_tile.h", "variable_row"), (Curricular, "logsumexp_tile.h", "gradient_tile")],
-    ids=["terms", "log-sum-exp"],
+    [
+        (Everything, "sum_tile.h", "variable_row"),
+        (Curricular, "logsumexp_tile.h", "gradient_tile"),
+        *(
+            pytest.param(*(of, "logsumexp_pairs_tile.h", function), marks=extended_if(not first))
+            for of in (Tempered, Scales)
+            for function, first in (
+                ("variable_gradient_row", of is Tempered),
+                ("logits_row", False),
+            )
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_loops_over_pairs_vectorize(
     of: type[policy.Policy], header: str, function: str, tmp_path: Path
@@ -291,39 +312,25 @@ def test_names_that_every_policy_has() -> None:
                 return c * self.row_norm
 
 
-@needs_native
+def test_what_a_formula_of_the_row_reads() -> None:
+    """One number per column is none of the row."""
+    with pytest.raises(policy.FormulaError, match=r"finish may read .* alone, not of_column"):
+
+        class OfColumn(policy.Pair):
+            combine = "logsumexps"
+            of_column: policy.PerColumn
+
+            def negative(self, c):
+                return c
+
+            def finish(self, positives, negatives):
+                return negatives * self.of_column
+
+
 def test_what_kernels_do_not_support_names_the_remedy() -> None:
-    class Learned(policy.Class):
-        combine = "logsumexp"
-        of_class: policy.PerColumn
-
-        def positive(self, c):
-            return c
-
-        def negative(self, c):
-            return c * self.of_class
-
-    rows, weight, labels = torch.randn(5, 4), torch.randn(6, 4), torch.arange(5)
-    values = torch.rand(6)
-    losses = [
-        fused_class_loss(Learned(), rows, weight, labels, backend=backend, of_class=values)
-        for backend in ("native", "reference")
-    ]
-    torch.testing.assert_close(*losses)
-    with pytest.raises(ValueError, match=r"gradients of of_class.*use backend=.reference."):
-        fused_class_loss(
-            Learned(), rows, weight, labels, backend="native", of_class=values.requires_grad_()
-        )
-
-    class Softmax(policy.Pair):
-        combine = "logsumexp"
-        scale: policy.Scalar
-
-        def positive(self, c):
-            return self.scale * c
-
-        def negative(self, c):
-            return self.scale * c
-
-    with pytest.raises(ValueError, match=r"variables \(scale\).*use backend=.reference."):
-        fused_pair_loss(Softmax(), rows, labels, backend="native", scale=torch.ones(()))
+    """Triton's."""
+    spec = custom.spec(Scales())
+    with pytest.raises(ValueError, match=r"variables \(alpha, beta\) .* use backend=.native."):
+        refuse_unsupported(spec, {}, "triton")
+    for backend in ("native", "reference"):
+        refuse_unsupported(spec, {}, backend)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.grid import extended_if
 from support.helpers import patched_blocks
 from support.ranks import IDENTITIES, identities, normal, own_rows, run_ranks
 from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
 from support.variables import (
+    Balanced,
     Curricular,
     Distances,
     Everything,
@@ -20,6 +22,10 @@ from support.variables import (
     NormPairs,
     Norms,
     OneScalar,
+    Scales,
+    Shifts,
+    Tempered,
+    Triplets,
 )
 from torch import Tensor
 from torch import distributed as dist
@@ -98,31 +104,57 @@ class _AcrossCase:
             check_same(f"{self}: {name}", a, b, allowed[1])
 
 
-def _across(rank: int, counts: Sequence[int], backend: str, dtype: torch.dtype) -> None:
+SUMS = (Everything, NormPairs, Distances)
+LOGSUMEXPS = (Tempered, Scales, Balanced)
+
+
+def _across(
+    rank: int,
+    counts: Sequence[int],
+    policies: Sequence[type[policy.Pair]],
+    backend: str,
+    dtype: torch.dtype,
+) -> None:
     """Against one process that has all batches."""
     patched_blocks(pytest.MonkeyPatch(), (7, 4))
-    losses = (Everything, NormPairs, Distances)
-    for case in itertools.product(losses, ("batch", "memory"), ("mean", "none")):
+    for case in itertools.product(policies, ("batch", "memory"), ("mean", "none")):
         for exchange in ("gather", "ring"):
             _AcrossCase(*case, backend, dtype).check(rank, counts, exchange)
 
 
-@pytest.mark.parametrize("counts", [(19, 4), (5, 0, 23)], ids=str)
+@pytest.mark.parametrize(
+    ("counts", "policies"),
+    [
+        pytest.param((19, 4), SUMS, id="sums"),
+        pytest.param((5, 0, 23), SUMS, id="sums, a rank without rows"),
+        pytest.param((19, 4), LOGSUMEXPS[:2], id="log-sum-exps"),
+        pytest.param(
+            *((5, 0, 23), LOGSUMEXPS),
+            id="log-sum-exps, a rank without rows",
+            marks=extended_if(True),
+        ),
+    ],
+)
 @needs_native
-def test_across_ranks(counts: Sequence[int]) -> None:
-    run_ranks(len(counts), _across, counts, "native", torch.float32)
+def test_across_ranks(counts: Sequence[int], policies: Sequence[type[policy.Pair]]) -> None:
+    run_ranks(len(counts), _across, counts, policies, "native", torch.float32)
 
 
-def test_across_ranks_by_the_reference() -> None:
-    run_ranks(2, _across, (9, 4), "reference", torch.float64)
+@pytest.mark.parametrize(
+    "policies",
+    [SUMS, pytest.param(LOGSUMEXPS, marks=extended_if(True))],
+    ids=["sums", "log-sum-exps"],
+)
+def test_across_ranks_by_the_reference(policies: Sequence[type[policy.Pair]]) -> None:
+    run_ranks(2, _across, (9, 4), policies, "reference", torch.float64)
 
 
-def _sharded(rank: int, counts: Sequence[int]) -> None:
+def _sharded(rank: int, counts: Sequence[int], policies: Sequence[type[policy.Class]]) -> None:
     """Against one process with all classes; the upstream gradient is the same on every rank."""
     size, own, total = len(counts), own_rows(counts, rank), sum(counts)
     feats = normal(total, 11, seed=1)
     labels = torch.randint(-1, 17, (total,), generator=torch.Generator().manual_seed(2))
-    for of, when in itertools.product((OneScalar, Norms, Margins, Curricular), (None, "backward")):
+    for of, when in itertools.product(policies, (None, "backward")):
         kinds = {v.name: v.kind for v in of.formula.variables if v.given}
         kept = {
             name: 0.6 if kind == "scalar" else 0.5 + normal(17, seed=8).abs()
@@ -163,9 +195,17 @@ def _sharded(rank: int, counts: Sequence[int]) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "policies",
+    [
+        (OneScalar, Norms, Margins, Curricular),
+        pytest.param((Shifts, Triplets), marks=extended_if(True)),
+    ],
+    ids=["targets", "negatives"],
+)
 @pytest.mark.parametrize("counts", [(7,), (9, 0, 4)], ids=str)
-def test_sharded_classes(counts: Sequence[int]) -> None:
-    run_ranks(len(counts), _sharded, counts)
+def test_sharded_classes(counts: Sequence[int], policies: Sequence[type[policy.Class]]) -> None:
+    run_ranks(len(counts), _sharded, counts, policies)
 
 
 class _PerKind(policy.Pair):

@@ -145,6 +145,103 @@ class Curricular(policy.Class):
 POLICIES = (Everything, OneRow, OneColumn, OneScalar, Norms, NormPairs, Margins, Curricular)
 
 
+class Tempered(policy.Pair):
+    """A log-sum-exp over pairs of a variable of every kind."""
+
+    combine = "logsumexp"
+    temperature: policy.Scalar
+    of_column: policy.PerColumn
+    of_identity: policy.PerIdentity
+    of_row: policy.PerRow
+
+    def positive(self, c):
+        return (c - self.of_row) * self.of_column / self.temperature
+
+    def negative(self, c):
+        return (c * self.of_row + 0.3 * self.of_identity) / self.temperature
+
+
+class Hardest(policy.Pair):
+    """The same of negatives alone."""
+
+    combine = "logsumexp"
+    scale: policy.Scalar
+    of_row: policy.PerRow
+
+    def negative(self, c):
+        return 6 * self.scale * c * self.of_row
+
+
+class Scales(policy.Pair):
+    """Two log-sum-exps of scalars, which their formula reads, too."""
+
+    combine = "logsumexps"
+    alpha: policy.Scalar
+    beta: policy.Scalar
+    base: policy.Number = 0.5
+
+    def positive(self, c):
+        return -4 * self.alpha * (c - self.base)
+
+    def negative(self, c):
+        return 8 * self.beta * (c - self.base)
+
+    def finish(self, positives, negatives):
+        return policy.softplus(positives) / self.alpha + policy.softplus(negatives) / self.beta
+
+
+class Balanced(policy.Pair):
+    """Two log-sum-exps of a variable of every kind; some are read by their formula alone."""
+
+    combine = "logsumexps"
+    scale: policy.Scalar
+    balance: policy.Scalar
+    of_identity: policy.PerIdentity
+    of_row: policy.PerRow
+    weight: policy.PerRow
+
+    def positive(self, c):
+        return -6 * self.scale * (c - self.of_identity) * self.of_row
+
+    def negative(self, c):
+        return 6 * self.scale * c * self.of_row - policy.log(self.row_norm)
+
+    def finish(self, positives, negatives):
+        return self.weight * policy.softplus(self.balance * policy.tanh(positives) + negatives)
+
+
+class Shifts(policy.Class):
+    """Negatives that read variables per class."""
+
+    combine = "logsumexp"
+    scale: policy.Scalar
+    of_class: policy.PerIdentity
+    of_row: policy.PerRow
+
+    def positive(self, c):
+        return 8 * self.scale * c - self.of_class
+
+    def negative(self, c):
+        return 8 * self.scale * c * self.of_row + self.of_class
+
+
+class Triplets(policy.Class):
+    """The nearest wrong classes, with variables of the row."""
+
+    combine = "topk"
+    scale: policy.Scalar
+    margin: policy.PerRow
+    k: policy.Number = 3
+
+    def triplet(self, nearest, target):
+        gap = nearest - target + self.margin
+        return policy.softplus(6 * self.scale * gap) / self.row_norm
+
+
+#: Those that are no sums, or read what sums do not.
+ROWWISE = (Tempered, Scales, Shifts, Triplets, Balanced, Hardest)
+
+
 @dataclass
 class VariableProblem(CustomProblem):
     """A problem with values of variables, which are leaves like the features."""

@@ -113,7 +113,8 @@ def _finished(spec, params, cosine, positive, negative, log_negatives, *others):
     has_target = positive.any(dim=1)
     of_target = torch.where(has_target, torch.where(positive, logits, 0.0).sum(dim=1), EMPTY)
     negatives = torch.where(negative.any(dim=1), log_negatives, EMPTY)
-    per_row = spec.finish.value(of_target, negatives, params) + (cosine * 0.0).sum(dim=1)
+    of_rows = [value[:, 0] for value in _of_rows(spec, others[1])]
+    per_row = spec.finish.value(of_target, negatives, params, of_rows) + (cosine * 0.0).sum(dim=1)
     return torch.where(has_target, per_row, log_negatives)
 
 
@@ -128,7 +129,14 @@ def _logsumexps(spec, params, cosine, positive, negative, *others):
         mask = mask & (logits != -torch.inf)
         log_sum = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
         sums.append(torch.where(mask.any(dim=1), log_sum, EMPTY))
-    return spec.finish.value(*sums, params)
+    of_rows = _of_rows(spec, others[1])
+    return spec.finish.value(*sums, params, [value[:, 0] for value in of_rows])
+
+
+def _of_rows(spec, variables):
+    """Values of scalars (1, 1) and of rows (N, 1)."""
+    found = zip(spec.variables, variables, strict=True)
+    return [value for variable, value in found if variable.side != "column"]
 
 
 def _smallest(cosine: Tensor, mask: Tensor) -> Tensor:
@@ -151,7 +159,7 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
         target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
     else:
         target = _smallest(cosine, positive)
-    terms = triplet.value(nearest, target, params)
+    terms = triplet.value(nearest, target, params, _of_rows(spec, variables))
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
     total = torch.where(scored, terms, 0.0).sum(dim=1)

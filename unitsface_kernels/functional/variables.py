@@ -58,24 +58,11 @@ def packed(
 
 def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
     """Variables that the kernels of a backend do not read yet."""
-    if not spec.variables or backend == "reference":
-        return
-    streamed = [variable for variable in spec.variables if variable.streamed]
-    names = ", ".join(v.name for v in streamed)
-    classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
-    problem, others = None, '"reference"'
-    if not classes and spec.reduction != "sum":
-        problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
-    elif streamed and backend != "native":
-        problem, others = f"variables ({names}) that every pair reads", '"native" or "reference"'
-    elif classes:
-        columns = {v.name for v in streamed if v.side == "column"}
-        learned = [name for name in with_gradient(spec, given) if name in columns]
-        if learned:
-            problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
-    if problem is not None:
+    names = ", ".join(variable.name for variable in spec.variables if variable.streamed)
+    if names and backend == "triton":
         raise ValueError(
-            f"{problem} are not supported by backend {backend} yet; use backend={others}"
+            f"variables ({names}) that every pair reads are not supported by backend triton yet; "
+            'use backend="native" or "reference"'
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 from ..policy.derive import derivative
 from ..policy.eager import evaluate, evaluate_all
 from ..policy.expression import Expression
-from ..policy.formula import COSINES, SUMS, Formula, number_bindings
+from ..policy.formula import COSINES, SUMS, Formula, number_bindings, row_leaves
 from .spec import Finish, Triplet
 
 _Params = tuple[float, ...]
-_Value = Callable[[Tensor, Tensor, _Params], Tensor]
-_Slopes = Callable[[Tensor, Tensor, _Params], tuple[Tensor, Tensor]]
+_Value = Callable[..., Tensor]
+_Slopes = Callable[..., list[Tensor]]
 
 
 def finish_of(formula: Formula) -> Finish:
@@ -50,24 +50,32 @@ _VALUES: dict[int, _Value] = {}
 _places = itertools.count()
 
 
-def row_value(place: int, first: Tensor, second: Tensor, params: _Params) -> Tensor:
+def row_value(
+    place: int,
+    first: Tensor,
+    second: Tensor,
+    params: _Params,
+    variables: Sequence[Tensor] = (),
+) -> Tensor:
     """The value number ``place``."""
     # torch.compile with dynamic shapes makes a symbol of it.
-    return _VALUES[int(place)](first, second, params)
+    return _VALUES[int(place)](first, second, params, variables)
 
 
 def _both(
     formula: Formula, of: Expression, leaves: tuple[Expression, Expression]
 ) -> tuple[_Value, _Slopes]:
+    given = row_leaves(formula)
+
     @cache
     def by() -> list[Expression]:
-        return [derivative(of, each) for each in leaves]
+        return [derivative(of, each) for each in (*leaves, *given)]
 
     def bindings(
-        first: Tensor, second: Tensor, params: _Params
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor]
     ) -> dict[Expression, Tensor | float]:
         return {
-            **dict(zip(leaves, (first, second), strict=True)),
+            **dict(zip((*leaves, *given), (first, second, *variables), strict=True)),
             **number_bindings(formula, params),
         }
 
@@ -75,22 +83,27 @@ def _both(
         # A constant has no dimension, and is on the CPU. (torch.broadcast_shapes imports SymPy.)
         return found.to(first).expand_as(torch.broadcast_tensors(first, second)[0])
 
-    def evaluated(first: Tensor, second: Tensor, params: _Params) -> Tensor:
-        return shaped(evaluate(of, bindings(first, second, params)), first, second)
+    def evaluated(
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor]
+    ) -> Tensor:
+        return shaped(evaluate(of, bindings(first, second, params, variables)), first, second)
 
     place = next(_places)
     _VALUES[place] = evaluated
 
-    def value(first: Tensor, second: Tensor, params: _Params) -> Tensor:
+    def value(
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor] = ()
+    ) -> Tensor:
         if torch.compiler.is_compiling():
             from ..compiled import row_value as compiled_value
 
-            return compiled_value(place, first, second, params)
-        return evaluated(first, second, params)
+            return compiled_value(place, first, second, params, variables)
+        return evaluated(first, second, params, variables)
 
-    def slopes(first: Tensor, second: Tensor, params: _Params) -> tuple[Tensor, Tensor]:
-        found = evaluate_all(by(), bindings(first, second, params))
-        one, other = (shaped(slope, first, second) for slope in found)
-        return one, other
+    def slopes(
+        first: Tensor, second: Tensor, params: _Params, variables: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        found = evaluate_all(by(), bindings(first, second, params, variables))
+        return [shaped(slope, first, second) for slope in found]
 
     return value, slopes

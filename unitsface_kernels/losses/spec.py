@@ -34,15 +34,16 @@ class Triplet:
         count: k, how many columns are searched for, from the parameters.
         adds: whether the row's loss is the sum of its terms, not their mean.
         value: eager formula: cosines of the nearest wrong columns (N, k) and of the targets (N, 1)
-            to terms (N, k).
-        slopes: derivatives of ``value`` by the two, each (N, k), for backends outside autograd;
-            0 at a kink, as in autograd.
+            to terms (N, k). Of a formula with variables a fourth argument has the scalars, () or
+            (1, 1), and those of rows, (N, 1).
+        slopes: derivatives of ``value`` by the two and by these variables, each (N, k), for
+            backends outside autograd; 0 at a kink, as in autograd.
     """
 
     count: Callable[[tuple[float, ...]], int]
     adds: Callable[[tuple[float, ...]], bool]
-    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
-    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
+    value: Callable[..., Tensor]
+    slopes: Callable[..., list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Finish:
     of two numbers per row; of classes by the target's logit and the latter.
 
     Attributes:
-        value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses.
-        slopes: derivatives of ``value`` by the two, for backends outside autograd.
+        value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses. Of a formula with
+            variables a fourth argument has the scalars, () or (1,), and those of rows, (N,).
+        slopes: derivatives of ``value`` by the two and by these variables, for backends outside
+            autograd.
     """
 
-    value: Callable[[Tensor, Tensor, tuple[float, ...]], Tensor]
-    slopes: Callable[[Tensor, Tensor, tuple[float, ...]], tuple[Tensor, Tensor]]
+    value: Callable[..., Tensor]
+    slopes: Callable[..., list[Tensor]]
 
 
 #: The log-sum-exp of nothing, in place of -inf: 0 times it is 0.

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import Expression, fail, leaf
+from .expression import Expression, leaf
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
 from .operations import OPERATIONS
@@ -140,9 +140,7 @@ def _functions(form: KernelForm, names: Mapping[Expression, str]) -> list[list[s
         arguments = "float cosine, float threshold, bool positive"
         return [_function(form, "Term", "evaluate", arguments, form.term, names)]
     sides = {"positive": form.positive, "negative": form.negative}
-    if formula.variables:
-        if formula.topology == "pair":
-            fail(f"{formula.name}: variables have no compiled kernels", formula.line)
+    if formula.variables and formula.topology == "class":
         # The target's logit is differentiated on N numbers, see ``streaming/variables.py``.
         del sides["positive"]
     return [

@@ -237,15 +237,6 @@ def _trace(cls: type[Policy]) -> Formula:
             f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
             "a policy.Scalar is one number that may be learned, too"
         )
-    variables += [
-        Variable(name, side, given=False)
-        for name, side in COMPUTED.items()
-        if computed[name] in read
-    ]
-    if cls.topology == "class" and cls.combine in ("logsumexp", "logsumexps"):
-        streamed = _leaves(terms["negative"])
-        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
-    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     for name in _SIDES.get((cls.topology, cls.combine), ()):
         if terms[name] is None:
             fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
@@ -254,9 +245,24 @@ def _trace(cls: type[Policy]) -> Formula:
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
+        if cls.topology == "class" and any(e.kind != "number" for e in _leaves(finish) - {*SUMS}):
+            fail(
+                f"{cls.__name__}.finish of a policy.Class may read its arguments and numbers alone"
+            )
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]
+    read |= _leaves(finish, triplet)
+    variables += [
+        Variable(name, side, given=False)
+        for name, side in COMPUTED.items()
+        if computed[name] in read
+    ]
+    if cls.combine not in ("sum", "softplus"):
+        classes = cls.topology == "class"
+        streamed = _leaves(terms["negative"], *([] if classes else [terms["positive"]]))
+        variables = [replace(v, streamed=leaf(v.name, v.kind) in streamed) for v in variables]
+    variables.sort(key=lambda v: (SIDES.index(v.side), not v.given))
     return Formula(
         cls.__name__,
         users_line(),
@@ -339,8 +345,11 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
     if found is None:
         fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
     for e in _leaves(found) - set(arguments):
-        if e.kind != "number":
-            fail(f"{cls.__name__}.{name} may read its arguments and numbers alone, not {e!r}")
+        if e.kind not in ("number", "scalar", "row"):
+            fail(
+                f"{cls.__name__}.{name} may read its arguments, numbers, scalars and what is one "
+                f"per row alone, not {e!r}"
+            )
     return found
 
 

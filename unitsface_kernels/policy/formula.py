@@ -71,6 +71,14 @@ def variable_leaves(formula: Formula) -> tuple[Expression, ...]:
     return tuple(leaf(variable.name, variable.kind) for variable in formula.variables)
 
 
+def row_leaves(formula: Formula) -> tuple[Expression, ...]:
+    """The variables that ``finish`` and ``triplet`` may read, in their order: scalars, and those of
+    rows.
+    """
+    found = zip(variable_leaves(formula), formula.variables, strict=True)
+    return tuple(each for each, variable in found if variable.side != "column")
+
+
 def variable_bindings(formula: Formula, values: Sequence[Tensor]) -> dict[Expression, Tensor]:
     return dict(zip(variable_leaves(formula), values, strict=True))
 

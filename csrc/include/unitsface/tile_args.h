@@ -75,10 +75,10 @@ struct LogsumexpGradientArgs {
   const float* target_gradient;  // [n]
 };
 
-// Of the CPU: with variables. Kernels of a GPU have no more arguments than they read.
-struct LogsumexpTile : LogsumexpTileArgs {
-  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
-  // each variable.
+// Variables of a policy (policy.h) as tiles of the CPU read them: as many as it has, and their
+// values. Matrices have a row for each variable. Kernels of a GPU have no more arguments than they
+// read.
+struct VariableArgs {
   int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
   int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
   const float* scalars = nullptr;             // [num_scalars]
@@ -86,17 +86,19 @@ struct LogsumexpTile : LogsumexpTileArgs {
   const float* b_columns = nullptr;           // [num_columns, m], column_stride
 };
 
-struct LogsumexpGradientTile : LogsumexpGradientArgs {
-  // Variables of a policy (policy.h): as many as it has, and their values. Matrices have a row for
-  // each variable.
-  int64_t num_scalars = 0, num_rows = 0, num_columns = 0;
-  int64_t row_stride = 0, column_stride = 0;  // of matrices of row and of column variables
-  const float* scalars = nullptr;             // [num_scalars]
-  const float* a_rows = nullptr;              // [num_rows, n], row_stride
-  const float* b_columns = nullptr;           // [num_columns, m], column_stride
+struct LogsumexpTile : LogsumexpTileArgs, VariableArgs {};
+
+struct LogsumexpGradientTile : LogsumexpGradientArgs, VariableArgs {
   // Their gradients of the negatives, added to; null: not wanted.
   double* a_dscalars = nullptr;  // [num_scalars, n], row_stride: each row's share
   double* a_drows = nullptr;     // [num_rows, n], row_stride
+  double* b_dcolumns = nullptr;  // [num_columns, m], column_stride
+};
+
+// Of a tile of pairs of samples; those that the other direction reads are null if it has none.
+struct PairVariableArgs : VariableArgs {
+  const float* b_rows = nullptr;     // [num_rows, m], row_stride
+  const float* a_columns = nullptr;  // [num_columns, n], column_stride
 };
 
 // A range of scores that a refining pass counts in sub-bins of 2^shift neighboring float32 values.

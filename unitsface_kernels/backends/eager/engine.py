@@ -6,6 +6,7 @@ drivers, so that no N x M matrix exists and gradients are those of the formula's
 
 from __future__ import annotations
 
+import functools
 from functools import cached_property
 
 import torch
@@ -31,6 +32,7 @@ from ..streaming import (
     finish_rows,
 )
 from ..streaming.tiles import blocks
+from .logits import chosen, fold, fold_both, logits_of, values_of
 from .terms import Terms
 
 #: Rows and columns of a tile. A dozen intermediate results of 1 MB stay near a core; launches on a
@@ -129,12 +131,12 @@ class EagerEngine(UnitRows):
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         cosine = tile.a @ tile.b.T
-        (n, m), same = cosine.shape, tile.a_labels[:, None] == tile.b_labels
+        (n, m), same = cosine.shape, _same(tile)
         valid = _valid(tile)
         per_column = self._call.spec.threshold == "per_column"
 
         def terms(threshold: Tensor, back: bool = False) -> list[Tensor]:
-            values = _values(tile.variables, back)
+            values = values_of(tile.variables, back)
             found = self._terms.of_pairs(cosine, threshold, same, values)
             return [torch.where(valid, term, 0.0) for term in found]
 
@@ -181,24 +183,28 @@ class EagerEngine(UnitRows):
         cosine = torch.mm(tile.a, tile.b.T, out=tile.cosines)
         target = _Targets(tile)
         target.store_cosine(cosine, rows.target_cosine)
-        logit, _, _ = self._terms.negative(cosine, _values(tile.variables))
-        _fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
+        logit = self._terms.negative(cosine, values_of(tile.variables)).value
+        fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
 
     def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        return finish_rows(call, sums, self._terms.positive)
+        return finish_rows(call, sums, self._target_logits)
+
+    def _target_logits(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        z = self._terms.positive(cosine)
+        return z.value, z.slope
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosine = tile.a @ tile.b.T if tile.cosines is None else tile.cosines
-        logit, slope, by_variables = self._terms.negative(cosine, _values(tile.variables))
-        weight = rows.negative[:, None] * torch.exp(logit - rows.log_negatives[:, None])
+        z = self._terms.negative(cosine, values_of(tile.variables))
+        weight = rows.negative[:, None] * torch.exp(z.value - rows.log_negatives[:, None])
         target = _Targets(tile)
         if tile.d_variables is not None:
-            weight_of_negatives = target.replaced(weight, 0.0)
-            for total, by in zip(
-                (*tile.d_variables.scalars, *tile.d_variables.a_rows), by_variables, strict=False
-            ):
-                total += (weight_of_negatives * by).sum(dim=1)
-        return target.replaced(weight * slope, rows.target)
+            scalars, of_rows, columns, *_ = tile.d_variables
+            weights = target.replaced(weight, 0.0)
+            totals = [*((total, 1) for total in (*scalars, *of_rows)), *((t, 0) for t in columns)]
+            for (total, dim), by in zip(totals, z.by_variables, strict=True):
+                total += (weights * by).sum(dim=dim)
+        return target.replaced(weight * z.slope, rows.target)
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         cosine = tile.a @ tile.b.T
@@ -219,55 +225,64 @@ class EagerEngine(UnitRows):
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
     ) -> None:
-        negative = _valid(tile) & (tile.a_labels[:, None] != tile.b_labels)
-        logit, _, _ = self._terms.negative(tile.a @ tile.b.T)
-        _fold_both(rows, columns, torch.where(negative, logit, -torch.inf))
+        cosine = tile.a @ tile.b.T
+        logits = logits_of(self._terms.negative, cosine, tile, columns is not None)
+        fold_both(rows, columns, logits, _valid(tile) & ~_same(tile))
 
     def pair_sums_tile(self, tile: PairTile, rows: PairSums, columns: PairSums | None) -> None:
-        cosine, valid = tile.a @ tile.b.T, _valid(tile)
-        same = tile.a_labels[:, None] == tile.b_labels
-        logit = torch.where(valid & ~same, self._terms.negative(cosine)[0], -torch.inf)
-        _fold_both(rows.negatives, columns and columns.negatives, logit)
+        cosine, valid, same = tile.a @ tile.b.T, _valid(tile), _same(tile)
+        both = columns is not None
+        logits = logits_of(self._terms.negative, cosine, tile, both)
+        fold_both(rows.negatives, columns and columns.negatives, logits, valid & ~same)
         if self._call.spec.positive is None:
             return
-        logit = torch.where(valid & same, self._terms.positive(cosine)[0], -torch.inf)
-        _fold_both(rows.positives, columns and columns.positives, logit)
+        logits = logits_of(self._terms.positive, cosine, tile, both)
+        fold_both(rows.positives, columns and columns.positives, logits, valid & same)
 
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
-        positive = _valid(tile) & (tile.a_labels[:, None] == tile.b_labels)
-        logit, _ = self._terms.positive(tile.a @ tile.b.T)
-        for sums, dim in ((rows, 1), (columns, 0)):
-            if sums is not None:
-                # Far above every log-sum-exp: both results are 0.
-                gap = sums.log_negatives.unsqueeze(dim) - logit
-                gap = torch.where(positive, gap, -torch.inf)
-                sums.loss.add_(-torch.nn.functional.logsigmoid(-gap).sum(dim=dim))
-                sums.negative_prob.add_(torch.sigmoid(gap).sum(dim=dim))
+        positive = _valid(tile) & _same(tile)
+        both = columns is not None
+        logits = logits_of(self._terms.positive, tile.a @ tile.b.T, tile, both)
+        for sums, z, dim in zip((rows, columns), logits, (1, 0), strict=False):
+            assert sums is not None
+            # Far above every log-sum-exp: both results are 0.
+            gap = sums.log_negatives.unsqueeze(dim) - z.value
+            gap = torch.where(positive, gap, -torch.inf)
+            sums.loss.add_(-torch.nn.functional.logsigmoid(-gap).sum(dim=dim))
+            sums.negative_prob.add_(torch.sigmoid(gap).sum(dim=dim))
 
     def pair_gradient_tile(
         self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
     ) -> Tensor:
         cosine = tile.a @ tile.b.T
-        same, valid = tile.a_labels[:, None] == tile.b_labels, _valid(tile)
-        logit, slope, _ = self._terms.negative(cosine)
+        same, valid, both = _same(tile), _valid(tile), columns is not None
+        logits = logits_of(self._terms.negative, cosine, tile, both)
         if self._call.spec.positive is None:
             valid &= ~same
         else:
-            own_logit, own_slope = self._terms.positive(cosine)
-            logit, slope = torch.where(same, own_logit, logit), torch.where(same, own_slope, slope)
-        total = torch.zeros_like(cosine)
-        for weights, dim in ((rows, 1), (columns, 0)):
-            if weights is not None:
-                normalizer, negative, positive = (v.unsqueeze(dim) for v in weights[:3])
-                of_negative = negative * torch.exp(logit - normalizer)
-                if weights.log_positives is None:
-                    of_positive = -positive * torch.sigmoid(normalizer - logit)
-                else:
-                    of_positive = positive * torch.exp(logit - weights.log_positives.unsqueeze(dim))
-                total += torch.where(same, of_positive, of_negative)
-        return torch.where(valid, total * slope, 0.0)
+            own = logits_of(self._terms.positive, cosine, tile, both)
+            logits = chosen(same, own, logits)
+        shares = []
+        for weights, z, dim in zip((rows, columns), logits, (1, 0), strict=False):
+            assert weights is not None
+            normalizer, negative, positive = (v.unsqueeze(dim) for v in weights[:3])
+            of_negative = negative * torch.exp(z.value - normalizer)
+            if weights.log_positives is None:
+                of_positive = -positive * torch.sigmoid(normalizer - z.value)
+            else:
+                of_positive = positive * torch.exp(z.value - weights.log_positives.unsqueeze(dim))
+            shares.append(torch.where(same, of_positive, of_negative))
+            total = tile.d_variables
+            if total is not None and (dim == 1 or total.b_rows is not None):
+                slopes = [torch.where(valid, shares[-1] * by, 0.0) for by in z.by_variables]
+                _add_slopes(total, slopes, back=dim == 0)
+        if logits[0] is logits[-1]:
+            gradient = functools.reduce(torch.add, shares) * logits[0].slope
+        else:
+            gradient = shares[0] * logits[0].slope + shares[1] * logits[1].slope
+        return torch.where(valid, gradient, 0.0)
 
     # --- GEMMs of gradient tiles ------------------------------------------------------------------
 
@@ -290,6 +305,11 @@ def _rows(source: Tensor, start: int, some: slice, index: Tensor | None) -> Tens
     return source[place] if index is None else source[index[place]]
 
 
+def _same(tile: SumTile | PairTile) -> Tensor:
+    """(n, m) pairs of one identity."""
+    return tile.a_labels[:, None] == tile.b_labels
+
+
 def _valid(tile: SumTile | PairTile) -> Tensor:
     """(n, m) pairs that take part."""
     valid = (tile.a_labels >= 0)[:, None] & (tile.b_labels >= 0)
@@ -298,21 +318,6 @@ def _valid(tile: SumTile | PairTile) -> Tensor:
         n, m = valid.shape
         valid &= places[:n, None] + tile.diagonal != places[:m]
     return valid
-
-
-def _values(variables: TileVariables | None, back: bool = False) -> list[Tensor]:
-    """Values of a tile's variables, to be broadcast over its pairs; ``back``: as the other
-    direction reads them.
-    """
-    if variables is None:
-        return []
-    rows, columns, first, second = variables.a_rows, variables.b_columns, -1, -2
-    if back:
-        assert variables.b_rows is not None
-        assert variables.a_columns is not None
-        rows, columns, first, second = variables.b_rows, variables.a_columns, -2, -1
-    scalars = variables.scalars[:, None, None]
-    return [*scalars, *rows.unsqueeze(first), *columns.unsqueeze(second)]
 
 
 def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) -> None:
@@ -330,22 +335,6 @@ def _add_slopes(total: TileVariables, slopes: list[Tensor], back: bool = False) 
 
 def _times(values: Tensor, weights: Tensor | None) -> Tensor:
     return values if weights is None else values * weights
-
-
-def _fold(sums: NegativeSums, logit: Tensor, dim: int) -> None:
-    """Adds exp(logit) along ``dim`` to running sums."""
-    maximum = torch.maximum(sums.maximum, logit.amax(dim=dim))
-    # Without negatives the maximum is -inf, and -inf - -inf would be NaN.
-    shift = torch.where(maximum == -torch.inf, 0.0, maximum)
-    total = torch.exp(logit - shift.unsqueeze(dim)).sum(dim=dim)
-    sums.total.mul_(torch.exp(sums.maximum - shift)).add_(total)
-    sums.maximum.copy_(maximum)
-
-
-def _fold_both(rows: NegativeSums, columns: NegativeSums | None, logit: Tensor) -> None:
-    _fold(rows, logit, 1)
-    if columns is not None:
-        _fold(columns, logit, 0)
 
 
 class _Targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,6 +11,15 @@ from ...policy.eager import evaluate_all
 from ...policy.expression import Expression
 from ...policy.form import POSITIVE, Slopes, kernel_form
 from ...policy.formula import COSINE, THRESHOLD, Formula, number_bindings, variable_leaves
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Logits of pairs, and their derivatives by cosine and by each variable that tiles read."""
+
+    value: Tensor
+    slope: Tensor
+    by_variables: list[Tensor]
 
 
 class Terms:
@@ -32,17 +42,15 @@ class Terms:
         given = {COSINE: cosine, THRESHOLD: threshold, POSITIVE: positive}
         return self._evaluated(self._form.term, given, variables)
 
-    def positive(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of positives, and their derivatives by cosine."""
-        logit, slope, _ = self._evaluated(self._form.positive, {COSINE: cosine})
-        return logit, slope
+    def positive(self, cosine: Tensor, variables: Sequence[Tensor] = ()) -> Logits:
+        return self._logits(self._form.positive, cosine, variables)
 
-    def negative(
-        self, cosine: Tensor, variables: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits of negatives, and their derivatives by cosine and by variables."""
-        found = self._evaluated(self._form.negative, {COSINE: cosine}, variables)
-        return found[0], found[1], found[3:]
+    def negative(self, cosine: Tensor, variables: Sequence[Tensor] = ()) -> Logits:
+        return self._logits(self._form.negative, cosine, variables)
+
+    def _logits(self, slopes: Slopes | None, cosine: Tensor, variables: Sequence[Tensor]) -> Logits:
+        found = self._evaluated(slopes, {COSINE: cosine}, variables)
+        return Logits(found[0], found[1], found[3:])
 
     def _evaluated(
         self,

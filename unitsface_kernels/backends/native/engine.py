@@ -31,6 +31,10 @@ from ..streaming import (
 )
 from .loader import extension
 
+#: Arguments for the gradients of variables, in the order of :class:`TileVariables`; against classes
+#: those of scalars are by row.
+_BY_DIRECTION = "d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"
+_BY_ROW = "a_dscalars", "a_drows", "b_dcolumns"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -291,7 +295,7 @@ class NativeEngine(UnitRows, ABC):
             log_negatives=address(rows.log_negatives),
             negative_weight=address(rows.negative),
             target_gradient=address(rows.target),
-            **self._variables(tile.variables, tile.d_variables, ("a_dscalars", "a_drows")),
+            **self._variables(tile.variables, tile.d_variables, _BY_ROW),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -389,6 +393,7 @@ class NativeEngine(UnitRows, ABC):
             b_positive_weight=address(columns and columns.positive),
             a_log_positives=address(rows.log_positives),
             b_log_positives=address(columns and columns.log_positives),
+            **self._slopes(tile),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
@@ -397,7 +402,7 @@ class NativeEngine(UnitRows, ABC):
         self,
         values: TileVariables | None,
         slopes: TileVariables | None = None,
-        names: tuple[str, ...] = ("d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"),
+        names: tuple[str, ...] = _BY_DIRECTION,
     ) -> dict[str, Any]:
         """The arguments of tiles of a formula with variables; ``names``: of their gradients."""
         if values is None:
@@ -428,6 +433,14 @@ class NativeEngine(UnitRows, ABC):
             "start": tile.start,
         }
 
+    def _slopes(self, tile: PairTile) -> dict[str, Any]:
+        """Gradients of variables, of one direction of pairs or of both."""
+        slopes = tile.d_variables
+        if slopes is None:
+            return {}
+        found: dict[str, Any] = dict(zip(_BY_DIRECTION, map(_matrix, slopes), strict=True))
+        return {**found, "both_slopes": slopes.b_rows is not None}
+
     def _pairs(self, tile: PairTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
@@ -439,4 +452,5 @@ class NativeEngine(UnitRows, ABC):
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
+            **self._variables(tile.variables),
         }

@@ -72,12 +72,14 @@ def finish_columns(
             d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
         )
         if along is not None:
-            _add_norms(call, tile, norms, out, along if scale is None else along * scale)
+            add_norms_of_columns(call, tile, norms, out, along if scale is None else along * scale)
     if call.sink is not None:
         call.sink(tile, out)
 
 
-def _add_norms(call: Call, tile: slice, norms: Tensor, out: Tensor, slope: Tensor) -> None:
+def add_norms_of_columns(
+    call: Call, tile: slice, norms: Tensor, out: Tensor, slope: Tensor
+) -> None:
     """Adds what the gradient ``slope`` (m,) of the columns' norms is by the columns."""
     assert call.columns is not None
     index = call.column_index

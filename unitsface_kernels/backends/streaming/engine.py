@@ -99,6 +99,13 @@ class PairTile:
         a, b, a_labels, b_labels, diagonal: as of :class:`SumTile`.
         symmetric: ``a`` and ``b`` are the same rows of a batch: the tile is its own mirror image,
             and its rows have both directions of every pair.
+        variables: that logits read, float32; None: they read none. Of a tile that serves its
+            columns, or is symmetric, or has a gradient of both directions, ``b_rows`` and
+            ``a_columns`` are given: the logit of the other direction of pair (i, j) reads these.
+        d_variables: accumulates their gradients in :meth:`Engine.pair_gradient_tile`: of both
+            directions if it has ``b_rows`` and ``a_columns``; else of the rows' direction alone,
+            although cosines have the gradient of both. A symmetric tile has the other direction
+            itself, and of rows of another rank that rank has it. None if not needed.
     """
 
     a: Tensor
@@ -107,6 +114,8 @@ class PairTile:
     b_labels: Tensor
     diagonal: int | None
     symmetric: bool
+    variables: TileVariables | None = None
+    d_variables: TileVariables | None = None
 
 
 @dataclass
@@ -124,8 +133,8 @@ class ClassTile:
         b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
         variables: that the negatives' logits read, as of :class:`SumTile`.
-        d_variables: accumulates the gradients of the negatives, by row: (S, n) of scalars and
-            (R, n); None if not needed.
+        d_variables: accumulates the gradients of the negatives: of scalars by row, (S, n), (R, n)
+            and (C, m); None if not needed.
     """
 
     a: Tensor

@@ -9,7 +9,7 @@ four. Else they are multiplied again. Tiles that contribute nothing can be left 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,8 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         per_row, state = engine.finish_rows(call, sums)
     else:
         of_target = variables.target(call, values, sums.target_cosine)
-        per_row, state = finish_rows(call, sums, lambda _: of_target[:2])
+        of_rows = () if values is None else values.of_rows(call)
+        per_row, state = finish_rows(call, sums, lambda _: of_target[:2], of_rows)
     if values is not None:
         state = torch.cat([state, sums.target_cosine[None]])
         per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
@@ -175,7 +176,9 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
-def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor, Tensor]:
+def finish_rows(
+    call: Call, sums: ClassSums, positive: Positive, of_rows: Sequence[Tensor] = ()
+) -> tuple[Tensor, Tensor]:
     """:meth:`Engine.finish_rows` in operations of Torch.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
@@ -191,9 +194,9 @@ def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor
         target = torch.where(has_target, logits, EMPTY)
         negatives = torch.where(log_negatives == -torch.inf, EMPTY, log_negatives)
         # Also NaN without negatives.
-        per_row = finish.value(target, negatives, call.params) + logits * 0.0
+        per_row = finish.value(target, negatives, call.params, of_rows) + logits * 0.0
         per_row = torch.where(has_target, per_row, log_negatives).masked_fill(call.ignored, 0.0)
-        by_target, by_negatives = finish.slopes(target, negatives, call.params)
+        by_target, by_negatives, *_ = finish.slopes(target, negatives, call.params, of_rows)
         by_target = torch.where(has_target, by_target, 0.0)
         # Without negatives there is nothing to weigh.
         by_negatives = torch.where(negatives == EMPTY, 0.0, by_negatives)
@@ -282,7 +285,9 @@ def _gradients(
     d_variables = None
     if values is not None and of_variables is not None:
         slopes_of = variables.of_targets(call, values, *of_variables)
-        d_values = variables.joined(call.spec, slopes_of, rows.d_variables)
+        d_values = variables.joined(call, values, slopes_of, rows.d_variables)
+        if d_columns is not None:
+            variables.add_column_norms(call, engine, d_values, d_columns, scale)
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:
@@ -378,7 +383,7 @@ def _stream(
                 tile.cosines = _taken(cosines, place, block, rows.taken, call)
             if rows.variables is not None:
                 tile.variables = rows.variables.tile(block, place)
-                tile.d_variables = rows.d_variables and rows.d_variables.by_row(block)
+                tile.d_variables = rows.d_variables and rows.d_variables.by_row(block, place)
             if selected is not None:
                 tile.selection = selection[block.start][number]
             gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))

@@ -37,14 +37,14 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, N) state: log-sum-exp N of the negatives and probability Q."""
-    operands, inverse_norms = operands_of(call, engine)
+    operands, inverse_norms, values = operands_of(call, engine)
     log_negatives = _log_negatives(call, engine, operands)
     if call.spec.positive is None:
         per_row, negative_prob = log_negatives, torch.ones_like(log_negatives)
     else:
         per_row, negative_prob = _positives(call, engine, operands, log_negatives)
     per_row = torch.where(call.valid_rows, per_row, not_finite(call, inverse_norms))
-    return result_of(call, per_row, torch.stack([log_negatives, negative_prob]))
+    return result_of(call, per_row, torch.stack([log_negatives, negative_prob]), values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -58,7 +58,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         negative=torch.where(live, weights * negative_prob, 0.0),
         positive=torch.where(live, weights / call.pair_counts[0].clamp(min=1), 0.0),
     )
-    return gradients_of_pairs(call, engine, factors, scale)
+    return gradients_of_pairs(call, engine, operands_of(call, engine), factors, scale)
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -112,13 +112,17 @@ def _possible_positives(
     that occur among the rows: often one in thousands.
     """
     labels, column_labels = operands.labels, operands.column_labels
+    values = operands.variables
     if call.columns is None:
         some = torch.nonzero(call.valid_rows).flatten()
         order = some[labels[some].argsort(stable=True)]
         unit, _ = engine.normalize_rows(call.rows, 0, len(order), order)
-        return Operands(unit, labels[order], labels[order], sorted=True), order
+        place, ordered = order + operands.own, labels[order]
+        values = values and values.at(place, place)
+        return Operands(unit, ordered, ordered, sorted=True, variables=values), order
     if call.self_offset is not None:
         # The pair that is left out is known by its place.
         return operands, None
     index = torch.nonzero((column_labels >= 0) & torch.isin(column_labels, labels)).flatten()
-    return Operands(operands.unit, labels, column_labels[index], index), None
+    values = values and values.at(None, index)
+    return Operands(operands.unit, labels, column_labels[index], index, variables=values), None

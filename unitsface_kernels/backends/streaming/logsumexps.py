@@ -35,7 +35,7 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, N) state: log-sum-exps P of the positives and N of the negatives."""
-    operands, inverse_norms = operands_of(call, engine)
+    operands, inverse_norms, values = operands_of(call, engine)
     sums = _sums(call, engine, operands)
     state = torch.stack(
         [
@@ -44,23 +44,27 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         ]
     )
     positives, negatives = _finite(state)
-    per_row = _finish(call).value(positives, negatives, call.params)
+    of_rows = () if values is None else values.of_rows(call)
+    per_row = _finish(call).value(positives, negatives, call.params, of_rows)
     per_row = torch.where(call.valid_rows, per_row, 0.0) + not_finite(call, inverse_norms)
-    return result_of(call, per_row, state)
+    return result_of(call, per_row, state, values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
     positives, negatives = _finite(state)
-    slopes = torch.stack(_finish(call).slopes(positives, negatives, call.params))
+    prepared = operands_of(call, engine)
+    of_rows = () if prepared.values is None else prepared.values.of_rows(call)
+    slopes = _finish(call).slopes(positives, negatives, call.params, of_rows)
+    by_sums, by_variables = torch.stack(slopes[:2]), slopes[2:]
     # Without pairs of a kind there is nothing to weigh, and the slope may be anything.
     live = call.valid_rows & (state != -torch.inf)
-    factors, scale = split_factors(call, torch.where(live, weights * slopes, 0.0))
+    factors, scale = split_factors(call, torch.where(live, weights * by_sums, 0.0))
     positive, negative = factors.unbind(0)
     log_positives, log_negatives = torch.where(live, state, torch.inf).unbind(0)
-    return gradients_of_pairs(
-        call, engine, PairWeights(log_negatives, negative, positive, log_positives), scale
-    )
+    of_pairs = PairWeights(log_negatives, negative, positive, log_positives)
+    through_finish = [torch.where(call.valid_rows, weights * by, 0.0) for by in by_variables]
+    return gradients_of_pairs(call, engine, prepared, of_pairs, scale, through_finish)
 
 
 def _finish(call: Call) -> Finish:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec, Triplet
+from . import variables
 from .call import Call, Gradients, Result, clear_ignored, not_finite
 from .columns import columns_of, tile_columns
 from .engine import ClassTile, Engine, Nearest, part
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
 from .tiles import against_columns
+from .variables import Variables
 
 
 def _triplet(spec: LossSpec) -> Triplet:
@@ -33,11 +35,15 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
     count = _triplet(call.spec).count(call.params)
     unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
+    values = variables.of_call(call, engine, unit, inverse_norms)
     best, position, target_cosine = search(call, engine, count, unit)
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
-    loss = _per_row(call, best, position, target_cosine) + not_finite(call, inverse_norms)
+    loss = _per_row(call, best, position, target_cosine, variables_of_terms(call, values))
+    loss = loss + not_finite(call, inverse_norms)
+    if values is not None:
+        loss = loss + variables.not_finite(call, values)
     loss = loss + target_cosine * 0.0  # NaN without any wrong column, too
     clear_ignored(call, loss)
     if call.reduction != "none":
@@ -53,12 +59,24 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     count = _triplet(call.spec).count(call.params)
     best, position, target_cosine = state.split([count, count, 1])
     position = position.view(torch.int32)
-    of_nearest, of_target = _slopes(call, best.T, position.T, target_cosine[0])
+    unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
+    values = variables.of_call(call, engine, unit, inverse_norms)
+    of_nearest, of_target, *by_variables = _slopes(
+        call, best.T, position.T, target_cosine[0], variables_of_terms(call, values)
+    )
     # Without shards, places beyond the number of columns are never filled.
     filled = count if call.shards is not None else min(count, call.num_columns)
     places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
     slopes = torch.cat([of_nearest.T[:filled], of_target[None]]) * weights
-    return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, slopes))
+    slopes = torch.where(weights * (places >= 0) == 0, 0.0, slopes)
+    d_values = None
+    if values is not None:
+        # Of shards that with the row's target has its part.
+        here = torch.where(call.row_labels >= 0, weights, 0.0)
+        by_variables = [torch.where(here == 0.0, 0.0, here * by) for by in by_variables]
+        of_rows = variables.by_rows(call, values, by_variables)
+        d_values = variables.joined(call, values, of_rows, None)
+    return _gradients(call, engine, unit, inverse_norms, places, slopes, d_values)
 
 
 def search(call: Call, engine: Engine, count: int, unit: Tensor | None = None) -> Nearest:
@@ -101,33 +119,49 @@ def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
     return found & has_target[:, None], divisor
 
 
-def _per_row(call: Call, best: Tensor, position: Tensor, target_cosine: Tensor) -> Tensor:
+def variables_of_terms(call: Call, values: Variables | None) -> list[Tensor]:
+    """Variables that terms read: () of scalars and (N, 1)."""
+    found = [] if values is None else values.of_rows(call)
+    return [value if value.dim() == 0 else value[:, None] for value in found]
+
+
+def _per_row(
+    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor, of_rows: list[Tensor]
+) -> Tensor:
     scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
-    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params)
+    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params, of_rows)
     return (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
 
 
 def _slopes(
-    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor
-) -> tuple[Tensor, Tensor]:
-    """d row loss / d cosine of the nearest (N, k), and of the target (N,)."""
+    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor, of_rows: list[Tensor]
+) -> list[Tensor]:
+    """d row loss / d cosine of the nearest (N, k), of the target (N,), and by variables (N,)."""
     scored, divisor = _scored(call, position)
     nearest = torch.where(scored, best, 0.0)
-    slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params)
-    of_nearest, of_target = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
-    return of_nearest, of_target.sum(dim=1)
+    slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params, of_rows)
+    of_nearest, *others = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
+    return [of_nearest, *(slope.sum(dim=1) for slope in others)]
 
 
-def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gradients:
-    """From d loss / d cosine ``slopes`` of every row with the columns at ``places``, (k + 1, N).
+def _gradients(
+    call: Call,
+    engine: Engine,
+    unit: Tensor,
+    inverse_norms: Tensor,
+    places: Tensor,
+    slopes: Tensor,
+    d_values: Variables | None,
+) -> Gradients:
+    """From d loss / d cosine ``slopes`` of every row with the columns at ``places``, (k + 1, N),
+    and gradients of all variables.
 
     One column per row at a time: N x D of memory whatever k is.
     """
     rows, columns = call.rows, call.columns
     assert columns is not None
     size, width = rows.shape
-    unit, inverse_norms = engine.normalize_rows(rows, 0, size)
     d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
     d_columns = None
     if call.need_columns and call.sink is None:
@@ -138,5 +172,10 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
         stream_pairs(call, engine, unit, places, slopes)
     if d_rows is not None:
         engine.normalize_rows_backward(d_rows, rows, 0, inverse_norms, d_rows)
+        if d_values is not None:
+            variables.add_norms(call, d_values, d_rows, unit, inverse_norms, None)
         clear_ignored(call, d_rows)
-    return Gradients(d_rows, d_columns)
+    d_variables = None
+    if d_values is not None and call.need_variables:
+        d_variables = variables.of_given(call, d_values, None)
+    return Gradients(d_rows, d_columns, None, d_variables)

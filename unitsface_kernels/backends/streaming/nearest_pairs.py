@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec, Triplet
+from . import variables
 from .call import Call, Gradients, Result, clear_ignored, not_finite
 from .columns import columns_of, remote_blocks, unit_columns
 from .engine import Engine
+from .nearest import variables_of_terms
 from .scattered import add_pairs, add_rows
 from .tiles import Panel, against_columns, against_ranks, in_batch
 
@@ -75,13 +77,17 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 2, N) state; int32 positions are kept as the floats of their bits."""
     unit, inverse_norms = engine.unit_rows(call)
+    values = variables.of_call(call, engine, unit, inverse_norms)
     found = _search(call, engine, unit)
     farthest = torch.where(found.positives < 0, 0.0, -found.farthest)
     scored, divisor = _scored(call, found.negatives, found.positives)
     nearest = torch.where(scored, found.nearest, 0.0)
-    terms = _triplet(call.spec).value(nearest, farthest, call.params)
+    of_rows = variables_of_terms(call, values)
+    terms = _triplet(call.spec).value(nearest, farthest, call.params, of_rows)
     loss = (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
     loss = torch.where(call.valid_rows, loss, 0.0) + not_finite(call, inverse_norms)
+    if values is not None:
+        loss = loss + variables.not_finite(call, values)
     clear_ignored(call, loss)
     if call.reduction != "none":
         loss = loss.sum()
@@ -99,10 +105,26 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     places = places.contiguous().view(torch.int32).to(torch.int64)
     scored, divisor = _scored(call, places[:count].T, places[count:].T)
     nearest = torch.where(scored, best.T, 0.0)
-    slopes = _triplet(call.spec).slopes(nearest, farthest.T, call.params)
-    of_nearest, of_farthest = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
-    both = torch.cat([of_nearest.T, of_farthest.sum(dim=1)[None]]) * weights
-    return _gradients(call, engine, places, torch.where(weights * (places >= 0) == 0, 0.0, both))
+    unit, inverse_norms = engine.unit_rows(call)
+    values = variables.of_call(call, engine, unit, inverse_norms)
+    of_rows = variables_of_terms(call, values)
+    slopes = _triplet(call.spec).slopes(nearest, farthest.T, call.params, of_rows)
+    of_nearest, *others = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
+    of_farthest, *by_variables = (slope.sum(dim=1) for slope in others)
+    both = torch.cat([of_nearest.T, of_farthest[None]]) * weights
+    both = torch.where(weights * (places >= 0) == 0, 0.0, both)
+    d_rows, d_columns = _gradients(call, engine, unit, places, both)
+    if d_rows is not None:
+        engine.unit_rows_backward(call, d_rows, inverse_norms, None)
+    if values is None:
+        return Gradients(d_rows, d_columns)
+    by_variables = [torch.where(call.valid_rows, weights * by, 0.0) for by in by_variables]
+    of_terms = variables.by_rows(call, values, by_variables)
+    d_values = variables.joined(call, values, of_terms, None)
+    if d_rows is not None:
+        variables.add_norms(call, d_values, d_rows, unit, inverse_norms, None)
+    d_variables = variables.of_given(call, d_values, None) if call.need_variables else None
+    return Gradients(d_rows, d_columns, None, d_variables)
 
 
 def _scored(call: Call, negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor | int]:
@@ -170,10 +192,13 @@ def _leave_out(valid: Tensor, diagonal: int) -> None:
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gradients:
-    """From d loss / d cosine ``slopes`` (k + 1, N) of every row with the columns at ``places``."""
+def _gradients(
+    call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of unit rows, and of columns, from d loss / d cosine ``slopes`` (k + 1, N) of every row with
+    the columns at ``places``.
+    """
     rows = call.rows
-    unit, inverse_norms = engine.unit_rows(call)
     d_rows = rows.new_zeros(rows.shape, dtype=torch.float32) if call.need_rows else None
     d_columns = None
     if call.columns is None:
@@ -185,9 +210,7 @@ def _gradients(call: Call, engine: Engine, places: Tensor, slopes: Tensor) -> Gr
             d_columns = rows.new_zeros(shape, dtype=torch.float32)
         for place, slope in zip(places, slopes, strict=True):
             add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
-    if d_rows is not None:
-        engine.unit_rows_backward(call, d_rows, inverse_norms, None)
-    return Gradients(d_rows, d_columns)
+    return d_rows, d_columns
 
 
 def _in_batch(

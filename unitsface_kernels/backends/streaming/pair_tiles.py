@@ -7,28 +7,33 @@ of other ranks a tile serves its rows, which get the gradient of both directions
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..dense import zeros
+from . import variables
 from .call import Blocks, Call, Gradients, Result, clear_ignored
 from .columns import remote_blocks, unit_columns
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
-from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch
+from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
+from .variables import Variables
 
 
 @dataclass
 class Operands:
-    """Rows and their labels, and those of the columns, which may be the rows.
+    """Rows and their labels, those of the columns, which may be the rows, and variables.
 
     Attributes:
         unit: unit rows.
         column_index: the columns that take part; None: all.
         sorted: rows of a batch are in the order of their labels, none of which is ignored.
+        variables: that tiles read; None: there are none.
+        d_variables: accumulates their gradients; None: not needed.
+        own: place of the rows among those that have variables.
     """
 
     unit: Tensor
@@ -36,9 +41,36 @@ class Operands:
     column_labels: Tensor
     column_index: Tensor | None = None
     sorted: bool = False
+    variables: Variables | None = None
+    d_variables: Variables | None = None
+    own: int = 0
+
+    def with_variables(
+        self, tile: PairTile, rows: slice, columns: slice, both: bool, own_alone: bool
+    ) -> None:
+        """Gives a tile its variables.
+
+        Args:
+            rows, columns: places among the rows, and among all columns.
+            both: the other direction reads variables, too.
+            own_alone: gradients of the other direction are not this tile's.
+        """
+        places = rows, columns, self.own
+        if self.variables is not None:
+            tile.variables = self.variables.tile(*places, both)
+        if self.d_variables is not None:
+            tile.d_variables = self.d_variables.tile(*places, both and not own_alone)
 
 
-def operands_of(call: Call, engine: Engine) -> tuple[Operands, Tensor]:
+class Prepared(NamedTuple):
+    """Operands, inverse norms of the rows, and all variables of the call, if it has any."""
+
+    operands: Operands
+    inverse_norms: Tensor
+    values: Variables | None
+
+
+def operands_of(call: Call, engine: Engine) -> Prepared:
     unit, inverse_norms = engine.unit_rows(call)
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
@@ -47,7 +79,11 @@ def operands_of(call: Call, engine: Engine) -> tuple[Operands, Tensor]:
         # An invalid row counts as ignored here, but remains a column of the others.
         labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
         labels = engine.prepare_labels(labels_of_valid, call.column_labels)
-    return Operands(unit, *labels), inverse_norms
+    operands, values = Operands(unit, *labels), variables.of_call(call, engine, unit, inverse_norms)
+    if values is not None:
+        operands.variables = values.streamed(call.spec)
+        operands.own = variables.own_rows(call).start
+    return Prepared(operands, inverse_norms, values)
 
 
 def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
@@ -55,8 +91,10 @@ def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
 
 
-def result_of(call: Call, per_row: Tensor, state: Tensor) -> Result:
+def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | None) -> Result:
     """The result of a pass over statistics from (N,) losses of the rows, which it may change."""
+    if values is not None:
+        per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
     loss = per_row
     if call.reduction != "none":
@@ -104,13 +142,21 @@ def _batch_tiles(engine: Engine, operands: Operands) -> Iterator[Placed]:
             diagonal=place.diagonal,
             symmetric=place.symmetric,
         )
+        among_all = shifted(columns, operands.own)
+        operands.with_variables(tile, rows, among_all, both=True, own_alone=place.symmetric)
         yield tile, rows, columns
 
 
 def _panel_tiles(
-    engine: Engine, operands: Operands, panel: Panel, labels: Tensor, offset: int | None = None
+    engine: Engine,
+    operands: Operands,
+    panel: Panel,
+    labels: Tensor,
+    offset: int | None = None,
+    both: bool = False,
 ) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
-    """Also yields the inverse norms of a tile's columns."""
+    """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
+    both directions of its pairs."""
     b, norms = unit_columns(engine, panel)
     for place in panel.tiles:
         rows, columns = place
@@ -122,6 +168,7 @@ def _panel_tiles(
             diagonal=None if offset is None else place.diagonal + offset,
             symmetric=False,
         )
+        operands.with_variables(tile, rows, columns, both, own_alone=True)
         yield tile, rows, columns, norms
 
 
@@ -139,9 +186,15 @@ def remote_tiles(
     engine: Engine, operands: Operands, blocks: Blocks, possible: Tensor | None = None
 ) -> Iterator[Placed]:
     """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
-    labels = operands.column_labels if possible is None else operands.column_labels[possible]
+    labels = operands.column_labels
+    if possible is not None:
+        labels = labels[possible]
+        if operands.variables is not None:
+            values = operands.variables.at(None, torch.nonzero(possible).flatten())
+            operands = replace(operands, variables=values)
     for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
-        for tile, rows, columns, _ in _panel_tiles(engine, operands, panel, labels):
+        tiles_of_panel = _panel_tiles(engine, operands, panel, labels, both=possible is None)
+        for tile, rows, columns, _ in tiles_of_panel:
             yield tile, rows, columns
 
 
@@ -149,10 +202,25 @@ def remote_tiles(
 
 
 def gradients_of_pairs(
-    call: Call, engine: Engine, factors: PairWeights, scale: Tensor | None
+    call: Call,
+    engine: Engine,
+    prepared: Prepared,
+    factors: PairWeights,
+    scale: Tensor | None,
+    by_variables: Sequence[Tensor] = (),
 ) -> Gradients:
-    """Gradients from per-row factors, which are without a common ``scale`` ()."""
-    operands, inverse_norms = operands_of(call, engine)
+    """Gradients from factors of the rows.
+
+    Args:
+        call, engine, prepared: of the pass.
+        factors: without the common ``scale``.
+        scale: (), or None.
+        by_variables: (N,) weighted derivatives of the rows' losses by each of
+            :meth:`Variables.of_rows`, beside those through the pairs.
+    """
+    operands, inverse_norms, values = prepared
+    if operands.variables is not None and variables.needed(call):
+        operands.d_variables = variables.zeros_like(operands.variables, engine.stat_dtype)
     d_rows = None
     if call.need_rows:
         d_rows = zeros(call.rows, *call.rows.shape)
@@ -163,13 +231,23 @@ def gradients_of_pairs(
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
-    return Gradients(d_rows, d_columns)
+    if values is None:
+        return Gradients(d_rows, d_columns)
+    of_rows = variables.by_rows(call, values, by_variables) if by_variables else None
+    tiles_of = operands.d_variables and operands.d_variables.times(scale)
+    found = variables.joined(call, values, of_rows, tiles_of)
+    if d_rows is not None:
+        variables.add_norms(call, found, d_rows, operands.unit, inverse_norms, None)
+    if d_columns is not None:
+        variables.add_column_norms(call, engine, found, d_columns, None)
+    of_given = variables.of_given(call, found, None) if call.need_variables else None
+    return Gradients(d_rows, d_columns, None, of_given)
 
 
 def _gradients_in_batch(
     call: Call, engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
 ) -> None:
-    if d_rows is None:
+    if d_rows is None and operands.d_variables is None:
         return
     everyone = factors
     if call.ranks is not None:
@@ -179,12 +257,15 @@ def _gradients_in_batch(
     blocks = remote_blocks(call)
     for tile, rows, columns in _batch_tiles(engine, operands):
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
+        if d_rows is None:
+            continue
         engine.addmm(d_rows[rows], gradient, tile.b)
         if not tile.symmetric:
             engine.addmm(d_rows[columns], gradient.T, tile.a)
     for tile, rows, columns in remote_tiles(engine, operands, blocks):
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
-        engine.addmm(d_rows[rows], gradient, tile.b)
+        if d_rows is not None:
+            engine.addmm(d_rows[rows], gradient, tile.b)
 
 
 def _gradients_against_columns(

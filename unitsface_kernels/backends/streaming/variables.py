@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from ...policy.formula import (
 )
 from ...policy.variable import COLUMN_NORM, COMPUTED, NEGATIVES, POSITIVES, ROW_NORM, SIDES, Side
 from .call import Call
-from .columns import columns_of, unit_columns
+from .columns import add_norms_of_columns, columns_of, unit_columns
 from .engine import Engine, TileVariables
 from .scattered import add_rows
 from .tiles import against_columns
@@ -57,9 +58,22 @@ class Variables(NamedTuple):
             self.columns[:, place] if both else None,
         )
 
-    def by_row(self, rows: slice) -> TileVariables:
-        """Gradients of a tile that are by row, those of scalars too."""
-        return TileVariables(self.scalars[:, rows], self.rows[:, rows], self.columns)
+    def by_row(self, rows: slice, columns: slice) -> TileVariables:
+        """Gradients of a tile, those of scalars by row."""
+        return TileVariables(self.scalars[:, rows], self.rows[:, rows], self.columns[:, columns])
+
+    def of_rows(self, call: Call) -> list[Tensor]:
+        """What a row's own formula reads: () of scalars and (N,) of the call's rows."""
+        return [*self.scalars, *self.rows[:, own_rows(call)]]
+
+    def at(self, rows: Tensor | None, columns: Tensor) -> Variables:
+        """Those at some places; ``rows``: None for all."""
+        of_rows = self.rows if rows is None else self.rows.index_select(1, rows)
+        return Variables(self.scalars, of_rows, self.columns.index_select(1, columns))
+
+    def times(self, factor: Tensor | None) -> Variables:
+        """Gradients times a factor (), if there is one."""
+        return self if factor is None else Variables(*(value * factor for value in self))
 
     def streamed(self, spec: LossSpec) -> Variables | None:
         """Those that tiles read; None: there are none."""
@@ -259,23 +273,53 @@ def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
 
 
+def needed(call: Call) -> bool:
+    """Whether gradients of variables that tiles read are."""
+    norms = {v.name for v in call.spec.variables if v.streamed} & {ROW_NORM, COLUMN_NORM}
+    return call.need_variables or (bool(norms) and (call.need_rows or call.need_columns))
+
+
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
     """Gradients of tiles to be accumulated, those of scalars by row, (S, N); None: not needed."""
-    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
-    if not (call.need_variables or norms):
+    if not needed(call):
         return None
     count = call.rows.shape[0]
-    sizes = (len(values.scalars), count), (len(values.rows), count), (0, 0)
+    sizes = (len(values.scalars), count), (len(values.rows), count), values.columns.shape
     return Variables(*(values.rows.new_zeros(size, dtype=dtype) for size in sizes))
 
 
-def joined(spec: LossSpec, targets: Variables, tiles: Variables | None) -> Variables:
-    """Gradients of all variables: those through targets, and those of the tiles' variables."""
-    scalars, rows, columns = (value.to(torch.float64) for value in targets)
+def by_rows(call: Call, values: Variables, slopes: Sequence[Tensor]) -> Variables:
+    """Gradients through formulas of the rows, those of scalars by row.
+
+    Args:
+        values: all variables.
+        slopes: (N,) of every row's loss by each of :meth:`Variables.of_rows`.
+    """
+    scalars, like = len(values.scalars), values.rows.new_empty(call.rows.shape[0])
+    first, others = (_stacked(list(some), like) for some in (slopes[:scalars], slopes[scalars:]))
+    return Variables(first, others, torch.zeros_like(values.columns))
+
+
+def joined(
+    call: Call, values: Variables, of_rows: Variables | None, tiles: Variables | None
+) -> Variables:
+    """Gradients of all variables, float64.
+
+    Args:
+        values: all variables.
+        of_rows: those through the rows' own logits and formulas, of scalars by row.
+        tiles: those of the tiles' variables.
+    """
+    found = zeros_like(values, torch.float64)
+    if of_rows is not None:
+        found.scalars.add_(of_rows.scalars.to(torch.float64).sum(dim=1))
+        found.rows[:, own_rows(call)] += of_rows.rows
+        found.columns.add_(of_rows.columns)
     if tiles is not None:
-        scalars[_streamed(spec, "scalar")] += tiles.scalars
-        rows[_streamed(spec, "row")] += tiles.rows
-    return Variables(scalars.sum(dim=1), rows, columns)
+        scalars = tiles.scalars if tiles.scalars.dim() == 1 else tiles.scalars.sum(dim=1)
+        for side, total, own in zip(SIDES, found, tiles._replace(scalars=scalars), strict=True):
+            total[_streamed(call.spec, side)] += own
+    return found
 
 
 def zeros_like(values: Variables, dtype: torch.dtype) -> Variables:
@@ -324,6 +368,20 @@ def _place(spec: LossSpec, name: str) -> int | None:
     """Of a variable among those of its side; None: the formula does not read it."""
     names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
     return names.index(name) if name in names else None
+
+
+def add_column_norms(
+    call: Call, engine: Engine, gradients: Variables, d_columns: Tensor, scale: Tensor | None
+) -> None:
+    """As :func:`add_norms`, to the gradient (M, D) of columns that are no rows."""
+    slopes = column_norm_slopes(call, gradients)
+    if slopes is None:
+        return
+    slopes = slopes if scale is None else slopes * scale
+    for panel in against_columns(columns_of(call), 0, engine.class_block):
+        _, inverse_norms = unit_columns(engine, panel)
+        own = panel.columns
+        add_norms_of_columns(call, own, inverse_norms, d_columns[own], slopes[own])
 
 
 def column_norm_slopes(call: Call, gradients: Variables | None) -> Tensor | None:

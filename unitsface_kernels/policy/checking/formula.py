@@ -22,6 +22,7 @@ from ..formula import (
     THRESHOLD,
     Formula,
     number_bindings,
+    row_leaves,
     variable_leaves,
 )
 from ..operations import OPERATIONS
@@ -36,9 +37,7 @@ STEP = 1e-6
 MARGIN = 1e-3
 #: Thresholds, and a variable's values.
 THRESHOLDS = (0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4)
-VARIABLES = (0.3, 0.0, 1.0, -0.7)
-#: Pairs per row.
-COUNTS = (0.3, 1.0, 20.0)
+VARIABLES, POSITIVE_VARIABLES = (0.3, 0.0, 1.0, -0.7), (0.3, 1.0, 2.0)
 #: Log-sum-exps, and cosines of a triplet.
 OF_ROWS = {
     "finish": (0.0, 3.0, -3.0, 40.0, -40.0),
@@ -99,7 +98,8 @@ def _values(formula: Formula) -> Iterator[_Value]:
     of_rows = ("finish", formula.finish, SUMS), ("triplet", formula.triplet, COSINES)
     for name, own, numbers in of_rows:
         if own is not None:
-            yield _Value(name, own, own, {e: derivative(own, e) for e in numbers}, False)
+            by_row = (*numbers, *row_leaves(formula))
+            yield _Value(name, own, own, {e: derivative(own, e) for e in by_row}, False)
 
 
 def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
@@ -113,9 +113,12 @@ def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
     ]
     axes = [torch.cat([inside, near, -near]).sort().values]
     for e in others:
-        known = THRESHOLDS if e is THRESHOLD else OF_ROWS.get(value.name, VARIABLES)
-        if str(e.payload) in (POSITIVES, NEGATIVES):
-            known = COUNTS
+        known: tuple[float, ...] = THRESHOLDS if e is THRESHOLD else VARIABLES
+        if value.name in OF_ROWS:
+            # As those at which formulas have to be finite.
+            known = OF_ROWS[value.name] if e.kind == "argument" else POSITIVE_VARIABLES
+        elif str(e.payload) in (POSITIVES, NEGATIVES):
+            known = POSITIVE_VARIABLES
         axes.append(torch.tensor(known, dtype=torch.float64))
     meshes = torch.meshgrid(*axes, indexing="ij")
     found: Bindings = {**numbers, POSITIVE: torch.tensor(value.name == "positive")}
