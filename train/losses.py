@@ -19,20 +19,47 @@ from train.config.sections import (
 )
 from train.distributed import lost_process
 from train.errors import UserError
-from train.own_loss import build_own, policy_and_options
+from train.own_loss import build_own, default_numbers, policy_and_options
 
 
-def _parameters(cls: type) -> list[str]:
-    """Names a constructor takes, following ``**kwargs`` up to the base classes' constructors."""
-    names: list[str] = []
+def _parameters(cls: type) -> dict[str, Any]:
+    """Names a constructor takes, with their defaults, following ``**kwargs`` up to the base
+    classes' constructors.
+    """
+    found: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+        found |= {name: default for name, default in named.items() if name not in found}
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
-    return list(dict.fromkeys(names))
+    return found
+
+
+def _with_learned(
+    key: str, name: str, options: dict[str, Any], learned: list[str]
+) -> dict[str, Any]:
+    """The options of a loss, of which the numbers ``learned`` are parameters."""
+    if not learned or name == NO_LOSS:
+        return options
+    if names_class(name):
+        defaults = default_numbers(key, name)
+    else:
+        losses = uk.CLASS_LOSSES if key == "class" else uk.PAIR_LOSSES
+        defaults = _parameters(losses[name])
+    settings = ("skip_tolerance", "init_std", "init_threshold")
+    # What has no number as its default has one that depends on the others.
+    values = {n: options.get(n, v) for n, v in defaults.items() if isinstance(v, float | None)}
+    numbers = [n for n, v in values.items() if n not in settings and isinstance(v, float | int)]
+    found = dict(options)
+    for number in learned:
+        if number not in numbers:
+            has = ", ".join(numbers) or "none"
+            raise UserError(f"loss.{key}_learned: {name} has the numbers {has}, got {number}")
+        found[number] = nn.Parameter(torch.tensor(float(values[number])))
+    return found
 
 
 def _construct(
@@ -110,6 +137,18 @@ class FaceLoss(nn.Module):
         return first_threshold(self.pair_loss, self.class_loss)
 
 
+def learned_numbers(loss: FaceLoss, head: uk.PartialFC | None) -> dict[str, float]:
+    """What the losses learn beside class weights and thresholds, one number each, by name."""
+    modules = {"class": loss.class_loss if head is None else head.loss, "pair": loss.pair_loss}
+    return {
+        f"{key}.{name}": float(parameter.detach())
+        for key, module in modules.items()
+        if module is not None
+        for name, parameter in module.named_parameters()
+        if parameter.dim() == 0 and name.split(".")[-1] not in ("threshold", "bias")
+    }
+
+
 def _nothing(loss: nn.Module) -> Tensor:
     """0 with gradients of zero for all parameters, from empty sums: data-parallel training waits
     for the gradient of every one.
@@ -143,13 +182,14 @@ def cosine_threshold(loss: nn.Module) -> float | None:
     ``g(c) = 2 ((c + 1) / 2)^t - 1``, so there it is where ``g`` is ``-b / s``.
     """
     if isinstance(loss, uk.SphereFace2Loss):
-        level = (1.0 - float(loss.bias.detach()) / loss.scale) / 2.0
-        return 2.0 * max(0.0, level) ** (1.0 / float(loss.options["t"])) - 1.0
+        scale, t = (float(torch.as_tensor(loss.options[n]).detach()) for n in ("scale", "t"))
+        level = (1.0 - float(loss.bias.detach()) / scale) / 2.0
+        return 2.0 * max(0.0, level) ** (1.0 / t) - 1.0
     if isinstance(loss, (uk.PairLoss, uk.ClassLoss)):
         return None  # what a threshold means is up to the user's formula
     b, scale = getattr(loss, "threshold", None), getattr(loss, "scale", None)
     if isinstance(b, Tensor) and b.numel() == 1 and scale:
-        return float(b.detach()) / float(scale)
+        return float(b.detach()) / float(torch.as_tensor(scale).detach())
     return None
 
 
@@ -176,9 +216,13 @@ def build_loss(
     }
     class_loss = pair_loss = None
     if config.class_name != NO_LOSS and not sharded:
-        class_loss = _build("class", config.class_name, config.class_options, given)
+        options = _with_learned(
+            "class", config.class_name, config.class_options, config.class_learned
+        )
+        class_loss = _build("class", config.class_name, options, given)
     if config.pair_name != NO_LOSS:
-        pair_loss = _build("pair", config.pair_name, config.pair_options, given)
+        options = _with_learned("pair", config.pair_name, config.pair_options, config.pair_learned)
+        pair_loss = _build("pair", config.pair_name, options, given)
     weights = config.class_weight, config.pair_weight
     return FaceLoss(class_loss, pair_loss, *weights, config.class_until_filled)
 
@@ -212,7 +256,8 @@ def build_head(
     device: torch.device,
 ) -> uk.PartialFC:
     """The class loss with its classes spread over all processes."""
-    name, options = config.class_name, config.class_options
+    name = config.class_name
+    options = _with_learned("class", name, config.class_options, config.class_learned)
     head: Any = name
     if names_class(name):
         head, options = policy_and_options("class", name, options)

@@ -102,7 +102,7 @@ def all_finite(modules: Iterable[nn.Module | None], world: DistributedEnv) -> bo
 def scale_of(*losses: nn.Module | None) -> str:
     """Scales of the losses' logits, for messages."""
     found = [
-        f"{float(module.scale):g} ({type(module).__name__})"
+        f"{float(torch.as_tensor(module.scale).detach()):g} ({type(module).__name__})"
         for loss in losses
         if loss is not None
         for module in loss.modules()

@@ -70,6 +70,11 @@ def policy_and_options(key: str, name: str, options: dict[str, Any]) -> tuple[An
     return policy, {o: value for o, value in options.items() if o not in numbers}
 
 
+def default_numbers(key: str, name: str) -> dict[str, float | str]:
+    """Numbers of the policy ``name``, with their defaults."""
+    return {number.name: number.default for number in _find(key, name).formula.numbers}
+
+
 def build_own(key: str, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:
     """The module of the policy ``name``; ``given``: sizes and settings of the harness."""
     policy, rest = policy_and_options(key, name, options)

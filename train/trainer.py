@@ -33,6 +33,7 @@ from train.losses import (
     build_head,
     build_loss,
     first_threshold,
+    learned_numbers,
     set_epoch,
     shards_classes,
     try_loss,
@@ -360,6 +361,7 @@ class Trainer:
         self.bar.set_postfix_str(f"loss {averages.total:.3f}, b/s {shown}, {speed:.0f} images/s")
         if self.log is not None:
             has_pairs, loss = self.has_pairs(self.step - 1), self.config.loss
+            learned = learned_numbers(self.loss, self.head)
             has_classes = loss.class_name != NO_LOSS
             has_classes = has_classes and not (loss.class_until_filled and has_pairs)
             self.log.write(
@@ -370,6 +372,7 @@ class Trainer:
                     "class_loss": averages.class_term if has_classes else None,
                     "pair_loss": averages.pair_term if has_pairs else None,
                     "threshold": threshold,
+                    **({"learned": learned} if learned else {}),
                     "lr": self.optimizer.param_groups[0]["lr"],
                     "images_per_s": round(speed, 2),
                 }

@@ -27,7 +27,7 @@ _ARGUMENTS = """
     SymInt? self_offset, Tensor? threshold, str loss, float[] params, str reduction, str backend,
     ScalarType compute_dtype, float skip_tolerance,
     bool need_rows, bool need_columns, bool need_threshold,
-    Tensor? variables=None, bool need_variables=False
+    Tensor? variables=None, bool need_variables=False, bool both=False
 """
 
 
@@ -56,6 +56,7 @@ class Arguments(NamedTuple):
     need_threshold: bool
     variables: Tensor | None = None
     need_variables: bool = False
+    both: bool = False
 
     @classmethod
     def of(cls, config: CallConfig, tensors: CallTensors) -> Arguments:
@@ -84,6 +85,12 @@ class Arguments(NamedTuple):
         """Gradients, None in place of what is not needed."""
         pairs = zip(gradients, self.needs, strict=True)
         return Gradients(*(gradient if needed else None for gradient, needed in pairs))
+
+    @property
+    def num_losses(self) -> int:
+        """As of the call."""
+        columns = 0 if self.columns is None else self.columns.shape[0]
+        return self.rows.shape[0] + (columns if self.both else 0)
 
     @property
     def gradient_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -150,8 +157,8 @@ def _(*flat):
     known = config.gradients_known(given.columns)
     kept = state_rows(config.spec, config.params)
     return (
-        float32(rows.shape[0]) if given.reduction == "none" else float32(),
-        float32(kept, rows.shape[0]) if kept else float32(0),
+        float32(given.num_losses) if given.reduction == "none" else float32(),
+        float32(kept, given.num_losses) if kept else float32(0),
         *(
             float32(*shape) if known and needed else float32(0)
             for shape, needed in zip(given.gradient_shapes, given.needs, strict=True)

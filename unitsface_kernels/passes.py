@@ -47,7 +47,7 @@ def forward(call: Call, gradients: bool) -> Result:
 
 
 def backward(call: Call, state: Tensor | None, weights: Tensor) -> Gradients:
-    """Gradients for (N,) float32 upstream gradients of the rows' losses."""
+    """Gradients for (num_losses,) float32 upstream gradients."""
     backend = dispatch.load(call.backend)
     state = None if state is None else dense(state)
     weights = dense(weights)
@@ -62,8 +62,8 @@ def backward_of_loss(call: Call, state: Tensor | None, grad_loss: Tensor) -> Gra
 
 
 def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
-    """(N,) float32 upstream gradients of the rows' losses, from that of the loss."""
-    weights = grad_loss.to(torch.float32).expand(call.rows.shape[0])
+    """(num_losses,) float32 upstream gradients, from that of the loss."""
+    weights = grad_loss.to(torch.float32).expand(call.num_losses)
     if call.reduction == "mean":
         weights = weights / call.num_valid_rows()
     return weights.contiguous()

@@ -75,4 +75,50 @@ class Sharpened(policy.Pair):
         return self.scale * (c + policy.exp(4 * (c - 1)))
 
 
-POLICIES = (Contrastive, Soft, Angular, Curved, Sharpened)
+class Varied(policy.Pair):
+    """A variable of every kind, and a threshold: the two directions of a pair differ."""
+
+    combine = "softplus"
+    b: policy.Threshold
+    scale: policy.Scalar
+    of_row: policy.PerRow
+    of_column: policy.PerColumn
+
+    def positive(self, c):
+        return self.scale * (c - self.of_row) - self.b * self.of_column
+
+    def negative(self, c):
+        return self.scale * c * self.of_column - self.b
+
+
+class Scaled(policy.Class):
+    """Logits of classes with a learnable scale."""
+
+    combine = "logsumexp"
+    scale: policy.Scalar
+    margin: policy.Number = 0.3
+
+    def positive(self, c):
+        return self.scale * (c - self.margin)
+
+    def negative(self, c):
+        return self.scale * c
+
+
+class Adaptive(policy.Class):
+    """Negatives that read a variable of every kind."""
+
+    combine = "logsumexp"
+    scale: policy.Number = policy.number(32.0, above=0.0)
+    t: policy.Scalar
+    of_class: policy.PerIdentity
+
+    def positive(self, c):
+        return self.scale * (c - 0.1 * self.row_norm)
+
+    def negative(self, c):
+        hard = policy.where(c > self.target_cosine, c * (self.t + c), c)
+        return self.scale * hard + self.of_class
+
+
+POLICIES = (Contrastive, Soft, Angular, Curved, Sharpened, Varied, Scaled, Adaptive)

@@ -116,9 +116,10 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
         return torch.empty(count, dtype=torch.int64, device="cuda")
 
     labelled = spec.topology == "pair" and with_columns
-    thresholds = 1
-    if spec.threshold == "per_column":
-        thresholds = COLUMNS if with_columns else ROWS
+    columns = COLUMNS if with_columns else ROWS
+    thresholds = columns if spec.threshold == "per_column" else 1
+    sizes = {"scalar": 1, "row": ROWS, "column": columns}
+    given = sum(sizes[variable.side] for variable in spec.variables if variable.given)
     return Call(
         spec,
         spec.pack(spec.defaults()),
@@ -131,7 +132,9 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
         column_labels=labels(COLUMNS) if labelled else None,
         self_offset=None if with_columns else 0,
         threshold=None if spec.threshold == "none" else torch.empty(thresholds, device="cuda"),
+        variables=torch.empty(given, device="cuda") if given else None,
         need_rows=True,
         need_columns=True,
         need_threshold=True,
+        need_variables=bool(given),
     )

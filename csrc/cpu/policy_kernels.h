@@ -1,9 +1,6 @@
 // The kernels of a policy, by the way in which its pairs combine.
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/loss_kernels.h"
@@ -27,14 +24,6 @@ constexpr LossKernels numbers_of() {
   k.columns = V::kColumns;
   return k;
 }
-
-// Whether the policy has the logit of a positive: else, where it reads variables, the driver has
-// it.
-template <class Policy, class = void>
-constexpr bool kHasPositive = false;
-template <class Policy>
-constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
-    true;
 
 template <class Policy>
 void positive_rows(const float* params, const float* cosine, int64_t n, float* logit,

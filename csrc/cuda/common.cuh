@@ -13,6 +13,7 @@
 #include <string>
 
 #include "unitsface/macros.h"
+#include "unitsface/policy.h"
 #include "unitsface/tile_args.h"
 
 namespace unitsface::cuda {
@@ -26,6 +27,16 @@ inline void check(cudaError_t status, const std::string& what) {
   cudaGetLastError();  // Not sticky: the next call starts clean.
   throw std::runtime_error("CUDA kernel " + what + ": " + cudaGetErrorName(status) + ": " +
                            cudaGetErrorString(status));
+}
+
+// run(policy), if there are kernels of it: none of them reads variables.
+template <class Policy, bool kPresent = VariablesOf<Policy>::kCount == 0, class Run>
+void with_policy(const std::string& loss, const float* params, const Run& run) {
+  if constexpr (kPresent) {
+    run(Policy(params));
+  } else {
+    throw std::invalid_argument("no CUDA kernels read the variables of loss " + loss);
+  }
 }
 
 // Launches kThreads threads per block; `name` appears in error messages.

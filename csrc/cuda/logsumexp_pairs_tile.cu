@@ -416,28 +416,41 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
 
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
                          float* workspace, void* stream) {
+  const auto run = [&](const auto& policy) {
+    launch_pair_negatives<false>(policy, args, workspace, stream);
+  };
+  const auto run_two = [&](const auto& policy) {
+    launch_pair_negatives<true>(policy, args, workspace, stream);
+  };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_negatives<false>(Policy(params), args, workspace, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_negatives<true>(Policy(params), args, workspace, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run_two);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }
 
 void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
                          float* workspace, void* stream) {
+  const auto run = [&](const auto& policy) {
+    launch_pair_positives(policy, args, workspace, stream);
+  };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_positives(Policy(params), args, workspace, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }
 
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream) {
+  const auto run = [&](const auto& policy) { launch_pair_gradient<false>(policy, args, stream); };
+  const auto run_two = [&](const auto& policy) {
+    launch_pair_gradient<true>(policy, args, stream);
+  };
 #define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_gradient<false>(Policy(params), args, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return launch_pair_gradient<true>(Policy(params), args, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run_two);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
 }

@@ -180,28 +180,35 @@ void launch_logsumexp_gradient_tile(const Policy& policy, const LogsumexpGradien
 
 void logsumexp_tile(const std::string& loss, const float* params, const LogsumexpTileArgs& args,
                     float* workspace, void* stream) {
+  const auto run = [&](const auto& policy) {
+    launch_logsumexp_tile(policy, args, workspace, stream);
+  };
 #define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_logsumexp_tile(Policy(params), args, workspace, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss is called " + loss);
 }
 
 void logsumexp_gradient_tile(const std::string& loss, const float* params,
                              const LogsumexpGradientArgs& args, void* stream) {
+  const auto run = [&](const auto& policy) {
+    launch_logsumexp_gradient_tile(policy, args, stream);
+  };
 #define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return launch_logsumexp_gradient_tile(Policy(params), args, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss is called " + loss);
 }
 
 void positive_rows(const std::string& loss, const float* params, const float* cosine, int64_t n,
                    float* logit, float* slope, void* stream) {
-#define UF_LOGSUMEXP_LOSS(name, Policy)                                                     \
-  if (loss == #name) {                                                                      \
-    if (n == 0) return;                                                                     \
-    return launch("positive_rows", positive_rows_kernel<Policy>, divide_up(n, kThreads), 1, \
-                  stream, Policy(params), cosine, n, logit, slope);                         \
-  }
+  const auto run = [&](const auto& policy) {
+    if (n == 0) return;
+    launch("positive_rows", positive_rows_kernel<std::decay_t<decltype(policy)>>,
+           divide_up(n, kThreads), 1, stream, policy, cosine, n, logit, slope);
+  };
+#define UF_LOGSUMEXP_LOSS(name, Policy) \
+  if (loss == #name) return with_policy<Policy, kHasPositive<Policy>>(loss, params, run);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no logsumexp loss is called " + loss);
 }

@@ -270,8 +270,9 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace
 
 void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* workspace,
               void* stream) {
+  const auto run = [&](const auto& policy) { launch_sum_tile(policy, args, workspace, stream); };
 #define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return launch_sum_tile(Policy(params), args, workspace, stream);
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
 #include "unitsface/loss_list.def"
   throw std::invalid_argument("no sum loss is called " + loss);
 }

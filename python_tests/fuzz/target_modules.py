@@ -81,7 +81,7 @@ def run_one(seed: int) -> str | None:
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity", "contrastive", "batch_hard"):
+    if name in ("npt", "multi_similarity", "contrastive", "batch_hard", "simple"):
         del options["scale"]
     own: nn.Module = _made(name, width, count, **options)
     copied = copy.deepcopy(own)

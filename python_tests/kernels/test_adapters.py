@@ -18,7 +18,7 @@ from unitsface_kernels.adapters.metric_learning import (
     NTXentLoss,
     SupConLoss,
 )
-from unitsface_kernels.adapters.metric_learning.matching import match, sums_of_matching
+from unitsface_kernels.functional.matching import match, sums_of_matching
 
 each_pair_loss = pytest.mark.parametrize("cls", [NTXentLoss, SupConLoss])
 

@@ -88,16 +88,19 @@ def _numbers(spec_name: str) -> list[tuple]:
         found += [
             ({name: "1"}, TypeError, [name, kind, "str"]),
             ({name: True}, TypeError, [name, kind, "bool"]),
-            ({name: torch.ones(())}, TypeError, [name, kind, "Tensor"]),
             ({name: None}, TypeError, [name, kind, "NoneType"]),
         ]
         if parameter.integer:
             found += [({name: 2.0}, TypeError, [name, kind, "float"])]
+            found += [({name: torch.ones(())}, TypeError, [name, kind, "Tensor"])]
         else:
             found += [
                 ({name: math.nan}, ValueError, [name, "finite", "nan"]),
                 ({name: math.inf}, ValueError, [name, "finite", "inf"]),
                 ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
+                ({name: torch.tensor(math.nan)}, ValueError, [name, "finite", "nan"]),
+                ({name: torch.ones(2)}, ValueError, [name, "one element", "(2,)"]),
+                ({name: torch.tensor(1)}, TypeError, [name, "floating", "int64"]),
             ]
         if parameter.maximum is not None:
             high = parameter.maximum + step

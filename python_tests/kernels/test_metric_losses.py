@@ -121,3 +121,69 @@ def test_triplet(hinge: str, distance: str, k: int) -> None:
     got = uk.fused_triplet_loss(feats, LABELS, backend="reference", **options)
     want = _batch_hard(feats, LABELS, 0.3, hinge == "soft", distance == "squared", k)
     _agrees(got, want, feats)
+
+
+def _simple(
+    feats: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    b: Tensor,
+    values: dict[str, float],
+    offset: int | None,
+) -> Tensor:
+    """As ``SimPLE.forward`` of opensphere/module/head/simple.py (ydwen/opensphere) in its Cartesian
+    mode; it has no ignored labels, and the batch is always in its bank."""
+    same = labels[:, None] == bank_labels[None]
+    valid = (labels >= 0)[:, None] & (bank_labels >= 0)
+    if offset is not None:
+        valid[torch.arange(len(labels)), torch.arange(len(labels)) + offset] = False
+    norms = torch.linalg.vector_norm(feats, dim=1), torch.linalg.vector_norm(bank, dim=1)
+    score = feats @ bank.T - values["b_theta"] * norms[0][:, None] * norms[1]
+    of_positives = (score[valid & same] - values["margin"] + b) / values["r"]
+    of_negatives = (score[valid & ~same] + values["margin"] + b) * values["r"]
+    alpha, bce = values["alpha"], F.binary_cross_entropy_with_logits
+    return values["loss_weight"] * (
+        alpha * bce(of_positives, torch.ones_like(of_positives))
+        + (1.0 - alpha) * bce(of_negatives, torch.zeros_like(of_negatives))
+    )
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_simple(backend: str, memory: bool) -> None:
+    feats, b = _normal(len(LABELS), 6, seed=5), torch.tensor(-1.5, dtype=torch.float64)
+    b.requires_grad_()
+    values = {"b_theta": 0.3, "alpha": 0.1, "r": 2.0, "margin": 0.2, "loss_weight": 50.0}
+    bank, bank_labels, offset = feats, LABELS, 0
+    leaves, given = [feats, b], {}
+    if memory:
+        # The batch is in it, as copies without a graph, and other features.
+        bank = torch.cat([_normal(5, 6, seed=6), feats]).detach().requires_grad_()
+        bank_labels, offset = torch.cat([torch.tensor([0, 1, 9, -1, 2]), LABELS]), 5
+        given = {"memory": bank, "memory_labels": bank_labels, "batch_offset": offset}
+        leaves.append(bank)
+    want = _simple(feats, LABELS, bank, bank_labels, b, values, offset)
+    if backend == "reference":
+        got = uk.fused_simple_loss(feats, LABELS, b, backend=backend, **given, **values)
+        _agrees(got, want, *leaves)
+        return
+    narrow = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    if memory:
+        given["memory"] = narrow[2]
+    got = uk.fused_simple_loss(narrow[0], LABELS, narrow[1], backend=backend, **given, **values)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0.0)
+    for one, other in zip(
+        torch.autograd.grad(got, narrow), torch.autograd.grad(want, leaves), strict=True
+    ):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_simple_module() -> None:
+    module = uk.SimPLELoss(init_bias=-2.0, backend="native")
+    feats = _normal(len(LABELS), 6, seed=5).detach().float()
+    loss = module(feats, LABELS)
+    assert torch.equal(loss, uk.fused_simple_loss(feats, LABELS, -2.0, backend="native"))
+    loss.backward()
+    assert float(module.bias.grad.abs()) > 0.0
+    assert "init_bias=-2.0" in repr(module)

@@ -117,4 +117,5 @@ def test_derivatives_by_variables_are_shown() -> None:
     assert "x0 = sigmoid(scale * cosine)" in lines
     assert "d negative / d scale = x0 * cosine" in lines
     assert "struct WithVariable {" in lines
-    assert lines[-1] == "none: the formula reads variables"  # Triton
+    assert "def term(cosine, threshold, positive, params, variables):" in lines
+    assert lines[-1] == "POLICY = SumTermsPolicy(term, heavy=True)"

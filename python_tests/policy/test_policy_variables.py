@@ -292,7 +292,7 @@ def test_errors() -> None:
         run(other=torch.rand(5))
     spec = custom.spec(Everything())
     samples = Samples(rows, labels, 0.0, None, None, None)
-    with pytest.raises(TypeError, match=r"takes variables factor, of_row, .*, got none"):
+    with pytest.raises(TypeError, match=r"takes factor, of_row, .*, got no value for factor"):
         pair_call(spec, spec.defaults(), samples, Options("mean", "reference"))
 
 

@@ -140,6 +140,15 @@ def test_across_ranks(counts: Sequence[int], policies: Sequence[type[policy.Pair
     run_ranks(len(counts), _across, counts, policies, "native", torch.float32)
 
 
+@pytest.mark.extended
+@pytest.mark.skipif(
+    dispatch.unavailable("triton", "cpu", torch.float32) is not None,
+    reason="needs Triton's interpreter",
+)
+def test_across_ranks_by_triton() -> None:
+    run_ranks(2, _across, (9, 4), SUMS, "triton", torch.float32)
+
+
 @pytest.mark.parametrize(
     "policies",
     [SUMS, pytest.param(LOGSUMEXPS, marks=extended_if(True))],

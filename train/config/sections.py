@@ -81,6 +81,18 @@ class LossConfig:
         default_factory=dict,
         metadata=about("constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"),
     )
+    class_learned: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "numbers of the class loss that are learned from their value on, e.g. [scale]"
+        ),
+    )
+    pair_learned: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "numbers of the pair loss that are learned from their value on, e.g. [scale]"
+        ),
+    )
     pair_across_ranks: bool = key(
         True,
         "pairs of the pair loss are those of all processes' batches; false: of one process's",
@@ -179,8 +191,12 @@ class TrainConfig:
     batch_size: int = key(64, "images per step, summed over all processes", low=2)
     lr: float = key(0.1, "peak learning rate", low=0.0)
     momentum: float = key(0.9, "momentum of SGD, first beta of AdamW", low=0.0, high=1.0)
-    weight_decay: float = key(5e-4, "weight decay (none on thresholds)", low=0.0)
-    threshold_lr: float = key(1.0, "learning rate of thresholds, as a multiple of lr", low=0.0)
+    weight_decay: float = key(
+        5e-4, "weight decay (none on thresholds and learned numbers)", low=0.0
+    )
+    threshold_lr: float = key(
+        1.0, "learning rate of thresholds and learned numbers, as a multiple of lr", low=0.0
+    )
     clip_norm: float = key(5.0, "largest gradient norm of the backbone; 0: no limit", low=0.0)
     clip_classes: bool = key(False, "clip_norm is of the backbone and the losses together")
     schedule: str = key("polynomial", "learning-rate schedule", choices=SCHEDULES)

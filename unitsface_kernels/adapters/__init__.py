@@ -1,5 +1,5 @@
 """Fused losses under the names and call signatures of other libraries."""
 
-from . import metric_learning
+from . import metric_learning, open_clip, sentence_transformers, sup_contrast
 
-__all__ = ["metric_learning"]
+__all__ = ["metric_learning", "open_clip", "sentence_transformers", "sup_contrast"]

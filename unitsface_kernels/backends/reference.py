@@ -255,6 +255,27 @@ def _variables(
     return tuple(found)
 
 
+def _losses(
+    config: CallConfig,
+    rows: Tensor,
+    row_labels: Tensor,
+    column_labels: Tensor,
+    cosine: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    threshold: Tensor | None,
+    variables: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """(N,) losses of rows against columns, and which of them there are."""
+    spec = config.spec
+    reduce = _REDUCTIONS[spec.reduction]
+    per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
+    valid = valid_rows(spec, row_labels, positive, negative)
+    per_row = torch.where(valid, per_row, 0.0)
+    doubtful = _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
+    return per_row + doubtful, valid
+
+
 def similarity_loss(
     config: CallConfig, *tensors: Any, over_ranks: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Tensor:
@@ -273,6 +294,9 @@ def similarity_loss(
         # 0 times the NaN of an ignored row would be NaN in every gradient.
         rows = torch.where((row_labels == -1)[:, None], 0.0, rows.to(dtype))
         other = rows if columns is None else columns.to(dtype)
+        if config.both:
+            assert column_labels is not None
+            other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
         cosine = similarities(spec, rows, other)
@@ -289,11 +313,12 @@ def similarity_loss(
         if spec.variables:
             operands = (rows, row_labels, other, column_labels, cosine, (positive, negative))
             variables = _variables(spec, given, *operands, over_ranks)
-        reduce = _REDUCTIONS[spec.reduction]
-        per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
-        valid = valid_rows(spec, row_labels, positive, negative)
-        per_row = torch.where(valid, per_row, 0.0)
-        per_row = per_row + _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
+        sides = [(rows, row_labels, column_labels, cosine, positive, negative)]
+        if config.both:
+            back = (cosine.T, positive.T, negative.T)
+            sides.append((other, column_labels, row_labels, *back))
+        found = [_losses(config, *side, threshold, variables) for side in sides]
+        per_row, valid = (torch.cat(parts) for parts in zip(*found, strict=True))
         if config.reduction == "none":
             return per_row
         total = per_row.sum()

@@ -9,7 +9,7 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
-from .metric import fused_contrastive_loss, fused_triplet_loss
+from .metric import fused_contrastive_loss, fused_simple_loss, fused_triplet_loss
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -20,11 +20,14 @@ from .pair import (
     uss_threshold_init,
 )
 from .proxies import fused_proxy_nca_loss
+from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_clip_loss",
     "fused_contrastive_loss",
+    "fused_info_nce_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
     "fused_npt_loss",
@@ -33,6 +36,8 @@ __all__ = [
     "fused_pair_loss",
     "fused_pair_softmax_loss",
     "fused_proxy_nca_loss",
+    "fused_siglip_loss",
+    "fused_simple_loss",
     "fused_sphereface2_loss",
     "fused_triplet_loss",
     "fused_uce_loss",

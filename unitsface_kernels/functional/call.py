@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,15 @@ from .. import autograd, dispatch, ops, passes, validate
 from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors
 from ..losses import LossSpec
-from .variables import Variables, most_identities, of_identities, packed, refuse_unsupported
+from .numbers import Values, apart
+from .variables import (
+    Variables,
+    most_identities,
+    needs_gradient,
+    of_identities,
+    packed,
+    refuse_unsupported,
+)
 
 
 class Options(NamedTuple):
@@ -27,7 +36,10 @@ class Options(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Arguments of a loss over pairs; see the public functions."""
+    """Arguments of a loss over pairs; see the public functions.
+
+    ``both``: the memory is a second tower, see :class:`CallConfig`.
+    """
 
     feats: Tensor
     labels: Tensor
@@ -35,13 +47,11 @@ class Samples(NamedTuple):
     memory: Tensor | None
     memory_labels: Tensor | None
     batch_offset: int | None
+    both: bool = False
 
     def tensors(self) -> CallTensors:
         """The call's tensors without the threshold."""
         return CallTensors(self.feats, self.labels, self.memory, self.memory_labels)
-
-
-Values = dict[str, float | str]
 
 
 def class_loss(
@@ -57,7 +67,9 @@ def class_loss(
     skip_tolerance: float = 0.0,
     variables: Variables | None = None,
 ) -> Tensor:
-    """Loss over classes; ``variables``: tensors or numbers by the names of ``spec.variables``."""
+    """Loss over classes; ``values``: some may be tensors; ``variables``: tensors or numbers by the
+    names of ``spec.variables``.
+    """
     validate.features("feats", feats)
     validate.features("weight", weight, like=feats)
     validate.labels("labels", labels, feats.shape[0], feats)
@@ -77,18 +89,30 @@ def pair_call(
     """The call of a loss over pairs of one process, checked."""
     identities = check_samples(spec, samples)
     self_offset = samples.batch_offset if samples.memory is not None else 0
-    return _call(spec, values, samples.tensors(), samples.b, options, self_offset, identities)
+    return _call(
+        spec, values, samples.tensors(), samples.b, options, self_offset, identities, samples.both
+    )
 
 
 def check_samples(spec: LossSpec, samples: Samples) -> int | None:
     """Number of identities that have a threshold of their own; None: it does not matter."""
-    feats, labels, b, memory, memory_labels, batch_offset = samples
+    feats, labels, b, memory, memory_labels, batch_offset, both = samples
     validate.features("feats", feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     validate.memory_pair(memory, memory_labels, batch_offset)
     if memory is not None and memory_labels is not None:
         validate.features("memory", memory, like=feats)
         validate.labels("memory_labels", memory_labels, memory.shape[0], feats, counted="memory")
+    if both:
+        sided = [v.name for v in spec.variables if v.side != "scalar"]
+        sided += ["b"] if spec.threshold == "per_column" else []
+        if memory is None:
+            raise ValueError(f"both must be False without memory, got {both}")
+        if sided:
+            raise ValueError(
+                "both must be False where rows and columns read numbers of their own "
+                f"({', '.join(sided)}), got {both}"
+            )
     if spec.threshold != "per_column":
         return None
     validate.threshold("b", b, feats, per="identity")
@@ -103,18 +127,20 @@ def _call(
     options: Options,
     self_offset: int | None = None,
     identities: int | None = None,
+    both: bool = False,
 ) -> tuple[CallConfig, CallTensors]:
+    spec, values, given = apart(spec, values, options.variables, tensors.rows)
     backend, params = check_options(spec, values, tensors.rows, b, options)
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
     if not torch.compiler.is_compiling():
-        identities = most_identities(spec, options.variables, identities)
+        identities = most_identities(spec, given, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
-    if spec.variables or options.variables:
-        refuse_unsupported(spec, options.variables, backend)
-        variables = packed(spec, options.variables, tensors)
+    if spec.variables or given:
+        refuse_unsupported(spec, given, backend)
+        variables = packed(spec, given, tensors)
     config = CallConfig(
         spec,
         params,
@@ -125,6 +151,8 @@ def _call(
         float(options.skip_tolerance),
         *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
     )
+    if both:
+        config = replace(config, both=True)
     return config, tensors._replace(threshold=threshold, variables=variables)
 
 
@@ -172,10 +200,6 @@ def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:
     if not autograd.applies(tensors):
         return ops.loss
     return autograd.FusedLoss.apply if config.need_any else autograd.loss_alone
-
-
-def needs_gradient(value: object) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
 def matmul_dtype(feats: Tensor) -> torch.dtype:

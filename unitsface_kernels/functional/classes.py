@@ -17,12 +17,12 @@ def fused_margin_softmax_loss(
     weight: Tensor,
     labels: Tensor,
     *,
-    scale: float = _MARGIN_SOFTMAX.scale,
-    m1: float = _MARGIN_SOFTMAX.m1,
-    m2: float = _MARGIN_SOFTMAX.m2,
-    m3: float = _MARGIN_SOFTMAX.m3,
+    scale: float | Tensor = _MARGIN_SOFTMAX.scale,
+    m1: float | Tensor = _MARGIN_SOFTMAX.m1,
+    m2: float | Tensor = _MARGIN_SOFTMAX.m2,
+    m3: float | Tensor = _MARGIN_SOFTMAX.m3,
     margin_gradient: str = _MARGIN_SOFTMAX.margin_gradient,
-    adaptive_margin: float = _MARGIN_SOFTMAX.adaptive_margin,
+    adaptive_margin: float | Tensor = _MARGIN_SOFTMAX.adaptive_margin,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -44,7 +44,8 @@ def fused_margin_softmax_loss(
         weight: (C, D) class weights, not normalized.
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
-        scale: s > 0.
+        scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
+            gradient.
         m1: factor of the target's angle, > 0.
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
@@ -98,10 +99,10 @@ def fused_uce_loss(
     labels: Tensor,
     b: float | Tensor,
     *,
-    scale: float = _UCE.scale,
-    margin: float = _UCE.margin,
-    negative_weight: float = _UCE.negative_weight,
-    adaptive_margin: float = _UCE.adaptive_margin,
+    scale: float | Tensor = _UCE.scale,
+    margin: float | Tensor = _UCE.margin,
+    negative_weight: float | Tensor = _UCE.negative_weight,
+    adaptive_margin: float | Tensor = _UCE.adaptive_margin,
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
@@ -170,11 +171,11 @@ def fused_sphereface2_loss(
     labels: Tensor,
     b: float | Tensor,
     *,
-    scale: float = _SPHEREFACE2.scale,
-    margin: float = _SPHEREFACE2.margin,
-    t: float = _SPHEREFACE2.t,
-    alpha: float = _SPHEREFACE2.alpha,
-    loss_weight: float = _SPHEREFACE2.loss_weight,
+    scale: float | Tensor = _SPHEREFACE2.scale,
+    margin: float | Tensor = _SPHEREFACE2.margin,
+    t: float | Tensor = _SPHEREFACE2.t,
+    alpha: float | Tensor = _SPHEREFACE2.alpha,
+    loss_weight: float | Tensor = _SPHEREFACE2.loss_weight,
     margin_type: str = _SPHEREFACE2.margin_type,
     margin_gradient: str = _SPHEREFACE2.margin_gradient,
     class_index: Tensor | None = None,
@@ -253,7 +254,7 @@ def fused_npt_loss(
     weight: Tensor,
     labels: Tensor,
     *,
-    margin: float = _NPT.margin,
+    margin: float | Tensor = _NPT.margin,
     k: int = _NPT.k,
     hinges: str = _NPT.hinges,
     class_index: Tensor | None = None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .. import validate
 from ..distributed.collectives import Group
-from ..losses import LossSpec, custom, find
+from ..losses import LossSpec, custom
 from ..policy import Class, Pair, Policy
 from .call import Options, Samples, class_loss
+from .numbers import named
 from .ranks import pair_loss
 
 # Of a topology: the policies' base class, and what takes them.
@@ -39,32 +40,20 @@ def check_policy(policy: object, topology: str) -> Policy:
 
 def spec_of(policy: Policy, per_column: bool) -> LossSpec:
     """The loss of a policy, with a threshold for each identity or class if ``per_column``."""
-    if torch.compiler.is_compiling():
-        # A graph may contain the name as a constant, but no object.
-        from ..compiled import constant
-
-        return find(constant(_name_of, policy, per_column))
-    return find(_name_of(policy, per_column))
+    return named(_name_of, type(policy), per_column)
 
 
-def _name_of(policy: Policy, per_column: bool) -> str:
+def _name_of(policy: type[Policy], per_column: bool) -> str:
     spec = custom.spec(policy)
     return (custom.per_column(spec) if per_column and spec.threshold != "none" else spec).name
 
 
-def _checked(
-    policy: Policy, topology: str, b: float | Tensor | None, variables: dict[str, Tensor]
-) -> LossSpec:
+def _checked(policy: Policy, topology: str, b: float | Tensor | None) -> LossSpec:
     check_policy(policy, topology)
     formula, name = policy.formula, type(policy).__name__
     if (b is None) == formula.threshold:
         has, given = ("a threshold", "none") if formula.threshold else ("no threshold", "one")
         raise TypeError(f"{name} has {has}, got {given} as b")
-    known = [variable.name for variable in formula.variables if variable.given]
-    for variable in variables.keys() ^ set(known):
-        what = "no value" if variable in known else "one"
-        takes = ", ".join(known) or "no variables"
-        raise TypeError(f"{name} takes {takes}, got {what} for {variable}")
     return spec_of(policy, isinstance(b, Tensor) and b.numel() != 1)
 
 
@@ -77,6 +66,7 @@ def fused_pair_loss(
     memory: Tensor | None = None,
     memory_labels: Tensor | None = None,
     batch_offset: int | None = None,
+    both: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
@@ -90,15 +80,20 @@ def fused_pair_loss(
     memory, as the policy's ``combine`` says: by default their sum.
 
     Args:
-        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``.
+        policy: the formula with its numbers, e.g. ``Contrastive(margin=0.3)``, of which each may be
+            a tensor of one element.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         labels: (N,) integer identities; -1 ignores the row, and the column it is in the batch.
         b: the threshold of a policy that has one: a float (no gradient), a one-element tensor, or
             (K,) one per identity, of which a pair takes that of its column.
         memory, memory_labels, batch_offset: as of :func:`fused_uss_loss`.
+        both: the memory is a second tower, whose rows have losses, too, against ``feats``: pairs
+            count in both directions, from one set of tiles. Of policies whose only variables are
+            scalars, with one threshold at most; no group.
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
             a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
+            With ``both`` over the rows of both towers, or (N + M,).
         backend: "auto", "native", "triton" or "reference"; docs/custom_losses.md has which of them
             run formulas with variables.
         skip_tolerance, group, exchange: as of :func:`fused_uss_loss`. With variables that every
@@ -114,8 +109,11 @@ def fused_pair_loss(
         TypeError: a wrong type or dtype, or a policy of classes.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    spec = _checked(policy, "pair", b, variables)
-    samples = Samples(feats, labels, b, memory, memory_labels, batch_offset)
+    spec = _checked(policy, "pair", b)
+    validate.instance("both", both, bool, "a bool")
+    if both and group is not None:
+        raise ValueError(f"both must be False with a group, got {both}")
+    samples = Samples(feats, labels, b, memory, memory_labels, batch_offset, both)
     options = Options(reduction, backend, skip_tolerance, variables)
     return pair_loss(spec, policy.values(), samples, options, group, exchange)
 
@@ -136,7 +134,8 @@ def fused_class_loss(
     """A user's own loss of samples against class weights.
 
     Args:
-        policy: the formula with its numbers; the positive of a row is its own class.
+        policy: the formula with its numbers, of which each may be a tensor of one element; the
+            positive of a row is its own class.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
         weight: (C, D) class weights, not normalized.
@@ -159,7 +158,7 @@ def fused_class_loss(
         TypeError: a wrong type or dtype, or a policy of pairs.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
-    spec = _checked(policy, "class", b, variables)
+    spec = _checked(policy, "class", b)
     return class_loss(
         spec,
         policy.values(),

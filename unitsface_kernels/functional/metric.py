@@ -9,7 +9,9 @@ from ..losses import REGISTRY
 from .call import Options, Samples
 from .ranks import pair_loss
 
-_CONTRASTIVE, _HARD = (REGISTRY[name].default for name in ("contrastive", "batch_hard"))
+_CONTRASTIVE, _HARD, _SIMPLE = (
+    REGISTRY[name].default for name in ("contrastive", "batch_hard", "simple_pairs")
+)
 
 
 def fused_contrastive_loss(
@@ -121,6 +123,79 @@ def fused_triplet_loss(
         {"margin": margin, "k": k, "distance": distance, "hinge": hinge},
         Samples(feats, labels, None, memory, memory_labels, batch_offset),
         Options(reduction, backend),
+        group,
+        exchange,
+    )
+
+
+def fused_simple_loss(
+    feats: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    memory: Tensor | None = None,
+    memory_labels: Tensor | None = None,
+    batch_offset: int | None = None,
+    b_theta: float = _SIMPLE.b_theta,
+    alpha: float = _SIMPLE.alpha,
+    r: float = _SIMPLE.r,
+    margin: float = _SIMPLE.margin,
+    loss_weight: float = _SIMPLE.loss_weight,
+    reduction: str = "mean",
+    backend: str = "auto",
+    skip_tolerance: float = 0.0,
+    group: Group = None,
+    exchange: str = "auto",
+) -> Tensor:
+    r"""SimPLE: a logistic decision of every pair, by inner products of features as they are.
+
+    With the score :math:`s_{ij} = \langle x_i, x_j \rangle
+    - b_\theta \lVert x_i \rVert \lVert x_j \rVert`, the numbers :math:`|P|, |N|` of all positive
+    and of all negative pairs, and :math:`\sigma^+(z) = \log(1 + e^z)`, the mean over rows is
+
+    .. math:: L = w \Big[\frac{\alpha}{|P|} \sum_P \sigma^+\big(-(s_{ij} - m + b) / r\big)
+                  + \frac{1 - \alpha}{|N|} \sum_N \sigma^+\big((s_{ij} + m + b)\, r\big)\Big]
+
+    and a row's loss the number of rows times its part of the sums.
+
+    Source: Wen et al., "Pairwise Similarity Learning is SimPLE", ICCV 2023 (arXiv 2310.09449), as
+    in opensphere/module/head/simple.py of ydwen/opensphere.
+
+    Args:
+        feats: (N, D) float32, bfloat16 or float16 features, whose norms matter; float64 with the
+            reference backend.
+        labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
+            :func:`fused_uss_loss`. Published with a memory of the last features of a momentum
+            encoder, the batch's among them.
+        b: bias, added to the scores (the opposite sign of a threshold): a float (no gradient) or a
+            one-element tensor.
+        b_theta: the cosine at which a score is 0.
+        alpha: weight of positives in [0, 1]; negatives weigh 1 - alpha.
+        r: > 0, divides logits of positives and multiplies those of negatives.
+        margin: m.
+        loss_weight: w > 0.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0 at
+            ignored rows.
+        skip_tolerance: without effect, since every pair reads norms.
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    return pair_loss(
+        REGISTRY["simple_pairs"],
+        {
+            "b_theta": b_theta,
+            "alpha": alpha,
+            "r": r,
+            "margin": margin,
+            "loss_weight": loss_weight,
+        },
+        Samples(feats, labels, b, memory, memory_labels, batch_offset),
+        Options(reduction, backend, skip_tolerance),
         group,
         exchange,
     )

@@ -17,12 +17,20 @@ from ..distributed.collectives import Group, own_rank, start_gather_rows, world_
 from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
-from .call import Options, Samples, Values
-from .variables import Variables, most_identities, packed, refuse_unsupported, with_gradient
+from .call import Options, Samples
+from .numbers import Values, apart
+from .variables import (
+    Variables,
+    most_identities,
+    needs_gradient,
+    packed,
+    refuse_unsupported,
+    with_gradient,
+)
 
-# What ``agree`` exchanges: config without an offset, tensors compared on the device; number of
-# rows; arguments that have to be the same on every rank.
-_Checked = tuple[tuple[CallConfig, dict[str, Tensor]], int, dict[str, object]]
+# What ``agree`` exchanges: config without an offset, tensors compared on the device, and variables;
+# number of rows; arguments that have to be the same on every rank.
+_Checked = tuple[tuple[CallConfig, dict[str, Tensor], Variables], int, dict[str, object]]
 
 
 def pair_loss(
@@ -54,8 +62,8 @@ def _across_ranks(
     if world_size(group) == 1:
         return pair_loss(spec, values, samples, options, None, exchange)
     check = partial(_check, spec, values, samples, options, exchange)
-    (config, held), counts = agree(check, group)
-    feats, labels, b, memory, column_labels, self_offset = samples
+    (config, held, variables), counts = agree(check, group)
+    feats, labels, b, memory, column_labels, self_offset, _ = samples
     if feats.is_cuda and held:
         same_on_device(held, group)
     labels = labels.to(torch.int64)
@@ -69,19 +77,17 @@ def _across_ranks(
         memory = pairs.replica(memory, group)
         b = pairs.replica(b, group) if isinstance(b, Tensor) else b
     tensors = CallTensors(feats, labels, memory, column_labels)
-    tensors = tensors._replace(threshold=call.threshold_of_columns(spec, b, tensors))
+    tensors = tensors._replace(threshold=call.threshold_of_columns(config.spec, b, tensors))
     ring = pairs.takes_ring(exchange, counts, feats)
     setting = pairs.Setting(replace(config, self_offset=self_offset), group, counts, ring)
-    if spec.variables:
-        tensors = tensors._replace(variables=_variables(setting, options.variables, tensors))
+    if config.spec.variables:
+        tensors = tensors._replace(variables=_variables(setting, variables, tensors))
     return (pairs.eager_loss if eager else pairs.fused_loss)(setting, tensors)
 
 
-def _variables(
-    setting: pairs.Setting, variables: Variables | None, tensors: CallTensors
-) -> Tensor | None:
+def _variables(setting: pairs.Setting, variables: Variables, tensors: CallTensors) -> Tensor | None:
     """As ``CallTensors.variables``; in a batch those of all ranks' rows and columns."""
-    spec, given = setting.config.spec, dict(variables or {})
+    spec, given = setting.config.spec, dict(variables)
     counts, group, eager = setting.counts, setting.group, setting.config.backend == "reference"
     rows = {v.name for v in spec.variables if v.side == "row"}
     in_batch = tensors.columns is None
@@ -103,13 +109,14 @@ def _check(
     spec: LossSpec, values: Values, samples: Samples, options: Options, exchange: str
 ) -> _Checked:
     """Checks the call of this rank; see :func:`agree`."""
-    feats, labels, b, memory, memory_labels, _ = samples
+    feats, labels, b, memory, memory_labels, *_ = samples
     identities = call.check_samples(spec, samples)
+    spec, values, variables = apart(spec, values, options.variables, feats)
+    given = variables or {}
     backend, params = call.check_options(spec, values, feats, b, options)
     validate.choice("exchange", exchange, EXCHANGES)
-    identities = most_identities(spec, options.variables, identities)
+    identities = most_identities(spec, given, identities)
     validate.call_labels(spec, labels, memory, memory_labels, None, identities)
-    given = options.variables or {}
     # Each rank has the rows and, in a batch, the columns of its own.
     shared = {v.name: given.get(v.name) for v in spec.variables if v.kind in ("scalar", "identity")}
     compared = {"memory": memory, "memory_labels": memory_labels, "b": b, **shared}
@@ -119,9 +126,9 @@ def _check(
     sums = {}
     if not feats.is_cuda:
         sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
-    refuse_unsupported(spec, options.variables, backend)
-    variables = packed(spec, options.variables, samples.tensors())
-    needs = tuple(call.needs_gradient(value) for value in (feats, memory, b, variables))
+    refuse_unsupported(spec, given, backend)
+    of_call = packed(spec, given, samples.tensors())
+    needs = tuple(needs_gradient(value) for value in (feats, memory, b, of_call))
     config = CallConfig(
         spec,
         params,
@@ -150,7 +157,7 @@ def _check(
         **{name: _described(value) for name, value in shared.items()},
         **sums,
     }
-    return (config, held), feats.shape[0], same
+    return (config, held, given), feats.shape[0], same
 
 
 def _described(value: float | Tensor | None) -> str:

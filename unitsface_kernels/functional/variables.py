@@ -44,9 +44,13 @@ def packed(
     given = given or {}
     wanted = [variable for variable in spec.variables if variable.given]
     names = [variable.name for variable in wanted]
-    if set(names) != set(given):
-        got = ", ".join(given) or "none"
-        raise TypeError(f"{spec.name} takes variables {', '.join(names) or 'none'}, got {got}")
+    for name in (*names, *given):
+        if name in names and name in given:
+            continue
+        what = "no value" if name in names else "one"
+        loss = spec.name if spec.formula is None else spec.formula.name
+        takes = ", ".join(names) or "no variables"
+        raise TypeError(f"{loss} takes {takes}, got {what} for {name}")
     if not wanted:
         return None
     values = [_of_call(variable, given[variable.name], tensors) for variable in wanted]
@@ -58,10 +62,22 @@ def packed(
 
 def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
     """Variables that the kernels of a backend do not read yet."""
-    names = ", ".join(variable.name for variable in spec.variables if variable.streamed)
-    if names and backend == "triton":
+    if backend != "triton":
+        return
+    streamed = [variable for variable in spec.variables if variable.streamed]
+    names = ", ".join(variable.name for variable in streamed)
+    classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
+    problem = None
+    if streamed and not classes and spec.reduction != "sum":
+        problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
+    elif classes:
+        columns = {v.name for v in streamed if v.side == "column"}
+        learned = [name for name in with_gradient(spec, given) if name in columns]
+        if learned:
+            problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
+    if problem is not None:
         raise ValueError(
-            f"variables ({names}) that every pair reads are not supported by backend triton yet; "
+            f"{problem} are not supported by backend triton yet; "
             'use backend="native" or "reference"'
         )
 
@@ -69,11 +85,11 @@ def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) ->
 def with_gradient(spec: LossSpec, given: Variables | None) -> list[str]:
     """Names of the variables that need a gradient."""
     values = {v.name: (given or {}).get(v.name) for v in spec.variables}
-    return [
-        name
-        for name, value in values.items()
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
-    ]
+    return [name for name, value in values.items() if needs_gradient(value)]
+
+
+def needs_gradient(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
 def of_identities(values: Tensor, identity: Tensor) -> Tensor:

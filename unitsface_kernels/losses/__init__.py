@@ -6,7 +6,9 @@ from . import (
     batch_hard,
     circle,
     class_bce,
+    clip,
     contrastive,
+    info_nce,
     margin_softmax,
     multi_similarity,
     npt,
@@ -14,11 +16,13 @@ from . import (
     pair_logsumexp,
     pair_softmax,
     proxy_nca,
+    siglip,
+    simple_pairs,
     sphereface2,
     uce,
     uss,
 )
-from .custom import CUSTOM, register
+from .custom import CUSTOM, SCALARS, register, with_scalars
 from .spec import EMPTY, Finish, LossSpec, Parameter, Triplet
 
 REGISTRY: dict[str, LossSpec] = {
@@ -37,14 +41,23 @@ REGISTRY: dict[str, LossSpec] = {
         npt.SPEC,
         contrastive.SPEC,
         batch_hard.SPEC,
+        simple_pairs.SPEC,
         proxy_nca.SPEC,
     )
 }
 
+#: Losses between two towers, whose functions take features of both in place of labels.
+TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.SPEC, siglip.SPEC)}
+
 
 def find(name: str) -> LossSpec:
-    """A loss of the registry, or a user's own that this process has registered."""
-    known = REGISTRY.get(name) or CUSTOM.get(name)
+    """A loss of the registry or between two towers, or a user's own that this process has
+    registered; each also with numbers that tensors give.
+    """
+    known = REGISTRY.get(name) or TOWERS.get(name) or CUSTOM.get(name)
+    if known is None and SCALARS in name:
+        of, *names = name.split(SCALARS)
+        known = with_scalars(find(of), names)
     if known is None:
         raise LookupError(
             f"no loss {name!r} in this process: its policy must be defined before it is called"
@@ -56,6 +69,7 @@ __all__ = [
     "CUSTOM",
     "EMPTY",
     "REGISTRY",
+    "TOWERS",
     "Finish",
     "LossSpec",
     "Parameter",

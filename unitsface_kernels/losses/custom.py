@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Beside the registry, over which tests and tables iterate.
 CUSTOM: dict[str, LossSpec] = {}
+#: In the name of a loss, before each of its numbers that tensors give.
+SCALARS = "+"
 
 
 def register(spec: LossSpec) -> LossSpec:
@@ -21,16 +24,16 @@ def register(spec: LossSpec) -> LossSpec:
     return CUSTOM.setdefault(spec.name, spec)
 
 
-def spec(policy: Policy) -> LossSpec:
+def spec(policy: Policy | type[Policy]) -> LossSpec:
     """The loss of a policy; policies of equal formulas are one loss."""
-    from .from_policy import spec_of
+    from .from_policy import of_formula
 
     formula = policy.formula
     name = f"{formula.name}-{digest(formula)[:16]}"
     known = CUSTOM.get(name)
     if known is None:
         rows = _valid_rows(formula)
-        made = spec_of(type(policy), name=name, function="", source="", valid_rows=rows)
+        made = of_formula(formula, name=name, function="", source="", valid_rows=rows)
         known = register(made)
     return known
 
@@ -47,6 +50,27 @@ def per_column(of: LossSpec) -> LossSpec:
     name = f"{of.name}-per-column"
     known = CUSTOM.get(name)
     return known or register(replace(of, name=name, threshold="per_column", policy=of.name))
+
+
+def with_scalars(of: LossSpec, names: Sequence[str]) -> LossSpec:
+    """The same loss, of which the numbers ``names`` are given by tensors, see ``policy.Scalar``."""
+    from ..policy.scalars import with_scalars as moved
+    from .from_policy import of_formula
+
+    ordered = [parameter.name for parameter in of.parameters if parameter.name in names]
+    name = SCALARS.join([of.name, *ordered])
+    known = CUSTOM.get(name)
+    if known is None:
+        assert of.formula is not None
+        made = of_formula(
+            moved(of.formula, ordered),
+            name=name,
+            function=of.function,
+            source=of.source,
+            valid_rows=of.valid_rows,
+        )
+        known = register(replace(made, threshold=of.threshold))
+    return known
 
 
 @cache

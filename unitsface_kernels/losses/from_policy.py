@@ -33,7 +33,20 @@ def spec_of(
     valid_rows: ValidRows = "labeled",
 ) -> LossSpec:
     """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
-    formula = policy.formula
+    return of_formula(
+        policy.formula, name=name, function=function, source=source, valid_rows=valid_rows
+    )
+
+
+def of_formula(
+    formula: Formula,
+    *,
+    name: str,
+    function: str,
+    source: str,
+    valid_rows: ValidRows,
+) -> LossSpec:
+    """The loss ``name`` of a formula."""
     reduction = _REDUCTIONS[formula.combine]
     if (formula.topology, reduction) == ("class", "logsumexps"):
         # The same passes, whatever is made of a row's target and its negatives.

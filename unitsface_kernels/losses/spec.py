@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -119,7 +119,7 @@ class LossSpec:
     policy: str | None = None
     formula: Formula | None = None
 
-    def pack(self, values: dict[str, float | str]) -> tuple[float, ...]:
+    def pack(self, values: Mapping[str, float | str | Tensor]) -> tuple[float, ...]:
         """Hyper-parameters as floats, in order."""
         packed = []
         for parameter in self.parameters:

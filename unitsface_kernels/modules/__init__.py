@@ -18,11 +18,12 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
-from .metric import ContrastiveLoss, TripletLoss
+from .metric import ContrastiveLoss, SimPLELoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
 from .proxies import ProxyNCALoss
 from .sphereface2 import SphereFace2Loss
+from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
 from .vpl import VPLLoss
 
@@ -49,18 +50,21 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "multi_similarity": MultiSimilarityLoss,
     "contrastive": ContrastiveLoss,
     "batch_hard": TripletLoss,
+    "simple": SimPLELoss,
 }
 
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
     "ArcFaceLoss",
+    "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
     "EPLLoss",
+    "InfoNCELoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -69,6 +73,8 @@ __all__ = [
     "PairLoss",
     "PairSoftmaxLoss",
     "ProxyNCALoss",
+    "SigLIPLoss",
+    "SimPLELoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "TripletLoss",

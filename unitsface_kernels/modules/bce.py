@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..losses.uce import SPEC
 from .class_loss import RegisteredClassLoss
@@ -37,20 +37,20 @@ class UCELoss(RegisteredClassLoss):
     """
 
     loss = "uce"
-    scale: float
+    scale: float | Tensor
     threshold: nn.Parameter
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = _DEFAULT.margin,
-        negative_weight: float = _DEFAULT.negative_weight,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = _DEFAULT.margin,
+        negative_weight: float | Tensor = _DEFAULT.negative_weight,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
-        adaptive_margin: float = _DEFAULT.adaptive_margin,
+        adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
     ) -> None:
         super().__init__(locals())

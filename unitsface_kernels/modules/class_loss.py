@@ -19,14 +19,14 @@ class Comparison:
 
     Attributes:
         spec: the loss.
-        values: its hyper-parameters.
+        values: its hyper-parameters, some of which may be tensors of one element.
         columns: (C, D) class rows, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
     """
 
     spec: LossSpec
-    values: dict[str, float | str]
+    values: dict[str, float | str | Tensor]
     columns: Tensor
     threshold: Tensor | None
     share: float = 1.0
@@ -55,6 +55,9 @@ class ShardableLoss(nn.Module):
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
         """Initial rows of the random tensor ``name``, from standard normal ones."""
         raise NotImplementedError
+
+    def reset_numbers(self) -> None:
+        """Sets numbers of the loss that are tensors to their initial values."""
 
     def reset_thresholds(self) -> None:
         """Sets thresholds to their initial values, which depend on C, not on the shard."""
@@ -111,6 +114,7 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         return normal * self.init_std
 
     def reset_parameters(self) -> None:
+        self.reset_numbers()
         nn.init.normal_(self.weight, std=self.init_std)
         self.reset_thresholds()
 

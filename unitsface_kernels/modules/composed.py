@@ -38,7 +38,7 @@ class ComposedLoss(ShardableLoss):
         self.skip_tolerance = options["skip_tolerance"]
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> float | Tensor:
         return self.head.scale
 
     @property

@@ -77,13 +77,18 @@ class _PolicyLoss(RegisteredLoss):
         return [v for v in self.policy.formula.variables if v.given and v.kind not in of_calls]
 
     def _make_variables(self, size: int | None) -> None:
-        """Parameters of the variables that the module keeps; ``size``: of those per identity."""
-        for variable in self._kept():
-            if hasattr(self, variable.name):
+        """Parameters of the variables that the module keeps, ``size`` of those per identity, and
+        numbers of the policy that are tensors.
+        """
+        numbers = {n: v for n, v in self.policy.values().items() if isinstance(v, Tensor)}
+        for name in [*numbers, *(variable.name for variable in self._kept())]:
+            if hasattr(self, name):
                 raise ValueError(
                     f"{type(self.policy).__name__}: a variable cannot have the name of an "
-                    f"attribute of its module, got {variable.name}"
+                    f"attribute of its module, got {name}"
                 )
+        self._keep_values(numbers)
+        for variable in self._kept():
             if variable.kind != "scalar" and size is None:
                 raise ValueError(
                     f"{self._each_size} must be given for the variable {variable.name}, got None"
@@ -93,6 +98,7 @@ class _PolicyLoss(RegisteredLoss):
 
     @torch.no_grad()
     def _reset_variables(self) -> None:
+        self.reset_numbers()
         for name, value in self._initial.items():
             parameter = getattr(self, name)
             if isinstance(value, Tensor):
@@ -110,8 +116,14 @@ class _PolicyLoss(RegisteredLoss):
     def spec(self) -> LossSpec:  # type: ignore[override]
         return spec_of(self.policy, per_column=self.thresholds != "one")
 
-    def values(self) -> dict[str, float | str]:
-        return self.policy.values()
+    def values(self) -> dict[str, float | str | Tensor]:
+        own = {name: getattr(self, name) for name in self._first_numbers}
+        return {**self.policy.values(), **own}
+
+    @property
+    def _policy(self) -> Any:
+        """The policy, with the numbers that the module keeps as they are now."""
+        return type(self.policy)(**self.values()) if self._first_numbers else self.policy
 
     def variables(self) -> dict[str, Tensor]:
         """The parameters that the formula reads beside its threshold, by name."""
@@ -156,7 +168,8 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
         threshold: () or (K,) parameter, if the policy has a threshold.
 
     Every ``policy.Scalar`` and ``PerIdentity`` of the policy is a parameter under its own name;
-    ``requires_grad_(False)`` keeps one constant.
+    ``requires_grad_(False)`` keeps one constant. A number of the policy that is an ``nn.Parameter``
+    is one of the module, too.
 
     Shape:
         feats (N, D), labels (N,) and optionally memory (M, D), memory_labels (M,), the int
@@ -201,7 +214,7 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
 
     @property
     def function(self) -> Any:  # type: ignore[override]
-        return partial(functional.fused_pair_loss, self.policy)  # type: ignore[arg-type]
+        return partial(functional.fused_pair_loss, self._policy)
 
     def reset_parameters(self) -> None:
         if self.spec.threshold != "none":
@@ -256,7 +269,8 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
         threshold: () or (C,) parameter, if the policy has a threshold.
 
     Every variable of the policy but a ``policy.PerRow`` is a parameter under its own name;
-    ``requires_grad_(False)`` keeps one constant.
+    ``requires_grad_(False)`` keeps one constant. A number of the policy that is an ``nn.Parameter``
+    is one of the module, too.
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,), and by
@@ -288,7 +302,7 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
 
     @property
     def function(self) -> Any:  # type: ignore[override]
-        return partial(functional.fused_class_loss, self.policy)  # type: ignore[arg-type]
+        return partial(functional.fused_class_loss, self._policy)
 
     def _make_parameters(self, embedding_size: int, num_classes: int) -> None:
         super()._make_parameters(embedding_size, num_classes)

@@ -77,7 +77,7 @@ class EPLLoss(ComposedLoss):
         embedding_size: int,
         num_classes: int,
         base: str = "cosface",
-        scale: float = 64.0,
+        scale: float | Tensor = 64.0,
         margin: float | None = None,
         k: float = 0.7,
         start_epoch: int = 3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..losses.margin_softmax import SPEC
 from .class_loss import RegisteredClassLoss
 
@@ -31,21 +33,21 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     """
 
     loss = "margin_softmax"
-    scale: float
+    scale: float | Tensor
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        m1: float = _DEFAULT.m1,
-        m2: float = _DEFAULT.m2,
-        m3: float = _DEFAULT.m3,
+        scale: float | Tensor = _DEFAULT.scale,
+        m1: float | Tensor = _DEFAULT.m1,
+        m2: float | Tensor = _DEFAULT.m2,
+        m3: float | Tensor = _DEFAULT.m3,
         margin_gradient: str = _DEFAULT.margin_gradient,
         reduction: str = "mean",
         backend: str = "auto",
         skip_tolerance: float = 0.0,
-        adaptive_margin: float = _DEFAULT.adaptive_margin,
+        adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
     ) -> None:
         super().__init__(locals())
@@ -55,7 +57,11 @@ class NormFaceLoss(MarginSoftmaxLoss):
     """Cosine softmax without margin (Wang et al., "NormFace", ACM MM 2017, eq. 7)."""
 
     def __init__(
-        self, embedding_size: int, num_classes: int, scale: float = _DEFAULT.scale, **kwargs
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float | Tensor = _DEFAULT.scale,
+        **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
 
@@ -67,8 +73,8 @@ class CosFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = 0.4,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = 0.4,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, margin, **kwargs)
@@ -81,8 +87,8 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = 0.5,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = 0.5,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
@@ -95,8 +101,8 @@ class SphereFaceLoss(MarginSoftmaxLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = 30.0,
-        margin: float = 1.7,
+        scale: float | Tensor = 30.0,
+        margin: float | Tensor = 1.7,
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, margin, 0.0, 0.0, **kwargs)

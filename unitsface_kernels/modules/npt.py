@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..losses.npt import SPEC
 from .class_loss import RegisteredClassLoss
 
@@ -35,7 +37,7 @@ class NPTLoss(RegisteredClassLoss):
         self,
         embedding_size: int,
         num_classes: int,
-        margin: float = _DEFAULT.margin,
+        margin: float | Tensor = _DEFAULT.margin,
         k: int = _DEFAULT.k,
         reduction: str = "mean",
         backend: str = "auto",

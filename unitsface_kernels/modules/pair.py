@@ -14,16 +14,15 @@ from ..distributed import collectives
 from ..distributed.collectives import Group
 from ..losses import circle, multi_similarity, pair_softmax, uss
 from ..memory import all_finite
-from .registered import RegisteredLoss
+from .registered import RegisteredLoss, host_number
 
 _USS, _SOFTMAX = uss.SPEC.default, pair_softmax.SPEC.default
 _CIRCLE, _MULTI_SIMILARITY = circle.SPEC.default, multi_similarity.SPEC.default
 
 
-class RegisteredPairLoss(RegisteredLoss):
-    """A loss over the pairs of the own batch or of all ranks of a group."""
+class RegisteredGroupLoss(RegisteredLoss):
+    """A loss that may compare with what other ranks of a group have."""
 
-    scale: float
     group: Group
     exchange: str
 
@@ -38,6 +37,12 @@ class RegisteredPairLoss(RegisteredLoss):
         memo[id(self.group)] = self.group
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
+
+
+class RegisteredPairLoss(RegisteredGroupLoss):
+    """A loss over the pairs of the own batch or of all ranks of a group."""
+
+    scale: float | Tensor
 
     def forward(
         self,
@@ -84,6 +89,7 @@ class _ThresholdLoss(RegisteredPairLoss):
 
     def reset_parameters(self) -> None:
         """A threshold without a first value is 0 until the first batch in training mode."""
+        self.reset_numbers()
         nn.init.constant_(self.threshold, self.init_threshold or 0.0)
         self.initialized.fill_(self.init_threshold is not None)
         # The buffer is for state dicts; reading it would synchronize at every step.
@@ -94,7 +100,7 @@ class _ThresholdLoss(RegisteredPairLoss):
     def _initialize(self, **batch: Any) -> None:
         first = functional.uss_threshold_init(
             **batch,
-            scale=self.scale,
+            scale=host_number(self.scale),
             backend=self.backend,
             group=self.group,
             exchange=self.exchange,
@@ -156,8 +162,8 @@ class USSLoss(_ThresholdLoss):
 
     def __init__(
         self,
-        scale: float = _USS.scale,
-        margin: float = _USS.margin,
+        scale: float | Tensor = _USS.scale,
+        margin: float | Tensor = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -195,8 +201,8 @@ class PairBCELoss(_ThresholdLoss):
     def __init__(
         self,
         num_identities: int,
-        scale: float = _USS.scale,
-        margin: float = _USS.margin,
+        scale: float | Tensor = _USS.scale,
+        margin: float | Tensor = _USS.margin,
         init_threshold: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
@@ -226,8 +232,8 @@ class PairSoftmaxLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        scale: float = _SOFTMAX.scale,
-        margin: float = _SOFTMAX.margin,
+        scale: float | Tensor = _SOFTMAX.scale,
+        margin: float | Tensor = _SOFTMAX.margin,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,
@@ -251,8 +257,8 @@ class CircleLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        scale: float = _CIRCLE.scale,
-        margin: float = _CIRCLE.margin,
+        scale: float | Tensor = _CIRCLE.scale,
+        margin: float | Tensor = _CIRCLE.margin,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,
@@ -276,9 +282,9 @@ class MultiSimilarityLoss(RegisteredPairLoss):
 
     def __init__(
         self,
-        alpha: float = _MULTI_SIMILARITY.alpha,
-        beta: float = _MULTI_SIMILARITY.beta,
-        base: float = _MULTI_SIMILARITY.base,
+        alpha: float | Tensor = _MULTI_SIMILARITY.alpha,
+        beta: float | Tensor = _MULTI_SIMILARITY.beta,
+        base: float | Tensor = _MULTI_SIMILARITY.base,
         reduction: str = "mean",
         backend: str = "auto",
         group: Group = None,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..losses import REGISTRY, LossSpec
+from ..losses import LossSpec, find
 
 #: Keywords of public functions, beside a loss's parameters, that a module keeps as attributes.
 SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange")
@@ -19,8 +21,10 @@ class RegisteredLoss(nn.Module):
     """A module over the function of a loss of the registry.
 
     Every parameter of the loss and every setting of the function is an attribute of the same name,
-    read at each call. A subclass names its ``loss``; its constructor is the signature that users
-    see, and passes its arguments on by name (``locals()``).
+    read at each call. A number of the loss may be a tensor of one element: an ``nn.Parameter`` is a
+    parameter of the module, a tensor without gradient a buffer. A subclass names its ``loss``; its
+    constructor is the signature that users see, and passes its arguments on by name
+    (``locals()``).
     """
 
     #: Name in the registry of losses.
@@ -32,11 +36,13 @@ class RegisteredLoss(nn.Module):
 
     reduction: str
     backend: str
+    #: First values of the numbers that are tensors.
+    _first_numbers: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "loss" in vars(cls):
-            cls.spec = REGISTRY[cls.loss]
+            cls.spec = find(cls.loss)
             cls.function = staticmethod(getattr(functional, cls.spec.function))
             known = inspect.signature(cls.function).parameters
             cls._settings = tuple(name for name in SETTINGS if name in known)
@@ -48,10 +54,27 @@ class RegisteredLoss(nn.Module):
             setattr(self, name, given[name])
 
     def _keep_values(self, values: dict[str, Any]) -> None:
+        first: dict[str, Tensor] = {}
         for name, value in values.items():
-            setattr(self, name, value)
+            if not isinstance(value, Tensor):
+                setattr(self, name, value)
+                continue
+            first[name] = value.detach().clone()
+            if not value.requires_grad and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                # The parameter itself, which losses may share.
+                own = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+                self.register_parameter(name, own)
+        self._first_numbers = first
 
-    def values(self) -> dict[str, float | str]:
+    @torch.no_grad()
+    def reset_numbers(self) -> None:
+        """Sets the numbers that are tensors to their first values."""
+        for name, value in self._first_numbers.items():
+            getattr(self, name).copy_(value)
+
+    def values(self) -> dict[str, float | str | Tensor]:
         """Parameters of the loss."""
         return {parameter.name: getattr(self, parameter.name) for parameter in self.spec.parameters}
 
@@ -65,4 +88,16 @@ class RegisteredLoss(nn.Module):
         return {**values, "reduction": self.reduction, "backend": self.backend}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._shown().items())
+        return ", ".join(f"{name}={_text(value)}" for name, value in self._shown().items())
+
+
+def host_number(value: Any) -> float:
+    """A number, or the element of a tensor, which waits for its device."""
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    number = "..." if value.is_meta or value.numel() != 1 else f"{host_number(value):g}"
+    return f"{type(value).__name__}({number})"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import validate
 from ..losses.sphereface2 import SPEC
 from .class_loss import RegisteredClassLoss
+from .registered import host_number
 
 _DEFAULT = SPEC.default
 
@@ -43,17 +44,17 @@ class SphereFace2Loss(RegisteredClassLoss):
     loss = "sphereface2"
     _threshold_name = "bias"
     bias: nn.Parameter
-    options: dict[str, float | str]
+    scale: float | Tensor
 
     def __init__(
         self,
         embedding_size: int,
         num_classes: int,
-        scale: float = _DEFAULT.scale,
-        margin: float = _DEFAULT.margin,
-        t: float = _DEFAULT.t,
-        alpha: float = _DEFAULT.alpha,
-        loss_weight: float = _DEFAULT.loss_weight,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = _DEFAULT.margin,
+        t: float | Tensor = _DEFAULT.t,
+        alpha: float | Tensor = _DEFAULT.alpha,
+        loss_weight: float | Tensor = _DEFAULT.loss_weight,
         margin_type: str = _DEFAULT.margin_type,
         margin_gradient: str = _DEFAULT.margin_gradient,
         reduction: str = "mean",
@@ -66,20 +67,18 @@ class SphereFace2Loss(RegisteredClassLoss):
     def _keep_values(self, values: dict[str, Any]) -> None:
         # The initial bias is computed from them.
         validate.parameters(self.spec, values)
-        self.options = values
+        super()._keep_values(values)
 
     def _default_std(self, embedding_size: int) -> float:
         return math.sqrt(2.0 / (embedding_size + self.num_classes))
 
-    def values(self) -> dict[str, float | str]:
-        return self.options
+    @property
+    def options(self) -> dict[str, float | str | Tensor]:
+        """Parameters of the loss."""
+        return self.values()
 
     def reset_thresholds(self) -> None:
         nn.init.constant_(self.bias, self._initial_bias())
-
-    @property
-    def scale(self) -> float:
-        return float(self.options["scale"])
 
     def _initial_bias(self) -> float:
         """The root of alpha sigma(-(a_y + b)) = (1 - alpha) (C - 1) sigma(a_j + b).
@@ -88,7 +87,7 @@ class SphereFace2Loss(RegisteredClassLoss):
         without overflow. Without other classes there is none, and the bias is 0.
         """
         names = ("scale", "margin", "t", "alpha")
-        scale, margin, t, alpha = (float(self.options[name]) for name in names)
+        scale, margin, t, alpha = (host_number(getattr(self, name)) for name in names)
         others = (1.0 - alpha) * (self.num_classes - 1)
         if others == 0.0:
             return 0.0
@@ -96,7 +95,7 @@ class SphereFace2Loss(RegisteredClassLoss):
         def adjusted(cosine: float) -> float:
             return 2.0 * ((cosine + 1.0) / 2.0) ** t - 1.0
 
-        if self.options["margin_type"] == "C":
+        if self.values()["margin_type"] == "C":
             target, other = scale * (adjusted(0.0) - margin), scale * (adjusted(0.0) + margin)
         else:
             target = scale * adjusted(math.cos(min(math.pi, math.pi / 2.0 + margin)))

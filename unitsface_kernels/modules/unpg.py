@@ -12,6 +12,7 @@ from .. import functional, validate
 from ..backends.reference import normalize_rows
 from ..compiling import never_compiled
 from ..functional.call import matmul_dtype
+from ..functional.numbers import apart
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
@@ -68,8 +69,8 @@ class UNPGLoss(ComposedLoss):
         embedding_size: int,
         num_classes: int,
         base: str = "cosface",
-        scale: float = 64.0,
-        margin: float = 0.5,
+        scale: float | Tensor = 64.0,
+        margin: float | Tensor = 0.5,
         whisker: float | None = 1.5,
         reduction: str = "mean",
         backend: str = "auto",
@@ -114,8 +115,10 @@ class UNPGLoss(ComposedLoss):
             own = head.weight[labels.to(torch.int64).clamp(min=0)].to(dtype)
             unit = [normalize_rows(t) for t in (feats.to(dtype), own)]
             cosine = (unit[0] * unit[1]).sum(dim=1)
-        assert head.spec.positive is not None
-        return head.spec.positive(cosine, None, head.spec.pack(head.values()))
+        spec, values, given = apart(head.spec, head.values(), None, feats)
+        scalars = tuple((given or {})[v.name] for v in spec.variables)
+        assert spec.positive is not None
+        return spec.positive(cosine, None, spec.pack(values), scalars)
 
     def _log_pairs(self, feats: Tensor, labels: Tensor) -> Tensor:
         """() log of the sum over the batch's negative pairs; very low if there are none."""

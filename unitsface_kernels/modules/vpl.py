@@ -75,7 +75,7 @@ class VPLLoss(ComposedLoss):
         embedding_size: int,
         num_classes: int,
         base: str = "arcface",
-        scale: float = 64.0,
+        scale: float | Tensor = 64.0,
         margin: float | None = None,
         mix: float = 0.15,
         max_age: int = 200,

@@ -13,6 +13,7 @@ from .emit import Dialect, names_of_constants, straight_line
 from .expression import Expression, leaf
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula
+from .formula import streamed as streamed_of
 from .operations import OPERATIONS
 from .text import infix
 from .variable import SIDES, Variable
@@ -94,7 +95,7 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     if form.kind == "logsumexps" or (form.kind == "logsumexp" and form.formula.topology == "pair"):
         positives = "true" if form.positive is not None else "false"
         lines.append(f"static constexpr bool kPositives = {positives};")
-    streamed = _streamed(form.formula).values()
+    streamed = streamed_of(form.formula).values()
     if streamed:
         counts = (f"k{side.title()}s = {_count(streamed, side)}" for side in SIDES)
         lines.append(f"static constexpr int {', '.join(counts)};")
@@ -112,11 +113,6 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
         return [*lines, "", head, f"    {together}"]
     body = [f"    : {members[0]}", *(f"      {member}" for member in members[1:])]
     return [*lines, "", head, *(f"{line}," for line in body[:-1]), f"{body[-1]} {{}}"]
-
-
-def _streamed(formula: Formula) -> dict[int, Variable]:
-    """Variables that tiles read, by their places among all."""
-    return {place: v for place, v in enumerate(formula.variables) if v.streamed}
 
 
 def _count(variables: Iterable[Variable], side: str) -> int:
@@ -162,7 +158,7 @@ def _function(
     if result == "Term":
         outputs["dthreshold"] = slopes.dthreshold
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
-    streamed = _streamed(form.formula)
+    streamed = streamed_of(form.formula)
     for place, (variable, slope) in enumerate(zip(streamed.values(), streamed, strict=True)):
         known[leaf(variable.name, variable.kind)] = f"v.value[{place}]"
         outputs[f"slope{place}"] = slopes.dvariables[slope]

@@ -27,9 +27,8 @@ from .variable import COMPUTED, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 #: Other keywords of the functions, which take variables by their names.
-_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset"} | {
-    *("class_index", "reduction", "backend", "skip_tolerance", "group", "exchange")
-}
+_KEYWORDS = {"policy", "feats", "labels", "b", "memory", "memory_labels", "batch_offset", "both"}
+_KEYWORDS |= {"class_index", "reduction", "backend", "skip_tolerance", "group", "exchange"}
 #: Scalars of all formulas.
 _SYMBOLS = {THRESHOLD, *SUMS, *COSINES}
 
@@ -42,6 +41,8 @@ class _Annotation:
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     Number = Any
     Threshold = Any
     Scalar = Any
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     PerColumn = Any
     PerIdentity = Any
 else:
-    #: A hyper-parameter: one number, known on the host.
+    #: A hyper-parameter: one number, known on the host. Given as a tensor it is a Scalar.
     Number = _Annotation("number")
     #: The learnable threshold of a loss, in logit units: one, or one per column.
     Threshold = _Annotation("threshold")
@@ -124,7 +125,7 @@ class Policy:
                     check_finite(formula, lines)
             cls.formula = formula
 
-    def __init__(self, **values: float | str) -> None:
+    def __init__(self, **values: float | str | Tensor) -> None:
         if not hasattr(self, "formula"):
             raise TypeError(f"{type(self).__name__} defines neither positive nor negative")
         known = {parameter.name: parameter for parameter in self.formula.numbers}
@@ -136,12 +137,13 @@ class Policy:
         for name, parameter in known.items():
             setattr(self, name, values.get(name, parameter.default))
 
-    def values(self) -> dict[str, float | str]:
+    def values(self) -> dict[str, float | str | Tensor]:
         return {parameter.name: getattr(self, parameter.name) for parameter in self.formula.numbers}
 
     def __repr__(self) -> str:
         values = (f"{name}={value!r}" for name, value in self.values().items())
-        return f"{type(self).__name__}({', '.join(values)})"
+        # In one line, also of tensors.
+        return " ".join(f"{type(self).__name__}({', '.join(values)})".split())
 
     def positive_weight(self) -> Any:
         return 1.0

@@ -182,7 +182,7 @@ def names_of_constants(
 
 #: Names of users that may stand in generated code, and names that this module gives.
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,60}")
-_TEMPORARY = re.compile(r"(x|is|part|k)\d+")
+_TEMPORARY = re.compile(r"(x|is|part|k|slope)\d+")
 
 
 def _describe(e: Expression) -> str | None:

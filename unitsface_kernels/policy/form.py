@@ -57,7 +57,8 @@ class KernelForm:
         weights: of "softplus": of positives and of negatives, uniform; None: 1 and 1.
         positive, negative: of "logsumexp" and "logsumexps": logits with derivatives. None: such
             pairs take no part.
-        linear: of "logsumexp": whether a negative's logit is its derivative times the cosine.
+        linear: of "logsumexp": whether a negative's logit is its derivative, which is the same for
+            all pairs, times the cosine.
     """
 
     formula: Formula
@@ -202,14 +203,15 @@ class _Maker:
             kind = "logsumexp"
         outputs = [e for slopes in (positive, negative) if slopes for e in slopes.all()]
         linear = negative is not None and negative.value is self._normal(negative.dcosine * COSINE)
-        linear = linear and negative is not None and negative.dcosine.uniform
+        # By numbers and scalars alone, which are the same for all pairs.
+        shared = negative is not None and negative.dcosine.reads <= {"number", "scalar"}
         return KernelForm(
             self._formula,
             kind,
             _uniforms(*outputs),
             positive=positive,
             negative=negative,
-            linear=linear,
+            linear=linear and shared,
         )
 
 

@@ -83,6 +83,11 @@ def variable_bindings(formula: Formula, values: Sequence[Tensor]) -> dict[Expres
     return dict(zip(variable_leaves(formula), values, strict=True))
 
 
+def streamed(formula: Formula) -> dict[int, Variable]:
+    """Variables that tiles read, by their places among all."""
+    return {place: v for place, v in enumerate(formula.variables) if v.streamed}
+
+
 def default_params(formula: Formula) -> tuple[float, ...]:
     """Defaults of the numbers as the floats that kernels receive."""
     return tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..losses import REGISTRY
+from ..losses import REGISTRY, TOWERS
 from .cpp import cpp_struct
 from .formula import Formula
 from .triton_source import triton_module
@@ -16,14 +16,17 @@ _NOTE = "Generated from losses/{name}.py by python -m unitsface_kernels.policy g
 
 
 def generated_files() -> dict[Path, str]:
-    """Text by path, of every loss of the registry that is defined by a policy of its own."""
+    """Text by path, of every loss of the package that is defined by a policy of its own."""
     found = {}
-    for spec in REGISTRY.values():
+    for spec in (*REGISTRY.values(), *TOWERS.values()):
         if spec.formula is None or spec.policy is not None or spec.triplet is not None:
             continue
         note = _NOTE.format(name=spec.name)
         found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
-        found[_TRITON / f"{spec.name}.py"] = f"# {note}\n{triton_module(spec.formula)}"
+        streamed = any(variable.streamed for variable in spec.variables)
+        if not streamed or spec.reduction == "sum" or spec.topology == "class":
+            text = f"# {note}\n{triton_module(spec.formula)}"
+            found[_TRITON / f"{spec.name}.py"] = text
     return found
 
 

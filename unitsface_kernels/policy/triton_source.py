@@ -8,9 +8,9 @@ import math
 from .cpp import LARGEST, shortest
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import fail, topological, value_of
+from .expression import fail, leaf, topological, value_of
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
-from .formula import COSINE, THRESHOLD, Formula
+from .formula import COSINE, THRESHOLD, Formula, streamed
 from .merge import cost
 from .operations import OPERATIONS
 from .text import infix
@@ -19,9 +19,9 @@ _LOSSES = "unitsface_kernels.backends.triton.losses"
 
 #: Names that a constant cannot have: those of the module, and of the functions it calls.
 _WORDS = """
-triton tl value dcosine dthreshold cosine threshold positive negative params logit term float
-exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos sine_of_cosine angle_of_cosine pow_positive
-cosine_margin
+triton tl value dcosine dthreshold cosine threshold positive negative params variables logit term
+float exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos sine_of_cosine angle_of_cosine
+pow_positive cosine_margin
 """
 _TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
 
@@ -49,17 +49,23 @@ TRITON = Dialect(
 def triton_module(formula: Formula) -> str:
     """The text of a module that ends with its ``POLICY``."""
     form = kernel_form(formula)
-    if any(variable.streamed for variable in formula.variables):
+    if (
+        formula.topology == "pair"
+        and form.kind in ("logsumexp", "logsumexps")
+        and formula.variables
+    ):
         fail(f"{formula.name}: variables have no compiled kernels", formula.line)
     if form.kind == "softplus":
         kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
     elif form.kind == "sum":
         kind, functions = "SumTermsPolicy", [_term(form)]
-        heavy = ", heavy=True" if form.term and cost(*form.term.all()) > _HEAVY_TERM else ""
+        # With variables both directions have terms of their own.
+        much = form.term and (formula.variables or cost(*form.term.all()) > _HEAVY_TERM)
+        heavy = ", heavy=True" if much else ""
         policy = [f"POLICY = SumTermsPolicy(term{heavy})"]
     else:
         functions = [
-            _function(f"def {name}(cosine, params):", slopes, form)
+            _function(name, "cosine, params", slopes, form)
             for name, slopes in (("negative", form.negative), ("positive", form.positive))
             if slopes is not None and not (name == "positive" and formula.variables)
         ]
@@ -101,28 +107,33 @@ _MATH = (
 
 def _logit(form: KernelForm) -> list[str]:
     assert form.logit is not None
-    return _function("def logit(cosine, threshold, positive, params):", form.logit, form)
+    return _function("logit", "cosine, threshold, positive, params", form.logit, form)
 
 
 def _term(form: KernelForm) -> list[str]:
     """Tiles, whatever the formula: the kernel adds all of them up."""
     assert form.term is not None
-    head = "def term(cosine, threshold, positive, params):"
-    return _function(head, form.term, form, tiles=True)
+    return _function("term", "cosine, threshold, positive, params", form.term, form, tiles=True)
 
 
-def _function(head: str, slopes: Slopes, form: KernelForm, tiles: bool = False) -> list[str]:
+def _function(
+    name: str, arguments: str, slopes: Slopes, form: KernelForm, tiles: bool = False
+) -> list[str]:
     outputs = {"value": slopes.value, "dcosine": slopes.dcosine}
     if tiles:
         outputs["dthreshold"] = slopes.dthreshold
+    whole = list(outputs) if tiles else []
     names = names_of_constants(form.uniforms, _TAKEN)
-    used = set(topological(*outputs.values(), above=names))
     known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
+    found = streamed(form.formula)
+    for place, (number, variable) in enumerate(found.items()):
+        known[leaf(variable.name, variable.kind)] = f"variables[{place}]"
+        outputs[f"slope{place}"] = slopes.dvariables[number]
+    used = set(topological(*outputs.values(), above=names))
     lines, texts = straight_line(TRITON, outputs, known)
-    if tiles:
-        for name, e in outputs.items():
-            if not e.pairwise:
-                texts[name] = f"tl.zeros_like(cosine) + {texts[name]}"
+    for output in whole:
+        if not outputs[output].pairwise:
+            texts[output] = f"tl.zeros_like(cosine) + {texts[output]}"
     unpacked = [
         f"{names[e]} = params[{place}]{' != 0.0' if e.mask else ''}"
         + ("" if e.op == "leaf" else f"  # {infix(e)}")
@@ -130,6 +141,7 @@ def _function(head: str, slopes: Slopes, form: KernelForm, tiles: bool = False) 
         if e in used
     ]
     lines = [*unpacked, *lines, f"return {', '.join(texts.values())}"]
+    head = f"def {name}({arguments}{', variables' if found else ''}):"
     return ["@triton.jit", head, *(f"    {line}" for line in lines)]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..losses import LossSpec
+from ..losses import LossSpec, Parameter
 from .numbers import integer, number
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -26,8 +28,8 @@ def is_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
-    """A floating (rows, D) matrix, with the width and on the device of ``like``."""
+def features(name: str, value: Tensor, like: Tensor | None = None, other: str = "feats") -> None:
+    """A floating (rows, D) matrix, with the width and on the device of ``like``, the ``other``."""
     is_tensor(name, value)
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (rows, D), got {tuple(value.shape)}")
@@ -41,13 +43,13 @@ def features(name: str, value: Tensor, like: Tensor | None = None) -> None:
     if like is not None:
         if value.shape[1] != like.shape[1]:
             raise ValueError(
-                f"{name} must have D = {like.shape[1]} columns like feats, "
+                f"{name} must have D = {like.shape[1]} columns like {other}, "
                 f"got shape {tuple(value.shape)}"
             )
-        same_device("feats", like, name, value)
+        same_device(other, like, name, value)
         if (value.dtype == torch.float64) != (like.dtype == torch.float64):
             raise TypeError(
-                f"{name} and feats must both be float64 or neither, "
+                f"{name} and {other} must both be float64 or neither, "
                 f"got {value.dtype} and {like.dtype}"
             )
 
@@ -81,7 +83,7 @@ def class_index(name: str, value: Tensor, weight: Tensor) -> None:
 
 
 def threshold(
-    name: str, value: object, like: Tensor, per: str | None = None, size: int | None = None
+    name: str, value: object, like: Tensor | None, per: str | None = None, size: int | None = None
 ) -> None:
     """A float or a one-element tensor; with ``per`` a float or a vector, of ``size`` if given."""
     if isinstance(value, Tensor):
@@ -94,22 +96,58 @@ def threshold(
         if per is not None and (value.dim() != 1 or (size is not None and shape != (size,))):
             expected = "K" if size is None else size
             raise ValueError(f"{name} must have shape ({expected},), one per {per}, got {shape}")
-        same_device("feats", like, name, value)
+        if like is not None:
+            same_device("feats", like, name, value)
     else:
         number(name, value, kind="a float or a torch.Tensor")
 
 
-def parameters(spec: LossSpec, values: dict[str, float | str]) -> None:
-    """Scalar hyper-parameters: finite numbers within their bounds, known words."""
+def parameters(spec: LossSpec, values: Mapping[str, float | str | Tensor]) -> None:
+    """Scalar hyper-parameters: finite numbers within their bounds, tensors of one, known words."""
     for parameter in spec.parameters:
         value = values[parameter.name]
+        if isinstance(value, Tensor):
+            number_tensor(parameter, value)
+            continue
         if parameter.choices:
             choice(parameter.name, value, parameter.choices)
             continue
         if parameter.integer:
             integer(parameter.name, value)
-        bounds = (parameter.minimum, parameter.at_least, parameter.maximum)
-        number(parameter.name, value, *bounds)
+        number(parameter.name, value, *_bounds(parameter))
+
+
+def number_tensor(parameter: Parameter, value: Tensor, like: Tensor | None = None) -> float | None:
+    """A hyper-parameter as a tensor of one element, on the device of ``like``.
+
+    Returns:
+        Its value, within the bounds; None where reading it would wait for a device, or be traced.
+    """
+    name = parameter.name
+    if parameter.choices or parameter.integer:
+        expected = f"one of {', '.join(parameter.choices)}" if parameter.choices else "an int"
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    threshold(name, value, like)
+    if not _readable(value):
+        return None
+    found = float(value.detach())
+    number(name, found, *_bounds(parameter))
+    return found
+
+
+def _bounds(parameter: Parameter) -> tuple[float | None, float | None, float | None]:
+    return parameter.minimum, parameter.at_least, parameter.maximum
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether the host has the elements, and nothing but autograd watches how they are read."""
+    return (
+        not torch.compiler.is_compiling()
+        and value.device.type == "cpu"
+        and type(value) in (Tensor, torch.nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

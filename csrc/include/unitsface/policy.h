@@ -38,6 +38,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "macros.h"
 
@@ -76,5 +77,13 @@ struct VariablesOf<Policy, std::void_t<decltype(Policy::kScalars)>> {
   static constexpr int kScalars = Policy::kScalars, kRows = Policy::kRows,
                        kColumns = Policy::kColumns, kCount = kScalars + kRows + kColumns;
 };
+
+// Whether the policy has the logit of a positive: else, where it reads variables, the driver has
+// it.
+template <class Policy, class = void>
+constexpr bool kHasPositive = false;
+template <class Policy>
+constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
+    true;
 
 }  // namespace unitsface

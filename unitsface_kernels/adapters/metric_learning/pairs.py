@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ... import dispatch, functional, validate
 from ...backends.reference import normalize_rows
+from ...functional.matching import Matching, match, sums_of_matching
 from ...memory import all_finite, nan_unless
 from . import arguments
-from .matching import Matching, match, sums_of_matching
 
 
 class PairLoss(nn.Module):
@@ -132,6 +132,15 @@ class SupConLoss(PairLoss):
     def _loss(
         self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
     ) -> Tensor:
+        per_row = self.per_anchor(embeddings, columns, matching, offset)
+        others = matching.positives + matching.negatives
+        valid = (matching.positives > 0) & (others > 1) & matching.meaningful
+        return torch.where(valid, per_row, 0.0).sum() / valid.sum().clamp(min=1)
+
+    def per_anchor(
+        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
+    ) -> Tensor:
+        """(N,) losses of anchors that have a positive and at least one more sample."""
         # Two positives or more: the loss is at least the logarithm of their number, and the
         # difference of two large numbers exact enough. A lone positive p may leave next to nothing:
         # log(e^N + e^p) - p is softplus(N - p), with the negatives' log-sum-exp N.
@@ -147,10 +156,7 @@ class SupConLoss(PairLoss):
             sums = sums - unit[offset : offset + len(rows)]
         mean = (rows * sums).sum(dim=1) / positives.clamp(min=1)
         gap = log_sum - mean / self.temperature
-        per_row = torch.where(lone, F.softplus(gap), gap)
-        others = positives + matching.negatives
-        valid = (positives > 0) & (others > 1) & matching.meaningful
-        return torch.where(valid, per_row, 0.0).sum() / valid.sum().clamp(min=1)
+        return torch.where(lone, F.softplus(gap), gap)
 
     def _log_sum(
         self,

@@ -31,17 +31,17 @@ _NOTHING = nullcontext()
 def context(call: Call) -> AbstractContextManager[object]:
     """Nothing: kernels get their device, and matmuls write into float32, autocast or not.
 
-    A user's loss may need operations of Torch that autocast would round to its dtype.
+    A loss that may lack kernels needs operations of Torch that autocast would round to its dtype.
     """
     device = call.rows.device.type
-    if call.spec.name in CUSTOM and torch.is_autocast_enabled(device):
+    if _may_lack_kernels(call) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return _NOTHING
 
 
 def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine], object]) -> Engine:
     """The engine of a pass; see ``passes.py`` for the arguments."""
-    reason = no_kernels(call) if call.spec.name in CUSTOM else None
+    reason = no_kernels(call) if _may_lack_kernels(call) else None
     if reason is not None:
         from .. import eager
 
@@ -56,12 +56,20 @@ def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine],
     return CpuEngine(call)
 
 
+def _may_lack_kernels(call: Call) -> bool:
+    """Losses of users, and on CUDA those whose tiles read variables."""
+    variables = call.rows.is_cuda and any(v.streamed for v in call.spec.variables)
+    return variables or call.spec.name in CUSTOM
+
+
 def no_kernels(call: Call) -> str | None:
-    """Why there are no kernels of a user's loss; None if there are."""
+    """Why there are no kernels of such a loss; None if there are."""
     from . import custom
 
     if call.rows.is_cuda and call.spec.reduction != "nearest":
-        return "only CPU kernels are compiled at run time; on CUDA tensors, use Triton"
+        if call.spec.name in CUSTOM:
+            return "only CPU kernels are compiled at run time; on CUDA tensors, use Triton"
+        return "CUDA kernels read no variables in every pair; use Triton"
     return custom.failure(call.spec, loader.extension())
 
 

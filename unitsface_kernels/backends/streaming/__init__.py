@@ -7,7 +7,6 @@ from types import ModuleType
 from ...losses import LossSpec
 from . import logsumexp, logsumexp_pairs, logsumexps, nearest, nearest_pairs, sum
 from .call import (
-    Blocks,
     Call,
     CallConfig,
     CallTensors,
@@ -34,6 +33,7 @@ from .engine import (
     UnitRows,
 )
 from .logsumexp import finish_rows
+from .other_ranks import Blocks, Towers
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
 
@@ -86,6 +86,7 @@ __all__ = [
     "SumTile",
     "TileColumns",
     "TileVariables",
+    "Towers",
     "UnitRows",
     "driver",
     "finish_rows",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import dense
+from .other_ranks import Ranks, Towers
 from .shards import Shards
 
 #: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
 ColumnSink = Callable[[slice, Tensor], None]
-#: Slices of the rows of all ranks, which lie in rank order, and their features.
-Blocks = Iterator[tuple[slice, Tensor]]
 
 
 class Gradients(NamedTuple):
@@ -30,33 +29,6 @@ class Gradients(NamedTuple):
     columns: Tensor | None = None
     threshold: Tensor | None = None
     variables: Tensor | None = None
-
-
-class Ranks(Protocol):
-    """The other ranks of a process group.
-
-    Every rank makes the same calls in the same order and exhausts the blocks that it requests.
-
-    Attributes:
-        num_valid_rows: () float32 number of rows of all ranks that have a loss, at least 1.
-        weights: (T,) float32 upstream gradients of the losses of the T rows of all ranks; None:
-            columns are a memory, or the pass has no weights.
-    """
-
-    @property
-    def num_valid_rows(self) -> Tensor: ...
-
-    @property
-    def weights(self) -> Tensor | None: ...
-
-    def blocks(self) -> Blocks:
-        """Begins to exchange features; a block is valid until the next one is requested."""
-
-    def gather(self, own: Tensor) -> Tensor:
-        """(T, ...) concatenation of every rank's ``own`` rows."""
-
-    def own_sums(self, everyone: Tensor) -> Tensor:
-        """(N, ...) own rows of the sum of every rank's (T, ...)."""
 
 
 class CallTensors(NamedTuple):
@@ -98,6 +70,9 @@ class CallConfig:
             place of the batch in a memory that holds it; None: no pair is.
         skip_tolerance: bound of what gradient filtering may leave out; 0: nothing.
         need_rows, need_columns, need_threshold, need_variables: gradients to compute.
+        both: pair topology: the columns are a second tower, and pairs count in both directions.
+            Columns have losses of their own, against the rows: losses, state and upstream gradients
+            are of N rows and then of M columns.
     """
 
     spec: LossSpec
@@ -111,6 +86,7 @@ class CallConfig:
     need_columns: bool = False
     need_threshold: bool = False
     need_variables: bool = False
+    both: bool = False
 
     @property
     def need_any(self) -> bool:
@@ -132,7 +108,7 @@ class CallConfig:
         forward pass can compute it. So nothing of the columns is kept for the backward pass, and
         they may change before it.
         """
-        return columns is not None and not self.need_columns
+        return columns is not None and not self.need_columns and not self.both
 
     def gradients_known(self, columns: Tensor | None) -> bool:
         """Whether every gradient is known after the forward pass, but for its scale."""
@@ -191,6 +167,8 @@ class Call(CallConfig):
         ranks: the batches of other ranks; None: there are none. Without ``columns``, columns are
             then the rows of all ranks: ``column_labels`` and thresholds are theirs, and
             ``self_offset`` is the place of the own rows among them.
+        towers: with ``both``, the other ranks' rows and columns, which are compared with the own
+            columns and rows; None: there are none.
     """
 
     rows: Tensor
@@ -204,6 +182,7 @@ class Call(CallConfig):
     shards: Shards | None = None
     sink: ColumnSink | None = None
     ranks: Ranks | None = None
+    towers: Towers | None = None
 
     @cached_property
     def kernel_params(self) -> tuple[float, ...]:
@@ -219,36 +198,55 @@ class Call(CallConfig):
         return (self.rows if self.columns is None else self.columns).shape[0]
 
     @property
+    def num_losses(self) -> int:
+        """Of rows, and with ``both`` of columns."""
+        return self.rows.shape[0] + (self.num_columns if self.both else 0)
+
+    @cached_property
+    def labels_of_losses(self) -> Tensor:
+        """(num_losses,)."""
+        if not self.both:
+            return self.row_labels
+        assert self.column_labels is not None
+        return torch.cat([self.row_labels, self.column_labels])
+
+    @property
+    def column_losses(self) -> slice:
+        """Their place among all losses."""
+        return slice(self.rows.shape[0], self.num_losses)
+
+    @property
     def filters(self) -> bool:
         """Whether tiles may be left out of the gradients."""
         # What is left out is added pair by pair to a whole gradient in the end. With variables, the
         # slope of a sum's terms has no useful bound, and tiles of a log-sum-exp without a gradient
         # of cosines would still have one of variables.
         streamed = any(variable.streamed for variable in self.spec.variables)
-        return self.skip_tolerance > 0.0 and self.sink is None and not streamed
+        plain = self.sink is None and not streamed and not self.both
+        return self.skip_tolerance > 0.0 and plain
 
     @cached_property
     def pair_counts(self) -> tuple[Tensor, Tensor]:
-        """(N,) int64 numbers of positives and of negatives of each row, 0 if it is ignored.
+        """(num_losses,) int64 numbers of positives and of negatives of each row, and with ``both``
+        of each column; 0 if it is ignored.
 
         By sorting, without the N x M comparison and without a host sync.
         """
-        labels = self.row_labels
+        labels, offset = self.row_labels, self.self_offset
         if self.spec.topology == "class":
             positives = (labels >= 0).to(torch.int64)
             return positives, torch.where(labels == -1, 0, self.num_columns - positives)
         others = labels if self.column_labels is None else self.column_labels
-        ordered = others.sort().values
-        first = torch.searchsorted(ordered, labels)
-        positives = torch.searchsorted(ordered, labels, right=True) - first
-        negatives = (others >= 0).sum() - positives
-        if self.self_offset is not None and labels.numel() and others.numel():
-            place = torch.arange(labels.numel(), device=labels.device) + self.self_offset
-            inside = (place >= 0) & (place < others.numel())
-            left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
-            positives = positives - (left_out == labels).to(torch.int64)
-            negatives = negatives - ((left_out >= 0) & (left_out != labels)).to(torch.int64)
-        return positives.masked_fill(self.ignored, 0), negatives.masked_fill(self.ignored, 0)
+        if not self.both:
+            return _pair_counts(labels, others, offset)
+        back = None if offset is None else -offset
+        everyone = (labels, others) if self.towers is None else self.towers[2:]
+        sides = (
+            _pair_counts(labels, everyone[1], offset),
+            _pair_counts(others, everyone[0], back),
+        )
+        positives, negatives = (torch.cat(both) for both in zip(*sides, strict=True))
+        return positives, negatives
 
     @cached_property
     def ignored(self) -> Tensor:
@@ -257,14 +255,14 @@ class Call(CallConfig):
 
     @cached_property
     def may_have_ignored(self) -> bool:
-        """Whether a row is ignored; true where the answer would wait for a device."""
-        return self.row_labels.is_cuda or bool(self.ignored.any())
+        """Whether a loss is ignored; true where the answer would wait for a device."""
+        return self.row_labels.is_cuda or bool((self.labels_of_losses == -1).any())
 
     @cached_property
     def valid_rows(self) -> Tensor:
-        """(N,) bool: rows that have a loss; no host sync."""
+        """(num_losses,) bool: rows, and with ``both`` columns, that have one; no host sync."""
         if self.spec.valid_rows == "labeled":
-            return self.row_labels != -1
+            return self.labels_of_losses != -1
         positives, negatives = self.pair_counts
         if self.spec.valid_rows == "with_both":
             return (positives > 0) & (negatives > 0)
@@ -272,8 +270,9 @@ class Call(CallConfig):
 
     def num_valid_rows(self) -> Tensor:
         """Number of rows, of all ranks, that have a loss, at least 1; () float32, no host sync."""
-        if self.ranks is not None:
-            return self.ranks.num_valid_rows
+        ranks = self.ranks if self.towers is None else self.towers.rows
+        if ranks is not None:
+            return ranks.num_valid_rows
         if self.cache is not None and self.cache.num_valid_rows is not None:
             return self.cache.num_valid_rows
         found = self.valid_rows.sum().clamp(min=1).to(torch.float32)
@@ -320,6 +319,22 @@ def make_call(
     )
 
 
+def _pair_counts(labels: Tensor, others: Tensor, self_offset: int | None) -> tuple[Tensor, Tensor]:
+    """(N,) numbers of the positives and of the negatives of each label among (M,) others."""
+    ordered = others.sort().values
+    first = torch.searchsorted(ordered, labels)
+    positives = torch.searchsorted(ordered, labels, right=True) - first
+    negatives = (others >= 0).sum() - positives
+    if self_offset is not None and labels.numel() and others.numel():
+        place = torch.arange(labels.numel(), device=labels.device) + self_offset
+        inside = (place >= 0) & (place < others.numel())
+        left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
+        positives = positives - (left_out == labels).to(torch.int64)
+        negatives = negatives - ((left_out >= 0) & (left_out != labels)).to(torch.int64)
+    ignored = labels == -1
+    return positives.masked_fill(ignored, 0), negatives.masked_fill(ignored, 0)
+
+
 def _labels(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else dense(tensor.to(torch.int64))
 
@@ -334,14 +349,14 @@ def thresholds_in_use(call: Call) -> Tensor | None:
 
 
 def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
-    """(N,) float32: NaN for a row whose features or thresholds are not finite, else 0.
+    """(num_losses,) float32: NaN for a row whose features or thresholds are not finite, else 0.
 
     Added to the rows' losses, it makes such a row NaN where no pair does: without another sample,
     without negatives, against an empty memory, or with an infinite threshold that makes a term 0.
     The caller clears the sum of an ignored row, once: its terms may be NaN as well.
 
     Args:
-        inverse_norms: (N,) of :meth:`Engine.normalize_rows` of the rows.
+        inverse_norms: (num_losses,) of :meth:`Engine.normalize_rows` of what has them.
     """
     doubtful, thresholds = inverse_norms, thresholds_in_use(call)
     if thresholds is not None:
@@ -352,15 +367,26 @@ def not_finite(call: Call, inverse_norms: Tensor) -> Tensor:
 
 
 def clear_ignored(call: Call, of_rows: Tensor) -> None:
-    """Ignored rows of an (N, D) or (N,) tensor become 0: their features may be NaN, as 0 times it
-    is. Most calls need no pass over the tensor.
+    """Ignored rows of an (N, D) tensor, or (num_losses,) losses, become 0: their features may be
+    NaN, as 0 times it is. Most calls need no pass over the tensor.
     """
     if call.may_have_ignored:
-        of_rows.masked_fill_(call.ignored if of_rows.dim() == 1 else call.ignored[:, None], 0.0)
+        losses = of_rows.dim() == 1
+        ignored = call.labels_of_losses == -1 if losses else call.ignored[:, None]
+        of_rows.masked_fill_(ignored, 0.0)
+
+
+def clear_ignored_columns(call: Call, labels: Tensor | None, of_columns: Tensor) -> None:
+    """The same of a block (m, D) of columns that have losses, by their labels (m,)."""
+    if call.both:
+        assert labels is not None
+        ignored = labels < 0
+        if labels.is_cuda or bool(ignored.any()):
+            of_columns.masked_fill_(ignored[:, None], 0.0)
 
 
 def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(N,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
+    """(num_losses,) upstream gradients as factors of at most 1 and a common scale (), or unchanged.
 
     Gradient tiles in float16 would overflow under loss scaling; the scale is applied in float32
     when the rows' gradients are finished.
@@ -368,23 +394,12 @@ def split_weights(call: Call, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     everyone = weights
     if call.ranks is not None and call.ranks.weights is not None:
         everyone = call.ranks.weights
+    elif call.towers is not None:
+        everyone = torch.cat(call.towers.weights())
     if call.compute_dtype != torch.float16 or everyone.numel() == 0:
         return weights, None
     scale = everyone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return weights / scale, scale
-
-
-def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As :func:`split_weights`, of the (2, N) products with the slopes of ``finish``."""
-    if call.compute_dtype != torch.float16:
-        return factors, None
-    everyone = factors.abs().T
-    if call.ranks is not None and call.columns is None:
-        everyone = call.ranks.gather(everyone.contiguous())
-    if everyone.numel() == 0:
-        return factors, None
-    scale = everyone.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return factors / scale, scale
 
 
 @dataclass
@@ -392,8 +407,9 @@ class Result:
     """Result of a forward pass; gradients are float32, for an upstream gradient of one.
 
     Attributes:
-        loss: () or, with ``reduction="none"``, (N,) float32.
-        state: what the backward pass needs of it, (``state_rows``, N) float32; None for sum.
+        loss: () or, with ``reduction="none"``, (num_losses,) float32.
+        state: what the backward pass needs of it, (``state_rows``, num_losses) float32; None for
+            sum.
         gradients: those that the pass yields.
     """
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import Blocks, Call
+from .call import Call, clear_ignored_columns
 from .engine import Engine, TileColumns
-from .tiles import Columns, Panel
+from .other_ranks import Blocks
+from .tiles import Columns, Panel, against_columns
 
 
 def columns_of(call: Call) -> Columns:
@@ -21,6 +22,15 @@ def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
     return engine.normalize_rows(
         panel.source, panel.part.start, panel.part.stop, panel.index, reuse=True
     )
+
+
+def norms_of_losses(call: Call, engine: Engine, inverse_norms: Tensor) -> Tensor:
+    """(num_losses,) inverse norms of what has losses; ``inverse_norms``: (N,) of the rows."""
+    if not call.both:
+        return inverse_norms
+    panels = against_columns(columns_of(call), 0, engine.class_block)
+    # Each overwrites the last.
+    return torch.cat([inverse_norms, *(unit_columns(engine, p)[1].clone() for p in panels)])
 
 
 def tile_columns(engine: Engine, panel: Panel) -> TileColumns:
@@ -49,7 +59,8 @@ def finish_columns(
     Args:
         d_unit: (m, D) float32, overwritten; None: zero.
         norms: (m,) of :meth:`Engine.normalize_rows`, with ``d_unit``.
-        d_columns: (M or K, D) gradient of all columns, unless the call has a sink.
+        d_columns: (M or K, D) gradient of all columns, unless the call has a sink. Of unit columns,
+            as it is, if other ranks' rows have a part of it.
         scale: () factor, or None.
         raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
         along: (m,) gradient of the columns' norms.
@@ -66,6 +77,8 @@ def finish_columns(
         out = call.rows.new_empty(shape, dtype=torch.float32) if d_unit is None else d_unit
     if d_unit is None:
         out.zero_()
+    elif call.towers is not None:
+        out.copy_(d_unit)
     else:
         assert norms is not None
         engine.normalize_rows_backward(
@@ -73,6 +86,8 @@ def finish_columns(
         )
         if along is not None:
             add_norms_of_columns(call, tile, norms, out, along if scale is None else along * scale)
+        labels = call.column_labels
+        clear_ignored_columns(call, None if labels is None else labels[tile], out)
     if call.sink is not None:
         call.sink(tile, out)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...losses import CUSTOM, EMPTY, LossSpec
 from ..dense import zeros
 from . import variables
-from .call import Call, Gradients, Result, split_factors, split_weights
+from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
 from .engine import (
     ClassSums,
@@ -38,6 +38,7 @@ from .filtering import (
     selections,
     worth_taking,
 )
+from .logsumexps import split_factors
 from .scattered import DeviceTargets, Targets, add_pairs
 from .selection import RowSelection
 from .shards import Shards

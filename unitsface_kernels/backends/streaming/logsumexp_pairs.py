@@ -16,14 +16,16 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from .call import Call, Gradients, Result, not_finite, split_weights
-from .columns import remote_blocks
+from .columns import norms_of_losses
 from .engine import Engine, NegativeSums, PairWeights, PositiveSums, part
 from .pair_tiles import (
     Operands,
+    Prepared,
     gradients_of_pairs,
     log_of_sums,
     operands_of,
     other_side,
+    others_of,
     remote_tiles,
     result_of,
     tiles,
@@ -36,19 +38,21 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    """Loss, and (2, N) state: log-sum-exp N of the negatives and probability Q."""
-    operands, inverse_norms, values = operands_of(call, engine)
-    log_negatives = _log_negatives(call, engine, operands)
+    """Loss, and (2, num_losses) state: log-sum-exp N of the negatives and probability Q."""
+    prepared = operands_of(call, engine)
+    _, inverse_norms, values = prepared
+    log_negatives = _log_negatives(call, engine, prepared)
     if call.spec.positive is None:
         per_row, negative_prob = log_negatives, torch.ones_like(log_negatives)
     else:
-        per_row, negative_prob = _positives(call, engine, operands, log_negatives)
-    per_row = torch.where(call.valid_rows, per_row, not_finite(call, inverse_norms))
+        per_row, negative_prob = _positives(call, engine, prepared, log_negatives)
+    doubtful = not_finite(call, norms_of_losses(call, engine, inverse_norms))
+    per_row = torch.where(call.valid_rows, per_row, doubtful)
     return result_of(call, per_row, torch.stack([log_negatives, negative_prob]), values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    """Gradients for (N,) upstream gradients of the rows' losses."""
+    """Gradients for (num_losses,) upstream gradients."""
     log_negatives, negative_prob = state.unbind(0)
     weights, scale = split_weights(call, weights)
     # A row without negatives has a constant loss: 0, or -inf.
@@ -64,25 +68,27 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
 # --- statistics -----------------------------------------------------------------------------------
 
 
-def _log_negatives(call: Call, engine: Engine, operands: Operands) -> Tensor:
-    count = call.rows.shape[0]
+def _log_negatives(call: Call, engine: Engine, prepared: Prepared) -> Tensor:
+    count = call.num_losses
     sums = NegativeSums(
         maximum=call.rows.new_full((count,), -torch.inf, dtype=torch.float32),
         total=call.rows.new_zeros(count, dtype=torch.float32),
     )
-    blocks = remote_blocks(call)
-    for tile, rows, columns in tiles(call, engine, operands):
+    others = others_of(call, engine, prepared)
+    for tile, rows, columns in tiles(call, engine, prepared.operands):
         engine.pair_negatives_tile(tile, part(sums, rows), other_side(call, tile, sums, columns))
-    for tile, rows, _ in remote_tiles(engine, operands, blocks):
-        engine.pair_negatives_tile(tile, part(sums, rows), None)
+    for side in others:
+        for tile, rows, _ in remote_tiles(call, engine, side):
+            engine.pair_negatives_tile(tile, part(sums, rows), None)
     return log_of_sums(sums.maximum, sums.total)
 
 
 def _positives(
-    call: Call, engine: Engine, operands: Operands, log_negatives: Tensor
+    call: Call, engine: Engine, prepared: Prepared, log_negatives: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(N,) means over the positives of softplus(N - z) and of sigmoid(N - z)."""
-    blocks = remote_blocks(call)
+    """(num_losses,) means over the positives of softplus(N - z) and of sigmoid(N - z)."""
+    others = others_of(call, engine, prepared)
+    operands = prepared.operands
     own, chosen = operands, None
     if not call.rows.is_cuda:
         own, chosen = _possible_positives(call, engine, operands)
@@ -96,8 +102,9 @@ def _positives(
     possible = None
     if call.ranks is not None and call.columns is None and not call.rows.is_cuda:
         possible = torch.isin(operands.column_labels, operands.labels)
-    for tile, rows, _ in remote_tiles(engine, operands, blocks, possible):
-        engine.pair_positives_tile(tile, part(sums, rows), None)
+    for side in others:
+        for tile, rows, _ in remote_tiles(call, engine, side, possible):
+            engine.pair_positives_tile(tile, part(sums, rows), None)
     count = call.pair_counts[0].clamp(min=1)
     return sums.loss / count, sums.negative_prob / count
 
@@ -120,8 +127,8 @@ def _possible_positives(
         place, ordered = order + operands.own, labels[order]
         values = values and values.at(place, place)
         return Operands(unit, ordered, ordered, sorted=True, variables=values), order
-    if call.self_offset is not None:
-        # The pair that is left out is known by its place.
+    if call.self_offset is not None or call.both:
+        # The pair that is left out, or the column that has a loss, is known by its place.
         return operands, None
     index = torch.nonzero((column_labels >= 0) & torch.isin(column_labels, labels)).flatten()
     values = values and values.at(None, index)

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from ...losses import EMPTY, Finish, LossSpec
-from .call import Call, Gradients, Result, not_finite, split_factors
-from .columns import remote_blocks
+from . import towers
+from .call import Call, Gradients, Result, not_finite
+from .columns import norms_of_losses
 from .engine import Engine, PairSums, PairWeights, part
 from .pair_tiles import (
-    Operands,
+    Prepared,
     gradients_of_pairs,
     log_of_sums,
     operands_of,
     other_side,
+    others_of,
     remote_tiles,
     result_of,
     tiles,
@@ -34,9 +36,10 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    """Loss, and (2, N) state: log-sum-exps P of the positives and N of the negatives."""
-    operands, inverse_norms, values = operands_of(call, engine)
-    sums = _sums(call, engine, operands)
+    """Loss, and (2, num_losses) state: log-sum-exps P of the positives and N of the negatives."""
+    prepared = operands_of(call, engine)
+    _, inverse_norms, values = prepared
+    sums = _sums(call, engine, prepared)
     state = torch.stack(
         [
             log_of_sums(sums.positive_maximum, sums.positive_total),
@@ -46,12 +49,13 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     positives, negatives = _finite(state)
     of_rows = () if values is None else values.of_rows(call)
     per_row = _finish(call).value(positives, negatives, call.params, of_rows)
-    per_row = torch.where(call.valid_rows, per_row, 0.0) + not_finite(call, inverse_norms)
+    doubtful = not_finite(call, norms_of_losses(call, engine, inverse_norms))
+    per_row = torch.where(call.valid_rows, per_row, 0.0) + doubtful
     return result_of(call, per_row, state, values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    """Gradients for (N,) upstream gradients of the rows' losses."""
+    """Gradients for (num_losses,) upstream gradients."""
     positives, negatives = _finite(state)
     prepared = operands_of(call, engine)
     of_rows = () if prepared.values is None else prepared.values.of_rows(call)
@@ -77,14 +81,31 @@ def _finite(state: Tensor) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
-def _sums(call: Call, engine: Engine, operands: Operands) -> PairSums:
+def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As ``call.split_weights``, of the (2, N) products with the slopes of ``finish``."""
+    if call.compute_dtype != torch.float16:
+        return factors, None
+    everyone = factors.abs().T
+    if call.ranks is not None and call.columns is None:
+        everyone = call.ranks.gather(everyone.contiguous())
+    elif call.towers is not None:
+        everyone = torch.cat(towers.gathered(call, everyone))
+    if everyone.numel() == 0:
+        return factors, None
+    scale = everyone.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return factors / scale, scale
+
+
+def _sums(call: Call, engine: Engine, prepared: Prepared) -> PairSums:
     rows = call.rows
-    maximum = rows.new_full((2, rows.shape[0]), -torch.inf, dtype=torch.float32)
-    total = rows.new_zeros((2, rows.shape[0]), dtype=torch.float32)
+    size = 2, call.num_losses
+    maximum = rows.new_full(size, -torch.inf, dtype=torch.float32)
+    total = rows.new_zeros(size, dtype=torch.float32)
     sums = PairSums(maximum[0], total[0], maximum[1], total[1])
-    blocks = remote_blocks(call)
-    for tile, place, columns in tiles(call, engine, operands):
+    others = others_of(call, engine, prepared)
+    for tile, place, columns in tiles(call, engine, prepared.operands):
         engine.pair_sums_tile(tile, part(sums, place), other_side(call, tile, sums, columns))
-    for tile, place, _ in remote_tiles(engine, operands, blocks):
-        engine.pair_sums_tile(tile, part(sums, place), None)
+    for side in others:
+        for tile, place, _ in remote_tiles(call, engine, side):
+            engine.pair_sums_tile(tile, part(sums, place), None)
     return sums

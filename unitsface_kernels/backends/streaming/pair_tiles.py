@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..dense import zeros
-from . import variables
-from .call import Blocks, Call, Gradients, Result, clear_ignored
-from .columns import remote_blocks, unit_columns
+from . import towers, variables
+from .call import Call, Gradients, Result, clear_ignored, clear_ignored_columns
+from .columns import unit_columns
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
+from .other_ranks import Blocks
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
 from .variables import Variables
 
@@ -75,6 +76,8 @@ def operands_of(call: Call, engine: Engine) -> Prepared:
     if call.columns is None:
         everyone = call.row_labels if call.column_labels is None else call.column_labels
         labels = engine.prepare_labels(call.row_labels, everyone)
+    elif call.both:
+        labels = engine.prepare_labels(call.row_labels, call.column_labels)
     else:
         # An invalid row counts as ignored here, but remains a column of the others.
         labels_of_valid = torch.where(call.valid_rows, call.row_labels, -1)
@@ -92,7 +95,7 @@ def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
 
 
 def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | None) -> Result:
-    """The result of a pass over statistics from (N,) losses of the rows, which it may change."""
+    """The result of a pass over statistics from (num_losses,) losses, which it may change."""
     if values is not None:
         per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
@@ -107,12 +110,14 @@ def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | No
 # --- tiles ----------------------------------------------------------------------------------------
 
 
-_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums)
+_Sums = TypeVar("_Sums", NegativeSums, PositiveSums, PairSums, PairWeights)
 Placed = tuple[PairTile, slice, slice]
 
 
 def other_side(call: Call, tile: PairTile, sums: _Sums, columns: slice) -> _Sums | None:
-    """Statistics of the columns, where a tile serves them as well."""
+    """Statistics, or weights, of the columns, where a tile serves them as well."""
+    if call.both:
+        return part(sums, shifted(columns, call.column_losses.start))
     return None if call.columns is not None or tile.symmetric else part(sums, columns)
 
 
@@ -148,16 +153,19 @@ def _batch_tiles(engine: Engine, operands: Operands) -> Iterator[Placed]:
 
 
 def _panel_tiles(
+    call: Call,
     engine: Engine,
     operands: Operands,
     panel: Panel,
     labels: Tensor,
     offset: int | None = None,
     both: bool = False,
+    own_alone: bool = True,
 ) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
     """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
-    both directions of its pairs."""
+    both directions of its pairs; ``own_alone``: as of :meth:`Operands.with_variables`."""
     b, norms = unit_columns(engine, panel)
+    clear_ignored_columns(call, labels[panel.columns], b)
     for place in panel.tiles:
         rows, columns = place
         tile = PairTile(
@@ -168,7 +176,7 @@ def _panel_tiles(
             diagonal=None if offset is None else place.diagonal + offset,
             symmetric=False,
         )
-        operands.with_variables(tile, rows, columns, both, own_alone=True)
+        operands.with_variables(tile, rows, columns, both, own_alone)
         yield tile, rows, columns, norms
 
 
@@ -179,13 +187,51 @@ def _memory_tiles(
     labels = operands.column_labels
     columns = Columns(call.columns, operands.column_index, labels.shape[0])
     for panel in against_columns(columns, operands.unit.shape[0], engine.class_block):
-        yield from _panel_tiles(engine, operands, panel, labels, call.self_offset)
+        yield from _panel_tiles(
+            call, engine, operands, panel, labels, call.self_offset, call.both, not call.both
+        )
+
+
+class Others(NamedTuple):
+    """Own rows, or columns, that meet those of other ranks.
+
+    Attributes:
+        operands: of the own ones, with the labels of all others.
+        blocks: the others.
+        losses: place of the own ones among the losses of the call.
+        inverse_norms: of the own ones.
+    """
+
+    operands: Operands
+    blocks: Blocks
+    losses: slice
+    inverse_norms: Tensor
+
+
+def others_of(call: Call, engine: Engine, prepared: Prepared) -> list[Others]:
+    """That of the own batch, or those of both towers; none without other ranks."""
+    operands, inverse_norms, _ = prepared
+    if call.ranks is not None and call.columns is None:
+        own = slice(0, call.rows.shape[0])
+        return [Others(operands, call.ranks.blocks(), own, inverse_norms)]
+    return [
+        Others(
+            replace(operands, unit=s.unit, labels=s.labels, column_labels=s.other_labels),
+            s.blocks,
+            s.losses,
+            s.inverse_norms,
+        )
+        for s in towers.sides(call, engine, operands.unit, inverse_norms)
+    ]
 
 
 def remote_tiles(
-    engine: Engine, operands: Operands, blocks: Blocks, possible: Tensor | None = None
+    call: Call, engine: Engine, others: Others, possible: Tensor | None = None
 ) -> Iterator[Placed]:
-    """Own rows against those of other ranks, of these only the ``possible`` (T,), if given."""
+    """Tiles against other ranks, of whose vectors only the ``possible`` (T,), if given; the places
+    of their own side among the losses of the call, and of the other among all others.
+    """
+    operands, blocks, losses, _ = others
     labels = operands.column_labels
     if possible is not None:
         labels = labels[possible]
@@ -193,9 +239,9 @@ def remote_tiles(
             values = operands.variables.at(None, torch.nonzero(possible).flatten())
             operands = replace(operands, variables=values)
     for panel in against_ranks(blocks, operands.unit.shape[0], engine.class_block, possible):
-        tiles_of_panel = _panel_tiles(engine, operands, panel, labels, both=possible is None)
+        tiles_of_panel = _panel_tiles(call, engine, operands, panel, labels, both=possible is None)
         for tile, rows, columns, _ in tiles_of_panel:
-            yield tile, rows, columns
+            yield tile, shifted(rows, losses.start), columns
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -215,7 +261,7 @@ def gradients_of_pairs(
         call, engine, prepared: of the pass.
         factors: without the common ``scale``.
         scale: (), or None.
-        by_variables: (N,) weighted derivatives of the rows' losses by each of
+        by_variables: (num_losses,) weighted derivatives of the losses by each of
             :meth:`Variables.of_rows`, beside those through the pairs.
     """
     operands, inverse_norms, values = prepared
@@ -225,10 +271,15 @@ def gradients_of_pairs(
     if call.need_rows:
         d_rows = zeros(call.rows, *call.rows.shape)
     d_columns = None
+    # Their first vectors travel while the own tiles are computed.
+    others = others_of(call, engine, prepared)
     if call.columns is None:
-        _gradients_in_batch(call, engine, operands, factors, d_rows)
+        _gradients_in_batch(engine, operands, factors, d_rows)
     else:
         d_columns = _gradients_against_columns(call, engine, operands, factors, d_rows, scale)
+    _gradients_against_ranks(call, engine, others, factors, [d_rows, d_columns])
+    if len(others) > 1:
+        towers.finish(call, engine, others[1].inverse_norms, d_columns, scale)
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     if values is None:
@@ -245,16 +296,10 @@ def gradients_of_pairs(
 
 
 def _gradients_in_batch(
-    call: Call, engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
+    engine: Engine, operands: Operands, factors: PairWeights, d_rows: Tensor | None
 ) -> None:
     if d_rows is None and operands.d_variables is None:
         return
-    everyone = factors
-    if call.ranks is not None:
-        given = [vector for vector in factors if vector is not None]
-        gathered = call.ranks.gather(torch.stack(given, dim=1))
-        everyone = PairWeights(*gathered.T.contiguous())
-    blocks = remote_blocks(call)
     for tile, rows, columns in _batch_tiles(engine, operands):
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
         if d_rows is None:
@@ -262,10 +307,31 @@ def _gradients_in_batch(
         engine.addmm(d_rows[rows], gradient, tile.b)
         if not tile.symmetric:
             engine.addmm(d_rows[columns], gradient.T, tile.a)
-    for tile, rows, columns in remote_tiles(engine, operands, blocks):
-        gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(everyone, columns))
-        if d_rows is not None:
-            engine.addmm(d_rows[rows], gradient, tile.b)
+
+
+def _gradients_against_ranks(
+    call: Call,
+    engine: Engine,
+    others: list[Others],
+    factors: PairWeights,
+    d_units: list[Tensor | None],
+) -> None:
+    """``d_units``: gradients of the own unit rows and columns, which are added to; or None."""
+    if not others:
+        return
+    given = torch.stack([vector for vector in factors if vector is not None], dim=1)
+    if call.towers is None:
+        assert call.ranks is not None
+        gathered = [call.ranks.gather(given)]
+    else:
+        # Rows meet columns, and columns rows.
+        gathered = towers.gathered(call, given)[::-1]
+    for side, values, d_unit in zip(others, gathered, d_units, strict=False):
+        everyone = PairWeights(*values.T.contiguous())
+        for tile, own, columns in remote_tiles(call, engine, side):
+            gradient = engine.pair_gradient_tile(tile, part(factors, own), part(everyone, columns))
+            if d_unit is not None:
+                engine.addmm(d_unit[shifted(own, -side.losses.start)], gradient, tile.b)
 
 
 def _gradients_against_columns(
@@ -282,14 +348,16 @@ def _gradients_against_columns(
     if call.need_columns:
         d_columns = call.rows.new_zeros((call.num_columns, size), dtype=torch.float32)
     for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
-        gradient = engine.pair_gradient_tile(tile, part(factors, rows), None)
+        back = other_side(call, tile, factors, columns)
+        gradient = engine.pair_gradient_tile(tile, part(factors, rows), back)
         if d_rows is not None:
             engine.addmm(d_rows[rows], gradient, tile.b)
         if d_columns is not None:
             d_unit = d_columns[columns]
             engine.addmm(d_unit, gradient.T, tile.a)
-            if rows.stop == count:
+            if rows.stop == count and call.towers is None:
                 engine.normalize_rows_backward(
                     d_unit, call.columns, columns.start, norms, d_unit, scale
                 )
+                clear_ignored_columns(call, tile.b_labels, d_unit)
     return d_columns

@@ -14,11 +14,26 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import zeros
-from . import variables
-from .call import Blocks, Call, Gradients, Result, clear_ignored, not_finite, split_weights
-from .columns import columns_of, finish_columns, remote_blocks, unit_columns
+from . import towers, variables
+from .call import (
+    Call,
+    Gradients,
+    Result,
+    clear_ignored,
+    clear_ignored_columns,
+    not_finite,
+    split_weights,
+)
+from .columns import (
+    columns_of,
+    finish_columns,
+    norms_of_losses,
+    remote_blocks,
+    unit_columns,
+)
 from .engine import Engine, SumTile
 from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
+from .other_ranks import Blocks, Ranks
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
 from .variables import Variables
@@ -31,11 +46,11 @@ class _Pass:
     Attributes:
         a_labels, b_labels: of the rows, and of all columns; in-batch those of all ranks.
         own: place of the rows among the columns, in-batch.
-        weights: (N,) upstream gradients; None: ones.
+        weights: (num_losses,) upstream gradients; None: ones.
         scale: () factor of the gradients, or None.
         gradient: whether any gradient of rows or columns is kept.
         total: see :class:`SumTile`.
-        loss: (N,), or of the total.
+        loss: (num_losses,), or of the total.
         d_rows: (N, D), of the unit rows.
         threshold: (1,), or (M,) per column.
         d_threshold: the same, or of the total.
@@ -126,7 +141,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
-    """Gradients for (N,) upstream gradients of the rows' losses, by recomputing the tiles."""
+    """Gradients for (num_losses,) upstream gradients, by recomputing the tiles."""
     return _stream(call, engine, *split_weights(call, weights), True)[1]
 
 
@@ -137,8 +152,8 @@ def _stream(
     scale: Tensor | None,
     gradients: bool,
 ) -> tuple[Tensor, Gradients]:
-    """(N,) losses, or parts of their total if that is all that is wanted, and the gradients,
-    weighted per row by ``weights`` and all by ``scale``.
+    """(num_losses,) losses, or parts of their total if that is all that is wanted, and the
+    gradients, weighted per row by ``weights`` and all by ``scale``.
     """
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(call)
@@ -148,11 +163,12 @@ def _stream(
     a_labels, b_labels = engine.prepare_labels(call.row_labels, column_labels)
     per_column = call.spec.threshold == "per_column"
     need_rows, need_columns = gradients and call.need_rows, gradients and call.need_columns
-    doubtful = not_finite(call, inverse_norms).to(engine.stat_dtype)
+    norms = norms_of_losses(call, engine, inverse_norms)
+    doubtful = not_finite(call, norms).to(engine.stat_dtype)
     values, d_values = variables.of_call(call, engine, unit, inverse_norms), None
     if values is not None:
         doubtful += variables.not_finite(call, values)
-        if gradients and (call.need_variables or call.need_rows or call.need_columns):
+        if gradients and variables.needed(call):
             d_values = variables.zeros_like(values, engine.stat_dtype)
     total = weights is None and call.reduction != "none" and not per_column and values is None
     slots = engine.total_slots if total else 0
@@ -184,9 +200,14 @@ def _stream(
         # Their first rows travel while the own block is computed.
         blocks = remote_blocks(call)
         _in_batch(state)
-        _against_ranks(state, blocks)
+        _against_ranks(state, blocks, call.ranks)
     else:
+        others = towers.sides(call, engine, unit, inverse_norms)
         d_columns = _against_columns(state, need_columns)
+        for side, d_unit in zip(others, (d_rows, d_columns), strict=False):
+            _against_ranks(_of_side(state, side, d_unit), side.blocks, side.ranks)
+        if others:
+            towers.finish(call, engine, others[1].inverse_norms, d_columns, scale)
     # With a threshold of NaN, terms of pairs that are left out are NaN as well.
     clear_ignored(call, doubtful)
     if d_rows is not None:
@@ -233,20 +254,34 @@ def _in_batch(state: _Pass) -> None:
             add_to_columns(engine, d_rows[columns], tile, unit[rows], for_columns)
 
 
-def _against_ranks(state: _Pass, blocks: Blocks) -> None:
+def _of_side(state: _Pass, side: towers.Side, d_unit: Tensor | None) -> _Pass:
+    """The same pass for own rows, or own columns, against other ranks."""
+    return replace(
+        state,
+        unit=side.unit,
+        a_labels=side.labels,
+        b_labels=side.other_labels,
+        weights=None if state.weights is None else state.weights[side.losses],
+        loss=state.loss if state.total else state.loss[side.losses],
+        d_rows=d_unit,
+    )
+
+
+def _against_ranks(state: _Pass, blocks: Blocks, ranks: Ranks | None) -> None:
     """Own rows against those of other ranks, which take the same pairs in the other direction.
 
     A cosine's derivative in both directions needs the remote row's label, threshold and weight
     alone: a tile yields the own rows' whole gradient, and none travels back.
     """
-    call, engine, d_rows = state.call, state.engine, state.d_rows
+    engine, d_rows = state.engine, state.d_rows
     everyone = None
-    if state.weights is not None and call.ranks is not None:
-        everyone = call.ranks.weights
+    if state.weights is not None and ranks is not None:
+        everyone = ranks.weights
         assert everyone is not None
         everyone = everyone if state.scale is None else everyone / state.scale
     for panel in against_ranks(blocks, state.unit.shape[0], engine.class_block):
         b, _ = unit_columns(engine, panel)
+        clear_ignored_columns(state.call, state.b_labels[panel.columns], b)
         b_weights = None if everyone is None else everyone[panel.columns]
         for rows in panel.rows:
             tile = engine.sum_tile(
@@ -269,13 +304,17 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         d_columns = columns.source.new_empty(shape, dtype=torch.float32)
     for panel in against_columns(columns, unit.shape[0], engine.class_block):
         b, column_norms = unit_columns(engine, panel)
+        clear_ignored_columns(call, state.b_labels[panel.columns], b)
+        both = shifted(panel.columns, len(unit)) if call.both else None
+        b_weights = None if both is None or state.weights is None else state.weights[both]
         d_unit = None
         for place in panel.tiles:
             rows, kept, selection = place.rows, None, None
             diagonal = None if call.self_offset is None else place.diagonal + call.self_offset
-            tile = engine.sum_tile(
-                state.tile(rows, panel.columns, b, mirrored=False, diagonal=diagonal)
+            arguments = state.tile(
+                rows, panel.columns, b, call.both, diagonal, b_weights=b_weights, both=both
             )
+            tile = engine.sum_tile(arguments)
             if tile is None:
                 continue
             if row_filter is not None and positives is not None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .call import Blocks
+from .other_ranks import Blocks
 
 
 class Tile(NamedTuple):

@@ -402,10 +402,13 @@ def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
 
 
 def not_finite(call: Call, values: Variables) -> Tensor:
-    """(N,) float32: NaN for a row that reads a value that is not finite, else 0."""
+    """(num_losses,) float32: NaN for a row that reads a value that is not finite, else 0."""
     shared = torch.cat([values.scalars, values.columns.flatten()])
     doubtful = (shared * 0.0).sum()
     if call.shards is not None and len(values.columns):
         # The same on every rank, of which each has some columns.
         doubtful = call.shards.sum(doubtful)
-    return (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful
+    of_rows = (values.rows[:, own_rows(call)] * 0.0).sum(0) + doubtful
+    if not call.both:
+        return of_rows
+    return torch.cat([of_rows, doubtful.expand(call.num_columns)])

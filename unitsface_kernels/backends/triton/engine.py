@@ -21,7 +21,15 @@ from ..streaming import (
     SumTile,
     TileColumns,
 )
-from . import configs, launch, logsumexp_pairs_tile, logsumexp_tile, nearest_tile, sum_tile
+from . import (
+    configs,
+    launch,
+    logsumexp_pairs_tile,
+    logsumexp_tile,
+    nearest_tile,
+    sum_tile,
+    sum_variables_tile,
+)
 from .filtered_matmul import TritonFilter
 from .kernels import rows
 from .matmul import addmm, matmul
@@ -270,7 +278,8 @@ class TritonEngine:
     # Tiles
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        return sum_tile.run(self._space, tile)
+        kind = sum_tile if tile.variables is None else sum_variables_tile
+        return kind.run(self._space, tile)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
         assert tile.cosines is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -31,9 +32,9 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         maximum,
         total,
         rows.target_cosine,
+        *_values(tile),
         space.call.kernel_params,
-        NEGATIVE=space.logsumexp_policy.negative,
-        LINEAR=space.logsumexp_policy.linear,
+        **_constants(space, tile),
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
@@ -85,17 +86,22 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
 
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
-    policy, config = space.logsumexp_policy, space.config.gradient
+    config = space.config.gradient
     if tile.selection is not None:
         # Places of rows take registers.
         config = replace(config, max_registers=None)
+    if tile.variables is not None:
+        # Derivatives by them, for every pair of the block at once.
+        config = replace(config, max_registers=None, block_n=config.block_n // 2)
     count, width = tile.a.shape[0], tile.b.shape[0]
+    row_blocks, column_blocks = -(-count // config.block_m), -(-width // config.block_n)
     result = space.gradient_tile(count, width)
+    sums = _partial_sums(space, tile, row_blocks, column_blocks)
     space.set_scale(space.call.spec.slope_bound(space.call.params), rows.target)
     launch.run_tile(
         logsumexp.gradient_kernel,
         config,
-        -(-count // config.block_m) * -(-width // config.block_n),
+        row_blocks * column_blocks,
         *operands(tile.a, tile.b),
         tile.b_factors,
         tile.targets,
@@ -105,9 +111,57 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         result.stride(0),
         space.scale,
         *(tile.selection or (None, None)),
+        *_values(tile),
+        *sums,
         space.call.kernel_params,
-        NEGATIVE=policy.negative,
-        LINEAR=policy.linear,
+        **_constants(space, tile),
         PRECISION=space.precision,
     )
+    _add_sums(tile, *sums)
     return result
+
+
+def _values(tile: ClassTile) -> tuple[Tensor | int | None, ...]:
+    """Variables as kernels take them, with strides."""
+    if tile.variables is None:
+        return None, None, 0, None, 0
+    scalars, rows, columns, *_ = tile.variables
+    given = [values if len(values) else None for values in (scalars, rows, columns)]
+    return given[0], given[1], rows.stride(0), given[2], columns.stride(0)
+
+
+def _constants(space: Workspace, tile: ClassTile) -> dict[str, Any]:
+    """Constants of both kernels that follow from the loss."""
+    policy = space.logsumexp_policy
+    counts = (0, 0, 0) if tile.variables is None else [len(v) for v in tile.variables[:3]]
+    names = ("SCALARS", "ROWS", "COLUMNS")
+    return {
+        "NEGATIVE": policy.negative,
+        "LINEAR": policy.linear,
+        **dict(zip(names, counts, strict=True)),
+    }
+
+
+def _partial_sums(
+    space: Workspace, tile: ClassTile, row_blocks: int, column_blocks: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for the negatives' derivatives by variables: by row, and by column."""
+    found = tile.d_variables
+    if found is None:
+        return None, None
+    rows, columns = len(found.scalars) + len(found.a_rows), len(found.b_columns)
+    by_row = space.empty((rows, column_blocks, len(tile.a))) if rows else None
+    wanted = columns and found.b_columns.shape[1]
+    return by_row, space.empty((columns, row_blocks, len(tile.b))) if wanted else None
+
+
+def _add_sums(tile: ClassTile, by_row: Tensor | None, by_column: Tensor | None) -> None:
+    found = tile.d_variables
+    if found is None:
+        return
+    if by_row is not None:
+        sums = by_row.sum(1)
+        found.scalars.add_(sums[: len(found.scalars)])
+        found.a_rows.add_(sums[len(found.scalars) :])
+    if by_column is not None:
+        found.b_columns.add_(by_column.sum(1))

@@ -42,7 +42,7 @@ def most_programs(spec: LossSpec, config: Config, block: tuple[int, int]) -> int
     return -(-block[0] // tile.block_m) * -(-block[1] // tile.block_n)
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Blocks of a launch; ``triangle``: only those on and above the diagonal have a program."""
 
     config: TileConfig
@@ -57,7 +57,7 @@ class _Grid(NamedTuple):
         return self.row_blocks * self.column_blocks
 
 
-def _grid(space: Workspace, tile: SumTile) -> _Grid:
+def grid_of(space: Workspace, tile: SumTile) -> Grid:
     config = _tile_config(space.call.spec, space.config, tile.a_weights is not None)
     count, width = tile.a.shape[0], tile.b.shape[0]
     # A tile that compares a stretch of the batch with itself is its own mirror image.
@@ -68,20 +68,25 @@ def _grid(space: Workspace, tile: SumTile) -> _Grid:
         and count == width
         and config.block_m == config.block_n
     )
-    return _Grid(config, -(-count // config.block_m), -(-width // config.block_n), triangle)
+    return Grid(config, -(-count // config.block_m), -(-width // config.block_n), triangle)
 
 
 def run(space: Workspace, tile: SumTile) -> Tensor | None:
     """See ``Engine.sum_tile``."""
-    grid, gradient = _grid(space, tile), None
-    if tile.gradient:
-        gradient = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
-        space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
+    grid, gradient = grid_of(space, tile), gradient_of(space, tile)
     if tile.total:
         _add_totals(space, tile, grid, gradient)
     else:
         _add_rows(space, tile, grid, gradient)
     return gradient
+
+
+def gradient_of(space: Workspace, tile: SumTile) -> Tensor | None:
+    """Memory of the gradient of a tile, with its scale; None if none is wanted."""
+    if not tile.gradient:
+        return None
+    space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
+    return space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
 
 
 def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -98,8 +103,8 @@ def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ..
     return arguments, policy.constants
 
 
-def _shape_of(space: Workspace, tile: SumTile, grid: _Grid) -> dict[str, Any]:
-    """The constants of both kernels that follow from the tile."""
+def constants_of(space: Workspace, tile: SumTile, grid: Grid) -> dict[str, Any]:
+    """The constants of all kernels that follow from the tile."""
     return {
         "TRIANGLE": grid.triangle,
         "BOTH": tile.b_loss is not None,
@@ -110,7 +115,7 @@ def _shape_of(space: Workspace, tile: SumTile, grid: _Grid) -> dict[str, Any]:
     }
 
 
-def _add_totals(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor | None) -> None:
+def _add_totals(space: Workspace, tile: SumTile, grid: Grid, gradient: Tensor | None) -> None:
     assert grid.programs <= len(tile.a_loss)
     arguments, policy = _policy_of(space, gradient)
     launch.run_tile(
@@ -126,11 +131,11 @@ def _add_totals(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor |
         tile.d_threshold,
         *arguments,
         **policy,
-        **_shape_of(space, tile, grid),
+        **constants_of(space, tile, grid),
     )
 
 
-def _add_rows(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor | None) -> None:
+def _add_rows(space: Workspace, tile: SumTile, grid: Grid, gradient: Tensor | None) -> None:
     count, width = tile.a.shape[0], tile.b.shape[0]
     subtiles, triangle = grid.config.epilogue_subtiles, grid.triangle
     both = tile.b_loss is not None
@@ -173,7 +178,7 @@ def _add_rows(space: Workspace, tile: SumTile, grid: _Grid, gradient: Tensor | N
         column_threshold,
         *arguments,
         **policy,
-        **_shape_of(space, tile, grid),
+        **constants_of(space, tile, grid),
         PER_COLUMN=per_column,
     )
     tile.a_loss += row_loss.sum(0)

@@ -90,6 +90,11 @@ class Workspace:
         return self._policy
 
     @property
+    def terms_policy(self) -> SumTermsPolicy:
+        assert isinstance(self._policy, SumTermsPolicy)
+        return self._policy
+
+    @property
     def logsumexp_policy(self) -> LogsumexpPolicy:
         assert isinstance(self._policy, LogsumexpPolicy)
         return self._policy

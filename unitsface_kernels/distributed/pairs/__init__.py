@@ -5,8 +5,18 @@ computed there. ``exchange.py`` brings the remote rows, ``fused.py`` runs the st
 their gradients, ``eager.py`` the reference.
 """
 
-from .eager import eager_loss, gathered, replica
+from .eager import eager_loss, gathered, reduced, replica, replicated
 from .exchange import Exchange, Setting, takes_ring
 from .fused import fused_loss
 
-__all__ = ["Exchange", "Setting", "eager_loss", "fused_loss", "gathered", "replica", "takes_ring"]
+__all__ = [
+    "Exchange",
+    "Setting",
+    "eager_loss",
+    "fused_loss",
+    "gathered",
+    "reduced",
+    "replica",
+    "replicated",
+    "takes_ring",
+]

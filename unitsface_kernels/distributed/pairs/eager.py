@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ...backends import reference
-from ...backends.streaming import CallTensors
+from ...backends.streaming import CallConfig, CallTensors
 from ..collectives import (
     Group,
     mean_over_ranks,
@@ -93,18 +93,27 @@ class _Mean(Function):
         return _Mean.apply(gradient, ctx.group), None
 
 
+def replicated(value: Tensor, group: Group) -> Tensor:
+    """A tensor that is the same on every rank, and gets the mean of their gradients."""
+    return _Replica.apply(value, group)
+
+
 def replica(value: Tensor | None, group: Group) -> Tensor | None:
-    return None if value is None else _Replica.apply(value, group)
+    return None if value is None else replicated(value, group)
 
 
 def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """(T,) values of all ranks' samples."""
-    return _Gathered.apply(values[:, None], counts, group)[:, 0]
+    """(T,) or (T, D) values of all ranks' samples."""
+    if values.dim() == 1:
+        return _Gathered.apply(values[:, None], counts, group)[:, 0]
+    return _Gathered.apply(values, counts, group)
 
 
 def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     """As :func:`fused_loss`; the threshold's gradient is followed as if no other rank had one."""
     config, feats = setting.config, tensors.rows
+    if setting.column_counts is not None:
+        return _eager_towers(setting, tensors)
     if tensors.columns is None:
         wide = feats.to(torch.promote_types(feats.dtype, torch.float32))
         tensors = tensors._replace(columns=_Gathered.apply(wide, setting.counts, setting.group))
@@ -114,11 +123,50 @@ def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     )
     if config.reduction == "none":
         return per_row
-    total = _Summed.apply(per_row.sum(), setting.group)
-    if config.reduction == "sum":
-        return total
+    return reduced(per_row, _valid(config, tensors), config.reduction, setting.group)
+
+
+def _valid(config: CallConfig, tensors: CallTensors) -> Tensor:
     labels, column_labels = tensors.row_labels, tensors.column_labels
     assert column_labels is not None
     positive, negative = reference.pair_masks(labels, column_labels, config.self_offset)
-    valid = reference.valid_rows(config.spec, labels, positive, negative).sum()
-    return total / sum_over_ranks(valid, setting.group).clamp(min=1)
+    return reference.valid_rows(config.spec, labels, positive, negative)
+
+
+def reduced(per_row: Tensor, valid: Tensor, reduction: str, group: Group) -> Tensor:
+    """The sum or the mean of the losses of all ranks; ``valid``: those that there are."""
+    total = _Summed.apply(per_row.sum(), group)
+    if reduction == "sum":
+        return total
+    return total / sum_over_ranks(valid.sum(), group).clamp(min=1)
+
+
+def _eager_towers(setting: Setting, tensors: CallTensors) -> Tensor:
+    """Own rows against the columns of all ranks, and own columns against their rows."""
+    rows, row_labels, columns, column_labels = tensors[:4]
+    assert columns is not None
+    assert column_labels is not None
+    assert setting.column_counts is not None
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    # 0 times the NaN of an ignored one would be NaN in every gradient.
+    towers = [
+        (torch.where((labels == -1)[:, None], 0.0, own.to(wide)), labels, counts)
+        for own, labels, counts in (
+            (rows, row_labels, setting.counts),
+            (columns, column_labels, setting.column_counts),
+        )
+    ]
+    config = replace(setting.config, reduction="none", both=False)
+    losses, valid = [], []
+    for (own, labels, _), (others, their_labels, counts) in (towers, towers[::-1]):
+        one_way = tensors._replace(
+            rows=own,
+            row_labels=labels,
+            columns=_Gathered.apply(others, counts, setting.group),
+            column_labels=start_gather_rows(their_labels, counts, setting.group)(),
+        )
+        losses.append(reference.similarity_loss(config, *one_way))
+        valid.append(_valid(config, one_way))
+    if setting.config.reduction == "none":
+        return torch.cat(losses)
+    return reduced(torch.cat(losses), torch.cat(valid), setting.config.reduction, setting.group)

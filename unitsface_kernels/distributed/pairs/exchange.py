@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from torch import Tensor
@@ -33,12 +33,19 @@ class Setting:
         group: the ranks.
         counts: rows of every rank.
         ring: whether half batches are passed around, instead of gathering all of them.
+        column_counts: columns of every rank, which has its own; None: all have the same, or none.
     """
 
     config: CallConfig
     group: Group
     counts: Sequence[int]
     ring: bool
+    column_counts: Sequence[int] | None = None
+
+    def of_columns(self) -> Setting:
+        """The exchange of the columns that every rank has."""
+        assert self.column_counts is not None
+        return replace(self, counts=self.column_counts)
 
 
 def takes_ring(exchange: str, counts: Sequence[int], feats: Tensor) -> bool:
@@ -79,6 +86,11 @@ class Exchange:
     def start(self) -> int:
         """Place of the own rows among those of all ranks."""
         return self._starts[self._rank]
+
+    @property
+    def size(self) -> int:
+        """Rows of all ranks."""
+        return self._starts[-1]
 
     def gather(self, own: Tensor) -> Tensor:
         return start_gather_rows(own, self._counts, self._group)()

@@ -13,6 +13,7 @@ gradient if losses are not reduced. Then
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ... import passes
-from ...backends.streaming import Call, CallTensors, Gradients, make_call
+from ...backends.streaming import Call, CallTensors, Gradients, Towers, make_call
 from ..collectives import mean_over_ranks, ordered_sum, own_rank, sum_over_ranks
 from .exchange import Exchange, Setting
 
@@ -38,26 +39,42 @@ def fused_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     return _PairLoss.apply(setting, *tensors)
 
 
-def _call(setting: Setting, tensors: CallTensors, gathered: Tensor | None) -> tuple[Call, Exchange]:
+def _call(
+    setting: Setting, tensors: CallTensors, gathered: Sequence[Tensor | None] = (None, None)
+) -> tuple[Call, list[Exchange]]:
+    """The call, and its exchanges of rows and, if every rank has its own, of columns.
+
+    Args:
+        setting, tensors: as of :func:`fused_loss`.
+        gathered: features of all ranks, if an earlier pass has gathered them.
+    """
     call = make_call(setting.config, tensors)
-    exchange = Exchange(call.rows, setting, gathered)
-    return replace(call, ranks=exchange), exchange
+    rows = Exchange(call.rows, setting, gathered[0])
+    if setting.column_counts is None:
+        return replace(call, ranks=rows), [rows]
+    assert call.columns is not None
+    assert call.column_labels is not None
+    columns = Exchange(call.columns, setting.of_columns(), gathered[1])
+    labels = rows.gather(call.row_labels), columns.gather(call.column_labels)
+    return replace(call, towers=Towers(rows, columns, *labels)), [rows, columns]
 
 
 class _PairLoss(Function):
     @staticmethod
     def forward(ctx, setting: Setting, *inputs: Any) -> Tensor:
         tensors, config = CallTensors(*inputs), setting.config
-        call, exchange = _call(setting, tensors, None)
+        call, exchanges = _call(setting, tensors)
         num_valid_rows = sum_over_ranks(call.valid_rows.sum(), setting.group)
-        exchange.num_valid_rows = num_valid_rows.clamp(min=1).to(torch.float32)
+        num_valid_rows = num_valid_rows.clamp(min=1).to(torch.float32)
+        exchanges[0].num_valid_rows = num_valid_rows
         result, known = passes.forward_with_known(call)
         ctx.setting, ctx.known = setting, known
         ctx.in_batch = tensors.columns is None
-        gathered = exchange.gathered if not known else None
+        gathered = [None if known else exchange.gathered for exchange in exchanges]
+        gathered = [*gathered, None][:2]
         ctx.save_for_backward(
             *passes.tensors_to_save(config, tensors, known),
-            *(exchange.num_valid_rows, gathered, None if known else result.state),
+            *(num_valid_rows, *gathered, None if known else result.state),
             *Gradients(*result.gradients),
         )
         if config.reduction == "none":
@@ -66,18 +83,16 @@ class _PairLoss(Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        *saved, num_valid_rows, gathered, state, d_rows, d_columns, d_threshold, d_variables = (
-            ctx.saved_tensors
-        )
+        *saved, num_valid_rows, rows, columns, state = ctx.saved_tensors[: -len(Gradients._fields)]
+        found = Gradients(*ctx.saved_tensors[-len(Gradients._fields) :])
         tensors = CallTensors(*saved)
         with torch.no_grad():
             if ctx.known:
-                found = Gradients(d_rows, d_columns, d_threshold, d_variables)
                 gradients = _scaled(ctx.setting, upstream, found, ctx.in_batch)
             else:
-                call, exchange = _call(ctx.setting, tensors, gathered)
-                exchange.num_valid_rows = num_valid_rows
-                gradients = _computed(ctx.setting, call, exchange, upstream, state)
+                call, exchanges = _call(ctx.setting, tensors, (rows, columns))
+                exchanges[0].num_valid_rows = num_valid_rows
+                gradients = _computed(ctx.setting, call, exchanges, upstream, state)
             gradients = passes.of_inputs(tensors, *gradients)
         return passes.by_input(tensors, upstream, gradients)
 
@@ -91,9 +106,11 @@ def _scaled(setting: Setting, upstream: Tensor, known: Gradients, in_batch: bool
     parts = [upstream.reshape(1)] + ([] if d_threshold is None else [d_threshold])
     sums = sum_over_ranks(torch.cat(parts), setting.group)
     total, mean = sums[0], sums[0] / len(setting.counts)
+    if d_columns is not None and setting.column_counts is None:
+        d_columns = sum_over_ranks(d_columns, setting.group) / len(setting.counts)
     return Gradients(
         None if d_rows is None else d_rows * total,
-        None if d_columns is None else sum_over_ranks(d_columns, setting.group) * mean,
+        None if d_columns is None else d_columns * total,
         None if d_threshold is None else sums[1:] * mean,
         _mean_variables(setting, in_batch, d_variables, total),
     )
@@ -116,25 +133,33 @@ def _mean_variables(
 
 
 def _computed(
-    setting: Setting, call: Call, exchange: Exchange, upstream: Tensor, state: Tensor
+    setting: Setting, call: Call, exchanges: list[Exchange], upstream: Tensor, state: Tensor
 ) -> Gradients:
-    own = setting.counts[own_rank(setting.group)]
-    weights = upstream.to(torch.float32)
-    if call.reduction == "none":
-        everyone = exchange.gather(weights) if call.columns is None else None
-    else:
-        weight = sum_over_ranks(weights, setting.group)
+    weights, shared = upstream.to(torch.float32), setting.column_counts is None
+    if call.reduction != "none":
+        weights = sum_over_ranks(weights, setting.group)
         if call.reduction == "mean":
-            weight = weight / exchange.num_valid_rows
-        weights = weight.expand(own)
-        everyone = weight.expand(sum(setting.counts))
-    if call.columns is None:
-        assert everyone is not None
-        exchange.weights = everyone.contiguous()
-    d_rows, d_columns, d_threshold, d_variables = passes.backward(call, state, weights.contiguous())
+            weights = weights / exchanges[0].num_valid_rows
+    if call.columns is None or not shared:
+        _exchange_weights(call, exchanges, weights)
+    weights = weights.expand(call.num_losses).contiguous()
+    d_rows, d_columns, d_threshold, d_variables = passes.backward(call, state, weights)
+    if d_columns is not None and shared:
+        d_columns = mean_over_ranks(d_columns, setting.group)
     return Gradients(
         d_rows,
-        None if d_columns is None else mean_over_ranks(d_columns, setting.group),
+        d_columns,
         None if d_threshold is None else mean_over_ranks(d_threshold, setting.group),
         _mean_variables(setting, call.columns is None, d_variables),
     )
+
+
+def _exchange_weights(call: Call, exchanges: list[Exchange], weights: Tensor) -> None:
+    """Gives the exchanges the weights of all ranks' losses; ``weights``: (), or of the own ones."""
+    if weights.dim() == 0:
+        for exchange in exchanges:
+            exchange.weights = weights.expand(exchange.size).contiguous()
+        return
+    rows = len(call.rows)
+    for exchange, own in zip(exchanges, (weights[:rows], weights[rows:]), strict=False):
+        exchange.weights = exchange.gather(own.contiguous())

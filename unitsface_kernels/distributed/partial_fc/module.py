@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ... import dispatch, validate
 from ...backends.streaming import CallConfig, CallTensors
 from ...compiling import never_compiled
-from ...functional.call import matmul_dtype, needs_gradient
+from ...functional.call import matmul_dtype
+from ...functional.variables import needs_gradient
 from ...modules import CLASS_LOSSES
 from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
 from ...modules.custom import ClassLoss
@@ -21,7 +22,7 @@ from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
 from .sampling import sample_classes
 from .shard import Shard
-from .variables import packed
+from .variables import packed, resolved
 
 #: Losses that can be sharded, by name.
 SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
@@ -138,7 +139,8 @@ class PartialFC(nn.Module):
             if isinstance(part, ClassLoss):
                 part.classes = slice(self.shard.start, self.shard.stop)
         self.name = type(loss).__name__ if isinstance(loss, Class) else loss
-        self._options = sorted(options.items())
+        # As text now: tensors of numbers may be on a device.
+        self._options = str(sorted(options.items()))
         self.loss = module
         self.per_class = frozenset(
             name for name, tensor in self.state_dict().items() if self._per_class(tensor)
@@ -163,8 +165,9 @@ class PartialFC(nn.Module):
                     shape[0] = len(self.shard)
                 empty = torch.zeros(shape, dtype=tensor.dtype, device=device)
                 if name in module._parameters:
-                    parameter = nn.Parameter(empty)
-                    parameter.register_post_accumulate_grad_hook(self._mark_coalesced)
+                    parameter = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                    if parameter.requires_grad:
+                        parameter.register_post_accumulate_grad_hook(self._mark_coalesced)
                     module._parameters[name] = parameter
                 else:
                     module._buffers[name] = empty
@@ -200,6 +203,7 @@ class PartialFC(nn.Module):
                 blocks = self.shard.normal_rows(self.embedding_size, f"{path}.{name}", self.seed)
                 for place, normal in blocks:
                     rows[place] = module.rows_from_normal(name, normal).to(rows)
+            module.reset_numbers()
             module.reset_thresholds()
 
     @property
@@ -287,14 +291,16 @@ class PartialFC(nn.Module):
             _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
-        for comparison in self.loss.comparisons():
+        comparisons = resolved(self.loss, variables, feats)
+        for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
-            packed(self.loss, comparison.spec, own, variables)
+            packed(self.loss, comparison, own, given)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
             "options": self._options,
             "formula": self._formula(),
+            "numbers in tensors": [comparison.spec.name for comparison, _ in comparisons],
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
             "sample_rate": self.sample_rate,
@@ -312,7 +318,10 @@ class PartialFC(nn.Module):
     def _formula(self) -> object:
         """A policy's formula and numbers; those of other losses are its name and options."""
         loss = self.loss
-        return (loss.spec.name, loss.values()) if isinstance(loss, ClassLoss) else None
+        if not isinstance(loss, ClassLoss):
+            return None
+        values = loss.values().items()
+        return loss.spec.name, {n: v for n, v in values if not isinstance(v, Tensor)}
 
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)
@@ -335,9 +344,9 @@ class PartialFC(nn.Module):
         need_rows: bool,
         variables: dict[str, Tensor],
     ) -> Tensor:
-        feats, comparisons = own.rows, self.loss.comparisons()
+        feats, comparisons = own.rows, resolved(self.loss, variables, own.rows)
         step = Step(
-            tasks=tuple(self._task(c, feats, need_rows) for c in comparisons),
+            tasks=tuple(self._task(c, feats, need_rows) for c, _ in comparisons),
             rows=rows,
             positions=positions,
             index=own.column_index,
@@ -345,8 +354,8 @@ class PartialFC(nn.Module):
             group=self.group,
         )
         parameters = [
-            (c.columns, c.threshold, packed(self.loss, c.spec, own, variables, step))
-            for c in comparisons
+            (c.columns, c.threshold, packed(self.loss, c, own, given, step))
+            for c, given in comparisons
         ]
         return sharded_loss(step, feats, parameters)
 
@@ -374,11 +383,11 @@ class PartialFC(nn.Module):
         """Gradients that exist: of the shard, and of what all ranks share."""
         own: list[Tensor] = []
         shared: list[Tensor] = []
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             fused = self.fusion is not None and parameter is self.fusion.parameter
             if parameter.grad is None or fused:
                 continue
-            (own if parameter.dim() > 0 else shared).append(parameter.grad)
+            (own if name in self.per_class else shared).append(parameter.grad)
         return own, shared
 
     def get_extra_state(self) -> dict[str, object]:

@@ -1,7 +1,9 @@
-"""Variables of a policy's formula over the rows of all ranks and the classes of a shard."""
+"""Variables of a formula over the rows of all ranks and the classes of a shard."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -9,32 +11,49 @@ from torch import Tensor
 from ... import dispatch
 from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
-from ...losses import LossSpec
-from ...modules.class_loss import ShardableLoss
+from ...functional.numbers import apart
+from ...modules.class_loss import Comparison, ShardableLoss
 from ...modules.custom import ClassLoss
 from ..collectives import world_size
 from ..pairs import gathered
 from .autograd import Step
 
 
+def resolved(
+    loss: ShardableLoss, variables: Mapping[str, Tensor], feats: Tensor
+) -> list[tuple[Comparison, Mapping[str, float | Tensor]]]:
+    """Comparisons of a loss, whose numbers are none of them tensors, and their variables.
+
+    Args:
+        loss: keeps those of classes, of which it has the shard's, scalars, and tensors of numbers.
+        variables: those of the own rows.
+        feats: of this rank.
+    """
+    kept = loss.variables() if isinstance(loss, ClassLoss) else {}
+    found = []
+    for comparison in loss.comparisons():
+        given = {**kept, **variables}
+        spec, values, own = apart(comparison.spec, comparison.values, given, feats)
+        found.append((replace(comparison, spec=spec, values=values), own or {}))
+    return found
+
+
 def packed(
     loss: ShardableLoss,
-    spec: LossSpec,
+    comparison: Comparison,
     own: CallTensors,
-    variables: dict[str, Tensor],
+    given: Mapping[str, float | Tensor],
     step: Step | None = None,
 ) -> Tensor | None:
     """``CallTensors.variables`` of a comparison, with their graph.
 
     Args:
-        loss: keeps those of classes, of which it has the shard's, and scalars.
-        spec: of the comparison.
+        loss: of the comparison.
         own: rows and labels of this rank, class rows and which of them take part.
-        variables: those of the own rows.
+        given: all variables, see :func:`resolved`.
         step: of which rows of all ranks are gathered; None: none are, as for checks.
     """
-    kept = loss.variables() if isinstance(loss, ClassLoss) else {}
-    given = {**kept, **variables}
+    spec = comparison.spec
     backend = dispatch.resolve(loss.backend, own.rows.device, own.rows.dtype)
     given_ones.refuse_unsupported(spec, given, backend)
     gathers = {}

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
 from .tiles import column_factors, column_subtiles, cosine_tile, grouped_block
+from .variables import scalar_values, store_column_sums, store_row_sums, values_at
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -17,18 +18,30 @@ def negative_logits(
     products,
     factors,
     parameters,
+    variables,
     NEGATIVE: tl.constexpr,
     LINEAR: tl.constexpr,
+    COUNT: tl.constexpr,
 ):
     """Logits of products with columns that are times ``factors`` away from unit length, and d
-    logit / d cosine times these factors: what a gradient tile has for each product."""
+    logit / d cosine times these factors: what a gradient tile has for each product. Then d logit /
+    d each of the COUNT variables.
+    """
+    if COUNT == 0:
+        terms = NEGATIVE(factors if LINEAR else products * factors, parameters)
+    else:
+        terms = NEGATIVE(factors if LINEAR else products * factors, parameters, variables)
     if LINEAR:
         # One multiplication per pair: the column's factor and the logit's are multiplied before.
-        slope, _ = NEGATIVE(factors, parameters)
-        return products * slope, slope
+        found = (products * terms[0], terms[0])
+        for k in tl.static_range(COUNT):
+            found += (products * terms[2 + k],)  # type: ignore[assignment]
+        return found
     else:
-        logit, slope = NEGATIVE(products * factors, parameters)
-        return logit, slope * factors
+        found = (terms[0], terms[1] * factors)
+        for k in tl.static_range(COUNT):
+            found += (terms[2 + k],)  # type: ignore[assignment]
+        return found
 
 
 @triton.jit
@@ -38,7 +51,7 @@ def has_one(target, column, WIDTH: tl.constexpr):
     return tl.max(inside.to(tl.int32), axis=0) > 0
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "start"])
+@triton.jit(do_not_specialize=["rows", "columns", "start", "row_stride", "column_stride"])
 def statistics_kernel(
     a,
     b,
@@ -53,9 +66,17 @@ def statistics_kernel(
     block_maximum,
     block_total,
     target_cosine,
+    scalars,
+    a_rows,
+    row_stride,
+    b_columns,
+    column_stride,
     parameters,
     NEGATIVE: tl.constexpr,
     LINEAR: tl.constexpr,
+    SCALARS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -67,7 +88,8 @@ def statistics_kernel(
 
     ``block_maximum``, ``block_total``: (column blocks, rows). A target's
     cosine goes to ``target_cosine`` (rows,), by the one program that meets it. ``b_factors``
-    (columns,): see ``column_factors``.
+    (columns,): see ``column_factors``. Variables: ``scalars`` (SCALARS,), ``a_rows`` (ROWS, rows),
+    ``b_columns`` (COLUMNS, columns); None where there are none.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -81,6 +103,10 @@ def statistics_kernel(
     i = row + tl.arange(0, BLOCK_M)
     in_rows = i < rows
     target = tl.load(targets + i, mask=in_rows, other=-1).to(tl.int32) - start
+    own_variables = scalar_values(scalars, SCALARS) + values_at(
+        a_rows, row_stride, i, in_rows, 1, ROWS
+    )
+    READ: tl.constexpr = SCALARS + ROWS + COLUMNS
     WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
     subtiles = column_subtiles(products, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
     # Few blocks have a target or columns past the end: the others compare none.
@@ -102,7 +128,10 @@ def statistics_kernel(
                 part = tl.where(is_target | outside, -float("inf"), part)
             if b_factors is not None:
                 factors = tl.where(outside, 1.0, factors)
-        logit, _ = negative_logits(part, factors, parameters, NEGATIVE, LINEAR)
+        j_variables = values_at(b_columns, column_stride, j, j < columns, 0, COLUMNS)
+        logit = negative_logits(
+            part, factors, parameters, own_variables + j_variables, NEGATIVE, LINEAR, READ
+        )[0]
         if not LINEAR:  # noqa: SIM102
             if takes_out:
                 left_out = (target[:, None] == j[None, :]) | (j >= columns)[None, :]
@@ -151,7 +180,7 @@ def merge_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["rows", "columns", "start"],
+    do_not_specialize=["rows", "columns", "start", "row_stride", "column_stride"],
     do_not_specialize_on_alignment=["taken", "count"],
 )
 def gradient_kernel(
@@ -173,9 +202,19 @@ def gradient_kernel(
     gradient_scale,
     taken,
     count,
+    scalars,
+    a_rows,
+    row_stride,
+    b_columns,
+    column_stride,
+    of_rows,
+    of_columns,
     parameters,
     NEGATIVE: tl.constexpr,
     LINEAR: tl.constexpr,
+    SCALARS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -185,7 +224,9 @@ def gradient_kernel(
     """d loss / d cosine of a tile, times ``b_factors`` (columns,), see ``column_factors``.
 
     ``gradient_scale``: (1,) factor for float16, or None. ``taken``: (rows,) int32 of whose first
-    ``count`` rows the gradient is wanted; None: of all.
+    ``count`` rows the gradient is wanted; None: of all. Variables as of ``statistics_kernel``. What
+    the negatives' derivatives by them add up to, or None: ``of_rows`` (SCALARS + ROWS, column
+    blocks, rows) over columns, ``of_columns`` (COLUMNS, row blocks, columns) over rows.
     """
     row_blocks = tl.cdiv(rows, BLOCK_M)
     column_blocks = tl.cdiv(columns, BLOCK_N)
@@ -209,15 +250,34 @@ def gradient_kernel(
     normalizer = tl.load(log_negatives + i, mask=in_rows, other=0.0)
     weight = tl.load(negative_weight + i, mask=in_rows, other=0.0)
     own = tl.load(target_gradient + i, mask=in_rows, other=0.0)
+    unscaled = weight[:, None]
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
         weight *= factor
         own *= factor
     factors = column_factors(b_factors, j)
-    logit, slope = negative_logits(products, factors, parameters, NEGATIVE, LINEAR)
-    probability = tl.exp2((logit - normalizer[:, None]) * LOG2_E)
+    variables = scalar_values(scalars, SCALARS)
+    variables += values_at(a_rows, row_stride, i, in_rows, 1, ROWS)
+    variables += values_at(b_columns, column_stride, j, j < columns, 0, COLUMNS)
+    terms = negative_logits(
+        products, factors, parameters, variables, NEGATIVE, LINEAR, SCALARS + ROWS + COLUMNS
+    )
+    probability = tl.exp2((terms[0] - normalizer[:, None]) * LOG2_E)
     # In this order: without factors the slope of a linear logit is one number.
-    value = (weight[:, None] * slope) * probability
+    value = (weight[:, None] * terms[1]) * probability
+    if of_rows is not None or of_columns is not None:
+        share = unscaled * probability
+        counted = in_rows[:, None] & (j < columns)[None, :] & (target[:, None] != j[None, :])
+    if of_rows is not None:
+        out = of_rows + column_block.to(tl.int64) * rows + i
+        plane = column_blocks.to(tl.int64) * rows
+        store_row_sums(out, terms, counted, share, plane, in_rows, 2, SCALARS + ROWS)
+    if of_columns is not None:
+        out = of_columns + row_block.to(tl.int64) * columns + j[None, :]
+        plane = row_blocks.to(tl.int64) * columns
+        store_column_sums(
+            out, terms, counted, share, plane, (j < columns)[None, :], 2 + SCALARS + ROWS, COLUMNS
+        )
     if has_one(target, column, BLOCK_N):
         value = tl.where(
             target[:, None] == j[None, :], own[:, None] * column_factors(b_factors, j), value

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
-from .tiles import column_subtiles, cosine_tile, pair_block
+from .tiles import column_subtiles, cosine_tile, pair_block, store_gradient
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -334,15 +334,8 @@ def pair_gradient_kernel(
                 j_log_positives = tl.load(b_log_positives + j, mask=in_columns, other=0.0)[None, :]
             total += _direction(logit, same, j_log, j_negative, j_positive, j_log_positives)
         # Selected, not multiplied: the cosine of a pair left out may be NaN.
-        total = tl.where(counted, total * slope * factor, 0.0).to(gradient.dtype.element_ty)
-        # Up to the padded width: full-width stores, and the caller never reads past the end.
-        corner = gradient + row.to(tl.int64) * gradient_stride + column
-        place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
-        inside = in_rows[:, None] & (j < gradient_stride)[None, :]
-        tl.store(corner + place, total, mask=inside)
-        if TRIANGLE:  # noqa: SIM102
-            if row_block != column_block:
-                mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
-                mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
-                mirror_inside = in_columns[:, None] & (i < gradient_stride)[None, :]
-                tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)
+        total = tl.where(counted, total * slope * factor, 0.0)
+        store_gradient(
+            gradient, gradient_stride, total, row, column, i, j, rows, columns,
+            row_block != column_block, TRIANGLE,
+        )  # fmt: skip

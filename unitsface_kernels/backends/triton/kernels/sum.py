@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
-from .tiles import column_subtiles, cosine_tile, pair_block
+from .tiles import column_subtiles, cosine_tile, pair_block, store_gradient
 
 
 @triton.jit
@@ -186,15 +186,7 @@ def sum_kernel(
                 total = slope * i_weight + back * j_weight
             else:
                 total = slope * pair_weight
-            total = (total * factor).to(gradient.dtype.element_ty)
-            # Up to the padded width: full-width stores, and the caller never reads past the end.
-            corner = gradient + row.to(tl.int64) * gradient_stride + column
-            place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
-            inside = in_rows[:, None] & (j < gradient_stride)[None, :]
-            tl.store(corner + place, total, mask=inside)
-            if TRIANGLE:  # noqa: SIM102
-                if above:
-                    mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
-                    mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
-                    mirror_inside = in_columns[:, None] & (i < gradient_stride)[None, :]
-                    tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)
+            store_gradient(
+                gradient, gradient_stride, total * factor, row, column, i, j, rows, columns,
+                above, TRIANGLE,
+            )  # fmt: skip

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..losses.math import exponential_and_sigmoid, log1p, log1p_of_both
-from .tiles import added, column_subtiles, cosine_tile, folded, pair_block
+from .tiles import added, column_subtiles, cosine_tile, folded, pair_block, store_gradient
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "diagonal"])
@@ -128,18 +128,10 @@ def sum_total_kernel(
                     slopes += folded(d_logit, added)
                 by_cosine = d_logit * (slope * i_factor)
             if gradient is not None:
-                total = by_cosine.to(gradient.dtype.element_ty)
-                # Up to the padded width: full-width stores, and the caller never reads past it.
-                corner = gradient + row.to(tl.int64) * gradient_stride + column
-                place = (i - row)[:, None] * gradient_stride + (j - column)[None, :]
-                inside = (i < rows)[:, None] & (j < gradient_stride)[None, :]
-                tl.store(corner + place, total, mask=inside)
-                if TRIANGLE:  # noqa: SIM102
-                    if above:
-                        mirror_corner = gradient + column.to(tl.int64) * gradient_stride + row
-                        mirror = (j - column)[:, None] * gradient_stride + (i - row)[None, :]
-                        mirror_inside = (j < columns)[:, None] & (i < gradient_stride)[None, :]
-                        tl.store(mirror_corner + mirror, tl.trans(total), mask=mirror_inside)
+                store_gradient(
+                    gradient, gradient_stride, by_cosine, row, column, i, j, rows, columns,
+                    above, TRIANGLE,
+                )  # fmt: skip
 
     directions = tl.where(above, 2.0, 1.0)
     if TERMS:

@@ -169,3 +169,24 @@ def folded(x, COMBINE: tl.constexpr):
 @triton.jit
 def added(a, b):
     return a + b
+
+
+@triton.jit
+def store_gradient(
+    gradient, stride, total, row, column, i, j, rows, columns, above, TRIANGLE: tl.constexpr
+):
+    """A part of a tile's gradient at rows ``i`` and columns ``j`` of the block at ``row`` and
+    ``column``; in a TRIANGLE, of a block ``above`` the diagonal, at its mirror image, too.
+    """
+    total = total.to(gradient.dtype.element_ty)
+    # Up to the padded width: full-width stores, and the caller never reads past the end.
+    corner = gradient + row.to(tl.int64) * stride + column
+    place = (i - row)[:, None] * stride + (j - column)[None, :]
+    tl.store(corner + place, total, mask=(i < rows)[:, None] & (j < stride)[None, :])
+    # The outer condition is known to the compiler, the inner one is not.
+    if TRIANGLE:  # noqa: SIM102
+        if above:
+            mirror_corner = gradient + column.to(tl.int64) * stride + row
+            mirror = (j - column)[:, None] * stride + (i - row)[None, :]
+            inside = (j < columns)[:, None] & (i < stride)[None, :]
+            tl.store(mirror_corner + mirror, tl.trans(total), mask=inside)

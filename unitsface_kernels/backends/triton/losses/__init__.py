@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 
-from ....losses import REGISTRY, LossSpec
+from ....losses import REGISTRY, TOWERS, LossSpec
 from .custom import custom_policy
 from .policy import LogsumexpPairsPolicy, LogsumexpPolicy, Policy, SumPolicy, SumTermsPolicy
 
@@ -23,7 +23,7 @@ def policy_of(spec: LossSpec) -> Policy:
     name = spec.policy or spec.name
     found = _known.get(name)
     if found is None:
-        if name in REGISTRY:
+        if name in REGISTRY or name in TOWERS:
             found = importlib.import_module(f"..generated.{name}", __name__).POLICY
         else:
             found = custom_policy(spec)

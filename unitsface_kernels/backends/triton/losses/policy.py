@@ -43,7 +43,9 @@ class SumTermsPolicy:
 
     Attributes:
         term: ``term(cosine, threshold, positive, params) -> value, d value / d cosine,
-            d value / d threshold``. Where ``positive`` is false, of a negative pair.
+            d value / d threshold``. Where ``positive`` is false, of a negative pair. Of a formula
+            with variables, ``term(cosine, threshold, positive, params, variables)``, whose results
+            go on with the derivatives by these: scalars, those of rows, those of columns.
         heavy: as of :class:`SumPolicy`.
     """
 
@@ -62,11 +64,13 @@ class LogsumexpPolicy:
     """``negative(cosine, params)`` on tiles and ``positive(cosine, params)`` row by row.
 
     Both give the logit and its derivative by the cosine. Without ``positive`` operations of Torch
-    finish the rows.
+    finish the rows. Where tiles read variables it is ``negative(cosine, params, variables)``, whose
+    results go on with the derivatives by them.
 
     Attributes:
-        linear: the logit of a negative is its derivative, one number, times the cosine. Factors
-            of the cosines then cost no multiplication of their own.
+        linear: the logit of a negative is its derivative, one number, times the cosine, and so are
+            derivatives by variables. Factors of the cosines then cost no multiplication of their
+            own.
     """
 
     negative: KernelInterface

@@ -1,0 +1,110 @@
+"""Losses between two towers of all ranks, against one process that has all of both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from support.helpers import patched_blocks
+from support.ranks import identities, normal, own_rows, run_ranks
+from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
+from torch import Tensor
+from torch import distributed as dist
+
+import unitsface_kernels as uk
+
+D, EXTRA = 11, 2
+Loss = Callable[..., Tensor]
+
+
+def _clip(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, **options) -> Tensor:
+    return uk.fused_clip_loss(a, b, scale, **options)
+
+
+def _info_nce(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, **options) -> Tensor:
+    return uk.fused_info_nce_loss(a, b, scale=scale, **options)
+
+
+def _losses(rows: slice, keys: Tensor, count: int) -> dict[str, tuple[Loss, bool]]:
+    """Losses, and whether their second tower has further keys; of ``rows``, and ``keys``."""
+    found: dict[str, tuple[Loss, bool]] = {
+        "siglip": (uk.fused_siglip_loss, False),
+        "clip": (_clip, False),
+    }
+    labels, key_labels = identities(count, seed=2), identities(2 * count + 9, seed=3)
+    by_label = {"labels": labels[rows], "key_labels": key_labels[keys]}
+    by_place = {"labels": None, "key_labels": None}
+    for both, labeled in itertools.product((False, True), (by_place, by_label)):
+        name = f"info_nce both={both} labels={labeled is by_label}"
+        found[name] = (partial(_info_nce, both=both, **labeled), True)
+    return found
+
+
+def _evaluate(loss: Loss, towers: Sequence[Tensor], upstream: Tensor, **options) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in towers]
+    wide = torch.promote_types(leaves[0].dtype, torch.float32)
+    leaves += [torch.tensor(v, dtype=wide, requires_grad=True) for v in (7.0, -3.0)]
+    value = loss(*leaves, **options)
+    found = torch.autograd.grad(value, leaves, upstream.expand_as(value), allow_unused=True)
+    return [value.detach(), *(torch.zeros(()) if g is None else g for g in found)]
+
+
+def _compare(
+    rank: int, counts: Sequence[int], exchange: str, backend: str, dtype: torch.dtype
+) -> None:
+    size, rows, count = len(counts), own_rows(counts, rank), sum(counts)
+    everything = torch.arange(count + EXTRA * size)
+    # Matching keys first, in one process as on every rank; then those that match none.
+    further = torch.arange(count + EXTRA * rank, count + EXTRA * (rank + 1))
+    keys = torch.cat([torch.arange(rows.start, rows.stop), further])
+    a, b = normal(count, D, seed=1, dtype=dtype), normal(len(everything), D, seed=4, dtype=dtype)
+    b[:count] += a
+    of_one, of_rank = _losses(slice(0, count), everything, count), _losses(rows, keys, count)
+    exact = dtype == torch.float64
+    allowed = (EXACT, EXACT) if exact else (SAME_LOSS, SAME_GRADIENT)
+    for name, reduction in itertools.product(of_one, ("mean", "sum", "none")):
+        loss, more = of_one[name]
+        accuracy = torch.promote_types(dtype, torch.float32)
+        # Not the same on every rank: the objective is the mean of what ranks make of the loss.
+        own = torch.tensor(1.0 if reduction == "none" else 1.0 + rank, dtype=accuracy)
+        all_of_them = own if reduction == "none" else own.new_tensor(size * (size + 1) / 2)
+        wide = (a, b) if more else (a, b[:count])
+        want = _evaluate(loss, wide, all_of_them, reduction=reduction, backend=backend)
+        held = keys if more else keys[: len(keys) - EXTRA]
+        options = {"reduction": reduction, "backend": backend}
+        across = {"group": dist.group.WORLD, "exchange": exchange}
+        got = _evaluate(of_rank[name][0], (a[rows], b[held]), own, **options, **across)
+        text = f"{name} {reduction} {exchange}"
+        if reduction == "none":
+            places = torch.arange(count)[rows]
+            if len(want[0]) > count:
+                places = torch.cat([places, count + held])
+            want[0] = want[0][places]
+        check_same(f"{text}: loss", got[0], want[0], allowed[0])
+        check_same(f"{text}: rows", got[1], want[1][rows], allowed[1])
+        check_same(f"{text}: keys", got[2], want[2][held], allowed[1])
+        check_same(f"{text}: scale", got[3], want[3] / size, 4 * allowed[1])
+        check_same(f"{text}: bias", got[4], want[4] / size, allowed[1])
+
+
+def _all(rank: int, counts: Sequence[int], exchanges: Sequence[str], backend: str) -> None:
+    patched_blocks(pytest.MonkeyPatch(), (7, 4))
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    for exchange in exchanges:
+        _compare(rank, counts, exchange, backend, dtype)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [(6,), (5, 0, 13), *(pytest.param(c, marks=pytest.mark.extended) for c in ((0, 0), (9, 9)))],
+    ids=str,
+)
+def test_losses_and_gradients_are_those_of_one_process(counts: Sequence[int]) -> None:
+    run_ranks(len(counts), _all, counts, ("gather", "ring"), "native")
+
+
+def test_reference_in_float64() -> None:
+    run_ranks(2, _all, (5, 3), ("auto",), "reference")

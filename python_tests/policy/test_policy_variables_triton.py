@@ -1,0 +1,120 @@
+"""Tensors that a formula reads, on Triton: under the interpreter or on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.cases import Case
+from support.evaluation import check_against_reference
+from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
+from support.grid import extended_if
+from support.helpers import TARGETS, Target
+from support.variables import POLICIES, Curricular, Everything, OneScalar, make
+
+from unitsface_kernels import policy
+from unitsface_kernels.losses import custom
+
+TRITON = [target for target in TARGETS if target.backend == "triton"]
+if not TRITON:
+    pytest.skip("Triton cannot run here", allow_module_level=True)
+
+CASES = (
+    Case("base"),
+    Case("memory", rows=9, columns=10, labels="ignored", topology="pair"),
+    Case("blocks", rows=70, dim=33, labels="ignored", topology="pair"),
+    Case("blocks-columns", rows=40, columns=70, dim=33, labels="ignored"),
+    Case("none", rows=9, labels="ignored", reduction="none"),
+    Case("sum", rows=33, columns=40, reduction="sum"),
+    Case("subset", rows=7, columns=21, subset=True, topology="class"),
+    Case("no-column-gradient", rows=9, columns=12, column_gradient=False),
+    Case("none-no-column-gradient", rows=9, columns=12, column_gradient=False, reduction="none"),
+    Case("one-row", rows=1, columns=5),
+    Case("no-rows", rows=0, columns=5),
+    Case("all-ignored", labels="all ignored"),
+    Case("lone-row", rows=1, topology="pair"),
+)
+#: With a variable of every kind, of pairs and of classes.
+SHORT = {"blocks", "blocks-columns", "none", "memory", "subset"}
+
+
+def _grid() -> list:
+    return [
+        pytest.param(
+            *(target, of, case, dtype),
+            id=f"{target}-{of.__name__}-{case.name}-{str(dtype).split('.')[1]}",
+            marks=extended_if(
+                of not in (Everything, Curricular)
+                or case.name not in SHORT
+                or dtype != torch.float32
+            ),
+        )
+        for target in TRITON
+        for of in POLICIES
+        for case in CASES
+        if case.applies(custom.spec(of()))
+        for dtype in (torch.float32, torch.float16)
+        if dtype == torch.float32 or case.name.startswith("blocks")
+    ]
+
+
+@pytest.mark.parametrize(("target", "of", "case", "dtype"), _grid())
+def test_parity(target: Target, of: type[policy.Policy], case: Case, dtype: torch.dtype) -> None:
+    check_against_reference(target, make(of, case, dtype), dtype)
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+@pytest.mark.parametrize("reduction", [pytest.param("mean", marks=pytest.mark.extended), "none"])
+def test_thresholds_per_identity(target: Target, reduction: str) -> None:
+    """They differ in the two directions of a pair, as variables do."""
+    p = make(Everything, Case("ad hoc", rows=40, labels="ignored", reduction=reduction))
+    b = torch.linspace(-0.5, 0.5, int(p.labels.max()) + 1)
+    p = replace(p, spec=custom.per_column(p.spec), b=b)
+    check_against_reference(target, p, torch.float32)
+
+
+class Functions(policy.Pair):
+    """Functions of a single number, of rows and of columns, before any cosine."""
+
+    factor: policy.Scalar
+    of_row: policy.PerRow
+    of_column: policy.PerColumn
+
+    def positive(self, c):
+        return policy.tanh(self.factor) * policy.softplus(c) + policy.log(self.of_row)
+
+    def negative(self, c):
+        rising = policy.sqrt(self.of_column) * policy.cosine_margin(c, 1.0, self.factor)
+        return rising + policy.pow(self.factor, self.of_row) * policy.sigmoid(self.of_column)
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+def test_functions_of_variables(target: Target) -> None:
+    check_against_reference(target, make(Functions, Case("ad hoc", rows=33)), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        (Everything, "in-batch"),
+        (Everything, "memory with gradient"),
+        pytest.param(OneScalar, "classes", marks=pytest.mark.extended),
+        (Curricular, "classes"),
+        pytest.param(Curricular, "class subset", marks=pytest.mark.extended),
+    ],
+)
+def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str) -> None:
+    def problem(case: Case, spec: object, values: object, dtype: torch.dtype, device: str) -> Any:
+        p = make(of, case, dtype)
+        on = {name: getattr(p, name) for name in ("rows", "labels", "columns", "column_labels")}
+        on |= {"index": p.index, "upstream": p.upstream, "b": p.b}
+        on = {name: None if value is None else value.to(device) for name, value in on.items()}
+        variables = {name: value.to(device) for name, value in p.variables.items()}
+        return replace(p, **on, variables=variables)
+
+    found = record(custom.spec(of()), KINDS[kind], torch.bfloat16, "triton", make=problem)
+    check_matmuls(found.tape)
+    assert found.tape.waits() == []
+    assert found.tape.extra_bytes <= allowed_bytes(found.problem)
