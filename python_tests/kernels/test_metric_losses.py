@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.ranks import own_rows, run_ranks
 from torch import Tensor
+from torch import distributed as dist
 
 import unitsface_kernels as uk
+from unitsface_kernels import dispatch
 
+BACKENDS = [
+    name
+    for name in ("native", "triton")
+    if dispatch.unavailable(name, "cpu", torch.float32) is None
+]
 LABELS = torch.tensor([0] * 5 + [1] * 5 + [2, 2, 3, 3, 4, 5, 6, 6, -1, -1])
 
 
@@ -150,7 +158,7 @@ def _simple(
 
 
 @pytest.mark.parametrize("memory", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_simple(backend: str, memory: bool) -> None:
     feats, b = _normal(len(LABELS), 6, seed=5), torch.tensor(-1.5, dtype=torch.float64)
     b.requires_grad_()
@@ -187,3 +195,79 @@ def test_simple_module() -> None:
     loss.backward()
     assert float(module.bias.grad.abs()) > 0.0
     assert "init_bias=-2.0" in repr(module)
+
+
+def _proxy_anchor(feats: Tensor, proxies: Tensor, labels: Tensor, alpha: float, margin: float):
+    """As ``Proxy_Anchor.forward`` of code/losses.py (tjddus9597/Proxy-Anchor-CVPR2020), which adds
+    1e-12 to squared norms and has no ignored labels."""
+    feats, labels = feats[labels >= 0], labels[labels >= 0]
+    cosine = F.normalize(feats, dim=1) @ F.normalize(proxies, dim=1).T
+    own = F.one_hot(labels, len(proxies)).to(cosine)
+    positives = (own * torch.exp(-alpha * (cosine - margin))).sum(dim=0)
+    negatives = ((1 - own) * torch.exp(alpha * (cosine + margin))).sum(dim=0)
+    present = (own.sum(dim=0) > 0).sum()
+    return torch.log1p(positives).sum() / present + torch.log1p(negatives).sum() / len(proxies)
+
+
+@pytest.mark.parametrize("values", [{}, {"alpha": 5.0, "margin": 0.3}], ids=str)
+def test_proxy_anchor(values: dict[str, float]) -> None:
+    feats, proxies = _normal(len(LABELS), 6, seed=7), _normal(9, 6, seed=8)
+    want = _proxy_anchor(feats, proxies, LABELS, **({"alpha": 32.0, "margin": 0.1} | values))
+    exact = torch.autograd.grad(want, [feats, proxies], retain_graph=True)
+    got = uk.fused_proxy_anchor_loss(feats, proxies, LABELS, backend="reference", **values)
+    _agrees(got, want, feats, proxies)
+    for backend in BACKENDS:
+        narrow = [leaf.detach().float().requires_grad_() for leaf in (feats, proxies)]
+        got = uk.fused_proxy_anchor_loss(*narrow, LABELS, backend=backend, **values)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0.0)
+        for one, other in zip(torch.autograd.grad(got, narrow), exact, strict=True):
+            assert (one - other).abs().max() <= 2e-5 * other.abs().max()
+
+
+def test_proxy_anchor_of_a_subset() -> None:
+    feats, proxies = _normal(6, 4, seed=7).float(), _normal(9, 4, seed=8).float()
+    index, labels = torch.tensor([7, 1, 4]), torch.tensor([0, 1, 1, 2, -1, 0])
+    options = {"backend": "native", "reduction": "none"}
+    got = uk.fused_proxy_anchor_loss(feats, proxies, labels, class_index=index, **options)
+    want = uk.fused_proxy_anchor_loss(feats, proxies[index], labels, **options)
+    assert torch.equal(got, want)
+    assert got.shape == (3,)
+    with pytest.raises(ValueError, match=r"^labels must be in \[-1, 3\)"):
+        uk.fused_proxy_anchor_loss(feats, proxies, labels + 1, class_index=index)
+
+
+def test_proxy_anchor_module() -> None:
+    module = uk.ProxyAnchorLoss(6, 9, alpha=8.0, backend="native")
+    feats = _normal(len(LABELS), 6, seed=7).detach().float()
+    loss = module(feats, LABELS)
+    options = {"alpha": 8.0, "backend": "native"}
+    assert torch.equal(loss, uk.fused_proxy_anchor_loss(feats, module.weight, LABELS, **options))
+    loss.backward()
+    assert bool(module.weight.grad.any())
+
+
+def _anchors_across(rank: int, counts: tuple[int, ...]) -> None:
+    total = sum(counts)
+    feats, proxies = _normal(total, 6, seed=7), _normal(9, 6, seed=8)
+    labels = torch.randint(-1, 9, (total,), generator=torch.Generator().manual_seed(3))
+    rows = own_rows(counts, rank)
+    for backend, dtype in (("reference", torch.float64), ("native", torch.float32)):
+        whole = [leaf.detach().to(dtype).requires_grad_() for leaf in (feats, proxies)]
+        want = uk.fused_proxy_anchor_loss(*whole, labels, backend=backend)
+        of_feats, of_proxies = torch.autograd.grad(want, whole)
+        own = [whole[0].detach()[rows].requires_grad_(), whole[1].detach().requires_grad_()]
+        across = {"backend": backend, "group": dist.group.WORLD}
+        got = uk.fused_proxy_anchor_loss(*own, labels[rows], **across)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        d_feats, d_proxies = torch.autograd.grad(got, own)
+        # Data parallelism averages gradients of proxies, and takes the number of ranks from those
+        # that go on into the backbone.
+        dist.all_reduce(d_proxies)
+        tight = {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(d_proxies / len(counts), of_proxies, **tight)
+        torch.testing.assert_close(d_feats / len(counts), of_feats[rows], **tight)
+
+
+@pytest.mark.parametrize("counts", [(5, 9), (4, 0, 7)], ids=str)
+def test_proxy_anchor_across_ranks(counts: tuple[int, ...]) -> None:
+    run_ranks(len(counts), _anchors_across, counts)

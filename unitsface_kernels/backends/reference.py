@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import EMPTY, LossSpec
-from ..policy.variable import COLUMN_NORM, COMPUTED, POSITIVES, ROW_NORM, TARGET_COSINE
+from ..policy.variable import (
+    COLUMN_NORM,
+    COMPUTED,
+    NEGATIVES,
+    ROW_NORM,
+    TARGET_COSINE,
+    WITH_POSITIVES,
+)
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
@@ -243,7 +250,8 @@ def _variables(
         elif variable.name == TARGET_COSINE:
             value = torch.where(positive, cosine, 0.0).sum(dim=1).detach()
         elif variable.name in COMPUTED:
-            some = positive if variable.name == POSITIVES else negative
+            some = negative if variable.name == NEGATIVES else positive
+            some = some.any(dim=1) if variable.name == WITH_POSITIVES else some
             valid = valid_rows(spec, row_labels, positive, negative)
             numbers = over_ranks(torch.stack([some.sum(), valid.sum()])).clamp(min=1)
             value = numbers[0].to(cosine.dtype) / numbers[1]

@@ -19,7 +19,7 @@ from .pair import (
     fused_uss_loss,
     uss_threshold_init,
 )
-from .proxies import fused_proxy_nca_loss
+from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "fused_pair_logsumexp",
     "fused_pair_loss",
     "fused_pair_softmax_loss",
+    "fused_proxy_anchor_loss",
     "fused_proxy_nca_loss",
     "fused_siglip_loss",
     "fused_simple_loss",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..distributed.collectives import Group
-from ..losses import REGISTRY
+from ..losses import REGISTRY, TOWERS
 from .call import Options, Samples
 from .ranks import pair_loss
 
-_CONTRASTIVE, _HARD, _SIMPLE = (
-    REGISTRY[name].default for name in ("contrastive", "batch_hard", "simple_pairs")
-)
+_CONTRASTIVE, _HARD = (REGISTRY[name].default for name in ("contrastive", "batch_hard"))
+_SIMPLE = TOWERS["simple_pairs"].default
 
 
 def fused_contrastive_loss(
@@ -162,8 +161,8 @@ def fused_simple_loss(
     in opensphere/module/head/simple.py of ydwen/opensphere.
 
     Args:
-        feats: (N, D) float32, bfloat16 or float16 features, whose norms matter; float64 with the
-            reference backend.
+        feats: (N, D) float32 or bfloat16 features, whose norms matter; float16 on the CPU, float64
+            with the reference backend.
         labels, memory, memory_labels, batch_offset, backend, group, exchange: as of
             :func:`fused_uss_loss`. Published with a memory of the last features of a momentum
             encoder, the batch's among them.
@@ -186,7 +185,7 @@ def fused_simple_loss(
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
     return pair_loss(
-        REGISTRY["simple_pairs"],
+        TOWERS["simple_pairs"],
         {
             "b_theta": b_theta,
             "alpha": alpha,

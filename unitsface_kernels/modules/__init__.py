@@ -21,7 +21,7 @@ from .margin_softmax import (
 from .metric import ContrastiveLoss, SimPLELoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
-from .proxies import ProxyNCALoss
+from .proxies import ProxyAnchorLoss, ProxyNCALoss
 from .sphereface2 import SphereFace2Loss
 from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
@@ -38,6 +38,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
     "proxy_nca": ProxyNCALoss,
+    "proxy_anchor": ProxyAnchorLoss,
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
@@ -72,6 +73,7 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "ProxyAnchorLoss",
     "ProxyNCALoss",
     "SigLIPLoss",
     "SimPLELoss",

@@ -102,12 +102,13 @@ class Policy:
 
     #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
     #: which is a constant of the gradient; of the column: its norm; of all pairs: the number of
-    #: positive, and of negative ones, over that of the rows.
+    #: positive, and of negative ones, over that of the rows; of rows the share that has a positive.
     row_norm: Any
     target_cosine: Any
     column_norm: Any
     positives_per_row: Any
     negatives_per_row: Any
+    share_with_positives: Any
 
     topology: ClassVar[Topology]
     combine: ClassVar[Combination] = "sum"

@@ -52,7 +52,7 @@ def triton_module(formula: Formula) -> str:
     if (
         formula.topology == "pair"
         and form.kind in ("logsumexp", "logsumexps")
-        and formula.variables
+        and any(variable.streamed for variable in formula.variables)
     ):
         fail(f"{formula.name}: variables have no compiled kernels", formula.line)
     if form.kind == "softplus":
@@ -67,7 +67,7 @@ def triton_module(formula: Formula) -> str:
         functions = [
             _function(name, "cosine, params", slopes, form)
             for name, slopes in (("negative", form.negative), ("positive", form.positive))
-            if slopes is not None and not (name == "positive" and formula.variables)
+            if slopes is not None and not (name == "positive" and _of_rows_alone(formula))
         ]
         kind, policy = _logsumexp_policy(form)
     body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
@@ -172,9 +172,13 @@ _HEAVY = 24
 _HEAVY_TERM = 10
 
 
+def _of_rows_alone(formula: Formula) -> bool:
+    """Whether the target's logit is computed from N numbers, see ``streaming/variables.py``."""
+    return formula.topology == "class" and bool(formula.variables)
+
+
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:
-    # The target's logit is computed from N numbers, see ``streaming/variables.py``.
-    absent = form.positive is None or form.formula.variables
+    absent = form.positive is None or _of_rows_alone(form.formula)
     positive = "positive=None" if absent else "positive"
     if form.formula.topology == "pair":
         kind = "LogsumexpPairsPolicy"

@@ -13,6 +13,7 @@ SIDES: tuple[Side, ...] = ("scalar", "row", "column")
 TARGET_COSINE, ROW_NORM, COLUMN_NORM = "target_cosine", "row_norm", "column_norm"
 #: Those that are computed from the labels.
 POSITIVES, NEGATIVES = "positives_per_row", "negatives_per_row"
+WITH_POSITIVES = "share_with_positives"
 #: Side of each that is computed.
 COMPUTED: dict[str, Side] = {
     TARGET_COSINE: "row",
@@ -20,6 +21,7 @@ COMPUTED: dict[str, Side] = {
     COLUMN_NORM: "column",
     POSITIVES: "scalar",
     NEGATIVES: "scalar",
+    WITH_POSITIVES: "scalar",
 }
 
 
@@ -39,7 +41,8 @@ class Variable:
             ``COLUMN_NORM``, the norm of the row or of the column, at least 1e-5, whose gradient
             reaches the features; ``POSITIVES`` or ``NEGATIVES``, the number of such pairs, at least
             1, over that of the rows that the mean is taken of: with reduction "mean", terms over it
-            are averaged over such pairs.
+            are averaged over such pairs; ``WITH_POSITIVES`` likewise the number of rows that have a
+            positive.
         streamed: whether tiles read it, for every pair. Else, in a ``logsumexp`` loss over classes,
             the targets' logits alone do, N numbers.
     """

@@ -20,7 +20,16 @@ from ...policy.formula import (
     variable_bindings,
     variable_leaves,
 )
-from ...policy.variable import COLUMN_NORM, COMPUTED, NEGATIVES, POSITIVES, ROW_NORM, SIDES, Side
+from ...policy.variable import (
+    COLUMN_NORM,
+    COMPUTED,
+    NEGATIVES,
+    POSITIVES,
+    ROW_NORM,
+    SIDES,
+    WITH_POSITIVES,
+    Side,
+)
 from .call import Call
 from .columns import add_norms_of_columns, columns_of, unit_columns
 from .engine import Engine, TileVariables
@@ -136,7 +145,7 @@ def _computed(name: str, call: Call, engine: Engine, unit: Tensor, inverse_norms
     return target_cosines(call, engine, unit)
 
 
-_COUNTS = POSITIVES, NEGATIVES
+_COUNTS = POSITIVES, NEGATIVES, WITH_POSITIVES
 
 
 def _column_norms(call: Call, engine: Engine) -> Tensor:
@@ -149,12 +158,13 @@ def _column_norms(call: Call, engine: Engine) -> Tensor:
 
 
 def _per_row(call: Call) -> Tensor:
-    """(2,) numbers of positive and of negative pairs, of all ranks, at least 1, over that of the
-    rows that a mean is taken of.
+    """(3,) numbers of positive and of negative pairs, and of rows with a positive, of all ranks, at
+    least 1, over that of the rows that a mean is taken of.
     """
     counts = torch.stack(call.pair_counts)
     if call.shards is not None:
         counts = call.shards.sum(counts)
+    counts = torch.cat([counts, counts[:1].clamp(max=1)])
     totals = counts.sum(dim=1)
     if call.ranks is not None:
         # Each rank's own rows, wherever the columns come from.

@@ -102,6 +102,11 @@ def replica(value: Tensor | None, group: Group) -> Tensor | None:
     return None if value is None else replicated(value, group)
 
 
+def gathered_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+    """(T, D) rows of all ranks, with their graph."""
+    return _Gathered.apply(rows, counts, group)
+
+
 def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
     """(T,) or (T, D) values of all ranks' samples."""
     if values.dim() == 1:
