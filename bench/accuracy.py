@@ -30,9 +30,9 @@ def _gradients(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _allowance(name: str, fraction: float, inputs: dict[str, Tensor]) -> float:
     """Largest norm of an error of ``fraction`` of the largest gradient a pair can have, per row."""
-    if name == "b":
-        return fraction
     tensor = inputs[name].detach().double()
+    if tensor.dim() == 0:
+        return fraction
     per_row = SCALE * fraction / float(tensor.norm(dim=1).min())
     # Of the mean of N rows, in-batch as row and as column; a column may collect all rows' errors.
     return per_row * (2.0 / math.sqrt(len(tensor)) if name == "feats" else 1.0)
@@ -60,7 +60,7 @@ def errors(workload: Workload, implementation: Implementation, device: str) -> d
     wanted = _gradients(wide)
     for name, gradient in _gradients(inputs).items():
         length = float(wanted[name].norm())
-        if name == "b":
+        if gradient.dim() == 0:
             # Its terms cancel at the optimum; the sum of their absolute values is at most the loss.
             length = max(length, size)
         found[name] = float((gradient - wanted[name]).norm()) / length

@@ -35,7 +35,7 @@ def misfit(workload: Workload, name: str, device: str, beside: int = 0) -> str |
     rows = workload.rows * workload.size * width
     columns = workload.columns * workload.size * width
     held = rows + columns
-    gradients = rows + (columns if workload.topology == "class" else 0)
+    gradients = rows + (columns if workload.topology in ("class", "towers") else 0)
     # Random numbers are drawn in float32 for every dtype.
     needed = held * (1 + beside) + max(gradients + implementation.bytes, (4 / width - 1) * held)
     fraction = OUR_MEMORY_LIMIT if name in OURS else MEMORY_LIMIT

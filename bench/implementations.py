@@ -12,11 +12,19 @@ from torch import Tensor
 from .baselines import eager, metric_learning, peers, sharded
 from .workloads import SCALE, Workload
 
-EAGER = {"uss": eager.uss_eager, "margin_softmax": eager.cosface_eager, "uce": eager.uce_eager}
+EAGER = {
+    "uss": eager.uss_eager,
+    "margin_softmax": eager.cosface_eager,
+    "uce": eager.uce_eager,
+    "clip": eager.clip_eager,
+    "siglip": eager.siglip_eager,
+}
 PUBLISHED = {
     "uss": eager.uss_published,
     "margin_softmax": eager.cosface_published,
     "uce": eager.uce_published,
+    "clip": eager.clip_published,
+    "siglip": eager.siglip_published,
 }
 OURS = ("native", "native-float32", "triton", "auto")
 # The implementation that speedups refer to. On CUDA the fastest backend depends on the shape.
@@ -31,6 +39,7 @@ NAMES = (
 PEAKS = {
     "pair": {"eager": (5, 0), "torch.compile": (2.5, 0), "published": (15, 0)},
     "memory": {"eager": (5, 2), "torch.compile": (2.5, 2), "published": (13, 2)},
+    "towers": {"eager": (6, 4), "torch.compile": (4, 4), "published": (8, 4)},
     "class": {"eager": (3, 4), "torch.compile": (2, 2), "published": (4, 4), "sharded": (3, 4)},
 }
 METRIC_LEARNING_PEAK = {"pair": (14, 0), "memory": (14, 2), "class": (6, 4)}
@@ -97,6 +106,8 @@ def _predicted_bytes(workload: Workload, name: str) -> float:
 def implementations(workload: Workload, device: str = "cpu") -> dict[str, Implementation]:
     """Implementations of the workload, ours first. A missing package fails when called."""
     options = {"scale": SCALE, "margin": workload.margin}
+    if workload.topology == "towers":
+        options = {}
     best = partial(EAGER[workload.loss], **options)
     autocast = device if workload.autocast else None
     found: dict[str, Implementation] = {}

@@ -39,6 +39,8 @@ def make_inputs(workload: Workload, device: str = "cpu") -> dict[str, Tensor]:
         else:
             feats = _tilted(feats, columns[labels], cosine)
     dtype = workload.dtype(device)
+    if workload.topology == "towers":
+        return _towers(workload, feats.to(dtype), columns.to(dtype))
     tensors = {"feats": feats.to(dtype).requires_grad_(), "labels": labels}
     if workload.topology == "class":
         tensors["weight"] = columns.to(dtype).requires_grad_()
@@ -49,6 +51,15 @@ def make_inputs(workload: Workload, device: str = "cpu") -> dict[str, Tensor]:
         b = _best_threshold(workload, tensors) if workload.trained else _first_threshold(workload)
         tensors["b"] = torch.tensor(b, device=device, requires_grad=True)
     return tensors
+
+
+def _towers(workload: Workload, feats: Tensor, texts: Tensor) -> dict[str, Tensor]:
+    """Random directions, with scale and bias as at the start of training."""
+    found = {"feats": feats, "texts": texts}
+    numbers = {"clip": {"scale": 1 / 0.07}, "siglip": {"scale": 10.0, "bias": -10.0}}
+    for name, value in numbers[workload.loss].items():
+        found[name] = torch.tensor(value, device=feats.device)
+    return {name: tensor.requires_grad_() for name, tensor in found.items()}
 
 
 def _tilted(noise: Tensor, centers: Tensor, cosine: Tensor) -> Tensor:

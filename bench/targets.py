@@ -49,6 +49,8 @@ TARGETS = (
     Target("class-400k", against="torch.compile", speedup=1.4),
     Target("uce-100k", speedup=2.5, memory_mb=LOGITS_MB, roofline_fraction=0.75),
     Target("uce-100k", against="torch.compile", speedup=1.4),
+    Target("clip-8k", speedup=3.0, memory_fraction=0.05),
+    Target("siglip-8k", speedup=3.0, memory_fraction=0.05),
     Target("pair-8k-bf16", against="native-float32", speedup=1.3),
     Target("small", speedup=1.0 / 1.5),
     Target("small", speedup=1.0 / 1.5, ours="auto"),

@@ -9,13 +9,31 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unitsface_kernels import fused_margin_softmax_loss, fused_uce_loss, fused_uss_loss
+from unitsface_kernels import (
+    fused_clip_loss,
+    fused_margin_softmax_loss,
+    fused_siglip_loss,
+    fused_uce_loss,
+    fused_uss_loss,
+)
 
 SCALE, PAIR_MARGIN, CLASS_MARGIN = 64.0, 0.1, 0.4
+
+
+def clip(feats: Tensor, texts: Tensor, scale: Tensor, **options) -> Tensor:
+    return fused_clip_loss(feats, texts, scale, **options)
+
+
+def siglip(feats: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, **options) -> Tensor:
+    return fused_siglip_loss(feats, texts, scale, bias, **options)
+
+
 FUSED = {
     "uss": fused_uss_loss,
     "margin_softmax": fused_margin_softmax_loss,
     "uce": fused_uce_loss,
+    "clip": clip,
+    "siglip": siglip,
 }
 # Per row, in units of the largest gradient that one pair can have.
 SKIP_TOLERANCE = 1e-4
@@ -51,9 +69,11 @@ class Workload:
 
     @property
     def topology(self) -> str:
-        """Where columns come from: "pair", "memory" (without gradient) or "class"."""
+        """Where columns come from: "pair", "memory" (without gradient), "class" or "towers"."""
         if not self.columns:
             return "pair"
+        if self.loss in ("clip", "siglip"):
+            return "towers"
         return "memory" if self.loss == "uss" else "class"
 
     @property
@@ -81,12 +101,17 @@ class Workload:
 
     def shrunk(self, rows: int, columns: int) -> Workload:
         """The same work on at most this many rows and columns."""
-        return replace(self, rows=min(self.rows, rows), columns=min(self.columns, columns))
+        rows = min(self.rows, rows)
+        # Of two towers rows i and i match.
+        most = rows if self.topology == "towers" else columns
+        return replace(self, rows=rows, columns=min(self.columns, most))
 
     def fused(self, backend: str) -> Callable[..., Tensor]:
         """The fused loss, for the keywords that :meth:`inputs` returns."""
         margin = "m3" if self.loss == "margin_softmax" else "margin"
         options = {"scale": SCALE, margin: self.margin}
+        if self.topology == "towers":
+            options = {}  # the scale is learned
         if self.skip_tolerance:
             options["skip_tolerance"] = self.skip_tolerance
         return partial(FUSED[self.loss], backend=backend, **options)
@@ -107,6 +132,12 @@ def _memory(name: str, rows: int, columns: int, **options) -> Workload:
 
 
 CASIA, GLINT = 10_572, 360_232  # identities of CASIA-WebFace and Glint360K
+
+
+def _towers(loss: str, rows: int, gemms: float) -> Workload:
+    return Workload(f"{loss}-8k", loss, rows, rows, 512, gemms)
+
+
 # A model in late training, and a converged one.
 TRAINED = {"target_cosine": 0.7, "skip_tolerance": SKIP_TOLERANCE}
 CONVERGED = {"target_cosine": 0.85, "skip_tolerance": SKIP_TOLERANCE}
@@ -132,6 +163,8 @@ WORKLOADS = {
         _class("class-1m", 1024, 1_000_000, on=("cuda",)),
         _class("class-1m-trained", 1024, 1_000_000, on=("cuda",), **TRAINED),
         Workload("uce-100k", "uce", 512, 100_000, 512, 3.0),
+        _towers("clip", 8192, 4.0),
+        _towers("siglip", 8192, 3.0),
     )
 }
 

@@ -317,6 +317,23 @@ void bind_arguments(py::module_& m) {
       .field("best", &K::best, [](const K& t) { return t.n * t.k; })
       .field("position", &K::position, [](const K& t) { return t.n * t.k; })
       .field("target_cosine", &K::target_cosine, rows);
+  using O = LargestOfCentersArgs;
+  Fields<O>(m, "LargestOfCenters")
+      .field("products", &O::products, [](const O& t) { return t.n * t.m * t.k; })
+      .field("n", &O::n)
+      .field("m", &O::m)
+      .field("k", &O::k)
+      .field("cosines", &O::cosines, [](const O& t) { return t.n * t.m; })
+      .field("which", &O::which, [](const O& t) { return t.n * t.m; });
+  using S = SpreadOverCentersArgs;
+  Fields<S>(m, "SpreadOverCenters")
+      .field("gradient", &S::gradient, [](const S& t) { return t.n * t.m * size_of(t.dtype); })
+      .field("dtype", &S::dtype)
+      .field("which", &S::which, [](const S& t) { return t.n * t.m; })
+      .field("n", &S::n)
+      .field("m", &S::m)
+      .field("k", &S::k)
+      .field("out", &S::out, [](const S& t) { return t.n * t.m * t.k * size_of(t.dtype); });
   using U = NormalizeRowsArgs;
   Fields<U>(m, "NormalizeRows")
       .field("source", &U::source,

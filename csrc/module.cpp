@@ -1,5 +1,5 @@
 // The functions of the extension. Tensors arrive as addresses and bytes; Python
-// (backends/native/engine.py) allocates and keeps them alive.
+// (backends/native) allocates and keeps them alive.
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -34,6 +34,14 @@ const float* numbers(Params& params, size_t count) {
 void require_nearest(const NearestTileArgs& args) {
   if (args.k < 1 || args.k > kMostNearest) {
     throw std::invalid_argument("nearest_tile: k must be in [1, " + std::to_string(kMostNearest) +
+                                "], got " + std::to_string(args.k));
+  }
+}
+
+template <class Args>
+void require_centers(const Args& args) {
+  if (args.k < 1 || args.k > kMostCenters) {
+    throw std::invalid_argument("centers must be in [1, " + std::to_string(kMostCenters) +
                                 "], got " + std::to_string(args.k));
   }
 }
@@ -170,6 +178,21 @@ void bind_cpu(py::module_ m) {
       [](const NearestTileArgs& args, int threads) {
         require_nearest(args);
         cpu::kernels().nearest_tile(args, threads);
+      },
+      Unlock());
+  m.def(
+      "largest_of_centers",
+      [](const LargestOfCentersArgs& args, int threads) {
+        require_centers(args);
+        cpu::kernels().largest_of_centers(args, threads);
+      },
+      Unlock());
+  m.def(
+      "spread_over_centers",
+      [](const SpreadOverCentersArgs& args, int threads) {
+        require_centers(args);
+        require_type(args.dtype);
+        cpu::kernels().spread_over_centers(args, threads);
       },
       Unlock());
   m.def(

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from unitsface_kernels.backends.triton.losses import policy_of
-from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.losses import CUSTOM, REGISTRY
+from unitsface_kernels.losses.custom import SCALARS
 from unitsface_kernels.modules import CLASS_LOSSES, PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,14 +26,17 @@ def native_policies() -> set[str]:
 
 
 def table() -> str:
-    native = native_policies()
-    triton = {n for n, spec in REGISTRY.items() if spec.triplet is None and policy_of(spec)}
+    # Those that the package has beside the registry run on the kernels of another loss.
+    others = {n: s for n, s in CUSTOM.items() if s.tiles is not None and SCALARS not in n}
+    specs = {**REGISTRY, **others}
+    native = native_policies() | others.keys()
+    triton = {n for n, spec in specs.items() if spec.triplet is None and policy_of(spec)}
     modules = {**CLASS_LOSSES, **PAIR_LOSSES}
     lines = [
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, spec in REGISTRY.items():
+    for name, spec in specs.items():
         own = ", ".join(f"`{m.__name__}`" for m in modules.values() if m.loss == name)
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None

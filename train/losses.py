@@ -198,12 +198,14 @@ def build_loss(
     num_classes: int,
     embedding_size: int,
     *,
+    counts: Tensor | None = None,
     sharded: bool = False,
     group: Any = None,
 ) -> FaceLoss:
     """The losses of a configuration; class weights are (num_classes, embedding_size).
 
     Args:
+        counts: (num_classes,) images of each, for losses with margins by them.
         sharded: the class loss is that of :func:`build_head`.
         group: pairs are those of the batches of all its processes.
     """
@@ -211,6 +213,7 @@ def build_loss(
         "embedding_size": embedding_size,
         "num_classes": num_classes,
         "num_identities": num_classes,
+        "counts": counts,
         "backend": config.backend,
         "group": group if config.pair_across_ranks else None,
     }
@@ -254,17 +257,20 @@ def build_head(
     sample_rate: float,
     seed: int,
     device: torch.device,
+    counts: Tensor | None = None,
 ) -> uk.PartialFC:
-    """The class loss with its classes spread over all processes."""
+    """The class loss with its classes spread over all processes; ``counts``: as there."""
     name = config.class_name
     options = _with_learned("class", name, config.class_options, config.class_learned)
     head: Any = name
     if names_class(name):
         head, options = policy_and_options("class", name, options)
     else:
-        own = ("embedding_size", "num_classes", "backend")
-        known = [p for p in _parameters(uk.CLASS_LOSSES[name]) if p not in own]
-        _check_options("class", name, known, options)
+        own = ("embedding_size", "num_classes", "backend", "counts")
+        takes = _parameters(uk.CLASS_LOSSES[name])
+        _check_options("class", name, [p for p in takes if p not in own], options)
+        if "counts" in takes:
+            options = {**options, "counts": counts}
     try:
         return uk.PartialFC(
             *(head, embedding_size, num_classes, sample_rate),

@@ -81,8 +81,14 @@ class Trainer:
         sizes = model.input_size, model.dropout, model.embedding_size
         self.backbone = build_backbone(model.name, *sizes, model.options)
         sharded = shards_classes(config.loss, config.partial_fc, world.size)
+        counts = torch.from_numpy(self.people.counts)
         self.loss = build_loss(
-            config.loss, identities, model.embedding_size, sharded=sharded, group=world.group
+            config.loss,
+            identities,
+            model.embedding_size,
+            counts=counts,
+            sharded=sharded,
+            group=world.group,
         )
         self.head: uk.PartialFC | None = None
         if sharded:
@@ -93,6 +99,7 @@ class Trainer:
                 sample_rate=config.partial_fc.sample_rate,
                 seed=config.run.seed,
                 device=world.device,
+                counts=counts,
             )
         if model.weights and load_weights:
             path, state = checkpoint.read_any(Path(model.weights))

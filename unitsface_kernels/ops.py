@@ -95,10 +95,11 @@ class Arguments(NamedTuple):
     @property
     def gradient_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes for rows, for the columns that take part, for threshold and variables."""
-        columns = self.columns if self.column_index is None else self.column_index
+        taken = self.columns if self.column_index is None else self.column_index
+        width = self.rows.shape[1:] if self.columns is None else self.columns.shape[1:]
         return (
             (self.rows.shape[0], self.rows.shape[1]),
-            (0 if columns is None else columns.shape[0], self.rows.shape[1]),
+            (0 if taken is None else taken.shape[0], *width),
             (0 if self.threshold is None else self.threshold.numel(),),
             (0 if self.variables is None else self.variables.numel(),),
         )
@@ -106,6 +107,7 @@ class Arguments(NamedTuple):
     def call(self) -> Call:
         """The call, whose shapes are checked: it may come from no public function."""
         call = make_call(self.config, self.tensors)
+        validate.centers(call.centers)
         validate.packed("params", call.params, len(call.spec.parameters))
         validate.operands(
             call.rows,

@@ -99,3 +99,32 @@ def uce_published(
     target_loss = torch.log(1.0 + torch.exp(-(scale * (cosine - margin) - b).clamp(-88, 88)))
     other_loss = torch.log(1.0 + torch.exp((scale * cosine - b).clamp(-88, 88)))
     return (target_loss * one_hot + other_loss * (1.0 - one_hot)).sum(dim=1).mean()
+
+
+def clip_eager(feats: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """CLIP: one matrix of logits, and a cross-entropy of it and of its transpose. () mean."""
+    logits = scale * (F.normalize(feats, dim=1) @ F.normalize(texts, dim=1).T)
+    truth = torch.arange(len(feats), device=feats.device)
+    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+
+def clip_published(feats: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """CLIP with a matrix of logits for each direction, as open_clip on one device. () mean."""
+    a, b = F.normalize(feats, dim=1), F.normalize(texts, dim=1)
+    truth = torch.arange(len(feats), device=feats.device)
+    forth, back = scale * a @ b.T, scale * b @ a.T
+    return (F.cross_entropy(forth, truth) + F.cross_entropy(back, truth)) / 2
+
+
+def siglip_eager(feats: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP: softplus of the logits, of matching pairs with the other sign. () over rows."""
+    logits = scale * (F.normalize(feats, dim=1) @ F.normalize(texts, dim=1).T) + bias
+    # softplus(-z) is softplus(z) - z.
+    return (F.softplus(logits).sum() - logits.diagonal().sum()) / len(feats)
+
+
+def siglip_published(feats: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP with a matrix of signs, as open_clip on one device. () over rows."""
+    logits = scale * F.normalize(feats, dim=1) @ F.normalize(texts, dim=1).T + bias
+    signs = 2 * torch.eye(len(feats), dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(feats)

@@ -121,4 +121,40 @@ class Adaptive(policy.Class):
         return self.scale * hard + self.of_class
 
 
-POLICIES = (Contrastive, Soft, Angular, Curved, Sharpened, Varied, Scaled, Adaptive)
+class Tempered(policy.Pair):
+    """A log-sum-exp over pairs that reads a variable of every kind."""
+
+    combine = "logsumexp"
+    temperature: policy.Scalar
+    of_row: policy.PerRow
+    of_column: policy.PerColumn
+
+    def positive(self, c):
+        return (c - self.of_row) * self.of_column / self.temperature
+
+    def negative(self, c):
+        return c * self.of_row / self.temperature + self.of_column
+
+
+class Opposed(policy.Pair):
+    """Two log-sum-exps that do."""
+
+    combine = "logsumexps"
+    scale: policy.Scalar
+    of_row: policy.PerRow
+    of_column: policy.PerColumn
+
+    def positive(self, c):
+        return self.scale * (self.of_column - c)
+
+    def negative(self, c):
+        return self.scale * c * self.of_row + self.of_column
+
+    def finish(self, positives, negatives):
+        return policy.softplus(positives + negatives)
+
+
+POLICIES = (
+    *(Contrastive, Soft, Angular, Curved, Sharpened),
+    *(Varied, Scaled, Adaptive, Tempered, Opposed),
+)

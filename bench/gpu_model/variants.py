@@ -35,9 +35,10 @@ VARIANTS = {
         "classes",
         "filtered batch",
         "filtered classes",
+        "centered classes",
     ),
-    "float16": ("batch", "classes", "filtered batch", "filtered classes"),
-    "float32": ("batch", "classes", "filtered batch", "filtered classes"),
+    "float16": ("batch", "classes", "filtered batch", "filtered classes", "centered classes"),
+    "float32": ("batch", "classes", "filtered batch", "filtered classes", "centered classes"),
 }
 
 
@@ -75,13 +76,18 @@ def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     for spec in specs:
         # Of the others, the first of a driver and kind of threshold stands for all.
         kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)
-        if dtype == torch.bfloat16:
+        if variant == "centered classes":
+            # Formulas are those of one center.
+            kind = (spec.reduction, spec.topology)
+        elif dtype == torch.bfloat16:
             kind = (spec.name,)
         if (spec.topology == "class") == variant.endswith("classes") and kind not in seen:
             seen.add(kind)
             call = _call(spec, dtype, variant.endswith(("classes", "memory")))
             if variant.startswith("filtered"):
                 call = dataclasses.replace(call, skip_tolerance=1e-4, cache=ForwardCache())
+            elif variant.startswith("centered"):
+                call = dataclasses.replace(call, centers=2)
             yield call
 
 

@@ -2,6 +2,7 @@
 // UF_ISA_FLAGS telling the compiler's options.
 #include <cstring>
 
+#include "cpu/centers.h"
 #include "cpu/histogram_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/nearest_tile.h"
@@ -36,8 +37,18 @@ const LossKernels* built_in(const char* loss) {
 }  // namespace
 
 extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
-    UF_TEXT(UF_ISA), UF_ISA_FLAGS, built_in, normalize_rows, normalize_rows_backward,
-    histogram_tile,  nearest_tile, permuted, update_rows,    nullptr,
+    UF_TEXT(UF_ISA),
+    UF_ISA_FLAGS,
+    built_in,
+    normalize_rows,
+    normalize_rows_backward,
+    histogram_tile,
+    nearest_tile,
+    largest_of_centers,
+    spread_over_centers,
+    permuted,
+    update_rows,
+    nullptr,
     nullptr,
 };
 

@@ -25,6 +25,8 @@ struct Kernels {
   void (*normalize_rows_backward)(const NormalizeRowsBackwardArgs&, int threads);
   void (*histogram_tile)(const HistogramTile&, int threads);
   void (*nearest_tile)(const NearestTileArgs&, int threads);
+  void (*largest_of_centers)(const LargestOfCentersArgs&, int threads);
+  void (*spread_over_centers)(const SpreadOverCentersArgs&, int threads);
   void (*permuted)(const PermutedArgs&, int threads);
   void (*update_rows)(const UpdateRowsArgs&, int threads);
   // Null where the set has no GEMM of that type.

@@ -1,6 +1,7 @@
 // The kernels of a policy, by the way in which its pairs combine.
 #pragma once
 
+#include "cpu/logsumexp_pairs_gradient_tile.h"
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
 #include "cpu/loss_kernels.h"

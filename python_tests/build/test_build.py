@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.engine import address
+from unitsface_kernels.backends.native.arguments import address
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)

@@ -25,10 +25,10 @@ def test_every_formula_has_its_files() -> None:
         for name, spec in {**REGISTRY, **TOWERS}.items()
         if spec.formula is not None and spec.policy is None and spec.triplet is None
     }
-    streamed = {n for n in own if any(v.streamed for v in find(n).variables)}
+    in_triton = {name for name in own if generate.triton_reads(find(name))}
     folders = {
         ROOT / "csrc/include/unitsface/generated": (".h", own),
-        PACKAGE / "backends/triton/generated": (".py", own - streamed),
+        PACKAGE / "backends/triton/generated": (".py", in_triton),
     }
     for folder, (suffix, wanted) in folders.items():
         found = {path.stem for path in folder.iterdir() if path.suffix == suffix} - {"__init__"}

@@ -112,6 +112,20 @@ def test_the_metrics_snippet_runs(capsys: pytest.CaptureFixture) -> None:
     assert "nan" not in capsys.readouterr().out
 
 
+def test_the_snippet_of_learned_numbers_runs() -> None:
+    names = {
+        "num_classes": 5,
+        "feats": torch.randn(6, 512),
+        "labels": torch.arange(6) % 5,
+        "b": torch.tensor(5.0),
+        "log_scale": torch.tensor(3.0, requires_grad=True),
+    }
+    code = next(code for code in snippets("docs/usage.md") if "log_scale" in code)
+    exec(code, names)
+    names["loss"].backward()
+    assert names["log_scale"].grad != 0.0
+
+
 def test_the_debugging_snippet_runs(capsys: pytest.CaptureFixture) -> None:
     (code,) = snippets("docs/debugging.md")
     names = {

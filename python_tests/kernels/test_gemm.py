@@ -17,7 +17,8 @@ from support.tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
 from unitsface_kernels.backends.native import cpu_engine, loader
-from unitsface_kernels.backends.native.engine import DTYPE_CODES, address, strided_address
+from unitsface_kernels.backends.native.arguments import address, strided_address
+from unitsface_kernels.backends.native.engine import DTYPE_CODES
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 

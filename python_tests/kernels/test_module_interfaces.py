@@ -67,6 +67,10 @@ OTHER_WORDS = {
     "arcface": "cosface",
     "softsign": "sigmoid",
     "C": "A",
+    "arc": "cos",
+    "cos": "arc",
+    "easy": "hard",
+    "random": "sorted",
 }
 
 
@@ -96,7 +100,10 @@ def another(value: Any, name: str) -> Any:
     if isinstance(value, str):
         return OTHER_WORDS[value] if name != "exchange" else "ring"
     if value is None:
-        return {"group": None, "device": "cpu", "num_identities": 4}.get(name, 0.25)
+        others = {"group": None, "device": "cpu", "num_identities": 4, "counts": torch.ones(5)}
+        return others.get(name, 0.25)
+    if isinstance(value, bool):
+        return not value
     if name == "sample_rate":
         return 0.5
     return value + 1 if isinstance(value, int) else value / 2 + 0.125

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import unitsface_kernels as uk
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.engine import address
+from unitsface_kernels.backends.native.arguments import address
 from unitsface_kernels.backends.streaming import filtering, logsumexp
 from unitsface_kernels.losses import REGISTRY, LossSpec
 

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 import unitsface_kernels as uk
 from unitsface_kernels import dispatch, policy
+from unitsface_kernels.backends.eager.engine import EagerEngine
+from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
 from unitsface_kernels.functional.numbers import apart
+from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import CUSTOM, REGISTRY, LossSpec, custom, find
+from unitsface_kernels.policy.form import kernel_form
 
-NATIVE = Target("native", "cpu")
 KNOWN = {case.name: case for case in CASES}
 
 needs_native = pytest.mark.skipif(
@@ -47,6 +50,14 @@ def make(spec: LossSpec, case: Case, values: dict[str, Any] | None = None) -> Va
     )
 
 
+#: Kernels of the CPU, tiles in operations of Torch, kernels of GPUs.
+HOW = {
+    "compiled": Target("native", "cpu"),
+    "eager": Target("native", "cpu"),
+    "triton": Target("triton", "cpu"),
+}
+
+
 def _grid() -> list:
     first = representatives(REGISTRY.values())
     found = []
@@ -56,31 +67,61 @@ def _grid() -> list:
                 if not KNOWN[case].applies(spec) or (name != "default" and case != "none"):
                     continue
                 others = spec not in first or KNOWN[case].heavy or name != "default"
-                # Compiling takes seconds; without a compiler tiles are operations of Torch.
-                for compiler in ("cc", "off"):
-                    marks = extended_if(
-                        others or (compiler == "cc" and spec.name != "margin_softmax")
-                    )
-                    where = f"{spec.name}-{name}-{case}-{compiler}"
+                for how in HOW:
+                    # Compiling takes seconds, and the interpreter of Triton as well.
+                    slow = how == "compiled" and spec.name != "margin_softmax"
+                    if how == "triton":
+                        slow = case != "none"
+                        if KNOWN[case].heavy:
+                            continue
+                    where = f"{spec.name}-{name}-{case}-{how}"
+                    marks = extended_if(others or slow)
                     found.append(
-                        pytest.param(spec, values, KNOWN[case], compiler, id=where, marks=marks)
+                        pytest.param(spec, values, KNOWN[case], how, id=where, marks=marks)
                     )
     return found
 
 
-@needs_native
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize(("spec", "values", "case", "compiler"), _grid())
+@pytest.mark.parametrize(("spec", "values", "case", "how"), _grid())
 def test_parity(
-    spec: LossSpec,
-    values: dict[str, Any],
-    case: Case,
-    compiler: str,
+    spec: LossSpec, values: dict[str, Any], case: Case, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = HOW[how]
+    if not target.runs(torch.float32):
+        pytest.skip(f"needs {target}")
+    if how == "eager":
+        monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    p = make(spec, case, values)
+    try:
+        refuse_unsupported(p.spec, p.variables, target.backend)
+    except ValueError as error:
+        pytest.skip(str(error))
+    check_against_reference(target, p, torch.float32)
+
+
+@needs_native
+def test_the_gradient_of_a_scale_follows_from_that_of_the_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if compiler == "off":
-        monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
-    check_against_reference(NATIVE, make(spec, case, values), torch.float32)
+    """And is that which tiles add up, as they do without a gradient of the rows."""
+    monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+    p = make(REGISTRY["margin_softmax"], Case("ad hoc", rows=40, columns=50, labels="ignored"))
+    assert kernel_form(p.spec.formula).factor == 0
+    added = []
+    tile = EagerEngine.logsumexp_gradient_tile
+
+    def noting(self: EagerEngine, t: ClassTile, rows: ClassWeights) -> Tensor:
+        added.append(t.d_variables is not None)
+        return tile(self, t, rows)
+
+    monkeypatch.setattr(EagerEngine, "logsumexp_gradient_tile", noting)
+    _, found = p.evaluate("native")
+    assert added == [False]
+    scale = p.variables["scale"].clone().requires_grad_()
+    p.loss("native", scale=scale).backward(p.upstream)
+    assert added == [False, True]
+    torch.testing.assert_close(scale.grad, found["scale"], rtol=1e-5, atol=0.0)
 
 
 def _checked_numbers() -> list:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from support.grid import extended_if
 from support.helpers import FUSED, TARGETS, Target, patched_blocks
 from support.rounding import spreads
 from support.tolerances import EXACT, check_all, check_same
@@ -16,12 +17,12 @@ from torch.nn import functional as F
 import unitsface_kernels as uk
 
 Loss = Callable[..., Tensor]
-each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
-
-
-def _runs(target: Target) -> None:
-    if target.backend == "triton":
-        pytest.skip("its kernels read no variables in every pair of a log-sum-exp")
+# Triton's kernels read no variables in every pair of a log-sum-exp.
+WITH_VARIABLES = [target for target in TARGETS if target.backend != "triton"]
+each_target = pytest.mark.parametrize("target", WITH_VARIABLES, ids=str)
+each_fused = pytest.mark.parametrize(
+    "target", [target for target in WITH_VARIABLES if target in FUSED], ids=str
+)
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
@@ -94,7 +95,6 @@ SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-10.0)
 @each_target
 @pytest.mark.parametrize(("count", "dim"), SIZES)
 def test_clip(target: Target, count: int, dim: int, monkeypatch) -> None:
-    _runs(target)
     patched_blocks(monkeypatch, (16, 8))
 
     def ours(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
@@ -103,10 +103,9 @@ def test_clip(target: Target, count: int, dim: int, monkeypatch) -> None:
     _agree(target, ours, _clip, (*_towers(count, dim=dim), SCALE))
 
 
-@each_target
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize(("count", "dim"), SIZES)
 def test_siglip(target: Target, count: int, dim: int, monkeypatch) -> None:
-    _runs(target)
     patched_blocks(monkeypatch, (16, 8))
 
     def ours(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -132,7 +131,6 @@ def _labels(count: int, keys: int, kind: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("kind", ["place", "few", "many", "single"])
 def test_info_nce(target: Target, kind: str, both: bool, monkeypatch) -> None:
-    _runs(target)
     patched_blocks(monkeypatch, (16, 8))
     count, more = 29, 8
     labels, key_labels = (t.to(target.device) for t in _labels(count, count + more, kind))
@@ -150,7 +148,6 @@ def test_info_nce(target: Target, kind: str, both: bool, monkeypatch) -> None:
 @each_target
 def test_keys_that_hold_the_queries(target: Target) -> None:
     """Queries are the first of two views of every sample, keys both views, as SupCon's "one"."""
-    _runs(target)
     labels = torch.tensor([0, 1, 0, 2, 3, 1, 0], device=target.device)
     keys = labels.repeat(2)
     own = torch.eye(len(labels), len(keys), dtype=torch.bool, device=target.device)
@@ -168,11 +165,10 @@ def test_keys_that_hold_the_queries(target: Target) -> None:
     _agree(target, ours, formula, (_normal(len(keys), 6, seed=7),))
 
 
-@pytest.mark.parametrize("target", FUSED, ids=str)
+@each_fused
 @pytest.mark.parametrize("labeled", [False, True])
 def test_next_to_nothing_is_exact(target: Target, labeled: bool) -> None:
     """Of a lone positive log(e^p + e^n) - p cancels, softplus(n - p) does not."""
-    _runs(target)
     a, b = (t.to(target.device) for t in _towers(6, dim=64, noise=1e-3))
     places = torch.arange(6, device=target.device) if labeled else None
 
@@ -194,7 +190,6 @@ def test_next_to_nothing_is_exact(target: Target, labeled: bool) -> None:
 
 @each_target
 def test_reductions(target: Target) -> None:
-    _runs(target)
     a, b = (t.to(target.device) for t in _towers(9))
     for loss in (
         lambda **o: uk.fused_clip_loss(a, b, 5.0, **o),
@@ -213,7 +208,6 @@ def test_reductions(target: Target) -> None:
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_tower_may_be_frozen(target: Target, frozen: int) -> None:
     """And be changed before the backward pass."""
-    _runs(target)
     inputs = [t.to(target.device) for t in _towers(9)]
     for loss in (uk.fused_clip_loss, lambda a, b, s, **o: uk.fused_siglip_loss(a, b, s, -2.0, **o)):
         wanted = [t.clone().requires_grad_() for t in inputs]
@@ -229,7 +223,6 @@ def test_one_tower_may_be_frozen(target: Target, frozen: int) -> None:
 
 @each_target
 def test_ignored_rows_of_either_tower_may_be_anything(target: Target) -> None:
-    _runs(target)
     a, b = (t.to(target.device) for t in _towers(9, 3))
     labels, key_labels = (t.to(target.device) for t in _labels(9, 12, "few"))
     labels[4], key_labels[7] = -1, -1
@@ -250,7 +243,6 @@ def test_ignored_rows_of_either_tower_may_be_anything(target: Target) -> None:
 
 @each_target
 def test_not_finite_in_either_tower(target: Target) -> None:
-    _runs(target)
     for tower in (0, 1):
         inputs = [t.to(target.device) for t in _towers(5)]
         inputs[tower][3] = torch.inf
@@ -293,16 +285,31 @@ class _Two(uk.policy.Pair):
         return uk.policy.softplus(positives + negatives)
 
 
-@each_target
-@pytest.mark.parametrize("policy", [_Soft(), _Softmax(), _Two()], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("offset", [None, 2])
+@pytest.mark.parametrize(
+    ("target", "policy", "offset"),
+    [
+        pytest.param(
+            target,
+            policy(),
+            offset,
+            id=f"{target}-{policy.__name__}-{offset}",
+            # One of a mechanism against an interpreter, which takes seconds.
+            marks=extended_if(target.interpreted and offset is not None),
+        )
+        for target in TARGETS
+        for policy in (_Soft, _Softmax, _Two)
+        for offset in (None, 2)
+    ],
+)
 def test_any_loss_of_pairs_may_have_a_second_tower(
     target: Target, policy: uk.policy.Pair, offset: int | None, monkeypatch
 ) -> None:
     """The losses of the rows are those against a memory, and those of the columns, too."""
     patched_blocks(monkeypatch, (16, 8))
-    a, b = (t.to(target.device) for t in _towers(19, 9))
-    labels, key_labels = (t.to(target.device) for t in _labels(19, 28, "few"))
+    # An interpreter takes a tile as long as a processor a thousand.
+    count, more = (19, 9) if not target.interpreted else (5, 3)
+    a, b = (t.to(target.device) for t in _towers(count, more))
+    labels, key_labels = (t.to(target.device) for t in _labels(count, count + more, "few"))
     threshold = {"b": 1.5} if isinstance(policy, _Soft) else {}
     options = {**threshold, "reduction": "none", "backend": target.backend}
 
@@ -329,9 +336,8 @@ def test_any_loss_of_pairs_may_have_a_second_tower(
         torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", FUSED, ids=str)
+@each_fused
 def test_compiled_by_the_operator(target: Target) -> None:
-    _runs(target)
     inputs = [*(t.to(target.device) for t in _towers(7)), torch.tensor(5.0, device=target.device)]
 
     def loss(*leaves: Tensor) -> Tensor:

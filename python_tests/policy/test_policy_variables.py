@@ -12,16 +12,25 @@ import torch
 from support.cases import Case
 from support.compiled import COMPILER, needs_compiler
 from support.evaluation import check_against_reference
+from support.fake_device import KINDS, allowed_bytes, record
 from support.grid import extended_if
 from support.helpers import Target
-from support.variables import POLICIES, ROWWISE, Curricular, Everything, Scales, Tempered, make
+from support.variables import (
+    POLICIES,
+    ROWWISE,
+    Curricular,
+    Everything,
+    Scales,
+    Tempered,
+    Triplets,
+    make,
+)
 from torch import Tensor
 
 from unitsface_kernels import dispatch, policy
 from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.functional.call import Options, Samples, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
-from unitsface_kernels.functional.variables import refuse_unsupported
 from unitsface_kernels.losses import custom
 
 NATIVE = Target("native", "cpu")
@@ -114,12 +123,13 @@ def test_a_target_does_not_raise_the_maximum() -> None:
     [
         (Everything, "sum_tile.h", "variable_row"),
         (Curricular, "logsumexp_tile.h", "gradient_tile"),
+        (Tempered, "logsumexp_pairs_gradient_tile.h", "variable_gradient_row"),
         *(
-            pytest.param(*(of, "logsumexp_pairs_tile.h", function), marks=extended_if(not first))
-            for of in (Tempered, Scales)
-            for function, first in (
-                ("variable_gradient_row", of is Tempered),
-                ("logits_row", False),
+            pytest.param(*loop, marks=extended_if(True))
+            for loop in (
+                (Tempered, "logsumexp_pairs_tile.h", "logits_row"),
+                (Scales, "logsumexp_pairs_tile.h", "logits_row"),
+                (Scales, "logsumexp_pairs_gradient_tile.h", "variable_gradient_row"),
             )
         ),
     ],
@@ -157,6 +167,37 @@ def test_parity_without_a_compiler(
         pytest.skip("a case of another topology")
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
     check_against_reference(NATIVE, make(of, case), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*Triton:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        (Tempered, "in-batch"),
+        *(
+            pytest.param(*each, marks=extended_if(True))
+            for each in (
+                (Tempered, "memory with gradient"),
+                (Scales, "in-batch"),
+                (Everything, "in-batch"),
+                (Curricular, "classes"),
+                (Triplets, "classes"),
+            )
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_on_a_device_memory_is_bounded_and_nothing_waits(
+    of: type[policy.Policy], kind: str
+) -> None:
+    """In operations of Torch, tile by tile."""
+    spec, case = custom.spec(of()), KINDS[kind]
+    found = record(
+        *(spec, case, torch.bfloat16, "native"),
+        make=lambda case, spec, values, dtype, device: make(of, case, dtype, device),
+    )
+    assert found.tape.waits() == []
+    assert found.tape.extra_bytes <= allowed_bytes(found.problem)
 
 
 @each_policy
@@ -325,12 +366,3 @@ def test_what_a_formula_of_the_row_reads() -> None:
 
             def finish(self, positives, negatives):
                 return negatives * self.of_column
-
-
-def test_what_kernels_do_not_support_names_the_remedy() -> None:
-    """Triton's."""
-    spec = custom.spec(Scales())
-    with pytest.raises(ValueError, match=r"variables \(alpha, beta\) .* use backend=.native."):
-        refuse_unsupported(spec, {}, "triton")
-    for backend in ("native", "reference"):
-        refuse_unsupported(spec, {}, backend)

@@ -145,8 +145,9 @@ def test_across_ranks(counts: Sequence[int], policies: Sequence[type[policy.Pair
     dispatch.unavailable("triton", "cpu", torch.float32) is not None,
     reason="needs Triton's interpreter",
 )
-def test_across_ranks_by_triton() -> None:
-    run_ranks(2, _across, (9, 4), SUMS, "triton", torch.float32)
+@pytest.mark.parametrize("policies", [SUMS, LOGSUMEXPS[:2]], ids=["sums", "log-sum-exps"])
+def test_across_ranks_by_triton(policies: Sequence[type[policy.Pair]]) -> None:
+    run_ranks(2, _across, (9, 4), policies, "triton", torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
 from support.grid import extended_if
 from support.helpers import TARGETS, Target
-from support.variables import POLICIES, Curricular, Everything, OneScalar, make
+from support.variables import (
+    POLICIES,
+    ROWWISE,
+    Balanced,
+    Curricular,
+    Everything,
+    OneScalar,
+    Shifts,
+    Tempered,
+    make,
+)
 
 from unitsface_kernels import policy
 from unitsface_kernels.losses import custom
@@ -36,8 +46,14 @@ CASES = (
     Case("all-ignored", labels="all ignored"),
     Case("lone-row", rows=1, topology="pair"),
 )
-#: With a variable of every kind, of pairs and of classes.
-SHORT = {"blocks", "blocks-columns", "none", "memory", "subset"}
+#: In every run: sums, classes, pairs of one and of two log-sum-exps, with a variable of every kind.
+SHORT = {
+    Everything: ("blocks", "memory", "none"),
+    Curricular: ("blocks-columns", "subset"),
+    Tempered: ("blocks", "memory"),
+    Balanced: ("blocks", "memory"),
+    Shifts: ("blocks-columns",),
+}
 
 
 def _grid() -> list:
@@ -45,14 +61,10 @@ def _grid() -> list:
         pytest.param(
             *(target, of, case, dtype),
             id=f"{target}-{of.__name__}-{case.name}-{str(dtype).split('.')[1]}",
-            marks=extended_if(
-                of not in (Everything, Curricular)
-                or case.name not in SHORT
-                or dtype != torch.float32
-            ),
+            marks=extended_if(case.name not in SHORT.get(of, ()) or dtype != torch.float32),
         )
         for target in TRITON
-        for of in POLICIES
+        for of in (*POLICIES, *ROWWISE)
         for case in CASES
         if case.applies(custom.spec(of()))
         for dtype in (torch.float32, torch.float16)

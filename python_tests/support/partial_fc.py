@@ -130,6 +130,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
                 index,
                 module.reduction,
                 "reference",
+                centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
             )
             for block in module.comparisons()
         )
@@ -150,9 +151,12 @@ def start_as_sharded(module: ShardableLoss, classes: int, sample_rate: float) ->
     for path, part in module.named_modules():
         if isinstance(part, ShardableLoss):
             for name in part.random_rows:
-                rows = Shard(classes, 0, classes).normal_rows(SIZE, f"{path}.{name}", 3)
+                whole = getattr(part, name).data
+                width = whole[0].numel()
+                rows = Shard(classes, 0, classes).normal_rows(width, f"{path}.{name}", 3)
                 for place, normal in rows:
-                    getattr(part, name).data[place] = part.rows_from_normal(name, normal)
+                    normal = normal.view_as(whole[place])
+                    whole[place] = part.rows_from_normal(name, normal)
             part.sample_rate = sample_rate
             part.reset_thresholds()
 

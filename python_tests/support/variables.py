@@ -276,19 +276,23 @@ class VariableProblem(CustomProblem):
 
 
 def make(
-    of: type[policy.Policy], case: Case, dtype: torch.dtype = torch.float32
+    of: type[policy.Policy],
+    case: Case,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> VariableProblem:
     spec = custom.spec(of())
-    p = build(case, spec, {}, dtype)
+    p = build(case, spec, {}, dtype, device)
     generator = torch.Generator().manual_seed(77)
     columns = len(p.rows if p.columns is None else p.columns)
     identities = columns if spec.topology == "class" else max(2, case.rows // 3)
     sizes = {"scalar": 1, "row": case.rows, "column": columns, "identity": identities}
     variables = {
-        v.name: 0.3 + torch.rand(sizes[v.kind], generator=generator)
+        v.name: 0.3 + torch.rand(sizes[v.kind], generator=generator).to(device)
         for v in spec.variables
         if v.given
     }
     return VariableProblem(
-        **{**vars(p), "b": None if p.b is None else torch.tensor(0.5)}, variables=variables
+        **{**vars(p), "b": None if p.b is None else torch.tensor(0.5, device=device)},
+        variables=variables,
     )

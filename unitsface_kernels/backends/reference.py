@@ -278,6 +278,9 @@ def _losses(
     spec = config.spec
     reduce = _REDUCTIONS[spec.reduction]
     per_row = reduce(spec, config.params, cosine, positive, negative, threshold, variables)
+    if spec.regularizer is not None:
+        of_row = _term(spec.regularizer, cosine[:, :1], config.params, threshold, variables)
+        per_row = per_row + of_row.reshape(-1)
     valid = valid_rows(spec, row_labels, positive, negative)
     per_row = torch.where(valid, per_row, 0.0)
     doubtful = _not_finite(spec, rows, row_labels, column_labels, threshold, variables)
@@ -307,7 +310,12 @@ def similarity_loss(
             other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
-        cosine = similarities(spec, rows, other)
+        if other.dim() == 3:
+            # Of a class's centers the first with the largest cosine, which alone has the gradient.
+            with_centers = similarities(spec, rows, other.flatten(0, 1))
+            cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
+        else:
+            cosine = similarities(spec, rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:

@@ -9,6 +9,13 @@ from .classes import (
 )
 from .custom import fused_class_loss, fused_pair_loss
 from .derived import public_function
+from .margins import (
+    frequency_margins,
+    fused_adaface_loss,
+    fused_class_margin_loss,
+    fused_elasticface_loss,
+    fused_magface_loss,
+)
 from .metric import fused_contrastive_loss, fused_simple_loss, fused_triplet_loss
 from .pair import (
     fused_circle_loss,
@@ -23,11 +30,16 @@ from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
+    "frequency_margins",
+    "fused_adaface_loss",
     "fused_circle_loss",
     "fused_class_loss",
+    "fused_class_margin_loss",
     "fused_clip_loss",
     "fused_contrastive_loss",
+    "fused_elasticface_loss",
     "fused_info_nce_loss",
+    "fused_magface_loss",
     "fused_margin_softmax_loss",
     "fused_multi_similarity_loss",
     "fused_npt_loss",

@@ -22,7 +22,6 @@ from .variables import (
     needs_gradient,
     of_identities,
     packed,
-    refuse_unsupported,
 )
 
 
@@ -66,12 +65,18 @@ def class_loss(
     backend: str,
     skip_tolerance: float = 0.0,
     variables: Variables | None = None,
+    centers: int = 1,
 ) -> Tensor:
-    """Loss over classes; ``values``: some may be tensors; ``variables``: tensors or numbers by the
-    names of ``spec.variables``.
+    """Loss over classes.
+
+    Args:
+        values: some may be tensors.
+        weight: (C, D), or of several ``centers`` (C * centers, D) or (C, centers, D).
+        variables: tensors or numbers by the names of ``spec.variables``.
+        centers: vectors of a class, of whose cosines the largest counts.
     """
     validate.features("feats", feats)
-    validate.features("weight", weight, like=feats)
+    weight = _by_class(weight, centers, feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -81,6 +86,24 @@ def class_loss(
     tensors = CallTensors(feats, labels, weight, None, class_index)
     config, tensors = _call(spec, values, tensors, b, options)
     return runner(config, tensors)(config, *tensors)
+
+
+def _by_class(weight: Tensor, centers: int, feats: Tensor) -> Tensor:
+    """Class weights, checked, as (C, D), or as (C, centers, D) of several."""
+    validate.centers(centers)
+    validate.is_tensor("weight", weight)
+    if weight.dim() == 3 and weight.shape[1] != centers:
+        raise ValueError(f"weight must have shape (C, {centers}, D), got {tuple(weight.shape)}")
+    validate.features("weight", weight[:, 0] if weight.dim() == 3 else weight, like=feats)
+    if weight.dim() == 3:
+        return weight if centers > 1 else weight[:, 0]
+    if weight.shape[0] % centers:
+        raise ValueError(
+            f"weight must have C * centers rows, a multiple of {centers}, got {weight.shape[0]}"
+        )
+    if centers == 1:
+        return weight
+    return weight.unflatten(0, (weight.shape[0] // centers, centers))
 
 
 def pair_call(
@@ -139,7 +162,6 @@ def _call(
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
     if spec.variables or given:
-        refuse_unsupported(spec, given, backend)
         variables = packed(spec, given, tensors)
     config = CallConfig(
         spec,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..losses import REGISTRY
+from .. import validate
+from ..losses import REGISTRY, row_margins
 from .call import class_loss
 
 _MARGIN_SOFTMAX, _UCE, _SPHEREFACE2, _NPT = (
@@ -27,6 +30,7 @@ def fused_margin_softmax_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Softmax cross-entropy over cosines with an additive or multiplicative margin.
 
@@ -41,12 +45,13 @@ def fused_margin_softmax_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0. Each of these numbers may be a tensor of one element, which may need a
             gradient.
-        m1: factor of the target's angle, > 0.
+        m1: factor of the target's angle, > 0. Any of m1, m2 and m3 may be (N,), a margin for every
+            row; a row whose margin is not finite has the loss NaN.
         m2: added to the target's angle, in radians.
         m3: subtracted from the target's cosine.
         margin_gradient: "exact" differentiates the margin; "detached" takes its shift as a
@@ -63,7 +68,11 @@ def fused_margin_softmax_loss(
             as the magnitudes of d loss_i / d cosine left out of a row add up to at most this, in
             units of the largest of a single pair; docs/math.md bounds the gradients' error. 0:
             nothing is left out. The loss is exact in any case. The reference backend and, for this
-            loss, ``torch.compile`` ignore it; on CUDA the host synchronizes with the device.
+            loss, ``torch.compile`` ignore it, and so does a call with several centers; on CUDA the
+            host synchronizes with the device.
+        centers: K, vectors of a class: its cosine is the largest of theirs, whose vector alone,
+            of equal ones the first, has the gradient. (Sub-center ArcFace, Deng et al., ECCV 2020,
+            section 3.) At most 256; those of a class are consecutive rows of ``weight``.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -72,16 +81,22 @@ def fused_margin_softmax_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
+    values: dict[str, Any] = {
+        "scale": scale,
+        "m1": m1,
+        "m2": m2,
+        "m3": m3,
+        "margin_gradient": margin_gradient,
+        "adaptive_margin": adaptive_margin,
+    }
+    per_row = None
+    if any(isinstance(margin, Tensor) and margin.numel() != 1 for margin in (m1, m2, m3)):
+        per_row = {name: values.pop(name) for name in ("m1", "m2", "m3")}
+        if not isinstance(m1, Tensor):
+            validate.number("m1", m1, above=0.0, kind="a float or a torch.Tensor")
     return class_loss(
-        REGISTRY["margin_softmax"],
-        {
-            "scale": scale,
-            "m1": m1,
-            "m2": m2,
-            "m3": m3,
-            "margin_gradient": margin_gradient,
-            "adaptive_margin": adaptive_margin,
-        },
+        REGISTRY["margin_softmax"] if per_row is None else row_margins.SPEC,
+        values,
         feats,
         weight,
         labels,
@@ -90,6 +105,8 @@ def fused_margin_softmax_loss(
         reduction,
         backend,
         skip_tolerance,
+        per_row,
+        centers=centers,
     )
 
 
@@ -107,6 +124,7 @@ def fused_uce_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Binary cross-entropy over classes with one threshold (UCE) or one per class (class BCE).
 
@@ -122,7 +140,7 @@ def fused_uce_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: threshold in logit units: a float (no gradient), a one-element tensor, or (C,).
@@ -136,7 +154,7 @@ def fused_uce_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -162,6 +180,7 @@ def fused_uce_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -182,6 +201,7 @@ def fused_sphereface2_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""SphereFace2: one binary classification per class, on adjusted cosines.
 
@@ -200,7 +220,7 @@ def fused_sphereface2_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: bias, added to the logits (the opposite sign of a threshold): a float (no gradient)
@@ -218,7 +238,7 @@ def fused_sphereface2_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -246,6 +266,7 @@ def fused_sphereface2_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -260,6 +281,7 @@ def fused_npt_loss(
     class_index: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    centers: int = 1,
 ) -> Tensor:
     r"""Nearest proxies triplet (NPT): a triplet hinge with the k nearest wrong class weights.
 
@@ -280,7 +302,7 @@ def fused_npt_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         margin: m, in squared distances between unit vectors.
@@ -291,6 +313,7 @@ def fused_npt_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -309,4 +332,5 @@ def fused_npt_loss(
         class_index,
         reduction,
         backend,
+        centers=centers,
     )

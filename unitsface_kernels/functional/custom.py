@@ -94,8 +94,7 @@ def fused_pair_loss(
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
             a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
             With ``both`` over the rows of both towers, or (N + M,).
-        backend: "auto", "native", "triton" or "reference"; docs/custom_losses.md has which of them
-            run formulas with variables.
+        backend: "auto", "native", "triton" or "reference".
         skip_tolerance, group, exchange: as of :func:`fused_uss_loss`. With variables that every
             pair reads no tile is left out.
         variables: tensors that the formula reads, by the names of its fields: one element for a
@@ -129,6 +128,7 @@ def fused_class_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
     **variables: Tensor,
 ) -> Tensor:
     """A user's own loss of samples against class weights.
@@ -138,7 +138,7 @@ def fused_class_loss(
             positive of a row is its own class.
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         b: the threshold of a policy that has one: a float (no gradient), a one-element tensor, or
@@ -148,6 +148,7 @@ def fused_class_loss(
         backend: "auto", "native", "triton" or "reference".
         skip_tolerance: as of :func:`fused_margin_softmax_loss`. With variables that every pair
             reads no tile is left out.
+        centers: as of :func:`fused_margin_softmax_loss`.
         variables: tensors that the formula reads, by the names of its fields: one element for a
             ``policy.Scalar``, (N,) for a ``PerRow``, (C,) for a ``PerColumn`` or ``PerIdentity``.
 
@@ -171,4 +172,5 @@ def fused_class_loss(
         backend,
         skip_tolerance,
         variables,
+        centers,
     )

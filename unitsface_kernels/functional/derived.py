@@ -13,7 +13,7 @@ from .call import Options, Samples, class_loss
 from .ranks import pair_loss
 
 _SETTINGS: dict[str, Any] = {"reduction": "mean", "backend": "auto", "skip_tolerance": 0.0}
-_CLASSES: dict[str, Any] = {"class_index": None, **_SETTINGS}
+_CLASSES: dict[str, Any] = {"class_index": None, **_SETTINGS, "centers": 1}
 _PAIRS: dict[str, Any] = {
     **{"memory": None, "memory_labels": None, "batch_offset": None},
     **_SETTINGS,
@@ -42,13 +42,14 @@ def public_function(spec: LossSpec) -> Callable[..., Tensor]:
         bound.apply_defaults()
         given = {"b": None, **bound.arguments}
         values = {name: given[name] for name in spec.defaults()}
-        settings = [given[name] for name in _SETTINGS]
+        settings = {name: given[name] for name in _SETTINGS}
         if classes:
             columns = [given[name] for name in ("feats", "weight", "labels", "b", "class_index")]
-            return class_loss(spec, values, *columns, *settings)
+            options = {**settings, "centers": given["centers"]}
+            return class_loss(spec, values, *columns, **options)
         samples = Samples(*(given[name] for name in Samples._fields))
         return pair_loss(
-            spec, values, samples, Options(*settings), given["group"], given["exchange"]
+            spec, values, samples, Options(**settings), given["group"], given["exchange"]
         )
 
     function.__name__ = function.__qualname__ = spec.function

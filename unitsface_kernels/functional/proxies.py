@@ -136,7 +136,7 @@ def fused_proxy_anchor_loss(
         if not torch.compiler.is_compiling():
             validate.in_range("labels", labels, -1, count)
         if group is not None and reduction == "none":
-            raise ValueError('reduction must be "mean" or "sum" with a group, got "none"')
+            raise ValueError(f'reduction must be "mean" or "sum" with a group, got {reduction!r}')
 
     across = group is not None and world_size(group) > 1
     if across:

@@ -24,7 +24,6 @@ from .variables import (
     most_identities,
     needs_gradient,
     packed,
-    refuse_unsupported,
     with_gradient,
 )
 
@@ -126,7 +125,6 @@ def _check(
     sums = {}
     if not feats.is_cuda:
         sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
-    refuse_unsupported(spec, given, backend)
     of_call = packed(spec, given, samples.tensors())
     needs = tuple(needs_gradient(value) for value in (feats, memory, b, of_call))
     config = CallConfig(

@@ -27,7 +27,7 @@ from ..losses import LossSpec
 from . import call
 from .call import Options, Samples
 from .ranks import pair_loss
-from .variables import packed, refuse_unsupported, with_gradient
+from .variables import packed, with_gradient
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,6 @@ def _check(
     rows, b, columns = samples.feats, samples.b, samples.memory
     call.check_samples(spec, samples)
     backend, params = call.check_options(spec, {}, rows, b, options)
-    refuse_unsupported(spec, options.variables, backend)
     shared = {"b": b, **(options.variables or {})}
     held = {name: value for name, value in shared.items() if isinstance(value, Tensor)}
     if backend != "reference":

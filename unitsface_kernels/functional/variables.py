@@ -31,7 +31,8 @@ def packed(
     Args:
         spec: of the loss.
         given: one element for each scalar, (N,) of rows, (M,) of columns (of classes: of all, also
-            if some take part only), (K,) of identities; or a number, which is the same for all.
+            if some take part only), (K,) of identities; or a number or () tensor, which is the same
+            for all.
         tensors: the others of the call; without columns, ``column_labels`` may be those of all
             ranks.
         gathers: by "row" or "column", what makes those of all ranks of this rank's own.
@@ -58,28 +59,6 @@ def packed(
         if variable.kind in gathers:
             values[place] = gathers[variable.kind](values[place])
     return torch.cat(values)
-
-
-def refuse_unsupported(spec: LossSpec, given: Variables | None, backend: str) -> None:
-    """Variables that the kernels of a backend do not read yet."""
-    if backend != "triton":
-        return
-    streamed = [variable for variable in spec.variables if variable.streamed]
-    names = ", ".join(variable.name for variable in streamed)
-    classes = (spec.topology, spec.reduction) == ("class", "logsumexp")
-    problem = None
-    if streamed and not classes and spec.reduction != "sum":
-        problem = f"variables ({names}) of losses that are no sums over pairs, nor over classes,"
-    elif classes:
-        columns = {v.name for v in streamed if v.side == "column"}
-        learned = [name for name in with_gradient(spec, given) if name in columns]
-        if learned:
-            problem = f"gradients of {', '.join(learned)}, which negatives read per class,"
-    if problem is not None:
-        raise ValueError(
-            f"{problem} are not supported by backend triton yet; "
-            'use backend="native" or "reference"'
-        )
 
 
 def with_gradient(spec: LossSpec, given: Variables | None) -> list[str]:
@@ -126,6 +105,8 @@ def _of_call(variable: Variable, value: float | Tensor, tensors: CallTensors) ->
     )
     if variable.kind == "identity" and column_labels is not None:
         count = column_labels.shape[0]
+    if side != "scalar" and isinstance(value, Tensor) and value.numel() == 1:
+        value = value.reshape(()).expand(count)
     if variable.kind == "identity" and not of_classes:
         validate.threshold(name, value, rows, per="identity")
     elif side == "scalar":

@@ -1,4 +1,4 @@
-"""Losses of users' policies, known by name like those of the registry."""
+"""Losses outside the registry: of users' policies, and those that read variables."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def with_scalars(of: LossSpec, names: Sequence[str]) -> LossSpec:
             source=of.source,
             valid_rows=of.valid_rows,
         )
-        known = register(replace(made, threshold=of.threshold))
+        # The first number is that of the tiles.
+        tiles = None if of.parameters[0].name in names else of.tiles
+        known = register(replace(made, threshold=of.threshold, tiles=tiles))
     return known
 
 
@@ -78,7 +80,9 @@ def digest(f: Formula) -> str:
     """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
     from ..policy.expression import topological
 
-    roots = (f.positive, f.negative, *f.weights, f.finish, f.triplet)
+    roots = [f.positive, f.negative, *f.weights, f.finish, f.triplet]
+    if f.regularizer is not None:
+        roots.append(f.regularizer)
     # A node by the places of its arguments: as text, shared ones would be written many times.
     places = {e: i for i, e in enumerate(topological(*(e for e in roots if e is not None)))}
     nodes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
 
@@ -31,11 +32,13 @@ def spec_of(
     function: str,
     source: str,
     valid_rows: ValidRows = "labeled",
+    tiles: LossSpec | None = None,
 ) -> LossSpec:
     """The loss ``name`` that a policy defines; arguments as the fields of :class:`LossSpec`."""
-    return of_formula(
+    made = of_formula(
         policy.formula, name=name, function=function, source=source, valid_rows=valid_rows
     )
+    return made if tiles is None else replace(made, tiles=tiles)
 
 
 def of_formula(
@@ -57,8 +60,9 @@ def of_formula(
         reduction=reduction,
         threshold="scalar" if formula.threshold else "none",
         parameters=formula.numbers,
-        negative=_term(formula, positive=False),
-        positive=_term(formula, positive=True),
+        negative=_term(formula, _side(formula, positive=False)),
+        positive=_term(formula, _side(formula, positive=True)),
+        regularizer=_term(formula, formula.regularizer),
         function=function,
         source=source,
         valid_rows=valid_rows,
@@ -70,15 +74,19 @@ def of_formula(
     )
 
 
-def _term(formula: Formula, positive: bool) -> EagerTerm | None:
-    """The eager meaning of positive or of negative pairs."""
+def _side(formula: Formula, positive: bool) -> Expression | None:
+    """Of positive or of negative pairs."""
     expression = formula.positive if positive else formula.negative
+    if expression is None or formula.combine != "softplus":
+        return expression
+    logit = -expression if positive else expression
+    return formula.weights[0 if positive else 1] * build("softplus", logit)
+
+
+def _term(formula: Formula, expression: Expression | None) -> EagerTerm | None:
+    """The eager meaning of an expression."""
     if expression is None:
         return None
-    if formula.combine == "softplus":
-        logit = -expression if positive else expression
-        weight = formula.weights[0 if positive else 1]
-        expression = weight * build("softplus", logit)
     place = next(_places)
     _TERMS[place] = formula, expression
     return partial(_term_of, place)

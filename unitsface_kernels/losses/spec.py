@@ -101,6 +101,11 @@ class LossSpec:
             is not the cross-entropy; else None.
         policy: name of the loss with the same kernels; None: it has its own.
         formula: from which eager terms and kernels are generated; None: they are hand-written.
+        tiles: a loss whose kernels run in place of own ones: of a class log-sum-exp whose targets
+            alone read variables, and whose negatives' logits are the cosine times the first
+            parameter, as those of ``tiles`` are. None: the loss has its own.
+        regularizer: eager formula that is added to the loss of every row of a class log-sum-exp; a
+            function of the row, not of its pairs. None: there is none.
     """
 
     name: str
@@ -118,6 +123,8 @@ class LossSpec:
     finish: Finish | None = None
     policy: str | None = None
     formula: Formula | None = None
+    tiles: LossSpec | None = None
+    regularizer: EagerTerm | None = None
 
     def pack(self, values: Mapping[str, float | str | Tensor]) -> tuple[float, ...]:
         """Hyper-parameters as floats, in order."""
@@ -132,6 +139,9 @@ class LossSpec:
 
     def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """What the kernels receive for packed hyper-parameters: the constants of the formula."""
+        if self.tiles is not None:
+            others = self.tiles.pack(self.tiles.defaults())[1:]
+            return self.tiles.kernel_params((params[0], *others))
         return params if self.formula is None else kernel_form(self.formula).constants(params)
 
     @property

@@ -6,10 +6,12 @@ from torch import nn
 
 from .. import functional
 from ..losses import REGISTRY
+from .adaface import AdaFaceLoss
 from .bce import ClassBCELoss, UCELoss
 from .combined import UniTSFaceLoss
 from .custom import ClassLoss, PairLoss
 from .derived import module_of
+from .elasticface import ElasticFaceLoss
 from .epl import EPLLoss
 from .margin_softmax import (
     ArcFaceLoss,
@@ -17,7 +19,9 @@ from .margin_softmax import (
     MarginSoftmaxLoss,
     NormFaceLoss,
     SphereFaceLoss,
+    SubCenterArcFaceLoss,
 )
+from .margins import ClassMarginLoss, MagFaceLoss
 from .metric import ContrastiveLoss, SimPLELoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
@@ -33,6 +37,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "cosface": CosFaceLoss,
     "arcface": ArcFaceLoss,
     "sphereface": SphereFaceLoss,
+    "subcenter_arcface": SubCenterArcFaceLoss,
     "uce": UCELoss,
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
@@ -42,6 +47,10 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
+    "adaface": AdaFaceLoss,
+    "class_margin": ClassMarginLoss,
+    "elasticface": ElasticFaceLoss,
+    "magface": MagFaceLoss,
 }
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "uss": USSLoss,
@@ -57,15 +66,19 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
 __all__ = [
     "CLASS_LOSSES",
     "PAIR_LOSSES",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "CLIPLoss",
     "CircleLoss",
     "ClassBCELoss",
     "ClassLoss",
+    "ClassMarginLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
     "EPLLoss",
+    "ElasticFaceLoss",
     "InfoNCELoss",
+    "MagFaceLoss",
     "MarginSoftmaxLoss",
     "MultiSimilarityLoss",
     "NPTLoss",
@@ -79,6 +92,7 @@ __all__ = [
     "SimPLELoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "TripletLoss",
     "UCELoss",
     "UNPGLoss",

@@ -18,12 +18,12 @@ class UCELoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, negative_weight, reduction, backend, skip_tolerance, adaptive_margin: as the
-            function's.
+        scale, margin, negative_weight, reduction, backend, skip_tolerance, adaptive_margin,
+            centers: as the function's.
         init_std: standard deviation of the initial weights; None: D ** -0.5 as published (UniFace).
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         threshold: () parameter b, initialized log(10 C) as published, in :class:`PartialFC`
             log(10 r C) with its ``sample_rate`` r; the unified cosine threshold is
             ``threshold / scale``.
@@ -52,6 +52,7 @@ class UCELoss(RegisteredClassLoss):
         skip_tolerance: float = 0.0,
         adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())
 
@@ -68,7 +69,7 @@ class ClassBCELoss(UCELoss):
     Arguments, shapes and initial values are those of :class:`UCELoss`.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         threshold: (C,) parameter b.
     """
 

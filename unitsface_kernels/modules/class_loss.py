@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from .. import validate
 from ..losses import LossSpec
 from .registered import RegisteredLoss
 
+Total = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -20,7 +23,7 @@ class Comparison:
     Attributes:
         spec: the loss.
         values: its hyper-parameters, some of which may be tensors of one element.
-        columns: (C, D) class rows, or a shard of them.
+        columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
     """
@@ -62,6 +65,26 @@ class ShardableLoss(nn.Module):
     def reset_thresholds(self) -> None:
         """Sets thresholds to their initial values, which depend on C, not on the shard."""
 
+    def variables(self) -> dict[str, float | Tensor]:
+        """What the formula of the comparisons reads beside cosines and thresholds, by name: tensors
+        of one element, per class, or numbers.
+        """
+        return {}
+
+    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        """Those of :meth:`variables` that have other values in this training step.
+
+        They last beyond it only if :meth:`end_step` follows.
+
+        Args:
+            feats, labels: of :meth:`begin_step`, which precedes.
+            total: the sum over all shards of a tensor.
+
+        Returns:
+            By name () tensors, or (N,) of the rows of all ranks.
+        """
+        return {}
+
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.
 
@@ -75,15 +98,18 @@ class ShardableLoss(nn.Module):
 
 
 class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
-    """A class loss of the registry with its (C, D) parameter ``weight`` and its threshold, if any.
+    """A class loss of the registry with its (C, D) parameter ``weight``, (C, K, D) of several
+    centers, and its threshold, if any.
 
     Args:
         given: arguments of the subclass's constructor by name: embedding_size D, num_classes C,
-            the options of :class:`RegisteredLoss`, and init_std, the standard deviation of the
-            initial weights; None: that of :meth:`_default_std`.
+            the options of :class:`RegisteredLoss`, centers K, and init_std, the standard
+            deviation of the initial weights; None: that of :meth:`_default_std`.
     """
 
     random_rows = ("weight",)
+    #: K, vectors of a class.
+    centers: int = 1
     #: The threshold's attribute: () or (C,), as the loss has one or one per class.
     _threshold_name = "threshold"
 
@@ -92,6 +118,7 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         embedding_size, num_classes = given["embedding_size"], given["num_classes"]
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
+        validate.centers(given.get("centers", 1))
         self.num_classes, self.init_std = num_classes, given["init_std"]
         if self.init_std is None:
             self.init_std = self._default_std(embedding_size)
@@ -102,7 +129,8 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         self.reset_parameters()
 
     def _make_parameters(self, embedding_size: int, num_classes: int) -> None:
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        several = () if self.centers == 1 else (self.centers,)
+        self.weight = nn.Parameter(torch.empty(num_classes, *several, embedding_size))
         if self.spec.threshold != "none":
             shape = (num_classes,) if self.spec.threshold == "per_column" else ()
             setattr(self, self._threshold_name, nn.Parameter(torch.empty(shape)))
@@ -135,10 +163,14 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
     def compare(self, feats: Tensor, weight: Tensor, labels: Tensor, **changed: Any) -> Tensor:
         """The loss on other (C, D) class weights, and with other values of some parameters."""
         threshold = self._threshold()
-        keywords = self._keywords() if threshold is None else {"b": threshold, **self._keywords()}
+        keywords = {**self._keywords(), **self.variables()}
+        if threshold is not None:
+            keywords["b"] = threshold
         return self.function(feats, weight, labels, **keywords | changed)
 
     def _shown(self) -> dict[str, Any]:
-        num_classes, embedding_size = self.weight.shape
+        num_classes, *several, embedding_size = self.weight.shape
         sizes = {"embedding_size": embedding_size, "num_classes": num_classes}
+        if several:
+            sizes["centers"] = self.centers
         return {**sizes, **super()._shown()}

@@ -125,7 +125,7 @@ class _PolicyLoss(RegisteredLoss):
         """The policy, with the numbers that the module keeps as they are now."""
         return type(self.policy)(**self.values()) if self._first_numbers else self.policy
 
-    def variables(self) -> dict[str, Tensor]:
+    def variables(self) -> dict[str, float | Tensor]:
         """The parameters that the formula reads beside its threshold, by name."""
         return {name: getattr(self, name) for name in self._initial}
 
@@ -182,7 +182,7 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
     """
 
     _topology, _each, _each_size = "pair", "identity", "num_identities"
-    _settings = SETTINGS
+    _settings = tuple(name for name in SETTINGS if name != "centers")
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
         num_classes: C.
         thresholds: of a policy with a ``policy.Threshold``: "one", or "per_class".
         init_threshold: first value of the thresholds, in the units of the formula.
-        reduction, backend, skip_tolerance: as the function's.
+        reduction, backend, skip_tolerance, centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01.
         initial: first values of variables, by name: of a ``policy.Scalar`` a number, of a
             ``PerColumn`` or ``PerIdentity`` a number or (C,). A default in the policy need not be
@@ -265,7 +265,7 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
 
     Attributes:
         policy: the formula with its numbers.
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         threshold: () or (C,) parameter, if the policy has a threshold.
 
     Every variable of the policy but a ``policy.PerRow`` is a parameter under its own name;
@@ -282,7 +282,7 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
     """
 
     _topology, _each, _each_size = "class", "class", "num_classes"
-    _settings = ("reduction", "backend", "skip_tolerance")
+    _settings = ("reduction", "backend", "skip_tolerance", "centers")
 
     def __init__(
         self,
@@ -296,6 +296,7 @@ class ClassLoss(RegisteredClassLoss, _PolicyLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
         **initial: float | Tensor,
     ) -> None:
         super().__init__(locals())

@@ -42,7 +42,8 @@ def module_of(spec: LossSpec) -> type[RegisteredClassLoss] | type[RegisteredPair
     sizes = ["num_identities"] if spec.threshold == "per_column" else []
     if spec.topology == "class":
         base, sizes = RegisteredClassLoss, ["embedding_size", "num_classes"]
-        options["init_std"] = None
+        options = {name: value for name, value in options.items() if name != "centers"}
+        options |= {"init_std": None, "centers": 1}
     signature = Signature(
         [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in sizes]
         + [

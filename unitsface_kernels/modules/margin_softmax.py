@@ -16,13 +16,13 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin: as
-            the function's.
+        scale, m1, m2, m3, margin_gradient, reduction, backend, skip_tolerance, adaptive_margin,
+            centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01, as in insightface.
             UniTSFace, UniFace and EPL publish D ** -0.5, OpenSphere (2 / (C + D)) ** 0.5.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
@@ -49,6 +49,7 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         skip_tolerance: float = 0.0,
         adaptive_margin: float | Tensor = _DEFAULT.adaptive_margin,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())
 
@@ -92,6 +93,28 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         **kwargs,
     ):
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
+
+
+class SubCenterArcFaceLoss(MarginSoftmaxLoss):
+    """ArcFace with K = ``centers`` vectors per class (Deng et al., "Sub-center ArcFace: Boosting
+    Face Recognition by Large-Scale Noisy Web Faces", ECCV 2020, section 3).
+
+    The cosine with a class is that with its nearest center, so that noisy samples may gather at
+    another one than the clean ones. ``subcenters.keep_dominant`` drops the others in the end.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float = _DEFAULT.scale,
+        margin: float = 0.5,
+        centers: int = 3,
+        **kwargs,
+    ):
+        super().__init__(
+            embedding_size, num_classes, scale, 1.0, margin, 0.0, centers=centers, **kwargs
+        )
 
 
 class SphereFaceLoss(MarginSoftmaxLoss):

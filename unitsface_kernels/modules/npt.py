@@ -16,12 +16,12 @@ class NPTLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        margin, k, hinges, reduction, backend: as the function's.
+        margin, k, hinges, reduction, backend, centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01. The code published for the
             loss draws them uniformly by Xavier's rule, of deviation (2 / (C + D)) ** 0.5.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
@@ -43,5 +43,6 @@ class NPTLoss(RegisteredClassLoss):
         backend: str = "auto",
         hinges: str = _DEFAULT.hinges,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())

@@ -14,11 +14,11 @@ from .. import functional
 from ..losses import LossSpec, find
 
 #: Keywords of public functions, beside a loss's parameters, that a module keeps as attributes.
-SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange")
+SETTINGS = ("reduction", "backend", "skip_tolerance", "group", "exchange", "centers")
 
 
 class RegisteredLoss(nn.Module):
-    """A module over the function of a loss of the registry.
+    """A module over the function of a loss of the package.
 
     Every parameter of the loss and every setting of the function is an attribute of the same name,
     read at each call. A number of the loss may be a tensor of one element: an ``nn.Parameter`` is a
@@ -27,7 +27,7 @@ class RegisteredLoss(nn.Module):
     (``locals()``).
     """
 
-    #: Name in the registry of losses.
+    #: Its name.
     loss: str
     spec: LossSpec
     #: The public function.

@@ -22,14 +22,13 @@ class SphereFace2Loss(RegisteredClassLoss):
         embedding_size: D.
         num_classes: C.
         scale, margin, t, alpha, loss_weight, margin_type, margin_gradient, reduction, backend,
-            skip_tolerance:
-            as the function's.
+            skip_tolerance, centers: as the function's.
         init_std: standard deviation of the initial weights; None: (2 / (C + D)) ** 0.5, Xavier's
             normal rule, as published (which then overwrites weights by their unit vectors at every
             step, see docs/math.md).
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         bias: () parameter b, initialized as published to where d loss / d b = 0 if all cosines
             are 0; of all C classes, whatever the ``sample_rate`` of :class:`PartialFC`.
 
@@ -61,6 +60,7 @@ class SphereFace2Loss(RegisteredClassLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())
 

@@ -57,8 +57,8 @@ class RowOptimizer(torch.optim.Optimizer):
             parameter: one of the optimizer's.
             at_step: called once by every :meth:`step`, with the factor by which gradients were
                 scaled since the backward pass, a () tensor, or None without a backward pass. It
-                is the value of the parameter's gradient, which has to be a sparse tensor with two
-                sparse dimensions and at most one value.
+                is the value of the parameter's gradient, which has to be a sparse tensor of
+                sparse dimensions alone and at most one value.
 
         Raises:
             ValueError: not one of the optimizer's parameters, or an option that a step on rows
@@ -130,7 +130,7 @@ class RowOptimizer(torch.optim.Optimizer):
         return (
             gradient is not None
             and not gradient.is_sparse
-            and parameter.dim() == 2
+            and parameter.dim() >= 2
             and parameter.numel() >= LARGE
             and parameter.dtype == gradient.dtype == torch.float32
             and is_dense(parameter)
@@ -155,7 +155,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if parameter not in self.fused:
             self._check_options(self._group_of(parameter))
         elif parameter in self._at_step and gradient is not None:
-            marker = gradient.is_sparse and gradient.sparse_dim() == 2
+            marker = gradient.is_sparse and gradient.sparse_dim() == parameter.dim()
             if not marker or gradient._values().numel() > 1:
                 raise ValueError(
                     "the gradient of a fused parameter must come from one backward pass of its "

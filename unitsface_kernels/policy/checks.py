@@ -38,7 +38,7 @@ def check_finite(formula: Formula, lines: Lines) -> None:
     inner products of any size, at the default numbers. A logit of -inf is allowed: it leaves its
     pair out."""
     checked: dict[Expression, str] = {}
-    for side in ("positive", "negative", "finish", "triplet"):
+    for side in ("positive", "negative", "finish", "triplet", "regularizer"):
         value = getattr(formula, side)
         if value is not None:
             for e in topological(value):

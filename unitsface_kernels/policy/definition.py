@@ -96,6 +96,9 @@ class Policy:
 
     ``normalize = False`` compares by inner products of the features as they are: ``c`` is one.
 
+    ``regularizer()``, of a :class:`Class` that combines by "logsumexp", is added to the loss of
+    every row; it reads numbers, scalars and variables of the row, as ``row_norm``.
+
     Without :meth:`positive`, positive pairs take no part; likewise :meth:`negative`. The
     log-sum-exps need ``negative``, that over classes both, and read no threshold.
     """
@@ -234,7 +237,9 @@ def _trace(cls: type[Policy]) -> Formula:
     weights = tuple(
         getattr(this, name) if name in fields else _call(cls, this, name) for name in _WEIGHTS
     )
-    read = _leaves(*terms.values(), *weights)
+    regularizer = None if "regularizer" in fields else _call(cls, this, "regularizer")
+    _check_regularizer(cls, regularizer)
+    read = _leaves(*terms.values(), *weights, regularizer)
     if cls.combine not in ("sum", "softplus") and THRESHOLD in read:
         fail(
             f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
@@ -280,6 +285,7 @@ def _trace(cls: type[Policy]) -> Formula:
         finish,
         triplet,
         cls.normalize,
+        regularizer,
     )
 
 
@@ -354,6 +360,18 @@ def _required(cls: type[Policy], this: Policy, name: str, *arguments: Expression
                 f"per row alone, not {e!r}"
             )
     return found
+
+
+def _check_regularizer(cls: type[Policy], found: Expression | None) -> None:
+    if found is None:
+        return
+    if (cls.topology, cls.combine) != ("class", "logsumexp"):
+        fail(
+            f"{cls.__name__}.regularizer: only a policy.Class that combines by 'logsumexp' has one"
+        )
+    for e in _leaves(found):
+        if e.kind not in ("number", "scalar", "row"):
+            fail(f"{cls.__name__}.regularizer may read numbers, scalars and rows, not {e!r}")
 
 
 def _reached(error: Exception, method: Line | None) -> Line | None:

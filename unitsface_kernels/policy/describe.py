@@ -46,6 +46,7 @@ def describe(formula: Formula) -> list[str]:
         "negative_weight": formula.weights[1],
         "finish": formula.finish,
         "triplet": formula.triplet,
+        "regularizer": formula.regularizer,
     }
     shown = {
         name: e

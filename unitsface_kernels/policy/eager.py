@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,17 @@ def _value(
     args = [values[arg] for arg in e.args]
     if not any(isinstance(arg, Tensor) for arg in args):
         return operation.host(*args)
+    bounded = _BOUNDED.get(e.op)
+    if bounded is not None and isinstance(args[1], float) and isinstance(args[0], Tensor):
+        return bounded(args[0], args[1])
     return operation.eager(*(_tensor(arg, dtype) for arg in args))
+
+
+#: Of a tensor and a number: one operation that has the derivative of the eager meaning.
+_BOUNDED: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "max": torch.clamp_min,
+    "min": torch.clamp_max,
+}
 
 
 def _tensor(value: Value, dtype: torch.dtype) -> Tensor:

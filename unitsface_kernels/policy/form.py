@@ -59,6 +59,8 @@ class KernelForm:
             pairs take no part.
         linear: of "logsumexp": whether a negative's logit is its derivative, which is the same for
             all pairs, times the cosine.
+        factor: of "logsumexp": the place of the variable v, never 0, with v dz/dv = c dz/dc for
+            logits z of negatives, as those are that are v times the cosine c. None: there is none.
     """
 
     formula: Formula
@@ -71,6 +73,7 @@ class KernelForm:
     positive: Slopes | None = None
     negative: Slopes | None = None
     linear: bool = False
+    factor: int | None = None
     _known: dict[tuple[float, ...], tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     def constants(self, params: tuple[float, ...]) -> tuple[float, ...]:
@@ -212,7 +215,18 @@ class _Maker:
             positive=positive,
             negative=negative,
             linear=linear and shared,
+            factor=None if negative is None else self._factor(negative),
         )
+
+    def _factor(self, negative: Slopes) -> int | None:
+        by_cosine = self._normal(negative.dcosine * COSINE)
+        leaves = variable_leaves(self._formula)
+        for place, variable in enumerate(self._formula.variables):
+            if not variable.nonzero:
+                continue
+            if self._normal(leaves[place] * negative.dvariables[place]) is by_cosine:
+                return place
+        return None
 
 
 def term_of(formula: Formula, positive: bool) -> Expression:

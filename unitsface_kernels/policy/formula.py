@@ -32,6 +32,8 @@ class Formula:
         finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
         triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
         normalize: whether :data:`COSINE` is a cosine; else it is an inner product.
+        regularizer: of "logsumexp" over classes: what is added to the row's loss, by variables of
+            the row and scalars.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Formula:
     finish: Expression | None
     triplet: Expression | None = None
     normalize: bool = True
+    regularizer: Expression | None = None
 
 
 #: The variable of every formula, and that of the threshold.

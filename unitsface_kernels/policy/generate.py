@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..losses import REGISTRY, TOWERS
+from ..losses import REGISTRY, TOWERS, LossSpec
 from .cpp import cpp_struct
 from .formula import Formula
 from .triton_source import triton_module
@@ -23,11 +23,17 @@ def generated_files() -> dict[Path, str]:
             continue
         note = _NOTE.format(name=spec.name)
         found[_CPP / f"{spec.name}.h"] = _header(note, spec.formula)
-        streamed = any(variable.streamed for variable in spec.variables)
-        if not streamed or spec.reduction == "sum" or spec.topology == "class":
+        if triton_reads(spec):
             text = f"# {note}\n{triton_module(spec.formula)}"
             found[_TRITON / f"{spec.name}.py"] = text
     return found
+
+
+def triton_reads(spec: LossSpec) -> bool:
+    """Whether Triton's kernels read the variables of a loss, if its tiles have any."""
+    if spec.reduction == "sum" or spec.topology == "class":
+        return True
+    return not any(variable.streamed for variable in spec.variables)
 
 
 def _header(note: str, formula: Formula) -> str:

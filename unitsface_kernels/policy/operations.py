@@ -87,11 +87,15 @@ def _sine(c: Tensor) -> Tensor:
     """Value sqrt((1 - c)(1 + c)), with the derivative -c / max(sine, 1e-4)."""
     constant_c = c.detach()
     sine = torch.sqrt(((1.0 - constant_c) * (1.0 + constant_c)).clamp_min(0.0))
+    if not (c.requires_grad and torch.is_grad_enabled()):
+        return sine
     return sine - constant_c / sine.clamp_min(SMALLEST_SINE) * (c - constant_c)
 
 
 def _acos(c: Tensor) -> Tensor:
     """Angle of c clipped to [-1, 1], with the derivative -1 / max(sine, 1e-4)."""
+    if not (c.requires_grad and torch.is_grad_enabled()):
+        return torch.acos(c.clamp(-1.0, 1.0))
     clipped = c.detach().clamp(-1.0, 1.0)
     sine = torch.sqrt((1.0 - clipped) * (1.0 + clipped))
     return torch.acos(clipped) - (c - c.detach()) / sine.clamp_min(SMALLEST_SINE)

@@ -30,7 +30,9 @@ def with_scalars(formula: Formula, names: Sequence[str]) -> Formula:
     first, second = (of_scalars(weight) for weight in formula.weights)
     assert first is not None
     assert second is not None
-    scalars = [Variable(name, "scalar") for name in names]
+    least = {number.name: number.minimum for number in formula.numbers}
+    positive_ones = {name for name, bound in least.items() if bound is not None and bound >= 0.0}
+    scalars = [Variable(name, "scalar", nonzero=name in positive_ones) for name in names]
     if formula.combine not in ("sum", "softplus"):
         # Of a class's logits those of negatives, as in ``definition.py``.
         of_tiles = (negative, positive if formula.topology == "pair" else None)
@@ -45,4 +47,5 @@ def with_scalars(formula: Formula, names: Sequence[str]) -> Formula:
         weights=(first, second),
         finish=of_scalars(formula.finish),
         triplet=of_scalars(formula.triplet),
+        regularizer=of_scalars(formula.regularizer),
     )

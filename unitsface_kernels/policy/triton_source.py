@@ -8,7 +8,7 @@ import math
 from .cpp import LARGEST, shortest
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import fail, leaf, topological, value_of
+from .expression import leaf, topological, value_of
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula, streamed
 from .merge import cost
@@ -49,12 +49,6 @@ TRITON = Dialect(
 def triton_module(formula: Formula) -> str:
     """The text of a module that ends with its ``POLICY``."""
     form = kernel_form(formula)
-    if (
-        formula.topology == "pair"
-        and form.kind in ("logsumexp", "logsumexps")
-        and any(variable.streamed for variable in formula.variables)
-    ):
-        fail(f"{formula.name}: variables have no compiled kernels", formula.line)
     if form.kind == "softplus":
         kind, functions, policy = "SumPolicy", [_logit(form)], _sum_policy(form)
     elif form.kind == "sum":
@@ -67,7 +61,7 @@ def triton_module(formula: Formula) -> str:
         functions = [
             _function(name, "cosine, params", slopes, form)
             for name, slopes in (("negative", form.negative), ("positive", form.positive))
-            if slopes is not None and not (name == "positive" and _of_rows_alone(formula))
+            if slopes is not None and not (name == "positive" and _on_host(formula))
         ]
         kind, policy = _logsumexp_policy(form)
     body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
@@ -172,13 +166,13 @@ _HEAVY = 24
 _HEAVY_TERM = 10
 
 
-def _of_rows_alone(formula: Formula) -> bool:
+def _on_host(formula: Formula) -> bool:
     """Whether the target's logit is computed from N numbers, see ``streaming/variables.py``."""
     return formula.topology == "class" and bool(formula.variables)
 
 
 def _logsumexp_policy(form: KernelForm) -> tuple[str, list[str]]:
-    absent = form.positive is None or _of_rows_alone(form.formula)
+    absent = form.positive is None or _on_host(form.formula)
     positive = "positive=None" if absent else "positive"
     if form.formula.topology == "pair":
         kind = "LogsumexpPairsPolicy"

@@ -45,12 +45,14 @@ class Variable:
             positive.
         streamed: whether tiles read it, for every pair. Else, in a ``logsumexp`` loss over classes,
             the targets' logits alone do, N numbers.
+        nonzero: whether it cannot be 0.
     """
 
     name: str
     kind: Kind
     given: bool = True
     streamed: bool = True
+    nonzero: bool = False
 
     @property
     def side(self) -> Side:

@@ -6,6 +6,7 @@ A check with one caller stands in its caller.
 from .arguments import (
     REDUCTIONS,
     both_or_none,
+    centers,
     choice,
     class_index,
     features,
@@ -44,6 +45,7 @@ __all__ = [
     "both_kinds",
     "both_or_none",
     "call_labels",
+    "centers",
     "choice",
     "class_index",
     "features",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..losses import LossSpec, Parameter
-from .numbers import integer, number
+from .numbers import integer, number, positive_int
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -80,6 +80,16 @@ def class_index(name: str, value: Tensor, weight: Tensor) -> None:
     if value.dim() != 1:
         raise ValueError(f"{name} must have shape (K,), got {tuple(value.shape)}")
     same_device("weight", weight, name, value)
+
+
+#: A center's number has one byte.
+MOST_CENTERS = 256
+
+
+def centers(value: object) -> None:
+    """Number of vectors of a class."""
+    positive_int("centers", value)
+    number("centers", value, at_most=MOST_CENTERS)
 
 
 def threshold(

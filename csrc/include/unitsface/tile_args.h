@@ -210,6 +210,26 @@ struct NearestTileArgs {
 
 constexpr int64_t kMostNearest = 64;
 
+// Of products with m classes of k centers each, side by side, the largest of each class and which
+// it is: of equal ones the first, and the first NaN, if there is one.
+struct LargestOfCentersArgs {
+  const float* products;  // [n, m * k]
+  int64_t n, m, k;        // 1 <= k <= kMostCenters
+  float* cosines;         // [n, m]
+  uint8_t* which;         // [n, m]
+};
+
+// out[i, j * k + which[i, j]] = gradient[i, j], and 0 elsewhere.
+struct SpreadOverCentersArgs {
+  const void* gradient;  // [n, m]
+  DType dtype;           // of gradient and out
+  const uint8_t* which;  // [n, m], below k
+  int64_t n, m, k;
+  void* out;  // [n, m * k]
+};
+
+constexpr int64_t kMostCenters = 256;
+
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5). Both are NaN for a
 // row with an element that is not finite.
 struct NormalizeRowsArgs {

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..reference import NORM_EPS
 from ..streaming import (
     Call,
+    CenterTiles,
     ClassSums,
     ClassTile,
     ClassWeights,
@@ -42,7 +43,7 @@ BLOCK, CUDA_BLOCK = 512, 2048
 ROWS = 4096
 
 
-class EagerEngine(UnitRows):
+class EagerEngine(UnitRows, CenterTiles):
     """See :class:`unitsface_kernels.backends.streaming.Engine`; GEMMs are in float32."""
 
     stat_dtype = torch.float64
@@ -51,16 +52,16 @@ class EagerEngine(UnitRows):
     device_filter: DeviceFilter | None = None
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self._call, self.centers = call, call.centers
 
     @property
     def class_block(self) -> tuple[int, int]:
-        size = CUDA_BLOCK if self._call.rows.is_cuda else BLOCK
-        return size, size
+        return self.columns_per_tile(self.sum_block)
 
     @property
     def sum_block(self) -> tuple[int, int]:
-        return self.class_block
+        size = CUDA_BLOCK if self._call.rows.is_cuda else BLOCK
+        return size, size
 
     @cached_property
     def _terms(self) -> Terms:
@@ -127,10 +128,19 @@ class EagerEngine(UnitRows):
             factor = inverse if scale is None else inverse * scale
             out[some] = factor * (gradient - along * unit)
 
+    def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mm(a, b.T, out=out)
+
+    def _workspace(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._call.rows.device)
+
     # --- sums -------------------------------------------------------------------------------------
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        cosine = tile.a @ tile.b.T
+        gradient = self._sum_tile(tile, self._columns(tile))
+        return None if gradient is None else self._of_vectors(gradient)
+
+    def _sum_tile(self, tile: SumTile, cosine: Tensor) -> Tensor | None:
         (n, m), same = cosine.shape, _same(tile)
         valid = _valid(tile)
         per_column = self._call.spec.threshold == "per_column"
@@ -180,8 +190,8 @@ class EagerEngine(UnitRows):
     # --- log-sum-exp over classes -----------------------------------------------------------------
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        cosine = torch.mm(tile.a, tile.b.T, out=tile.cosines)
-        target = _Targets(tile)
+        cosine = self._columns(tile, tile.cosines)
+        target = _Targets(tile, cosine)
         target.store_cosine(cosine, rows.target_cosine)
         logit = self._terms.negative(cosine, values_of(tile.variables)).value
         fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
@@ -194,23 +204,23 @@ class EagerEngine(UnitRows):
         return z.value, z.slope
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
-        cosine = tile.a @ tile.b.T if tile.cosines is None else tile.cosines
+        cosine = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)
         z = self._terms.negative(cosine, values_of(tile.variables))
         weight = rows.negative[:, None] * torch.exp(z.value - rows.log_negatives[:, None])
-        target = _Targets(tile)
+        target = _Targets(tile, cosine)
         if tile.d_variables is not None:
             scalars, of_rows, columns, *_ = tile.d_variables
             weights = target.replaced(weight, 0.0)
             totals = [*((total, 1) for total in (*scalars, *of_rows)), *((t, 0) for t in columns)]
             for (total, dim), by in zip(totals, z.by_variables, strict=True):
                 total += (weights * by).sum(dim=dim)
-        return target.replaced(weight * z.slope, rows.target)
+        return self._of_vectors(target.replaced(weight * z.slope, rows.target))
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
-        cosine = tile.a @ tile.b.T
-        target = _Targets(tile)
+        cosine = self._columns(tile)
+        target = _Targets(tile, cosine)
         target.store_cosine(cosine, rows.target_cosine)
-        places = torch.arange(tile.start, tile.start + len(tile.b), device=cosine.device)
+        places = torch.arange(tile.start, tile.start + cosine.shape[1], device=cosine.device)
         cosines = torch.cat([rows.best, target.replaced(cosine, -torch.inf)], dim=1)
         places = target.replaced(places.to(torch.int32).expand_as(cosine), -1)
         # Stable: of equal cosines the earlier one. NaN comes before every number.
@@ -340,10 +350,10 @@ def _times(values: Tensor, weights: Tensor | None) -> Tensor:
 class _Targets:
     """Targets of a tile's rows, of which those in the tile count; nothing waits for the device."""
 
-    def __init__(self, tile: ClassTile) -> None:
-        place = tile.targets - tile.start
-        self._inside = (place >= 0) & (place < len(tile.b)) & (tile.targets >= 0)
-        self._place = place.clamp(0, len(tile.b) - 1)[:, None]
+    def __init__(self, tile: ClassTile, cosine: Tensor) -> None:
+        place, width = tile.targets - tile.start, cosine.shape[1]
+        self._inside = (place >= 0) & (place < width) & (tile.targets >= 0)
+        self._place = place.clamp(0, width - 1)[:, None]
 
     def store_cosine(self, cosine: Tensor, target_cosine: Tensor) -> None:
         own = cosine.gather(1, self._place)[:, 0]

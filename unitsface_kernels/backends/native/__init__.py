@@ -64,6 +64,8 @@ def _may_lack_kernels(call: Call) -> bool:
 
 def no_kernels(call: Call) -> str | None:
     """Why there are no kernels of such a loss; None if there are."""
+    if call.spec.tiles is not None:
+        return None
     from . import custom
 
     if call.rows.is_cuda and call.spec.reduction != "nearest":

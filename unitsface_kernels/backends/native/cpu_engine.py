@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..streaming import Call
-from .engine import DTYPE_CODES, NativeEngine, address, strided_address
+from ..streaming.centers import Largest
+from .arguments import address, strided_address
+from .engine import DTYPE_CODES, NativeEngine
 
 # Cosines of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
 # `python -m bench.tile_sizes` compares these lose least to the bare GEMMs, by 5 to 10 %.
@@ -32,7 +34,6 @@ class CpuEngine(NativeEngine):
     """
 
     sum_block = (PAIR_BLOCK, PAIR_BLOCK)
-    class_block = CLASS_BLOCK
     stat_dtype = torch.float64
     keeps_cosines = True
     arguments_prefix = "Cpu"
@@ -47,6 +48,10 @@ class CpuEngine(NativeEngine):
         # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
         wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
         self.library_gemm = wanted == "library" or not has_gemm(DTYPE_CODES[torch.float32])
+
+    @property
+    def class_block(self) -> tuple[int, int]:
+        return self.columns_per_tile(CLASS_BLOCK)
 
     def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         threads = () if name == "positive_rows" else (self.threads,)
@@ -126,6 +131,31 @@ class CpuEngine(NativeEngine):
         # Several times as fast as a vector norm, which the CPU does not vectorize.
         absolute = self._workspace("absolute", *tile.shape, dtype=tile.dtype)
         return torch.abs(tile, out=absolute).sum(dim=dim, dtype=torch.float32)
+
+    def _take_largest(self, products: Tensor, out: Largest) -> None:
+        n, m = out.cosine.shape
+        arguments = self.native.LargestOfCenters(
+            products=address(products),
+            n=n,
+            m=m,
+            k=self.centers,
+            cosines=address(out.cosine),
+            which=address(out.which),
+        )
+        self._kernel("largest_of_centers", arguments)
+
+    def _spread(self, gradient: Tensor, which: Tensor, out: Tensor) -> None:
+        n, m = gradient.shape
+        arguments = self.native.SpreadOverCenters(
+            gradient=address(gradient),
+            dtype=DTYPE_CODES[gradient.dtype],
+            which=address(which),
+            n=n,
+            m=m,
+            k=self.centers,
+            out=address(out),
+        )
+        self._kernel("spread_over_centers", arguments)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         return self._mm(left, right, self._workspace("d_unit", left.shape[0], right.shape[1]))

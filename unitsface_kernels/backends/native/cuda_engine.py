@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..memory import DeviceMemory, device_memory
 from ..streaming import Call
-from .engine import NativeEngine, address
+from .arguments import address
+from .engine import NativeEngine
 
 # Cosines are written and read, gradients written and read twice: 14 bytes per pair with 16-bit
 # operands, 3.3 ps at the 4.3 TB/s of an H200, whose three GEMMs at D = 512 take 3.9 ps. So a tile
@@ -53,7 +54,8 @@ class CudaEngine(NativeEngine):
 
     @property
     def class_block(self) -> tuple[int, int]:
-        return LEAST_ROWS, _whole_blocks(self._pairs_in_l2 // max(self._rows, BLOCK_MULTIPLE))
+        columns = _whole_blocks(self._pairs_in_l2 // max(self._rows, BLOCK_MULTIPLE))
+        return self.columns_per_tile((LEAST_ROWS, columns))
 
     def _kernel(self, name: str, *arguments: Any, workspace: Sequence[int] | None = None) -> None:
         cuda = self.native.cuda

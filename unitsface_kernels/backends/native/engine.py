@@ -13,6 +13,7 @@ from torch import Tensor
 from ..histogram import HistogramTile
 from ..streaming import (
     Call,
+    CenterTiles,
     ClassSums,
     ClassTile,
     ClassWeights,
@@ -25,46 +26,16 @@ from ..streaming import (
     PositiveSums,
     SumTile,
     TileColumns,
-    TileVariables,
     UnitRows,
     finish_rows,
 )
+from .arguments import BY_ROW, address, slopes_of, variables_of
 from .loader import extension
 
-#: Arguments for the gradients of variables, in the order of :class:`TileVariables`; against classes
-#: those of scalars are by row.
-_BY_DIRECTION = "d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"
-_BY_ROW = "a_dscalars", "a_drows", "b_dcolumns"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def address(tensor: Tensor | None) -> tuple[int, int] | None:
-    """Pointer argument of the extension: address and size in bytes of a dense tensor.
-
-    The extension checks the size against the extent that its kernels read and write.
-    """
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return tensor.data_ptr(), tensor.nbytes
-
-
-def strided_address(matrix: Tensor) -> tuple[int, int]:
-    """The same of a matrix whose strides the extension is told: of all that it may touch."""
-    if not matrix.numel():
-        return 0, 0
-    (rows, columns), (row, column) = matrix.shape, matrix.stride()
-    elements = (rows - 1) * row + (columns - 1) * column + 1
-    return matrix.data_ptr(), elements * matrix.element_size()
-
-
-def _matrix(value: Tensor | None) -> tuple[int, int] | None:
-    if value is None or value.dim() == 1:
-        return address(value)
-    return strided_address(value)
-
-
-class NativeEngine(UnitRows, ABC):
+class NativeEngine(UnitRows, CenterTiles, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
@@ -92,8 +63,8 @@ class NativeEngine(UnitRows, ABC):
             self.device = device
             return
         self.device = call.rows.device
-        self.loss = call.spec.name
-        self.num_columns = call.num_columns
+        self.loss = (call.spec.tiles or call.spec).name
+        self.num_columns, self.centers = call.num_columns, call.centers
         self.params = list(call.kernel_params)
         self.per_column = call.spec.threshold == "per_column"
 
@@ -212,7 +183,7 @@ class NativeEngine(UnitRows, ABC):
         return out
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._columns(tile)
         n, m = cosines.shape
         gradient = self._gradient_workspace(cosines) if tile.gradient else None
         d_rows = d_columns = tile.d_threshold
@@ -241,25 +212,25 @@ class NativeEngine(UnitRows, ABC):
             b_dthreshold=address(d_columns),
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
-            **self._variables(tile.variables, tile.d_variables),
+            **variables_of(tile.variables, tile.d_variables),
         )
         self._kernel("sum_tile", self.loss, self.params, arguments, workspace=cosines.shape)
-        return gradient
+        return None if gradient is None else self._of_vectors(gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        cosines = self.cosines(tile.a, tile.b, tile.cosines)
+        cosines = self._columns(tile, tile.cosines)
         arguments = self.native.LogsumexpTile(
             **self._classes(tile, cosines),
             maximum=address(rows.maximum),
             total=address(rows.total),
             target_cosine=address(rows.target_cosine),
-            **self._variables(tile.variables),
+            **variables_of(tile.variables),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
         arguments = self.native.NearestTile(
-            **self._classes(tile, self.cosines(tile.a, tile.b)),
+            **self._classes(tile, self._columns(tile)),
             k=rows.best.shape[1],
             best=address(rows.best),
             position=address(rows.position),
@@ -285,7 +256,7 @@ class NativeEngine(UnitRows, ABC):
         return finish_rows(call, sums, self._positive_rows)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
-        cosines = self.cosines(tile.a, tile.b) if tile.cosines is None else tile.cosines
+        cosines = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
@@ -295,10 +266,10 @@ class NativeEngine(UnitRows, ABC):
             log_negatives=address(rows.log_negatives),
             negative_weight=address(rows.negative),
             target_gradient=address(rows.target),
-            **self._variables(tile.variables, tile.d_variables, _BY_ROW),
+            **variables_of(tile.variables, tile.d_variables, BY_ROW),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
-        return gradient
+        return self._of_vectors(gradient)
 
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         sums = torch.linalg.vector_norm(tile, ord=1, dim=dim, dtype=torch.float32)
@@ -393,33 +364,10 @@ class NativeEngine(UnitRows, ABC):
             b_positive_weight=address(columns and columns.positive),
             a_log_positives=address(rows.log_positives),
             b_log_positives=address(columns and columns.log_positives),
-            **self._slopes(tile),
+            **slopes_of(tile),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
         return gradient
-
-    def _variables(
-        self,
-        values: TileVariables | None,
-        slopes: TileVariables | None = None,
-        names: tuple[str, ...] = _BY_DIRECTION,
-    ) -> dict[str, Any]:
-        """The arguments of tiles of a formula with variables; ``names``: of their gradients."""
-        if values is None:
-            return {}
-        found: dict[str, Any] = {
-            "num_scalars": len(values.scalars),
-            "num_rows": len(values.a_rows),
-            "num_columns": len(values.b_columns),
-            "row_stride": values.a_rows.stride(0),
-            "column_stride": values.b_columns.stride(0),
-        }
-        for name, value in values._asdict().items():
-            if value is not None:
-                found[name] = _matrix(value)
-        if slopes is not None:
-            found.update(zip(names, map(_matrix, slopes), strict=False))
-        return found
 
     def _classes(self, tile: ClassTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles against classes have."""
@@ -433,14 +381,6 @@ class NativeEngine(UnitRows, ABC):
             "start": tile.start,
         }
 
-    def _slopes(self, tile: PairTile) -> dict[str, Any]:
-        """Gradients of variables, of one direction of pairs or of both."""
-        slopes = tile.d_variables
-        if slopes is None:
-            return {}
-        found: dict[str, Any] = dict(zip(_BY_DIRECTION, map(_matrix, slopes), strict=True))
-        return {**found, "both_slopes": slopes.b_rows is not None}
-
     def _pairs(self, tile: PairTile, cosines: Tensor) -> dict[str, Any]:
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
@@ -452,5 +392,5 @@ class NativeEngine(UnitRows, ABC):
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
-            **self._variables(tile.variables),
+            **variables_of(tile.variables),
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..dense import dense
 from . import loader
-from .engine import address
+from .arguments import address
 
 
 def _run(name: str, arguments: Any, device: torch.device) -> None:

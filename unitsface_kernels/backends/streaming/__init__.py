@@ -16,6 +16,7 @@ from .call import (
     Result,
     make_call,
 )
+from .centers import CenterTiles
 from .engine import (
     ClassSums,
     ClassTile,
@@ -65,6 +66,7 @@ __all__ = [
     "Call",
     "CallConfig",
     "CallTensors",
+    "CenterTiles",
     "ClassSums",
     "ClassTile",
     "ClassWeights",

@@ -22,7 +22,8 @@ ColumnSink = Callable[[slice, Tensor], None]
 class Gradients(NamedTuple):
     """Float32 gradients of a call's tensors; None where not needed or not known yet.
 
-    ``rows`` (N, D), ``columns`` (M or K, D), ``threshold`` (1,) or (M,), ``variables`` as given.
+    ``rows`` (N, D), ``columns`` (M or K, D) or (M or K, centers, D) as given, ``threshold`` (1,) or
+    (M,), ``variables`` as given.
     """
 
     rows: Tensor | None = None
@@ -39,6 +40,7 @@ class CallTensors(NamedTuple):
         row_labels: (N,). Pair topology: identity, -1 ignored. Class topology: position of the
             target among the columns, -1 ignored, -2 no target in this shard.
         columns: (M, D) memory or class weights; None: the batch itself, pair (i, i) excluded.
+            Classes of several centers: (M, centers, D).
         column_labels: (M,) identities, -1 neither positive nor negative; None for classes.
         column_index: (K,) rows of ``columns`` that take part; None: all.
         threshold: one element or, for ``spec.threshold == "per_column"``, one per column.
@@ -125,7 +127,7 @@ class ForwardCache:
     """Data that a forward pass may leave to the backward passes of its call, beside its state.
 
     Attributes:
-        cosines: (M or K, D) float32, in whose memory lie cosines until the first backward pass
+        cosines: as the columns, float32, in whose memory lie cosines until the first backward pass
             takes it for the gradient of the columns.
         tile_sums: (tiles, N) float32 sums of every tile of columns, as maximum and total.
         blocks: rows and columns of the tiles of both.
@@ -158,9 +160,12 @@ class Call(CallConfig):
     """A call as the drivers receive it: its static part, its tensors, and what ranks share.
 
     Tensors are those of :class:`CallTensors`, detached, dense and on one device; labels and
-    indices are int64, the threshold is (1,) or (M,) float32, and so are variables.
+    indices are int64, the threshold is (1,) or (M,) float32, and so are variables. Columns are
+    always a matrix: all centers of the first class, then those of the second one.
 
     Attributes:
+        centers: vectors of a column, of whose cosines the largest counts: K of a class, see
+            ``centers.py``.
         cache: passes more than the state from forward to backward; None: nothing can be passed.
         shards: the columns are this rank's part of the classes; None: they are all there are.
         sink: takes the gradient of the columns tile by tile, in place of one gradient of them all.
@@ -178,6 +183,7 @@ class Call(CallConfig):
     column_index: Tensor | None = None
     threshold: Tensor | None = None
     variables: Tensor | None = None
+    centers: int = 1
     cache: ForwardCache | None = None
     shards: Shards | None = None
     sink: ColumnSink | None = None
@@ -195,7 +201,27 @@ class Call(CallConfig):
             return self.column_index.shape[0]
         if self.columns is None and self.column_labels is not None:
             return self.column_labels.shape[0]
-        return (self.rows if self.columns is None else self.columns).shape[0]
+        return self.rows.shape[0] if self.columns is None else len(self.columns) // self.centers
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of the columns that take part, of each as many as it has centers."""
+        return self.num_columns * self.centers
+
+    @cached_property
+    def vector_index(self) -> Tensor | None:
+        """Rows of ``columns`` of the columns that take part; None: all."""
+        index = self.column_index
+        if index is None or self.centers == 1:
+            return index
+        every = torch.arange(self.centers, device=index.device)
+        return (index[:, None] * self.centers + every).flatten()
+
+    def as_columns(self, vectors: Tensor) -> Tensor:
+        """(m K, D) of the vectors of m columns as these are given, (m, K, D) with several."""
+        if self.centers == 1:
+            return vectors
+        return vectors.unflatten(0, (len(vectors) // self.centers, self.centers))
 
     @property
     def num_losses(self) -> int:
@@ -220,9 +246,10 @@ class Call(CallConfig):
         """Whether tiles may be left out of the gradients."""
         # What is left out is added pair by pair to a whole gradient in the end. With variables, the
         # slope of a sum's terms has no useful bound, and tiles of a log-sum-exp without a gradient
-        # of cosines would still have one of variables.
+        # of cosines would still have one of variables. With several centers, which of them a target
+        # has is known in its tile alone.
         streamed = any(variable.streamed for variable in self.spec.variables)
-        plain = self.sink is None and not streamed and not self.both
+        plain = self.sink is None and not streamed and not self.both and self.centers == 1
         return self.skip_tolerance > 0.0 and plain
 
     @cached_property
@@ -289,7 +316,7 @@ def make_call(
 ) -> Call:
     """Kernels read raw memory: what they rely on is made true here, for all of them."""
     rows, row_labels, columns, column_labels, column_index, threshold, variables = tensors
-    static = vars(config)
+    static, centers = vars(config), 1
     if columns is not None:
         if config.self_offset is not None:
             # Beyond either end no pair is left out; kernels add 64-bit integers to it.
@@ -301,6 +328,8 @@ def make_call(
         assert columns is not None
         # The error for an index out of range comes later, see ``validate.in_range``.
         column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
+    if columns is not None and columns.dim() == 3 and config.spec.topology == "class":
+        centers, columns = columns.shape[1], columns.flatten(0, 1)
     if threshold is not None:
         threshold = dense(threshold.to(torch.float32).reshape(-1))
     if variables is not None:
@@ -314,6 +343,7 @@ def make_call(
         column_index=column_index,
         threshold=threshold,
         variables=variables,
+        centers=centers,
         cache=cache,
         shards=shards,
     )

@@ -26,6 +26,7 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
+    TileVariables,
     UnitRows,
 )
 from .tiles import blocks
@@ -56,7 +57,7 @@ def _check_operands(call: Call, weights: Tensor | None) -> None:
         classes = call.spec.topology == "class"
         taken = None if call.column_labels is None else call.column_labels >= 0
         columns = "class weights" if classes else "memory"
-        _check_rows(name, columns, call.columns, taken, call.column_index)
+        _check_rows(name, columns, call.columns, taken, call.vector_index)
     thresholds = thresholds_in_use(call)
     if thresholds is not None:
         _check_vector(name, "thresholds", thresholds)
@@ -234,10 +235,13 @@ class CheckedEngine(UnitRows):
             self._check("gradient", "gradient", gradient)
         if tile.d_threshold is not None:
             self._check("gradient", "gradient of the threshold", tile.d_threshold, placed=False)
-        for sums in tile.d_variables or ():
+        self._check_variables(tile.d_variables)
+        return gradient
+
+    def _check_variables(self, gradients: TileVariables | None) -> None:
+        for sums in gradients or ():
             if sums is not None:
                 self._check("gradient", "gradient of the variables", sums, placed=False)
-        return gradient
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
         self._tile = tile
@@ -263,6 +267,7 @@ class CheckedEngine(UnitRows):
             valid = torch.zeros(len(gradient), dtype=torch.bool, device=gradient.device)
             valid[tile.selection.places[: int(tile.selection.number[0])]] = True
         self._check("gradient", "gradient", gradient, valid)
+        self._check_variables(tile.d_variables)
         return gradient
 
     def pair_negatives_tile(
@@ -290,6 +295,7 @@ class CheckedEngine(UnitRows):
         self._tile = tile
         gradient = self._engine.pair_gradient_tile(tile, rows, columns)
         self._check("gradient", "gradient", gradient)
+        self._check_variables(tile.d_variables)
         return gradient
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
@@ -386,7 +392,9 @@ class CheckedEngine(UnitRows):
             elif placed:
                 text += f" in row {int(rows.numbers[at[0]])}"
                 if valid is None:
-                    text += f", column {int(columns.numbers[at[1]])}"
+                    # A gradient has those of every vector of a column.
+                    column = at[1] * len(columns.numbers) // values.shape[1]
+                    text += f", column {int(columns.numbers[column])}"
             norm = max(rows.norm, columns.norm)
             text += f"; rows {rows}, columns {columns}, largest norm {norm:g}"
         raise FloatingPointError(text)
@@ -399,7 +407,9 @@ class CheckedEngine(UnitRows):
         elif isinstance(tile, ClassTile):
             start = tile.start
         if start is not None:
-            columns = columns._replace(numbers=torch.arange(start, start + len(tile.b)))
+            columns = columns._replace(
+                numbers=torch.arange(start, start + len(tile.b) // self._call.centers)
+            )
         return rows, columns
 
     def _located(self, tile: Tensor, of_columns: bool) -> _Side:

@@ -14,7 +14,7 @@ from .tiles import Columns, Panel, against_columns
 def columns_of(call: Call) -> Columns:
     """All columns of a call that has any of its own."""
     assert call.columns is not None
-    return Columns(call.columns, call.column_index, call.num_columns)
+    return Columns(call.columns, call.vector_index, call.num_columns, call.centers)
 
 
 def unit_columns(engine: Engine, panel: Panel) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def remote_blocks(call: Call) -> Blocks:
 def finish_columns(
     call: Call,
     engine: Engine,
-    tile: slice,
+    part: slice,
     d_unit: Tensor | None,
     norms: Tensor | None,
     d_columns: Tensor | None,
@@ -57,10 +57,11 @@ def finish_columns(
     """Takes the gradient of a tile's unit columns to the columns themselves, and to its place.
 
     Args:
+        part: place of the columns, or of their vectors: :attr:`Panel.part`.
         d_unit: (m, D) float32, overwritten; None: zero.
         norms: (m,) of :meth:`Engine.normalize_rows`, with ``d_unit``.
-        d_columns: (M or K, D) gradient of all columns, unless the call has a sink. Of unit columns,
-            as it is, if other ranks' rows have a part of it.
+        d_columns: (M or K, D) gradient of all columns (vectors), unless the call has a sink. Of
+            unit columns, as it is, if other ranks' rows have a part of it.
         scale: () factor, or None.
         raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
         along: (m,) gradient of the columns' norms.
@@ -70,10 +71,10 @@ def finish_columns(
     assert call.columns is not None
     if call.sink is None:
         assert d_columns is not None
-        out = d_columns[tile]
+        out = d_columns[part]
     else:
         # Without any, a step with zero still decays the weights.
-        shape = (tile.stop - tile.start, call.rows.shape[1])
+        shape = (part.stop - part.start, call.rows.shape[1])
         out = call.rows.new_empty(shape, dtype=torch.float32) if d_unit is None else d_unit
     if d_unit is None:
         out.zero_()
@@ -82,14 +83,15 @@ def finish_columns(
     else:
         assert norms is not None
         engine.normalize_rows_backward(
-            d_unit, call.columns, tile.start, norms, out, scale, call.column_index, raw
+            d_unit, call.columns, part.start, norms, out, scale, call.vector_index, raw
         )
         if along is not None:
-            add_norms_of_columns(call, tile, norms, out, along if scale is None else along * scale)
+            add_norms_of_columns(call, part, norms, out, along if scale is None else along * scale)
         labels = call.column_labels
-        clear_ignored_columns(call, None if labels is None else labels[tile], out)
+        clear_ignored_columns(call, None if labels is None else labels[part], out)
     if call.sink is not None:
-        call.sink(tile, out)
+        whole = slice(part.start // call.centers, part.stop // call.centers)
+        call.sink(whole, call.as_columns(out))
 
 
 def add_norms_of_columns(

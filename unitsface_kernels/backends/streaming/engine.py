@@ -43,7 +43,9 @@ class SumTile:
     """Arguments of :meth:`Engine.sum_tile`.
 
     Attributes:
-        a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.normalize_rows`.
+        a, b: (n, D), (m, D) unit rows and columns from :meth:`Engine.normalize_rows`. Of columns of
+            K vectors each (:attr:`Call.centers`) ``b`` is (m K, D), and so are tiles of gradients
+            (n, m K): see ``centers.py``.
         a_labels, b_labels: (n,), (m,) from :meth:`Engine.prepare_labels`; below 0: ignored.
         b_threshold: (1,) or, per column, (m,) float32.
         a_threshold: as ``b_threshold`` for the pairs taken in the other direction; None for a
@@ -124,12 +126,13 @@ class ClassTile:
 
     Attributes:
         a: as of :class:`SumTile`.
-        b: (m, D) :attr:`TileColumns.matrix`.
+        b: (m, D) :attr:`TileColumns.matrix`; of columns of several vectors, as :class:`SumTile`.
         targets: (n,) int64 positions among all columns; of a target outside the tile nothing
             is known here.
         start: position of the tile's first column.
-        cosines: (n, m) float32, where a first pass leaves all cosines for the second, which may
-            overwrite them; None: nowhere, the second pass multiplies again.
+        cosines: (n, m) float32, of columns of several vectors (n, m K), where a first pass leaves
+            all cosines for the second, which may overwrite them; None: nowhere, the second pass
+            multiplies again.
         b_factors: (m,) :attr:`TileColumns.factors`.
         selection: rows for which a gradient is wanted, the others are not written; None: all.
         variables: that the negatives' logits read, as of :class:`SumTile`.
@@ -272,7 +275,9 @@ class Engine(Protocol):
 
     @property
     def class_block(self) -> tuple[int, int]:
-        """Rows and columns of a tile against a memory or classes."""
+        """Rows and columns of a tile against a memory or classes, whole ones whatever their
+        vectors.
+        """
 
     @property
     def stat_dtype(self) -> torch.dtype:

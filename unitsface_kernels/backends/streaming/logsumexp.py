@@ -69,10 +69,13 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     else:
         of_target = variables.target(call, values, sums.target_cosine)
         of_rows = () if values is None else values.of_rows(call)
-        per_row, state = finish_rows(call, sums, lambda _: of_target[:2], of_rows)
+        per_row, state = finish_rows(call, sums, lambda _: of_target, of_rows)
     if values is not None:
         state = torch.cat([state, sums.target_cosine[None]])
-        per_row = per_row + torch.where(call.ignored, 0.0, variables.not_finite(call, values))
+        more = variables.not_finite(call, values)
+        term = variables.regularizer(call, values)
+        more = more if term is None else more + term
+        per_row = per_row + torch.where(call.ignored, 0.0, more)
     loss = per_row
     if call.reduction != "none":
         loss = per_row.sum()
@@ -100,7 +103,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(-target_weight, state[-1])
+        of_variables = _OfVariables(-target_weight, state[-1], weights)
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         share = negative_prob if call.spec.finish is None else negative_prob.abs()
@@ -138,14 +141,14 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     target_cosine = rows.new_zeros(count, dtype=torch.float32)
     cosines = None
     if _keeps(call, engine):
-        cosines = rows.new_empty((call.num_columns, rows.shape[1]), dtype=torch.float32)
+        cosines = rows.new_empty((call.num_vectors, rows.shape[1]), dtype=torch.float32)
     for panel, panel_maximum, panel_total in zip(panels, maximum, total, strict=True):
         columns = tile_columns(engine, panel)
         sums = ClassSums(panel_maximum, panel_total, target_cosine)
         for block in panel.rows:
             tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
             if cosines is not None:
-                tile.cosines = _kept(cosines, panel.columns, block)
+                tile.cosines = _kept(cosines, panel.part, block)
             if streamed is not None:
                 tile.variables = streamed.tile(block, panel.columns)
             engine.logsumexp_tile(tile, part(sums, block))
@@ -211,10 +214,13 @@ def finish_rows(
 
 
 class _OfVariables(NamedTuple):
-    """What the gradients of variables are made of: factors and cosines of the targets, (N,)."""
+    """What the gradients of variables are made of: factors and cosines of the targets, and factors
+    of the rows, (N,).
+    """
 
     negative_weight: Tensor
     target_cosine: Tensor
+    weights: Tensor
 
 
 class _Rows(NamedTuple):
@@ -263,16 +269,20 @@ def _gradients(
     unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
     values = variables.of_call(call, engine, unit, inverse_norms)
+    d_streamed = factor = None
     if values is not None:
         streamed = values.streamed(call.spec)
         d_streamed = streamed and variables.zeros_by_row(call, streamed, engine.stat_dtype)
-        rows = rows._replace(variables=streamed, d_variables=d_streamed)
+        factor = variables.factor(call)
+        # All that the gradient of a factor of the logits needs is in that of the rows.
+        in_tiles = d_streamed if factor is None else None
+        rows = rows._replace(variables=streamed, d_variables=in_tiles)
     d_rows = zeros(unit, count, size) if call.need_rows else None
     cosines = None if call.cache is None else call.cache.take_cosines()
     d_columns = cosines
     if call.need_columns and d_columns is None and call.sink is None:
         # Every tile writes its columns; zeroing all C x D first costs time.
-        d_columns = columns.new_empty((call.num_columns, size))
+        d_columns = columns.new_empty((call.num_vectors, size))
     if masses is None:
         _stream(call, engine, rows, None, scale, cosines, d_rows, d_columns)
     else:
@@ -281,18 +291,28 @@ def _gradients(
         stream = _stream_by_host if engine.device_filter is None else _stream_by_device
         stream(call, engine, rows, masses, slopes, scale, cosines, d_rows, d_columns)
         add_pairs(call, engine, unit, call.row_labels, slopes, d_rows, None)
+    if factor is not None and d_rows is not None:
+        assert values is not None
+        assert d_streamed is not None
+        assert of_variables is not None
+        products = torch.linalg.vecdot(d_rows, unit)
+        here = torch.where(call.row_labels >= 0, weights.target * of_variables.target_cosine, 0.0)
+        products = torch.where(weights.negative == 0.0, 0.0, products - here)
+        d_streamed.scalars.add_(products / values.scalars[factor])
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
-    if values is not None and of_variables is not None:
+    if values is not None and of_variables is not None and variables.need_gradients(call):
         slopes_of = variables.of_targets(call, values, *of_variables)
-        d_values = variables.joined(call, values, slopes_of, rows.d_variables)
+        d_values = variables.joined(call, values, slopes_of, d_streamed)
         if d_columns is not None:
             variables.add_column_norms(call, engine, d_values, d_columns, scale)
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:
             d_variables = variables.of_given(call, d_values, scale)
+    if d_columns is not None:
+        d_columns = call.as_columns(d_columns)
     return Gradients(d_rows, d_columns, None, d_variables)
 
 
@@ -372,7 +392,7 @@ def _stream(
     for number, (panel, own) in enumerate(zip(panels, found, strict=True)):
         place = panel.columns
         if not panel.rows:
-            finish_columns(call, engine, place, None, None, d_columns, scale)
+            finish_columns(call, engine, panel.part, None, None, d_columns, scale)
             if targets is not None and d_columns is not None:
                 targets.write(own, d_columns, scale)
             continue
@@ -381,7 +401,7 @@ def _stream(
         for block in panel.rows:
             tile = _tile(rows.unit[block], columns, rows.labels[block], place)
             if cosines is not None:
-                tile.cosines = _taken(cosines, place, block, rows.taken, call)
+                tile.cosines = _taken(cosines, panel.part, block, rows.taken, call)
             if rows.variables is not None:
                 tile.variables = rows.variables.tile(block, place)
                 tile.d_variables = rows.d_variables and rows.d_variables.by_row(block, place)
@@ -395,7 +415,7 @@ def _stream(
         if targets is not None and d_unit is not None:
             targets.add(own, place, d_unit, columns.factors)
         norms, raw = columns.inverse_norms, columns.raw
-        finish_columns(call, engine, place, d_unit, norms, d_columns, scale, raw)
+        finish_columns(call, engine, panel.part, d_unit, norms, d_columns, scale, raw)
 
 
 def _taken(

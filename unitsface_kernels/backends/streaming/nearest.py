@@ -165,7 +165,7 @@ def _gradients(
     d_rows = rows.new_zeros((size, width), dtype=torch.float32) if call.need_rows else None
     d_columns = None
     if call.need_columns and call.sink is None:
-        d_columns = rows.new_zeros((call.num_columns, width), dtype=torch.float32)
+        d_columns = rows.new_zeros((call.num_vectors, width), dtype=torch.float32)
     for place, slope in zip(places, slopes, strict=True):
         add_pairs(call, engine, unit, place, slope, d_rows, d_columns)
     if call.sink is not None:
@@ -178,4 +178,6 @@ def _gradients(
     d_variables = None
     if d_values is not None and call.need_variables:
         d_variables = variables.of_given(call, d_values, None)
+    if d_columns is not None:
+        d_columns = call.as_columns(d_columns)
     return Gradients(d_rows, d_columns, None, d_variables)

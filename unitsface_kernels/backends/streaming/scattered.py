@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -30,7 +32,7 @@ def add_pairs(
         place: positions among the columns; below 0: none.
         slope: 0 takes a pair out, also where its cosine is NaN or its place is none.
         d_rows: (N, D) gradient of the unit rows, or None.
-        d_columns: (M or K, D) gradient of the columns themselves, or None.
+        d_columns: (M or K, D) gradient of the columns themselves (of their vectors), or None.
         scale: () factor of what is added to ``d_columns``.
     """
     assert call.columns is not None
@@ -38,7 +40,8 @@ def add_pairs(
         # There is no column that could stand in for a place that is none.
         return
     place = place.to(torch.int64).clamp(0, call.num_columns - 1)
-    index = place if call.column_index is None else call.column_index[place]
+    place = attained(call, engine, unit, place)
+    index = place if call.vector_index is None else call.vector_index[place]
     unit_columns, norms = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
     slope, taken = slope[:, None], (slope != 0.0)[:, None]
     if d_rows is not None:
@@ -48,6 +51,37 @@ def add_pairs(
         # The Jacobian is linear: applied to each pair's share, it is applied to their sum.
         engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, scale, index)
         add_rows(d_columns, place, d_unit)
+
+
+def attained(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tensor:
+    """(N,) positions among the vectors of the columns: of every row that of the largest cosine, the
+    first of equal ones, with the column at ``place`` (N,).
+    """
+    if call.centers == 1:
+        return place
+    cosines = torch.stack(list(_cosines(call, engine, unit, place)))
+    return place * call.centers + cosines.argmax(dim=0)
+
+
+def _attained_or_none(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tensor:
+    """The same; places below 0 stay."""
+    found = attained(call, engine, unit, place.to(torch.int64).clamp(min=0))
+    return torch.where(place < 0, place, found)
+
+
+def cosines_at(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tensor:
+    """(N,) float32 cosines of rows with the column at ``place`` (N,) of each."""
+    return reduce(torch.maximum, _cosines(call, engine, unit, place))
+
+
+def _cosines(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Iterator[Tensor]:
+    """The same with every vector of the columns, one after the other."""
+    assert call.columns is not None
+    for center in range(call.centers):
+        index = place * call.centers + center
+        index = index if call.vector_index is None else call.vector_index[index]
+        vectors, _ = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
+        yield torch.linalg.vecdot(unit.to(torch.float32), vectors.to(torch.float32))
 
 
 class Targets:
@@ -123,24 +157,27 @@ def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slope
     assert call.columns is not None
     assert call.sink is not None
     count, size = unit.shape
-    block = engine.class_block[1]
+    block = engine.class_block[1] * call.centers
+    if call.centers > 1 and call.num_columns:
+        places = torch.stack([_attained_or_none(call, engine, unit, each) for each in places])
     ordered, order = places.to(torch.int64).flatten().sort(stable=True)
     slopes = slopes.flatten()[order]
-    starts = torch.arange(0, call.num_columns + block, block, device=unit.device)
+    starts = torch.arange(0, call.num_vectors + block, block, device=unit.device)
     bounds = torch.searchsorted(ordered, starts).tolist()
     gradient = unit.new_empty((block, size), dtype=torch.float32)
-    for number, tile in enumerate(blocks(0, call.num_columns, block)):
+    for number, tile in enumerate(blocks(0, call.num_vectors, block)):
         out = gradient[: tile.stop - tile.start].zero_()
         pairs = slice(bounds[number], bounds[number + 1])
         if pairs.start < pairs.stop:
             place, row = ordered[pairs], order[pairs] % count
-            index = place if call.column_index is None else call.column_index[place]
+            index = place if call.vector_index is None else call.vector_index[place]
             _, norms = engine.normalize_rows(call.columns, 0, len(place), index, reuse=True)
             slope = slopes[pairs, None]
             d_unit = torch.where(slope != 0.0, slope * unit[row], 0.0)
             engine.normalize_rows_backward(d_unit, call.columns, 0, norms, d_unit, None, index)
             add_rows(out, place - tile.start, d_unit)
-        call.sink(tile, out)
+        whole = slice(tile.start // call.centers, tile.stop // call.centers)
+        call.sink(whole, call.as_columns(out))
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:

@@ -300,7 +300,7 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
     d_columns = None
     if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
-        shape = (call.num_columns, unit.shape[1])
+        shape = (call.num_vectors, unit.shape[1])
         d_columns = columns.source.new_empty(shape, dtype=torch.float32)
     for panel in against_columns(columns, unit.shape[0], engine.class_block):
         b, column_norms = unit_columns(engine, panel)
@@ -340,8 +340,10 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
         if need_columns:
             own = panel.columns
             along = None if of_norms is None else of_norms[own]
-            finish_columns(call, engine, own, d_unit, column_norms, d_columns, scale, along=along)
+            finish_columns(
+                call, engine, panel.part, d_unit, column_norms, d_columns, scale, along=along
+            )
     if positives is not None:
         for at, slope in zip(positives.places, positives.slopes, strict=True):
             add_pairs(call, engine, unit, at, slope, d_rows, d_columns, scale)
-    return d_columns
+    return None if d_columns is None else call.as_columns(d_columns)

@@ -36,11 +36,14 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a comparison: ``count`` rows of ``source``, or of ``source[index]``."""
+    """``count`` columns of a comparison, of ``centers`` rows each of ``source``, or of
+    ``source[index]``.
+    """
 
     source: Tensor
     index: Tensor | None
     count: int
+    centers: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def against_columns(
             [block for block, skips in zip(row_blocks, skipped, strict=True) if not skips[number]]
             for number in range(len(parts))
         ]
+    each = columns.centers
     return [
-        Panel(part, some, columns.source, part, columns.index)
+        Panel(part, some, columns.source, slice(each * part.start, each * part.stop), columns.index)
         for part, some in zip(parts, rows, strict=True)
     ]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...losses import LossSpec
 from ...policy import eager
 from ...policy.derive import derivative
-from ...policy.expression import Expression
+from ...policy.expression import Expression, constant, is_const, value_of
+from ...policy.form import kernel_form
 from ...policy.formula import (
     COSINE,
     Formula,
@@ -29,11 +30,12 @@ from ...policy.variable import (
     SIDES,
     WITH_POSITIVES,
     Side,
+    Variable,
 )
 from .call import Call
 from .columns import add_norms_of_columns, columns_of, unit_columns
 from .engine import Engine, TileVariables
-from .scattered import add_rows
+from .scattered import add_rows, cosines_at
 from .tiles import against_columns
 
 
@@ -88,17 +90,12 @@ class Variables(NamedTuple):
         """Those that tiles read; None: there are none."""
         if not any(variable.streamed for variable in spec.variables):
             return None
-        return Variables(*(v[_streamed(spec, side)] for v, side in zip(self, SIDES, strict=True)))
-
-
-class Target(NamedTuple):
-    """Logits of the targets, (N,), and derivatives by their cosines (N,) and by every variable
-    (N,) each.
-    """
-
-    logit: Tensor
-    slope: Tensor
-    slopes: list[Tensor]
+        parts = []
+        for values, side in zip(self, SIDES, strict=True):
+            # By numbers, not by a list, which would travel to the device.
+            some = [values[place] for place in _streamed(spec, side)]
+            parts.append(torch.stack(some) if some else values[:0])
+        return Variables(*parts)
 
 
 def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> Variables | None:
@@ -198,11 +195,7 @@ def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
     """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
     cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
     if call.num_columns:
-        place = _target_places(call)
-        index = place if call.column_index is None else call.column_index[place]
-        assert call.columns is not None
-        targets, _ = engine.normalize_rows(call.columns, 0, unit.shape[0], index, reuse=True)
-        products = torch.linalg.vecdot(unit.to(torch.float32), targets.to(torch.float32))
+        products = cosines_at(call, engine, unit, _target_places(call))
         cosines = torch.where(call.row_labels >= 0, products, cosines)
     return cosines if call.shards is None else call.shards.sum(cosines)
 
@@ -213,8 +206,9 @@ def _streamed(spec: LossSpec, side: str) -> list[int]:
     return [place for place, variable in enumerate(some) if variable.streamed]
 
 
-def target(call: Call, values: Variables | None, cosine: Tensor) -> Target:
-    """The targets' logits of a ``logsumexp`` loss over classes, of N numbers, by Torch.
+def target(call: Call, values: Variables | None, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) logits of the targets of a ``logsumexp`` loss over classes, and their derivatives by the
+    cosines: of N numbers, by Torch.
 
     Args:
         values: all variables, None if the formula reads none.
@@ -222,32 +216,81 @@ def target(call: Call, values: Variables | None, cosine: Tensor) -> Target:
     """
     formula = call.spec.formula
     assert formula is not None
-    if formula.positive is None:
-        none = torch.zeros_like(cosine)
-        return Target(none, none, [none] * len(formula.variables))
+    logit, slope = _of_target(call, values, cosine, _by(formula.positive, formula)[:2])
+    return logit, slope
+
+
+def _of_target(
+    call: Call, values: Variables | None, cosine: Tensor, expressions: Sequence[Expression]
+) -> list[Tensor]:
+    """(N,) each: functions of the targets' cosines and variables."""
+    formula = call.spec.formula
+    assert formula is not None
+    if all(is_const(e) for e in expressions):
+        return [torch.full_like(cosine, value_of(e)) for e in expressions]
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
         **number_bindings(formula, call.params),
     }
     if values is not None:
-        of_columns = values.columns[:, _target_places(call)]
+        of_columns = values.columns
         if len(of_columns):
+            of_columns = of_columns[:, _target_places(call)]
             of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
             if call.shards is not None:
                 of_columns = call.shards.sum(of_columns)
         given = [*values.scalars, *values.rows, *of_columns]
         bindings.update(variable_bindings(formula, given))
-    found = eager.evaluate_all(_target_slopes(formula), bindings)
-    logit, slope, *slopes = (value.to(cosine).expand_as(cosine) for value in found)
-    return Target(logit, slope, slopes)
+    return _evaluated(expressions, bindings, cosine)
+
+
+def _evaluated(
+    expressions: Sequence[Expression],
+    bindings: dict[Expression, Tensor | float],
+    like: Tensor,
+) -> list[Tensor]:
+    """(N,) each, as ``like``."""
+    found = eager.evaluate_all([e for e in expressions if not is_const(e)], bindings)
+    values = iter(found)
+    # A constant of the host would be a copy to the device.
+    return [
+        torch.full_like(like, value_of(e)) if is_const(e) else next(values).to(like).expand_as(like)
+        for e in expressions
+    ]
 
 
 @cache
-def _target_slopes(formula: Formula) -> list[Expression]:
-    """The positive's logit, and its derivatives by the cosine and by every variable."""
-    of = formula.positive
-    assert of is not None
-    return [of, *(derivative(of, by) for by in (COSINE, *variable_leaves(formula)))]
+def _by(of: Expression | None, formula: Formula) -> list[Expression]:
+    """A function of the row, and its derivatives by the cosine and by every variable; of nothing,
+    zeros.
+    """
+    leaves = (COSINE, *variable_leaves(formula))
+    if of is None:
+        return [constant(0)] * (1 + len(leaves))
+    return [of, *(derivative(of, by) for by in leaves)]
+
+
+def regularizer(call: Call, values: Variables) -> Tensor | None:
+    """(N,) terms that are added to the losses of rows; None: there are none."""
+    formula = call.spec.formula
+    assert formula is not None
+    if formula.regularizer is None:
+        return None
+    return _of_row(call, values, _by(formula.regularizer, formula)[:1])[0]
+
+
+def _of_row(call: Call, values: Variables, expressions: Sequence[Expression]) -> list[Tensor]:
+    """(N,) each: functions of the variables of rows and of scalars."""
+    formula = call.spec.formula
+    assert formula is not None
+    of_rows = values.rows[:, own_rows(call)]
+    # It reads none of columns.
+    given = variable_leaves(formula)[: len(values.scalars) + len(of_rows)]
+    bindings: dict[Expression, Tensor | float] = {
+        **dict(zip(given, [*values.scalars, *of_rows], strict=True)),
+        **number_bindings(formula, call.params),
+    }
+    return _evaluated(expressions, bindings, values.rows.new_empty(call.rows.shape[0]))
 
 
 def _target_places(call: Call) -> Tensor:
@@ -255,28 +298,62 @@ def _target_places(call: Call) -> Tensor:
     return call.row_labels.clamp(0, max(call.num_columns - 1, 0))
 
 
+def need_gradients(call: Call) -> bool:
+    """Whether a gradient depends on a row's variables."""
+    formula = call.spec.formula
+    assert formula is not None
+    wanted = [
+        place
+        for place, variable in enumerate(formula.variables)
+        if (call.need_variables if variable.given else call.need_rows and _is_norm(variable))
+    ]
+    if any(formula.variables[place].streamed for place in wanted):
+        return True
+    slopes = (_by(of, formula)[2:] for of in (formula.positive, formula.regularizer))
+    # Of given ones, a gradient of zeros is one.
+    given = any(formula.variables[place].given for place in wanted)
+    return given or any(not is_const(each[place], 0.0) for each in slopes for place in wanted)
+
+
+def _is_norm(variable: Variable) -> bool:
+    return variable.name == ROW_NORM
+
+
 def of_targets(
-    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor
+    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor, weights: Tensor
 ) -> Variables:
-    """Gradients through the targets' logits; those of scalars are by row, (S, N).
+    """Gradients through the targets' logits and the rows' own terms; those of scalars are by row,
+    (S, N).
 
     Args:
         negative_weight: (N,) minus d loss / d logit.
         target_cosine: (N,).
+        weights: (N,) upstream gradients.
     """
-    here = torch.where(call.row_labels >= 0, -negative_weight, 0.0)
-    slopes = [
-        torch.where(here == 0.0, 0.0, here * slope)
-        for slope in target(call, values, target_cosine).slopes
-    ]
+    formula, has_target = call.spec.formula, call.row_labels >= 0
+    assert formula is not None
+    here = torch.where(has_target, -negative_weight, 0.0)
+    of_logits = _of_target(call, values, target_cosine, _by(formula.positive, formula)[2:])
+    slopes = [_weighted(here, slope) for slope in of_logits]
+    if formula.regularizer is not None:
+        # Of shards, the one with the target has the term's gradient.
+        here = torch.where(has_target, weights, 0.0)
+        of_terms = _of_row(call, values, _by(formula.regularizer, formula)[2:])
+        pairs = zip(slopes, of_terms, strict=True)
+        slopes = [total + _weighted(here, slope) for total, slope in pairs]
     scalars, rows = len(values.scalars), len(values.scalars) + len(values.rows)
     columns = torch.zeros_like(values.columns)
     for total, slope in zip(columns, slopes[rows:], strict=True):
         if total.numel():
             add_rows(total, _target_places(call), slope)
+    like = negative_weight
     return Variables(
-        _stacked(slopes[:scalars], here), _stacked(slopes[scalars:rows], here), columns
+        _stacked(slopes[:scalars], like), _stacked(slopes[scalars:rows], like), columns
     )
+
+
+def _weighted(weights: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(weights == 0.0, 0.0, weights * slope)
 
 
 def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
@@ -287,6 +364,19 @@ def needed(call: Call) -> bool:
     """Whether gradients of variables that tiles read are."""
     norms = {v.name for v in call.spec.variables if v.streamed} & {ROW_NORM, COLUMN_NORM}
     return call.need_variables or (bool(norms) and (call.need_rows or call.need_columns))
+
+
+def factor(call: Call) -> int | None:
+    """The place of the one scalar that tiles read if its gradient through negatives follows from
+    that of the rows, see ``KernelForm.factor`` and docs/math.md, "Numbers as tensors". None: there
+    is none, or tiles are to add it up; in half precision those of the rows are rounded.
+    """
+    formula = call.spec.formula
+    assert formula is not None
+    found = kernel_form(formula).factor
+    alone = sum(variable.streamed for variable in formula.variables) == 1
+    wanted = call.need_variables and call.need_rows and call.compute_dtype == torch.float32
+    return found if alone and wanted else None
 
 
 def zeros_by_row(call: Call, values: Variables, dtype: torch.dtype) -> Variables | None:
@@ -328,7 +418,8 @@ def joined(
     if tiles is not None:
         scalars = tiles.scalars if tiles.scalars.dim() == 1 else tiles.scalars.sum(dim=1)
         for side, total, own in zip(SIDES, found, tiles._replace(scalars=scalars), strict=True):
-            total[_streamed(call.spec, side)] += own
+            for place, gradient in zip(_streamed(call.spec, side), own, strict=True):
+                total[place] += gradient
     return found
 
 

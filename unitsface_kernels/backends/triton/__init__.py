@@ -93,6 +93,8 @@ def make_engine(
 
     # Losses alone are another kernel than the one that is searched for.
     search = (yields or call.spec.reduction != "sum") and _repeatable(call)
+    # With several centers most of the time is that of a kernel without a choice.
+    search = search and call.centers == 1
     return TritonEngine(call, tiles, config=autotune.config(call, stage, trial, search))
 
 

@@ -99,6 +99,16 @@ class Config:
         return replace(self.gradient, epilogue_subtiles=1, max_registers=None)
 
     @property
+    def centers(self) -> TileConfig:
+        """Launch of ``largest_kernel``, which has a block of products, of the largest and of their
+        centers in registers, and of ``nearest_kernel`` on the cosines, which it then loads.
+
+        Without a cap ptxas squeezes the former into 128 registers and a stack on Blackwell.
+        """
+        narrow = min(self.gradient.block_n, 64)
+        return replace(self.gradient, block_n=narrow, epilogue_subtiles=1, max_registers=255)
+
+    @property
     def pair_sums(self) -> TileConfig:
         """Launch of ``pair_negatives_kernel`` with the positives, whose results fit no cap.
 
@@ -116,6 +126,14 @@ class Config:
         """
         block_n = 256 if self.gradient.block_k >= 64 else self.gradient.block_n
         return replace(self.nearest, block_n=block_n, epilogue_subtiles=block_n // 32)
+
+
+def fewer_pairs(tile: TileConfig) -> TileConfig:
+    """For what has more state than ``Config.sum_heavy`` holds: half of the pairs at a time."""
+    subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
+    # Four warps may take all registers; else ptxas saves some, with a stack, for a fifth program.
+    most = 255 if tile.num_warps == 4 else tile.max_registers
+    return replace(tile, epilogue_subtiles=subtiles, max_registers=most)
 
 
 # Small enough for every path over blocks, subtiles, tiles and waves to run on a few hundred rows.

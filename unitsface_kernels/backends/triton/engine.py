@@ -22,6 +22,7 @@ from ..streaming import (
     TileColumns,
 )
 from . import (
+    centers_tile,
     configs,
     launch,
     logsumexp_pairs_tile,
@@ -94,7 +95,7 @@ class TritonEngine:
         columns = min(wave.columns, wave.unit_bytes // (padded(width, DEPTH_MULTIPLE) * size))
         height = _even(count, wave.gradient_rows if self._gradients else wave.rows)
         columns = min(columns, self._pairs(self._space.config.statistics) // height)
-        return height, _even(call.num_columns, _floor(columns, STRIDE_MULTIPLE))
+        return height, _even(call.num_columns, _floor(columns // call.centers, STRIDE_MULTIPLE))
 
     @property
     def total_slots(self) -> int:
@@ -203,7 +204,7 @@ class TritonEngine:
     def tile_columns(
         self, source: Tensor, start: int, stop: int, index: Tensor | None = None
     ) -> TileColumns:
-        if index is None and self._space.multiplies(source):
+        if index is None and self._call.centers == 1 and self._space.multiplies(source):
             return TileColumns(source[start:stop], self._norms(source, start, stop), raw=True)
         return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
 
@@ -279,10 +280,12 @@ class TritonEngine:
 
     def sum_tile(self, tile: SumTile) -> Tensor | None:
         kind = sum_tile if tile.variables is None else sum_variables_tile
-        return kind.run(self._space, tile)
+        gradient = kind.run(self._space, centers_tile.reduced(self._space, tile))
+        return None if gradient is None else centers_tile.spread(self._space, gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
         assert tile.cosines is None
+        tile = centers_tile.reduced(self._space, tile)
         logsumexp_tile.statistics(self._space, tile, rows)
 
     def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
@@ -290,7 +293,8 @@ class TritonEngine:
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         assert tile.cosines is None
-        return logsumexp_tile.gradient(self._space, tile, rows)
+        tile = centers_tile.reduced(self._space, tile)
+        return centers_tile.spread(self._space, logsumexp_tile.gradient(self._space, tile, rows))
 
     def pair_negatives_tile(
         self, tile: PairTile, rows: NegativeSums, columns: NegativeSums | None
@@ -311,7 +315,7 @@ class TritonEngine:
         return logsumexp_pairs_tile.gradient(self._space, tile, rows, columns)
 
     def nearest_tile(self, tile: ClassTile, rows: Nearest) -> None:
-        nearest_tile.search(self._space, tile, rows)
+        nearest_tile.search(self._space, centers_tile.reduced(self._space, tile), rows)
 
     # GEMMs of gradient tiles
 

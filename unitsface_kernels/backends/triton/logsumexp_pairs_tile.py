@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..streaming import NegativeSums, PairSums, PairTile, PairWeights, PositiveSums
 from . import launch
-from .configs import TileConfig
-from .kernels import logsumexp_pairs
+from .configs import TileConfig, fewer_pairs
+from .kernels import logsumexp_pairs, logsumexp_pairs_gradient
 from .logsumexp_tile import merge
+from .variables import Given, Sums, counts
 from .workspace import Workspace, operands
 
 
@@ -43,6 +44,21 @@ def _is_triangle(config: TileConfig, tile: PairTile) -> bool:
     return tile.symmetric and config.block_m == config.block_n
 
 
+def _programs(config: TileConfig, tile: PairTile) -> int:
+    row_blocks = -(-tile.a.shape[0] // config.block_m)
+    if _is_triangle(config, tile):
+        return row_blocks * (row_blocks + 1) // 2
+    return row_blocks * -(-tile.b.shape[0] // config.block_n)
+
+
+def _with_variables(space: Workspace, tile: PairTile, config: TileConfig) -> TileConfig:
+    """Of kernels with variables: logits of both directions, and derivatives; one step along D."""
+    if tile.variables is None:
+        return config
+    heavy = fewer_pairs(space.config.sum_heavy)
+    return replace(heavy, block_k=space.config.sum.block_k)
+
+
 def _launch(
     space: Workspace,
     kernel: Any,
@@ -51,21 +67,17 @@ def _launch(
     *arguments: Any,
     **options: Any,
 ) -> None:
-    count, width = tile.a.shape[0], tile.b.shape[0]
-    row_blocks = -(-count // config.block_m)
-    programs = row_blocks * -(-width // config.block_n)
-    if _is_triangle(config, tile):
-        programs = row_blocks * (row_blocks + 1) // 2
     launch.run_tile(
         kernel,
         config,
-        programs,
+        _programs(config, tile),
         *operands(tile.a, tile.b),
         0 if tile.diagonal is None else tile.diagonal,
         tile.a_labels,
         tile.b_labels,
         *arguments,
         space.call.kernel_params,
+        **counts(tile.variables),
         TRIANGLE=_is_triangle(config, tile),
         EXCLUDE=tile.diagonal is not None,
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
@@ -83,6 +95,7 @@ def negatives(
     """See ``Engine.pair_negatives_tile`` and ``Engine.pair_sums_tile``."""
     two, both = isinstance(rows, PairSums), columns is not None
     config = space.config.pair_sums if two else space.config.sum
+    config = _with_variables(space, tile, config)
     kinds = [_Partials.of(space, config, tile, both) for _ in range(1 + two)]
     of_positives = kinds[1] if two else _Partials((None, None), (None, None), False)
     _launch(
@@ -94,6 +107,7 @@ def negatives(
         *of_positives.rows,
         *kinds[0].columns,
         *of_positives.columns,
+        *Given.of(tile.variables),
         NEGATIVE=space.pairs_policy.negative,
         POSITIVE=space.pairs_policy.positive if two else None,
         BOTH=both,
@@ -123,6 +137,7 @@ def positives(
     """See ``Engine.pair_positives_tile``."""
     # With Triton 3.6 it fits no fewer registers: without a number, ptxas takes 128 and a stack.
     config = replace(space.config.sum, max_registers=255)
+    config = _with_variables(space, tile, config)
     partials = _Partials.of(space, config, tile, columns is not None)
     _launch(
         space,
@@ -134,6 +149,7 @@ def positives(
         rows.log_negatives if columns is None else columns.log_negatives,
         *partials.rows,
         *partials.columns,
+        *Given.of(tile.variables),
         POSITIVE=space.pairs_policy.positive,
         BOTH=columns is not None,
     )
@@ -161,12 +177,24 @@ def gradient(
     # It keeps less than the kernels of sums: subtiles of 16 columns do.
     subtiles = min(heavy.epilogue_subtiles, heavy.block_n // 16)
     config = replace(heavy, block_k=space.config.sum.block_k, epilogue_subtiles=subtiles)
+    config = _with_variables(space, tile, config)
     result = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
     mirrored = columns is not None
     space.set_scale((1 + mirrored) * space.call.spec.slope_bound(space.call.params))
+    found, triangle = tile.d_variables, _is_triangle(config, tile)
+    both, sums = found is not None and found.b_rows is not None, Sums()
+    if found is not None:
+        sums = Sums.of(
+            space,
+            (config, _programs(config, tile)),
+            (len(tile.a), len(tile.b)),
+            (len(found.scalars), len(found.a_rows), len(found.b_columns)),
+            both,
+            triangle,
+        )
     _launch(
         space,
-        logsumexp_pairs.pair_gradient_kernel,
+        logsumexp_pairs_gradient.pair_gradient_kernel,
         config,
         tile,
         *rows,
@@ -174,8 +202,14 @@ def gradient(
         result,
         result.stride(0),
         space.scale,
+        *Given.of(tile.variables),
+        *sums,
         NEGATIVE=policy.negative,
         POSITIVE=policy.positive,
+        SLOPES=found is not None,
+        BOTH=both,
         MIRRORED=mirrored,
     )
+    if found is not None:
+        sums.add_to(found, triangle)
     return result

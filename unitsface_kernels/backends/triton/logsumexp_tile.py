@@ -11,6 +11,7 @@ from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
 from ..streaming.shards import ELSEWHERE
 from . import configs, launch
 from .kernels import logsumexp
+from .variables import Given, counts
 from .workspace import Workspace, operands
 
 
@@ -122,24 +123,16 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
 
 
 def _values(tile: ClassTile) -> tuple[Tensor | int | None, ...]:
-    """Variables as kernels take them, with strides."""
-    if tile.variables is None:
-        return None, None, 0, None, 0
-    scalars, rows, columns, *_ = tile.variables
-    given = [values if len(values) else None for values in (scalars, rows, columns)]
-    return given[0], given[1], rows.stride(0), given[2], columns.stride(0)
+    """Variables as kernels of one direction take them."""
+    given = Given.of(tile.variables)
+    rows, columns = (given.a_rows, given.row_stride), (given.b_columns, given.column_stride)
+    return given.scalars, *rows, *columns
 
 
 def _constants(space: Workspace, tile: ClassTile) -> dict[str, Any]:
     """Constants of both kernels that follow from the loss."""
     policy = space.logsumexp_policy
-    counts = (0, 0, 0) if tile.variables is None else [len(v) for v in tile.variables[:3]]
-    names = ("SCALARS", "ROWS", "COLUMNS")
-    return {
-        "NEGATIVE": policy.negative,
-        "LINEAR": policy.linear,
-        **dict(zip(names, counts, strict=True)),
-    }
+    return {"NEGATIVE": policy.negative, "LINEAR": policy.linear, **counts(tile.variables)}
 
 
 def _partial_sums(

@@ -18,17 +18,21 @@ CANDIDATE_BYTES = 1 << 25
 
 def search(space: Workspace, tile: ClassTile, rows: Nearest) -> None:
     """See ``Engine.nearest_tile``."""
+    # Of columns without numbers the rows are their cosines.
+    given = not tile.b.shape[1]
+    config = space.config.centers if given else space.config.nearest
     of_block = 8 * max(tile.a.shape[0], 1) * rows.best.shape[1]
-    step = max(CANDIDATE_BYTES // of_block, 1) * space.config.nearest.block_n
+    step = max(CANDIDATE_BYTES // of_block, 1) * config.block_n
     for first in range(0, tile.b.shape[0], step):
         part = slice(first, first + step)
         factors = None if tile.b_factors is None else tile.b_factors[part]
         columns = replace(tile, b=tile.b[part], b_factors=factors, start=tile.start + first)
-        _search(space, columns, rows)
+        if given:
+            columns.a = tile.a[:, part]
+        _search(space, config, columns, rows)
 
 
-def _search(space: Workspace, tile: ClassTile, found: Nearest) -> None:
-    config = space.config.nearest
+def _search(space: Workspace, config: configs.TileConfig, tile: ClassTile, found: Nearest) -> None:
     rows, columns, count = tile.a.shape[0], tile.b.shape[0], found.best.shape[1]
     row_blocks = -(-rows // config.block_m)
     column_blocks = -(-columns // config.block_n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from ...losses import LossSpec
 from ..streaming import SumTile
 from . import launch
-from .configs import Config, TileConfig
+from .configs import Config, TileConfig, fewer_pairs
 from .kernels import sum, sum_total
 from .losses import SumPolicy, SumTermsPolicy, policy_of
 from .workspace import Workspace, operands
@@ -28,11 +27,8 @@ def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
         return config.sum
     tile, policy = config.sum_heavy, policy_of(spec)
     if isinstance(policy, SumTermsPolicy) and policy.heavy:
-        # Values and two derivatives of any formula, with two thresholds each: of fewer pairs.
-        subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
-        # Four warps may take them all; else ptxas saves some, with a stack, for a fifth program.
-        most = 255 if tile.num_warps == 4 else tile.max_registers
-        return replace(tile, epilogue_subtiles=subtiles, max_registers=most)
+        # Values and two derivatives of any formula, with two thresholds each.
+        return fewer_pairs(tile)
     return tile
 
 

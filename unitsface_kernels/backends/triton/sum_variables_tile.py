@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from ..streaming import SumTile
 from . import launch
 from .kernels import sum_variables
-from .sum_tile import Grid, constants_of, gradient_of, grid_of
+from .sum_tile import constants_of, gradient_of, grid_of
+from .variables import Given, Sums, counts
 from .workspace import Workspace, operands
-
-
-class _Sums(NamedTuple):
-    """Partial sums, see ``sum_variables_kernel``; None: not wanted.
-
-    In a triangle blocks above the diagonal fill the places that those below it would have: both
-    directions are the same memory.
-    """
-
-    scalars: Tensor | None
-    a_rows: Tensor | None
-    b_rows: Tensor | None
-    a_columns: Tensor | None
-    b_columns: Tensor | None
-
-    @classmethod
-    def of(cls, space: Workspace, tile: SumTile, grid: Grid) -> _Sums:
-        values, threshold = tile.variables, space.call.spec.threshold
-        assert values is not None
-        scalars, rows, columns = 0, 1, 0
-        if tile.d_threshold is not None or tile.d_variables is not None:
-            scalars = len(values.scalars) + (threshold == "scalar")
-            rows += len(values.a_rows)
-            columns = len(values.b_columns) + (threshold == "per_column")
-        count, width, config = len(tile.a), len(tile.b), grid.config
-
-        def partial(planes: int, size: int, of: int, block: int) -> Tensor | None:
-            """Of ``size`` places, for each stretch of ``of`` others in blocks of ``block``."""
-            if not planes:
-                return None
-            shape = (planes, -(-of // block) * config.epilogue_subtiles, size)
-            # Stretches past the end are not written.
-            return space.empty(shape)[:, : -(-of * config.epilogue_subtiles // block)]
-
-        of_scalars = space.empty((scalars, grid.programs)) if scalars else None
-        a_rows = partial(rows, count, width, config.block_n)
-        b_columns = partial(columns, width, count, config.block_m)
-        if grid.triangle:
-            return cls(of_scalars, a_rows, a_rows, b_columns, b_columns)
-        if tile.b_loss is None:
-            return cls(of_scalars, a_rows, None, None, b_columns)
-        b_rows = partial(rows, width, count, config.block_m)
-        a_columns = partial(columns, count, width, config.block_n)
-        return cls(of_scalars, a_rows, b_rows, a_columns, b_columns)
 
 
 def run(space: Workspace, tile: SumTile) -> Tensor | None:
     """See ``Engine.sum_tile``."""
     grid, values, threshold = grid_of(space, tile), tile.variables, space.call.spec.threshold
     assert values is not None
-    sums, gradient = _Sums.of(space, tile, grid), gradient_of(space, tile)
+    slopes = tile.d_threshold is not None or tile.d_variables is not None
+    scalars, rows, columns = 0, 1, 0
+    if slopes:
+        # Thresholds come before variables, losses before those of rows.
+        scalars = len(values.scalars) + (threshold == "scalar")
+        rows += len(values.a_rows)
+        columns = len(values.b_columns) + (threshold == "per_column")
+    sums = Sums.of(
+        space,
+        (grid.config, grid.programs),
+        (len(tile.a), len(tile.b)),
+        (scalars, rows, columns),
+        tile.b_loss is not None,
+        grid.triangle,
+    )
+    gradient = gradient_of(space, tile)
     launch.run_tile(
         sum_variables.sum_variables_kernel,
         grid.config,
@@ -74,37 +44,24 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         tile.b_threshold,
         tile.a_weights,
         tile.b_weights,
-        _given(values.scalars),
-        _given(values.a_rows),
-        _given(values.b_rows),
-        values.a_rows.stride(0),
-        _given(values.a_columns),
-        _given(values.b_columns),
-        values.b_columns.stride(0),
+        *Given.of(values),
         *sums,
         gradient,
         0 if gradient is None else gradient.stride(0),
         space.scale if gradient is not None else None,
         space.call.kernel_params,
         PAIR=space.terms_policy.term,
-        SCALARS=len(values.scalars),
-        ROWS=len(values.a_rows),
-        COLUMNS=len(values.b_columns),
+        **counts(values),
         ONE_THRESHOLD=threshold == "scalar",
         PER_COLUMN=threshold == "per_column",
-        SLOPES=tile.d_threshold is not None or tile.d_variables is not None,
+        SLOPES=slopes,
         **constants_of(space, tile, grid),
     )
     _add(sums, tile, threshold, grid.triangle)
     return gradient
 
 
-def _given(values: Tensor | None) -> Tensor | None:
-    """None without any variable of a kind."""
-    return values if values is not None and len(values) else None
-
-
-def _add(sums: _Sums, tile: SumTile, threshold: str, triangle: bool) -> None:
+def _add(sums: Sums, tile: SumTile, threshold: str, triangle: bool) -> None:
     """Adds up partial sums in a fixed order."""
     found = tile.d_variables
     scalars = None if sums.scalars is None else sums.scalars.sum(1)

@@ -34,7 +34,10 @@ def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, 
     """Unit rows and unit columns as tile kernels take them, with strides, sizes and depth.
 
     Kernels read the padding behind every row: it takes rows as ``Engine.normalize_rows`` made them.
+    Of columns without numbers ``a`` has the cosines, see ``centers_tile.py``.
     """
+    if not b.shape[1]:
+        return a, a, a.stride(0), 0, len(a), len(b), 0
     depth = padded(a.shape[1], DEPTH_MULTIPLE)
     for rows in (a, b):
         end = rows.storage_offset() + (len(rows) - 1) * rows.stride(0) + depth
@@ -137,10 +140,16 @@ class Workspace:
         columns = self._kept("columns", shape, width, self.call.compute_dtype)
         return columns, self._kept("norms", (1, count), count, torch.float32)[0]
 
-    def gradient_tile(self, count: int, width: int) -> Tensor:
-        """(count, width) with padded rows, always the same memory."""
+    def gradient_tile(self, count: int, width: int, name: str = "gradient") -> Tensor:
+        """(count, width) with padded rows, always the same memory for a name."""
         shape = (count, padded(width, STRIDE_MULTIPLE))
-        return self._kept("gradient", shape, width, self.call.compute_dtype)
+        return self._kept(name, shape, width, self.call.compute_dtype)
+
+    def largest_tile(self, count: int, width: int) -> tuple[Tensor, Tensor]:
+        """(count, width) float32 and uint8 with padded rows, always the same memory."""
+        shape = (count, padded(width, STRIDE_MULTIPLE))
+        cosines = self._kept("largest", shape, width, torch.float32)
+        return cosines, self._kept("which", shape, width, torch.uint8)
 
     def partial_sums(self, blocks: int, count: int) -> tuple[Tensor, Tensor]:
         """Two (blocks, count) float32, always the same memory."""

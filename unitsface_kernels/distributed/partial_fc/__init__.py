@@ -19,6 +19,7 @@ __all__ = [
     "PartialFC",
     "PlainUnpickler",
     "clip_grad_norm_",
+    "dominant_centers",
     "export_class_weights",
     "is_checkpoint",
     "load_checkpoint",
@@ -29,9 +30,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Training does without ``export_class_weights`` and what it imports."""
-    if name == "export_class_weights":
-        from .class_weights import export_class_weights
+    """Training does without the export and what it imports."""
+    if name in ("dominant_centers", "export_class_weights"):
+        from . import class_weights
 
-        return export_class_weights
+        return getattr(class_weights, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,7 +87,7 @@ class Fusion:
         if self.parameter.numel() == 0:
             return None
         entry = torch.where(finite, 1.0, torch.nan).to(torch.float32).reshape(1)
-        corner = torch.zeros(2, 1, dtype=torch.int64, device=entry.device)
+        corner = torch.zeros(self.parameter.dim(), 1, dtype=torch.int64, device=entry.device)
         return torch.sparse_coo_tensor(
             corner, entry, self.parameter.shape, is_coalesced=True, check_invariants=False
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
 from ...modules.custom import ClassLoss
 from ...policy import Class
 from ..agreement import agree
-from ..collectives import Group, own_rank, start_gather_rows, world_size
+from ..collectives import Group, own_rank, start_gather_rows, sum_over_ranks, world_size
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
 from .sampling import sample_classes
@@ -202,15 +204,17 @@ class PartialFC(nn.Module):
                 continue
             for name in module.random_rows:
                 rows = getattr(module, name)
-                blocks = self.shard.normal_rows(self.embedding_size, f"{path}.{name}", self.seed)
+                width = math.prod(rows.shape[1:])
+                blocks = self.shard.normal_rows(width, f"{path}.{name}", self.seed)
                 for place, normal in blocks:
+                    normal = normal.view(-1, *rows.shape[1:])
                     rows[place] = module.rows_from_normal(name, normal).to(rows)
             module.reset_numbers()
             module.reset_thresholds()
 
     @property
     def weight(self) -> Tensor:
-        """(m, D) class weights of the shard."""
+        """(m, D) class weights of the shard; (m, K, D) of K centers each."""
         return self._head.weight
 
     @property
@@ -272,12 +276,21 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
+            variables = variables | self._of_step(rows, local, counts)
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
+
+    def _of_step(self, rows: Tensor, local: Tensor, counts: list[int]) -> dict[str, Tensor]:
+        """The module's variables of this step: those of rows, of the own ones."""
+        total = partial(sum_over_ranks, group=self.group)
+        rank = own_rank(self.group)
+        own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        values = self.loss.step_variables(rows, local, total)
+        return {name: value[own] if value.dim() else value for name, value in values.items()}
 
     def _checked(
         self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]
@@ -296,7 +309,7 @@ class PartialFC(nn.Module):
         comparisons = resolved(self.loss, variables, feats)
         for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
-            packed(self.loss, comparison, own, given)
+            packed(comparison, own, given)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -356,8 +369,7 @@ class PartialFC(nn.Module):
             group=self.group,
         )
         parameters = [
-            (c.columns, c.threshold, packed(self.loss, c, own, given, step))
-            for c, given in comparisons
+            (c.columns, c.threshold, packed(c, own, given, step)) for c, given in comparisons
         ]
         return sharded_loss(step, feats, parameters)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ...draws import mix_32
 
 ROUNDS = 12
 FEWEST_BITS = 6
-_LOW_32 = 2**32 - 1
 _LOW_64 = 2**64 - 1
 _STRIDE = 0x9E3779B97F4A7C15
 
@@ -25,12 +25,6 @@ def _mix_64(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _LOW_64
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _LOW_64
     return x ^ x >> 31
-
-
-def _mix_32(x: Tensor) -> Tensor:
-    x = ((x ^ x >> 16) * 0x85EBCA6B) & _LOW_32
-    x = ((x ^ x >> 13) * 0xC2B2AE35) & _LOW_32
-    return x ^ x >> 16
 
 
 def draw_key(*numbers: int) -> int:
@@ -70,15 +64,15 @@ class Permutation:
     def _forward(self, x: Tensor) -> Tensor:
         high, low = x >> self.low_bits, x & self.low_mask
         for first, second in zip(self.keys[::2], self.keys[1::2], strict=True):
-            high = high ^ _mix_32(low ^ first) & self.high_mask
-            low = low ^ _mix_32(high ^ second) & self.low_mask
+            high = high ^ mix_32(low ^ first) & self.high_mask
+            low = low ^ mix_32(high ^ second) & self.low_mask
         return high << self.low_bits | low
 
     def _backward(self, x: Tensor) -> Tensor:
         high, low = x >> self.low_bits, x & self.low_mask
         for first, second in reversed(list(zip(self.keys[::2], self.keys[1::2], strict=True))):
-            low = low ^ _mix_32(high ^ second) & self.low_mask
-            high = high ^ _mix_32(low ^ first) & self.high_mask
+            low = low ^ mix_32(high ^ second) & self.low_mask
+            high = high ^ mix_32(low ^ first) & self.high_mask
         return high << self.low_bits | low
 
 

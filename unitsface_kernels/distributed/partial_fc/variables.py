@@ -8,12 +8,10 @@ from functools import partial
 
 from torch import Tensor
 
-from ... import dispatch
 from ...backends.streaming import CallTensors
 from ...functional import variables as given_ones
 from ...functional.numbers import apart
 from ...modules.class_loss import Comparison, ShardableLoss
-from ...modules.custom import ClassLoss
 from ..collectives import world_size
 from ..pairs import gathered
 from .autograd import Step
@@ -29,7 +27,7 @@ def resolved(
         variables: those of the own rows.
         feats: of this rank.
     """
-    kept = loss.variables() if isinstance(loss, ClassLoss) else {}
+    kept = loss.variables()
     found = []
     for comparison in loss.comparisons():
         given = {**kept, **variables}
@@ -39,7 +37,6 @@ def resolved(
 
 
 def packed(
-    loss: ShardableLoss,
     comparison: Comparison,
     own: CallTensors,
     given: Mapping[str, float | Tensor],
@@ -48,15 +45,12 @@ def packed(
     """``CallTensors.variables`` of a comparison, with their graph.
 
     Args:
-        loss: of the comparison.
+        comparison: a loss and its values.
         own: rows and labels of this rank, class rows and which of them take part.
         given: all variables, see :func:`resolved`.
         step: of which rows of all ranks are gathered; None: none are, as for checks.
     """
-    spec = comparison.spec
-    backend = dispatch.resolve(loss.backend, own.rows.device, own.rows.dtype)
-    given_ones.refuse_unsupported(spec, given, backend)
     gathers = {}
     if step is not None and world_size(step.group) > 1:
         gathers = {"row": partial(gathered, counts=step.counts, group=step.group)}
-    return given_ones.packed(spec, given, own, gathers)
+    return given_ones.packed(comparison.spec, given, own, gathers)

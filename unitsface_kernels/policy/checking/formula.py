@@ -26,7 +26,7 @@ from ..formula import (
     variable_leaves,
 )
 from ..operations import OPERATIONS
-from ..variable import NEGATIVES, POSITIVES
+from ..variable import NEGATIVES, POSITIVES, ROW_NORM
 from .report import Finding
 
 Bindings = dict[Expression, Tensor | float]
@@ -114,10 +114,10 @@ def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
     axes = [torch.cat([inside, near, -near]).sort().values]
     for e in others:
         known: tuple[float, ...] = THRESHOLDS if e is THRESHOLD else VARIABLES
-        if value.name in OF_ROWS:
+        if e.kind == "argument":
+            known = OF_ROWS[value.name]
+        elif value.name in OF_ROWS or e.payload in (ROW_NORM, POSITIVES, NEGATIVES):
             # As those at which formulas have to be finite.
-            known = OF_ROWS[value.name] if e.kind == "argument" else POSITIVE_VARIABLES
-        elif str(e.payload) in (POSITIVES, NEGATIVES):
             known = POSITIVE_VARIABLES
         axes.append(torch.tensor(known, dtype=torch.float64))
     meshes = torch.meshgrid(*axes, indexing="ij")

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..losses.math import softplus_and_sigmoid
 from .tiles import column_factors, column_subtiles, cosine_tile, grouped_block
-from .variables import scalar_values, store_column_sums, store_row_sums, values_at
+from .variables import logits_of, scalar_values, store_column_sums, store_row_sums, values_at
 
 #: exp2 is one instruction; exp would add the multiplication and a guard for denormals.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -27,10 +27,8 @@ def negative_logits(
     logit / d cosine times these factors: what a gradient tile has for each product. Then d logit /
     d each of the COUNT variables.
     """
-    if COUNT == 0:
-        terms = NEGATIVE(factors if LINEAR else products * factors, parameters)
-    else:
-        terms = NEGATIVE(factors if LINEAR else products * factors, parameters, variables)
+    cosine = factors if LINEAR else products * factors
+    terms = logits_of(NEGATIVE, cosine, parameters, variables, COUNT)
     if LINEAR:
         # One multiplication per pair: the column's factor and the logit's are multiplied before.
         found = (products * terms[0], terms[0])

@@ -80,26 +80,31 @@ def cosine_tile(
     ``DEPTH`` is a multiple of BLOCK_K (unit rows are zero-padded), so the loop has no masks. Rows
     past the end repeat the last one instead of being masked: their cosines are masked later, and
     every load keeps its full vector width. ``taken``: (rows,) places of the rows in ``a``, or None.
+    Without a depth ``a`` has the cosines, (rows, a_stride).
     """
     i = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - row)
     j = tl.minimum(tl.arange(0, BLOCK_N), columns - 1 - column)
-    k = tl.arange(0, BLOCK_K)
-    # 64-bit where the whole matrix counts, 32-bit inside a tile.
-    if taken is None:
-        a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+    if DEPTH == 0:
+        corner = a + row.to(tl.int64) * a_stride + column
+        total = tl.load(corner + (i[:, None] * a_stride + j[None, :]))
     else:
-        a_tile = a + (tl.load(taken + row + i)[:, None] * a_stride + k[None, :])
-    b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for _ in range(0, DEPTH, BLOCK_K):
-        left = tl.load(a_tile)
-        right = tl.load(b_tile)
-        if WIDEN:
-            left = left.to(tl.float32)
-            right = right.to(tl.float32)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        a_tile += BLOCK_K
-        b_tile += BLOCK_K
+        k = tl.arange(0, BLOCK_K)
+        # 64-bit where the whole matrix counts, 32-bit inside a tile.
+        if taken is None:
+            a_tile = a + row.to(tl.int64) * a_stride + (i[:, None] * a_stride + k[None, :])
+        else:
+            a_tile = a + (tl.load(taken + row + i)[:, None] * a_stride + k[None, :])
+        b_tile = b + column.to(tl.int64) * b_stride + (j[None, :] * b_stride + k[:, None])
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for _ in range(0, DEPTH, BLOCK_K):
+            left = tl.load(a_tile)
+            right = tl.load(b_tile)
+            if WIDEN:
+                left = left.to(tl.float32)
+                right = right.to(tl.float32)
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+            a_tile += BLOCK_K
+            b_tile += BLOCK_K
     return total
 
 

@@ -72,3 +72,19 @@ def store_column_sums(
         value = tl.where(valid, terms[FIRST + k] * weight, 0.0)
         stacked = tl.reshape(value, (STRETCHES, HEIGHT, valid.shape[1]))
         tl.store(out + k * plane, tl.sum(stacked, axis=1), mask=mask)
+
+
+@triton.jit
+def logits_of(FUNCTION: tl.constexpr, cosine, parameters, variables, COUNT: tl.constexpr):
+    """What a policy's function of logits returns; with COUNT variables it reads them."""
+    if COUNT == 0:
+        return FUNCTION(cosine, parameters)
+    else:
+        return FUNCTION(cosine, parameters, variables)
+
+
+@triton.jit
+def keeps_apart(rows, subtile, EPILOGUE_SUBTILES: tl.constexpr):
+    """True, which the compiler does not know: branches keep it from working on all subtiles at a
+    time, which would take more registers than there are."""
+    return rows > subtile - EPILOGUE_SUBTILES

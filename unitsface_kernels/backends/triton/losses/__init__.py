@@ -20,6 +20,7 @@ _known: dict[str, Policy] = {}
 
 def policy_of(spec: LossSpec) -> Policy:
     """The policy of a loss whose formula is not eager, see ``LossSpec.triplet``."""
+    spec = spec.tiles or spec
     name = spec.policy or spec.name
     found = _known.get(name)
     if found is None:

@@ -1,0 +1,131 @@
+"""AdaFace, with the moving statistics of its norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import validate
+from ..distributed.collectives import sum_over_ranks
+from ..losses.adaface import NORMS, SPEC, AdaFace
+from .class_loss import RegisteredClassLoss, Total
+
+_DEFAULT = SPEC.default
+
+
+class AdaFaceLoss(RegisteredClassLoss):
+    r"""Class weights and AdaFace; see :func:`fused_adaface_loss`.
+
+    Mean and standard deviation of the norms, clipped to [0.001, 100], move by ``t_alpha`` towards
+    those of every training batch, of all ranks together, before its loss is computed. Calls in
+    ``eval()`` or without gradients do not move them, nor do those that raise, batches with features
+    that are not finite, and for the deviation batches of one row.
+
+    Args:
+        embedding_size: D.
+        num_classes: C.
+        scale, margin, h, reduction, backend, skip_tolerance: as the function's.
+        t_alpha: share of a batch in the statistics, in (0, 1]. The published training takes 0.01;
+            1 takes the statistics of each batch alone.
+        init_std: standard deviation of the initial weights; None: 0.01. Published: directions
+            uniform in a cube.
+
+    Attributes:
+        weight: (C, D) parameter.
+        batch_mean, batch_std: () buffers, first 20 and 100.
+
+    Shape:
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
+        -> () float32.
+
+    Raises:
+        TypeError, ValueError: wrong sizes, t_alpha or init_std; from a call, as the function.
+    """
+
+    loss = "adaface"
+    scale: float | Tensor
+    batch_mean: Tensor
+    batch_std: Tensor
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float | Tensor = _DEFAULT.scale,
+        margin: float | Tensor = _DEFAULT.margin,
+        h: float | Tensor = _DEFAULT.h,
+        t_alpha: float = 0.01,
+        reduction: str = "mean",
+        backend: str = "auto",
+        skip_tolerance: float = 0.0,
+        init_std: float | None = None,
+    ) -> None:
+        validate.number("t_alpha", t_alpha, above=0.0, at_most=1.0)
+        super().__init__(locals())
+        self.t_alpha = t_alpha
+
+    def _make_parameters(self, embedding_size: int, num_classes: int) -> None:
+        super()._make_parameters(embedding_size, num_classes)
+        self.register_buffer("batch_mean", torch.empty(()))
+        self.register_buffer("batch_std", torch.empty(()))
+
+    def reset_thresholds(self) -> None:
+        """The statistics, too."""
+        self.batch_mean.fill_(AdaFace.mean)
+        self.batch_std.fill_(AdaFace.std)
+        self._moved: dict[str, Tensor] = {}
+
+    def variables(self) -> dict[str, float | Tensor]:
+        return {"mean": self.batch_mean, "std": self.batch_std}
+
+    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(feats, labels, class_index)
+        validate.features("feats", feats)
+        validate.labels("labels", labels, feats.shape[0], feats)
+        moved = self._statistics(sum_over_ranks(_sums(feats, labels)))
+        loss = self.compare(feats, self.weight, labels, class_index=class_index, **moved)
+        self._keep_statistics(moved)
+        return loss
+
+    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        moves = torch.is_grad_enabled()
+        self._moved = self._statistics(_sums(feats, labels)) if moves else {}
+        return self._moved
+
+    def end_step(self, feats: Tensor, labels: Tensor) -> None:
+        self._keep_statistics(self._moved)
+        self._moved = {}
+
+    @torch.no_grad()
+    def _statistics(self, sums: Tensor) -> dict[str, Tensor]:
+        """The statistics with those of a batch of these :func:`_sums`."""
+        count, total, squares = sums.unbind()
+        mean = total / count
+        # Unbiased. Of one row not a number: 0 / 0.
+        variance = (squares - total * mean).clamp_min(0.0) * (count > 1.0) / (count - 1.0)
+        found = torch.stack([mean, variance.sqrt()])
+        kept = torch.stack([self.batch_mean, self.batch_std])
+        moved = torch.lerp(kept.double(), found, self.t_alpha).to(kept.dtype)
+        # What is not a number changes nothing.
+        mean, std = torch.where(moved.isnan(), kept, moved).unbind()
+        return {"mean": mean, "std": std}
+
+    @torch.no_grad()
+    def _keep_statistics(self, moved: dict[str, Tensor]) -> None:
+        if moved:
+            self.batch_mean.copy_(moved["mean"])
+            self.batch_std.copy_(moved["std"])
+
+
+@torch.no_grad()
+def _sums(feats: Tensor, labels: Tensor) -> Tensor:
+    """(3,) float64: number, sum, and sum of squares of the norms of the rows that take part; NaN if
+    one of these is not finite.
+    """
+    found = torch.linalg.vector_norm(feats.detach(), dim=1, dtype=torch.float64)
+    # 0 times infinity is not a number.
+    clipped = found.clamp(*NORMS) + found * 0.0
+    takes_part = labels != -1
+    clipped = torch.where(takes_part, clipped, 0.0)
+    return torch.stack([takes_part.double(), clipped, clipped.square()]).sum(dim=1)
