@@ -21,6 +21,7 @@ from ..dense import zeros
 from . import variables
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
+from .computed import add_column_norms
 from .engine import (
     ClassSums,
     ClassTile,
@@ -306,7 +307,9 @@ def _gradients(
         slopes_of = variables.of_targets(call, values, *of_variables)
         d_values = variables.joined(call, values, slopes_of, d_streamed)
         if d_columns is not None:
-            variables.add_column_norms(call, engine, d_values, d_columns, scale)
+            add_column_norms(
+                call, engine, variables.column_norm_slopes(call, d_values), d_columns, scale
+            )
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:

@@ -24,19 +24,15 @@ from ...policy.formula import (
 from ...policy.variable import (
     COLUMN_NORM,
     COMPUTED,
-    NEGATIVES,
-    POSITIVES,
     ROW_NORM,
     SIDES,
-    WITH_POSITIVES,
     Side,
     Variable,
 )
 from .call import Call
-from .columns import add_norms_of_columns, columns_of, unit_columns
+from .computed import across_ranks, computed_value, target_places
 from .engine import Engine, TileVariables
-from .scattered import add_rows, cosines_at
-from .tiles import against_columns
+from .scattered import add_rows
 
 
 class Variables(NamedTuple):
@@ -109,7 +105,7 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
         return None
     width = call.num_columns
     # Those of other ranks' rows, too, which the other direction of a pair reads.
-    count = width if _across_ranks(call) else call.rows.shape[0]
+    count = width if across_ranks(call) else call.rows.shape[0]
     scalars, rows, columns = (_number(spec, side) for side in ("scalar", "row", "column"))
     given = call.variables
     if given is None:
@@ -118,7 +114,7 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
     computed: dict[Side, list[Tensor]] = {"scalar": [], "row": [], "column": []}
     for variable in spec.variables:
         if not variable.given:
-            value = _computed(variable.name, call, engine, unit, inverse_norms)
+            value = computed_value(variable.name, call, engine, unit, inverse_norms)
             computed[COMPUTED[variable.name]].append(value)
     return Variables(
         _joined(parts[0], computed["scalar"]),
@@ -131,73 +127,14 @@ def _joined(given: Tensor, computed: list[Tensor]) -> Tensor:
     return torch.cat([given, torch.stack(computed)]) if computed else given
 
 
-def _computed(name: str, call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> Tensor:
-    """A variable that is not given: (N,), (M,) or ()."""
-    if name == ROW_NORM or (name == COLUMN_NORM and call.columns is None):
-        return _norms(call, inverse_norms)
-    if name == COLUMN_NORM:
-        return _column_norms(call, engine)
-    if name in _COUNTS:
-        return _per_row(call)[_COUNTS.index(name)]
-    return target_cosines(call, engine, unit)
-
-
-_COUNTS = POSITIVES, NEGATIVES, WITH_POSITIVES
-
-
-def _column_norms(call: Call, engine: Engine) -> Tensor:
-    """(M,) of the columns, 1 of those that take no part; they are read once more for them."""
-    found = call.rows.new_ones(call.num_columns, dtype=torch.float32)
-    for panel in against_columns(columns_of(call), 0, engine.class_block):
-        _, inverse_norms = unit_columns(engine, panel)
-        found[panel.columns] = 1.0 / inverse_norms
-    return found if call.column_labels is None else torch.where(call.column_labels < 0, 1.0, found)
-
-
-def _per_row(call: Call) -> Tensor:
-    """(3,) numbers of positive and of negative pairs, and of rows with a positive, of all ranks, at
-    least 1, over that of the rows that a mean is taken of.
-    """
-    counts = torch.stack(call.pair_counts)
-    if call.shards is not None:
-        counts = call.shards.sum(counts)
-    counts = torch.cat([counts, counts[:1].clamp(max=1)])
-    totals = counts.sum(dim=1)
-    if call.ranks is not None:
-        # Each rank's own rows, wherever the columns come from.
-        totals = call.ranks.gather(counts.T.contiguous()).sum(dim=0)
-    return totals.clamp(min=1).to(torch.float32) / call.num_valid_rows()
-
-
-def _across_ranks(call: Call) -> bool:
-    return call.ranks is not None and call.columns is None
-
-
 def own_rows(call: Call) -> slice:
     """Places of the call's rows among those that have variables."""
-    start = (call.self_offset or 0) if _across_ranks(call) else 0
+    start = (call.self_offset or 0) if across_ranks(call) else 0
     return slice(start, start + call.rows.shape[0])
 
 
 def _number(spec: LossSpec, side: str) -> int:
     return sum(v.side == side and v.given for v in spec.variables)
-
-
-def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
-    norms = torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
-    if not _across_ranks(call):
-        return norms
-    assert call.ranks is not None
-    return call.ranks.gather(norms)
-
-
-def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
-    """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
-    cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
-    if call.num_columns:
-        products = cosines_at(call, engine, unit, _target_places(call))
-        cosines = torch.where(call.row_labels >= 0, products, cosines)
-    return cosines if call.shards is None else call.shards.sum(cosines)
 
 
 def _streamed(spec: LossSpec, side: str) -> list[int]:
@@ -235,7 +172,7 @@ def _of_target(
     if values is not None:
         of_columns = values.columns
         if len(of_columns):
-            of_columns = of_columns[:, _target_places(call)]
+            of_columns = of_columns[:, target_places(call)]
             of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
             if call.shards is not None:
                 of_columns = call.shards.sum(of_columns)
@@ -293,11 +230,6 @@ def _of_row(call: Call, values: Variables, expressions: Sequence[Expression]) ->
     return _evaluated(expressions, bindings, values.rows.new_empty(call.rows.shape[0]))
 
 
-def _target_places(call: Call) -> Tensor:
-    """(N,) positions of the targets among the columns, 0 without one."""
-    return call.row_labels.clamp(0, max(call.num_columns - 1, 0))
-
-
 def need_gradients(call: Call) -> bool:
     """Whether a gradient depends on a row's variables."""
     formula = call.spec.formula
@@ -345,7 +277,7 @@ def of_targets(
     columns = torch.zeros_like(values.columns)
     for total, slope in zip(columns, slopes[rows:], strict=True):
         if total.numel():
-            add_rows(total, _target_places(call), slope)
+            add_rows(total, target_places(call), slope)
     like = negative_weight
     return Variables(
         _stacked(slopes[:scalars], like), _stacked(slopes[scalars:rows], like), columns
@@ -469,20 +401,6 @@ def _place(spec: LossSpec, name: str) -> int | None:
     """Of a variable among those of its side; None: the formula does not read it."""
     names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
     return names.index(name) if name in names else None
-
-
-def add_column_norms(
-    call: Call, engine: Engine, gradients: Variables, d_columns: Tensor, scale: Tensor | None
-) -> None:
-    """As :func:`add_norms`, to the gradient (M, D) of columns that are no rows."""
-    slopes = column_norm_slopes(call, gradients)
-    if slopes is None:
-        return
-    slopes = slopes if scale is None else slopes * scale
-    for panel in against_columns(columns_of(call), 0, engine.class_block):
-        _, inverse_norms = unit_columns(engine, panel)
-        own = panel.columns
-        add_norms_of_columns(call, own, inverse_norms, d_columns[own], slopes[own])
 
 
 def column_norm_slopes(call: Call, gradients: Variables | None) -> Tensor | None:
