@@ -14,6 +14,7 @@ from torch.autograd import Function
 from . import dispatch
 from .backends.dense import dense
 from .backends.streaming import Call, CallConfig, CallTensors, Engine, Gradients, Result, driver
+from .backends.streaming.inner_products import for_call
 
 
 def make_engine(
@@ -28,7 +29,8 @@ def make_engine(
 
     With ``UNITSFACE_CHECK=1`` operands (``weights``: upstream gradients) and tiles are checked.
     """
-    engine = backend.make_engine(call, stage, gradients, run)
+    made = backend.make_engine(call, stage, gradients, lambda engine: run(for_call(engine, call)))
+    engine = for_call(made, call)
     if os.environ.get("UNITSFACE_CHECK") != "1":
         return engine
     from .backends.streaming.checked import checked

@@ -34,12 +34,16 @@ LOSSES = {
     "pair_softmax": uk.fused_pair_softmax_loss,
     "pair_logsumexp": uk.fused_pair_logsumexp,
     "circle": uk.fused_circle_loss,
+    "contrastive": uk.fused_contrastive_loss,
+    "batch_hard": uk.fused_triplet_loss,
     "multi_similarity": uk.fused_multi_similarity_loss,
 }
 
 
 def _soft(loss: str, scale: float) -> dict[str, float]:
     """Parameters with which no pair decides a row alone."""
+    if loss in ("contrastive", "batch_hard"):
+        return {}
     if loss == "multi_similarity":
         return {"alpha": scale / 2, "beta": scale}
     return {"scale": scale}

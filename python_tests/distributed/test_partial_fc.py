@@ -36,6 +36,7 @@ LOSSES = [
     ("class_bce", {}),
     ("sphereface2", {}),
     ("npt", {"k": 3}),
+    ("proxy_nca", {}),
     ("epl", {}),
     ("epl", {"base": "uce"}),
     ("vpl", {"start_iteration": 2, "max_age": 4}),
@@ -49,7 +50,7 @@ RUNS = [
     ),
     *(
         Run(loss, options, rate, optimizer, fuse, steps=6)
-        for loss, options in LOSSES[:8]
+        for loss, options in LOSSES[:9]
         for rate, optimizer, fuse in (
             (1.0, "sgd", "backward"),
             (0.4, "sgd", "step"),

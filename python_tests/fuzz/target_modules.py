@@ -33,6 +33,9 @@ _OPTIONS: dict[str, dict[str, list]] = {
     "pair_bce": {"init_threshold": [None, 3.0]},
     "npt": {"k": [1, 3]},
     "multi_similarity": {"alpha": [1.0, 2.0, 8.0], "beta": [8.0, 50.0]},
+    "contrastive": {"negative_margin": [0.5, 1.0], "distance": ["euclidean", "cosine"]},
+    "batch_hard": {"k": [1, 3], "distance": ["squared", "euclidean"]},
+    "proxy_nca": {"denominator": ["negatives", "all"]},
 }
 
 
@@ -78,7 +81,7 @@ def run_one(seed: int) -> str | None:
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity", "adacos"):
+    if name in ("npt", "multi_similarity", "adacos", "contrastive", "batch_hard", "simple"):
         del options["scale"]
     if name == "adacos":
         count = max(count, 3)

@@ -203,7 +203,22 @@ def _filtered_positive(
     return _margin_positive(c, b, **values)
 
 
+def _contrastive(
+    positive: bool,
+    c: Tensor,
+    b: None,
+    positive_margin: float,
+    negative_margin: float,
+    distance: str,
+) -> Tensor:
+    """Hadsell, Chopra and LeCun, CVPR 2006, eq. 4 of unit vectors; none of COSINES is near 1."""
+    apart = torch.sqrt(2.0 - 2.0 * c) if distance == "euclidean" else 1.0 - c
+    hinge = apart - positive_margin if positive else negative_margin - apart
+    return 0.5 * F.relu(hinge) ** 2
+
+
 FORMULAS: dict[str, Formulas] = {
+    "contrastive": (partial(_contrastive, True), partial(_contrastive, False)),
     "uss": (_uss_positive, _uss_negative),
     "pair_bce": (_uss_positive, _uss_negative),
     "uce": (_uce_positive, _uce_negative),
@@ -226,6 +241,11 @@ _UCE = {
     "adaptive_margin": (0.0, 0.7),
 }
 GRID: dict[str, dict[str, tuple[float | str, ...]]] = {
+    "contrastive": {
+        "positive_margin": (0.0, 0.4),
+        "negative_margin": (1.0, 0.5, 2.5),
+        "distance": ("euclidean", "cosine"),
+    },
     "uss": {"scale": _SCALES, "margin": (0.0, 0.1, -0.2)},
     "pair_bce": {"scale": _SCALES, "margin": (0.1,)},
     "uce": _UCE,

@@ -217,6 +217,8 @@ def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tenso
     tile = getattr(native, arguments)(**options, **addresses)
     # At the scale of its default Circle has infinite exponentials beside zeros.
     values = spec.defaults() | ({"scale": 8.0} if spec.name == "circle" else {})
+    # No distance is beyond both margins.
+    values |= {"negative_margin": 2.5} if spec.name == "contrastive" else {}
     params = list(spec.kernel_params(spec.pack(values)))
     getattr(native.cpu, kernel)(spec.name, params, tile, 2)
     return gradient

@@ -334,7 +334,8 @@ def test_bad_features_reach_the_loss(
     else:
         positive, negative = p.pairs()
         # Positives without a formula take no part.
-        compared = negative if spec.positive is None else positive | negative
+        without = spec.positive is None and spec.triplet is None
+        compared = negative if without else positive | negative
         everything = where == "columns" or columns is None
         meets = compared[:, 3].cpu() if everything else torch.zeros(9, dtype=torch.bool)
     meets[3] |= where == "rows"

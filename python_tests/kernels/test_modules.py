@@ -177,12 +177,15 @@ def test_thresholds_start_from_the_first_batch(name: str) -> None:
 def _pair_module(cls: type[nn.Module]) -> nn.Module:
     known = inspect.signature(cls).parameters
     given = {"num_identities": 4, "init_threshold": 2.0, "scale": 9.0, "beta": 9.0}
+    given |= {"negative_margin": 2.5, "r": 2.5}
     return cls(**{name: value for name, value in given.items() if name in known})
 
 
 # A parameter of each, which its representation shows.
 SHOWN = {key: {"scale": 9.0} for key in (*CLASS_LOSSES, *PAIR_LOSSES, "unitsface")}
 SHOWN |= {"npt": {"margin": 2.5}, "multi_similarity": {"beta": 9.0}, "adacos": {"dynamic": False}}
+SHOWN |= {"contrastive": {"negative_margin": 2.5}, "batch_hard": {"margin": 2.5}}
+SHOWN |= {"simple": {"r": 2.5}, "proxy_anchor": {"alpha": 2.5}}
 MODULES = {
     **{name: lambda c=c, n=name: c(8, 4, **SHOWN[n]) for name, c in CLASS_LOSSES.items()},
     **{name: lambda c=c: _pair_module(c) for name, c in PAIR_LOSSES.items()},

@@ -16,6 +16,7 @@ from support.tolerances import EXACT, SAME_GRADIENT, SAME_LOSS, check_same
 from support.variables import (
     Balanced,
     Curricular,
+    Distances,
     Everything,
     Margins,
     NormPairs,
@@ -64,7 +65,7 @@ class _AcrossCase:
         if self.columns == "memory":
             given["memory"] = normal(13, 11, seed=3, dtype=self.dtype)
             given["memory_labels"] = identities(13, seed=4)
-        if self.of is Everything:
+        if self.of.formula.threshold:
             given["b"] = torch.tensor(0.5)
         options = {"backend": self.backend, "reduction": self.reduction, **across}
         loss = fused_pair_loss(self.of(), leaves["feats"], samples[1][rows], **given, **options)
@@ -103,7 +104,8 @@ class _AcrossCase:
             check_same(f"{self}: {name}", a, b, allowed[1])
 
 
-SUMS, LOGSUMEXPS = (Everything, NormPairs), (Tempered, Scales, Balanced)
+SUMS = (Everything, NormPairs, Distances)
+LOGSUMEXPS = (Tempered, Scales, Balanced)
 
 
 def _across(

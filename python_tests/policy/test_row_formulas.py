@@ -103,7 +103,7 @@ def test_what_is_missing_is_named() -> None:
             def negative(self, c):
                 return c
 
-    with pytest.raises(policy.FormulaError, match=r"'logsumexps', which is of policy\.Pair"):
+    with pytest.raises(policy.FormulaError, match="combines by 'logsumexps' and has no positive"):
 
         class OfClasses(policy.Class):
             combine = "logsumexps"

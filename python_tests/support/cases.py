@@ -61,6 +61,12 @@ VARIANTS: dict[str, dict[str, Values]] = {
     },
     "filtered_margin_softmax": {"filtered": {"interclass_filtering_threshold": 0.2}},
     # Some hinges are active; more nearest columns than there are.
+    "contrastive": {"cosines": {"positive_margin": 0.2, "distance": "cosine"}},
+    "batch_hard": {
+        "several": {"k": 3, "margin": 0.4},
+        "soft": {"k": 64, "distance": "euclidean", "hinge": "soft"},
+    },
+    "proxy_nca": {"softmax": {"denominator": "all"}},
     "npt": {"several": {"margin": 0.3, "k": 3}, "all": {"margin": 0.5, "k": 64, "hinges": "sum"}},
 }
 

@@ -85,6 +85,26 @@ class NormPairs(policy.Pair):
         return policy.softplus(4 * c - policy.sqrt(self.row_norm))
 
 
+class Distances(policy.Pair):
+    """Inner products, norms of both sides, and means over pairs of either kind."""
+
+    normalize = False
+    combine = "softplus"
+    b: policy.Threshold
+
+    def positive(self, c):
+        return c - 0.3 * self.row_norm * self.column_norm + self.b
+
+    def negative(self, c):
+        return c - 0.3 * self.row_norm * policy.sqrt(self.column_norm) + self.b
+
+    def positive_weight(self):
+        return 0.4 / self.positives_per_row
+
+    def negative_weight(self):
+        return 0.6 / self.negatives_per_row
+
+
 class Margins(policy.Class):
     """Targets alone read variables: margins by the norm, and a scale per class."""
 

@@ -5,6 +5,7 @@ Any floating dtype; float16 and bfloat16 inputs are computed in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses import EMPTY, LossSpec
-from ..policy.variable import ROW_NORM, TARGET_COSINE
+from ..policy.variable import (
+    COLUMN_NORM,
+    COMPUTED,
+    NEGATIVES,
+    ROW_NORM,
+    TARGET_COSINE,
+    WITH_POSITIVES,
+)
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
@@ -51,6 +59,18 @@ def norms(x: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(x * factor, dim=1) / factor[:, 0]).clamp_min(NORM_EPS)
 
 
+def similarities(spec: LossSpec, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products."""
+    if spec.normalize:
+        return cosines(rows, columns)
+    return _finite_or_nan(rows) @ _finite_or_nan(columns).T
+
+
+def _finite_or_nan(x: Tensor) -> Tensor:
+    """Rows that are not finite as NaN, as at unit length: terms of infinities could be finite."""
+    return torch.where(x.isfinite().all(dim=1, keepdim=True), x, torch.nan)
+
+
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) -> (N, M) cosines, norms clamped from below at 1e-5."""
     return normalize_rows(rows) @ normalize_rows(columns).T
@@ -80,6 +100,8 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
     # A policy takes pairs out with -inf; NaN is not equal to it and stays.
     negative = negative & (negative_logits != -torch.inf)
     log_negatives = torch.logsumexp(negative_logits.masked_fill(~negative, lowest), dim=1)
+    if spec.finish is not None:
+        return _finished(spec, params, cosine, positive, negative, log_negatives, *others)
     if spec.positive is None:
         # Also if there is no column at all, or none that is not left out.
         return torch.where(negative.any(dim=1), log_negatives, -torch.inf)
@@ -90,6 +112,17 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
     # A class row without a target in this shard still contributes its negatives.
     without = log_negatives if spec.topology == "class" else torch.zeros_like(log_negatives)
     return torch.where(count > 0, mean, without)
+
+
+def _finished(spec, params, cosine, positive, negative, log_negatives, *others):
+    """Of classes: ``finish`` of the target's logit, which there is one of at most."""
+    logits = _term(spec.positive, torch.where(positive, cosine, 0.0), params, *others)
+    has_target = positive.any(dim=1)
+    of_target = torch.where(has_target, torch.where(positive, logits, 0.0).sum(dim=1), EMPTY)
+    negatives = torch.where(negative.any(dim=1), log_negatives, EMPTY)
+    of_rows = [value[:, 0] for value in _of_rows(spec, others[1])]
+    per_row = spec.finish.value(of_target, negatives, params, of_rows) + (cosine * 0.0).sum(dim=1)
+    return torch.where(has_target, per_row, log_negatives)
 
 
 def _logsumexps(spec, params, cosine, positive, negative, *others):
@@ -113,6 +146,14 @@ def _of_rows(spec, variables):
     return [value for variable, value in found if variable.side != "column"]
 
 
+def _smallest(cosine: Tensor, mask: Tensor) -> Tensor:
+    """(N, 1) smallest of each row, of equal ones the first; 0 without any."""
+    if not cosine.shape[1]:
+        return cosine.new_zeros((cosine.shape[0], 1))
+    place = cosine.detach().masked_fill(~mask, torch.inf).neg().argmax(dim=1, keepdim=True)
+    return torch.where(mask.any(dim=1, keepdim=True), cosine.gather(1, place), 0.0)
+
+
 def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     triplet = spec.triplet
     # Stable: of equal cosines the smaller position wins. NaN comes before every number.
@@ -121,7 +162,10 @@ def _nearest(spec, params, cosine, positive, negative, threshold, variables):
     order = order[:, : triplet.count(params)]
     found = negative.gather(1, order)
     nearest = torch.where(found, cosine.gather(1, order), 0.0)
-    target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
+    if spec.topology == "class":
+        target = torch.where(positive, cosine, 0.0).sum(dim=1, keepdim=True)
+    else:
+        target = _smallest(cosine, positive)
     terms = triplet.value(nearest, target, params, _of_rows(spec, variables))
     # Without the target's cosine, which may be in another shard, there is no triplet.
     scored = found & positive.any(dim=1, keepdim=True)
@@ -185,18 +229,32 @@ def _variables(
     given: Tensor | None,
     rows: Tensor,
     row_labels: Tensor,
+    columns: Tensor,
+    column_labels: Tensor,
     cosine: Tensor,
-    positive: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    over_ranks: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ...]:
     """Values of ``spec.variables``, each to be broadcast against the cosines."""
+    positive, negative = pairs
     shapes = {"scalar": (1, 1), "row": (-1, 1), "column": (1, -1)}
     sizes = {"scalar": 1, "row": cosine.shape[0], "column": cosine.shape[1]}
     found, start = [], 0
     for variable in spec.variables:
         if variable.name == ROW_NORM:
             value = torch.where(row_labels == -1, 1.0, norms(rows))
+        elif variable.name == COLUMN_NORM:
+            # Before the norms: 0 times the gradient of a norm at 0, which is none, is none.
+            taken = (column_labels >= 0)[:, None]
+            value = torch.where(taken[:, 0], norms(torch.where(taken, columns, 1.0)), 1.0)
         elif variable.name == TARGET_COSINE:
             value = torch.where(positive, cosine, 0.0).sum(dim=1).detach()
+        elif variable.name in COMPUTED:
+            some = negative if variable.name == NEGATIVES else positive
+            some = some.any(dim=1) if variable.name == WITH_POSITIVES else some
+            valid = valid_rows(spec, row_labels, positive, negative)
+            numbers = over_ranks(torch.stack([some.sum(), valid.sum()])).clamp(min=1)
+            value = numbers[0].to(cosine.dtype) / numbers[1]
         else:
             assert given is not None
             value = given[start : start + sizes[variable.side]].to(cosine.dtype)
@@ -229,8 +287,14 @@ def _losses(
     return per_row + doubtful, valid
 
 
-def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
-    """Loss of every row against every column, of :class:`CallTensors`."""
+def similarity_loss(
+    config: CallConfig, *tensors: Any, over_ranks: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
+    """Loss of every row against every column, of :class:`CallTensors`.
+
+    Args:
+        over_ranks: the sum of every rank's numbers, which are those of its rows.
+    """
     spec = config.spec
     rows, row_labels, columns, column_labels, column_index, *numbers = CallTensors(*tensors)
     threshold, given = numbers
@@ -248,10 +312,10 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             other = other.index_select(0, column_index.to(torch.int64))
         if other.dim() == 3:
             # Of a class's centers the first with the largest cosine, which alone has the gradient.
-            with_centers = cosines(rows, other.flatten(0, 1))
+            with_centers = similarities(spec, rows, other.flatten(0, 1))
             cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
         else:
-            cosine = cosines(rows, other)
+            cosine = similarities(spec, rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:
@@ -263,7 +327,8 @@ def similarity_loss(config: CallConfig, *tensors: Any) -> Tensor:
             threshold = threshold.to(dtype)
         variables: tuple[Tensor, ...] = ()
         if spec.variables:
-            variables = _variables(spec, given, rows, row_labels, cosine, positive)
+            operands = (rows, row_labels, other, column_labels, cosine, (positive, negative))
+            variables = _variables(spec, given, *operands, over_ranks)
         sides = [(rows, row_labels, column_labels, cosine, positive, negative)]
         if config.both:
             back = (cosine.T, positive.T, negative.T)

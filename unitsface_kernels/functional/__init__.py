@@ -18,6 +18,7 @@ from .margins import (
     fused_elasticface_loss,
     fused_magface_loss,
 )
+from .metric import fused_contrastive_loss, fused_simple_loss, fused_triplet_loss
 from .pair import (
     fused_circle_loss,
     fused_multi_similarity_loss,
@@ -27,6 +28,7 @@ from .pair import (
     fused_uss_loss,
     uss_threshold_init,
 )
+from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "fused_class_loss",
     "fused_class_margin_loss",
     "fused_clip_loss",
+    "fused_contrastive_loss",
     "fused_curricularface_loss",
     "fused_elasticface_loss",
     "fused_info_nce_loss",
@@ -49,8 +52,12 @@ __all__ = [
     "fused_pair_logsumexp",
     "fused_pair_loss",
     "fused_pair_softmax_loss",
+    "fused_proxy_anchor_loss",
+    "fused_proxy_nca_loss",
     "fused_siglip_loss",
+    "fused_simple_loss",
     "fused_sphereface2_loss",
+    "fused_triplet_loss",
     "fused_uce_loss",
     "fused_uss_loss",
     "uss_threshold_init",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -186,7 +187,31 @@ def check_options(
     validate.number("skip_tolerance", options.skip_tolerance, at_least=0.0)
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
-    return dispatch.resolve(options.backend, feats.device, feats.dtype), spec.pack(values)
+    backend, params = (
+        dispatch.resolve(options.backend, feats.device, feats.dtype),
+        spec.pack(values),
+    )
+    if not spec.normalize and backend != "reference":
+        scaled = (feats.is_cuda or backend == "triton") and matmul_dtype(feats) == torch.float16
+        _refuse_unbounded(spec, params, options.skip_tolerance, scaled)
+    return backend, params
+
+
+def _refuse_unbounded(
+    spec: LossSpec, params: tuple[float, ...], skip_tolerance: float, scaled: bool
+) -> None:
+    """What relies on a bound of d loss / d inner product, where there is none; ``scaled``: tiles of
+    gradients are float16."""
+    needs = None
+    if skip_tolerance > 0.0:
+        needs = "skip_tolerance"
+    elif scaled:
+        needs = "float16, in which gradients are scaled,"
+    if needs is not None and spec.slope_bound(params) == math.inf:
+        raise ValueError(
+            f"{needs} needs a bound of the derivative of {spec.name} by the inner product, which "
+            "has none without normalization"
+        )
 
 
 def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from . import (
     adacos,
+    batch_hard,
     circle,
     class_bce,
     clip,
+    contrastive,
     curricularface,
     filtered_margin_softmax,
     info_nce,
@@ -17,7 +19,10 @@ from . import (
     pair_bce,
     pair_logsumexp,
     pair_softmax,
+    proxy_anchor,
+    proxy_nca,
     siglip,
+    simple_pairs,
     sphereface2,
     uce,
     uss,
@@ -43,11 +48,18 @@ REGISTRY: dict[str, LossSpec] = {
         mv_softmax.SPEC,
         filtered_margin_softmax.SPEC,
         adacos.SPEC,
+        contrastive.SPEC,
+        batch_hard.SPEC,
+        proxy_nca.SPEC,
     )
 }
 
-#: Losses between two towers, whose functions take features of both in place of labels.
-TOWERS: dict[str, LossSpec] = {spec.name: spec for spec in (clip.SPEC, info_nce.SPEC, siglip.SPEC)}
+#: Losses of the package that are called, or add up, in ways of their own: between two towers, of
+#: proxies as rows and samples as columns, and means of pairs of features that are not normalized.
+TOWERS: dict[str, LossSpec] = {
+    spec.name: spec
+    for spec in (clip.SPEC, info_nce.SPEC, proxy_anchor.SPEC, siglip.SPEC, simple_pairs.SPEC)
+}
 
 
 def find(name: str) -> LossSpec:

@@ -89,5 +89,6 @@ def digest(f: Formula) -> str:
         (e.op, [places[arg] for arg in e.args], repr(e.payload), e.kind, e.mask) for e in places
     ]
     ends = [None if e is None else places[e] for e in roots]
-    parts = (f.topology, f.combine, f.numbers, f.variables, f.threshold, nodes, ends)
+    form = (f.topology, f.combine) if f.normalize else (f.topology, f.combine, "inner products")
+    parts = (*form, f.numbers, f.variables, f.threshold, nodes, ends)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

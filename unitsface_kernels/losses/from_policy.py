@@ -50,10 +50,14 @@ def of_formula(
     valid_rows: ValidRows,
 ) -> LossSpec:
     """The loss ``name`` of a formula."""
+    reduction = _REDUCTIONS[formula.combine]
+    if (formula.topology, reduction) == ("class", "logsumexps"):
+        # The same passes, whatever is made of a row's target and its negatives.
+        reduction = "logsumexp"
     return LossSpec(
         name=name,
         topology=formula.topology,
-        reduction=_REDUCTIONS[formula.combine],
+        reduction=reduction,
         threshold="scalar" if formula.threshold else "none",
         parameters=formula.numbers,
         negative=_term(formula, _side(formula, positive=False)),

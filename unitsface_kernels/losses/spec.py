@@ -48,8 +48,8 @@ class Triplet:
 
 @dataclass(frozen=True)
 class Finish:
-    """Formula of a ``logsumexps`` loss: a row's loss by the log-sum-exps of its positives' and of
-    its negatives' logits, a function of two numbers per row.
+    """A row's loss by the log-sum-exps of its positives' and of its negatives' logits, a function
+    of two numbers per row; of classes by the target's logit and the latter.
 
     Attributes:
         value: eager formula: (N,) of positives, (N,) of negatives to (N,) losses. Of a formula with
@@ -80,7 +80,8 @@ class LossSpec:
         topology: ``"pair"`` (columns are samples) or ``"class"`` (columns are class weights).
         reduction: how a row's pairs combine. ``"sum"``: the policy's terms are added.
             ``"logsumexp"``: the policy gives logits, and the row's loss is the mean over its
-            positives p of ``logsumexp({z_p} and all negatives) - z_p``. ``"logsumexps"``:
+            positives p of ``logsumexp({z_p} and all negatives) - z_p``, or over classes ``finish``,
+            if there is one, of the target's logit and the negatives' log-sum-exp. ``"logsumexps"``:
             the policy gives logits, and the row's loss is ``finish`` of two log-sum-exps, of its
             positives and of its negatives. ``"nearest"``: the mean or sum of ``triplet`` over the
             largest cosines that are not the target's.
@@ -96,7 +97,8 @@ class LossSpec:
         slope_bound: bound of |d term / d cosine| (of a row's single positive excepted) for given
             parameters; scales float16 gradients.
         triplet: the formula of a ``nearest`` loss, else None.
-        finish: the formula of a ``logsumexps`` loss, else None.
+        finish: the formula of a ``logsumexps`` loss, or of a ``logsumexp`` loss over classes that
+            is not the cross-entropy; else None.
         policy: name of the loss with the same kernels; None: it has its own.
         formula: from which eager terms and kernels are generated; None: they are hand-written.
         tiles: a loss whose kernels run in place of own ones: of a class log-sum-exp whose targets
@@ -141,6 +143,12 @@ class LossSpec:
             others = self.tiles.pack(self.tiles.defaults())[1:]
             return self.tiles.kernel_params((params[0], *others))
         return params if self.formula is None else kernel_form(self.formula).constants(params)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether pairs are compared by cosines; else by the inner products of the features, which
+        "cosine" stands for everywhere then, and "unit" rows are the rows."""
+        return self.formula is None or self.formula.normalize
 
     @property
     def variables(self) -> tuple[Variable, ...]:

@@ -24,8 +24,10 @@ from .margin_softmax import (
     SubCenterArcFaceLoss,
 )
 from .margins import ClassMarginLoss, MagFaceLoss
+from .metric import ContrastiveLoss, SimPLELoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
+from .proxies import ProxyAnchorLoss, ProxyNCALoss
 from .sphereface2 import SphereFace2Loss
 from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
@@ -42,6 +44,8 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "class_bce": ClassBCELoss,
     "sphereface2": SphereFace2Loss,
     "npt": NPTLoss,
+    "proxy_nca": ProxyNCALoss,
+    "proxy_anchor": ProxyAnchorLoss,
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
@@ -59,6 +63,9 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "pair_softmax": PairSoftmaxLoss,
     "circle": CircleLoss,
     "multi_similarity": MultiSimilarityLoss,
+    "contrastive": ContrastiveLoss,
+    "batch_hard": TripletLoss,
+    "simple": SimPLELoss,
 }
 
 __all__ = [
@@ -72,6 +79,7 @@ __all__ = [
     "ClassBCELoss",
     "ClassLoss",
     "ClassMarginLoss",
+    "ContrastiveLoss",
     "CosFaceLoss",
     "CurricularFaceLoss",
     "EPLLoss",
@@ -86,10 +94,14 @@ __all__ = [
     "PairBCELoss",
     "PairLoss",
     "PairSoftmaxLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
     "SigLIPLoss",
+    "SimPLELoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "SubCenterArcFaceLoss",
+    "TripletLoss",
     "UCELoss",
     "UNPGLoss",
     "USSLoss",

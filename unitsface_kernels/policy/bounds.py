@@ -15,6 +15,8 @@ from .formula import COSINE, Formula, number_bindings
 Interval = tuple[float, float]
 
 _EVERYTHING: Interval = (-math.inf, math.inf)
+#: Of thresholds and variables, as of those that are sampled.
+_LARGEST_OTHER = 1e4
 
 
 def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
@@ -22,12 +24,15 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     positives if there is any number of them; for ``LossSpec.slope_bound``.
 
     By interval arithmetic; where that is loose, twice the largest of many samples. 0 for
-    "topk", which has no gradient tiles.
+    "topk", which has no gradient tiles. Of inner products, which no sample covers, by interval
+    arithmetic alone; infinite where they have no bound.
     """
     slopes = _slopes(kernel_form(formula))
     if not slopes:
         return 0.0
     rigorous = max(_magnitude(_interval(e, formula, params)) for e in slopes)
+    if not formula.normalize:
+        return rigorous or 1.0
     sampled = max(_sampled(e, formula, params) for e in slopes)
     # Interval arithmetic takes terms of one cosine as independent.
     bound = rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
@@ -76,16 +81,20 @@ def _sampled(e: Expression, formula: Formula, params: tuple[float, ...]) -> floa
 
 def _interval(root: Expression, formula: Formula, params: tuple[float, ...]) -> Interval:
     found: dict[Expression, Interval] = {}
+    # Else every slope that a variable scales would count as one that the inner product makes large.
+    others = _EVERYTHING if formula.normalize else (-_LARGEST_OTHER, _LARGEST_OTHER)
     for e in topological(root):
         if e.uniform:
             (value,) = host_values((e,), formula, params)
             found[e] = value, value
         elif e is COSINE:
-            found[e] = -1.0, 1.0
+            found[e] = (-1.0, 1.0) if formula.normalize else _EVERYTHING
         elif e.op == "leaf":
-            found[e] = (0.0, 1.0) if e.mask else _EVERYTHING
+            found[e] = (0.0, 1.0) if e.mask else others
         else:
-            found[e] = _RULES.get(e.op, _unknown)(*(found[arg] for arg in e.args))
+            interval = _RULES.get(e.op, _unknown)(*(found[arg] for arg in e.args))
+            # Infinities of either sign, added.
+            found[e] = _EVERYTHING if any(map(math.isnan, interval)) else interval
     return found[root]
 
 

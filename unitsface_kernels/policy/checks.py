@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -18,16 +19,24 @@ _OTHERS = (0.0, 0.5, 1.0, -1.0, 10.0)
 _VARIABLES = (0.25, 0.5, 1.0, 2.0, 10.0)
 
 
+#: Inner products are up to this.
+_LARGE = 1e4
+
+
 @cache
-def _cosines() -> Tensor:
-    near_ends = 1.0 - torch.logspace(-12, -2, 21, dtype=torch.float64)
+def _cosines(normalize: bool) -> Tensor:
     inside = torch.linspace(-1.0, 1.0, 513, dtype=torch.float64)
+    if normalize:
+        near_ends = 1.0 - torch.logspace(-12, -2, 21, dtype=torch.float64)
+    else:
+        near_ends = torch.logspace(0, math.log10(_LARGE), 21, dtype=torch.float64)
     return torch.cat([inside, near_ends, -near_ends]).sort().values
 
 
 def check_finite(formula: Formula, lines: Lines) -> None:
-    """Fails, naming the line, where value or derivative is not finite for cosines in [-1, 1] at the
-    default numbers. A logit of -inf is allowed: it leaves its pair out."""
+    """Fails, naming the line, where value or derivative is not finite for cosines in [-1, 1], or
+    inner products of any size, at the default numbers. A logit of -inf is allowed: it leaves its
+    pair out."""
     checked: dict[Expression, str] = {}
     for side in ("positive", "negative", "finish", "triplet", "regularizer"):
         value = getattr(formula, side)
@@ -38,6 +47,9 @@ def check_finite(formula: Formula, lines: Lines) -> None:
                 if by.op == "leaf" and by.kind not in ("number", "positive"):
                     for e in topological(derivative(value, by)):
                         checked.setdefault(e, f"the derivative of {side} by {by!r} is")
+    what_of, every = "cosine", "cosines in [-1, 1]"
+    if not formula.normalize:
+        what_of, every = "inner product", f"inner products, here up to {_LARGE:g}"
     leaves_out = formula.combine in ("logsumexp", "logsumexps")
     for dtype in (torch.float64, torch.float32):
         values = _values(list(checked), formula, dtype)
@@ -45,10 +57,10 @@ def check_finite(formula: Formula, lines: Lines) -> None:
             at = _first_bad(e, values, leaves_out)
             if at is not None:
                 fail(
-                    f"{what} not finite at cosine {_at(values[COSINE], at):g} and the default "
+                    f"{what} not finite at {what_of} {_at(values[COSINE], at):g} and the default "
                     f"parameters, in {dtype}: {e.op} gives {_at(values[e], at):g}; formulas have "
-                    "to be finite for all cosines in [-1, 1], also where policy.where takes the "
-                    "other argument",
+                    f"to be finite for all {every}, also where policy.where takes the other "
+                    "argument",
                     lines.of.get(e) or formula.line,
                 )
 
@@ -62,7 +74,7 @@ def _values(
     others = torch.tensor(_OTHERS, dtype=dtype)[:, None]
     given = {variable.name for variable in formula.variables} - {TARGET_COSINE}
     variables = torch.tensor(_VARIABLES, dtype=dtype)[:, None]
-    values = {COSINE: _cosines().to(dtype)}
+    values = {COSINE: _cosines(formula.normalize).to(dtype)}
     for e in nodes:
         if e.op == "const":
             payload = bool(e.payload) if e.mask else value_of(e)
@@ -89,9 +101,14 @@ def _first_bad(
     for arg in e.args:
         if not arg.mask:
             bad = bad & (values[arg].isfinite() | (value.isnan() & ~values[arg].isnan()))
-    places = bad.expand(len(_OTHERS), _cosines().numel()).nonzero()
+    places = _spread(bad).nonzero()
     return (int(places[0, 0]), int(places[0, 1])) if len(places) else None
 
 
 def _at(value: Tensor, place: tuple[int, int]) -> float:
-    return float(value.expand(len(_OTHERS), _cosines().numel())[place])
+    return float(_spread(value)[place])
+
+
+def _spread(value: Tensor) -> Tensor:
+    """By others and cosines, of which there are as many whether normalized or not."""
+    return value.expand(len(_OTHERS), _cosines(True).numel())

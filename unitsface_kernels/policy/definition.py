@@ -23,7 +23,7 @@ from .expression import (
 from .formula import COSINE, COSINES, SUMS, THRESHOLD, Combination, Formula
 from .nan import keeping_nan
 from .parameter import Parameter, Topology
-from .variable import ROW_NORM, SIDES, TARGET_COSINE, Variable
+from .variable import COMPUTED, SIDES, TARGET_COSINE, Variable
 
 _PACKAGE = __name__.partition(".")[0]
 #: Other keywords of the functions, which take variables by their names.
@@ -88,10 +88,13 @@ class Policy:
       :meth:`positive_weight` and :meth:`negative_weight`, methods or fields, are added.
     - "logsumexp": logits; the mean over positives p of log(exp(z_p) + sum exp(z_n)) - z_p.
     - "logsumexps": logits; ``finish`` of the two log-sum-exps of positives and of negatives, of
-      which one of no pairs is -1e30.
-    - "topk", of a :class:`Class`: the mean of ``triplet(nearest, target)`` over the k largest
-      cosines with other classes; k is the number ``k``, 1 if there is none. With a number
-      ``hinges``, "mean" or "sum", that says whether terms are added instead.
+      which one of no pairs is -1e30. Over classes the first is the target's logit.
+    - "topk": the mean of ``triplet(nearest, target)`` over the k largest cosines with other
+      classes, or with negatives, of which ``target`` is the smallest with a positive; k is the
+      number ``k``, 1 if there is none. With a number ``hinges``, "mean" or "sum", that says whether
+      terms are added instead.
+
+    ``normalize = False`` compares by inner products of the features as they are: ``c`` is one.
 
     ``regularizer()``, of a :class:`Class` that combines by "logsumexp", is added to the loss of
     every row; it reads numbers, scalars and variables of the row, as ``row_norm``.
@@ -101,12 +104,18 @@ class Policy:
     """
 
     #: What formulas may read of the row: its norm and, over classes, its cosine with its class,
-    #: which is a constant of the gradient.
+    #: which is a constant of the gradient; of the column: its norm; of all pairs: the number of
+    #: positive, and of negative ones, over that of the rows; of rows the share that has a positive.
     row_norm: Any
     target_cosine: Any
+    column_norm: Any
+    positives_per_row: Any
+    negatives_per_row: Any
+    share_with_positives: Any
 
     topology: ClassVar[Topology]
     combine: ClassVar[Combination] = "sum"
+    normalize: ClassVar[bool] = True
     formula: ClassVar[Formula]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -193,7 +202,7 @@ def _trace(cls: type[Policy]) -> Formula:
     this = object.__new__(cls)
     numbers: list[Parameter] = []
     variables: list[Variable] = []
-    computed = {name: leaf(name, "row") for name in (TARGET_COSINE, ROW_NORM)}
+    computed = {name: leaf(name, side) for name, side in COMPUTED.items()}
     for name in fields:
         taken = hasattr(Policy, name) or name in Policy.__annotations__
         if taken and name not in _WEIGHTS:
@@ -201,6 +210,8 @@ def _trace(cls: type[Policy]) -> Formula:
     if cls.combine not in get_args(Combination):
         known = ", ".join(map(repr, get_args(Combination)))
         fail(f"{cls.__name__}.combine must be one of {known}, got {cls.combine!r}")
+    if not isinstance(cls.normalize, bool):
+        fail(f"{cls.__name__}.normalize must be True or False, got {cls.normalize!r}")
     for name, value in computed.items():
         if name != TARGET_COSINE or cls.topology == "class":
             setattr(this, name, value)
@@ -234,20 +245,27 @@ def _trace(cls: type[Policy]) -> Formula:
             f"{cls.__name__} combines by {cls.combine!r}, whose logits have no policy.Threshold; "
             "a policy.Scalar is one number that may be learned, too"
         )
-    topology = _ONE_TOPOLOGY.get(cls.combine, cls.topology)
-    if topology != cls.topology:
-        fail(f"{cls.__name__} combines by {cls.combine!r}, which is of policy.{topology.title()}")
     for name in _SIDES.get((cls.topology, cls.combine), ()):
         if terms[name] is None:
             fail(f"{cls.__name__} combines by {cls.combine!r} and has no {name}")
+    if not cls.normalize:
+        _refuse_angles(cls.__name__, *terms.values())
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
+        if cls.topology == "class" and any(e.kind != "number" for e in _leaves(finish) - {*SUMS}):
+            fail(
+                f"{cls.__name__}.finish of a policy.Class may read its arguments and numbers alone"
+            )
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]
     read |= _leaves(finish, triplet)
-    variables += [Variable(name, "row", given=False) for name in computed if computed[name] in read]
+    variables += [
+        Variable(name, side, given=False)
+        for name, side in COMPUTED.items()
+        if computed[name] in read
+    ]
     if cls.combine not in ("sum", "softplus"):
         classes = cls.topology == "class"
         streamed = _leaves(terms["negative"], *([] if classes else [terms["positive"]]))
@@ -266,8 +284,22 @@ def _trace(cls: type[Policy]) -> Formula:
         weights,
         finish,
         triplet,
+        cls.normalize,
         regularizer,
     )
+
+
+#: Operations on cosines alone, and how they are written.
+_ANGLES = {"acos": "acos", "sine": "sine", "margin": "cosine_margin"}
+
+
+def _refuse_angles(name: str, *terms: Expression | None) -> None:
+    for e in topological(*(e for e in terms if e is not None)):
+        if e.op in _ANGLES and "cosine" in e.reads:
+            fail(
+                f"{name} reads policy.{_ANGLES[e.op]}, which is of a cosine; with "
+                "normalize = False pairs are compared by inner products"
+            )
 
 
 def _leaves(*terms: Expression | None) -> set[Expression]:
@@ -305,9 +337,8 @@ _SIDES = {
     ("pair", "logsumexp"): ("negative",),
     ("pair", "logsumexps"): ("negative",),
     ("class", "logsumexp"): ("positive", "negative"),
+    ("class", "logsumexps"): ("positive", "negative"),
 }
-#: Combinations that only policies of one topology have.
-_ONE_TOPOLOGY: dict[str, Topology] = {"logsumexps": "pair", "topk": "class"}
 #: Nearest columns that kernels find, at most.
 _MOST_NEAREST = 64
 

@@ -201,6 +201,9 @@ class _Maker:
             None if logit is None else self._slopes(logit)
             for logit in (self._formula.positive, self._formula.negative)
         )
+        if self._formula.topology == "class":
+            # A row has one positive: what is made of its logit is no work of tiles.
+            kind = "logsumexp"
         outputs = [e for slopes in (positive, negative) if slopes for e in slopes.all()]
         linear = negative is not None and negative.value is self._normal(negative.dcosine * COSINE)
         # By numbers and scalars alone, which are the same for all pairs.

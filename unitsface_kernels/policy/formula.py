@@ -31,6 +31,7 @@ class Formula:
         weights: of positives and of negatives, for "softplus"; functions of the numbers.
         finish: of "logsumexps": the row's loss by the two log-sum-exps, :data:`SUMS`.
         triplet: of "topk": the term of one of the nearest columns, by :data:`COSINES`.
+        normalize: whether :data:`COSINE` is a cosine; else it is an inner product.
         regularizer: of "logsumexp" over classes: what is added to the row's loss, by variables of
             the row and scalars.
     """
@@ -47,6 +48,7 @@ class Formula:
     weights: tuple[Expression, Expression]
     finish: Expression | None
     triplet: Expression | None = None
+    normalize: bool = True
     regularizer: Expression | None = None
 
 

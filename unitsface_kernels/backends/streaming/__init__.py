@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ...losses import LossSpec
-from . import logsumexp, logsumexp_pairs, logsumexps, nearest, sum
+from . import logsumexp, logsumexp_pairs, logsumexps, nearest, nearest_pairs, sum
 from .call import (
     Call,
     CallConfig,
@@ -45,6 +45,7 @@ _DRIVERS = {
     ("logsumexp", "class"): logsumexp,
     ("logsumexps", "pair"): logsumexps,
     ("nearest", "class"): nearest,
+    ("nearest", "pair"): nearest_pairs,
 }
 
 

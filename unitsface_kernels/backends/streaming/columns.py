@@ -52,6 +52,7 @@ def finish_columns(
     d_columns: Tensor | None,
     scale: Tensor | None,
     raw: bool = False,
+    along: Tensor | None = None,
 ) -> None:
     """Takes the gradient of a tile's unit columns to the columns themselves, and to its place.
 
@@ -63,6 +64,7 @@ def finish_columns(
             unit columns, as it is, if other ranks' rows have a part of it.
         scale: () factor, or None.
         raw: ``d_unit`` is times ``norms``, see :class:`TileColumns`.
+        along: (m,) gradient of the columns' norms.
     """
     if not call.need_columns:
         return
@@ -83,8 +85,22 @@ def finish_columns(
         engine.normalize_rows_backward(
             d_unit, call.columns, part.start, norms, out, scale, call.vector_index, raw
         )
+        if along is not None:
+            add_norms_of_columns(call, part, norms, out, along if scale is None else along * scale)
         labels = call.column_labels
         clear_ignored_columns(call, None if labels is None else labels[part], out)
     if call.sink is not None:
         whole = slice(part.start // call.centers, part.stop // call.centers)
         call.sink(whole, call.as_columns(out))
+
+
+def add_norms_of_columns(
+    call: Call, tile: slice, norms: Tensor, out: Tensor, slope: Tensor
+) -> None:
+    """Adds what the gradient ``slope`` (m,) of the columns' norms is by the columns."""
+    assert call.columns is not None
+    index = call.column_index
+    columns = call.columns[tile] if index is None else call.columns[index[tile]]
+    # A clamped norm is constant.
+    slope = torch.where(norms >= 1e5, 0.0, slope.to(torch.float32) * norms)
+    out.addcmul_(slope[:, None], columns.to(torch.float32))

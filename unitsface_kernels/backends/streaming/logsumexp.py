@@ -9,18 +9,19 @@ four. Else they are multiplied again. Tiles that contribute nothing can be left 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...losses import CUSTOM, LossSpec
+from ...losses import CUSTOM, EMPTY, LossSpec
 from ..dense import zeros
 from . import variables
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
+from .computed import add_column_norms
 from .engine import (
     ClassSums,
     ClassTile,
@@ -38,6 +39,7 @@ from .filtering import (
     selections,
     worth_taking,
 )
+from .logsumexps import split_factors
 from .scattered import DeviceTargets, Targets, add_pairs
 from .selection import RowSelection
 from .shards import Shards
@@ -49,24 +51,27 @@ Positive = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
-    """Log-sum-exp of the negatives, their probability, slope of the target's logit; with variables
-    the target's cosine, by which those of the logit are computed again.
+    """Log-sum-exp of the negatives, their probability, slope of the target's logit; with ``finish``
+    its derivative by the target's logit, with variables the target's cosine, by which those of the
+    logit are computed again.
     """
-    return 4 if spec.variables else 3
+    return 3 + (spec.finish is not None) + bool(spec.variables)
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
-    """Loss, and (3, N) state."""
+    """Loss, and state of :func:`state_rows`."""
     unit, inverse_norms = engine.unit_rows(call)
     values = variables.of_call(call, engine, unit, inverse_norms)
     sums = _statistics(call, engine, unit, values)
     if call.shards is not None:
         sums = _of_all_shards(call.shards, sums)
-    if values is None:
+    if values is None and call.spec.finish is None:
         per_row, state = engine.finish_rows(call, sums)
     else:
         of_target = variables.target(call, values, sums.target_cosine)
-        per_row, state = finish_rows(call, sums, lambda _: of_target)
+        of_rows = () if values is None else values.of_rows(call)
+        per_row, state = finish_rows(call, sums, lambda _: of_target, of_rows)
+    if values is not None:
         state = torch.cat([state, sums.target_cosine[None]])
         more = variables.not_finite(call, values)
         term = variables.regularizer(call, values)
@@ -83,20 +88,27 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
     log_negatives, negative_prob, slope = state[:3].unbind(0)
-    weights, scale = split_weights(call, weights)
-    negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
+    if call.spec.finish is None:
+        weights, scale = split_weights(call, weights)
+        negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
+        target_weight = -negative_weight
+    else:
+        both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
+        both, scale = split_factors(call, both)
+        negative_weight, target_weight = both.unbind(0)
     # Exact even where the probability underflows: 0 times a finite slope.
-    targets = -negative_weight * slope
+    targets = target_weight * slope
     if call.spec.name in CUSTOM:
         # Where the logits of all negatives are -inf: exp(-inf - inf) is 0.
         log_negatives = log_negatives.masked_fill(log_negatives == -torch.inf, torch.inf)
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(negative_weight, state[3], weights)
+        of_variables = _OfVariables(-target_weight, state[-1], weights)
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
-        masses = negative_prob * total * torch.exp(maximum - log_negatives)
+        share = negative_prob if call.spec.finish is None else negative_prob.abs()
+        masses = share * total * torch.exp(maximum - log_negatives)
         masses = torch.where((total == 0.0) | (negative_weight == 0.0), 0.0, masses)
     rows = ClassWeights(log_negatives, negative_weight, targets)
     return _gradients(call, engine, rows, scale, masses, of_variables)
@@ -169,16 +181,32 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0.0, -torch.inf, highest + torch.log(total))
 
 
-def finish_rows(call: Call, sums: ClassSums, positive: Positive) -> tuple[Tensor, Tensor]:
+def finish_rows(
+    call: Call, sums: ClassSums, positive: Positive, of_rows: Sequence[Tensor] = ()
+) -> tuple[Tensor, Tensor]:
     """:meth:`Engine.finish_rows` in operations of Torch.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
-    q = sigmoid(N - z). A row whose target is elsewhere has loss N and q = 1.
+    q = sigmoid(N - z), or ``finish`` of z and N and its derivatives. A row whose target is
+    elsewhere has loss N and q = 1.
     """
     log_negatives = _log_of_sums(sums.maximum, sums.total)
     logits, slope = positive(sums.target_cosine)
     # Of shards together every row that takes part has its target.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
+    finish = call.spec.finish
+    if finish is not None:
+        target = torch.where(has_target, logits, EMPTY)
+        negatives = torch.where(log_negatives == -torch.inf, EMPTY, log_negatives)
+        # Also NaN without negatives.
+        per_row = finish.value(target, negatives, call.params, of_rows) + logits * 0.0
+        per_row = torch.where(has_target, per_row, log_negatives).masked_fill(call.ignored, 0.0)
+        by_target, by_negatives, *_ = finish.slopes(target, negatives, call.params, of_rows)
+        by_target = torch.where(has_target, by_target, 0.0)
+        # Without negatives there is nothing to weigh.
+        by_negatives = torch.where(negatives == EMPTY, 0.0, by_negatives)
+        by_negatives = torch.where(has_target, by_negatives, 1.0)
+        return per_row, torch.stack([log_negatives, by_negatives, slope, by_target])
     gap = log_negatives - logits
     per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
     negative_prob = torch.where(has_target, torch.sigmoid(gap), 1.0)
@@ -278,6 +306,10 @@ def _gradients(
     if values is not None and of_variables is not None and variables.need_gradients(call):
         slopes_of = variables.of_targets(call, values, *of_variables)
         d_values = variables.joined(call, values, slopes_of, d_streamed)
+        if d_columns is not None:
+            add_column_norms(
+                call, engine, variables.column_norm_slopes(call, d_values), d_columns, scale
+            )
         if d_rows is not None:
             variables.add_norms(call, d_values, d_rows, unit, inverse_norms, scale)
         if call.need_variables:

@@ -63,7 +63,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     by_sums, by_variables = torch.stack(slopes[:2]), slopes[2:]
     # Without pairs of a kind there is nothing to weigh, and the slope may be anything.
     live = call.valid_rows & (state != -torch.inf)
-    factors, scale = _split(call, torch.where(live, weights * by_sums, 0.0))
+    factors, scale = split_factors(call, torch.where(live, weights * by_sums, 0.0))
     positive, negative = factors.unbind(0)
     log_positives, log_negatives = torch.where(live, state, torch.inf).unbind(0)
     of_pairs = PairWeights(log_negatives, negative, positive, log_positives)
@@ -81,7 +81,7 @@ def _finite(state: Tensor) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
-def _split(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
     """As ``call.split_weights``, of the (2, N) products with the slopes of ``finish``."""
     if call.compute_dtype != torch.float16:
         return factors, None

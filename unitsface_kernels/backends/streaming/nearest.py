@@ -40,7 +40,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
-    loss = _per_row(call, best, position, target_cosine, _of_rows(call, values))
+    loss = _per_row(call, best, position, target_cosine, variables_of_terms(call, values))
     loss = loss + not_finite(call, inverse_norms)
     if values is not None:
         loss = loss + variables.not_finite(call, values)
@@ -62,7 +62,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     values = variables.of_call(call, engine, unit, inverse_norms)
     of_nearest, of_target, *by_variables = _slopes(
-        call, best.T, position.T, target_cosine[0], _of_rows(call, values)
+        call, best.T, position.T, target_cosine[0], variables_of_terms(call, values)
     )
     # Without shards, places beyond the number of columns are never filled.
     filled = count if call.shards is not None else min(count, call.num_columns)
@@ -119,7 +119,7 @@ def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
     return found & has_target[:, None], divisor
 
 
-def _of_rows(call: Call, values: Variables | None) -> list[Tensor]:
+def variables_of_terms(call: Call, values: Variables | None) -> list[Tensor]:
     """Variables that terms read: () of scalars and (N, 1)."""
     found = [] if values is None else values.of_rows(call)
     return [value if value.dim() == 0 else value[:, None] for value in found]

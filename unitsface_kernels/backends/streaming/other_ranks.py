@@ -34,6 +34,9 @@ class Ranks(Protocol):
     def gather(self, own: Tensor) -> Tensor:
         """(T, ...) concatenation of every rank's ``own`` rows."""
 
+    def own_sums(self, everyone: Tensor) -> Tensor:
+        """(N, ...) own rows of the sum of every rank's (T, ...)."""
+
 
 class Towers(NamedTuple):
     """The other ranks of a call with ``both``, of which each has rows and columns of its own.

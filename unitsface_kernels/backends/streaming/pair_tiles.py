@@ -18,6 +18,7 @@ from ..dense import zeros
 from . import towers, variables
 from .call import Call, Gradients, Result, clear_ignored, clear_ignored_columns
 from .columns import unit_columns
+from .computed import add_column_norms
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
 from .other_ranks import Blocks
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
@@ -289,6 +290,8 @@ def gradients_of_pairs(
     found = variables.joined(call, values, of_rows, tiles_of)
     if d_rows is not None:
         variables.add_norms(call, found, d_rows, operands.unit, inverse_norms, None)
+    if d_columns is not None:
+        add_column_norms(call, engine, variables.column_norm_slopes(call, found), d_columns, None)
     of_given = variables.of_given(call, found, None) if call.need_variables else None
     return Gradients(d_rows, d_columns, None, of_given)
 

@@ -296,6 +296,7 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
     columns, row_filter, scale = columns_of(call), state.row_filter, state.scale
     on_device = engine.device_filter is not None
     positives = None if row_filter is None else Positives(call, on_device)
+    of_norms = variables.column_norm_slopes(call, state.d_variables)
     d_columns = None
     if need_columns and call.sink is None:
         # Every tile writes its columns; zeroing all M x D first costs time.
@@ -337,7 +338,11 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
             if need_columns:
                 d_unit = add_to_columns(engine, d_unit, tile, a, selection)
         if need_columns:
-            finish_columns(call, engine, panel.part, d_unit, column_norms, d_columns, scale)
+            own = panel.columns
+            along = None if of_norms is None else of_norms[own]
+            finish_columns(
+                call, engine, panel.part, d_unit, column_norms, d_columns, scale, along=along
+            )
     if positives is not None:
         for at, slope in zip(positives.places, positives.slopes, strict=True):
             add_pairs(call, engine, unit, at, slope, d_rows, d_columns, scale)

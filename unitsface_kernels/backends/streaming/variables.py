@@ -21,10 +21,18 @@ from ...policy.formula import (
     variable_bindings,
     variable_leaves,
 )
-from ...policy.variable import ROW_NORM, SIDES, Variable
+from ...policy.variable import (
+    COLUMN_NORM,
+    COMPUTED,
+    ROW_NORM,
+    SIDES,
+    Side,
+    Variable,
+)
 from .call import Call
+from .computed import across_ranks, computed_value, target_places
 from .engine import Engine, TileVariables
-from .scattered import add_rows, cosines_at
+from .scattered import add_rows
 
 
 class Variables(NamedTuple):
@@ -97,54 +105,36 @@ def of_call(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> 
         return None
     width = call.num_columns
     # Those of other ranks' rows, too, which the other direction of a pair reads.
-    count = width if _across_ranks(call) else call.rows.shape[0]
+    count = width if across_ranks(call) else call.rows.shape[0]
     scalars, rows, columns = (_number(spec, side) for side in ("scalar", "row", "column"))
     given = call.variables
     if given is None:
         given = unit.new_empty(0, dtype=torch.float32)
     parts = given.split([scalars, rows * count, columns * width])
-    of_rows = parts[1].view(rows, count)
-    computed = [
-        _norms(call, inverse_norms)
-        if variable.name == ROW_NORM
-        else target_cosines(call, engine, unit)
-        for variable in spec.variables
-        if not variable.given
-    ]
-    if computed:
-        of_rows = torch.cat([of_rows, torch.stack(computed)])
-    return Variables(parts[0], of_rows, parts[2].view(columns, width))
+    computed: dict[Side, list[Tensor]] = {"scalar": [], "row": [], "column": []}
+    for variable in spec.variables:
+        if not variable.given:
+            value = computed_value(variable.name, call, engine, unit, inverse_norms)
+            computed[COMPUTED[variable.name]].append(value)
+    return Variables(
+        _joined(parts[0], computed["scalar"]),
+        _joined(parts[1].view(rows, count), computed["row"]),
+        _joined(parts[2].view(columns, width), computed["column"]),
+    )
 
 
-def _across_ranks(call: Call) -> bool:
-    return call.ranks is not None and call.columns is None
+def _joined(given: Tensor, computed: list[Tensor]) -> Tensor:
+    return torch.cat([given, torch.stack(computed)]) if computed else given
 
 
 def own_rows(call: Call) -> slice:
     """Places of the call's rows among those that have variables."""
-    start = (call.self_offset or 0) if _across_ranks(call) else 0
+    start = (call.self_offset or 0) if across_ranks(call) else 0
     return slice(start, start + call.rows.shape[0])
 
 
 def _number(spec: LossSpec, side: str) -> int:
     return sum(v.side == side and v.given for v in spec.variables)
-
-
-def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
-    norms = torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
-    if not _across_ranks(call):
-        return norms
-    assert call.ranks is not None
-    return call.ranks.gather(norms)
-
-
-def target_cosines(call: Call, engine: Engine, unit: Tensor) -> Tensor:
-    """(N,) float32 cosines of the rows with their classes, 0 without one; of all shards."""
-    cosines = unit.new_zeros(unit.shape[0], dtype=torch.float32)
-    if call.num_columns:
-        products = cosines_at(call, engine, unit, _target_places(call))
-        cosines = torch.where(call.row_labels >= 0, products, cosines)
-    return cosines if call.shards is None else call.shards.sum(cosines)
 
 
 def _streamed(spec: LossSpec, side: str) -> list[int]:
@@ -153,12 +143,12 @@ def _streamed(spec: LossSpec, side: str) -> list[int]:
     return [place for place, variable in enumerate(some) if variable.streamed]
 
 
-def target(call: Call, values: Variables, cosine: Tensor) -> tuple[Tensor, Tensor]:
+def target(call: Call, values: Variables | None, cosine: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) logits of the targets of a ``logsumexp`` loss over classes, and their derivatives by the
     cosines: of N numbers, by Torch.
 
     Args:
-        values: all variables.
+        values: all variables, None if the formula reads none.
         cosine: (N,) of the targets.
     """
     formula = call.spec.formula
@@ -168,25 +158,27 @@ def target(call: Call, values: Variables, cosine: Tensor) -> tuple[Tensor, Tenso
 
 
 def _of_target(
-    call: Call, values: Variables, cosine: Tensor, expressions: Sequence[Expression]
+    call: Call, values: Variables | None, cosine: Tensor, expressions: Sequence[Expression]
 ) -> list[Tensor]:
     """(N,) each: functions of the targets' cosines and variables."""
     formula = call.spec.formula
     assert formula is not None
     if all(is_const(e) for e in expressions):
         return [torch.full_like(cosine, value_of(e)) for e in expressions]
-    of_columns = values.columns.new_zeros(len(values.columns), len(cosine))
-    if len(values.columns):
-        if call.num_columns:
-            of_columns = values.columns[:, _target_places(call)]
-            of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
-        if call.shards is not None:
-            of_columns = call.shards.sum(of_columns)
     bindings: dict[Expression, Tensor | float] = {
         COSINE: cosine,
         **number_bindings(formula, call.params),
-        **variable_bindings(formula, [*values.scalars, *values.rows, *of_columns]),
     }
+    if values is not None:
+        of_columns = values.columns.new_zeros(len(values.columns), len(cosine))
+        if len(values.columns):
+            if call.num_columns:
+                of_columns = values.columns[:, target_places(call)]
+                of_columns = torch.where(call.row_labels >= 0, of_columns, 0.0)
+            if call.shards is not None:
+                of_columns = call.shards.sum(of_columns)
+        given = [*values.scalars, *values.rows, *of_columns]
+        bindings.update(variable_bindings(formula, given))
     return _evaluated(expressions, bindings, cosine)
 
 
@@ -239,11 +231,6 @@ def _of_row(call: Call, values: Variables, expressions: Sequence[Expression]) ->
     return _evaluated(expressions, bindings, values.rows.new_empty(call.rows.shape[0]))
 
 
-def _target_places(call: Call) -> Tensor:
-    """(N,) positions of the targets among the columns, 0 without one."""
-    return call.row_labels.clamp(0, max(call.num_columns - 1, 0))
-
-
 def need_gradients(call: Call) -> bool:
     """Whether a gradient depends on a row's variables."""
     formula = call.spec.formula
@@ -291,7 +278,7 @@ def of_targets(
     columns = torch.zeros_like(values.columns)
     for total, slope in zip(columns, slopes[rows:], strict=True):
         if total.numel():
-            add_rows(total, _target_places(call), slope)
+            add_rows(total, target_places(call), slope)
     like = negative_weight
     return Variables(
         _stacked(slopes[:scalars], like), _stacked(slopes[scalars:rows], like), columns
@@ -308,8 +295,8 @@ def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
 
 def needed(call: Call) -> bool:
     """Whether gradients of variables that tiles read are."""
-    norms = call.need_rows and any(v.name == ROW_NORM and v.streamed for v in call.spec.variables)
-    return call.need_variables or norms
+    norms = {v.name for v in call.spec.variables if v.streamed} & {ROW_NORM, COLUMN_NORM}
+    return call.need_variables or (bool(norms) and (call.need_rows or call.need_columns))
 
 
 def factor(call: Call) -> int | None:
@@ -382,26 +369,55 @@ def add_norms(
     inverse_norms: Tensor,
     scale: Tensor | None,
 ) -> None:
-    """Adds to the gradient (N, D) of the rows that through their norms, if the formula reads them.
+    """Adds to the gradient (N, D) of the rows that through their norms, if the formula reads them,
+    also as columns.
 
     Args:
         unit, inverse_norms: of :meth:`Engine.unit_rows`.
         scale: () factor, or None.
     """
-    names = [variable.name for variable in call.spec.variables if variable.side == "row"]
-    if ROW_NORM not in names:
+    slope = None
+    place = _place(call.spec, ROW_NORM)
+    if place is not None:
+        slope = gradients.rows[place, own_rows(call)]
+    place = _place(call.spec, COLUMN_NORM)
+    if place is not None and call.columns is None:
+        of_columns = gradients.columns[place]
+        if call.ranks is not None:
+            of_columns = call.ranks.own_sums(of_columns)
+        slope = of_columns if slope is None else slope + of_columns
+    if slope is None:
         return
-    slope = gradients.rows[names.index(ROW_NORM), own_rows(call)].to(torch.float32)
+    slope = slope.to(torch.float32)
     slope = slope if scale is None else slope * scale
+    if not call.spec.normalize:
+        # The derivative is the unit row, which these are not.
+        slope = slope * inverse_norms
     # A clamped norm is constant.
     slope = torch.where(call.ignored | (inverse_norms >= 1e5), 0.0, slope)
     d_rows.addcmul_(slope[:, None], unit.to(torch.float32))
 
 
+def _place(spec: LossSpec, name: str) -> int | None:
+    """Of a variable among those of its side; None: the formula does not read it."""
+    names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
+    return names.index(name) if name in names else None
+
+
+def column_norm_slopes(call: Call, gradients: Variables | None) -> Tensor | None:
+    """(M,) gradients by the norms of columns that are no rows, which tiles still add to; None: the
+    formula reads none.
+    """
+    place = _place(call.spec, COLUMN_NORM)
+    if gradients is None or place is None or call.columns is None or not call.need_columns:
+        return None
+    return gradients.columns[place]
+
+
 def of_given(call: Call, gradients: Variables, scale: Tensor | None) -> Tensor:
     """Gradient of ``Call.variables``; ``scale``: () factor, or None."""
-    rows = gradients.rows[: _number(call.spec, "row")]
-    joined = torch.cat([gradients.scalars, rows.flatten(), gradients.columns.flatten()])
+    sides = zip(gradients, SIDES, strict=True)
+    joined = torch.cat([part[: _number(call.spec, side)].flatten() for part, side in sides])
     return (joined if scale is None else joined * scale).to(torch.float32)
 
 

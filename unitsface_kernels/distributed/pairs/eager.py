@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -101,6 +102,11 @@ def replica(value: Tensor | None, group: Group) -> Tensor | None:
     return None if value is None else replicated(value, group)
 
 
+def gathered_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+    """(T, D) rows of all ranks, with their graph."""
+    return _Gathered.apply(rows, counts, group)
+
+
 def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
     """(T,) or (T, D) values of all ranks' samples."""
     if values.dim() == 1:
@@ -116,7 +122,10 @@ def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
     if tensors.columns is None:
         wide = feats.to(torch.promote_types(feats.dtype, torch.float32))
         tensors = tensors._replace(columns=_Gathered.apply(wide, setting.counts, setting.group))
-    per_row = reference.similarity_loss(replace(config, reduction="none"), *tensors)
+    total = partial(sum_over_ranks, group=setting.group)
+    per_row = reference.similarity_loss(
+        replace(config, reduction="none"), *tensors, over_ranks=total
+    )
     if config.reduction == "none":
         return per_row
     return reduced(per_row, _valid(config, tensors), config.reduction, setting.group)

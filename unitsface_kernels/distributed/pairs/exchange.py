@@ -9,7 +9,13 @@ from itertools import accumulate
 from torch import Tensor
 
 from ...backends.streaming import Blocks, CallConfig
-from ..collectives import Group, own_rank, start_gather_rows, start_pass_on
+from ..collectives import (
+    Group,
+    own_rank,
+    start_gather_rows,
+    start_pass_on,
+    start_scatter_sums,
+)
 
 EXCHANGES = ("auto", "gather", "ring")
 #: Features of all ranks up to this size are gathered by "auto": one collective instead of
@@ -88,6 +94,9 @@ class Exchange:
 
     def gather(self, own: Tensor) -> Tensor:
         return start_gather_rows(own, self._counts, self._group)()
+
+    def own_sums(self, everyone: Tensor) -> Tensor:
+        return start_scatter_sums(everyone.clone(), self._counts, self._group)()
 
     def blocks(self) -> Blocks:
         if self._ring:

@@ -26,7 +26,9 @@ from .shard import Shard
 from .variables import of_step, packed, resolved
 
 #: Losses that can be sharded, by name.
-SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "unpg"}
+SHARDABLE = {
+    name: cls for name, cls in CLASS_LOSSES.items() if name not in ("unpg", "proxy_anchor")
+}
 # The others compare with what they make of their class weights, whose gradient is dense.
 SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
 

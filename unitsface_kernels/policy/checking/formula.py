@@ -26,7 +26,7 @@ from ..formula import (
     variable_leaves,
 )
 from ..operations import OPERATIONS
-from ..variable import ROW_NORM
+from ..variable import NEGATIVES, POSITIVES, ROW_NORM
 from .report import Finding
 
 Bindings = dict[Expression, Tensor | float]
@@ -116,7 +116,7 @@ def _grid(value: _Value, numbers: dict[Expression, float]) -> Bindings:
         known: tuple[float, ...] = THRESHOLDS if e is THRESHOLD else VARIABLES
         if e.kind == "argument":
             known = OF_ROWS[value.name]
-        elif value.name in OF_ROWS or e.payload == ROW_NORM:
+        elif value.name in OF_ROWS or e.payload in (ROW_NORM, POSITIVES, NEGATIVES):
             # As those at which formulas have to be finite.
             known = POSITIVE_VARIABLES
         axes.append(torch.tensor(known, dtype=torch.float64))
