@@ -36,7 +36,8 @@ def test_statistics_of_adaface_are_the_published_ones() -> None:
 
 def test_what_is_no_training_step_leaves_statistics_and_draws_alone() -> None:
     feats, _, labels = batch()
-    for module in (uk.AdaFaceLoss(D, C), uk.ElasticFaceLoss(D, C)):
+    elastic = [uk.ElasticFaceLoss(D, C, assignment=name) for name in ("random", "sorted")]
+    for module in (uk.AdaFaceLoss(D, C), *elastic):
         before = copy.deepcopy(dict(module.named_buffers()))
         with torch.no_grad():
             module(feats, labels)
@@ -45,8 +46,9 @@ def test_what_is_no_training_step_leaves_statistics_and_draws_alone() -> None:
         for wrong in (feats[:, :3], feats.to(torch.int64)):
             with pytest.raises((TypeError, ValueError)):
                 module(wrong, labels)
-        with pytest.raises(ValueError, match="labels"):
-            module(feats, labels + C)
+        for places in (None, torch.arange(C - 1)):
+            with pytest.raises(ValueError, match="labels"):
+                module(feats, labels + C, places)
         for name, value in module.named_buffers():
             assert torch.equal(value, before[name]), name
         module(feats, labels)
@@ -72,6 +74,19 @@ def test_statistics_are_not_moved_by_what_has_none() -> None:
     module(feats[4:5], labels[4:5])
     module(feats[:0], labels[:0])
     assert math.isfinite(float(module.batch_mean))
+
+
+@pytest.mark.parametrize("name", ["adaface", "elasticface", "curricularface", "adacos"])
+def test_initial_values_include_state(name: str) -> None:
+    """Of a module that was made without memory, too."""
+    with torch.device("meta"):
+        module = uk.CLASS_LOSSES[name](D, C)
+    module.to_empty(device="cpu")
+    for buffer in module.buffers():
+        buffer.fill_(7)
+    module.reset_parameters()
+    for key, value in uk.CLASS_LOSSES[name](D, C).named_buffers():
+        assert torch.equal(module.get_buffer(key), value), key
 
 
 def test_statistics_are_resumed() -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import validate
-from ..backends.reference import normalize_rows
 from ..distributed.collectives import own_rank
 from ..draws import normal
+from ..functional.statistics import check_batch, target_cosines
 from ..losses.elasticface import SPEC
 from .class_loss import RegisteredClassLoss, Total
 
@@ -82,7 +82,14 @@ class ElasticFaceLoss(RegisteredClassLoss):
         super().__init__(locals())
         self.margin, self.std = margin, std
         self.assignment, self.margin_seed = assignment, margin_seed
+
+    def _make_parameters(self, embedding_size: int, num_classes: int) -> None:
+        super()._make_parameters(embedding_size, num_classes)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def reset_thresholds(self) -> None:
+        """The number of draws, too."""
+        self.draws.zero_()
 
     def variables(self) -> dict[str, float | Tensor]:
         return {"margin": self.margin}
@@ -90,12 +97,10 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         if not self.training:
             return super().forward(feats, labels, class_index)
-        validate.features("feats", feats)
-        validate.labels("labels", labels, feats.shape[0], feats)
+        check_batch(feats, self.weight, labels, class_index)
         cosines = None
         if self.assignment != "random":
-            columns = labels if class_index is None else class_index[labels.long().clamp_min(0)]
-            cosines = self._target_cosines(feats, columns)
+            cosines = target_cosines(feats, self.weight, labels, class_index)
         margin = self._margins(labels, cosines, own_rank() * _ROWS_OF_A_RANK)
         loss = self.compare(feats, self.weight, labels, class_index=class_index, margin=margin)
         self._count()
@@ -104,8 +109,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
         cosines = None
         if self.assignment != "random":
-            own = self._target_cosines(feats, labels)
-            cosines = total(torch.where(labels >= 0, own, 0.0))
+            cosines = total(target_cosines(feats, self.weight, labels))
         return {"margin": self._margins(labels, cosines, 0)}
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
@@ -114,16 +118,6 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def _count(self) -> None:
         if torch.is_grad_enabled():
             self.draws.add_(1)
-
-    @torch.no_grad()
-    def _target_cosines(self, feats: Tensor, columns: Tensor) -> Tensor:
-        """(N,) with the class rows at ``columns``; of others anything."""
-        if not len(self.weight):
-            return feats.new_zeros(len(feats), dtype=torch.float32)
-        rows = self.weight[columns.long().clamp(0, len(self.weight) - 1)]
-        dtype = torch.promote_types(feats.dtype, torch.float32)
-        units = (normalize_rows(x.detach().to(dtype)) for x in (feats, rows))
-        return torch.linalg.vecdot(*units)
 
     @torch.no_grad()
     def _margins(self, labels: Tensor, cosines: Tensor | None, first: int) -> Tensor:
