@@ -99,6 +99,16 @@ ERRORS = {
     "type": ({"m2": torch.zeros(N), "m3": "0.4"}, TypeError, "m3 must be a float or a torch"),
     "number": ({"m2": torch.zeros(N), "m3": math.nan}, ValueError, "m3 must be finite"),
     "m1": ({"m2": torch.zeros(N), "m1": 0.0}, ValueError, "m1 must be > 0"),
+    "tensor m1": (
+        {"m2": torch.zeros(N), "m1": torch.zeros(())},
+        ValueError,
+        "m1 must be > 0",
+    ),
+    "filter": (
+        {"m2": torch.zeros(N), "interclass_filtering_threshold": torch.zeros(2)},
+        ValueError,
+        "interclass_filtering_threshold must be 0 with margins per row, got Tensor",
+    ),
 }
 
 
@@ -142,6 +152,16 @@ def test_wrong_options_are_named() -> None:
             ValueError,
             r"margin must have shape \(9,\), one per class",
             lambda: uk.fused_class_margin_loss(feats, weight, labels, torch.ones(4)),
+        ),
+        (
+            TypeError,
+            "margin must be a float where there are counts, got Tensor",
+            lambda: uk.ClassMarginLoss(D, C, margin=torch.ones(C), counts=torch.ones(C)),
+        ),
+        (
+            ValueError,
+            r"counts must have shape \(9,\), got \(4,\)",
+            lambda: uk.ClassMarginLoss(D, C, counts=torch.ones(4)),
         ),
         (ValueError, "counts must be >= 0, got -1", lambda: uk.frequency_margins(-torch.ones(2))),
         (

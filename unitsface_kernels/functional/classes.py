@@ -96,14 +96,19 @@ def fused_margin_softmax_loss(
     }
     per_row = None
     if any(isinstance(margin, Tensor) and margin.numel() != 1 for margin in (m1, m2, m3)):
-        if values.pop("interclass_filtering_threshold") != 0:
+        limit = values.pop("interclass_filtering_threshold")
+        # The value of a tensor may be on a device.
+        if isinstance(limit, Tensor) or limit != 0:
             raise ValueError(
                 "interclass_filtering_threshold must be 0 with margins per row, got "
-                f"{interclass_filtering_threshold}"
+                f"{type(limit).__name__ if isinstance(limit, Tensor) else limit}"
             )
         per_row = {name: values.pop(name) for name in ("m1", "m2", "m3")}
         if not isinstance(m1, Tensor):
             validate.number("m1", m1, above=0.0, kind="a float or a torch.Tensor")
+        elif m1.numel() == 1:
+            parameters = filtered_margin_softmax.SPEC.parameters
+            validate.number_tensor(next(p for p in parameters if p.name == "m1"), m1, feats)
         spec = row_margins.SPEC
     else:
         spec, values = filtered_margin_softmax.chosen(values)

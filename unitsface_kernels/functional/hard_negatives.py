@@ -45,7 +45,8 @@ def fused_curricularface_loss(
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         t: mean of the target cosines of past batches, see :class:`CurricularFaceLoss`: a number, or
-            a tensor of one element, which gets a gradient if it asks for one.
+            a tensor of one element, which gets a gradient if it asks for one. Gradients in float16
+            may overflow for t beyond 10.
         scale: s > 0.
         margin: m in [0, pi], in radians.
         class_index: (K,) distinct integer rows of ``weight`` that take part; the others get

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from .. import policy
 from .from_policy import spec_of
@@ -28,9 +29,19 @@ class CurricularFace(policy.Class):
         return c * policy.cos(self.margin) - policy.sine(c) * policy.sin(self.margin)
 
 
-SPEC = spec_of(
-    CurricularFace,
-    name="curricularface",
-    function="fused_curricularface_loss",
-    source="CurricularFace (CVPR 2020), published code",
+def _slope_bound(params: tuple[float, ...]) -> float:
+    """s (t + 2) of a hard negative for the t of a mean of cosines, at most 1. For a number of which
+    nothing is known it would be so large that float16 gradients of most pairs were 0.
+    """
+    return 3.0 * params[0]
+
+
+SPEC = replace(
+    spec_of(
+        CurricularFace,
+        name="curricularface",
+        function="fused_curricularface_loss",
+        source="CurricularFace (CVPR 2020), published code",
+    ),
+    slope_bound=_slope_bound,
 )

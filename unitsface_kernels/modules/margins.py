@@ -111,9 +111,14 @@ class ClassMarginLoss(ClassLoss):
     ) -> None:
         validate.instance("learned", learned, bool, "a bool")
         if counts is not None:
+            validate.number("margin", margin, kind="a float where there are counts")
             # Also while modules are made without memory.
             with torch.device("cpu"):
                 margin = frequency_margins(counts, margin, smallest, power)  # type: ignore[arg-type]
+            if len(counts) != num_classes:
+                raise ValueError(
+                    f"counts must have shape ({num_classes},), got {tuple(counts.shape)}"
+                )
         super().__init__(
             ClassMargin(scale=scale, kind=kind),
             embedding_size,
