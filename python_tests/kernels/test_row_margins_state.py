@@ -76,6 +76,16 @@ def test_statistics_are_not_moved_by_what_has_none() -> None:
     assert math.isfinite(float(module.batch_mean))
 
 
+def test_given_margins_count_in_a_sharded_step() -> None:
+    feats, _, labels = batch()
+    head = uk.PartialFC("elasticface", D, C)
+    margin = torch.linspace(0.1, 0.9, N)
+    want = uk.fused_elasticface_loss(feats, head.weight, labels, margin)
+    for _ in range(2):
+        check_same("loss", head(feats, labels, margin=margin), want, SAME_LOSS)
+        head.eval()
+
+
 @pytest.mark.parametrize("name", ["adaface", "elasticface", "curricularface", "adacos"])
 def test_initial_values_include_state(name: str) -> None:
     """Of a module that was made without memory, too."""

@@ -275,7 +275,8 @@ class PartialFC(nn.Module):
             rows = arriving()
         if self.training:
             self.loss.begin_step(rows, local)
-            variables = variables | of_step(self.loss, rows, local, index, counts, self.group)
+            # What the caller gives counts, as it does in evaluation.
+            variables = of_step(self.loss, rows, local, index, counts, self.group) | variables
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
