@@ -120,7 +120,7 @@ def test_the_snippet_of_learned_numbers_runs() -> None:
         "b": torch.tensor(5.0),
         "log_scale": torch.tensor(3.0, requires_grad=True),
     }
-    code = next(code for code in snippets("docs/usage.md") if "log_scale" in code)
+    code = next(code for code in snippets("docs/usage.md") if "scale=nn.Parameter" in code)
     exec(code, names)
     names["loss"].backward()
     assert names["log_scale"].grad != 0.0

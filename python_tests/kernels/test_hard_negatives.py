@@ -259,7 +259,9 @@ STATES = {"curricularface": "t", "adacos": "scale"}
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("name", STATES)
 def test_a_failed_step_moves_nothing(name: str, sharded: bool) -> None:
-    """Nor does evaluation, nor a batch that is not finite, nor one without labels."""
+    """Nor does evaluation, nor a call without gradients, nor a batch that is not finite, nor one
+    without labels.
+    """
     module = uk.PartialFC(name, D, C) if sharded else uk.CLASS_LOSSES[name](D, C)
     state = getattr(module.loss if sharded else module, STATES[name])
     feats, _, labels = _batch()
@@ -269,6 +271,9 @@ def test_a_failed_step_moves_nothing(name: str, sharded: bool) -> None:
     module(feats, labels)
     assert torch.equal(state, before)
     module.train()
+    with torch.no_grad():
+        module(feats, labels)
+    assert torch.equal(state, before)
     for wrong in (
         {"labels": labels + C},
         {"labels": labels[1:]},

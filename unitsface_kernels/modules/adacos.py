@@ -18,8 +18,8 @@ from .class_loss import RegisteredClassLoss, Total
 class AdaCosLoss(RegisteredClassLoss):
     r"""Class weights and AdaCos; see :func:`fused_adacos_loss`.
 
-    The scale is :math:`\sqrt 2 \log(C - 1)`. With ``dynamic``, every batch in training mode first
-    replaces it, a constant of the gradient, by
+    The scale is :math:`\sqrt 2 \log(C - 1)`. With ``dynamic``, every training batch, in calls with
+    gradients, first replaces it, a constant of the gradient, by
 
     .. math:: s \leftarrow \frac{\log B}{\cos(\min(\pi / 4, \theta))}, \qquad
               B = \frac1N \sum_i \sum_{j \neq y_i} e^{s c_{ij}}
@@ -85,7 +85,7 @@ class AdaCosLoss(RegisteredClassLoss):
         return {"scale": self.scale}
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        if not (self.training and self.dynamic):
+        if not (self.training and self.dynamic and torch.is_grad_enabled()):
             return super().forward(feats, labels, class_index)
         check_batch(feats, self.weight, labels, class_index)
         sums, cosines = self._statistics(feats, labels, class_index)
@@ -95,7 +95,8 @@ class AdaCosLoss(RegisteredClassLoss):
         return loss
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        if not self.dynamic:
+        self._moved = None
+        if not (self.dynamic and torch.is_grad_enabled()):
             return {}
         places = labels
         if self.drawn is not None:

@@ -19,8 +19,8 @@ _CURRICULARFACE, _MV_SOFTMAX = curricularface.SPEC.default, mv_softmax.SPEC.defa
 class CurricularFaceLoss(RegisteredClassLoss):
     r"""Class weights and CurricularFace; see :func:`fused_curricularface_loss`.
 
-    Every batch in training mode first moves t towards the mean r of its target cosines, those of
-    all ranks together, as published:
+    Every training batch, in calls with gradients, first moves t towards the mean r of its target
+    cosines, those of all ranks together, as published:
 
     .. math:: t \leftarrow \alpha\, r + (1 - \alpha)\, t
 
@@ -80,7 +80,7 @@ class CurricularFaceLoss(RegisteredClassLoss):
         return {"t": self.t}
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        if not self.training:
+        if not (self.training and torch.is_grad_enabled()):
             return super().forward(feats, labels, class_index)
         check_batch(feats, self.weight, labels, class_index)
         sums = self._sums(feats, labels, class_index)
@@ -90,6 +90,9 @@ class CurricularFaceLoss(RegisteredClassLoss):
         return loss
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        self._moved = None
+        if not torch.is_grad_enabled():
+            return {}
         moved = self._moved = self._after(total(self._sums(feats, labels)))
         return {"t": moved}
 

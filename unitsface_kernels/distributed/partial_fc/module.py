@@ -61,9 +61,9 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg", whose pairs cross the
-            shards, is not among them, and "vpl", which mixes its class weights anew for every
-            step, is not sampled or fused.
+            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg" and "proxy_anchor",
+            whose pairs cross the shards, are not among them, and "vpl", which mixes its class
+            weights anew for every step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
