@@ -154,6 +154,11 @@ def test_wrong_options_are_named() -> None:
             lambda: uk.fused_class_margin_loss(feats, weight, labels, torch.ones(4)),
         ),
         (
+            ValueError,
+            "counts must be given for smallest=0.1, got None",
+            lambda: uk.ClassMarginLoss(D, C, smallest=0.1),
+        ),
+        (
             TypeError,
             "margin must be a float where there are counts, got Tensor",
             lambda: uk.ClassMarginLoss(D, C, margin=torch.ones(C), counts=torch.ones(C)),

@@ -110,6 +110,8 @@ class ClassMarginLoss(ClassLoss):
         init_std: float | None = None,
     ) -> None:
         validate.instance("learned", learned, bool, "a bool")
+        if counts is None and smallest is not None:
+            raise ValueError(f"counts must be given for smallest={smallest}, got None")
         if counts is not None:
             validate.number("margin", margin, kind="a float where there are counts")
             # Also while modules are made without memory.
