@@ -345,7 +345,8 @@ def test_tiles_do_not_depend_on_the_number_of_threads(spec: LossSpec) -> None:
         run = _logsumexp_tile
     params = list(spec.kernel_params(spec.pack(spec.defaults())))
     want = run(spec.name, params, cosines, 1)
-    assert all(bool(tensor.abs().sum() > 0) for tensor in want.values())
+    for name, tensor in want.items():
+        assert bool(tensor.any()) or (spec.threshold == "none" and "threshold" in name), name
     for threads in (2, 3, 7):
         for name, tensor in run(spec.name, params, cosines, threads).items():
             assert torch.equal(tensor, want[name]), f"{name} with {threads} threads"

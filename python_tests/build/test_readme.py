@@ -120,10 +120,19 @@ def test_the_snippet_of_learned_numbers_runs() -> None:
         "b": torch.tensor(5.0),
         "log_scale": torch.tensor(3.0, requires_grad=True),
     }
-    code = next(code for code in snippets("docs/usage.md") if "scale=nn.Parameter" in code)
+    code = next(code for code in snippets("docs/usage.md") if "nn.Parameter" in code)
     exec(code, names)
     names["loss"].backward()
     assert names["log_scale"].grad != 0.0
+
+
+def test_the_snippet_of_two_towers_runs() -> None:
+    names = {name: torch.randn(6, 16) for name in ("a", "b", "queries", "keys")}
+    names |= {name: torch.arange(6) % 3 for name in ("labels", "key_labels")}
+    names["log_scale"] = torch.tensor(3.0, requires_grad=True)
+    code = next(code for code in snippets("docs/usage.md") if "SigLIPLoss" in code)
+    exec(code, names)
+    assert torch.isfinite(names["loss"])
 
 
 def test_the_debugging_snippet_runs(capsys: pytest.CaptureFixture) -> None:

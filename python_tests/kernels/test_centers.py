@@ -353,7 +353,7 @@ def test_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             ValueError,
             r"weight must have C \* centers rows, a multiple of 4, got 29",
         ),
-        ({"centers": 1}, ValueError, r"weight must have shape \(C, 1, D\)"),
+        ({"centers": 1}, ValueError, r"weight must have shape \(rows, D\)"),
         ({"weight": torch.zeros(C, 3, D + 1)}, ValueError, "weight must have D = 20"),
         ({"weight": torch.zeros(2, C, 3, D)}, ValueError, "weight must have shape"),
         ({"labels": torch.full((N,), C)}, ValueError, "labels must be in"),

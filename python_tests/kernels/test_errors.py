@@ -100,7 +100,8 @@ def _numbers(spec_name: str) -> list[tuple]:
                 ({name: math.inf}, ValueError, [name, "finite", "inf"]),
                 ({name: -math.inf}, ValueError, [name, "finite", "-inf"]),
                 ({name: torch.tensor(math.nan)}, ValueError, [name, "finite", "nan"]),
-                ({name: torch.ones(2)}, ValueError, [name, "one element", "(2,)"]),
+                # A margin of margin softmax may be one per row.
+                ({name: torch.ones(2)}, ValueError, [name, "must have ", "one ", "(2,)"]),
                 ({name: torch.tensor(1)}, TypeError, [name, "floating", "int64"]),
             ]
         if parameter.maximum is not None:

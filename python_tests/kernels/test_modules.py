@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import unitsface_kernels
 from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, UniTSFaceLoss
-from unitsface_kernels.losses import REGISTRY
+from unitsface_kernels.losses import REGISTRY, TOWERS
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
@@ -325,12 +325,12 @@ RENAMED = {
     "arcface": {"m1", "m2", "m3"},
     "sphereface": {"m1", "m2", "m3"},
     # k is the adaptive margin; all classes take part, or those that PartialFC draws.
-    "epl": {"m1", "m2", "m3", "adaptive_margin", "class_index", *_FILTER},
-    "unpg": {"m1", "m2", "m3", "adaptive_margin", "class_index", *_FILTER},
-    "vpl": {"m1", "m2", "m3", "adaptive_margin", "class_index", *_FILTER},
+    "epl": {"m1", "m2", "m3", "adaptive_margin", "class_index", "centers", *_FILTER},
+    "unpg": {"m1", "m2", "m3", "adaptive_margin", "class_index", "centers", *_FILTER},
+    "vpl": {"m1", "m2", "m3", "adaptive_margin", "class_index", "centers", *_FILTER},
     # Their functions are not those of margin softmax.
     **{
-        name: {"m1", "m2", "m3", "adaptive_margin", "margin_gradient", *_FILTER}
+        name: {"m1", "m2", "m3", "adaptive_margin", "margin_gradient", "centers", *_FILTER}
         for name in ("adaface", "class_margin", "elasticface", "magface")
     },
 }
@@ -340,7 +340,7 @@ RENAMED = {
 def test_modules_take_every_argument_of_their_functions(name: str) -> None:
     cls = (CLASS_LOSSES | PAIR_LOSSES)[name]
     registered = getattr(cls, "loss", name)
-    spec = REGISTRY.get(registered, REGISTRY["margin_softmax"])
+    spec = {**REGISTRY, **TOWERS}.get(registered, REGISTRY["margin_softmax"])
     of_function = inspect.signature(getattr(unitsface_kernels, spec.function)).parameters
     missing = of_function.keys() - _arguments(cls) - OWN - RENAMED.get(name, set())
     assert not missing

@@ -92,11 +92,12 @@ def _by_class(weight: Tensor, centers: int, feats: Tensor) -> Tensor:
     """Class weights, checked, as (C, D), or as (C, centers, D) of several."""
     validate.centers(centers)
     validate.is_tensor("weight", weight)
-    if weight.dim() == 3 and weight.shape[1] != centers:
-        raise ValueError(f"weight must have shape (C, {centers}, D), got {tuple(weight.shape)}")
-    validate.features("weight", weight[:, 0] if weight.dim() == 3 else weight, like=feats)
-    if weight.dim() == 3:
+    if weight.dim() == 3 and (centers > 1 or weight.shape[1] == 1):
+        if weight.shape[1] != centers:
+            raise ValueError(f"weight must have shape (C, {centers}, D), got {tuple(weight.shape)}")
+        validate.features("weight", weight[:, 0], like=feats)
         return weight if centers > 1 else weight[:, 0]
+    validate.features("weight", weight, like=feats)
     if weight.shape[0] % centers:
         raise ValueError(
             f"weight must have C * centers rows, a multiple of {centers}, got {weight.shape[0]}"

@@ -44,7 +44,7 @@ def public_function(spec: LossSpec) -> Callable[..., Tensor]:
     def function(*arguments: Any, **keywords: Any) -> Tensor:
         bound = signature.bind(*arguments, **keywords)
         bound.apply_defaults()
-        given = {"b": None, **bound.arguments}
+        given = {"b": None, "both": False, **bound.arguments}
         values = {name: given[name] for name in spec.defaults()}
         settings = {name: given[name] for name in _SETTINGS}
         settings["variables"] = {name: given[name] for name in variables}
