@@ -117,7 +117,8 @@ class SupConLoss(nn.Module):
         unit = normalize_rows(columns.to(log_sums.dtype))
         mask = mask.to(log_sums.dtype)
         count = len(mask)
-        of_samples = mask @ unit.view(views, count, -1).sum(dim=0)
+        with torch.autocast(unit.device.type, enabled=False):
+            of_samples = mask @ unit.view(views, count, -1).sum(dim=0)
         anchors = len(rows) // count
         own, itself = unit[: len(rows)], mask.diagonal().repeat(anchors)
         sums = of_samples.repeat(anchors, 1) - itself[:, None] * own
