@@ -236,3 +236,26 @@ def test_means_of_pairs() -> None:
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     got = fused_pair_loss(Means(), feats.float(), labels, backend="native")
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backend", ["reference", pytest.param("native", marks=pytest.mark.extended)]
+)
+def test_means_of_pairs_in_both_directions(backend: str) -> None:
+    """A pair counts twice, among the losses of rows and among those of columns."""
+
+    class Means(policy.Pair):
+        def positive(self, c):
+            return c / self.positives_per_row
+
+        def negative(self, c):
+            return 10 * c / self.negatives_per_row
+
+    feats, memory = (torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for n in (5, 9))
+    labels, of_memory = torch.tensor([0, 1, 2, -1, 2]), torch.tensor([0, 1, 1, 2, 3, 4, 5, -1, 2])
+    valid, same = (labels >= 0)[:, None] & (of_memory >= 0), labels[:, None] == of_memory
+    cosine = feats @ memory.T
+    want = cosine[valid & same].mean() + 10 * cosine[valid & ~same].mean()
+    options = {"memory": memory, "memory_labels": of_memory, "both": True, "backend": backend}
+    got = fused_pair_loss(Means(), feats, labels, **options)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
