@@ -12,7 +12,7 @@ from support.variables import Distances
 from torch import Tensor
 
 from unitsface_kernels import ClassLoss, PartialFC, dispatch, policy
-from unitsface_kernels.functional import fused_class_loss, fused_pair_loss
+from unitsface_kernels.functional import fused_class_loss, fused_pair_loss, fused_simple_loss
 from unitsface_kernels.losses import custom
 
 BACKENDS = [
@@ -205,6 +205,10 @@ def test_slopes_without_a_bound() -> None:
     with pytest.raises(ValueError, match=r"^skip_tolerance needs a bound of the derivative of Squ"):
         fused_pair_loss(Squares(), feats, labels, skip_tolerance=0.1, backend="native")
     fused_pair_loss(Logistic(), feats, labels, b=0.0, skip_tolerance=0.1, backend="native")
+    # Every pair reads norms, so that nothing is left out.
+    some = {"reduction": "none", "backend": "native"}
+    loss = fused_simple_loss(feats, labels, 0.5, skip_tolerance=0.1, **some)
+    assert torch.equal(loss, fused_simple_loss(feats, labels, 0.5, **some))
     if "triton" in BACKENDS:
         with pytest.raises(ValueError, match=r"^float16, in which gradients are scaled, needs"):
             fused_pair_loss(Squares(), feats.half(), labels, backend="triton")

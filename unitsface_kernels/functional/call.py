@@ -203,7 +203,8 @@ def _refuse_unbounded(
     """What relies on a bound of d loss / d inner product, where there is none; ``scaled``: tiles of
     gradients are float16."""
     needs = None
-    if skip_tolerance > 0.0:
+    # Where every pair reads a variable nothing is left out.
+    if skip_tolerance > 0.0 and not any(variable.streamed for variable in spec.variables):
         needs = "skip_tolerance"
     elif scaled:
         needs = "float16, in which gradients are scaled,"
