@@ -34,7 +34,7 @@ class SupConLoss(nn.Module):
         features (N, views, ...), labels (N,) any integers, or mask (N, N) of which samples are
         positives of which, with any weights >= 0; neither: a sample's other views. -> () float32.
         A mask that says which samples have the same class costs what labels do; another one matmul
-        of N x N more.
+        of N x N more. On CUDA the host waits to learn which it is.
 
     Raises:
         TypeError, ValueError: a wrong argument; both labels and mask.

@@ -131,6 +131,8 @@ def check_samples(spec: LossSpec, samples: Samples) -> int | None:
         sided += ["b"] if spec.threshold == "per_column" else []
         if memory is None:
             raise ValueError(f"both must be False without memory, got {both}")
+        if spec.reduction == "nearest":
+            raise ValueError(f'both must be False where combine is "topk", got {both}')
         if sided:
             raise ValueError(
                 "both must be False where rows and columns read numbers of their own "
