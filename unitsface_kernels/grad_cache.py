@@ -41,8 +41,9 @@ def cached_backward(
         loss: of the (N, D) features of every tower, e.g. a :class:`CLIPLoss`; its own parameters
             get their gradients, too.
         factor: of the loss in the backward pass, as that of a gradient scaler.
-        no_sync: of data parallelism, e.g. ``model.no_sync``: all chunks but the last are passed
-            back in this context, so that gradients are averaged once.
+        no_sync: of the data parallelism of one model that has all encoders, e.g.
+            ``model.no_sync``: all chunks but the last are passed back in this context, so that
+            gradients are averaged once. Of several models only that of the last chunk would be.
 
     Returns:
         () loss, without graph.

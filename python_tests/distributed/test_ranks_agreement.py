@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 import unitsface_kernels as uk
 from unitsface_kernels import validate
-from unitsface_kernels.distributed.agreement import checksum, same_on_device
+from unitsface_kernels.distributed.agreement import agree, checksum, same_on_device
 
 D = 11
 
@@ -95,6 +95,17 @@ _NEEDING = ({}, {"feats": torch.ones(4, D, requires_grad=True)}, {})
 
 def test_mistakes_of_one_rank_are_errors_on_all() -> None:
     run_ranks(3, _mistakes)
+
+
+def _lacking(rank: int) -> None:
+    """As on devices, where a number that is a tensor is compared later."""
+    same: dict[str, object] = {"scale": 9.0} if rank else {}
+    text = _message(ValueError, agree, lambda: (True, 1, same), dist.group.WORLD)
+    assert text.endswith("got nothing on rank 0, 9.0 on rank 1"), text
+
+
+def test_what_the_first_rank_lacks_is_a_difference() -> None:
+    run_ranks(2, _lacking)
 
 
 def _verdicts(rank: int) -> list[tuple[bool, str]]:

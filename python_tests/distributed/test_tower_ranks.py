@@ -156,3 +156,22 @@ def _drop_ins(rank: int, counts: Sequence[int]) -> None:
 
 def test_drop_ins_have_the_gradients_of_the_originals() -> None:
     run_ranks(2, _drop_ins, (4, 4))
+
+
+def _differ(rank: int) -> None:
+    """What decides which collectives follow, which would hang otherwise."""
+    x, labels = normal(4, D, seed=rank), torch.arange(4)
+    whole: dict[str, object] = {"labels": labels, "key_labels": labels, "group": dist.group.WORLD}
+    other: list[tuple[dict[str, object], str]] = [
+        ({"reduction": "sum"}, "reduction must be the same on every rank"),
+        ({"both": True}, "both must be the same on every rank"),
+        ({"labels": None, "key_labels": None}, "whether there are labels must be the same"),
+        ({"batch_offset": 0}, "batch_offset must be None with a group"),
+    ]
+    for options, message in other:
+        with pytest.raises(ValueError, match=message):
+            uk.fused_info_nce_loss(x, x, scale=9.0, **{**whole, **(options if rank else {})})
+
+
+def test_ranks_that_differ_are_an_error_on_all() -> None:
+    run_ranks(2, _differ)

@@ -71,6 +71,16 @@ def test_clip_loss(target: Target) -> None:
     torch.testing.assert_close(found["contrastive_loss"], module(*inputs))
 
 
+def test_the_bias_of_clip_has_a_gradient_of_zero() -> None:
+    """Without any, data parallelism would wait for it."""
+    bias = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    loss = ClipLoss()(_normal(9, 7, seed=1), _normal(9, 7, seed=2), 6.0, bias)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert bias.grad is not None
+    assert not bias.grad.any()
+
+
 @each_target
 def test_siglip_loss(target: Target) -> None:
     module = SigLipLoss(backend=target.backend)
@@ -196,6 +206,15 @@ def test_sup_con(target: Target, kind: str, mode: str, views: int) -> None:
         return _sup_con(x, given, mask, mode, 0.2, 0.1)
 
     _agree(target, ours, formula, _normal(7, views, 5, seed=3))
+
+
+def test_sup_con_with_a_mask_under_autocast() -> None:
+    """The reference stays as exact as without."""
+    features, mask = _normal(9, 14, seed=1).view(9, 2, 7), (_normal(9, 9, seed=2) > 0).float()
+    module = SupConLoss(backend="reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        got = module(features, mask=mask)
+    torch.testing.assert_close(got, module(features, mask=mask))
 
 
 def test_sup_con_of_more_dimensions_and_errors() -> None:

@@ -271,3 +271,16 @@ def _anchors_across(rank: int, counts: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("counts", [(5, 9), (4, 0, 7)], ids=str)
 def test_proxy_anchor_across_ranks(counts: tuple[int, ...]) -> None:
     run_ranks(len(counts), _anchors_across, counts)
+
+
+def _other_proxies(rank: int) -> None:
+    feats, proxies, labels = _normal(4, 6, seed=7), _normal(9, 6, seed=8 + rank), torch.arange(4)
+    across = {"backend": "reference", "group": dist.group.WORLD}
+    with pytest.raises(ValueError, match="the checksum of weight must be the same"):
+        uk.fused_proxy_anchor_loss(feats, proxies, labels, **across)
+    with pytest.raises(ValueError, match="the shape of weight must be the same"):
+        uk.fused_proxy_anchor_loss(feats, proxies[: 9 - rank], labels, **across)
+
+
+def test_proxies_that_differ_across_ranks_are_an_error() -> None:
+    run_ranks(2, _other_proxies)

@@ -146,6 +146,27 @@ def test_info_nce(target: Target, kind: str, both: bool, monkeypatch) -> None:
     _agree(target, ours, formula, (*_towers(count, more), torch.tensor(9.0)))
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_scale_of_any_shape_and_dtype(backend: str, reduction: str) -> None:
+    labels, key_labels = _labels(9, 14, "many")
+    towers, options = _towers(9, 5), {"reduction": reduction, "backend": backend}
+    given = (*(t.float() for t in towers), labels, key_labels)
+    want = uk.fused_info_nce_loss(*given, 20.0, **options)
+    for scale in (torch.tensor([[20.0]]), torch.tensor([20.0], dtype=torch.float64)):
+        got = uk.fused_info_nce_loss(*given, scale.requires_grad_(), **options)
+        torch.testing.assert_close(got, want)
+        assert torch.autograd.grad(got.sum(), scale)[0].shape == scale.shape
+
+
+def test_the_reference_under_autocast() -> None:
+    labels, key_labels = _labels(9, 14, "many")
+    given = (*(t.float() for t in _towers(9, 5)), labels, key_labels, 20.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = uk.fused_info_nce_loss(*given, backend="reference")
+    torch.testing.assert_close(got, uk.fused_info_nce_loss(*given, backend="reference"))
+
+
 @each_target
 def test_keys_that_hold_the_queries(target: Target) -> None:
     """Queries are the first of two views of every sample, keys both views, as SupCon's "one"."""

@@ -17,6 +17,13 @@ class _Sum(uk.policy.Pair):
         return c
 
 
+class _Top(uk.policy.Pair):
+    combine = "topk"
+
+    def triplet(self, nearest, target):
+        return nearest - target
+
+
 def _towers(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(count, 12, generator=generator) for _ in range(2))
@@ -90,6 +97,12 @@ def test_the_scale_is_cut_before_it_is_used() -> None:
         (
             lambda a, b: uk.fused_pair_loss(_Sum(), a, torch.arange(6), both=True),
             "both must be False without memory",
+        ),
+        (
+            lambda a, b: uk.fused_pair_loss(
+                _Top(), a, torch.arange(6), memory=b, memory_labels=torch.arange(6), both=True
+            ),
+            'both must be False where combine is "topk"',
         ),
     ],
 )

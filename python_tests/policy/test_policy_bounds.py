@@ -96,3 +96,14 @@ def test_values_of_variables_outside_of_the_domain_are_no_samples() -> None:
 def test_a_single_positive_is_excepted() -> None:
     """Its gradient is computed on N numbers."""
     assert slope_bound(Cosines.formula, ()) == 7.0
+
+
+def test_slopes_that_grow_towards_a_cosine_of_one() -> None:
+    """A distance of 0.0101, between the samples of a grid."""
+    spec = REGISTRY["contrastive"]
+    cosine = torch.tensor(1.0 - 0.0101**2 / 2, dtype=torch.float64, requires_grad=True)
+    params = spec.pack(spec.defaults())
+    assert spec.negative is not None
+    spec.negative(cosine, None, params).backward()
+    assert cosine.grad is not None
+    assert 90.0 < abs(float(cosine.grad)) <= spec.slope_bound(params)

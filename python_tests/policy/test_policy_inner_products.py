@@ -12,7 +12,7 @@ from support.variables import Distances
 from torch import Tensor
 
 from unitsface_kernels import ClassLoss, PartialFC, dispatch, policy
-from unitsface_kernels.functional import fused_class_loss, fused_pair_loss
+from unitsface_kernels.functional import fused_class_loss, fused_pair_loss, fused_simple_loss
 from unitsface_kernels.losses import custom
 
 BACKENDS = [
@@ -205,6 +205,10 @@ def test_slopes_without_a_bound() -> None:
     with pytest.raises(ValueError, match=r"^skip_tolerance needs a bound of the derivative of Squ"):
         fused_pair_loss(Squares(), feats, labels, skip_tolerance=0.1, backend="native")
     fused_pair_loss(Logistic(), feats, labels, b=0.0, skip_tolerance=0.1, backend="native")
+    # Every pair reads norms, so that nothing is left out.
+    some = {"reduction": "none", "backend": "native"}
+    loss = fused_simple_loss(feats, labels, 0.5, skip_tolerance=0.1, **some)
+    assert torch.equal(loss, fused_simple_loss(feats, labels, 0.5, **some))
     if "triton" in BACKENDS:
         with pytest.raises(ValueError, match=r"^float16, in which gradients are scaled, needs"):
             fused_pair_loss(Squares(), feats.half(), labels, backend="triton")
@@ -236,3 +240,26 @@ def test_means_of_pairs() -> None:
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     got = fused_pair_loss(Means(), feats.float(), labels, backend="native")
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backend", ["reference", pytest.param("native", marks=pytest.mark.extended)]
+)
+def test_means_of_pairs_in_both_directions(backend: str) -> None:
+    """A pair counts twice, among the losses of rows and among those of columns."""
+
+    class Means(policy.Pair):
+        def positive(self, c):
+            return c / self.positives_per_row
+
+        def negative(self, c):
+            return 10 * c / self.negatives_per_row
+
+    feats, memory = (torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for n in (5, 9))
+    labels, of_memory = torch.tensor([0, 1, 2, -1, 2]), torch.tensor([0, 1, 1, 2, 3, 4, 5, -1, 2])
+    valid, same = (labels >= 0)[:, None] & (of_memory >= 0), labels[:, None] == of_memory
+    cosine = feats @ memory.T
+    want = cosine[valid & same].mean() + 10 * cosine[valid & ~same].mean()
+    options = {"memory": memory, "memory_labels": of_memory, "both": True, "backend": backend}
+    got = fused_pair_loss(Means(), feats, labels, **options)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -70,7 +70,7 @@ class ClipLoss(_Ranks):
 
     Shape:
         image_features, text_features (N, D), logit_scale (): the factor of cosines. ``logit_bias``
-        changes no cross-entropy. -> () float32, or a dictionary of it.
+        changes no cross-entropy, and has a gradient of zero. -> () float32, or a dictionary of it.
     """
 
     def __init__(
@@ -106,6 +106,9 @@ class ClipLoss(_Ranks):
         if self.world_size > 1 and not self.gather_with_grad:
             towers = tuple(_Shared.apply(tower, self.world_size) for tower in towers)
         loss = functional.fused_clip_loss(*towers, logit_scale, **self._options())
+        if isinstance(logit_bias, Tensor):
+            # Data parallelism waits for the gradient of every parameter: zero, not none.
+            loss = loss + (logit_bias.sum() * 0.0).to(loss.dtype)
         return {"contrastive_loss": loss} if output_dict else loss
 
 

@@ -34,7 +34,7 @@ class SupConLoss(nn.Module):
         features (N, views, ...), labels (N,) any integers, or mask (N, N) of which samples are
         positives of which, with any weights >= 0; neither: a sample's other views. -> () float32.
         A mask that says which samples have the same class costs what labels do; another one matmul
-        of N x N more.
+        of N x N more. On CUDA the host waits to learn which it is.
 
     Raises:
         TypeError, ValueError: a wrong argument; both labels and mask.
@@ -117,7 +117,8 @@ class SupConLoss(nn.Module):
         unit = normalize_rows(columns.to(log_sums.dtype))
         mask = mask.to(log_sums.dtype)
         count = len(mask)
-        of_samples = mask @ unit.view(views, count, -1).sum(dim=0)
+        with torch.autocast(unit.device.type, enabled=False):
+            of_samples = mask @ unit.view(views, count, -1).sum(dim=0)
         anchors = len(rows) // count
         own, itself = unit[: len(rows)], mask.diagonal().repeat(anchors)
         sums = of_samples.repeat(anchors, 1) - itself[:, None] * own

@@ -5,7 +5,7 @@ Any floating dtype; float16 and bfloat16 inputs are computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -224,6 +224,15 @@ def _not_finite(
     return torch.where(bad & (row_labels != -1), torch.nan, 0.0).to(rows.dtype)
 
 
+def _numbers(
+    name: str, spec: LossSpec, row_labels: Tensor, positive: Tensor, negative: Tensor
+) -> Tensor:
+    """(2,) what a variable counts, and the rows that have a loss."""
+    some = negative if name == NEGATIVES else positive
+    some = some.any(dim=1) if name == WITH_POSITIVES else some
+    return torch.stack([some.sum(), valid_rows(spec, row_labels, positive, negative).sum()])
+
+
 def _variables(
     spec: LossSpec,
     given: Tensor | None,
@@ -232,11 +241,14 @@ def _variables(
     columns: Tensor,
     column_labels: Tensor,
     cosine: Tensor,
-    pairs: tuple[Tensor, Tensor],
+    directions: Sequence[tuple[Tensor, Tensor, Tensor]],
     over_ranks: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ...]:
-    """Values of ``spec.variables``, each to be broadcast against the cosines."""
-    positive, negative = pairs
+    """Values of ``spec.variables``, each to be broadcast against the cosines.
+
+    ``directions``: labels and pairs of the rows, and of columns that have losses.
+    """
+    positive = directions[0][1]
     shapes = {"scalar": (1, 1), "row": (-1, 1), "column": (1, -1)}
     sizes = {"scalar": 1, "row": cosine.shape[0], "column": cosine.shape[1]}
     found, start = [], 0
@@ -250,10 +262,8 @@ def _variables(
         elif variable.name == TARGET_COSINE:
             value = torch.where(positive, cosine, 0.0).sum(dim=1).detach()
         elif variable.name in COMPUTED:
-            some = negative if variable.name == NEGATIVES else positive
-            some = some.any(dim=1) if variable.name == WITH_POSITIVES else some
-            valid = valid_rows(spec, row_labels, positive, negative)
-            numbers = over_ranks(torch.stack([some.sum(), valid.sum()])).clamp(min=1)
+            found_numbers = [_numbers(variable.name, spec, *pairs) for pairs in directions]
+            numbers = over_ranks(torch.stack(found_numbers).sum(dim=0)).clamp(min=1)
             value = numbers[0].to(cosine.dtype) / numbers[1]
         else:
             assert given is not None
@@ -327,7 +337,10 @@ def similarity_loss(
             threshold = threshold.to(dtype)
         variables: tuple[Tensor, ...] = ()
         if spec.variables:
-            operands = (rows, row_labels, other, column_labels, cosine, (positive, negative))
+            directions = [(row_labels, positive, negative)]
+            if config.both:
+                directions.append((column_labels, positive.T, negative.T))
+            operands = (rows, row_labels, other, column_labels, cosine, directions)
             variables = _variables(spec, given, *operands, over_ranks)
         sides = [(rows, row_labels, column_labels, cosine, positive, negative)]
         if config.both:

@@ -59,7 +59,8 @@ def agree(
 
 def _refuse_differences(arguments: list[dict[str, str]]) -> None:
     """Compares the arguments of every rank, by name."""
-    for name in arguments[0]:
+    # A rank may lack some, such as a number that others have as a tensor.
+    for name in dict.fromkeys(name for of_rank in arguments for name in of_rank):
         values = [of_rank.get(name, "nothing") for of_rank in arguments]
         if len(set(values)) > 1:
             found = ", ".join(f"{value} on rank {k}" for k, value in enumerate(values))

@@ -132,6 +132,8 @@ def check_samples(spec: LossSpec, samples: Samples) -> int | None:
         sided += ["b"] if spec.threshold == "per_column" else []
         if memory is None:
             raise ValueError(f"both must be False without memory, got {both}")
+        if spec.reduction == "nearest":
+            raise ValueError(f'both must be False where combine is "topk", got {both}')
         if sided:
             raise ValueError(
                 "both must be False where rows and columns read numbers of their own "
@@ -204,7 +206,8 @@ def _refuse_unbounded(
     """What relies on a bound of d loss / d inner product, where there is none; ``scaled``: tiles of
     gradients are float16."""
     needs = None
-    if skip_tolerance > 0.0:
+    # Where every pair reads a variable nothing is left out.
+    if skip_tolerance > 0.0 and not any(variable.streamed for variable in spec.variables):
         needs = "skip_tolerance"
     elif scaled:
         needs = "float16, in which gradients are scaled,"

@@ -90,7 +90,7 @@ def fused_pair_loss(
         memory, memory_labels, batch_offset: as of :func:`fused_uss_loss`.
         both: the memory is a second tower, whose rows have losses, too, against ``feats``: pairs
             count in both directions, from one set of tiles. Of policies whose only variables are
-            scalars, with one threshold at most; no group.
+            scalars, with one threshold at most, and not of "topk"; no group.
         reduction: "mean" over the rows that are not ignored, with "logsumexp" over those that have
             a positive, or a negative if the policy has no positives; "sum", or "none" for (N,).
             With ``both`` over the rows of both towers, or (N + M,).

@@ -89,8 +89,11 @@ def several_positives(
             itself = columns[offset : offset + len(rows)]
             sums = sums - torch.where(side.holds_itself[:, None], itself, 0.0)
         parts.append((rows * sums).sum(dim=1) / side.positives.clamp(min=1))
-    if where.group is not None and isinstance(scale, Tensor):
-        scale = pairs.replicated(scale, where.group)
+    if isinstance(scale, Tensor):
+        # Of any rank and dtype: losses keep their own.
+        scale = scale.reshape(())
+        if where.group is not None:
+            scale = pairs.replicated(scale, where.group)
     gap = log_sums - scale * torch.cat(parts)
     per_row = torch.where(torch.cat(lone), F.softplus(gap), gap)
     valid = torch.cat([side.positives for side in sides]) > 0

@@ -54,7 +54,8 @@ def sums_of_matching(values: Tensor, matching: Matching, plain: bool = False) ->
     """
     if plain:
         same = matching.rows[:, None] == matching.columns
-        return same.to(values.dtype) @ values
+        with torch.autocast(values.device.type, enabled=False):
+            return same.to(values.dtype) @ values
     bound = matching.columns.shape[0] + 1
     return _SumsOfMatching.apply(values, matching.columns, matching.rows, bound)
 

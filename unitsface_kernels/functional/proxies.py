@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import validate
 from ..distributed import pairs
-from ..distributed.agreement import agree
+from ..distributed.agreement import agree, checksum, same_on_device
 from ..distributed.collectives import Group, own_rank, start_gather_rows, world_size
 from ..losses import REGISTRY, TOWERS
 from .call import Options, Samples, Values, class_loss
@@ -113,9 +113,11 @@ def fused_proxy_anchor_loss(
         reduction: "mean" as above, "sum" for C times that, or "none" for (C,), or (K,), losses of
             the proxies.
         backend: "auto", "native", "triton" or "reference".
-        group: process group whose ranks have a part of the batch each and the same proxies; the
-            loss is that of one process with the whole batch, and each rank compares a part of the
-            proxies. Only with "mean" or "sum". None: this process has everything.
+        group: process group whose ranks have a part of the batch each and the same proxies, which
+            are compared as a memory of :func:`fused_uss_loss` is; the loss is that of one process
+            with the whole batch, and each rank compares a part of the proxies, of which alone it
+            has the gradient, times the number of ranks: the ranks' gradients have to be averaged.
+            Only with "mean" or "sum". None: this process has everything.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (C,).
@@ -138,14 +140,27 @@ def fused_proxy_anchor_loss(
         if group is not None and reduction == "none":
             raise ValueError(f'reduction must be "mean" or "sum" with a group, got {reduction!r}')
 
+    validate.process_group("group", group)
     across = group is not None and world_size(group) > 1
     if across:
+        given = {"weight": weight, "class_index": class_index}
+        held = {name: tensor for name, tensor in given.items() if tensor is not None}
 
         def checked() -> tuple[bool, int, dict[str, object]]:
             check()
-            return True, feats.shape[0], {"D": feats.shape[1], "the dtype of feats": feats.dtype}
+            same: dict[str, object] = {
+                "D": feats.shape[1],
+                "the dtype of feats": feats.dtype,
+                **{f"the shape of {name}": tuple(t.shape) for name, t in held.items()},
+            }
+            if not feats.is_cuda:
+                sums = {name: checksum(t).item() for name, t in held.items()}
+                same.update({f"the checksum of {name}": n for name, n in sums.items()})
+            return True, feats.shape[0], same
 
         _, counts = agree(checked, group)
+        if feats.is_cuda:
+            same_on_device(held, group)
     else:
         check()
     proxies = weight if class_index is None else weight[class_index.to(torch.int64)]

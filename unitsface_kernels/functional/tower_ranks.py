@@ -69,9 +69,17 @@ def matched_by_place(where: Places, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def places(
-    check: Callable[[], object], a: Tensor, b: Tensor, group: Group, exchange: str
+    check: Callable[[], object],
+    a: Tensor,
+    b: Tensor,
+    group: Group,
+    exchange: str,
+    same: dict[str, object] | None = None,
 ) -> Places:
-    """What every rank has; ``check`` raises for the arguments of this rank, on all ranks."""
+    """What every rank has; ``check`` raises for the arguments of this rank, on all ranks.
+
+    ``same``: what decides which collectives follow, and so has to be the same on every rank.
+    """
     validate.process_group("group", group)
     if group is None or world_size(group) == 1:
         check()
@@ -81,7 +89,8 @@ def places(
     def checked() -> tuple[bool, int, dict[str, object]]:
         check()
         validate.choice("exchange", exchange, EXCHANGES)
-        return True, a.shape[0], {"exchange": exchange, "D": a.shape[1], "dtype": a.dtype}
+        of_towers = {"exchange": exchange, "D": a.shape[1], "dtype": a.dtype}
+        return True, a.shape[0], {**of_towers, **(same or {})}
 
     _, rows = agree(checked, group)
     columns = gather_numbers([b.shape[0]], host_device(group), group)[:, 0].tolist()

@@ -170,10 +170,9 @@ def fused_info_nce_loss(
         ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
     """
     batch = Queries(queries, labels, keys, key_labels, batch_offset, both)
-    check = partial(_check_queries, batch, scale, reduction)
-    if group is not None and batch_offset is not None:
-        raise ValueError(f"batch_offset must be None with a group, got {batch_offset}")
-    where = places(check, queries, keys, group, exchange)
+    check = partial(_check_queries, batch, scale, reduction, group)
+    same = {"reduction": reduction, "both": both, "whether there are labels": labels is not None}
+    where = places(check, queries, keys, group, exchange, same)
     if labels is None:
         own = matched_by_place(where, queries.device)
         # The losses of keys are not wanted, but across ranks computed.
@@ -203,7 +202,7 @@ def _check_towers(a: Tensor, b: Tensor, scale: float | Tensor, reduction: str) -
     _check_scale(scale, a)
 
 
-def _check_queries(batch: Queries, scale: float | Tensor, reduction: str) -> None:
+def _check_queries(batch: Queries, scale: float | Tensor, reduction: str, group: Group) -> None:
     queries, labels, keys, key_labels, batch_offset, both = batch
     validate.features("queries", queries)
     validate.features("keys", keys, like=queries, other="queries")
@@ -213,6 +212,8 @@ def _check_queries(batch: Queries, scale: float | Tensor, reduction: str) -> Non
     _check_scale(scale, queries)
     count, columns = queries.shape[0], keys.shape[0]
     if batch_offset is not None:
+        if group is not None:
+            raise ValueError(f"batch_offset must be None with a group, got {batch_offset}")
         validate.integer("batch_offset", batch_offset)
         if labels is None or both or not 0 <= batch_offset <= columns - count:
             raise ValueError(

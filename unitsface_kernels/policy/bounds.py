@@ -59,6 +59,9 @@ def _magnitude(interval: Interval) -> float:
 
 def _sampled(e: Expression, formula: Formula, params: tuple[float, ...]) -> float:
     dense = torch.linspace(-1.0, 1.0, 2049, dtype=torch.float64)
+    # Slopes of roots, as of distances, grow towards the ends.
+    near_ends = 1.0 - torch.logspace(-8.0, -3.0, 512, dtype=torch.float64)
+    dense = torch.cat([dense, near_ends, -near_ends])
     others = torch.tensor([0.0, *(s * 10.0**k for k in range(-1, 5) for s in (-1, 1))])
     largest = 0.0
     for positive in (True, False):
