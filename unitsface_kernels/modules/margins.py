@@ -110,6 +110,9 @@ class ClassMarginLoss(ClassLoss):
         init_std: float | None = None,
     ) -> None:
         validate.instance("learned", learned, bool, "a bool")
+        validate.number("power", power, at_least=0.0)
+        if isinstance(margin, Tensor) and margin.requires_grad and not learned:
+            raise ValueError("learned must be True for a margin that needs a gradient, got False")
         if counts is not None:
             # Also while modules are made without memory.
             with torch.device("cpu"):
