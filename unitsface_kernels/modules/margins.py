@@ -112,7 +112,9 @@ class ClassMarginLoss(ClassLoss):
         validate.instance("learned", learned, bool, "a bool")
         validate.number("power", power, at_least=0.0)
         if isinstance(margin, Tensor) and margin.requires_grad and not learned:
-            raise ValueError("learned must be True for a margin that needs a gradient, got False")
+            raise ValueError(
+                f"learned must be True for a margin that needs a gradient, got {learned}"
+            )
         if counts is not None:
             # Also while modules are made without memory.
             with torch.device("cpu"):
