@@ -19,7 +19,7 @@ template <class Policy, class Tile>
 UF_HOST_DEVICE auto negative_at(const Policy& policy, const Tile& t, int64_t i, int64_t j,
                                 float cosine) {
   if constexpr (VariablesOf<Policy>::kCount > 0) {
-    const Variables<Policy> v{t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
+    const Variables<Policy> v = forward_variables<Policy>(t);
     return policy.negative(cosine, v.at(i, j));
   } else {
     return policy.negative(cosine);

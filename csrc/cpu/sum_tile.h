@@ -115,9 +115,8 @@ RowSums variable_row(const Policy policy, const SumTile& t, int64_t i,
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const float a_threshold = t.per_column && kBack ? t.a_threshold[i] : t.b_threshold[0];
   const float weight = row_weight(t, i);
-  const Variables<Policy> forwards{t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
-  const Variables<Policy> backwards{t.scalars, t.b_rows, t.row_stride, t.a_columns,
-                                    t.column_stride};
+  const Variables<Policy> forwards = forward_variables<Policy>(t);
+  const Variables<Policy> backwards = backward_variables<Policy>(t);
   float slopes[V::kCount * kSlopeBlock];
   float loss = 0.0f, dthreshold = 0.0f;
   for (int64_t start = 0; start < t.m; start += kSlopeBlock) {

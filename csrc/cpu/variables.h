@@ -26,7 +26,8 @@ UF_HOST_DEVICE void each(const Body& body) {
 template <class Policy>
 struct Variables {
   using V = VariablesOf<Policy>;
-  const float* scalars;
+  // Copies: neighbors in memory would be loaded as one vector, which loops over pairs do not take.
+  Values<V::kScalars + 1> scalars;
   const float* rows;
   int64_t row_stride;
   const float* columns;
@@ -35,7 +36,7 @@ struct Variables {
   // Of the pair of `row` and `column`.
   UF_HOST_DEVICE Values<V::kCount> at(int64_t row, int64_t column) const {
     Values<V::kCount> v;
-    each<V::kScalars>([&](auto k) { v.value[k] = scalars[k]; });
+    each<V::kScalars>([&](auto k) { v.value[k] = scalars.value[k]; });
     each<V::kRows>([&](auto k) { v.value[V::kScalars + k] = rows[k * row_stride + row]; });
     each<V::kColumns>(
         [&](auto k) { v.value[V::kScalars + V::kRows + k] = columns[k * column_stride + column]; });
@@ -43,15 +44,22 @@ struct Variables {
   }
 };
 
+template <class Policy>
+UF_HOST_DEVICE Values<VariablesOf<Policy>::kScalars + 1> scalars_of(const float* scalars) {
+  Values<VariablesOf<Policy>::kScalars + 1> v{};
+  each<VariablesOf<Policy>::kScalars>([&](auto k) { v.value[k] = scalars[k]; });
+  return v;
+}
+
 // Of a tile, and as the other direction of its pairs reads them.
 template <class Policy, class Tile>
 UF_HOST_DEVICE Variables<Policy> forward_variables(const Tile& t) {
-  return {t.scalars, t.a_rows, t.row_stride, t.b_columns, t.column_stride};
+  return {scalars_of<Policy>(t.scalars), t.a_rows, t.row_stride, t.b_columns, t.column_stride};
 }
 
 template <class Policy, class Tile>
 UF_HOST_DEVICE Variables<Policy> backward_variables(const Tile& t) {
-  return {t.scalars, t.b_rows, t.row_stride, t.a_columns, t.column_stride};
+  return {scalars_of<Policy>(t.scalars), t.b_rows, t.row_stride, t.a_columns, t.column_stride};
 }
 
 // Whether the directions of a pair differ.

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from support.cases import ANGULAR, Case, Problem, build, detached, problem, variants
+from support.cases import Case, Problem, build, detached, problem, variants
 from support.grid import calls, parity_cases
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
@@ -285,8 +285,6 @@ def test_second_derivative_is_refused(
 def test_reference_has_second_derivatives(spec: LossSpec) -> None:
     """The alternative that the error names."""
     values = {"scale": 2.0, "margin_gradient": "exact"}
-    if spec.name in ANGULAR:
-        values["margin"] = 0.0  # the derivative of a sine has none of its own
     if detached(spec, spec.defaults() | values):
         pytest.skip("the gradient is not that of the value")
     p = problem(spec, rows=4, dim=3, columns=3, values=values).converted(torch.float64)

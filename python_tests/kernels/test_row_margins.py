@@ -145,6 +145,11 @@ def test_wrong_options_are_named() -> None:
         (TypeError, "learned must be a bool", lambda: uk.ClassMarginLoss(D, C, learned=1)),
         (
             ValueError,
+            "learned must be True for a margin that needs a gradient, got False",
+            lambda: uk.ClassMarginLoss(D, C, margin=torch.ones(C, requires_grad=True)),
+        ),
+        (
+            ValueError,
             r"margin must have shape \(\) or \(9,\), got \(4,\)",
             lambda: uk.ClassMarginLoss(D, C, margin=torch.ones(4)),
         ),

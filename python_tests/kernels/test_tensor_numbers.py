@@ -184,6 +184,17 @@ def test_learned_cosface(backend: str) -> None:
         check_same(f"gradient {place}", a, b, SAME_GRADIENT)
 
 
+def test_every_number_of_a_margin_softmax_may_be_a_parameter() -> None:
+    names = ("scale", "m1", "m2", "m3", "adaptive_margin", "interclass_filtering_threshold")
+    given = {name: nn.Parameter(torch.tensor(0.5)) for name in names}
+    loss = uk.MarginSoftmaxLoss(8, 6, **given)
+    loss(torch.randn(9, 8), torch.arange(9) % 6).backward()
+    for name, parameter in given.items():
+        assert getattr(loss, name) is parameter
+        assert parameter.grad is not None
+    assert "interclass_filtering_threshold=Parameter(0.5)" in repr(loss)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_learned_scale_of_pairs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ def _identity(self: Any, c: Any) -> Any:
     return c
 
 
-def _finish_of_a_scalar(self: Any, positives: Any, negatives: Any) -> Any:
+def _finish_of_a_field(self: Any, positives: Any, negatives: Any) -> Any:
     return self.positives * negatives
 
 
@@ -240,10 +240,10 @@ def _finish_of_a_scalar(self: Any, positives: Any, negatives: Any) -> Any:
             # A field with the name of an argument is not the argument.
             {
                 "combine": "logsumexps",
-                "finish": _finish_of_a_scalar,
-                "__annotations__": {"positives": policy.Scalar},
+                "finish": _finish_of_a_field,
+                "__annotations__": {"positives": policy.PerColumn},
             },
-            "finish may read its arguments and numbers alone, not positives",
+            "finish may read its arguments, numbers, scalars and what is one per row alone, not",
         ),
         (
             policy.Pair,

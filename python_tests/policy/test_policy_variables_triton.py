@@ -24,7 +24,7 @@ from support.variables import (
     make,
 )
 
-from unitsface_kernels import policy
+from unitsface_kernels import fused_class_loss, policy
 from unitsface_kernels.losses import custom
 
 TRITON = [target for target in TARGETS if target.backend == "triton"]
@@ -130,3 +130,38 @@ def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str) -> None:
     check_matmuls(found.tape)
     assert found.tape.waits() == []
     assert found.tape.extra_bytes <= allowed_bytes(found.problem)
+
+
+class _Signed(policy.Class):
+    """Logits that may fall with the cosine."""
+
+    combine = "logsumexp"
+    scale: policy.Number = 3.0
+
+    def positive(self, c):
+        return self.scale * c
+
+    negative = positive
+
+
+class _SignedScalar(_Signed):
+    scale: policy.Scalar
+
+
+@pytest.mark.parametrize("target", TRITON, ids=str)
+@pytest.mark.parametrize("scale", [-3.0, 0.0])
+def test_logits_may_fall_with_the_cosine(target: Target, scale: float) -> None:
+    """The target and what is past the end of a block stay left out."""
+    generator = torch.Generator().manual_seed(0)
+    feats, weight = (torch.randn(n, 8, generator=generator) for n in (4, 5))
+    labels = torch.tensor([0, 1, 4, -1])
+    number = torch.tensor(scale, requires_grad=True)
+    found = []
+    for backend, device in ((target.backend, target.device), ("reference", "cpu")):
+        call = [tensor.to(device) for tensor in (feats, weight, labels)]
+        given = number.to(device)
+        of_scalar = fused_class_loss(_SignedScalar(), *call, scale=given, backend=backend)
+        of_number = fused_class_loss(_Signed(scale=scale), *call, backend=backend)
+        (gradient,) = torch.autograd.grad(of_scalar, number)
+        found.append(torch.stack([of_scalar.detach(), of_number, gradient]).cpu())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

@@ -38,7 +38,7 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     loss = "margin_softmax"
     spec = SPEC
     scale: float | Tensor
-    interclass_filtering_threshold: float | Tensor = _DEFAULT.interclass_filtering_threshold
+    interclass_filtering_threshold: float | Tensor
 
     def __init__(
         self,

@@ -112,6 +112,11 @@ class ClassMarginLoss(ClassLoss):
         validate.instance("learned", learned, bool, "a bool")
         if counts is None and smallest is not None:
             raise ValueError(f"counts must be given for smallest={smallest}, got None")
+        validate.number("power", power, at_least=0.0)
+        if isinstance(margin, Tensor) and margin.requires_grad and not learned:
+            raise ValueError(
+                f"learned must be True for a margin that needs a gradient, got {learned}"
+            )
         if counts is not None:
             validate.number("margin", margin, kind="a float where there are counts")
             # Also while modules are made without memory.

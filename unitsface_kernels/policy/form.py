@@ -58,7 +58,7 @@ class KernelForm:
         positive, negative: of "logsumexp" and "logsumexps": logits with derivatives. None: such
             pairs take no part.
         linear: of "logsumexp": whether a negative's logit is its derivative, which is the same for
-            all pairs, times the cosine.
+            all pairs and, without variables, above 0, times the cosine.
         factor: of "logsumexp": the place of the variable v, never 0, with v dz/dv = c dz/dc for
             logits z of negatives, as those are that are v times the cosine c. None: there is none.
     """
@@ -208,6 +208,8 @@ class _Maker:
         linear = negative is not None and negative.value is self._normal(negative.dcosine * COSINE)
         # By numbers and scalars alone, which are the same for all pairs.
         shared = negative is not None and negative.dcosine.reads <= {"number", "scalar"}
+        # Kernels leave pairs out by cosines of -inf, unless there are variables.
+        shared = shared and negative is not None and self._is_positive(negative.dcosine)
         return KernelForm(
             self._formula,
             kind,
@@ -217,6 +219,15 @@ class _Maker:
             linear=linear and shared,
             factor=None if negative is None else self._factor(negative),
         )
+
+    def _is_positive(self, e: Expression) -> bool:
+        """Whether numbers within their bounds make it larger than 0; any scalar may."""
+        if e.op == "const":
+            return value_of(e) > 0.0
+        if e.op in ("mul", "div"):
+            return all(map(self._is_positive, e.args))
+        bounds = [n.minimum for n in self._formula.numbers if leaf(n.name, "number") is e]
+        return e.kind == "scalar" or any(least is not None and least >= 0.0 for least in bounds)
 
     def _factor(self, negative: Slopes) -> int | None:
         by_cosine = self._normal(negative.dcosine * COSINE)

@@ -85,20 +85,25 @@ def _log(x: Tensor) -> Tensor:
 
 def _sine(c: Tensor) -> Tensor:
     """Value sqrt((1 - c)(1 + c)), with the derivative -c / max(sine, 1e-4)."""
-    constant_c = c.detach()
-    sine = torch.sqrt(((1.0 - constant_c) * (1.0 + constant_c)).clamp_min(0.0))
+    square = (1.0 - c) * (1.0 + c)
     if not (c.requires_grad and torch.is_grad_enabled()):
-        return sine
-    return sine - constant_c / sine.clamp_min(SMALLEST_SINE) * (c - constant_c)
+        return torch.sqrt(square.clamp_min(0.0))
+    above = square > SMALLEST_SINE**2
+    bent = torch.sqrt(square.detach().clamp_min(0.0)) - (c * c - (c * c).detach()) / (
+        2.0 * SMALLEST_SINE
+    )
+    return torch.where(above, torch.sqrt(torch.where(above, square, 1.0)), bent)
 
 
 def _acos(c: Tensor) -> Tensor:
     """Angle of c clipped to [-1, 1], with the derivative -1 / max(sine, 1e-4)."""
+    angle = torch.acos(c.detach().clamp(-1.0, 1.0))
     if not (c.requires_grad and torch.is_grad_enabled()):
-        return torch.acos(c.clamp(-1.0, 1.0))
-    clipped = c.detach().clamp(-1.0, 1.0)
-    sine = torch.sqrt((1.0 - clipped) * (1.0 + clipped))
-    return torch.acos(clipped) - (c - c.detach()) / sine.clamp_min(SMALLEST_SINE)
+        return angle
+    sine = _sine(c)
+    # Not the derivative of torch.acos, which is less accurate where 1 - c is small.
+    slope = torch.where(sine > SMALLEST_SINE, torch.atan2(sine, c), c / -SMALLEST_SINE)
+    return angle + (slope - slope.detach())
 
 
 def _pow(x: Tensor, t: Tensor) -> Tensor:
@@ -107,23 +112,27 @@ def _pow(x: Tensor, t: Tensor) -> Tensor:
     return torch.where(x <= 0.0, 0.0, power)
 
 
-def _turned(c: Tensor, m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
-    clipped = c.clamp(-1.0, 1.0)
-    angle = m1 * torch.acos(clipped) + m2
-    k = torch.floor(angle / math.pi)
-    sign = 1.0 - 2.0 * torch.remainder(k, 2.0)
-    sine = torch.sqrt((1.0 - clipped) * (1.0 + clipped)).clamp_min(SMALLEST_SINE)
-    value = sign * torch.cos(angle) - 2.0 * k
-    slope = sign * torch.sin(angle) * m1 / sine
-    plain = (m1 == 1.0) & (m2 == 0.0)
-    # Plain cosines as they are, with the derivatives by the margins.
-    exact = c + (value - value.detach()) if value.requires_grad else c
-    return torch.where(plain, exact, value), torch.where(plain, 1.0, slope)
+def _turned(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+    angle = m1 * _acos(c) + m2
+    k = torch.floor(angle.detach() / math.pi)
+    return (1.0 - 2.0 * torch.remainder(k, 2.0)) * torch.cos(angle) - 2.0 * k
 
 
 def _margin(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
-    value, slope = _turned(c.detach(), m1, m2)
-    return value + slope * (c - c.detach())
+    value = _turned(c, m1, m2)
+    exact = c
+    if m1.requires_grad or m2.requires_grad:
+        # Plain cosines as they are, with the derivatives by the margins.
+        exact = c + (value - _turned(c, m1.detach(), m2.detach()))
+    return torch.where((m1 == 1.0) & (m2 == 0.0), exact, value)
+
+
+def _margin_slope(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+    angle = m1 * _acos(c) + m2
+    sign = 1.0 - 2.0 * torch.remainder(torch.floor(angle.detach() / math.pi), 2.0)
+    sine = _sine(c.clamp(-1.0, 1.0)).clamp_min(SMALLEST_SINE)
+    slope = sign * torch.sin(angle) * m1 / sine
+    return torch.where((m1 == 1.0) & (m2 == 0.0), 1.0, slope)
 
 
 # --- host meanings --------------------------------------------------------------------------------
@@ -158,9 +167,8 @@ def _host_sigmoid(x: float) -> float:
     return 1.0 / (1.0 + e) if x > 0.0 else e / (1.0 + e)
 
 
-def _host_margin(c: float, m1: float, m2: float) -> tuple[float, float]:
-    value, slope = _turned(*(torch.tensor(v, dtype=torch.float64) for v in (c, m1, m2)))
-    return float(value), float(slope)
+def _on_host(function: Callable[..., Tensor]) -> Callable[..., float]:
+    return lambda *values: float(function(*(torch.tensor(v, dtype=torch.float64) for v in values)))
 
 
 def _unary(
@@ -288,11 +296,11 @@ OPERATIONS: dict[str, Operation] = {
         1, lambda x: x.detach(), lambda x: x, _none, "{0}", "{0}"
     ),
     "margin": Operation(
-        3, _margin, lambda *v: _host_margin(*v)[0], _margin_rule,
+        3, _margin, _on_host(_margin), _margin_rule,
         "cosine_margin({0}, {1}, {2}).value", "cosine_margin({0}, {1}, {2})[0]",
     ),
     "margin_slope": Operation(
-        3, lambda *v: _turned(*v)[1], lambda *v: _host_margin(*v)[1], _none,
+        3, _margin_slope, _on_host(_margin_slope), _none,
         "cosine_margin({0}, {1}, {2}).slope", "cosine_margin({0}, {1}, {2})[1]",
     ),
     "lt": _compare("{0} < {1}", lambda x, y: x < y, torch.lt),

@@ -105,6 +105,8 @@ def statistics_kernel(
         a_rows, row_stride, i, in_rows, 1, ROWS
     )
     READ: tl.constexpr = SCALARS + ROWS + COLUMNS
+    # A variable may be 0 or less: -inf times it is no logit of -inf.
+    BEFORE: tl.constexpr = LINEAR and READ == 0
     WIDTH: tl.constexpr = BLOCK_N // EPILOGUE_SUBTILES
     subtiles = column_subtiles(products, BLOCK_M, BLOCK_N, EPILOGUE_SUBTILES)
     # Few blocks have a target or columns past the end: the others compare none.
@@ -122,7 +124,7 @@ def statistics_kernel(
             has_target = (target >= first) & (target < tl.minimum(first + WIDTH, columns))
             tl.store(target_cosine + i, own, mask=has_target)
             outside = (j >= columns)[None, :]
-            if LINEAR:
+            if BEFORE:
                 part = tl.where(is_target | outside, -float("inf"), part)
             if b_factors is not None:
                 factors = tl.where(outside, 1.0, factors)
@@ -130,7 +132,7 @@ def statistics_kernel(
         logit = negative_logits(
             part, factors, parameters, own_variables + j_variables, NEGATIVE, LINEAR, READ
         )[0]
-        if not LINEAR:  # noqa: SIM102
+        if not BEFORE:  # noqa: SIM102
             if takes_out:
                 left_out = (target[:, None] == j[None, :]) | (j >= columns)[None, :]
                 logit = tl.where(left_out, -float("inf"), logit)
