@@ -175,3 +175,21 @@ def _differ(rank: int) -> None:
 
 def test_ranks_that_differ_are_an_error_on_all() -> None:
     run_ranks(2, _differ)
+
+
+def _compiled(rank: int) -> None:
+    """Values are checked: ranks agree outside of the graph."""
+    x, labels = normal(4, D, seed=rank), torch.arange(4)
+
+    @torch.compile(backend="eager")
+    def loss(labels: Tensor) -> Tensor:
+        return uk.fused_info_nce_loss(x, x, labels, labels, 9.0, group=dist.group.WORLD)
+
+    assert loss(labels).isfinite()
+    with pytest.raises(ValueError, match="labels must be in"):
+        loss(labels - 2)
+
+
+@pytest.mark.extended
+def test_ranks_agree_outside_of_a_compiled_graph() -> None:
+    run_ranks(2, _compiled)

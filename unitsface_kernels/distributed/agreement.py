@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from .. import validate
+from ..compiling import never_compiled
 from .collectives import Group, gather_numbers, gather_texts, host_device, maximum_over_ranks
 
 Checked = TypeVar("Checked")
 
 
+# Traced, it would leave out the checks that read values.
+@never_compiled
 def agree(
     check: Callable[[], tuple[Checked, int, dict[str, object]]], group: Group
 ) -> tuple[Checked, list[int]]:
