@@ -50,6 +50,8 @@ THRESHOLDS = {
 HEADS = ("cosface", "uce", "npt")
 #: Leaves out next to nothing of a gradient, by the kernels that decide what.
 TOLERANCE = 1e-5
+#: Features of losses between two towers.
+TOWERS = ("a", "b", "queries", "keys")
 #: Of one case in a process of its own, which may have to compile its kernels.
 LIMIT_S = 30.0
 #: Rounding may change which columns are nearest; the gradient of either choice is right.
@@ -58,7 +60,9 @@ DISCONTINUOUS = ("fused_npt_loss",)
 
 @dataclass(frozen=True)
 class SmallCase:
-    """One call; ``columns``: "batch", "memory", "classes" or a "subset" of them by row index."""
+    """One call; ``columns``: "batch", "memory", "classes", a "subset" of them by row index, or
+    "towers".
+    """
 
     function: str
     columns: str
@@ -83,6 +87,12 @@ class SmallCase:
             found[::13] = -1
             return found.to(device)
 
+        parameters = inspect.signature(FUNCTIONS[self.function]).parameters
+        if self.columns == "towers":
+            found = {name: normal(ROWS) for name in TOWERS if name in parameters}
+            if "key_labels" in parameters:
+                found |= {name: labels(ROWS, IDENTITIES) for name in ("labels", "key_labels")}
+            return found | self._numbers(found, device)
         classes = self.columns in ("classes", "subset")
         taken = COLUMNS // 2 if self.columns == "subset" else COLUMNS
         found = {"feats": normal(ROWS), "labels": labels(ROWS, taken if classes else IDENTITIES)}
@@ -98,12 +108,15 @@ class SmallCase:
         elif self.threshold == "each":
             count = COLUMNS if classes else IDENTITIES
             found["b"] = 2.0 + torch.randn(count, generator=generator).to(device)
-        # Numbers that a formula reads from tensors.
-        for name, parameter in inspect.signature(FUNCTIONS[self.function]).parameters.items():
-            keyword = parameter.kind is parameter.KEYWORD_ONLY
-            if keyword and parameter.default is parameter.empty and name != "scale":
-                found[name] = torch.tensor(0.3, device=device)
-        return found
+        return found | self._numbers(found, device)
+
+    def _numbers(self, given: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+        """Those of a formula that have no default."""
+        return {
+            name: torch.tensor(0.3, device=device)
+            for name, parameter in inspect.signature(FUNCTIONS[self.function]).parameters.items()
+            if parameter.default is parameter.empty and name not in (*given, "scale")
+        }
 
     def evaluate(self, inputs: dict[str, Tensor], backend: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and gradients by name, of weighted rows for ``reduction="none"``."""
@@ -118,7 +131,12 @@ class SmallCase:
         loss = function(**leaves, **options, reduction=self.reduction, backend=backend)
         weights = torch.linspace(0.5, 1.5, max(loss.numel(), 1), device=loss.device)
         loss.backward(weights.view(loss.shape).to(loss.dtype))
-        gradients = {n: t.grad for n, t in leaves.items() if t.grad is not None}
+        # What a formula takes as a constant has none, or zeros.
+        gradients = {
+            n: torch.zeros_like(t) if t.grad is None else t.grad
+            for n, t in leaves.items()
+            if t.is_floating_point()
+        }
         return loss.detach(), gradients
 
 
@@ -126,8 +144,12 @@ def cases() -> Iterator[SmallCase]:
     """Every loss with every kind of columns, threshold, and rows weighted in the backward pass."""
     for name, function in FUNCTIONS.items():
         parameters = inspect.signature(function).parameters
-        kinds = ("classes", "subset") if "weight" in parameters else ("batch", "memory")
+        kinds: tuple[str, ...] = (
+            ("classes", "subset") if "weight" in parameters else ("batch", "memory")
+        )
         thresholds = THRESHOLDS.get(name, ("one",)) if "b" in parameters else ("none",)
+        if "feats" not in parameters:
+            kinds, thresholds = ["towers"], ("none",)
         for columns in kinds:
             for threshold in thresholds:
                 for reduction in ("mean", "none"):

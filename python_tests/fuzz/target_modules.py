@@ -37,6 +37,9 @@ _OPTIONS: dict[str, dict[str, list]] = {
     "batch_hard": {"k": [1, 3], "distance": ["squared", "euclidean"]},
     "proxy_nca": {"denominator": ["negatives", "all"]},
 }
+_WITHOUT_SCALE = {
+    *("adacos", "batch_hard", "contrastive", "multi_similarity", "npt", "proxy_anchor", "simple")
+}
 
 
 def _made(name: str, width: int, count: int, **options: Any) -> nn.Module:
@@ -81,7 +84,15 @@ def run_one(seed: int) -> str | None:
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
         options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in ("npt", "multi_similarity", "adacos", "contrastive", "batch_hard", "simple"):
+    if name in (
+        "npt",
+        "multi_similarity",
+        "adacos",
+        "contrastive",
+        "batch_hard",
+        "simple",
+        "proxy_anchor",
+    ):
         del options["scale"]
     if name == "adacos":
         count = max(count, 3)

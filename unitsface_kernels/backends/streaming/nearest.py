@@ -50,7 +50,9 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         loss = loss.sum()
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
-    state = torch.cat([best.T, position.view(torch.float32).T, target_cosine[None]])
+    # The bits of -1, no position, would be those of a NaN.
+    places = (position + 1).view(torch.float32)
+    state = torch.cat([best.T, places.T, target_cosine[None]])
     return Result(loss, state, Gradients())
 
 
@@ -58,7 +60,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     """Gradients for (N,) upstream gradients of the rows' losses."""
     count = _triplet(call.spec).count(call.params)
     best, position, target_cosine = state.split([count, count, 1])
-    position = position.view(torch.int32)
+    position = position.view(torch.int32) - 1
     unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     values = variables.of_call(call, engine, unit, inverse_norms)
     of_nearest, of_target, *by_variables = _slopes(

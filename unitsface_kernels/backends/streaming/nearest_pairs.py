@@ -94,7 +94,9 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         if call.reduction == "mean":
             loss = loss / call.num_valid_rows()
     places = torch.cat([found.negatives, found.positives], dim=1).to(torch.int32)
-    state = torch.cat([found.nearest.T, farthest.T, places.T.contiguous().view(torch.float32)])
+    # The bits of -1, no place, would be those of a NaN.
+    places = (places + 1).T.contiguous().view(torch.float32)
+    state = torch.cat([found.nearest.T, farthest.T, places])
     return Result(loss, state, Gradients())
 
 
@@ -102,7 +104,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     """Gradients for (N,) upstream gradients of the rows' losses."""
     count = _triplet(call.spec).count(call.params)
     best, farthest, places = state.split([count, 1, count + 1])
-    places = places.contiguous().view(torch.int32).to(torch.int64)
+    places = places.contiguous().view(torch.int32).to(torch.int64) - 1
     scored, divisor = _scored(call, places[:count].T, places[count:].T)
     nearest = torch.where(scored, best.T, 0.0)
     unit, inverse_norms = engine.unit_rows(call)
