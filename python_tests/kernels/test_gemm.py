@@ -306,12 +306,14 @@ import sys
 sys.path.insert(0, "python_tests")
 import torch
 from support.cases import problem
+from support.grid import representatives
 from unitsface_kernels.backends.native import loader
 from unitsface_kernels.losses import REGISTRY
 
 print(loader.extension().cpu.isa(), loader.extension().cpu.has_gemm(1))
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
-    for name, spec in REGISTRY.items():
+    for spec in representatives(REGISTRY.values()):
+        name = spec.name
         for columns in (None, 130):
             if columns is None and spec.topology == "class":
                 continue

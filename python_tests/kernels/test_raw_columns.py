@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.cases import Case, Problem, build
 from support.evaluation import check_against_reference
+from support.grid import extended_if, representatives
 from support.helpers import TARGETS, Target
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
@@ -30,7 +31,10 @@ each_target = pytest.mark.parametrize("target", TRITON, ids=str)
 LOSSES = [
     spec for spec in REGISTRY.values() if spec.topology == "class" and spec.reduction != "sum"
 ]
-each_loss = pytest.mark.parametrize("spec", LOSSES, ids=lambda spec: spec.name)
+FIRST = representatives(LOSSES)
+each_loss = pytest.mark.parametrize(
+    "spec", [pytest.param(s, id=s.name, marks=extended_if(s not in FIRST)) for s in LOSSES]
+)
 SOFTMAX = REGISTRY["margin_softmax"]
 # Neither rows nor columns are a multiple of a block, and columns take several tiles.
 SIZES = {"rows": 33, "columns": 150, "dim": 64}
