@@ -179,6 +179,7 @@ def _function(
         return [together]
     heads = [head]
     if len(head) > _WIDTH:
-        start, rest = head.split("(", 1)
-        heads = [f"{start}(", f"    {rest}"]
+        # Before the last argument, below the first one.
+        before, last = head.rsplit(", ", 1)
+        heads = [f"{before},", " " * (head.index("(") + 1) + last]
     return [*heads, *(f"  {line}" for line in lines), "}"]

@@ -20,8 +20,8 @@ struct SigLIP {
 
   UF_HOST_DEVICE explicit SigLIP(const float*) {}
 
-  UF_HOST_DEVICE WithSlopes<Term, 1> evaluate(
-      float cosine, float threshold, bool positive, const Values<1>& v) const {
+  UF_HOST_DEVICE WithSlopes<Term, 1> evaluate(float cosine, float threshold, bool positive,
+                                              const Values<1>& v) const {
     const float x0 = v.value[0] * cosine;
     const float x1 = (positive ? threshold - x0 : x0 - threshold);
     const auto part0 = softplus(x1);

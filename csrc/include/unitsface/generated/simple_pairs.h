@@ -48,8 +48,8 @@ struct SimPLE {
         k11(p[11]),
         k12(p[12]) {}
 
-  UF_HOST_DEVICE WithSlopes<Term, 4> evaluate(
-      float cosine, float threshold, bool positive, const Values<4>& v) const {
+  UF_HOST_DEVICE WithSlopes<Term, 4> evaluate(float cosine, float threshold, bool positive,
+                                              const Values<4>& v) const {
     const float x0 = 1.0f / v.value[0];
     const float x1 = 1.0f / v.value[1];
     const float x2 = (positive ? x0 : x1);
