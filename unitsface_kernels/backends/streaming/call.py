@@ -13,6 +13,7 @@ from torch import Tensor
 from ...losses import LossSpec
 from ..dense import dense
 from .other_ranks import Ranks, Towers
+from .pair_counts import pair_counts
 from .shards import Shards
 
 #: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
@@ -265,12 +266,12 @@ class Call(CallConfig):
             return positives, torch.where(labels == -1, 0, self.num_columns - positives)
         others = labels if self.column_labels is None else self.column_labels
         if not self.both:
-            return _pair_counts(labels, others, offset)
+            return pair_counts(labels, others, offset)
         back = None if offset is None else -offset
         everyone = (labels, others) if self.towers is None else self.towers[2:]
         sides = (
-            _pair_counts(labels, everyone[1], offset),
-            _pair_counts(others, everyone[0], back),
+            pair_counts(labels, everyone[1], offset),
+            pair_counts(others, everyone[0], back),
         )
         positives, negatives = (torch.cat(both) for both in zip(*sides, strict=True))
         return positives, negatives
@@ -306,6 +307,13 @@ class Call(CallConfig):
         if self.cache is not None:
             self.cache.num_valid_rows = found
         return found
+
+    def reduced(self, per_row: Tensor) -> Tensor:
+        """The loss from those of the rows."""
+        if self.reduction == "none":
+            return per_row
+        total = per_row.sum()
+        return total / self.num_valid_rows() if self.reduction == "mean" else total
 
 
 def make_call(
@@ -347,22 +355,6 @@ def make_call(
         cache=cache,
         shards=shards,
     )
-
-
-def _pair_counts(labels: Tensor, others: Tensor, self_offset: int | None) -> tuple[Tensor, Tensor]:
-    """(N,) numbers of the positives and of the negatives of each label among (M,) others."""
-    ordered = others.sort().values
-    first = torch.searchsorted(ordered, labels)
-    positives = torch.searchsorted(ordered, labels, right=True) - first
-    negatives = (others >= 0).sum() - positives
-    if self_offset is not None and labels.numel() and others.numel():
-        place = torch.arange(labels.numel(), device=labels.device) + self_offset
-        inside = (place >= 0) & (place < others.numel())
-        left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)
-        positives = positives - (left_out == labels).to(torch.int64)
-        negatives = negatives - ((left_out >= 0) & (left_out != labels)).to(torch.int64)
-    ignored = labels == -1
-    return positives.masked_fill(ignored, 0), negatives.masked_fill(ignored, 0)
 
 
 def _labels(tensor: Tensor | None) -> Tensor | None:

@@ -77,12 +77,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         term = variables.regularizer(call, values)
         more = more if term is None else more + term
         per_row = per_row + torch.where(call.ignored, 0.0, more)
-    loss = per_row
-    if call.reduction != "none":
-        loss = per_row.sum()
-        if call.reduction == "mean":
-            loss = loss / call.num_valid_rows()
-    return Result(loss, state, Gradients())
+    return Result(call.reduced(per_row), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:

@@ -7,6 +7,8 @@ backward pass touches the N (k + 1) unit columns that it found, not all M.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,51 +23,49 @@ from .tiles import against_columns
 from .variables import Variables
 
 
-def _triplet(spec: LossSpec) -> Triplet:
+def triplet_of(spec: LossSpec) -> Triplet:
     assert spec.triplet is not None
     return spec.triplet
 
 
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Cosines and positions of the k nearest, and the target's cosine."""
-    return 2 * _triplet(spec).count(params) + 1
+    return 2 * triplet_of(spec).count(params) + 1
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2 k + 1, N) state; the int32 positions are kept as the floats of their bits."""
-    count = _triplet(call.spec).count(call.params)
+    count = triplet_of(call.spec).count(call.params)
     unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     values = variables.of_call(call, engine, unit, inverse_norms)
     best, position, target_cosine = search(call, engine, count, unit)
     if call.shards is not None:
         best, position = call.shards.nearest(best, position)
         target_cosine = call.shards.sum(target_cosine)
-    loss = _per_row(call, best, position, target_cosine, variables_of_terms(call, values))
+    terms = _scored(call, position)
+    of_rows = variables_of_terms(call, values)
+    loss = per_row(call, terms, best, target_cosine[:, None], of_rows)
     loss = loss + not_finite(call, inverse_norms)
     if values is not None:
         loss = loss + variables.not_finite(call, values)
     loss = loss + target_cosine * 0.0  # NaN without any wrong column, too
     clear_ignored(call, loss)
-    if call.reduction != "none":
-        loss = loss.sum()
-        if call.reduction == "mean":
-            loss = loss / call.num_valid_rows()
     # The bits of -1, no position, would be those of a NaN.
     places = (position + 1).view(torch.float32)
     state = torch.cat([best.T, places.T, target_cosine[None]])
-    return Result(loss, state, Gradients())
+    return Result(call.reduced(loss), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    count = _triplet(call.spec).count(call.params)
+    count = triplet_of(call.spec).count(call.params)
     best, position, target_cosine = state.split([count, count, 1])
     position = position.view(torch.int32) - 1
     unit, inverse_norms = engine.normalize_rows(call.rows, 0, call.rows.shape[0])
     values = variables.of_call(call, engine, unit, inverse_norms)
-    of_nearest, of_target, *by_variables = _slopes(
-        call, best.T, position.T, target_cosine[0], variables_of_terms(call, values)
-    )
+    terms = _scored(call, position.T)
+    of_rows = variables_of_terms(call, values)
+    of_nearest, of_target, *by_variables = slopes_of(call, terms, best.T, target_cosine.T, of_rows)
     # Without shards, places beyond the number of columns are never filled.
     filled = count if call.shards is not None else min(count, call.num_columns)
     places = torch.cat([position[:filled], call.row_labels[None].to(torch.int32)])
@@ -76,8 +76,8 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         # Of shards that with the row's target has its part.
         here = torch.where(call.row_labels >= 0, weights, 0.0)
         by_variables = [torch.where(here == 0.0, 0.0, here * by) for by in by_variables]
-        of_rows = variables.by_rows(call, values, by_variables)
-        d_values = variables.joined(call, values, of_rows, None)
+        of_terms = variables.by_rows(call, values, by_variables)
+        d_values = variables.joined(call, values, of_terms, None)
     return _gradients(call, engine, unit, inverse_norms, places, slopes, d_values)
 
 
@@ -109,16 +109,24 @@ def search(call: Call, engine: Engine, count: int, unit: Tensor | None = None) -
     return found
 
 
-def _scored(call: Call, position: Tensor) -> tuple[Tensor, Tensor | int]:
-    """(N, k) bool: places that have a term; (N, 1): what their sum is divided by.
+class Scored(NamedTuple):
+    """(N, k) bool, which of the nearest have a term, and (N, 1) what their sum is divided by."""
 
-    A row without a target, which may be in a shard of which nothing is known, has no term.
-    """
-    found = position != NONE
-    adds = _triplet(call.spec).adds(call.params)
+    taken: Tensor
+    divisor: Tensor | int
+
+
+def scored(call: Call, found: Tensor, has_target: Tensor) -> Scored:
+    """``found`` (N, k): whether there are so many; a row without a target, (N, 1), has no term."""
+    adds = triplet_of(call.spec).adds(call.params)
     divisor = 1 if adds else found.sum(dim=1, keepdim=True).clamp(min=1)
+    return Scored(found & has_target, divisor)
+
+
+def _scored(call: Call, position: Tensor) -> Scored:
+    """With shards, a target may be in one of which nothing is known."""
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
-    return found & has_target[:, None], divisor
+    return scored(call, position != NONE, has_target[:, None])
 
 
 def variables_of_terms(call: Call, values: Variables | None) -> list[Tensor]:
@@ -127,23 +135,24 @@ def variables_of_terms(call: Call, values: Variables | None) -> list[Tensor]:
     return [value if value.dim() == 0 else value[:, None] for value in found]
 
 
-def _per_row(
-    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor, of_rows: list[Tensor]
+def per_row(
+    call: Call, terms: Scored, nearest: Tensor, target: Tensor, of_rows: list[Tensor]
 ) -> Tensor:
-    scored, divisor = _scored(call, position)
-    nearest = torch.where(scored, best, 0.0)
-    terms = _triplet(call.spec).value(nearest, target_cosine[:, None], call.params, of_rows)
-    return (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
+    """(N,) losses from cosines of the nearest (N, k) and of the targets (N, 1)."""
+    taken, divisor = terms
+    nearest = torch.where(taken, nearest, 0.0)
+    values = triplet_of(call.spec).value(nearest, target, call.params, of_rows)
+    return (torch.where(taken, values, 0.0) / divisor).sum(dim=1)
 
 
-def _slopes(
-    call: Call, best: Tensor, position: Tensor, target_cosine: Tensor, of_rows: list[Tensor]
+def slopes_of(
+    call: Call, terms: Scored, nearest: Tensor, target: Tensor, of_rows: list[Tensor]
 ) -> list[Tensor]:
     """d row loss / d cosine of the nearest (N, k), of the target (N,), and by variables (N,)."""
-    scored, divisor = _scored(call, position)
-    nearest = torch.where(scored, best, 0.0)
-    slopes = _triplet(call.spec).slopes(nearest, target_cosine[:, None], call.params, of_rows)
-    of_nearest, *others = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
+    taken, divisor = terms
+    nearest = torch.where(taken, nearest, 0.0)
+    slopes = triplet_of(call.spec).slopes(nearest, target, call.params, of_rows)
+    of_nearest, *others = (torch.where(taken, slope, 0.0) / divisor for slope in slopes)
     return [of_nearest, *(slope.sum(dim=1) for slope in others)]
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...losses import LossSpec, Triplet
+from ...losses import LossSpec
 from . import variables
 from .call import Call, Gradients, Result, clear_ignored, not_finite
 from .columns import columns_of, remote_blocks, unit_columns
 from .engine import Engine
-from .nearest import variables_of_terms
+from .nearest import per_row, scored, slopes_of, triplet_of, variables_of_terms
 from .scattered import add_pairs, add_rows
 from .tiles import Panel, against_columns, against_ranks, in_batch
 
@@ -64,14 +64,9 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat(found, dim=1), torch.cat(places, dim=1)
 
 
-def _triplet(spec: LossSpec) -> Triplet:
-    assert spec.triplet is not None
-    return spec.triplet
-
-
 def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
     """Cosines with the k nearest negatives and the hardest positive, and where they are."""
-    return 2 * _triplet(spec).count(params) + 2
+    return 2 * triplet_of(spec).count(params) + 2
 
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
@@ -80,39 +75,30 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     values = variables.of_call(call, engine, unit, inverse_norms)
     found = _search(call, engine, unit)
     farthest = torch.where(found.positives < 0, 0.0, -found.farthest)
-    scored, divisor = _scored(call, found.negatives, found.positives)
-    nearest = torch.where(scored, found.nearest, 0.0)
+    terms = scored(call, found.negatives >= 0, found.positives >= 0)
     of_rows = variables_of_terms(call, values)
-    terms = _triplet(call.spec).value(nearest, farthest, call.params, of_rows)
-    loss = (torch.where(scored, terms, 0.0) / divisor).sum(dim=1)
+    loss = per_row(call, terms, found.nearest, farthest, of_rows)
     loss = torch.where(call.valid_rows, loss, 0.0) + not_finite(call, inverse_norms)
     if values is not None:
         loss = loss + variables.not_finite(call, values)
     clear_ignored(call, loss)
-    if call.reduction != "none":
-        loss = loss.sum()
-        if call.reduction == "mean":
-            loss = loss / call.num_valid_rows()
     places = torch.cat([found.negatives, found.positives], dim=1).to(torch.int32)
     # The bits of -1, no place, would be those of a NaN.
     places = (places + 1).T.contiguous().view(torch.float32)
     state = torch.cat([found.nearest.T, farthest.T, places])
-    return Result(loss, state, Gradients())
+    return Result(call.reduced(loss), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
     """Gradients for (N,) upstream gradients of the rows' losses."""
-    count = _triplet(call.spec).count(call.params)
+    count = triplet_of(call.spec).count(call.params)
     best, farthest, places = state.split([count, 1, count + 1])
     places = places.contiguous().view(torch.int32).to(torch.int64) - 1
-    scored, divisor = _scored(call, places[:count].T, places[count:].T)
-    nearest = torch.where(scored, best.T, 0.0)
+    terms = scored(call, places[:count].T >= 0, places[count:].T >= 0)
     unit, inverse_norms = engine.unit_rows(call)
     values = variables.of_call(call, engine, unit, inverse_norms)
     of_rows = variables_of_terms(call, values)
-    slopes = _triplet(call.spec).slopes(nearest, farthest.T, call.params, of_rows)
-    of_nearest, *others = (torch.where(scored, slope, 0.0) / divisor for slope in slopes)
-    of_farthest, *by_variables = (slope.sum(dim=1) for slope in others)
+    of_nearest, of_farthest, *by_variables = slopes_of(call, terms, best.T, farthest.T, of_rows)
     both = torch.cat([of_nearest.T, of_farthest[None]]) * weights
     both = torch.where(weights * (places >= 0) == 0, 0.0, both)
     d_rows, d_columns = _gradients(call, engine, unit, places, both)
@@ -129,19 +115,11 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     return Gradients(d_rows, d_columns, None, d_variables)
 
 
-def _scored(call: Call, negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor | int]:
-    """(N, k) bool: places that have a term; (N, 1): what their sum is divided by."""
-    found = negatives >= 0
-    adds = _triplet(call.spec).adds(call.params)
-    divisor = 1 if adds else found.sum(dim=1, keepdim=True).clamp(min=1)
-    return found & (positives >= 0), divisor
-
-
 # --- search ---------------------------------------------------------------------------------------
 
 
 def _search(call: Call, engine: Engine, unit: Tensor) -> _Hardest:
-    size, count = unit.shape[0], _triplet(call.spec).count(call.params)
+    size, count = unit.shape[0], triplet_of(call.spec).count(call.params)
     found = _Hardest(
         nearest=unit.new_full((size, count), -torch.inf, dtype=torch.float32),
         negatives=unit.new_full((size, count), -1, dtype=torch.int64),

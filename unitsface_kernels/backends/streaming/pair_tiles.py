@@ -100,12 +100,7 @@ def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | No
     if values is not None:
         per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
-    loss = per_row
-    if call.reduction != "none":
-        loss = per_row.sum()
-        if call.reduction == "mean":
-            loss = loss / call.num_valid_rows()
-    return Result(loss, state, Gradients())
+    return Result(call.reduced(per_row), state, Gradients())
 
 
 # --- tiles ----------------------------------------------------------------------------------------
