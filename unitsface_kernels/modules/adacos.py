@@ -11,11 +11,12 @@ from torch import Tensor
 from .. import validate
 from ..backends.streaming import CallTensors
 from ..distributed.collectives import gather_rows, sum_over_ranks
-from ..functional.statistics import check_batch, log_negatives
-from .class_loss import RegisteredClassLoss, Total
+from ..functional.statistics import log_negatives
+from .class_loss import Total
+from .moving import MovingLoss
 
 
-class AdaCosLoss(RegisteredClassLoss):
+class AdaCosLoss(MovingLoss):
     r"""Class weights and AdaCos; see :func:`fused_adacos_loss`.
 
     The scale is :math:`\sqrt 2 \log(C - 1)`. With ``dynamic``, every training batch, in calls with
@@ -78,39 +79,28 @@ class AdaCosLoss(RegisteredClassLoss):
 
     def reset_thresholds(self) -> None:
         """The scale."""
+        super().reset_thresholds()
         self.scale.fill_(math.sqrt(2.0) * math.log(self.num_classes - 1.0))
-        self._moved: Tensor | None = None
 
     def variables(self) -> dict[str, Tensor]:
         return {"scale": self.scale}
 
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        if not (self.training and self.dynamic and torch.is_grad_enabled()):
-            return super().forward(feats, labels, class_index)
-        check_batch(feats, self.weight, labels, class_index)
-        sums, cosines = self._statistics(feats, labels, class_index)
-        moved = self._after(sum_over_ranks(sums), *gather_rows(cosines, labels.to(torch.int64)))
-        loss = self.compare(feats, self.weight, labels, class_index=class_index, scale=moved)
-        self.scale.copy_(moved)
-        return loss
+    def _moves(self) -> bool:
+        return self.dynamic and super()._moves()
 
-    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        self._moved = None
-        if not (self.dynamic and torch.is_grad_enabled()):
-            return {}
+    def after_batch(
+        self, feats: Tensor, labels: Tensor, class_index: Tensor | None
+    ) -> dict[str, Tensor]:
+        sums, cosines = self._statistics(feats, labels, class_index)
+        return self._after(sum_over_ranks(sums), *gather_rows(cosines, labels.to(torch.int64)))
+
+    def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
         places = labels
         if self.drawn is not None:
             places = torch.where(labels >= 0, torch.searchsorted(self.drawn, labels), labels)
         sums, cosines = self._statistics(feats, places, self.drawn)
         both = total(torch.cat([sums[:1], cosines.to(sums)]))
-        sums = torch.stack([both[0], sums[1]])
-        moved = self._moved = self._after(sums, both[1:], labels)
-        return {"scale": moved}
-
-    def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        if self._moved is not None:
-            self.scale.copy_(self._moved)
-        self._moved = None
+        return self._after(torch.stack([both[0], sums[1]]), both[1:], labels)
 
     def _shown(self) -> dict[str, Any]:
         return {**super()._shown(), "dynamic": self.dynamic}
@@ -130,7 +120,7 @@ class AdaCosLoss(RegisteredClassLoss):
         return torch.stack([exponentials.sum(), takes_part.sum()]), cosines
 
     @torch.no_grad()
-    def _after(self, sums: Tensor, cosines: Tensor, labels: Tensor) -> Tensor:
+    def _after(self, sums: Tensor, cosines: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scale after a batch.
 
         Args:
@@ -142,4 +132,4 @@ class AdaCosLoss(RegisteredClassLoss):
         middle = -torch.nanmedian(-cosines)
         moved = torch.log(sums[0] / sums[1]) / middle.clamp_min(math.sqrt(0.5))
         moved = moved.to(self.scale)
-        return torch.where(moved.isfinite() & (moved > 0.0), moved, self.scale)
+        return {"scale": torch.where(moved.isfinite() & (moved > 0.0), moved, self.scale)}

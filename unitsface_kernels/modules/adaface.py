@@ -8,12 +8,13 @@ from torch import Tensor
 from .. import validate
 from ..distributed.collectives import sum_over_ranks
 from ..losses.adaface import NORMS, SPEC, AdaFace
-from .class_loss import RegisteredClassLoss, Total
+from .class_loss import Total
+from .moving import MovingLoss
 
 _DEFAULT = SPEC.default
 
 
-class AdaFaceLoss(RegisteredClassLoss):
+class AdaFaceLoss(MovingLoss):
     r"""Class weights and AdaFace; see :func:`fused_adaface_loss`.
 
     Mean and standard deviation of the norms, clipped to [0.001, 100], move by ``t_alpha`` towards
@@ -71,31 +72,26 @@ class AdaFaceLoss(RegisteredClassLoss):
 
     def reset_thresholds(self) -> None:
         """The statistics, too."""
+        super().reset_thresholds()
         self.batch_mean.fill_(AdaFace.mean)
         self.batch_std.fill_(AdaFace.std)
-        self._moved: dict[str, Tensor] = {}
 
     def variables(self) -> dict[str, float | Tensor]:
         return {"mean": self.batch_mean, "std": self.batch_std}
 
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(feats, labels, class_index)
+    def _check(self, feats: Tensor, labels: Tensor, class_index: Tensor | None) -> None:
+        # Classes play no part in the statistics.
         validate.features("feats", feats)
         validate.labels("labels", labels, feats.shape[0], feats)
-        moved = self._statistics(sum_over_ranks(_sums(feats, labels)))
-        loss = self.compare(feats, self.weight, labels, class_index=class_index, **moved)
-        self._keep_statistics(moved)
-        return loss
 
-    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        moves = torch.is_grad_enabled()
-        self._moved = self._statistics(_sums(feats, labels)) if moves else {}
-        return self._moved
+    def after_batch(
+        self, feats: Tensor, labels: Tensor, class_index: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self._statistics(sum_over_ranks(_sums(feats, labels)))
 
-    def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        self._keep_statistics(self._moved)
-        self._moved = {}
+    def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        # Of the rows of all ranks.
+        return self._statistics(_sums(feats, labels))
 
     @torch.no_grad()
     def _statistics(self, sums: Tensor) -> dict[str, Tensor]:
@@ -110,12 +106,6 @@ class AdaFaceLoss(RegisteredClassLoss):
         # What is not a number changes nothing.
         mean, std = torch.where(moved.isnan(), kept, moved).unbind()
         return {"mean": mean, "std": std}
-
-    @torch.no_grad()
-    def _keep_statistics(self, moved: dict[str, Tensor]) -> None:
-        if moved:
-            self.batch_mean.copy_(moved["mean"])
-            self.batch_std.copy_(moved["std"])
 
 
 @torch.no_grad()

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from .. import validate
 from ..distributed.collectives import sum_over_ranks
-from ..functional.statistics import check_batch, target_cosines
+from ..functional.statistics import target_cosines
 from ..losses import curricularface, mv_softmax
 from .class_loss import RegisteredClassLoss, Total
+from .moving import MovingLoss
 
 _CURRICULARFACE, _MV_SOFTMAX = curricularface.SPEC.default, mv_softmax.SPEC.default
 
 
-class CurricularFaceLoss(RegisteredClassLoss):
+class CurricularFaceLoss(MovingLoss):
     r"""Class weights and CurricularFace; see :func:`fused_curricularface_loss`.
 
     Every training batch, in calls with gradients, first moves t towards the mean r of its target
@@ -73,33 +74,19 @@ class CurricularFaceLoss(RegisteredClassLoss):
 
     def reset_thresholds(self) -> None:
         """And t."""
+        super().reset_thresholds()
         self.t.zero_()
-        self._moved: Tensor | None = None
 
     def variables(self) -> dict[str, Tensor]:
         return {"t": self.t}
 
-    def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(feats, labels, class_index)
-        check_batch(feats, self.weight, labels, class_index)
-        sums = self._sums(feats, labels, class_index)
-        moved = self._after(sum_over_ranks(sums))
-        loss = self.compare(feats, self.weight, labels, class_index=class_index, t=moved)
-        self.t.copy_(moved)
-        return loss
+    def after_batch(
+        self, feats: Tensor, labels: Tensor, class_index: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self._after(sum_over_ranks(self._sums(feats, labels, class_index)))
 
-    def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        self._moved = None
-        if not torch.is_grad_enabled():
-            return {}
-        moved = self._moved = self._after(total(self._sums(feats, labels)))
-        return {"t": moved}
-
-    def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        if self._moved is not None:
-            self.t.copy_(self._moved)
-        self._moved = None
+    def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
+        return self._after(total(self._sums(feats, labels)))
 
     def _shown(self) -> dict[str, Any]:
         return {**super()._shown(), "alpha": self.alpha}
@@ -109,10 +96,10 @@ class CurricularFaceLoss(RegisteredClassLoss):
         cosines = target_cosines(feats, self.weight, labels, class_index)
         return torch.stack([cosines.sum(dtype=torch.float64), (labels >= 0).sum()])
 
-    def _after(self, sums: Tensor) -> Tensor:
+    def _after(self, sums: Tensor) -> dict[str, Tensor]:
         """t after a batch of these sums."""
         moved = torch.lerp(self.t, (sums[0] / sums[1]).to(self.t), self.alpha)
-        return torch.where(moved.isfinite(), moved, self.t)
+        return {"t": torch.where(moved.isfinite(), moved, self.t)}
 
 
 class MVSoftmaxLoss(RegisteredClassLoss):
