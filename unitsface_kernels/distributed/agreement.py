@@ -95,6 +95,17 @@ def checksum(tensor: Tensor) -> Tensor:
     return total
 
 
+def checksums(tensors: dict[str, Tensor]) -> dict[str, object]:
+    """What :func:`agree` compares of tensors that have to be the same on every rank; those of a
+    device are left to :func:`same_on_device`.
+    """
+    return {
+        f"the checksum of {name}": checksum(tensor).item()
+        for name, tensor in tensors.items()
+        if not tensor.is_cuda
+    }
+
+
 def same_on_device(tensors: dict[str, Tensor], group: Group) -> None:
     """Tensors of a CUDA device that have to be the same on every rank; the error is of a later
     call, as for ranges of labels.

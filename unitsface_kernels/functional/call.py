@@ -190,10 +190,8 @@ def check_options(
     validate.number("skip_tolerance", options.skip_tolerance, at_least=0.0)
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
-    backend, params = (
-        dispatch.resolve(options.backend, feats.device, feats.dtype),
-        spec.pack(values),
-    )
+    backend = dispatch.resolve(options.backend, feats.device, feats.dtype)
+    params = spec.pack(values)
     if not spec.normalize and backend != "reference":
         scaled = (feats.is_cuda or backend == "triton") and matmul_dtype(feats) == torch.float16
         _refuse_unbounded(spec, params, options.skip_tolerance, scaled)

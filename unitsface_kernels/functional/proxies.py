@@ -7,11 +7,12 @@ from torch import Tensor
 
 from .. import validate
 from ..distributed import pairs
-from ..distributed.agreement import agree, checksum, same_on_device
+from ..distributed.agreement import agree, checksums, same_on_device
 from ..distributed.collectives import Group, own_rank, start_gather_rows, world_size
 from ..losses import REGISTRY, TOWERS
 from .call import Options, Samples, Values, class_loss
 from .ranks import pair_loss
+from .statistics import check_batch
 
 _PROXY_NCA, _PROXY_ANCHOR = REGISTRY["proxy_nca"].default, TOWERS["proxy_anchor"].default
 
@@ -129,14 +130,7 @@ def fused_proxy_anchor_loss(
     values: Values = {"alpha": alpha, "margin": margin}
 
     def check() -> None:
-        validate.features("feats", feats)
-        validate.features("weight", weight, like=feats)
-        validate.labels("labels", labels, feats.shape[0], feats)
-        if class_index is not None:
-            validate.class_index("class_index", class_index, weight)
-        count = (weight if class_index is None else class_index).shape[0]
-        if not torch.compiler.is_compiling():
-            validate.in_range("labels", labels, -1, count)
+        check_batch(feats, weight, labels, class_index)
         if group is not None and reduction == "none":
             raise ValueError(f'reduction must be "mean" or "sum" with a group, got {reduction!r}')
 
@@ -152,10 +146,8 @@ def fused_proxy_anchor_loss(
                 "D": feats.shape[1],
                 "the dtype of feats": feats.dtype,
                 **{f"the shape of {name}": tuple(t.shape) for name, t in held.items()},
+                **checksums(held),
             }
-            if not feats.is_cuda:
-                sums = {name: checksum(t).item() for name, t in held.items()}
-                same.update({f"the checksum of {name}": n for name, n in sums.items()})
             return True, feats.shape[0], same
 
         _, counts = agree(checked, group)
@@ -169,7 +161,7 @@ def fused_proxy_anchor_loss(
     # Columns of a memory have to be finite, whether they take part or not.
     feats = torch.where((labels == -1)[:, None], 0.0, feats).to(feats.dtype)
     if across:
-        feats = pairs.gathered_rows(feats, counts, group)
+        feats = pairs.gathered(feats, counts, group)
         labels = start_gather_rows(labels, counts, group)()
         size = world_size(group)
         own = identities.tensor_split(size)[own_rank(group)]

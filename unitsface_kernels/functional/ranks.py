@@ -12,7 +12,7 @@ from .. import validate
 from ..backends.streaming import CallConfig, CallTensors
 from ..compiling import never_compiled
 from ..distributed import pairs
-from ..distributed.agreement import agree, checksum, same_on_device
+from ..distributed.agreement import agree, checksums, same_on_device
 from ..distributed.collectives import Group, own_rank, start_gather_rows, world_size
 from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
@@ -73,8 +73,9 @@ def _across_ranks(
     column_labels = column_labels.to(torch.int64)
     eager = config.backend == "reference"
     if eager:
-        memory = pairs.replica(memory, group)
-        b = pairs.replica(b, group) if isinstance(b, Tensor) else b
+        if memory is not None:
+            memory = pairs.replicated(memory, group)
+        b = pairs.replicated(b, group) if isinstance(b, Tensor) else b
     tensors = CallTensors(feats, labels, memory, column_labels)
     tensors = tensors._replace(threshold=call.threshold_of_columns(config.spec, b, tensors))
     ring = pairs.takes_ring(exchange, counts, feats)
@@ -94,9 +95,7 @@ def _variables(setting: pairs.Setting, variables: Variables, tensors: CallTensor
     if eager:
         for name, value in given.items():
             if name not in own and isinstance(value, Tensor):
-                copied = pairs.replica(value, group)
-                assert copied is not None
-                given[name] = copied
+                given[name] = pairs.replicated(value, group)
     gathers = {}
     if in_batch:
         gathered = partial(pairs.gathered, counts=counts, group=group)
@@ -122,9 +121,6 @@ def _check(
     held = {name: value for name, value in compared.items() if isinstance(value, Tensor)}
     if backend != "reference":
         call.refuse_transforms(feats, memory, held.get("b"))
-    sums = {}
-    if not feats.is_cuda:
-        sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
     of_call = packed(spec, given, samples.tensors())
     needs = tuple(needs_gradient(value) for value in (feats, memory, b, of_call))
     config = CallConfig(
@@ -153,7 +149,7 @@ def _check(
         # Each is exchanged, or not, in the backward pass.
         "which variables need a gradient": with_gradient(spec, given),
         **{name: _described(value) for name, value in shared.items()},
-        **sums,
+        **checksums(held),
     }
     return (config, held, given), feats.shape[0], same
 

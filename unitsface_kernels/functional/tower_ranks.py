@@ -13,7 +13,7 @@ from .. import validate
 from ..backends.streaming import CallConfig, CallTensors
 from ..compiling import never_compiled
 from ..distributed import pairs
-from ..distributed.agreement import agree, checksum, same_on_device
+from ..distributed.agreement import agree, checksums, same_on_device
 from ..distributed.collectives import (
     Group,
     gather_numbers,
@@ -149,9 +149,6 @@ def _check(
     held = {name: value for name, value in shared.items() if isinstance(value, Tensor)}
     if backend != "reference":
         call.refuse_transforms(rows, columns, *held.values())
-    sums = {}
-    if not rows.is_cuda:
-        sums = {f"the checksum of {name}": checksum(t).item() for name, t in held.items()}
     variables = packed(spec, options.variables, samples.tensors())
     needs = tuple(call.needs_gradient(value) for value in (rows, columns, b, variables))
     dtype = call.matmul_dtype(rows)
@@ -164,6 +161,6 @@ def _check(
         "whether towers and b need a gradient": needs[:3],
         "which variables need a gradient": with_gradient(spec, options.variables),
         **{name: value for name, value in shared.items() if not isinstance(value, Tensor)},
-        **sums,
+        **checksums(held),
     }
     return (config, held), rows.shape[0], same

@@ -5,7 +5,7 @@ computed there. ``exchange.py`` brings the remote rows, ``fused.py`` runs the st
 their gradients, ``eager.py`` the reference.
 """
 
-from .eager import eager_loss, gathered, gathered_rows, reduced, replica, replicated
+from .eager import eager_loss, gathered, reduced, replicated
 from .exchange import Exchange, Setting, takes_ring
 from .fused import fused_loss
 
@@ -15,9 +15,7 @@ __all__ = [
     "eager_loss",
     "fused_loss",
     "gathered",
-    "gathered_rows",
     "reduced",
-    "replica",
     "replicated",
     "takes_ring",
 ]

@@ -98,17 +98,8 @@ def replicated(value: Tensor, group: Group) -> Tensor:
     return _Replica.apply(value, group)
 
 
-def replica(value: Tensor | None, group: Group) -> Tensor | None:
-    return None if value is None else replicated(value, group)
-
-
-def gathered_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """(T, D) rows of all ranks, with their graph."""
-    return _Gathered.apply(rows, counts, group)
-
-
 def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """(T,) or (T, D) values of all ranks' samples."""
+    """(T,) or (T, D) values of all ranks' samples, with their graph."""
     if values.dim() == 1:
         return _Gathered.apply(values[:, None], counts, group)[:, 0]
     return _Gathered.apply(values, counts, group)
