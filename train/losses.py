@@ -75,7 +75,7 @@ def _construct(
 
 
 def _check_options(key: str, name: str, known: list[str], options: dict[str, Any]) -> None:
-    # `reduction` is the harness's business: it needs one number per step.
+    # The harness sets `reduction`, since it needs one number per step.
     accepted = [p for p in known if p not in ("reduction", "group", "exchange")]
     for option in options:
         if option not in accepted:

@@ -106,9 +106,9 @@ class TrainStep:
     def __call__(
         self, images: Tensor, labels: Tensor, *, step: int, lr: float, pairs: bool
     ) -> Tensor:
-        """One step; the detached [total, class, pair] losses and the largest norm of a feature.
+        """One step; returns (4,) detached [total, class, pair] losses and the largest feature norm.
 
-        Of this process, (4,), on the device: nothing waits for it.
+        Values are those of this process and stay on the device: nothing waits for it.
         """
         config, device, head, memory = self.config, self.world.device, self.head, self.memory
         # Dropout draws from the global generator, augmentation from its own.

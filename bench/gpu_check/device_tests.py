@@ -143,7 +143,7 @@ def run(files: tuple[str, ...], expression: str, jobs: int, report: Any) -> bool
                 print(f"== {one.name}\n{text}", flush=True)
                 report(found)
     except KeyboardInterrupt:
-        # At the limit: what is running has been interrupted, too, and prints what it knows.
+        # At the limit: what is running has been interrupted, too, and prints its summary.
         for one in running:
             try:
                 one.process.wait(timeout=2)

@@ -286,7 +286,7 @@ def _overflow(rank: int, fuse: str | None) -> list[tuple]:
         optimizer.zero_grad()
         scaler.scale(head(feats, labels)).backward()
         if step == 1 and rank == 1:
-            # Of one rank alone: an overflow in its shard's gradient.
+            # An overflow in the gradient of one rank's shard.
             gradient = head.weight.grad
             (gradient._values() if gradient.is_sparse else gradient).view(-1)[0] = torch.inf
         scaler.step(optimizer)

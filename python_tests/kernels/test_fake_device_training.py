@@ -60,7 +60,7 @@ def _head_tape(head: HeadStep, backend: str, classes: int = CLASSES) -> Tape:
     ],
 )
 def test_heads(name: str, backend: str) -> None:
-    # Of all classes so many that their gradient is larger than any tile.
+    # Enough classes for their gradient to be larger than any tile.
     classes = 5 * CLASSES if name == "fused" else CLASSES
     tape = _head_tape(HEADS[name], backend, classes)
     check_matmuls(tape)

@@ -24,7 +24,7 @@ from ..policy.variable import (
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
-#: Of the largest number, one over the root.
+#: One over the root of the largest number.
 _SHRINK = {torch.float32: 2.0**-64, torch.float64: 2.0**-512}
 
 
@@ -115,7 +115,7 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
 
 
 def _finished(spec, params, cosine, positive, negative, log_negatives, *others):
-    """Of classes: ``finish`` of the target's logit, which there is one of at most."""
+    """Losses over classes by ``finish``: a row has one target at most."""
     logits = _term(spec.positive, torch.where(positive, cosine, 0.0), params, *others)
     has_target = positive.any(dim=1)
     of_target = torch.where(has_target, torch.where(positive, logits, 0.0).sum(dim=1), EMPTY)
@@ -321,7 +321,7 @@ def similarity_loss(
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
         if other.dim() == 3:
-            # Of a class's centers the first with the largest cosine, which alone has the gradient.
+            # Only the first center with the largest cosine has a gradient.
             with_centers = similarities(spec, rows, other.flatten(0, 1))
             cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
         else:

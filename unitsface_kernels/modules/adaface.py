@@ -90,7 +90,7 @@ class AdaFaceLoss(MovingLoss):
         return self._statistics(sum_over_ranks(_sums(feats, labels)))
 
     def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        # Of the rows of all ranks.
+        # The sums are over the rows of all ranks.
         return self._statistics(_sums(feats, labels))
 
     @torch.no_grad()

@@ -226,7 +226,7 @@ class Call(CallConfig):
 
     @property
     def num_losses(self) -> int:
-        """Of rows, and with ``both`` of columns."""
+        """Number of losses: one per row, and with ``both`` one per column."""
         return self.rows.shape[0] + (self.num_columns if self.both else 0)
 
     @cached_property

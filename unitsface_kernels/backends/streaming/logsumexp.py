@@ -187,7 +187,7 @@ def finish_rows(
     """
     log_negatives = _log_of_sums(sums.maximum, sums.total)
     logits, slope = positive(sums.target_cosine)
-    # Of shards together every row that takes part has its target.
+    # All shards together have the target of every row that takes part.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     finish = call.spec.finish
     if finish is not None:

@@ -243,7 +243,7 @@ def need_gradients(call: Call) -> bool:
     if any(formula.variables[place].streamed for place in wanted):
         return True
     slopes = (_by(of, formula)[2:] for of in (formula.positive, formula.regularizer))
-    # Of given ones, a gradient of zeros is one.
+    # A given variable gets a gradient even if it is zero.
     given = any(formula.variables[place].given for place in wanted)
     return given or any(not is_const(each[place], 0.0) for each in slopes for place in wanted)
 
@@ -269,7 +269,7 @@ def of_targets(
     of_logits = _of_target(call, values, target_cosine, _by(formula.positive, formula)[2:])
     slopes = [_weighted(here, slope) for slope in of_logits]
     if formula.regularizer is not None:
-        # Of shards, the one with the target has the term's gradient.
+        # Only the shard with the target has the term's gradient.
         here = torch.where(has_target, weights, 0.0)
         of_terms = _of_row(call, values, _by(formula.regularizer, formula)[2:])
         pairs = zip(slopes, of_terms, strict=True)
@@ -399,7 +399,7 @@ def add_norms(
 
 
 def _place(spec: LossSpec, name: str) -> int | None:
-    """Of a variable among those of its side; None: the formula does not read it."""
+    """Place of a variable among those of its side; None: the formula does not read it."""
     names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
     return names.index(name) if name in names else None
 

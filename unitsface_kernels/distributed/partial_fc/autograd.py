@@ -295,8 +295,8 @@ def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _of_variables(step: Step, spec: LossSpec, gradient: Tensor) -> Tensor:
-    """Of scalars, which all ranks have, the sum. Of rows this rank's share, of which the sum is
-    taken when they are scattered, as that of features is. Those of classes are the rank's own.
+    """Gradients of variables: of scalars, which all ranks have, the sum over ranks; of rows this
+    rank's share, summed when it is scattered as those of features are; of classes the rank's own.
     """
     scalars, of_rows = (
         sum(v.side == side and v.given for v in spec.variables) for side in ("scalar", "row")
