@@ -222,8 +222,8 @@ class Shifts(policy.Class):
         return 8 * self.scale * c * self.of_row + self.of_class
 
     def finish(self, positives, negatives):
-        more = policy.softplus(self.excess * self.of_row - positives)
-        return more + policy.softplus(negatives - positives - more) / self.row_norm
+        gap = self.excess * self.of_row + negatives - positives
+        return policy.softplus(gap) + self.excess * policy.log(self.row_norm)
 
 
 class Triplets(policy.Class):

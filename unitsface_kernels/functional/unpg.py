@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def log_of_pairs(
 
     Of the graph every rank has the part of its own features.
     """
-    feats, columns = batch.feats, {}
+    feats, columns = batch.feats, dict[str, Any]()
     if batch.across_ranks:
         columns = {
             "memory": batch.every_feats,

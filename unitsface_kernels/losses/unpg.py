@@ -12,7 +12,7 @@ from .margin_softmax import MarginSoftmax
 class UNPG(MarginSoftmax):
     """``log_pairs``: log of the sum over the pairs, as one more negative of every row."""
 
-    combine = "logsumexps"
+    combine = "logsumexps"  # type: ignore[assignment]
     m3: policy.Number = 0.5
     log_pairs: policy.Scalar
 

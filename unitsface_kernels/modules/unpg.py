@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -100,6 +100,6 @@ class UNPGLoss(ComposedLoss):
     def batch_variables(self, batch: Batch) -> dict[str, Tensor]:
         return {"log_pairs": log_of_pairs(batch, self.scale, self.whisker, self.head.backend)}
 
-    def _values(self) -> dict[str, float | str | Tensor]:
+    def _values(self) -> dict[str, Any]:
         values = self.head.values()
         return {name: values[name] for name in SPEC.defaults()}
