@@ -68,7 +68,7 @@ def test_mistakes_are_errors_on_every_rank():
     ("arguments", "options", "message"),
     [
         (("softmax", 8, 8), {}, "loss must be one of .*arcface, .*, got 'softmax'"),
-        (("unpg", 8, 8), {}, "loss must be one of"),
+        (("proxy_anchor", 8, 8), {}, "loss must be one of"),
         (("vpl", 8, 8, 0.5), {}, "loss of sampled classes must be one of"),
         (("cosface", 0, 8), {}, "embedding_size must be >= 1"),
         (("cosface", 8, 0), {}, "num_classes must be >= 1"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, PartialFC
 from unitsface_kernels.adapters import metric_learning
+from unitsface_kernels.partial_fc import SHARDABLE
 
 from . import draw
 from .bounds import JUMPS, MOVES, beyond, off, sharp
@@ -101,7 +102,7 @@ def run_one(seed: int) -> str | None:
     for module in copied.modules():
         if hasattr(module, "backend"):
             module.backend = "reference"
-    sharded = name in CLASS_LOSSES and name != "unpg" and s.chance(0.5)
+    sharded = name in SHARDABLE and s.chance(0.5)
     if sharded:
         own = PartialFC(name, width, count, **options)
         copied.load_state_dict(own.loss.state_dict())

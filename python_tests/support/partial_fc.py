@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import unitsface_kernels as uk
+from unitsface_kernels.distributed.batch import Batch
 from unitsface_kernels.distributed.collectives import world_size
 from unitsface_kernels.distributed.partial_fc.sampling import sample_classes
 from unitsface_kernels.distributed.partial_fc.shard import Shard
@@ -120,6 +121,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         module.begin_step(feats.detach(), labels)
         module.drawn = index
         moved = module.step_variables(feats.detach(), labels, lambda t: t)
+        moved |= module.batch_variables(Batch.alone(feats, labels))
         loss = sum(
             block.share
             * class_loss(

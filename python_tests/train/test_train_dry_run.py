@@ -64,7 +64,7 @@ def test_the_recipes_are_these() -> None:
             "elasticface",
         ),
         *("epl", "magface", "mv_softmax", "proxy_nca", "sphereface2", "subcenter_arcface"),
-        *("uniface", "unitsface", "own_contrastive", *PAIRS),
+        *("uniface", "unitsface", "unpg", "own_contrastive", *PAIRS),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import validate
+from ..distributed.batch import Batch
 from ..losses import LossSpec
 from .registered import RegisteredLoss
 
@@ -26,7 +27,8 @@ class Comparison:
         columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
-        variables: of the formula, that the module keeps, by name.
+        variables: of the formula, that the module keeps, by name; or what they are before the
+            module knows the batch or the step.
     """
 
     spec: LossSpec
@@ -34,7 +36,7 @@ class Comparison:
     columns: Tensor
     threshold: Tensor | None
     share: float = 1.0
-    variables: Mapping[str, Tensor] = field(default_factory=dict)
+    variables: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 class ShardableLoss(nn.Module):
@@ -86,6 +88,18 @@ class ShardableLoss(nn.Module):
 
         Returns:
             By name () tensors, or (N,) of the rows of all ranks.
+        """
+        return {}
+
+    def batch_variables(self, batch: Batch) -> dict[str, Tensor]:
+        """Those of :meth:`variables` that follow from the samples of a call, with their graph.
+
+        In training and in evaluation; every rank of the batch makes this call. Gradients are as
+        :class:`PartialFC` has them: that of the batch's features is the number of ranks times the
+        rank's part.
+
+        Returns:
+            By name () tensors, or (n,) of the rank's own rows.
         """
         return {}
 

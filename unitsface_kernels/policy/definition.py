@@ -253,10 +253,6 @@ def _trace(cls: type[Policy]) -> Formula:
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
-        if cls.topology == "class" and any(e.kind != "number" for e in _leaves(finish) - {*SUMS}):
-            fail(
-                f"{cls.__name__}.finish of a policy.Class may read its arguments and numbers alone"
-            )
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]

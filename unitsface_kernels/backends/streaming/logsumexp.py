@@ -90,6 +90,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     else:
         both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
         both, scale = split_factors(call, both)
+        weights = weights if scale is None else weights / scale
         negative_weight, target_weight = both.unbind(0)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = target_weight * slope
@@ -99,7 +100,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(-target_weight, state[-1], weights)
+        of_variables = _OfVariables(-target_weight, state[-1], weights, state[0])
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         share = negative_prob if call.spec.finish is None else negative_prob.abs()
@@ -210,13 +211,14 @@ def finish_rows(
 
 
 class _OfVariables(NamedTuple):
-    """What the gradients of variables are made of: factors and cosines of the targets, and factors
-    of the rows, (N,).
+    """What the gradients of variables are made of: factors and cosines of the targets, factors of
+    the rows, and their log-sum-exps of negatives, (N,).
     """
 
     negative_weight: Tensor
     target_cosine: Tensor
     weights: Tensor
+    log_negatives: Tensor
 
 
 class _Rows(NamedTuple):

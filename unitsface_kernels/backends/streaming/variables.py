@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...losses import LossSpec
+from ...losses import EMPTY, LossSpec
 from ...policy import eager
 from ...policy.derive import derivative
 from ...policy.expression import Expression, constant, is_const, value_of
@@ -242,7 +242,8 @@ def need_gradients(call: Call) -> bool:
     ]
     if any(formula.variables[place].streamed for place in wanted):
         return True
-    slopes = (_by(of, formula)[2:] for of in (formula.positive, formula.regularizer))
+    of_rows = (formula.positive, formula.regularizer, formula.finish)
+    slopes = (_by(of, formula)[2:] for of in of_rows)
     # A given variable gets a gradient even if it is zero.
     given = any(formula.variables[place].given for place in wanted)
     return given or any(not is_const(each[place], 0.0) for each in slopes for place in wanted)
@@ -253,7 +254,12 @@ def _is_norm(variable: Variable) -> bool:
 
 
 def of_targets(
-    call: Call, values: Variables, negative_weight: Tensor, target_cosine: Tensor, weights: Tensor
+    call: Call,
+    values: Variables,
+    negative_weight: Tensor,
+    target_cosine: Tensor,
+    weights: Tensor,
+    log_negatives: Tensor,
 ) -> Variables:
     """Gradients through the targets' logits and the rows' own terms; those of scalars are by row,
     (S, N).
@@ -262,18 +268,24 @@ def of_targets(
         negative_weight: (N,) minus d loss / d logit.
         target_cosine: (N,).
         weights: (N,) upstream gradients.
+        log_negatives: (N,) log-sum-exps of the negatives' logits.
     """
     formula, has_target = call.spec.formula, call.row_labels >= 0
     assert formula is not None
     here = torch.where(has_target, -negative_weight, 0.0)
-    of_logits = _of_target(call, values, target_cosine, _by(formula.positive, formula)[2:])
+    logits, _, *of_logits = _of_target(call, values, target_cosine, _by(formula.positive, formula))
     slopes = [_weighted(here, slope) for slope in of_logits]
+    # Only the shard with the target has the gradients of the row's own terms.
+    here, of_terms = torch.where(has_target, weights, 0.0), []
     if formula.regularizer is not None:
-        # Only the shard with the target has the term's gradient.
-        here = torch.where(has_target, weights, 0.0)
         of_terms = _of_row(call, values, _by(formula.regularizer, formula)[2:])
-        pairs = zip(slopes, of_terms, strict=True)
-        slopes = [total + _weighted(here, slope) for total, slope in pairs]
+    elif call.spec.finish is not None:
+        target = torch.where(has_target, logits, EMPTY)
+        negatives = torch.where(log_negatives == -torch.inf, EMPTY, log_negatives)
+        of_row = values.of_rows(call)
+        of_terms = call.spec.finish.slopes(target, negatives, call.params, of_row)[2:]
+    for place, slope in enumerate(of_terms):
+        slopes[place] = slopes[place] + _weighted(here, slope)
     scalars, rows = len(values.scalars), len(values.scalars) + len(values.rows)
     columns = torch.zeros_like(values.columns)
     for total, slope in zip(columns, slopes[rows:], strict=True):

@@ -18,6 +18,7 @@ from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
 from ...modules.custom import ClassLoss
 from ...policy import Class
 from ..agreement import agree
+from ..batch import Batch
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
@@ -26,9 +27,7 @@ from .shard import Shard
 from .variables import of_step, packed, resolved
 
 #: Losses that can be sharded, by name.
-SHARDABLE = {
-    name: cls for name, cls in CLASS_LOSSES.items() if name not in ("unpg", "proxy_anchor")
-}
+SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "proxy_anchor"}
 # The others compare with what they make of their class weights, whose gradient is dense.
 SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
 
@@ -61,8 +60,8 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg" and "proxy_anchor",
-            whose pairs cross the shards, are not among them, and "vpl", which mixes its class
+            "npt", "epl", "unpg", ...), or an instance of a ``policy.Class``. "proxy_anchor", whose
+            columns are the samples, is not among them, and "vpl", which mixes its class
             weights anew for every step, is not sampled or fused.
         embedding_size: D.
         num_classes: C, of all ranks together.
@@ -277,6 +276,8 @@ class PartialFC(nn.Module):
             self.loss.begin_step(rows, local)
             # What the caller gives counts, as it does in evaluation.
             variables = of_step(self.loss, rows, local, index, counts, self.group) | variables
+        batch = Batch(feats, labels, rows, every_label, counts, self.group)
+        variables = self.loss.batch_variables(batch) | variables
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
