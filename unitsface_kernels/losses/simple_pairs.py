@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, ClassVar
+
 from .. import policy
 from .from_policy import spec_of
 
 
-class SimPLE(policy.Pair):
+class _Score:
+    """Of samples with samples, as published, or with proxies, one sample of each class."""
+
     normalize = False
-    combine = "softplus"
+    combine: ClassVar[Any] = "softplus"
     b_theta: policy.Number = 0.3
     alpha: policy.Number = policy.number(0.001, at_least=0.0, maximum=1.0)
     r: policy.Number = policy.number(2.0, above=0.0)
@@ -32,9 +37,26 @@ class SimPLE(policy.Pair):
         return self.loss_weight * (1 - self.alpha) / self.negatives_per_row
 
 
+class SimPLE(_Score, policy.Pair):
+    pass
+
+
+class SimPLEProxies(_Score, policy.Class):
+    pass
+
+
 SPEC = spec_of(
     SimPLE,
     name="simple_pairs",
     function="fused_simple_loss",
     source="SimPLE (ICCV 2023), published code",
+)
+PROXIES = replace(
+    spec_of(
+        SimPLEProxies,
+        name="simple_proxy",
+        function="fused_simple_proxy_loss",
+        source="SimPLE (ICCV 2023), published code, with class weights in place of samples",
+    ),
+    policy=SPEC.name,
 )
