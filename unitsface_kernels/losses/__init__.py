@@ -23,6 +23,7 @@ from . import (
     proxy_nca,
     siglip,
     simple_pairs,
+    simple_proxy,
     sphereface2,
     uce,
     uss,
@@ -64,7 +65,7 @@ TOWERS: dict[str, LossSpec] = {
         proxy_anchor.SPEC,
         siglip.SPEC,
         simple_pairs.SPEC,
-        simple_pairs.PROXIES,
+        simple_proxy.SPEC,
     )
 }
 

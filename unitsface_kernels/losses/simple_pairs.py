@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from .. import policy
 from .from_policy import spec_of
 
 
-class _Score:
-    """Of samples with samples, as published, or with proxies, one sample of each class."""
+class Score:
+    """Of samples with samples, or with proxies."""
 
     normalize = False
     combine: ClassVar[Any] = "softplus"
@@ -37,11 +36,7 @@ class _Score:
         return self.loss_weight * (1 - self.alpha) / self.negatives_per_row
 
 
-class SimPLE(_Score, policy.Pair):
-    pass
-
-
-class SimPLEProxies(_Score, policy.Class):
+class SimPLE(Score, policy.Pair):
     pass
 
 
@@ -50,13 +45,4 @@ SPEC = spec_of(
     name="simple_pairs",
     function="fused_simple_loss",
     source="SimPLE (ICCV 2023), published code",
-)
-PROXIES = replace(
-    spec_of(
-        SimPLEProxies,
-        name="simple_proxy",
-        function="fused_simple_proxy_loss",
-        source="SimPLE (ICCV 2023), published code, with class weights in place of samples",
-    ),
-    policy=SPEC.name,
 )

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from .. import validate
 from ..distributed.collectives import Group
-from ..losses import proxy_anchor, proxy_nca
-from ..losses.simple_pairs import PROXIES
+from ..losses import proxy_anchor, proxy_nca, simple_proxy
 from .class_loss import RegisteredClassLoss
 
 _NCA, _ANCHOR = proxy_nca.SPEC.default, proxy_anchor.SPEC.default
-_SIMPLE = PROXIES.default
+_SIMPLE = simple_proxy.SPEC.default
 
 
 class ProxyNCALoss(RegisteredClassLoss):
