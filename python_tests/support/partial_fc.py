@@ -15,7 +15,7 @@ from unitsface_kernels.distributed.collectives import world_size
 from unitsface_kernels.distributed.partial_fc.sampling import sample_classes
 from unitsface_kernels.distributed.partial_fc.shard import Shard
 from unitsface_kernels.functional.call import class_loss
-from unitsface_kernels.modules.class_loss import ShardableLoss
+from unitsface_kernels.modules.class_loss import Comparison, ShardableLoss
 
 SIZE, CLASSES, ROWS = 16, 23, 12
 # Rows of every rank: unequal, none, one.
@@ -123,20 +123,7 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         moved = module.step_variables(feats.detach(), labels, lambda t: t)
         moved |= module.batch_variables(Batch.alone(feats, labels))
         loss = sum(
-            block.share
-            * class_loss(
-                block.spec,
-                block.values,
-                feats,
-                block.columns.clone(),
-                positions,
-                block.threshold,
-                index,
-                module.reduction,
-                "reference",
-                centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
-                variables={**block.variables, **moved},
-            )
+            block.share * _loss_of(module, block, feats, positions, index, moved)
             for block in module.comparisons()
         )
         module.end_step(feats.detach(), labels)
@@ -149,6 +136,30 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         _restore_unsampled(before, optimizer, learned, index, run.classes)
         losses.append(loss.item())
     return {"losses": losses, **_end(body, module, optimizer)}
+
+
+def _loss_of(
+    module: ShardableLoss,
+    block: Comparison,
+    feats: Tensor,
+    positions: Tensor,
+    index: Tensor | None,
+    moved: dict[str, Tensor],
+) -> Tensor:
+    """A loss of samples over classes, or of classes over samples."""
+    given = feats, block.columns.clone(), positions
+    options = {"class_index": index, "reduction": module.reduction, "backend": "reference"}
+    if block.spec.topology == "pair":
+        return getattr(uk, block.spec.function)(*given, **block.values, **options)
+    return class_loss(
+        block.spec,
+        block.values,
+        *given,
+        block.threshold,
+        **options,
+        centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
+        variables={**block.variables, **moved},
+    )
 
 
 def start_as_sharded(module: ShardableLoss, classes: int, sample_rate: float) -> None:

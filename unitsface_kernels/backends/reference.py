@@ -60,7 +60,12 @@ def norms(x: Tensor) -> Tensor:
 
 
 def similarities(spec: LossSpec, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products."""
+    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products. Of classes of
+    several centers, (M, K, D), that of the first one that attains the largest.
+    """
+    if columns.dim() == 3:
+        with_centers = similarities(spec, rows, columns.flatten(0, 1))
+        return with_centers.unflatten(1, columns.shape[:2]).max(dim=2).values
     if spec.normalize:
         return cosines(rows, columns)
     return _finite_or_nan(rows) @ _finite_or_nan(columns).T
@@ -320,12 +325,7 @@ def similarity_loss(
             other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
-        if other.dim() == 3:
-            # Only the first center with the largest cosine has a gradient.
-            with_centers = similarities(spec, rows, other.flatten(0, 1))
-            cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
-        else:
-            cosine = similarities(spec, rows, other)
+        cosine = similarities(spec, rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:

@@ -21,6 +21,8 @@ Total = Callable[[Tensor], Tensor]
 class Comparison:
     """Rows against one matrix of class rows by one loss of the registry.
 
+    A loss over pairs, as Proxy-Anchor, is of the class rows against the rows as samples.
+
     Attributes:
         spec: the loss.
         values: its hyper-parameters, some of which may be tensors of one element.
@@ -136,13 +138,13 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         embedding_size, num_classes = given["embedding_size"], given["num_classes"]
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
-        validate.centers(given.get("centers", 1))
         self.num_classes, self.init_std = num_classes, given["init_std"]
         if self.init_std is None:
             self.init_std = self._default_std(embedding_size)
         else:
             validate.number("init_std", self.init_std, above=0.0)
         self._keep(given)
+        validate.centers(self.centers, self.spec)
         self._make_parameters(embedding_size, num_classes)
         self.reset_parameters()
 

@@ -20,6 +20,7 @@ from ...policy import Class
 from ..agreement import agree
 from ..batch import Batch
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from . import anchors
 from .autograd import Step, Task, sharded_loss
 from .fused import Fusion
 from .sampling import sample_classes
@@ -27,7 +28,7 @@ from .shard import Shard
 from .variables import of_step, packed, resolved
 
 #: Losses that can be sharded, by name.
-SHARDABLE = {name: cls for name, cls in CLASS_LOSSES.items() if name != "proxy_anchor"}
+SHARDABLE = dict(CLASS_LOSSES)
 # The others compare with what they make of their class weights, whose gradient is dense.
 SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
 
@@ -60,9 +61,10 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", "unpg", ...), or an instance of a ``policy.Class``. "proxy_anchor", whose
-            columns are the samples, is not among them, and "vpl", which mixes its class
-            weights anew for every step, is not sampled or fused.
+            "npt", "epl", "unpg", "proxy_anchor", ...), or an instance of a ``policy.Class``.
+            "vpl", which mixes its class weights anew for every step, is not sampled or fused, and
+            "proxy_anchor", whose classes have the losses, is not fused, keeps unit vectors of the
+            classes that take part, and of sampled ones a copy.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
@@ -239,7 +241,8 @@ class PartialFC(nn.Module):
         Raises:
             TypeError: another optimizer.
             ValueError: weights that are not the optimizer's, another word, or a loss that changes
-                the class weights before it compares with them ("vpl").
+                the class weights before it compares with them ("vpl") or whose classes have the
+                losses ("proxy_anchor"): the gradient of a class is complete after all samples.
         """
         from ...optim import SampledAdamW, SampledSGD
 
@@ -249,6 +252,8 @@ class PartialFC(nn.Module):
         )
         if not isinstance(self.loss, ClassLoss):
             validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
+        for comparison in self.loss.comparisons():
+            anchors.check_fusion(comparison.spec)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
@@ -303,6 +308,7 @@ class PartialFC(nn.Module):
         for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
             packed(comparison, own, given)
+            anchors.check_reduction(comparison.spec, self.loss.reduction)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
@@ -354,7 +360,7 @@ class PartialFC(nn.Module):
     ) -> Tensor:
         feats, comparisons = own.rows, resolved(self.loss, variables, own.rows)
         step = Step(
-            tasks=tuple(self._task(c, feats, need_rows) for c, _ in comparisons),
+            tasks=tuple(self._task(c, own, need_rows) for c, _ in comparisons),
             rows=rows,
             positions=positions,
             index=own.column_index,
@@ -366,8 +372,9 @@ class PartialFC(nn.Module):
         ]
         return sharded_loss(step, feats, parameters)
 
-    def _task(self, comparison: Comparison, feats: Tensor, need_rows: bool) -> Task:
+    def _task(self, comparison: Comparison, own: CallTensors, need_rows: bool) -> Task:
         loss, spec, columns = self.loss, comparison.spec, comparison.columns
+        feats = own.rows
         fused = self.fusion is not None and columns is self.weight
         config = CallConfig(
             spec,
@@ -384,6 +391,7 @@ class PartialFC(nn.Module):
             share=comparison.share,
             sparse=isinstance(columns, nn.Parameter),
             fusion=self.fusion if fused and columns.requires_grad else None,
+            anchors=anchors.of_step(spec, self.shard, own.column_index, self.group),
         )
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
