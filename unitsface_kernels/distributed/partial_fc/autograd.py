@@ -22,6 +22,7 @@ from ...backends.streaming import (
     CallTensors,
     ForwardCache,
     Gradients,
+    Mixing,
     Shards,
     make_call,
 )
@@ -47,12 +48,14 @@ class Task:
         sparse: whether the columns are a parameter, whose gradient is given for the sampled rows
             alone.
         fusion: updates the columns in place of returning their gradient, or None.
+        mixing: what is mixed into the columns, or None.
     """
 
     config: CallConfig
     share: float
     sparse: bool
     fusion: Fusion | None
+    mixing: Mixing | None = None
 
     @property
     def per_class(self) -> bool:
@@ -218,7 +221,7 @@ class _Comparison:
             Shards(step.group) if world_size(step.group) > 1 else None,
         )
         # Unlike a caller's index, it is in range by the way it was drawn.
-        return replace(call, column_index=step.index)
+        return replace(call, column_index=step.index, mixing=self.task.mixing)
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
