@@ -48,9 +48,9 @@ def _problem() -> tuple[CallTensors, Tensor, Tensor]:
 
 def _move(rows: Tensor, moment: Changes, seed: int) -> Changes:
     """Replaces some rows, one of them twice, as a module does."""
-    slots = torch.tensor([1, 8, 8, 30, seed], device=rows.device)
+    slots = torch.tensor([*range(seed, C, 3), seed + 3], device=rows.device)
     moment = moment.then(slots, rows[slots])
-    rows[slots] = _unit_rows(len(slots), seed)[[0, 1, 1, 2, 3]].to(rows)
+    rows[slots] = _unit_rows(C, seed).to(rows)[slots]
     return moment
 
 
@@ -121,7 +121,7 @@ def test_mixed_columns_are_those_of_the_matrix(
     call = replace(call, mixing=Mixing(rows, share.to(target.device), now))
     result = passes.forward(call, gradients=spec.reduction == "sum")
     gradients = result.gradients
-    for seed in (3, 12):
+    for seed in (1, 2):
         now = _move(rows, now, seed)
     if spec.reduction != "sum":
         ones = torch.ones_like(result.loss)
@@ -138,16 +138,16 @@ def test_mixed_columns_are_those_of_the_matrix(
     check_all({name: t.detach() for name, t in found.items()}, want)
     # What moved matters.
     plain = _dense(config, tensors, rows.cpu(), share)
-    assert float((plain["loss"].want - want["loss"].want).abs()) > 1e-3
+    assert max(float((plain[k].want - want[k].want).abs().max()) for k in want) > 1e-3
 
 
 def test_only_who_looks_back_keeps_what_was_replaced() -> None:
     rows, moment = _unit_rows(C, 1), Changes()
     early = Mixing(rows, torch.ones(C), moment)
     first = rows.clone()
-    moment = _move(rows, moment, 3)
+    moment = _move(rows, moment, 1)
     late, second = Mixing(rows, torch.ones(C), moment), rows.clone()
-    moment = _move(rows, moment, 12)
+    moment = _move(rows, moment, 4)
     everything, some = torch.arange(C), torch.tensor([30, 0, 8, 8, 12, 3])
     for mixing, then in ((early, first), (late, second), (Mixing(rows, early.share, moment), rows)):
         assert torch.equal(mixing.part(0, C, None)[0], then)
