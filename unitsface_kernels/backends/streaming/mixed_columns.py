@@ -22,6 +22,13 @@ class _Mixed(NamedTuple):
     columns: Tensor
     share: Tensor
     inverse_norms: Tensor
+    start: int
+    index: Tensor | None
+
+    def of(self, start: int, stop: int, index: Tensor | None) -> bool:
+        """Whether these are columns ``start:stop``, of ``index``."""
+        same = self.start == start and len(self.columns) == stop - start
+        return same and self.index is index
 
 
 class _MixedColumns:
@@ -37,6 +44,7 @@ class _MixedColumns:
         assert call.centers == 1
         self._engine = engine
         self._source, self._mixing = call.columns, call.mixing
+        self._last: _Mixed | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -51,7 +59,8 @@ class _MixedColumns:
     ) -> tuple[Tensor, Tensor]:
         if source is not self._source:
             return self._engine.normalize_rows(source, start, stop, index, reuse)
-        mixed = self._mixed(start, stop, index)
+        self._last = None
+        mixed = self._last = self._mixed(start, stop, index)
         return self._engine.normalize_rows(mixed.columns, 0, stop - start, None, reuse)
 
     def tile_columns(
@@ -75,7 +84,10 @@ class _MixedColumns:
             backward(d_unit, source, start, inverse_norms, out, scale, index, raw)
             return
         assert not raw
-        mixed = self._mixed(start, start + len(d_unit), index)
+        # A tile of gradients mostly follows its columns.
+        mixed, self._last = self._last, None
+        if mixed is None or not mixed.of(start, start + len(d_unit), index):
+            mixed = self._mixed(start, start + len(d_unit), index)
         backward(d_unit, mixed.columns, 0, inverse_norms, d_unit, scale)
         d_raw, share = torch.empty_like(d_unit), mixed.share[:, None]
         backward(d_unit, source, start, mixed.inverse_norms, d_raw, None, index)
@@ -88,4 +100,5 @@ class _MixedColumns:
         rows, share = (t.to(torch.float32) for t in self._mixing.part(start, stop, index))
         own = torch.where(share > 0.0, (1.0 - share) * inverse_norms, 1.0)
         columns = self._source[place].to(torch.float32) * own[:, None]
-        return _Mixed(columns.addcmul_(rows, share[:, None]), share, inverse_norms)
+        columns.addcmul_(rows, share[:, None])
+        return _Mixed(columns, share, inverse_norms, start, index)
