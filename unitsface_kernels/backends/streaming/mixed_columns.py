@@ -23,12 +23,12 @@ class _Mixed(NamedTuple):
     share: Tensor
     inverse_norms: Tensor
     start: int
-    index: Tensor | None
+    taken: Tensor | None
 
     def of(self, start: int, stop: int, index: Tensor | None) -> bool:
         """Whether these are columns ``start:stop``, of ``index``."""
         same = self.start == start and len(self.columns) == stop - start
-        return same and self.index is index
+        return same and self.taken is index
 
 
 class _MixedColumns:

@@ -260,13 +260,13 @@ class PartialFC(nn.Module):
         return self._forward((feats, labels, momentum_feats, variables))
 
     @never_compiled
-    def _forward(self, given: Given) -> Tensor:
-        feats, labels, momentum_feats, variables = given
+    def _forward(self, call: Given) -> Tensor:
+        feats, labels, momentum_feats, variables = call
         if world_size(self.group) == 1:
-            wanted, count, _ = self._checked(given)
+            wanted, count, _ = self._checked(call)
             counts = [count]
         else:
-            wanted, counts = agree(lambda: self._checked(given), self.group)
+            wanted, counts = agree(lambda: self._checked(call), self.group)
         # On their way while the labels arrive and classes are drawn.
         arriving = start_gather_rows(feats, counts, self.group)
         every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
@@ -289,9 +289,9 @@ class PartialFC(nn.Module):
             self.step += 1
         return loss
 
-    def _checked(self, given: Given) -> tuple[bool, int, dict[str, object]]:
+    def _checked(self, call: Given) -> tuple[bool, int, dict[str, object]]:
         """Whether rows need a gradient, their number, and what must be the same on all ranks."""
-        feats, labels, momentum_feats, variables = given
+        feats, labels, momentum_feats, variables = call
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
