@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, PartialFC
+from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, PartialFC, partial_fc
 from unitsface_kernels.adapters import metric_learning
 
 from . import draw
@@ -106,7 +106,7 @@ def run_one(seed: int) -> str | None:
     for module in copied.modules():
         if hasattr(module, "backend"):
             module.backend = "reference"
-    sharded = name in CLASS_LOSSES and name != "unpg" and s.chance(0.5)
+    sharded = name in partial_fc.SHARDABLE and s.chance(0.5)
     if sharded:
         own = PartialFC(name, width, count, **options)
         copied.load_state_dict(own.loss.state_dict())
