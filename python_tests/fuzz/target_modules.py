@@ -28,7 +28,12 @@ _ADAPTED: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 _OPTIONS: dict[str, dict[str, list]] = {
-    "epl": {"base": ["cosface", "arcface", "uce"], "start_epoch": [0, 3], "k": [0.0, 0.7]},
+    "epl": {
+        "base": ["cosface", "arcface", "uce"],
+        "start_epoch": [0, 3],
+        "k": [0.0, 0.7],
+        "activation": ["softsign", "sigmoid", "direct"],
+    },
     "vpl": {"start_iteration": [0, 1], "mix": [0.0, 0.15]},
     "unpg": {"whisker": [None, 1.5]},
     "uss": {"init_threshold": [None, 3.0]},

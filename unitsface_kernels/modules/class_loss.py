@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import validate
+from ..backends.reference import normalize_rows
+from ..backends.streaming import Mixing
 from ..distributed.batch import Batch
 from ..losses import LossSpec
 from .registered import RegisteredLoss
@@ -31,6 +33,7 @@ class Comparison:
         share: factor of this loss in the module's.
         variables: of the formula, that the module keeps, by name; or what they are before the
             module knows the batch or the step.
+        mixing: what is mixed into the columns, or None.
     """
 
     spec: LossSpec
@@ -39,6 +42,22 @@ class Comparison:
     threshold: Tensor | None
     share: float = 1.0
     variables: Mapping[str, float | Tensor] = field(default_factory=dict)
+    mixing: Mixing | None = None
+
+    def mixed_columns(self) -> Tensor:
+        """The columns with what is mixed into them, as one tensor with its graph; synchronizes with
+        the device.
+        """
+        if self.mixing is None:
+            return self.columns
+        index = self.mixing.share.nonzero().squeeze(1)
+        if index.numel() == 0:
+            return self.columns
+        rows, share = self.mixing.part(0, len(index), index)
+        unit = normalize_rows(self.columns[index])
+        mixed = torch.lerp(unit, rows.to(unit.dtype), share[:, None].to(unit.dtype))
+        # The loss normalizes all of them.
+        return self.columns.index_copy(0, index, mixed)
 
 
 class ShardableLoss(nn.Module):
@@ -115,6 +134,31 @@ class ShardableLoss(nn.Module):
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
         """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
+
+
+class FeatureStore(ShardableLoss):
+    """A class loss that stores the features of a training step in :meth:`end_step`.
+
+    These may be those of another encoder, a running average of the one that is trained:
+    ``forward`` takes them as ``momentum_feats``.
+    """
+
+
+def check_stored(loss: ShardableLoss, feats: Tensor, momentum_feats: Tensor | None) -> None:
+    """Features of another encoder that a loss is given to store."""
+    if momentum_feats is None:
+        return
+    if not isinstance(loss, FeatureStore):
+        raise ValueError(
+            f"momentum_feats must be None, since {type(loss).__name__} stores no features, "
+            f"got {type(momentum_feats).__name__}"
+        )
+    validate.features("feats", feats)
+    validate.features("momentum_feats", momentum_feats, like=feats)
+    if len(momentum_feats) != len(feats):
+        raise ValueError(
+            f"momentum_feats must have {len(feats)} rows like feats, got {len(momentum_feats)}"
+        )
 
 
 class RegisteredClassLoss(RegisteredLoss, ShardableLoss):

@@ -34,6 +34,7 @@ from .engine import (
     UnitRows,
 )
 from .logsumexp import finish_rows
+from .mixing import Changes, Mixing
 from .other_ranks import Blocks, Towers
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
@@ -67,6 +68,7 @@ __all__ = [
     "CallConfig",
     "CallTensors",
     "CenterTiles",
+    "Changes",
     "ClassSums",
     "ClassTile",
     "ClassWeights",
@@ -75,6 +77,7 @@ __all__ = [
     "Engine",
     "ForwardCache",
     "Gradients",
+    "Mixing",
     "Nearest",
     "NegativeSums",
     "PairSums",

@@ -14,7 +14,7 @@ from ...compiling import never_compiled
 from ...functional.call import matmul_dtype
 from ...functional.variables import needs_gradient
 from ...modules import CLASS_LOSSES
-from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
+from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss, check_stored
 from ...modules.custom import ClassLoss
 from ...policy import Class
 from ..agreement import agree
@@ -29,8 +29,9 @@ from .variables import of_step, packed, resolved
 
 #: Losses that can be sharded, by name.
 SHARDABLE = dict(CLASS_LOSSES)
-# The others compare with what they make of their class weights, whose gradient is dense.
-SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
+
+#: Arguments of a call: feats, labels, momentum_feats and variables.
+Given = tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]
 
 
 class PartialFC(nn.Module):
@@ -61,10 +62,9 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", "unpg", "proxy_anchor", ...), or an instance of a ``policy.Class``.
-            "vpl", which mixes its class weights anew for every step, is not sampled or fused, and
-            "proxy_anchor", whose classes have the losses, is not fused, keeps unit vectors of the
-            classes that take part, and of sampled ones a copy.
+            "npt", "epl", "unpg", "vpl", "proxy_anchor", ...), or an instance of a
+            ``policy.Class``. "proxy_anchor", whose classes have the losses, is not fused, keeps
+            unit vectors of the classes that take part, and of sampled ones a copy.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
@@ -87,7 +87,8 @@ class PartialFC(nn.Module):
         per_class: names in the state dict of the tensors that are sharded.
 
     Shape:
-        feats (n, D), labels (n,) integers in [0, C) or -1 -> () float32, the same on every rank.
+        feats (n, D), labels (n,) integers in [0, C) or -1, for "vpl" optionally momentum_feats
+        (n, D) -> () float32, the same on every rank.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -116,8 +117,6 @@ class PartialFC(nn.Module):
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
-        if sample_rate < 1.0 and not own:
-            validate.choice("loss of sampled classes", loss, SAMPLEABLE)
         validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
         validate.process_group("group", group)
@@ -240,9 +239,8 @@ class PartialFC(nn.Module):
 
         Raises:
             TypeError: another optimizer.
-            ValueError: weights that are not the optimizer's, another word, or a loss that changes
-                the class weights before it compares with them ("vpl") or whose classes have the
-                losses ("proxy_anchor"): the gradient of a class is complete after all samples.
+            ValueError: weights that are not the optimizer's, another word, or a loss whose classes
+                have the losses ("proxy_anchor"): a class's gradient is complete after all samples.
         """
         from ...optim import SampledAdamW, SampledSGD
 
@@ -250,24 +248,29 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        if not isinstance(self.loss, ClassLoss):
-            validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
         for comparison in self.loss.comparisons():
             anchors.check_fusion(comparison.spec)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
 
-    def forward(self, feats: Tensor, labels: Tensor, **variables: Tensor) -> Tensor:
-        return self._forward(feats, labels, variables)
+    def forward(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        momentum_feats: Tensor | None = None,
+        **variables: Tensor,
+    ) -> Tensor:
+        return self._forward((feats, labels, momentum_feats, variables))
 
     @never_compiled
-    def _forward(self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]) -> Tensor:
+    def _forward(self, call: Given) -> Tensor:
+        feats, labels, momentum_feats, variables = call
         if world_size(self.group) == 1:
-            wanted, count, _ = self._checked(feats, labels, variables)
+            wanted, count, _ = self._checked(call)
             counts = [count]
         else:
-            wanted, counts = agree(lambda: self._checked(feats, labels, variables), self.group)
+            wanted, counts = agree(lambda: self._checked(call), self.group)
         # On their way while the labels arrive and classes are drawn.
         arriving = start_gather_rows(feats, counts, self.group)
         every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
@@ -286,18 +289,20 @@ class PartialFC(nn.Module):
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
+            if momentum_feats is not None:
+                rows = start_gather_rows(momentum_feats, counts, self.group)()
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
 
-    def _checked(
-        self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]
-    ) -> tuple[bool, int, dict[str, object]]:
+    def _checked(self, call: Given) -> tuple[bool, int, dict[str, object]]:
         """Whether rows need a gradient, their number, and what must be the same on all ranks."""
+        feats, labels, momentum_feats, variables = call
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
+        check_stored(self.loss, feats, momentum_feats)
         # "auto" resolves to it by the environment variable, or if nothing else is available.
         backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
         if backend == "reference":
@@ -322,6 +327,7 @@ class PartialFC(nn.Module):
             "step": self.step,
             "training": self.training,
             "dtype of feats": feats.dtype,
+            "momentum_feats": None if momentum_feats is None else momentum_feats.dtype,
             "gradient of feats": wanted,
             "gradients of variables": [
                 name for name, value in sorted(variables.items()) if needs_gradient(value)
@@ -392,6 +398,7 @@ class PartialFC(nn.Module):
             sparse=isinstance(columns, nn.Parameter),
             fusion=self.fusion if fused and columns.requires_grad else None,
             anchors=anchors.of_step(spec, self.shard, own.column_index, self.group),
+            mixing=comparison.mixing,
         )
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
