@@ -18,7 +18,6 @@ from support.variables import (
     Balanced,
     Curricular,
     Everything,
-    Hardest,
     OneScalar,
     Shifts,
     Tempered,
@@ -55,8 +54,6 @@ SHORT = {
     Balanced: ("blocks", "memory"),
     Shifts: ("blocks-columns",),
 }
-#: Of these the bound of slopes is that of variables up to 1e4, and float16 gradients lose digits.
-LOOSE = (Balanced, Hardest)
 
 
 def _grid() -> list:
@@ -71,7 +68,7 @@ def _grid() -> list:
         for case in CASES
         if case.applies(custom.spec(of()))
         for dtype in (torch.float32, torch.float16)
-        if dtype == torch.float32 or (case.name.startswith("blocks") and of not in LOOSE)
+        if dtype == torch.float32 or case.name.startswith("blocks")
     ]
 
 
