@@ -119,7 +119,7 @@ def _beside_tiles(dtype: torch.dtype) -> None:
     """Statistics and draws of modules, and factors of float16 tiles."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="cuda")
+        return torch.empty(shape, dtype=dtype, device="cuda")
 
     sums = norms.norm_sums(empty(ROWS, SIZE, dtype=dtype), empty(ROWS, dtype=torch.int64), 0.1, 9.0)
     norms.moved_statistics(sums, empty(), empty(), 0.1)

@@ -61,7 +61,8 @@ def _launch(
     target_gradient: Tensor | None,
 ) -> None:
     call, known = space.call, space.call.spec.slope_bound(space.call.params)
-    sizes, bound, constants = (0, 0), None, ()
+    sizes, bound = (0, 0), None
+    constants: tuple[float, ...] = ()
     if variables is not None:
         assert call.spec.formula is not None
         generated = bound_function(call.spec.formula)
