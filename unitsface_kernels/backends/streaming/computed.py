@@ -55,7 +55,7 @@ _COUNTS = POSITIVES, NEGATIVES, WITH_POSITIVES
 
 
 def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
-    norms = torch.where(call.ignored, 1.0, inverse_norms.reciprocal())
+    norms = inverse_norms.reciprocal().masked_fill_(call.ignored, 1.0)
     if not across_ranks(call):
         return norms
     assert call.ranks is not None

@@ -74,7 +74,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     log_negatives, negative_prob, slope = state[:3].unbind(0)
     if call.spec.finish is None:
         weights, scale = split_weights(call, weights)
-        negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
+        negative_weight = (weights * negative_prob).masked_fill_(call.ignored, 0.0)
         target_weight = -negative_weight
     else:
         both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
@@ -82,7 +82,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
         negative_weight, target_weight = both.unbind(0)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = target_weight * slope
-    if call.spec.name in CUSTOM:
+    if call.spec.name in CUSTOM and call.spec.tiles is None:
         # Where the logits of all negatives are -inf: exp(-inf - inf) is 0.
         log_negatives = log_negatives.masked_fill(log_negatives == -torch.inf, torch.inf)
     masses = None
