@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.workloads import Workload, step
-from unitsface_kernels import PartialFC, SampledAdamW, SampledSGD
+from unitsface_kernels import CLASS_LOSSES, PartialFC, SampledAdamW, SampledSGD
 
 #: Makes inputs of (rows, columns, features) on "cuda" and returns a step; columns may be 0.
 Build = Callable[[int, int, int], Callable[[], object]]
@@ -37,6 +37,28 @@ def loss_step(workload: Workload, backend: str, dtype: torch.dtype = torch.bfloa
             inputs["b"] = torch.zeros((), device="cuda").requires_grad_()
         loss = workload.fused(backend)
         return lambda: step(loss, inputs)
+
+    return build
+
+
+def module_step(loss: str, backend: str) -> Build:
+    """Forward and backward of a loss over classes by its module, in bfloat16 by autocast."""
+
+    def build(rows: int, columns: int, size: int) -> Callable[[], object]:
+        # Values of weights are not needed.
+        unset = mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
+        with unset, torch.device("cuda"):
+            module = CLASS_LOSSES[loss](size, columns, backend=backend)
+        feats = torch.ones(rows, size, device="cuda", requires_grad=True)
+        labels = torch.zeros(rows, dtype=torch.int64, device="cuda")
+
+        def run() -> None:
+            feats.grad = module.weight.grad = None
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module(feats, labels)
+            loss.backward()
+
+        return run
 
     return build
 

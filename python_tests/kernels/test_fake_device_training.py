@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from bench.fake_device import FakeDevice, HostWaitError, Tape, fake_device
 from bench.fake_device.host_time import host_time
-from bench.fake_device.steps import HeadStep, loss_step
+from bench.fake_device.steps import HeadStep, loss_step, module_step
 from bench.workloads import WORKLOADS
 from unitsface_kernels import (
     FeatureMemory,
@@ -285,6 +285,8 @@ LARGE_STEPS = ("class-1m", "memory-glint")
 def _launches(backend: str, name: str) -> int:
     if name.startswith("head "):
         shape, build = (1024, 1_000_000, 512), HEADS[name.removeprefix("head ")].build(backend)
+    elif name.startswith("module "):
+        shape, build = (512, 100_000, 512), module_step(name.removeprefix("module "), backend)
     else:
         workload = WORKLOADS[name]
         shape = (workload.rows, workload.columns, workload.size)
