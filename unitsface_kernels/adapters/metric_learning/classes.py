@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import functional, subcenters, validate
 from ...losses.norm_softmax import NormSoftmax
 from .base import labels_of
-from .measures import COSINE
 from .weighted import ClassLoss, Fill
 
 
@@ -27,6 +26,7 @@ class _MarginLoss(ClassLoss):
     """
 
     allowed = "cosine"
+    W: nn.Parameter
 
     def __init__(
         self,
@@ -139,6 +139,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
     the original jumps.
     """
 
+    sub_centers: int
+
     def __init__(
         self,
         num_classes: int,
@@ -250,7 +252,14 @@ class LargeMarginSoftmaxLoss(_NormLoss):
         return torch.linalg.vector_norm(weights, dim=1)
 
 
-def _of_norms(loss: Any, embeddings: Tensor, weights: Tensor, labels: Tensor, reduction: str):
+def _of_norms(
+    loss: _NormLoss | NormalizedSoftmaxLoss,
+    embeddings: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    reduction: str,
+) -> Tensor:
+    """With the norm of the embeddings in the logits."""
     return functional.fused_class_loss(
         NormSoftmax(scale=float(loss.scale), m1=float(loss.margin)),
         embeddings,
@@ -272,7 +281,7 @@ class NormalizedSoftmaxLoss(ClassLoss):
     """
 
     allowed = "similarity"
-    default_measure = COSINE
+    W: nn.Parameter
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from ... import dispatch, policy
 from ...backends.reference import normalize_rows, norms
-from ...functional.call import matmul_dtype
 from ...losses import EMPTY, LossSpec
 from ...losses.custom import spec as spec_of
 from ...losses.spec import EagerTerm
@@ -67,11 +66,10 @@ class Listed:
         """
         spec = spec_of(of)
         anchors, positives, others, negatives = self.pairs
-        rounded = self._rounded
         with torch.autocast(self.rows.device.type, enabled=False):
             rows, columns = self.rows.to(wide(self.rows)), self.columns.to(wide(self.rows))
             sizes = {**given, ROW_NORM: norms(rows), COLUMN_NORM: norms(columns)}
-            operands = _operand(spec, rows, rounded), _operand(spec, columns, rounded)
+            operands = _operand(spec, rows), _operand(spec, columns)
 
             def value(term: EagerTerm | None, a: Tensor, b: Tensor) -> Tensor | None:
                 if term is None:
@@ -124,18 +122,9 @@ class Listed:
         # NaN is in no comparison.
         return torch.where(total == 0, EMPTY, torch.where(some, logarithm, torch.nan))
 
-    @property
-    def _rounded(self) -> torch.dtype | None:
-        """Dtype of the operands of matmuls in the fused functions, if it is a smaller one."""
-        dtype = matmul_dtype(self.rows)
-        return None if self.plain or dtype not in (torch.float16, torch.bfloat16) else dtype
 
-
-def _operand(spec: LossSpec, rows: Tensor, rounded: torch.dtype | None) -> Tensor:
-    rows = normalize_rows(rows) if spec.normalize else rows
-    if rounded is None:
-        return rows
-    return rows + (rows.to(rounded).to(rows.dtype) - rows).detach()
+def _operand(spec: LossSpec, rows: Tensor) -> Tensor:
+    return normalize_rows(rows) if spec.normalize else rows
 
 
 def _of_pairs(value: Tensor, side: str, a: Tensor, b: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class Batch:
 
     def of(self, form: policy.Pair, reduction: str = "none", **variables: Tensor) -> Tensor:
         """A formula's loss."""
-        return functional.fused_pair_loss(form, reduction=reduction, **self.arguments, **variables)
+        given = {**self.arguments, **variables}
+        return functional.fused_pair_loss(form, reduction=reduction, **given)
 
     @cached_property
     def some(self) -> Tensor:
@@ -93,9 +94,6 @@ class PairLoss(AdaptedLoss):
         ref_labels: Tensor | None = None,
     ) -> Any:
         validate.features("embeddings", embeddings)
-        given = labels
-        if labels is not None or indices_tuple is None:
-            labels = labels_of("labels", labels, embeddings, "embeddings")
         if ref_emb is None:
             validate.both_or_none("ref_emb", ref_emb, "ref_labels", ref_labels)
         else:
@@ -105,7 +103,10 @@ class PairLoss(AdaptedLoss):
             sizes = len(embeddings), len(columns)
             pairs = indices.as_pairs(indices.checked(indices_tuple, *sizes, embeddings.device))
             listed = Listed(embeddings, columns, pairs, self.backend)
+            if labels is not None:
+                labels = labels_of("labels", labels, embeddings, "embeddings")
             return self.reduced(self.of_list(listed), embeddings, labels)
+        given, labels = labels, labels_of("labels", labels, embeddings, "embeddings")
         if ref_emb is None:
             return self.compare(embeddings, labels, None, labels, 0)
         # The original leaves (i, i) out if both are one tensor on the device, and only then.

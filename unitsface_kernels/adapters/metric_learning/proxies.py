@@ -17,6 +17,7 @@ class _ProxyLoss(ClassLoss):
     """With ``proxies``, a (C, D) parameter; see :class:`ClassLoss`."""
 
     weights = "proxies"
+    proxies: nn.Parameter
 
     def rows(self) -> Tensor:
         return self.proxies

@@ -57,7 +57,7 @@ class ClassLoss(AdaptedLoss):
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.cast_weights = cast
-        self._parameters[self.weights] = self.filled(weight_init_func)
+        self.register_parameter(self.weights, self.filled(weight_init_func))
 
     def filled(self, fill: Fill | None) -> nn.Parameter:
         """(D, C)."""
