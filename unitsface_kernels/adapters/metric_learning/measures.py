@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import policy
-from ...backends.reference import normalize_rows
 from ...losses.measured_pairs import RAW
 
 
@@ -49,14 +49,17 @@ class Measure:
 
     def __call__(self, query: Tensor, reference: Tensor | None = None) -> Tensor:
         """(N, D), (M, D) -> (N, M), in the dtype of the embeddings."""
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        given, query = query.dtype, query.to(dtype)
-        reference = query if reference is None else reference.to(dtype)
+        reference = query if reference is None else reference
+        dtype = query.dtype
+        if not self.similarity:
+            # Distances have no implementation in half precision.
+            query = query.to(torch.promote_types(dtype, torch.float32))
+            reference = reference.to(query.dtype)
         if self.normalize:
-            query, reference = normalize_rows(query), normalize_rows(reference)
+            query, reference = F.normalize(query), F.normalize(reference)
         if self.similarity:
-            return (query @ reference.T).to(given)
-        return (torch.cdist(query, reference) ** self.power).to(given)
+            return query @ reference.T
+        return (torch.cdist(query, reference) ** self.power).to(dtype)
 
 
 COSINE = Measure()
