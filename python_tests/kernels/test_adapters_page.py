@@ -79,12 +79,12 @@ def test_distances_are_those_of_the_table(name: str) -> None:
             if word in taken and not (squared_alone and word == "distance"):
                 assert _made(name, distance=distance).distance is distance
             else:
-                with pytest.raises(ValueError, match="distance must be .*, got "):
+                with pytest.raises(ValueError, match=r"distance must be .*, got "):
                     _made(name, distance=distance)
     if "distance" in taken:
         assert _made(name, distance=SQUARED).distance is SQUARED
     for other in OTHERS:
-        with pytest.raises(ValueError, match="distance must be .*, got "):
+        with pytest.raises(ValueError, match=r"distance must be .*, got "):
             _made(name, distance=other)
     chosen = SQUARED if squared_alone else KINDS[default].default
     assert _made(name).measure == _made(name, distance=chosen).measure
