@@ -88,13 +88,12 @@ def _term(term, cosine, params, threshold, variables):
 
 def _sum(spec, params, cosine, positive, negative, *others):
     # Masked entries are replaced before the formula: 0 * inf of an unused branch is NaN.
-    assert spec.negative is not None
     zero = cosine.new_zeros(())
-    terms = _term(spec.negative, torch.where(negative, cosine, zero), params, *others)
-    terms = torch.where(negative, terms, zero)
-    if spec.positive is not None:
-        of_positive = _term(spec.positive, torch.where(positive, cosine, zero), params, *others)
-        terms = terms + torch.where(positive, of_positive, zero)
+    terms = zero.expand_as(cosine)
+    for term, mask in ((spec.negative, negative), (spec.positive, positive)):
+        if term is not None:
+            of_pairs = _term(term, torch.where(mask, cosine, zero), params, *others)
+            terms = terms + torch.where(mask, of_pairs, zero)
     return terms.sum(dim=1)
 
 
