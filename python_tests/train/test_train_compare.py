@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import write_faces
+from support.training import ROOT, write_faces
 
 import unitsface_kernels as uk
 from train.config import make_config, parse_overrides, read_yaml
@@ -85,10 +85,11 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
     stored = json.loads((out / "report.json").read_text())
     assert stored["smoke"] is True
     values = stored["sets"]["orl"]
-    assert list(values["results"]) == names
+    assert list(values["results"]) == ["raw pixels", *names]
     assert (values["train_identities"], values["test_identities"]) == (30, 10)
     for (figures,) in values["results"].values():
         assert (figures["pairs"], figures["positives"]) == (4950, 450)
+    assert values["results"]["raw pixels"][0]["auc"] == pytest.approx(0.92, abs=0.02)
     assert values["results"]["class_bce"][0]["threshold"] is None
     (both,) = values["results"]["sphereface2+uss"]
     # USS's own, though SphereFace2 has one too.
@@ -100,7 +101,7 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
         assert "Smoke run" in text
         assert "seed 0." in text
         rows = [line for line in text.splitlines() if line.startswith("|")]
-        assert [cells(row)[0] for row in rows[2:]] == names
+        assert [cells(row)[0] for row in rows[2:]] == ["raw pixels", *names]
         assert all(row in printed for row in rows)
     assert not list(out.glob("*/*/checkpoints"))
     section = demo.other_losses(out / demo.LOSSES_TABLE, tmp_path / "demo")
@@ -200,3 +201,18 @@ def test_mistakes_are_one_line(
     assert exit_code(lambda: comparison.run(given)) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_committed_results_have_every_loss_and_the_readme_quotes_them() -> None:
+    stored = json.loads((ROOT / "bench/results/losses.json").read_text())
+    assert list(stored["sets"]) == ["orl", "fashion_mnist"]
+    for values in stored["sets"].values():
+        runs = {entry: len(results) for entry, results in values["results"].items()}
+        for entry, errors in values["diverged"].items():
+            runs[entry] += len(errors)
+        assert runs == {"raw pixels": 1, **dict.fromkeys(comparison.ENTRIES, 3)}
+    table = (ROOT / "bench/results/losses.md").read_text().splitlines()
+    _, _, rest = (ROOT / "README.md").read_text().partition("<!-- losses: begin -->")
+    quoted = rest.partition("<!-- losses: end -->")[0].strip().splitlines()
+    assert 3 <= len(quoted) <= 10
+    assert set(quoted) <= set(table)

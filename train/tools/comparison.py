@@ -9,7 +9,6 @@ import functools
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from train.data.dataset import open_dataset, open_source
 from train.data.named import NAMED
 from train.data.sampler import steps_per_epoch
 from train.errors import DivergedError, Parser, UserError, exit_code
+from train.evaluation import baselines
 from train.evaluation.embed import embed
 from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
 from train.run_folder import EVALUATION, write_json, write_text
@@ -181,9 +181,15 @@ def open_set(name: str, given: Any) -> ImageSet:
     if given.holdout is not None:
         arguments.append(f"data.holdout={given.holdout}")
     config = make_config((str(CONFIG), read_yaml(CONFIG)), ("set", parse_overrides(arguments)))
-    per_epoch = steps_per_epoch(len(open_dataset(config).train.images), config.train.batch_size)
+    data = open_dataset(config)
+    per_epoch = steps_per_epoch(len(data.train.images), config.train.batch_size)
     epochs = -(-STEPS // per_epoch) if given.epochs is None else given.epochs
-    return ImageSet(name, [*arguments, f"train.epochs={epochs}"], epochs, epochs * per_epoch)
+    images = ImageSet(name, [*arguments, f"train.epochs={epochs}"], epochs, epochs * per_epoch)
+    test = open_source(config, data.test)
+    gray = [baselines.gray_vectors(source.stacked().numpy()) for source in (data.train, test)]
+    pixels = evaluate_features(baselines.raw_pixels(*gray), test.images.labels)
+    images.rows["raw pixels"] = Row([pixels])
+    return images
 
 
 def run(argv: list[str]) -> int:
@@ -208,10 +214,9 @@ def run(argv: list[str]) -> int:
     entries = check_entries(given.only or ENTRIES)
     sets = [open_set(name, given) for name in dict.fromkeys(given.data)]
     for images in sets:
-        images.rows = {entry: Row() for entry in entries}
+        images.rows |= {entry: Row() for entry in entries}
 
     setup: dict[str, Any] = {"smoke": given.quick, "seeds": given.seeds}
-    start = time.perf_counter()
     common = ["run.tensorboard=false", "run.save_every=1000000", "run.log_every=30"]
     # Seeds one after another: a comparison that is cut off has every loss.
     runs = [(s, images, e) for s in range(given.seeds) for images in sets for e in entries]
@@ -229,7 +234,6 @@ def run(argv: list[str]) -> int:
         else:
             images.rows[entry].results.append(result)
             print(f"{what}: {result}")
-        setup["seconds"] = round(time.perf_counter() - start)
         done = [s for s in sets if s.about]
         if done:  # after every run: the next minutes may be cut off
             write_report(given.out, done, setup)
@@ -305,6 +309,7 @@ identity. `a+b` is the sum of both losses.
 - Numbers of a loss are those of its recipe in train/configs/loss, as published for large sets, \
 or its defaults where it has none. What begins after a number of epochs or steps (EPL's \
 prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to these images.
+- *raw pixels*: cosine of gray images minus the mean training image, without any training.
 - *accuracy*: balanced (mean of the accuracies on positive and on negative pairs), {FOLDS}-fold \
 over pairs: the threshold is the best one of the other folds.
 - {ABOUT_TAR}
@@ -322,8 +327,7 @@ fitted on the test images. A dash: the loss has no threshold, or one for each tr
     made = [
         notes,
         "One of them again, seed 0:",
-        Code(f"python train/compare_losses.py --data {first} --only {next(iter(sets[0].rows))}"),
-        f"All runs took {setup['seconds']} s.",
+        Code(f"python train/compare_losses.py --data {first} --only {list(sets[0].rows)[1]}"),
         *(NAMED[images.name].credit for images in sets if images.name in NAMED),
     ]
     parts: Sections = {name: [captions[name], tables[name]] for name in captions}
