@@ -331,7 +331,8 @@ fitted on the test images. A dash: the loss has no threshold, or one for each tr
         *(NAMED[images.name].credit for images in sets if images.name in NAMED),
     ]
     parts: Sections = {name: [captions[name], tables[name]] for name in captions}
-    parts = {"": parts[first]} if len(sets) == 1 else {"": [summary(sets)], **parts}
+    overview = ["Each set again, with more metrics, below.", summary(sets)]
+    parts = {"": parts[first]} if len(sets) == 1 else {"": overview, **parts}
     title = "Losses compared on identities never seen in training"
     write_markdown(out / "report.md", title, {**parts, "How it was made": made})
 
