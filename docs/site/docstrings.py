@@ -1,11 +1,16 @@
-"""Docstrings as Markdown: an extension of Griffe for roles and formulas of reStructuredText."""
+"""An extension of Griffe: docstrings as Markdown, and defaults that formulas have."""
 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import griffe
+
+sys.path.insert(0, str(Path(__file__).parent))
+from defaults import default_of
 
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):`~?([^`]+)`")
 INLINE = re.compile(r":math:`([^`]+)`")
@@ -34,3 +39,7 @@ class Markdown(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+        if isinstance(obj, griffe.Function) and isinstance(obj.filepath, Path):
+            for parameter in obj.parameters:
+                known = default_of(obj.filepath, str(parameter.default))
+                parameter.default = known or parameter.default

@@ -41,6 +41,8 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 #: Where Markdown of GitHub begins a list or a table, and that of the site needs an empty line.
 BEGIN = re.compile(r"^((?![-|]| |<!--.*--> ).+\n)(?=- )|^(<!--.*-->\n)(?=\|)", re.MULTILINE)
+#: A bar in code of a table, which GitHub alone wants escaped.
+ESCAPED = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`\n]*`")
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL
 )
@@ -74,8 +76,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{match[1]}{link}{anchor}{fragment}{match[3]}"
 
     parts = FENCED.split(markdown)
-    parts[::2] = (LINK.sub(led, BEGIN.sub(r"\g<0>\n", part)) for part in parts[::2])
+    for number in range(0, len(parts), 2):
+        text = ESCAPED[0].sub(_plain_bars, BEGIN.sub(r"\g<0>\n", parts[number]))
+        parts[number] = LINK.sub(led, text)
     return "".join(parts)
+
+
+def _plain_bars(row: re.Match[str]) -> str:
+    return ESCAPED[1].sub(lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _page_of(path: str, origin: str) -> str:
