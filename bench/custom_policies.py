@@ -163,17 +163,18 @@ def _step(name: str, loss: Callable[..., Tensor], inputs: list[Tensor]) -> float
         return time.perf_counter() - start
 
 
-def measure(workload: Workload, seconds: float) -> dict[str, list[float]]:
+def measure(
+    inputs: list[Tensor], losses: dict[str, Callable[..., Tensor]], seconds: float
+) -> dict[str, list[float]]:
     """Seconds of every implementation in every round."""
-    inputs, losses = workload.inputs(), workload.implementations()
+    names = list(losses)
     for name, loss in losses.items():
         _step(name, loss, inputs)
-    times: dict[str, list[float]] = {name: [] for name in losses}
+    times: dict[str, list[float]] = {name: [] for name in names}
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(times[CUSTOM]) < LEAST_ROUNDS:
+    while time.perf_counter() < deadline or len(times[names[0]]) < LEAST_ROUNDS:
         # Each round begins with another one: after a slow one the cache is cold.
-        names = list(losses)
-        first = len(times[CUSTOM]) % len(names)
+        first = len(times[names[0]]) % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(_step(name, losses[name], inputs))
     return times
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
             reason = custom.failure(policy.spec(workload.policy), loader.extension())
             if reason is not None:
                 sys.exit(f"error: the formula of {workload.name} is not compiled: {reason}")
-            times = measure(workload, arguments.seconds)
+            times = measure(workload.inputs(), workload.implementations(), arguments.seconds)
             results["workloads"][workload.name] = summary(times)
             results["first_use_s"][workload.name] = first_use(workload.name)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

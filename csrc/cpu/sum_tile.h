@@ -60,6 +60,49 @@ RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* _
   return {loss, dthreshold};
 }
 
+// The same of a policy whose variables are scalars: both directions of a pair are one evaluation.
+// Derivatives by the scalars are written to `own` [kScalars].
+template <bool kGradient, bool kColumns, class Policy, class Gradient>
+RowSums scalars_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
+                    const float* __restrict weights, float* __restrict column_loss,
+                    float* __restrict own) {
+  using V = VariablesOf<Policy>;
+  const float* __restrict cosine = t.cosines + i * t.stride;
+  const int32_t* __restrict labels = t.b_labels;
+  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
+  const float threshold = t.b_threshold[0], weight = row_weight(t, i);
+  const float mirror = t.mirrored ? 1.0f : 0.0f, both = kColumns ? 1.0f : 0.0f;
+  const Variables<Policy> scalars = forward_variables<Policy>(t);
+  float slopes[V::kCount * kSlopeBlock];
+  float loss = 0.0f, dthreshold = 0.0f;
+  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
+    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
+    const int32_t count = static_cast<int32_t>(stop - start);
+#pragma omp simd reduction(+ : loss, dthreshold)
+    for (int32_t k = 0; k < count; ++k) {
+      const int64_t j = start + k;
+      const int32_t other = labels[j];
+      const bool valid = (other >= 0) & (j != skipped);
+      const auto term = policy.evaluate(cosine[j], threshold, other == label, scalars.at(i, j));
+      const float value = valid ? term.value : 0.0f;
+      loss += value;
+      if (kColumns) column_loss[j] += value;
+      const float other_weight = weights[j];
+      const float statistics_weight = valid ? weight + both * other_weight : 0.0f;
+      dthreshold += valid ? statistics_weight * term.dthreshold : 0.0f;
+      each<V::kScalars>([&](auto v) {
+        slopes[v * kSlopeBlock + k] = valid ? statistics_weight * term.slope[v] : 0.0f;
+      });
+      if (kGradient) {
+        const float slope = valid ? (weight + mirror * other_weight) * term.dcosine : 0.0f;
+        gradient[j] = round_to<Gradient>(slope);
+      }
+    }
+    each<V::kScalars>([&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
+  }
+  return {loss, dthreshold};
+}
+
 // Row i of a tile with a threshold per column identity: the two directions of a pair differ.
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
@@ -222,6 +265,7 @@ void variable_tile(const Policy policy, const SumTile& t, int threads) {
 
 template <bool kGradient, bool kColumns, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
+  constexpr int kScalars = VariablesOf<Policy>::kCount;
   if (t.m == 0) return;
   const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
   const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
@@ -230,7 +274,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
   Workspace column_loss(kColumns ? units * t.m : 0);
   Workspace column_dthreshold(t.per_column ? units * t.m : 0);
-  Workspace row_dthreshold(t.n);
+  Workspace row_dthreshold(t.n), own(kScalars * t.n);
 
   parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
@@ -244,10 +288,16 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
         }
         continue;
       }
-      const RowSums sums =
-          t.per_column ? per_column_row<kGradient, kColumns>(policy, t, i, gradient, weights,
-                                                             columns, thresholds)
-                       : scalar_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns);
+      RowSums sums;
+      if constexpr (kScalars > 0) {
+        sums = scalars_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns,
+                                                own.data() + i * kScalars);
+      } else if (t.per_column) {
+        sums = per_column_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns,
+                                                   thresholds);
+      } else {
+        sums = scalar_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns);
+      }
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;
     }
@@ -259,6 +309,9 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   for (int64_t unit = 0; column_thresholds && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[j] += column_dthreshold[unit * t.m + j];
   }
+  for (int64_t i = 0; t.d_scalars != nullptr && i < t.n; ++i) {
+    for (int v = 0; v < kScalars; ++v) t.d_scalars[v] += own[i * kScalars + v];
+  }
   if (t.b_dthreshold == nullptr) return;
   for (int64_t i = 0; i < t.n; ++i) {
     if (!t.per_column) {
@@ -269,20 +322,31 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   }
 }
 
+// Of policies with variables: a threshold per column, and what belongs to rows and columns.
+template <bool kGradient, class Gradient, class Policy>
+void any_variable_tile(const Policy policy, const SumTile& t, int threads) {
+  if (t.b_loss != nullptr) {
+    variable_tile<kGradient, true, true, Gradient>(policy, t, threads);
+  } else if (kGradient && t.mirrored) {
+    variable_tile<kGradient, false, kGradient, Gradient>(policy, t, threads);
+  } else {
+    variable_tile<kGradient, false, false, Gradient>(policy, t, threads);
+  }
+}
+
 template <bool kGradient, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   if constexpr (VariablesOf<Policy>::kCount > 0) {
-    if (t.b_loss != nullptr) {
-      variable_tile<kGradient, true, true, Gradient>(policy, t, threads);
-    } else if (kGradient && t.mirrored) {
-      variable_tile<kGradient, false, kGradient, Gradient>(policy, t, threads);
-    } else {
-      variable_tile<kGradient, false, false, Gradient>(policy, t, threads);
+    if (kDirected<Policy> || t.per_column) {
+      return any_variable_tile<kGradient, Gradient>(policy, t, threads);
     }
-  } else if (t.b_loss != nullptr) {
-    sum_tile<kGradient, true, Gradient>(policy, t, threads);
-  } else {
-    sum_tile<kGradient, false, Gradient>(policy, t, threads);
+  }
+  if constexpr (!kDirected<Policy>) {
+    if (t.b_loss != nullptr) {
+      sum_tile<kGradient, true, Gradient>(policy, t, threads);
+    } else {
+      sum_tile<kGradient, false, Gradient>(policy, t, threads);
+    }
   }
 }
 

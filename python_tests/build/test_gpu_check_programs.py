@@ -80,6 +80,7 @@ def reports(machine: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     return {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
 
 
+@pytest.mark.extended
 def test_every_program_succeeds_on_a_bare_machine(reports: dict[str, dict]) -> None:
     assert set(reports["status"].values()) == {0}, reports["status"]
     missing = reports["environment"]["packages"]
