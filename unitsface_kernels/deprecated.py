@@ -1,4 +1,4 @@
-"""Names of earlier versions: they work, and tell once what has replaced them."""
+"""Names of earlier versions: they remain valid, with one warning that has the new name."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import warnings
 
 @functools.cache
 def warn_of_old_name(old: str, new: str) -> None:
-    """Warns once in a process; a FutureWarning is shown to users, not to developers alone."""
+    """Once per process; Python shows a FutureWarning by default, unlike a DeprecationWarning."""
     warnings.warn(f"{old} is deprecated, use {new}", FutureWarning, stacklevel=3)
