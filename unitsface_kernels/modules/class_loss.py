@@ -171,7 +171,10 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
             deviation of the initial weights; None: that of :meth:`_default_std`.
     """
 
-    random_rows = ("weight",)
+    random_rows: tuple[str, ...] = ("weight",)
+    num_classes: int
+    init_std: float
+    weight: nn.Parameter
     #: K, vectors of a class.
     centers: int = 1
     #: The threshold's attribute: () or (C,), as the loss has one or one per class.

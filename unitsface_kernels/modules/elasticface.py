@@ -54,7 +54,11 @@ class ElasticFaceLoss(RegisteredClassLoss):
 
     loss = "elasticface"
     scale: float | Tensor
+    margin: float
+    std: float
     kind: str
+    assignment: str
+    margin_seed: int
     draws: Tensor
 
     def __init__(

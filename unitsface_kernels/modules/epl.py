@@ -71,7 +71,7 @@ class EPLLoss(ComposedLoss):
     loss = "epl"
     _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss, "uce": UCELoss}
     _shown = ("base", "k", "start_epoch", "activation")
-    random_rows = ("prototypes",)
+    random_rows: tuple[str, ...] = ("prototypes",)
     prototypes: Tensor
     epoch: Tensor
 

@@ -72,7 +72,7 @@ class VPLLoss(ComposedLoss, FeatureStore):
     loss = "vpl"
     _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
     _shown = ("base", "mix", "max_age", "start_iteration")
-    random_rows = ("features",)
+    random_rows: tuple[str, ...] = ("features",)
     head: MarginSoftmaxLoss
     features: Tensor
     stamps: Tensor

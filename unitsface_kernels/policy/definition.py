@@ -159,7 +159,7 @@ class Policy:
 class Pair(Policy):
     """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
 
-    topology = "pair"
+    topology: ClassVar[Topology] = "pair"
 
     @property
     def target_cosine(self) -> Any:
@@ -169,7 +169,7 @@ class Pair(Policy):
 class Class(Policy):
     """A policy of samples against class weights; the positive is the row's own class."""
 
-    topology = "class"
+    topology: ClassVar[Topology] = "class"
 
 
 def _fields(cls: type[Policy]) -> dict[str, Any]:

@@ -97,6 +97,15 @@ class PartialFC(nn.Module):
     """
 
     loss: ShardableLoss
+    name: str
+    embedding_size: int
+    num_classes: int
+    sample_rate: float
+    seed: int
+    group: Group
+    shard: Shard
+    step: int
+    per_class: frozenset[str]
 
     def __init__(
         self,
