@@ -51,8 +51,7 @@ class AdaptedLoss(nn.Module):
         if options.get("collect_stats"):
             raise ValueError(_STATISTICS.format(type(options["collect_stats"]).__name__))
         given = options.get("distance")
-        self.measure = of_distance(given, self.default_measure, self.allowed)
-        self.distance = self.measure if given is None else given
+        self.distance = self.default_measure if given is None else given
         self.backend = backend
         self.embedding_regularizer = _regularizer(options, "embedding")
         self.embedding_reg_weight = options.get("embedding_reg_weight", 1)
@@ -63,6 +62,16 @@ class AdaptedLoss(nn.Module):
             if getattr(self, f"{of}_regularizer") is not None:
                 names.append(f"{of}_reg_loss")
         self.reducer = reducers.for_parts(options.get("reducer"), self.default_reducer, names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "distance":
+            of_distance(value, self.allowed)
+        super().__setattr__(name, value)
+
+    @property
+    def measure(self) -> Measure:
+        """What pairs are compared by; follows ``distance``."""
+        return of_distance(self.distance, self.allowed)
 
     def regularized_weights(self) -> Tensor:
         """(C, D) what the regularizer of the weights takes."""
