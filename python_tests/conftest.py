@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -24,6 +25,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # The suite names backends itself.
 os.environ.pop("UNITSFACE_BACKEND", None)
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    with contextlib.suppress(ImportError):
+        from support.interpreter import prepare_once
+        from triton.runtime import interpreter
+
+        prepare_once(interpreter)
 
 
 # Triton's interpreter is NumPy: it warns where a kernel computes lanes that it then masks.

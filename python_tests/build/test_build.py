@@ -188,7 +188,7 @@ print(dispatch.available("cpu")[0])
 # --- determinism ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS, of_operator=True))
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("columns", [None, 40], ids=["few", "columns"])
 def test_results_are_bitwise_repeatable(

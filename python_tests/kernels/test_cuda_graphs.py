@@ -35,7 +35,7 @@ def _described(value: Any) -> Any:
 @pytest.mark.parametrize(
     "spec",
     [
-        pytest.param(s, id=s.name, marks=extended_if(s.name not in ("uss", "margin_softmax")))
+        pytest.param(s, id=s.name, marks=extended_if(s.name != "margin_softmax"))
         for s in representatives(REGISTRY.values())
     ],
 )

@@ -27,7 +27,7 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 FIRST = representatives(REGISTRY.values())
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 each_fused = pytest.mark.parametrize("target", FUSED, ids=str)
-each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS, of_operator=True))
 each_fused_call = pytest.mark.parametrize(("target", "spec"), calls(FUSED, of_operator=True))
 each_loss = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -42,7 +42,7 @@ LAYOUTS = {"stepped": _stepped, "negated": _negated, "from bytes": _from_bytes}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS, of_operator=True))
 def test_layouts_do_not_matter(target: Target, spec: LossSpec, layout: str) -> None:
     """Bit for bit: what is not dense is copied, every tensor of a call."""
     if layout == "from bytes" and target.device != "cpu":
@@ -85,7 +85,7 @@ def test_one_threshold_of_any_rank(backend: str, shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("target", "spec"), calls(TARGETS))
+@pytest.mark.parametrize(("target", "spec"), calls(TARGETS, of_operator=True))
 def test_nothing_to_compare_with(
     target: Target, spec: LossSpec, reduction: str, dtype: torch.dtype
 ) -> None:

@@ -69,6 +69,8 @@ def _grid() -> list:
             for case in ("base", "ignored-memory", "none", "subset", "no-rows", "tiles-columns"):
                 if not KNOWN[case].applies(spec) or (name != "default" and case != "none"):
                     continue
+                if spec not in first and case not in ("none", "subset"):
+                    continue
                 others = spec not in first or KNOWN[case].heavy or name != "default"
                 for how in HOW:
                     # Compiling takes seconds, and the interpreter of Triton as well.

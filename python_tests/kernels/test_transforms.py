@@ -41,7 +41,7 @@ def _guards() -> list:
         later = spec.topology in first[target]
         first[target].add(spec.topology)
         found.append(pytest.param(target, spec, id=param.id, marks=extended_if(later)))
-    return [*calls([t for t in TARGETS if t not in FUSED]), *found]
+    return [*calls([t for t in TARGETS if t not in FUSED], of_operator=True), *found]
 
 
 each_guarded_call = pytest.mark.parametrize(("target", "spec"), _guards())

@@ -16,6 +16,7 @@ from support.evaluation import check_against_reference
 from support.grid import extended_if
 from support.helpers import Target, patched_blocks
 from support.policies import (
+    DRIVERS,
     POLICIES,
     Contrastive,
     Hard,
@@ -36,8 +37,6 @@ OBJDUMP = shutil.which("objdump")
 pytestmark = needs_compiler
 
 
-# One per driver.
-LARGE = ("Contrastive", "Quadratic per column", "Curved", "PairSoftmax", "Apart")
 FIRST = {"axes", "base", "columns", "tiles-columns"}
 
 
@@ -50,10 +49,11 @@ def _grid() -> list:
             of_threshold = "per column" in name and case.name in THRESHOLDS
             often = case.name in FIRST or of_threshold
             for dtype in (torch.float32, torch.bfloat16):
-                if dtype == torch.float32 or case.name in HALF:
-                    large = case.heavy and dtype == torch.float32 and name in LARGE
-                    half = dtype != torch.float32 and name not in LARGE
-                    marks = extended_if(half or not (often or large))
+                half = dtype != torch.float32
+                if name in DRIVERS or (often and not half):
+                    if half and case.name not in HALF:
+                        continue
+                    marks = extended_if(half or not often)
                     values = (spec, case, dtype)
                     kind = str(dtype).split(".")[1]
                     label = f"{name}-{case.name}-{kind}".replace(" ", "-")

@@ -9,7 +9,13 @@ import torch
 from support.cases import CASES, HALF, Case, build, problem
 from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_matmuls, record
-from support.grid import extended_if, interpreted_first, parity_cases, representatives
+from support.grid import (
+    extended_if,
+    interpreted,
+    interpreted_first,
+    parity_cases,
+    representatives,
+)
 from support.helpers import Target, patched_blocks
 from support.policies import Contrastive, Hard, custom_problem, specs
 
@@ -56,9 +62,10 @@ def _grid() -> list:
             marks=extended_if(not interpreted_first(spec, values, case, dtype)),
         )
         for name, spec, values, case in parity_cases()
-        if spec in FORMULAS and not case.heavy
+        if spec in FORMULAS
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
         if dtype == torch.float32 or (case.name in HALF and not values and spec in FIRST)
+        if interpreted(spec, values, case, dtype)
     ]
 
 

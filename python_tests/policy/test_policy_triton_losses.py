@@ -11,9 +11,9 @@ import torch
 from support.cases import CASES, Case
 from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, check_capturable, check_matmuls, record
-from support.grid import extended_if
+from support.grid import FORMS, extended_if
 from support.helpers import TARGETS, Target, patched_blocks
-from support.policies import Contrastive, Hard, custom_problem, specs
+from support.policies import DRIVERS, Contrastive, Hard, custom_problem, specs
 from support.variables import make
 
 from unitsface_kernels import policy
@@ -55,6 +55,7 @@ def _grid() -> list:
         if case.applies(spec) and not (target.interpreted and case.heavy)
         for dtype in (torch.float32, torch.float16)
         if dtype == torch.float32 or case.name in ("columns", "none-in-batch")
+        if not target.interpreted or name in DRIVERS or case.name in (*SHORT, *FORMS)
     ]
 
 

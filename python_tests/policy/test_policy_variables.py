@@ -64,6 +64,9 @@ CASES = (
     Case("tiles-columns", rows=40, columns=1700, dim=33, labels="ignored", heavy=True),
     Case("tiles-none", rows=1030, dim=33, reduction="none", topology="pair", heavy=True),
 )
+#: Of every policy whose kernels differ; one with a variable of every kind, and one over classes,
+#: take all cases.
+OFTEN = {"memory", "none", "subset"}
 
 
 def _grid() -> list:
@@ -73,8 +76,7 @@ def _grid() -> list:
         compiled = of in (*POLICIES, Tempered, Scales)
         for case in CASES:
             if case.applies(custom.spec(of())):
-                # Large tiles: the policy with a variable of every kind, and one over classes.
-                rare = case.heavy and of not in (Everything, Curricular)
+                rare = of not in (Everything, Curricular) and (case.heavy or case.name not in OFTEN)
                 marks = extended_if(not compiled or rare)
                 name = f"{of.__name__}-{case.name}"
                 found.append(pytest.param(of, case, torch.float32, id=name, marks=marks))

@@ -125,7 +125,6 @@ def _across(
 @pytest.mark.parametrize(
     ("counts", "policies"),
     [
-        pytest.param((19, 4), SUMS, id="sums"),
         pytest.param((5, 0, 23), SUMS, id="sums, a rank without rows"),
         pytest.param((19, 4), LOGSUMEXPS[:2], id="log-sum-exps"),
         pytest.param(

@@ -72,6 +72,7 @@ def _grid() -> list:
         if case.applies(custom.spec(of()))
         for dtype in (torch.float32, torch.float16)
         if dtype == torch.float32 or (case.name.startswith("blocks") and of not in LOOSE)
+        if not target.interpreted or of in SHORT or case.name in ("memory", "none", "subset")
     ]
 
 

@@ -121,6 +121,8 @@ POLICIES = (
     *(Contrastive(), Unified(), Quadratic(), Curved(), PairSoftmax()),
     *(Apart(), SoftTriplet()),
 )
+#: Names of :func:`specs`: one for each driver.
+DRIVERS = ("Contrastive", "Quadratic per column", "Curved", "PairSoftmax", "Apart")
 
 
 def specs() -> dict[str, LossSpec]:

@@ -188,7 +188,8 @@ def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) 
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("others", [(), pytest.param((1, 3), marks=pytest.mark.extended)], ids=str)
+@pytest.mark.extended
+@pytest.mark.parametrize("others", [(), (1, 3)], ids=str)
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     faces: Path, whole: Path, tmp_path: Path, others: tuple[int, ...]
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(
     assert_same_state(state(run), state(whole))
 
 
+@pytest.mark.extended
 def test_a_process_that_does_not_answer_is_given_up(faces: Path, tmp_path: Path) -> None:
     argv = argv_of(faces, tmp_path / "run", train={"timeout_s": 3.0})
     (code, output), _ = start(tmp_path, 2, argv, change=stop_in_step, patience=0.1)
