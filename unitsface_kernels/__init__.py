@@ -36,6 +36,7 @@ from .functional import (
     fused_sphereface2_loss,
     fused_triplet_loss,
     fused_uce_loss,
+    fused_unpg_loss,
     fused_uss_loss,
     uss_threshold_init,
 )
@@ -158,6 +159,7 @@ __all__ = [
     "fused_sphereface2_loss",
     "fused_triplet_loss",
     "fused_uce_loss",
+    "fused_unpg_loss",
     "fused_uss_loss",
     "metrics",
     "policy",

@@ -85,7 +85,7 @@ def test_checkpoint_and_export(tmp_path: Path) -> None:
 def test_dominant_centers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a checkpoint, by blocks of a few classes, those that ``keep_dominant`` finds at once."""
+    """Block by block from a checkpoint, the centers that ``keep_dominant`` finds at once."""
     monkeypatch.setattr(storage, "BLOCK_BYTES", 4 * 4 * 3 * SIZE)
     path, file, samples = tmp_path / "saved", tmp_path / "one", tmp_path / "samples.npz"
     _saved(0, path)

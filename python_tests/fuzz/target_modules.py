@@ -22,13 +22,23 @@ _ADAPTED: dict[str, Callable[..., nn.Module]] = {
     "adapter ntxent": lambda _, __, **k: metric_learning.NTXentLoss(**k),
     "adapter supcon": lambda _, __, **k: metric_learning.SupConLoss(**k),
     "adapter cosface": lambda d, c, **k: metric_learning.CosFaceLoss(c, d, **k),
-    "adapter arcface": lambda d, c, **k: metric_learning.ArcFaceLoss(c, d, **k),
+    # ArcFaceLoss jumps past pi - m.
+    "adapter arcface": lambda d, c, **k: metric_learning.SubCenterArcFaceLoss(
+        c, d, sub_centers=1, **k
+    ),
+    "adapter multi similarity": lambda _, __, **k: metric_learning.MultiSimilarityLoss(**k),
+    "adapter proxy anchor": lambda d, c, **k: metric_learning.ProxyAnchorLoss(c, d, **k),
     "adapter memory": lambda d, _, **k: metric_learning.CrossBatchMemory(
         metric_learning.NTXentLoss(**k), d, 150
     ),
 }
 _OPTIONS: dict[str, dict[str, list]] = {
-    "epl": {"base": ["cosface", "arcface", "uce"], "start_epoch": [0, 3], "k": [0.0, 0.7]},
+    "epl": {
+        "base": ["cosface", "arcface", "uce"],
+        "start_epoch": [0, 3],
+        "k": [0.0, 0.7],
+        "activation": ["softsign", "sigmoid", "direct"],
+    },
     "vpl": {"start_iteration": [0, 1], "mix": [0.0, 0.15]},
     "unpg": {"whisker": [None, 1.5]},
     "uss": {"init_threshold": [None, 3.0]},

@@ -30,6 +30,7 @@ from .pair import (
 )
 from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss, fused_simple_proxy_loss
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
+from .unpg import fused_unpg_loss
 
 __all__ = [
     "frequency_margins",
@@ -60,6 +61,7 @@ __all__ = [
     "fused_sphereface2_loss",
     "fused_triplet_loss",
     "fused_uce_loss",
+    "fused_unpg_loss",
     "fused_uss_loss",
     "uss_threshold_init",
 ]

@@ -32,7 +32,7 @@ def fused_adacos_loss(
         weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
-        scale: s > 0: a number, or a tensor of one element, which gets a gradient if it asks for
+        scale: s > 0: a number, or a tensor of one element, which gets a gradient if it requires
             one, and is not read by the host.
         class_index: (K,) distinct integer rows of ``weight`` that take part; the others get
             zero gradient.

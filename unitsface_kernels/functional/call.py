@@ -249,7 +249,7 @@ def threshold_of_columns(
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
-            # Of any rank: what it is broadcast against must keep its own.
+            # A threshold of any rank must not change the rank of what it is broadcast against.
             return b.reshape(())
         return torch.full((), float(b), dtype=torch.float32, device=rows.device)
     identity = row_labels if column_labels is None else column_labels

@@ -37,7 +37,7 @@ def fused_curricularface_loss(
 
     Source: Huang et al., "CurricularFace: Adaptive Curriculum Learning Loss for Deep Face
     Recognition", CVPR 2020, and its published code (head/metrics.py of HuangYG123/CurricularFace),
-    from which the target beyond pi is.
+    which also defines the target beyond pi.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
@@ -46,7 +46,7 @@ def fused_curricularface_loss(
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         t: mean of the target cosines of past batches, see :class:`CurricularFaceLoss`: a number, or
-            a tensor of one element, which gets a gradient if it asks for one. Gradients in float16
+            a tensor of one element, which gets a gradient if it requires one. Gradients in float16
             may overflow for t beyond 10.
         scale: s > 0.
         margin: m in [0, pi], in radians.

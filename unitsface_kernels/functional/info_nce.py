@@ -95,7 +95,7 @@ def several_positives(
             sums = sums - torch.where(side.holds_itself[:, None], itself, 0.0)
         parts.append((rows * sums).sum(dim=1) / side.positives.clamp(min=1))
     if isinstance(scale, Tensor):
-        # Of any rank and dtype: losses keep their own.
+        # A scale of any rank and dtype must not change those of the losses.
         scale = scale.reshape(())
         if where.group is not None:
             scale = pairs.replicated(scale, where.group)

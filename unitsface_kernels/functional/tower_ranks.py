@@ -26,7 +26,6 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples
-from .ranks import pair_loss
 from .variables import packed, with_gradient
 
 
@@ -105,12 +104,13 @@ def places(
 def tower_loss(
     spec: LossSpec, samples: Samples, options: Options, where: Places, exchange: str
 ) -> Tensor:
-    """The loss of a pass over both directions, as of :func:`pair_loss`; labels are those of all.
+    """The loss of a pass over both directions, as of ``ranks.pair_loss``; labels are those of all.
 
     Across ranks pairs always count in both directions.
     """
     if where.group is None:
-        return pair_loss(spec, {}, samples, options, None, exchange)
+        config, tensors = call.pair_call(spec, {}, samples, options)
+        return call.runner(config, tensors)(config, *tensors)
     return _across_ranks(spec, samples, options, where, exchange)
 
 

@@ -54,7 +54,11 @@ class ElasticFaceLoss(RegisteredClassLoss):
 
     loss = "elasticface"
     scale: float | Tensor
+    margin: float
+    std: float
     kind: str
+    assignment: str
+    margin_seed: int
     draws: Tensor
 
     def __init__(
@@ -123,8 +127,8 @@ class ElasticFaceLoss(RegisteredClassLoss):
     @torch.no_grad()
     def _margins(self, labels: Tensor, cosines: Tensor | None, first: int) -> Tensor:
         """(N,) margins; ``first``: place of the first row."""
-        places = torch.arange(first, first + len(labels), device=labels.device)
-        margins = self.margin + self.std * normal(self.margin_seed, self.draws, places)
+        numbers = normal(self.margin_seed, self.draws, first, len(labels))
+        margins = self.margin + self.std * numbers
         if cosines is None:
             return margins
         # Rows that take no part are behind all others in both orders.

@@ -59,5 +59,5 @@ class MovingLoss(RegisteredClassLoss):
     @torch.no_grad()
     def _keep_moved(self, moved: dict[str, Tensor]) -> None:
         buffers = self.variables()
-        for name, value in moved.items():
-            buffers[name].copy_(value)
+        if moved:
+            torch._foreach_copy_([buffers[name] for name in moved], list(moved.values()))

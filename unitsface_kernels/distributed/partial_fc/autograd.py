@@ -22,6 +22,7 @@ from ...backends.streaming import (
     CallTensors,
     ForwardCache,
     Gradients,
+    Mixing,
     Shards,
     make_call,
 )
@@ -50,6 +51,7 @@ class Task:
             alone.
         fusion: updates the columns in place of returning their gradient, or None.
         anchors: the classes, if they have the losses, over samples; None: samples have them.
+        mixing: what is mixed into the columns, or None.
     """
 
     config: CallConfig
@@ -57,6 +59,7 @@ class Task:
     sparse: bool
     fusion: Fusion | None
     anchors: Anchors | None = None
+    mixing: Mixing | None = None
 
     @property
     def per_class(self) -> bool:
@@ -225,7 +228,7 @@ class _Comparison:
         shards = Shards(step.group) if world_size(step.group) > 1 else None
         call = make_call(config, tensors, self.cache, shards)
         # Unlike a caller's index, it is in range by the way it was drawn.
-        return replace(call, column_index=step.index)
+        return replace(call, column_index=step.index, mixing=self.task.mixing)
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
@@ -304,8 +307,8 @@ def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _of_variables(step: Step, spec: LossSpec, gradient: Tensor) -> Tensor:
-    """Of scalars, which all ranks have, the sum. Of rows this rank's share, of which the sum is
-    taken when they are scattered, as that of features is. Those of classes are the rank's own.
+    """Gradients of variables: of scalars, which all ranks have, the sum over ranks; of rows this
+    rank's share, summed when it is scattered as those of features are; of classes the rank's own.
     """
     scalars, of_rows = (
         sum(v.side == side and v.given for v in spec.variables) for side in ("scalar", "row")
