@@ -38,9 +38,15 @@ def table() -> str:
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",
         "|---|---|---|---|---|---|---|",
     ]
+    listed: dict[str, set[str]] = {}
     for name, spec in specs.items():
         known = (m for m in modules.values() if m.loss == name or getattr(m, "spec", None) is spec)
         own = ", ".join(f"`{m.__name__}`" for m in known)
+        # Other kernels of a loss that has a row.
+        modules_of = listed.setdefault(spec.function, set())
+        if own in modules_of or (modules_of and not own):
+            continue
+        modules_of.add(own)
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None
         marks = ["yes", *["yes" if eager or name in native else "no"] * 2]
