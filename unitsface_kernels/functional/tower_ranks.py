@@ -49,7 +49,7 @@ class Places:
         return sum(self.rows[:before]), sum(self.columns[:before])
 
     def gathered(self, values: Tensor, counts: list[int]) -> Tensor:
-        """Those of all ranks, with their graph."""
+        """The values of all ranks, with their graph."""
         if self.group is None:
             return values
         if values.is_floating_point():

@@ -76,7 +76,7 @@ class ShardableLoss(nn.Module):
         return {}
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        """Those of :meth:`variables` that have other values in this training step.
+        """The :meth:`variables` that have other values in this training step.
 
         They last beyond it only if :meth:`end_step` follows.
 
@@ -90,7 +90,7 @@ class ShardableLoss(nn.Module):
         return {}
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
-        """Before the comparisons of a training step.
+        """Called before the comparisons of a training step.
 
         Args:
             feats: (N, D) features of all ranks.
@@ -98,7 +98,7 @@ class ShardableLoss(nn.Module):
         """
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
+        """Called after the comparisons of a training step, with :meth:`begin_step`'s arguments."""
 
 
 class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
