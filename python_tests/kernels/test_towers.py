@@ -284,7 +284,7 @@ def test_the_first_tile_that_is_not_finite_is_named(target: Target, monkeypatch)
     losses.backward(torch.ones_like(losses))
     with torch.no_grad():
         b[3] = torch.nan
-    with pytest.raises(FloatingPointError, match="memory are not finite in rows 3"):
+    with pytest.raises(FloatingPointError, match="second tower are not finite in rows 3"):
         uk.fused_clip_loss(a, b, 5.0, backend=target.backend)
 
 
