@@ -58,6 +58,7 @@ FILES = (
     "kernels/test_properties.py",
     "kernels/test_hybrids.py",
     "kernels/test_centers.py",
+    "kernels/test_mixing.py",
     "kernels/test_hard_negatives.py",
     "kernels/test_towers.py",
     "policy/test_policy_variables_triton.py",

@@ -421,3 +421,16 @@ def test_short_steps_are_repeated() -> None:
     assert 0.0 < session.step() <= 0.01
     assert count >= 5
     assert first["seconds"] > 0.0
+
+
+@pytest.mark.parametrize("option", ["--contestants", "--implementations"])
+def test_an_option_of_earlier_versions_says_what_replaced_it(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([option, "nobody"])
+    told = capsys.readouterr().err
+    assert "unknown implementation nobody" in told
+    assert ("--contestants is deprecated, use --implementations" in told) == (
+        option == "--contestants"
+    )

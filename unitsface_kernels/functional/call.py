@@ -76,7 +76,7 @@ def class_loss(
         centers: vectors of a class, of whose cosines the largest counts.
     """
     validate.features("feats", feats)
-    weight = _by_class(weight, centers, feats)
+    weight = by_class(weight, centers, feats, spec)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -88,9 +88,9 @@ def class_loss(
     return runner(config, tensors)(config, *tensors)
 
 
-def _by_class(weight: Tensor, centers: int, feats: Tensor) -> Tensor:
+def by_class(weight: Tensor, centers: int, feats: Tensor, spec: LossSpec | None = None) -> Tensor:
     """Class weights, checked, as (C, D), or as (C, centers, D) of several."""
-    validate.centers(centers)
+    validate.centers(centers, spec)
     validate.is_tensor("weight", weight)
     if weight.dim() == 3 and (centers > 1 or weight.shape[1] == 1):
         if weight.shape[1] != centers:

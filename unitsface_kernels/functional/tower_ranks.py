@@ -48,6 +48,11 @@ class Places:
         before = own_rank(self.group) if self.group is not None else 0
         return sum(self.rows[:before]), sum(self.columns[:before])
 
+    def takes_ring(self, exchange: str, like: Tensor) -> bool:
+        """Whether features as ``like`` are passed around, the same on every rank."""
+        total = [r + c for r, c in zip(self.rows, self.columns, strict=True)]
+        return self.group is not None and pairs.takes_ring(exchange, total, like)
+
     def gathered(self, values: Tensor, counts: list[int]) -> Tensor:
         """The values of all ranks, with their graph."""
         if self.group is None:
@@ -132,8 +137,7 @@ def _across_ranks(
         threshold=call.threshold_of_columns(spec, b, tensors),
         variables=packed(spec, variables, tensors),
     )
-    total = [r + c for r, c in zip(where.rows, where.columns, strict=True)]
-    ring = pairs.takes_ring(exchange, total, rows)
+    ring = where.takes_ring(exchange, rows)
     setting = pairs.Setting(replace(config, both=True), group, where.rows, ring, where.columns)
     return (pairs.eager_loss if eager else pairs.fused_loss)(setting, tensors)
 

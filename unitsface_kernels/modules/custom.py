@@ -181,6 +181,7 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
             function.
     """
 
+    threshold: nn.Parameter
     _topology, _each, _each_size = "pair", "identity", "num_identities"
     _settings = tuple(name for name in SETTINGS if name != "centers")
 

@@ -159,7 +159,7 @@ class Policy:
 class Pair(Policy):
     """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
 
-    topology = "pair"
+    topology: ClassVar[Topology] = "pair"
 
     @property
     def target_cosine(self) -> Any:
@@ -169,7 +169,7 @@ class Pair(Policy):
 class Class(Policy):
     """A policy of samples against class weights; the positive is the row's own class."""
 
-    topology = "class"
+    topology: ClassVar[Topology] = "class"
 
 
 def _fields(cls: type[Policy]) -> dict[str, Any]:
@@ -253,10 +253,6 @@ def _trace(cls: type[Policy]) -> Formula:
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
-        if cls.topology == "class" and any(e.kind != "number" for e in _leaves(finish) - {*SUMS}):
-            fail(
-                f"{cls.__name__}.finish of a policy.Class may read its arguments and numbers alone"
-            )
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]

@@ -27,9 +27,14 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    TileVariables,
     UnitRows,
 )
+from .values import TileVariables, Variables
+
+#: Rows of an operand that are read at once.
+CHUNK = 4096
+#: Rows that an error lists.
+LISTED = 4
 
 
 def checked(engine: Engine, call: Call, weights: Tensor | None) -> Engine:
@@ -191,11 +196,13 @@ class CheckedEngine(UnitRows):
         self._engine.logsumexp_tile(tile, rows)
         self._check_fields("statistics", rows, tile.targets != -1)
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        finished = self._engine.finish_rows(call, sums)
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        finished = self._engine.finish_rows(call, sums, values)
         # All rows: no tile.
         self._tile, valid = None, ~self._call.ignored
-        loss, (log_negatives, _, slope) = finished
+        loss, (log_negatives, _, slope, *_) = finished
         self._check("statistics", "log negatives", log_negatives, valid)
         self._check("statistics", "slope of the target's logit", slope, valid)
         self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)

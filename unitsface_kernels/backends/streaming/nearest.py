@@ -20,7 +20,7 @@ from .engine import ClassTile, Engine, Nearest, part
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
 from .tiles import against_columns
-from .variables import Variables
+from .values import Variables
 
 
 def triplet_of(spec: LossSpec) -> Triplet:

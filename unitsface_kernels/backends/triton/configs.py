@@ -263,6 +263,8 @@ def select(
 
 # One element per thread.
 VECTOR = VectorConfig(block=128, num_warps=4)
+# One program reads all of it: as many loads at a time as a thread takes.
+RANGE = VectorConfig(block=1024, num_warps=8)
 #: Rows of a program that adds up what the programs of a filtered tile found.
 SPLIT_ROWS = 4
 # Few rows: a sector of memory for each block of columns, and as many programs as a GPU has SMs for

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..streaming.engine import TileVariables
+from ..streaming import TileVariables
 from .configs import TileConfig
 from .workspace import Workspace
 
