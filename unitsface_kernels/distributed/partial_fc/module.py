@@ -22,6 +22,7 @@ from ..batch import Batch
 from ..collectives import Group, own_rank, start_gather_rows, world_size
 from . import anchors
 from .autograd import Step, Task, sharded_loss
+from .checks import formula, refuse_reference
 from .fused import Fusion
 from .sampling import sample_classes
 from .shard import Shard
@@ -142,7 +143,7 @@ class PartialFC(nn.Module):
             else:
                 module = SHARDABLE[loss](embedding_size, num_classes, **options)
         assert isinstance(module, ShardableLoss)
-        _refuse_reference(module.backend)
+        refuse_reference(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
         for part in module.modules():
@@ -315,7 +316,7 @@ class PartialFC(nn.Module):
         # "auto" resolves to it by the environment variable, or if nothing else is available.
         backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
         if backend == "reference":
-            _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
+            refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         comparisons = resolved(self.loss, variables, feats)
@@ -327,7 +328,7 @@ class PartialFC(nn.Module):
         same = {
             "loss": self.name,
             "options": self._options,
-            "formula": self._formula(),
+            "formula": formula(self.loss),
             "numbers in tensors": [comparison.spec.name for comparison, _ in comparisons],
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
@@ -343,14 +344,6 @@ class PartialFC(nn.Module):
             ],
         }
         return wanted, feats.shape[0], same
-
-    def _formula(self) -> object:
-        """A policy's formula and numbers; those of other losses are its name and options."""
-        loss = self.loss
-        if not isinstance(loss, ClassLoss):
-            return None
-        values = loss.values().items()
-        return loss.spec.name, {n: v for n, v in values if not isinstance(v, Tensor)}
 
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)
@@ -453,13 +446,4 @@ class PartialFC(nn.Module):
             f"classes {self.shard.start}:{self.shard.stop} of {self.num_classes}, "
             f"embedding_size={self.embedding_size}, sample_rate={self.sample_rate}, "
             f"seed={self.seed}"
-        )
-
-
-def _refuse_reference(backend: str, why: str | None = None) -> None:
-    """``why``: the reason for which "auto" is the reference."""
-    if backend == "reference":
-        raise ValueError(
-            "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
-            f"knows no shards{'' if why is None else f' ({why})'}"
         )
