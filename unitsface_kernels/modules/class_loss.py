@@ -31,8 +31,8 @@ class Comparison:
         columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
-        variables: of the formula, that the module keeps, by name; or what they are before the
-            module knows the batch or the step.
+        variables: of the formula, that the module keeps, by name; or their values before
+            those of the batch or the step.
         mixing: what is mixed into the columns, or None.
     """
 

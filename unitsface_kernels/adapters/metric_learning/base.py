@@ -14,7 +14,7 @@ from . import reducers
 from .measures import COSINE, Measure, of_distance
 from .reducers import Part
 
-# Keywords of the original, and what an error says of them.
+# Keywords of the original, and the text of their error.
 _STATISTICS = "collect_stats must be None, got {}: no statistics are collected"
 
 
