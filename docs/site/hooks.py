@@ -41,7 +41,7 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 #: Where Markdown of GitHub begins a list or a table, and that of the site needs an empty line.
 BEGIN = re.compile(r"^((?![-|]| |<!--.*--> ).+\n)(?=- )|^(<!--.*-->\n)(?=\|)", re.MULTILINE)
-#: A bar in code of a table, which GitHub alone wants escaped.
+#: A bar in code of a table, which only GitHub needs escaped.
 ESCAPED = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`\n]*`")
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL

@@ -156,7 +156,7 @@ def _with_isa(isa: str) -> dict[str, Tensor]:
 
 
 def test_instruction_sets_agree() -> None:
-    """And each maps one OpenMP runtime into the process."""
+    """Each maps one OpenMP runtime into the process."""
     native = loader.extension()
     usable, compiled = native.cpu.usable_isas(), native.cpu.compiled_isas()
     assert "baseline" in usable

@@ -101,7 +101,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _external_mistake(link: str) -> str | None:
-    """Of an address by its form alone: tests need no network."""
+    """A mistake in the form of an address: tests need no network."""
     parts = urlsplit(link)
     if parts.scheme != "https":
         return "no https"

@@ -134,7 +134,7 @@ def test_memory_refuses_what_it_cannot_hold() -> None:
 
 @each_pair_loss
 def test_single_samples_leave_out_their_own_copy(cls: type) -> None:
-    """Also where the batch has one sample: the memory without it is all that it meets."""
+    """A batch of one sample is compared with the memory without it."""
     embeddings, labels = torch.randn(9, 8), torch.tensor([0, 1, 0, 1, 2, -1, -1, 0, 1])
     memory = CrossBatchMemory(cls(), 8, memory_size=4)
     for i in range(9):

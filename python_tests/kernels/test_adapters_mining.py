@@ -163,7 +163,7 @@ ALL = {**LOSSES, **MEASURED}
 
 
 def _some_pairs(rows: int, columns: int, seed: int) -> Lists:
-    """Of no labels; some twice, none of both kinds, and row 0 in none."""
+    """Random pairs without labels: some twice, none of both kinds, and row 0 in none."""
     generator = torch.Generator().manual_seed(seed)
     keys = columns + torch.randperm((rows - 1) * columns, generator=generator)
     own, other = keys[: len(keys) // 5], keys[len(keys) // 5 : len(keys) // 2]

@@ -65,7 +65,7 @@ def _in_short(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> bool:
 
 
 def _is_rest(case: Case, dtype: torch.dtype) -> bool:
-    """Of policies that are not in every run."""
+    """Whether a case of a policy is not in every run."""
     return dtype == torch.float16 or case.name in ("memory", "none", "subset")
 
 

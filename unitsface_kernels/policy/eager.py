@@ -27,7 +27,7 @@ def evaluate(expression: Expression, bindings: Mapping[Expression, Tensor | floa
 def evaluate_all(
     expressions: Sequence[Expression], bindings: Mapping[Expression, Tensor | float]
 ) -> list[Tensor]:
-    """The same for several, with what they share computed once."""
+    """Values of several expressions; what they share is computed once."""
     like = next((value for value in bindings.values() if value_is_number(value)), None)
     dtype = like.dtype if isinstance(like, Tensor) else torch.float64
     nodes = topological(*expressions, above=bindings)

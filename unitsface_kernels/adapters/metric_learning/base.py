@@ -14,7 +14,7 @@ from . import reducers
 from .measures import COSINE, Measure, of_distance
 from .reducers import Part
 
-# Keywords of the original, and what an error says of them.
+# Keywords of the original, and the text of their error.
 _STATISTICS = "collect_stats must be None, got {}: no statistics are collected"
 
 
@@ -108,7 +108,7 @@ class AdaptedLoss(nn.Module):
 
     @staticmethod
     def _dtype(embeddings: Tensor) -> torch.dtype:
-        """That of the embeddings, as in the original; float32 under autocast."""
+        """Dtype of the embeddings, as in the original; float32 under autocast."""
         device = embeddings.device.type
         return wide(embeddings) if torch.is_autocast_enabled(device) else embeddings.dtype
 

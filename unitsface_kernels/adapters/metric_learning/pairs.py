@@ -68,7 +68,7 @@ class NTXentLoss(_TemperatureLoss):
 
 @dataclass(frozen=True)
 class _PositivePairs(OfPairs):
-    """Of every positive pair, by the means ``per_row`` (N,)."""
+    """Losses of positive pairs, by their means ``per_row`` (N,)."""
 
     loss: NTXentLoss
     batch: Batch
