@@ -1,4 +1,4 @@
-"""Builds, installations, and what is said where they give less: nothing is compiled here."""
+"""Builds, installations, and messages where they lack something: nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_source_distribution_has_every_source() -> None:
 
 
 @pytest.mark.slow
-def test_the_reason_of_a_refusing_nvcc_is_told(tmp_path) -> None:
+def test_the_reason_of_an_nvcc_failure_is_reported(tmp_path) -> None:
     """As configured by CMake with a compiler that refuses its host compiler."""
     if shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("needs cmake and ninja")
@@ -189,7 +189,7 @@ def test_architectures_in_words() -> None:
 
 @pytest.fixture
 def fresh():
-    """Answers of the loader are remembered; not across these tests."""
+    """Results of the loader are cached; not across these tests."""
     cached = (loader.cuda_failure, loader.warn_of_fallback, loader._image_failure)
     for function in cached:
         function.cache_clear()
@@ -243,7 +243,7 @@ def test_an_image_that_the_driver_refuses(gpus, monkeypatch) -> None:
 # --- falling back ---------------------------------------------------------------------------------
 
 
-def test_falling_back_for_want_of_the_extension_is_said_once(monkeypatch, fresh, recwarn) -> None:
+def test_fallback_without_the_extension_warns_once(monkeypatch, fresh, recwarn) -> None:
     monkeypatch.setattr(loader, "_load", lambda: (None, "the compiled extension is played away"))
     feats, labels = torch.randn(4, 8, requires_grad=True), torch.arange(4)
     for _ in range(3):
@@ -257,7 +257,7 @@ def test_falling_back_for_want_of_the_extension_is_said_once(monkeypatch, fresh,
     assert dispatch.row_kernels(torch.device("cpu")) is None
 
 
-def test_nothing_is_said_of_tensors_that_no_kernel_is_for(recwarn, fresh) -> None:
+def test_no_warning_for_tensors_without_kernels(recwarn, fresh) -> None:
     assert resolve_backend("auto", "cpu", torch.float64) == "reference"
     assert resolve_backend("auto", "meta", torch.float32) == "reference"
     assert not recwarn.list

@@ -88,7 +88,7 @@ def test_the_partial_fc_snippet_runs() -> None:
         "backbone": torch.nn.Linear(7, 512),
         "images": torch.randn(6, 7),
         "labels": torch.arange(6),
-        # Of one process without a group.
+        # A stand-in: one process without a group.
         "DistributedDataParallel": lambda module: module,
     }
     code = snippets("docs/usage.md")[2]

@@ -1,4 +1,4 @@
-"""docs/custom_losses.md and its notebook: what they show runs, and is what they say."""
+"""docs/custom_losses.md and its notebook: the code runs, and its results are as described."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["report"].ok
     assert "return policy.sqrt(c)" in printed
     results = names["results"]
-    # People that were not seen are told apart better than by their pixels.
+    # Unseen people are distinguished better than by their pixels.
     assert results["contrastive"] > results["pixels"] + 0.01
     assert results["verification"] > results["pixels"] + 0.02
     assert "PairLoss(Contrastive(margin=0.3)" in printed

@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_no_pair(tmp_path: Path, cache: str) -> None:
     assert labels[read].tolist() == kept_labels.tolist()
 
 
-def test_every_process_learns_what_the_others_skipped(
+def test_every_process_gets_what_the_others_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_faces(tmp_path / "data", identities=2, images=2)
