@@ -106,6 +106,8 @@ def on_page_content(html_text: str, page: Page, **_: Any) -> str:
             mathml = convert(tex, display="block" if match[1] == "div" else "inline")
         except Exception as error:
             raise PluginError(f"{page.file.src_uri}: formula {tex!r}: {error}") from error
+        # The bars of a norm, which would grow with what stands beside them.
+        mathml = mathml.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')
         return f"<{match[1]}>{mathml}</{match[1]}>"
 
     return FORMULA.sub(typeset, html_text)
