@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -72,12 +72,14 @@ class HeadStep:
         sample_rate: of its classes.
         optimizer: "sgd", with momentum, "adamw", or "none".
         when: of :meth:`PartialFC.fuse`; "": the gradient is stored.
+        options: of the loss.
     """
 
     loss: str = "cosface"
     sample_rate: float = 1.0
     optimizer: str = "sgd"
     when: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def build(self, backend: str) -> Build:
         """Forward, backward and the optimizer's step."""
@@ -95,6 +97,7 @@ class HeadStep:
                     sample_rate=self.sample_rate,
                     device="cuda",
                     backend=backend,
+                    **self.options,
                 )
             optimizer = self._optimizer(head)
             if self.when:

@@ -106,7 +106,7 @@ def _run(call: Call, variant: str) -> None:
     if variant == "batch losses":
         passes.forward(call, gradients=False)
     elif variant == "batch weights":
-        # Of the others, weights are what every backward pass has.
+        # Other reductions have weights in every backward pass.
         if call.spec.reduction == "sum":
             passes.backward(call, torch.empty(0, device="cuda"), weights)
     else:

@@ -98,7 +98,7 @@ def _calls() -> list[tuple[str, Callable[..., Any], dict[str, Any]]]:
     memory = uk.FeatureMemory(M, D)
     found.append(("FeatureMemory", memory.update, {"feats": feats, "labels": labels}))
     found.append(("make NTXent", metric_learning.NTXentLoss, {"temperature": 0.1}))
-    for name in ("NTXentLoss", "SupConLoss"):
+    for name in ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss", "CircleLoss"):
         module = getattr(metric_learning, name)()
         found.append((name, module, {"embeddings": feats, "labels": labels}))
     found.append(("make USS", uk.USSLoss, {"init_threshold": 1.0}))

@@ -18,6 +18,7 @@ from unitsface_kernels.adapters.metric_learning import (
     NTXentLoss,
     SupConLoss,
 )
+from unitsface_kernels.adapters.metric_learning.measures import Measure
 from unitsface_kernels.functional.matching import match, sums_of_matching
 
 each_pair_loss = pytest.mark.parametrize("cls", [NTXentLoss, SupConLoss])
@@ -43,15 +44,16 @@ def _random(rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     ("make", "error", "message"),
     [
         (lambda: NTXentLoss(temperature=0.0), ValueError, "temperature must be > 0"),
-        (lambda: SupConLoss(distance=object()), ValueError, "distance must be None"),
-        (lambda: NTXentLoss(reducer=object()), ValueError, "reducer must be None"),
-        (lambda: NTXentLoss(embedding_regularizer=print), ValueError, "add its value"),
-        (lambda: CosFaceLoss(5, 8, weight_regularizer=print), ValueError, r"W\.t\(\)"),
+        (lambda: SupConLoss(distance=object()), ValueError, r"distance must be .* got object\(\)"),
+        (lambda: CosFaceLoss(5, 8, distance=Measure(normalize=False)), ValueError, "are cosines"),
+        (lambda: NTXentLoss(reducer=object()), TypeError, "reducer must be a reducer"),
+        (lambda: NTXentLoss(embedding_regularizer=3), TypeError, "embedding_regularizer must be"),
+        (lambda: CosFaceLoss(5, 8, weight_regularizer=3), TypeError, "weight_regularizer must be"),
         (lambda: CosFaceLoss(5, 8, collect_stats=True), ValueError, "no statistics"),
         (lambda: ArcFaceLoss(5, 8, maargin=1), TypeError, "unexpected keyword .*maargin"),
         (lambda: ArcFaceLoss(0, 8), ValueError, "num_classes must be >= 1"),
         (lambda: CrossBatchMemory(torch.nn.Identity(), 8), TypeError, "loss must be an NTXent"),
-        (lambda: CrossBatchMemory(NTXentLoss(), 8, miner=print), ValueError, "miner must be None"),
+        (lambda: CrossBatchMemory(NTXentLoss(), 8, miner=3), TypeError, "miner must be callable"),
         (lambda: CrossBatchMemory(NTXentLoss(), 8, 0), ValueError, "memory_size must be >= 1"),
     ],
 )
@@ -63,10 +65,11 @@ def test_constructors_refuse(make, error: type[Exception], message: str) -> None
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda loss, e, y: loss(e, None), TypeError, "labels must be a torch.Tensor"),
+        (lambda loss, e, y: loss(e, None), ValueError, "labels must be given"),
+        (lambda loss, e, y: loss(e, [1] * 6), TypeError, "labels must be a torch.Tensor"),
         (lambda loss, e, y: loss(e, y[:3]), ValueError, r"labels must have shape \(6,\)"),
         (lambda loss, e, y: loss(e, y.float()), TypeError, "labels must have an integer dtype"),
-        (lambda loss, e, y: loss(e, y, (y, y, y)), ValueError, "indices_tuple must be None"),
+        (lambda loss, e, y: loss(e, y, (y, y)), ValueError, "indices_tuple must be .anchors"),
         (lambda loss, e, y: loss(e[0], y), ValueError, "embeddings must have shape"),
     ],
 )
@@ -83,14 +86,14 @@ def test_calls_refuse(loss, call, error: type[Exception], message: str) -> None:
 
 def test_references_come_in_pairs_and_only_over_samples() -> None:
     embeddings, labels = _random()
-    with pytest.raises(ValueError, match="ref_labels must be given together with ref_emb"):
+    with pytest.raises(ValueError, match="ref_labels must be given for every row of ref_emb"):
         NTXentLoss()(embeddings, labels, ref_emb=embeddings)
     with pytest.raises(ValueError, match="ref_emb must be given together with ref_labels"):
         NTXentLoss()(embeddings, labels, ref_labels=labels)
     with pytest.raises(ValueError, match=r"ref_labels must have shape \(6,\)"):
         NTXentLoss()(embeddings, labels, ref_emb=embeddings, ref_labels=labels[:2])
     with pytest.raises(ValueError, match="ref_emb must be None"):
-        CosFaceLoss(3, 8)(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
+        CosFaceLoss(3, 8)(embeddings, labels, ref_emb=embeddings.clone(), ref_labels=labels)
 
 
 @pytest.mark.parametrize("label", [-1, 3])

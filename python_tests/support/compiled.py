@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,18 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compil
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process knows of compiled losses; the extension keeps those that it has."""
+    """Caches of compiled losses in this process; the extension keeps those that it has."""
     monkeypatch.setattr(custom, "_failures", {})
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Losses outside the registry run tile by tile in operations of Torch: nothing is compiled."""
+    with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
+        monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
+        forget(monkeypatch)
+        warnings.filterwarnings("ignore", ".*UNITSFACE_POLICY_COMPILER.*", RuntimeWarning)
+        yield
 
 
 def failure(spec: LossSpec) -> str | None:

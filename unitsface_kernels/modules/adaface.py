@@ -28,14 +28,14 @@ class AdaFaceLoss(MovingLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, h, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, h, reduction, backend, skip_tolerance, centers: as the function's.
         t_alpha: share of a batch in the statistics, in (0, 1]. The published training takes 0.01;
             1 takes the statistics of each batch alone.
         init_std: standard deviation of the initial weights; None: 0.01. Published: directions
             uniform in a cube.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         batch_mean, batch_std: () buffers, first 20 and 100.
 
     Shape:
@@ -63,6 +63,7 @@ class AdaFaceLoss(MovingLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.number("t_alpha", t_alpha, above=0.0, at_most=1.0)
         super().__init__(locals())
@@ -97,7 +98,7 @@ class AdaFaceLoss(MovingLoss):
         return self._moved_by(kernels, sums)
 
     def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        # Of the rows of all ranks.
+        # The sums are over the rows of all ranks.
         kernels = _kernels(feats)
         return self._moved_by(kernels, kernels.norm_sums(feats, labels, *NORMS))
 

@@ -46,7 +46,7 @@ class MovingLoss(RegisteredClassLoss):
 
     def _check(self, feats: Tensor, labels: Tensor, class_index: Tensor | None) -> None:
         """Arguments that :meth:`after_batch` reads."""
-        check_batch(feats, self.weight, labels, class_index)
+        check_batch(feats, self.weight, labels, class_index, self.centers)
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
         self._moved = self.after_step(feats, labels, total) if self._moves() else {}

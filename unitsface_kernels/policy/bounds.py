@@ -15,7 +15,7 @@ from .formula import COSINE, Formula, number_bindings
 Interval = tuple[float, float]
 
 _EVERYTHING: Interval = (-math.inf, math.inf)
-#: Of thresholds and variables, as of those that are sampled.
+#: Bound of thresholds and variables, the same as of the samples.
 _LARGEST_OTHER = 1e4
 
 

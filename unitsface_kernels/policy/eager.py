@@ -56,7 +56,7 @@ def _value(
 ) -> Value:
     if e in bindings:
         value: Any = bindings[e]
-        # Of torch.compile: arithmetic of Python on it would be a guard on the very result.
+        # A symbol of torch.compile: Python arithmetic on it would become a guard on the result.
         symbolic = isinstance(value, torch.SymFloat)
         return torch.full((), value, dtype=torch.float64) if symbolic else value
     if e.op == "const":
@@ -74,8 +74,8 @@ def _value(
     return operation.eager(*(_tensor(arg, dtype) for arg in args))
 
 
-#: Of a tensor and a number behind it, or before it: one operation, without a tensor of the number,
-#: that has the value and the derivative of the eager meaning.
+#: Operations on a tensor and a number, the last or the first operand: the value and the derivative
+#: of the eager meaning, without a tensor of the number.
 _NUMBER_LAST: dict[str, Callable[..., Tensor]] = {
     "max": torch.clamp_min,
     "min": torch.clamp_max,

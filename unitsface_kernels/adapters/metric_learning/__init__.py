@@ -4,8 +4,32 @@ Names, constructors, ``loss(embeddings, labels, ...)`` and numbers are those of 
 need not be installed; docs/metric_learning.md has the differences.
 """
 
-from .classes import ArcFaceLoss, CosFaceLoss
+from .classes import (
+    ArcFaceLoss,
+    CosFaceLoss,
+    LargeMarginSoftmaxLoss,
+    NormalizedSoftmaxLoss,
+    SphereFaceLoss,
+    SubCenterArcFaceLoss,
+)
+from .hinges import CircleLoss, ContrastiveLoss, MultiSimilarityLoss
 from .memory import CrossBatchMemory
 from .pairs import NTXentLoss, SupConLoss
+from .proxies import ProxyAnchorLoss, ProxyNCALoss
 
-__all__ = ["ArcFaceLoss", "CosFaceLoss", "CrossBatchMemory", "NTXentLoss", "SupConLoss"]
+__all__ = [
+    "ArcFaceLoss",
+    "CircleLoss",
+    "ContrastiveLoss",
+    "CosFaceLoss",
+    "CrossBatchMemory",
+    "LargeMarginSoftmaxLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
+    "NormalizedSoftmaxLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
+    "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
+    "SupConLoss",
+]

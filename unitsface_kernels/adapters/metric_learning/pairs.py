@@ -2,86 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ... import dispatch, functional, validate
+from ... import dispatch, functional, policy, validate
 from ...backends.reference import normalize_rows
-from ...functional.matching import Matching, match, sums_of_matching
-from ...memory import all_finite, nan_unless
-from . import arguments
+from ...functional.matching import Matching, sums_of_matching
+from ...losses.measured_pairs import AgainstAll, OwnLogits, Softmax
+from .base import wide
+from .listed import Listed
+from .pair_loss import Batch, PairLoss
+from .reducers import NOTHING, AvgNonZeroReducer, Entry, ListedPairs, Nothing, OfPairs, Part, Rows
 
 
-class PairLoss(nn.Module):
-    """Base of the losses over pairs of samples.
+class _TemperatureLoss(PairLoss):
+    """With logits that are similarities divided by ``temperature`` > 0."""
 
-    Args:
-        temperature: > 0; logits are cosines divided by it.
-        backend: "auto", "native", "triton" or "reference".
-        options: the original's other keywords, of which only the defaults can be had.
-
-    Shape:
-        embeddings (N, D), labels (N,) any integers; the pairs are those within the batch, without
-        (i, i), or those with ref_emb (M, D), ref_labels (M,). -> () float32.
-    """
-
-    #: The original's default reducer, which is built in.
-    reducer: str
-
-    def __init__(self, temperature: float, backend: str, options: dict[str, object]) -> None:
-        super().__init__()
+    def __init__(self, temperature: float, backend: str, options: dict[str, Any]) -> None:
+        super().__init__(backend, options)
         validate.number("temperature", temperature, above=0.0)
-        arguments.options_of_original(options, self.reducer)
         self.temperature = temperature
-        self.backend = backend
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: None = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        given, labels = labels, arguments.batch(embeddings, labels, indices_tuple)
-        validate.both_or_none("ref_emb", ref_emb, "ref_labels", ref_labels)
-        if ref_emb is None:
-            return self.compare(embeddings, labels, None, labels, 0)
-        validate.features("ref_emb", ref_emb, like=embeddings)
-        # The original leaves (i, i) out if both are one tensor on the device, and only then.
-        # Compared as given: transforms of torch.func make every conversion another tensor.
-        one = given is not None and ref_labels is given and given.device == embeddings.device
-        ref_labels = arguments.labels_of("ref_labels", ref_labels, ref_emb, "ref_emb")
-        return self.compare(embeddings, labels, ref_emb, ref_labels, 0 if one else None)
-
-    def compare(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        columns: Tensor | None,
-        column_labels: Tensor,
-        batch_offset: int | None,
-    ) -> Tensor:
-        """The loss of rows against columns (None: the batch), checked arguments.
-
-        The pair of row i and column i + batch_offset, of the same identity, is left out.
-        """
-        matching = match(labels, column_labels, holds_itself=batch_offset is not None)
-        loss = self._loss(embeddings, columns, matching, batch_offset)
-        # A row without a positive has no term, and would hide its NaN.
-        return loss + nan_unless(all_finite(embeddings), loss.dtype)
-
-    def _loss(
-        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
-    ) -> Tensor:
-        raise NotImplementedError
+    def formula(self, form: type[policy.Pair]) -> policy.Pair:
+        return self.measure.policy(form, scale=1.0 / self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, backend={self.backend!r}"
 
 
-class NTXentLoss(PairLoss):
+class NTXentLoss(_TemperatureLoss):
     r"""NT-Xent (InfoNCE; Chen et al., ICML 2020): the mean over positive pairs (a, p) of
 
     .. math:: -\log \frac{e^{c_{ap} / T}}{e^{c_{ap} / T} + \sum_{n \in N(a)} e^{c_{an} / T}}
@@ -89,32 +42,62 @@ class NTXentLoss(PairLoss):
     Zero if the batch has no positive or no negative pair. See :class:`PairLoss` for arguments.
     """
 
-    reducer = "MeanReducer"
-
     def __init__(self, temperature: float = 0.07, *, backend: str = "auto", **options) -> None:
         super().__init__(temperature, backend, options)
 
-    def _loss(
-        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
-    ) -> Tensor:
-        per_row = functional.fused_pair_softmax_loss(
-            embeddings,
-            matching.rows,
-            memory=columns,
-            memory_labels=None if columns is None else matching.columns,
-            batch_offset=None if columns is None else offset,
-            scale=1.0 / self.temperature,
-            margin=0.0,
-            reduction="none",
-            backend=self.backend,
-        )
-        # A row has the mean over its positives; every pair weighs the same.
-        pairs = matching.positives * matching.meaningful
-        weights = pairs.to(per_row.dtype) / pairs.sum().clamp(min=1)
-        return (per_row * weights).sum()
+    def of_batch(self, batch: Batch) -> dict[str, Part]:
+        factor = self.measure.cosines_per_unit
+        if factor is None:
+            per_row = batch.of(self.formula(Softmax))
+        else:
+            per_row = functional.fused_pair_softmax_loss(
+                scale=factor / self.temperature, margin=0.0, reduction="none", **batch.arguments
+            )
+        return {"loss": _PositivePairs(self, batch, per_row)}
+
+    def of_list(self, listed: Listed) -> dict[str, Part]:
+        anchors, positives, others, _ = listed.pairs
+        if not len(anchors) or not len(others) or listed.pairs.few:
+            return {"loss": Nothing(listed.rows)}
+        own, negative = listed.terms(self.formula(Softmax))
+        assert own is not None
+        assert negative is not None
+        losses = F.softplus(listed.log_sums(negative, others)[anchors] - own)
+        return {"loss": ListedPairs(losses, (anchors, positives), "pos_pair", len(listed.rows))}
 
 
-class SupConLoss(PairLoss):
+@dataclass(frozen=True)
+class _PositivePairs(OfPairs):
+    """Of every positive pair, by the means ``per_row`` (N,)."""
+
+    loss: NTXentLoss
+    batch: Batch
+    per_row: Tensor
+
+    def counts(self) -> Tensor:
+        matching = self.batch.matching
+        return matching.positives * matching.meaningful
+
+    def means(self) -> Tensor:
+        return torch.where(self.counts() > 0, self.per_row, 0.0)
+
+    def total(self) -> Tensor:
+        return (self.means() * self.counts()).sum()
+
+    def between(self, low: float | None, high: float | None) -> Tensor | None:
+        if low != 0 or high is not None:
+            return None
+        # Only pairs without any negative have no loss.
+        counts = torch.where(self.batch.matching.negatives > 0, self.counts(), 0)
+        return self.total() / counts.sum().clamp(min=1)
+
+    def entry(self) -> Entry:
+        if not bool(self.batch.matching.meaningful):
+            return NOTHING
+        return self.loss.of_list(self.batch.listed())["loss"].entry()
+
+
+class SupConLoss(_TemperatureLoss):
     r"""SupCon (Khosla et al., NeurIPS 2020): the mean over anchors a whose loss is not zero of
 
     .. math:: \log \sum_{j} e^{c_{aj} / T} - \frac{1}{|P(a)|} \sum_{p \in P(a)} c_{ap} / T
@@ -124,65 +107,73 @@ class SupConLoss(PairLoss):
     See :class:`PairLoss` for arguments.
     """
 
-    reducer = "AvgNonZeroReducer"
+    default_reducer = AvgNonZeroReducer
 
     def __init__(self, temperature: float = 0.1, *, backend: str = "auto", **options) -> None:
         super().__init__(temperature, backend, options)
 
-    def _loss(
-        self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
-    ) -> Tensor:
-        per_row = self.per_anchor(embeddings, columns, matching, offset)
-        others = matching.positives + matching.negatives
-        valid = (matching.positives > 0) & (others > 1) & matching.meaningful
-        return torch.where(valid, per_row, 0.0).sum() / valid.sum().clamp(min=1)
+    def of_batch(self, batch: Batch) -> dict[str, Part]:
+        matching = batch.matching
+        positives = matching.positives
+        lone = positives == 1
+        if self.measure.cosine:
+            per_row = self._of_cosines(batch)
+        else:
+            per_row = batch.of(self.formula(AgainstAll), lone=lone.to(wide(batch.rows)))
+            own = batch.of(self.formula(OwnLogits)) / positives.clamp(min=1)
+            per_row = per_row - torch.where(lone, 0.0, own)
+        others = positives + matching.negatives
+        some = (positives > 0) & (others > 1) & matching.meaningful
+        return {"loss": Rows(torch.where(some, per_row, 0.0), some)}
+
+    def of_list(self, listed: Listed) -> dict[str, Part]:
+        listed = listed.distinct.without_both_kinds()
+        anchors, others = listed.pairs.anchors, listed.pairs.others
+        positives, negatives = listed.counts(anchors), listed.counts(others)
+        lone = positives == 1
+        per_row = listed.rows_of(self.formula(AgainstAll), lone=lone.to(wide(listed.rows)))
+        own = listed.rows_of(self.formula(OwnLogits)) / positives.clamp(min=1)
+        meaningful = len(anchors) > 0 and len(others) > 0 and not listed.pairs.few
+        some = (positives > 0) & (positives + negatives > 1) & meaningful
+        losses = torch.where(some, per_row - torch.where(lone, 0.0, own), 0.0)
+        return {"loss": Rows(losses, some)}
 
     def per_anchor(
         self, embeddings: Tensor, columns: Tensor | None, matching: Matching, offset: int | None
     ) -> Tensor:
-        """(N,) losses of anchors that have a positive and at least one more sample."""
+        """(N,) losses by cosines of anchors that have a positive and at least one more sample."""
+        return self._of_cosines(Batch(embeddings, columns, matching, offset, self.backend))
+
+    def _of_cosines(self, batch: Batch) -> Tensor:
         # Two positives or more: the loss is at least the logarithm of their number, and the
         # difference of two large numbers exact enough. A lone positive p may leave next to nothing:
         # log(e^N + e^p) - p is softplus(N - p), with the negatives' log-sum-exp N.
-        positives = matching.positives
-        lone = positives == 1
-        log_sum = self._log_sum(embeddings, columns, matching, offset, lone)
+        lone = batch.matching.positives == 1
+        log_sum = self._log_sum(batch, lone)
         dtype = log_sum.dtype
-        rows = normalize_rows(embeddings.to(dtype))
-        unit = rows if columns is None else normalize_rows(columns.to(dtype))
-        backend = dispatch.resolve(self.backend, embeddings.device.type, embeddings.dtype)
-        sums = sums_of_matching(unit, matching, plain=backend == "reference")
-        if offset is not None:
-            sums = sums - unit[offset : offset + len(rows)]
-        mean = (rows * sums).sum(dim=1) / positives.clamp(min=1)
+        rows = normalize_rows(batch.rows.to(dtype))
+        unit = rows if batch.columns is None else normalize_rows(batch.columns.to(dtype))
+        backend = dispatch.resolve(self.backend, batch.rows.device.type, batch.rows.dtype)
+        sums = sums_of_matching(unit, batch.matching, plain=backend == "reference")
+        if batch.offset is not None:
+            sums = sums - unit[batch.offset : batch.offset + len(rows)]
+        mean = (rows * sums).sum(dim=1) / batch.matching.positives.clamp(min=1)
         gap = log_sum - mean / self.temperature
         return torch.where(lone, F.softplus(gap), gap)
 
-    def _log_sum(
-        self,
-        embeddings: Tensor,
-        columns: Tensor | None,
-        matching: Matching,
-        offset: int | None,
-        lone: Tensor,
-    ) -> Tensor:
+    def _log_sum(self, batch: Batch, lone: Tensor) -> Tensor:
         """(N,) log-sum-exp of the negatives where ``lone``, elsewhere of all other samples: those
         rows have a label that no column has.
         """
+        matching = batch.matching
         absent = torch.full_like(matching.rows, len(matching.columns))
-        column_labels: Tensor | None = matching.columns
-        if columns is None:
+        if batch.columns is None:
             # Here rows are columns too: a label for each.
             absent = absent + torch.arange(len(absent), device=absent.device)
-            column_labels, offset = None, None
-        labels = torch.where(lone, matching.rows, absent)
         return functional.fused_pair_logsumexp(
-            embeddings,
-            labels,
-            memory=columns,
-            memory_labels=column_labels,
-            batch_offset=offset,
+            batch.rows,
+            torch.where(lone, matching.rows, absent),
             scale=1.0 / self.temperature,
             reduction="none",
-            backend=self.backend,
+            **batch.against,
         )

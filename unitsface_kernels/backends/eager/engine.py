@@ -67,7 +67,7 @@ class EagerEngine(UnitRows, CenterTiles):
 
     @cached_property
     def _terms(self) -> Terms:
-        """Of any loss but a ``nearest`` one, whose formula its driver evaluates."""
+        """The formula of the loss; that of a ``nearest`` loss is evaluated by its driver."""
         formula = self._call.spec.formula
         assert formula is not None
         return Terms(formula, self._call.params)

@@ -33,6 +33,7 @@ from .engine import (
     UnitRows,
 )
 from .logsumexp import finish_rows
+from .mixing import Changes, Mixing
 from .other_ranks import Blocks, Towers
 from .row_formulas import row_slopes
 from .selection import DeviceFilter, RowSelection, SortedTargets
@@ -68,6 +69,7 @@ __all__ = [
     "CallConfig",
     "CallTensors",
     "CenterTiles",
+    "Changes",
     "ClassSums",
     "ClassTile",
     "ClassWeights",
@@ -76,6 +78,7 @@ __all__ = [
     "Engine",
     "ForwardCache",
     "Gradients",
+    "Mixing",
     "Nearest",
     "NegativeSums",
     "PairSums",

@@ -34,7 +34,7 @@ def per_row(call: Call) -> Tensor:
     totals = counts.sum(dim=1)
     if call.ranks is not None:
         # Each rank's own rows, wherever the columns come from.
-        totals = call.ranks.gather(counts.T.contiguous()).sum(dim=0)
+        totals = call.ranks.total(totals)
     return totals.clamp(min=1).to(torch.float32) / call.num_valid_rows()
 
 

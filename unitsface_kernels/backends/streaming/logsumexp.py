@@ -79,6 +79,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     else:
         both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
         both, scale = split_factors(call, both)
+        weights = weights if scale is None else weights / scale
         negative_weight, target_weight = both.unbind(0)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = target_weight * slope
@@ -88,7 +89,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = TargetWeights(target_weight, state[-1], weights)
+        of_variables = TargetWeights(target_weight, state[-1], weights, state[0])
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         share = negative_prob if call.spec.finish is None else negative_prob.abs()
@@ -201,7 +202,7 @@ def _finished(
     elsewhere has loss N and q = 1.
     """
     log_negatives = _log_of_sums(sums.maximum, sums.total)
-    # Of shards together every row that takes part has its target.
+    # All shards together have the target of every row that takes part.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     finish = call.spec.finish
     if finish is not None:

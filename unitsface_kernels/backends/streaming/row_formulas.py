@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...losses import EMPTY
 from ...policy import eager
 from ...policy.derive import derivative
 from ...policy.expression import Expression, constant, is_const, value_of
@@ -129,8 +130,9 @@ def need_gradients(call: Call) -> bool:
     ]
     if any(formula.variables[place].streamed for place in wanted):
         return True
-    slopes = (_by(of, formula)[2:] for of in (formula.positive, formula.regularizer))
-    # Of given ones, a gradient of zeros is one.
+    of_rows = (formula.positive, formula.regularizer, formula.finish)
+    slopes = (_by(of, formula)[2:] for of in of_rows)
+    # A given variable gets a gradient even if it is zero.
     given = any(formula.variables[place].given for place in wanted)
     return given or any(not is_const(each[place], 0.0) for each in slopes for place in wanted)
 
@@ -150,15 +152,21 @@ def row_slopes(call: Call, values: Variables, weights: TargetWeights) -> Tensor:
     formula, has_target = call.spec.formula, call.row_labels >= 0
     assert formula is not None
     here = torch.where(has_target, weights.target, 0.0)
-    of_logits = _of_target(call, values, weights.cosine, _by(formula.positive, formula)[2:])
+    logits, _, *of_logits = _of_target(call, values, weights.cosine, _by(formula.positive, formula))
     slopes = [_weighted(here, slope) for slope in of_logits]
-    if formula.regularizer is None:
-        return torch.stack(slopes)
-    # Of shards, the one with the target has the term's gradient.
-    here = torch.where(has_target, weights.rows, 0.0)
-    of_terms = _of_row(call, values, _by(formula.regularizer, formula)[2:])
-    terms = (_weighted(here, slope) for slope in of_terms)
-    return torch.stack([slope + term for slope, term in zip(slopes, terms, strict=True)])
+    # Only the shard with the target has the gradients of the row's own terms.
+    here, of_terms = torch.where(has_target, weights.rows, 0.0), []
+    if formula.regularizer is not None:
+        of_terms = _of_row(call, values, _by(formula.regularizer, formula)[2:])
+    elif call.spec.finish is not None:
+        target = torch.where(has_target, logits, EMPTY)
+        negatives = weights.log_negatives
+        negatives = torch.where(negatives == -torch.inf, EMPTY, negatives)
+        of_rows = values.of_rows(call)
+        of_terms = call.spec.finish.slopes(target, negatives, call.params, of_rows)[2:]
+    for place, slope in enumerate(of_terms):
+        slopes[place] = slopes[place] + _weighted(here, slope)
+    return torch.stack(slopes)
 
 
 def _weighted(weights: Tensor, slope: Tensor) -> Tensor:

@@ -95,12 +95,14 @@ class Variables(NamedTuple):
 class TargetWeights(NamedTuple):
     """What the gradients of variables through the rows' own formulas are made of, (N,) each.
 
-    d loss / d logit of the targets, their cosines, and the upstream gradients of the rows' losses.
+    d loss / d logit of the targets, their cosines, the upstream gradients of the rows' losses, and
+    the log-sum-exps of the negatives' logits.
     """
 
     target: Tensor
     cosine: Tensor
     rows: Tensor
+    log_negatives: Tensor
 
 
 def across_ranks(call: Call) -> bool:

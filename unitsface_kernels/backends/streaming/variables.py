@@ -181,7 +181,7 @@ def add_norms(
 
 
 def _place(spec: LossSpec, name: str) -> int | None:
-    """Of a variable among those of its side; None: the formula does not read it."""
+    """Place of a variable among those of its side; None: the formula does not read it."""
     names = [variable.name for variable in spec.variables if variable.side == COMPUTED[name]]
     return names.index(name) if name in names else None
 

@@ -215,7 +215,7 @@ _PARTS_OF_MEMORY = 240
 
 
 def wave(memory: DeviceMemory) -> WaveConfig:
-    """Tile sizes for a device: by its L2, which tells large chips, within its memory."""
+    """Tile sizes for a device: by its L2, which distinguishes large chips, within its memory."""
     found = next(wave for l2_bytes, wave in _WAVES if memory.l2_bytes >= l2_bytes)
     size = min(found.gradient_bytes, memory.total_bytes // _PARTS_OF_MEMORY)
     if size == found.gradient_bytes:

@@ -23,6 +23,7 @@ from ..streaming import (
     TileColumns,
     Variables,
     finish_rows,
+    row_slopes,
 )
 from . import (
     centers_tile,
@@ -302,6 +303,8 @@ class TritonEngine:
         return row_formulas.finish_rows(self._space, sums, values)
 
     def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
+        if call.spec.finish is not None:
+            return row_slopes(call, values, weights)
         return row_formulas.row_slopes(self._space, values, weights)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:

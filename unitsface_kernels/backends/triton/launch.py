@@ -56,7 +56,7 @@ _numbers: dict[int, tuple[int, ...]] = {}
 def _key(kernel: KernelInterface, args: tuple[Any, ...], options: dict[str, Any]) -> tuple | None:
     """What the specialization of a kernel sees of a launch; None for one with unaligned pointers.
 
-    Kernels live as long as their module, and are cheaper to hash by their id.
+    Kernels exist as long as their module, and are cheaper to hash by their id.
     """
     aspects: list[Any] = [id(kernel), driver.active.get_current_device()]
     addresses = 0

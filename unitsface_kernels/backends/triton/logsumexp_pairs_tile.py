@@ -53,7 +53,10 @@ def _programs(config: TileConfig, tile: PairTile) -> int:
 
 
 def _with_variables(space: Workspace, tile: PairTile, config: TileConfig) -> TileConfig:
-    """Of kernels with variables: logits of both directions, and derivatives; one step along D."""
+    """Launch of a kernel with variables, which has logits of both directions and derivatives.
+
+    Both passes take one step along D.
+    """
     if tile.variables is None:
         return config
     heavy = fewer_pairs(space.config.sum_heavy)

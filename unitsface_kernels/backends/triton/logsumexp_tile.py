@@ -76,7 +76,7 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
         state,
         parts,
         count,
-        # Of shards together every row that takes part has its target.
+        # All shards together have the target of every row that takes part.
         0 if call.shards is None else ELSEWHERE,
         call.kernel_params,
         POSITIVE=space.logsumexp_policy.positive,

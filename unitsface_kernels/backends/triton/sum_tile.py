@@ -34,7 +34,7 @@ def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
 
 
 def most_programs(spec: LossSpec, config: Config, block: tuple[int, int]) -> int:
-    """Of the launch for a tile of at most ``block`` rows and columns, without row weights."""
+    """Programs of the launch for a tile of at most ``block`` pairs, without row weights."""
     tile = _tile_config(spec, config, weighted=False)
     return -(-block[0] // tile.block_m) * -(-block[1] // tile.block_n)
 
