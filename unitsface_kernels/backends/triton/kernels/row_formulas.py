@@ -56,7 +56,7 @@ def finish_formula_kernel(
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < rows
-    log_negatives = log_of_sums(maximum, total, i.to(tl.int64), mask, parts, rows, BLOCK)
+    log_negatives = log_of_sums(maximum, total, i, mask, parts, rows, BLOCK)
     target = tl.load(targets + i, mask=mask, other=-1)
     cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
     own = scalar_values(scalars, SCALARS) + of_each(of_rows, row_stride, i, mask, ROWS)
