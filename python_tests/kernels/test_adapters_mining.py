@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from support.compiled import without_compiler
 from support.helpers import DEVICES
+from support.largest import Largest
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 
@@ -222,10 +223,10 @@ def test_triplets_are_pairs(name: str, device: str, within: bool) -> None:
     _check(make, distance, formula, tensors, (anchors, positives, anchors, negatives), call)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_list_of_all_pairs_is_no_list(name: str) -> None:
-    """Fused and listed, within a batch, against others, and in tiles of a few rows."""
-    make, distance, _ = LOSSES[name]
+    """Fused and listed, within a batch and against others."""
+    make, distance, _ = ALL[name]
     given = {} if distance is None else {"distance": distance}
     labels = torch.arange(30) % 7
     for columns in (None, torch.randn(40, 8)):
@@ -246,6 +247,20 @@ def test_tiles_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unitsface_kernels.adapters.metric_learning.listed._TILE", 20)
     test_listed_pairs("multi_similarity", "cpu")
     test_listed_pairs("ntxent", "cpu")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_list_takes_the_memory_of_a_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: neither N x M numbers nor D of them for every listed pair."""
+    monkeypatch.setattr("unitsface_kernels.adapters.metric_learning.listed._TILE", 3000)
+    make, distance, _ = LOSSES[name]
+    given = {} if distance is None else {"distance": distance}
+    rows, columns = torch.randn(200, 4, requires_grad=True), torch.randn(300, 4)
+    lists = tuple(torch.randint(0, 200, (2500,)) for _ in range(4))
+    loss = make(**given)
+    with Largest() as largest:
+        loss(rows, indices_tuple=lists, ref_emb=columns).backward()
+    assert largest.numel == 3000
 
 
 @pytest.mark.parametrize("name", ["ntxent", "multi_similarity"])
