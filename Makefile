@@ -12,10 +12,12 @@ SECONDS ?= 600
 # There is none for other systems.
 SERVER_TRITON := 3.6.0
 TRITONS := $(if $(filter Linux,$(shell uname -s)),$(VENV)/triton-$(SERVER_TRITON))
+# Images of a package of Debian, which need not be installed: `losses` compares on them too.
+FASHION := $(if $(shell command -v apt-get),$(VENV)/fashion-mnist)
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
+.PHONY: docs env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed $(TRITONS)
 
@@ -33,6 +35,12 @@ $(VENV)/triton-$(SERVER_TRITON): | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part triton==$(SERVER_TRITON)
 	mv $@.part $@
 
+$(VENV)/fashion-mnist: | $(VENV)/.installed
+	rm -rf $@.part
+	mkdir $@.part
+	cd $@.part && apt-get download --quiet dataset-fashion-mnist && dpkg-deb -x *.deb .
+	mv $@.part $@
+
 demo: env
 	$(BIN)/python train/demo.py
 
@@ -40,8 +48,8 @@ demo-quick: env
 	$(BIN)/python train/demo.py --quick
 
 # More in ARGS: make losses ARGS="--seeds 1 --only cosface uce+uss"
-losses: env
-	$(BIN)/python train/compare_losses.py --seeds 3 $(ARGS)
+losses: env $(FASHION)
+	$(BIN)/python train/compare_losses.py --seeds 3 --data orl $(if $(FASHION),fashion_mnist) $(ARGS)
 
 # Most tests keep one core busy. The tests of a file share expensive fixtures: one worker per file.
 PYTEST := $(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -75,10 +83,20 @@ bench: env
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.report --readme
 
+# The site, in build/site. Its own environment: it needs neither Torch nor the extension.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=true $(VENV)-docs/bin/python -m mkdocs build --quiet --strict
+
+$(VENV)-docs/.installed: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet $$($(VENV)-docs/bin/python docs/site/requirements.py docs)
+	touch $@
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 format: env
@@ -87,4 +105,4 @@ format: env
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV)
+	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV) $(VENV)-docs

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -120,7 +121,11 @@ def _start_anew_if_changed(build: Path) -> None:
         record.write_text(json.dumps(inputs, indent=1))
 
 
+# Of one form before setuptools 77, of another from then on; LICENSE is packed by both.
+KNOWS_EXPRESSIONS = int(setuptools.__version__.split(".")[0]) >= 77
+
 setup(
+    **{"license_expression" if KNOWS_EXPRESSIONS else "license": "MIT"},
     ext_modules=[Extension("unitsface_kernels._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": PackHeaders},
 )

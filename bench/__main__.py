@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=6.0, help="per workload, at least")
-    # --contestants: the option's earlier name.
+    # The second is deprecated.
     names = ("--implementations", "--contestants")
     parser.add_argument(*names, nargs="+", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
@@ -56,6 +56,8 @@ def _results(path: Path, command: str, device: str, update: bool) -> dict[str, o
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
+    if "--contestants" in argv:
+        harness.say("warning: --contestants is deprecated, use --implementations")
     unknown = [name for name in arguments.workloads if name not in WORKLOADS]
     if unknown:
         parser().error(f"unknown workload {', '.join(unknown)}; known: {', '.join(WORKLOADS)}")

@@ -34,7 +34,7 @@ def _allowance(name: str, fraction: float, inputs: dict[str, Tensor]) -> float:
     if tensor.dim() == 0:
         return fraction
     per_row = SCALE * fraction / float(tensor.norm(dim=1).min())
-    # Of the mean of N rows, in-batch as row and as column; a column may collect all rows' errors.
+    # For the mean of N rows: in-batch as row and as column; a column may collect all rows' errors.
     return per_row * (2.0 / math.sqrt(len(tensor)) if name == "feats" else 1.0)
 
 

@@ -141,7 +141,7 @@ def _row(rounds: list[tuple[float, ...]]) -> dict[str, Any]:
         "generated": statistics.median(generated),
     }
     if len(rounds) > 1:
-        # Of a round: what else the machine does slows both.
+        # Ratios within a round: other load slows both variants.
         ratios = [new / old for old, new in rounds]
         row["quartiles"] = statistics.quantiles(ratios, n=4)[::2]
         row["ratio"] = statistics.median(ratios)
@@ -230,7 +230,7 @@ def rendered(results: dict[str, Any]) -> str:
         if part in results:
             rows = results[part]
             if part == "cycles":
-                # Of the many variants of a kernel, the one that changes most to the worse.
+                # The variant of a kernel that gets worse by the most.
                 worst: dict[tuple[Any, ...], dict[str, Any]] = {}
                 for row in rows:
                     name = row["kernel"].partition(" ")[0]

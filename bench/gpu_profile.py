@@ -27,7 +27,7 @@ from .workloads import WORKLOADS
 
 ELEMENT, FLOAT = 2, 4  # bytes of bfloat16 and of an accumulator
 STEPS = 3
-#: Of one step, its process included.
+#: Limit of one step, its process included.
 LIMIT_S = 40.0
 LIBRARY = re.compile(r"gemm|cutlass|nvjet|xmma|cublas", re.IGNORECASE)
 

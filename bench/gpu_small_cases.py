@@ -28,8 +28,8 @@ from .gpu_check.files import write_json
 
 ROWS, COLUMNS, SIZE, IDENTITIES = 139, 203, 72, 17
 SCALE = 16.0
-#: Of the loss, and of the relative norm of a gradient. In half precision a cosine is good to about
-#: 1e-3 (1e-4 in float16), the scale multiplies that, and Triton's interpreter cuts digits off.
+#: Limits of the loss's error and of a gradient's relative error. In half precision a cosine is good
+#: to about 1e-3 (1e-4 in float16), the scale multiplies that, and Triton's interpreter truncates.
 LIMITS = {
     torch.float32: (1e-5, 1e-4),
     torch.float16: (5e-3, 1e-2),
@@ -52,7 +52,7 @@ HEADS = ("cosface", "uce", "npt")
 TOLERANCE = 1e-5
 #: Features of losses between two towers.
 TOWERS = ("a", "b", "queries", "keys")
-#: Of one case in a process of its own, which may have to compile its kernels.
+#: Limit of one case in a separate process, which may have to compile its kernels.
 LIMIT_S = 30.0
 #: Rounding may change which columns are nearest; the gradient of either choice is right.
 DISCONTINUOUS = ("fused_npt_loss",)

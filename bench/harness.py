@@ -15,7 +15,8 @@ from .session import ImplementationFailedError, start
 from .workloads import Workload
 
 LEAST_ROUNDS = 3
-# Of the free memory: an implementation that needs more is not run. Ours are predicted better.
+# Fractions of the free memory beyond which an implementation is not run; fused ones are
+# predicted better.
 MEMORY_LIMIT, OUR_MEMORY_LIMIT = 0.6, 0.9
 RATES_EVERY_S = 1.0
 

@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m bench.heads", description=__doc__)
     parser.add_argument("heads", nargs="*", help=f"of {', '.join(HEADS)}")
-    # --contestants: the option's earlier name.
+    # The second is deprecated.
     names = ("--implementations", "--contestants")
     parser.add_argument(*names, nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -229,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--update", action="store_true", help="keep the file's other heads")
     parser.add_argument("--out", type=Path, help="without suffix; bench/results/heads[-cuda]")
     arguments = parser.parse_args(argv)
+    if "--contestants" in argv:
+        harness.say("warning: --contestants is deprecated, use --implementations")
     if unknown := [name for name in arguments.heads if name not in HEADS]:
         parser.error(f"unknown head {', '.join(unknown)}; known: {', '.join(HEADS)}")
     command = shlex.join(["python", "-m", "bench.heads", *argv])

@@ -102,7 +102,7 @@ class Workload:
     def shrunk(self, rows: int, columns: int) -> Workload:
         """The same work on at most this many rows and columns."""
         rows = min(self.rows, rows)
-        # Of two towers rows i and i match.
+        # Row i of one tower matches row i of the other.
         most = rows if self.topology == "towers" else columns
         return replace(self, rows=rows, columns=min(self.columns, most))
 

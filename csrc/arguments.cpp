@@ -45,7 +45,7 @@ int64_t column_variables(const Args& t) {
   return strided(t.num_columns, t.m, t.column_stride);
 }
 
-// Of a policy that reads any; all others leave them out.
+// Variables: policies that read none leave them out.
 template <class Args>
 void add_variables(Fields<Args>& fields) {
   fields.field("num_scalars", &Args::num_scalars)

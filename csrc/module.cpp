@@ -134,7 +134,7 @@ void bind_losses(py::module_& m) {
         run(values, floats(cosine, n), n, floats(logit, n), floats(slope, n));
       },
       py::call_guard<py::gil_scoped_release>());
-  // Of losses compiled at run time, see cpu/shared_object.h.
+  // Version of the interface of losses compiled at run time, see cpu/shared_object.h.
   m.attr("loss_abi") = cpu::loss_abi();
   m.def("pool", [] { return reinterpret_cast<std::uintptr_t>(&cpu::run_chunks); });
   m.def("register_loss", [](const std::string& loss, std::uintptr_t kernels) {

@@ -29,7 +29,7 @@ COMMANDS = {
     "ijbc": (ijb.evaluate, ijb.ARGUMENTS),
     "megaface": (megaface.evaluate, megaface.ARGUMENTS),
 }
-# Options that stand for keys.
+# Options of earlier versions that stand for keys.
 ALIASES = {
     "--model": "model.name",
     "--device": "train.device",
@@ -80,9 +80,12 @@ def parse(argv: list[str]) -> Namespace:
                 action="append",
                 type=value,
                 metavar=metavar,
-                help=f"{key}={metavar}",
+                help=f"deprecated: {key}={metavar}",
             )
     found = parser.parse_args([text for text in argv if not _KEY.match(text)])
+    for override in found.aliases or ():
+        flag = next(f for f, key in ALIASES.items() if override.startswith(f"{key}="))
+        print(f"warning: {flag} is deprecated, use {override}", file=sys.stderr)
     found.overrides = [*(found.aliases or ()), *(text for text in argv if _KEY.match(text))]
     parse_overrides(found.overrides)  # a mistake is found before a checkpoint is read
     return found

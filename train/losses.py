@@ -75,7 +75,7 @@ def _construct(
 
 
 def _check_options(key: str, name: str, known: list[str], options: dict[str, Any]) -> None:
-    # `reduction` is the harness's business: it needs one number per step.
+    # The harness sets `reduction`, since it needs one number per step.
     accepted = [p for p in known if p not in ("reduction", "group", "exchange")]
     for option in options:
         if option not in accepted:
@@ -112,16 +112,19 @@ class FaceLoss(nn.Module):
         labels: Tensor,
         memory: tuple[Tensor, Tensor] | None = None,
         pairs: bool = True,
+        momentum_feats: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, D) features and (N,) labels to three scalars: total, class term, pair term.
 
         ``memory``, (M, D) features and (M,) labels, takes the batch's place as the columns of the
         pair loss; without ``pairs`` its term is left out. With ``class_until_pairs`` the class
-        term is left out where the pair term is there.
+        term is left out where the pair term is there. ``momentum_feats``: (N, D) features that the
+        class loss stores in place of these.
         """
+        stored = {} if momentum_feats is None else {"momentum_feats": momentum_feats}
         class_term = pair_term = torch.zeros((), device=features.device)
         if self.class_loss is not None and not (pairs and self.class_until_pairs):
-            class_term = self.class_loss(features, labels)
+            class_term = self.class_loss(features, labels, **stored)
         elif self.class_loss is not None:
             class_term = class_term + _nothing(self.class_loss)
         if self.pair_loss is not None and pairs:

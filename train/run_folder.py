@@ -210,7 +210,7 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (own and resume_step is not None) or (auto and _is_cut_off(folder)):
-            # Of a resumed run only what describes its end, which it has yet to come to.
+            # A resumed run removes only what describes its end, which is still ahead.
             for name in _OURS if resume_step is None else _AT_THE_END:
                 remove(folder / name)
         else:

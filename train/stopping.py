@@ -106,7 +106,7 @@ def _end(number: int) -> None:
 
 @contextmanager
 def stop_on_signal(patience_s: float = 0.0) -> Iterator[list[int]]:
-    """Collects a first SIGINT or SIGTERM instead of dying of it; a second one is not caught.
+    """Collects a first SIGINT or SIGTERM instead of ending; a second one is not caught.
 
     What comes within ``patience_s`` seconds of the first one counts as the same. Outside the main
     thread nothing is collected.

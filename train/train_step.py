@@ -37,6 +37,7 @@ class BackboneAndLoss(nn.Module):
         labels: Tensor | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         pairs: bool = True,
+        momentum_feats: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The terms of :class:`FaceLoss`, and the features; without images, some function of all
         parameters.
@@ -44,7 +45,7 @@ class BackboneAndLoss(nn.Module):
         if images is None or labels is None:
             return (sum((p.sum() for p in self.parameters() if p.requires_grad), 0.0),)
         features = self.backbone(images)
-        return (*self.loss(features, labels, memory, pairs), features)
+        return (*self.loss(features, labels, memory, pairs, momentum_feats), features)
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
@@ -106,9 +107,9 @@ class TrainStep:
     def __call__(
         self, images: Tensor, labels: Tensor, *, step: int, lr: float, pairs: bool
     ) -> Tensor:
-        """One step; the detached [total, class, pair] losses and the largest norm of a feature.
+        """One step; returns (4,) detached [total, class, pair] losses and the largest feature norm.
 
-        Of this process, (4,), on the device: nothing waits for it.
+        Values are those of this process and stay on the device: nothing waits for it.
         """
         config, device, head, memory = self.config, self.world.device, self.head, self.memory
         # Dropout draws from the global generator, augmentation from its own.
@@ -133,11 +134,12 @@ class TrainStep:
             # The last part averages the gradients of all over the processes.
             with nullcontext() if number == count else self._no_sync():
                 with autocast(config, device):
+                    stored = self._momentum_feats(part)
                     total, class_term, pair_term, features = self.parallel(
-                        part, part_labels, columns, pairs
+                        part, part_labels, columns, pairs, None if head is not None else stored
                     )
                     if head is not None:
-                        class_term = head(features, part_labels)
+                        class_term = head(features, part_labels, momentum_feats=stored)
                         total = total + config.loss.class_weight * class_term
                 terms = torch.stack([t.detach().float() for t in (total, class_term, pair_term)])
                 self.scaler.scale(total * weight).backward()
@@ -169,6 +171,14 @@ class TrainStep:
             self.ema.update_parameters(self.module.backbone)
         largest = torch.linalg.vector_norm(features.float(), dim=1).max()
         return torch.cat([sum(part_terms[1:], part_terms[0]), largest.reshape(1)])
+
+    @torch.no_grad()
+    def _momentum_feats(self, images: Tensor) -> Tensor | None:
+        """Features of the averaged weights, if the class loss is to store them."""
+        if not self.config.loss.class_momentum:
+            return None
+        assert self.ema is not None
+        return self.ema.module.eval()(images)
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         if isinstance(self.parallel, DistributedDataParallel):

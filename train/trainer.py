@@ -50,7 +50,7 @@ from train.train_step import BackboneAndLoss, TrainStep
 class Trainer:
     """One training run of one process. ``fit`` may be called once."""
 
-    # Of ``fit``: the folder of the run, and on the first process the files of its metrics.
+    # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
     meter: Meter

@@ -140,3 +140,19 @@ def row_kernels(device: torch.device) -> ModuleType | None:
     if reason is not None and device.type in ("cpu", "cuda"):
         loader.warn_of_fallback(reason)
     return None
+
+
+def norm_statistics(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """Moving statistics of norms, ``backends/norms.py`` or the kernels in its place."""
+    return load("triton.norms") if _has_triton(device, dtype) else load("norms")
+
+
+def draw_kernels(device: torch.device) -> ModuleType | None:
+    """Kernels of random numbers, ``backends/triton/draws.py``; None: Torch operations do."""
+    return load("triton.draws") if _has_triton(device, torch.float32) else None
+
+
+def _has_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    return unavailable("triton", device, dtype) is None

@@ -15,6 +15,7 @@ from . import dispatch
 from .backends.dense import dense
 from .backends.streaming import Call, CallConfig, CallTensors, Engine, Gradients, Result, driver
 from .backends.streaming.inner_products import for_call
+from .backends.streaming.mixed_columns import with_mixing
 
 
 def make_engine(
@@ -29,13 +30,17 @@ def make_engine(
 
     With ``UNITSFACE_CHECK=1`` operands (``weights``: upstream gradients) and tiles are checked.
     """
-    made = backend.make_engine(call, stage, gradients, lambda engine: run(for_call(engine, call)))
-    engine = for_call(made, call)
+    made = backend.make_engine(call, stage, gradients, lambda engine: run(_for_call(engine, call)))
+    engine = _for_call(made, call)
     if os.environ.get("UNITSFACE_CHECK") != "1":
         return engine
     from .backends.streaming.checked import checked
 
     return checked(engine, call, weights)
+
+
+def _for_call(engine: Engine, call: Call) -> Engine:
+    return with_mixing(for_call(engine, call), call)
 
 
 def forward(call: Call, gradients: bool) -> Result:

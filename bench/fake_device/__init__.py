@@ -21,7 +21,7 @@ as :class:`Array`) and ``options`` (constants, ``num_warps``, ``num_stages``, ``
 
 Where the host would wait for the device (``.item()``, a copy to memory that is not pinned, an
 operator whose result's size depends on data, a synchronization) :class:`HostWaitError` is raised,
-unless ``answer`` says what the host would see; then it is recorded as work of kind "wait".
+unless ``answer`` gives what the host would read; then it is recorded as work of kind "wait".
 
 :meth:`FakeDevice.replay` does what was recorded on real tensors of the CPU, and
 :func:`.host_time.host_time` times the host's part of a step.

@@ -1,7 +1,7 @@
 """Host time of a step with stubbed launches: what Python and Torch's dispatcher take.
 
 The fake device cannot time itself, as fake tensors cost a hundred times what real ones do. So the
-step is timed on small tensors of the CPU that say that they are on CUDA, with tiles that are
+step is timed on small tensors of the CPU that report CUDA as their device, with tiles that are
 smaller in the same proportion: the same tiles, operators and launches, in the same order, on hardly
 any numbers. Kernels of the package are not launched, and mixed-precision matmuls, which the CPU
 does not have, are one operator on their result.

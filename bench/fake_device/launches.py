@@ -52,7 +52,7 @@ class TritonLaunches:
 
 
 def _bytes(name: str, arguments: dict[str, Any]) -> int:
-    """Of one argument: of a matrix of which only some rows are read, those."""
+    """Bytes of an argument; a matrix of which only some rows are read counts these rows."""
     value = arguments[name]
     if not isinstance(value, Array):
         return 0
@@ -64,8 +64,8 @@ def _bytes(name: str, arguments: dict[str, Any]) -> int:
 
 # --- the extension --------------------------------------------------------------------------------
 
-# Of csrc/cuda: floats that a kernel needs for its partial sums. The emulation's are compared with
-# these.
+# As in csrc/cuda: sizes from which the floats of a kernel's partial sums follow. A test compares
+# them with the emulation.
 LANES, SUM_SPAN, SPAN, PAIR_DEPTH, SUM_STEP = 32, 4 * 32, 32 * 32, 32, 4 * 8
 
 
@@ -117,7 +117,7 @@ LAUNCHES = {
     ),
     "pair_positives_tile": lambda v: _pair_launches(v, "b_loss"),
 }
-# Pointers, with the types of what they point to; of the others bytes are told.
+# Element sizes of pointers; other arguments are given with their bytes.
 ELEMENTS = {"targets": 8, "index": 8}
 
 

@@ -17,7 +17,7 @@ FIRST_ADDRESS = 1 << 32
 
 
 class Memory:
-    """Allocations, told by the storages of fake tensors; none is ever given the same address.
+    """Allocations, identified by the storages of fake tensors; no address is used twice.
 
     Attributes:
         live: bytes that are allocated.

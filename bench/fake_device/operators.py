@@ -39,7 +39,7 @@ _DATA_DEPENDENT = (
     "unique_consecutive masked_select bincount equal is_nonzero _assert_async histc"
 )
 DATA_DEPENDENT = frozenset(_DATA_DEPENDENT.split())
-#: Of the usual CUDA implementation, where it is not one.
+#: Launches of the usual CUDA implementation, where it is not one.
 _LAUNCHES = {"sort": 4, "argsort": 4, "topk": 3, "isin": 6}
 _SORTED_ACCUMULATION = 6
 #: Operators that take no value from the tensors that they are given.

@@ -29,7 +29,7 @@ class HostWaitError(RuntimeError):
 
 
 class FakeMode(FakeTensorMode):
-    """Fake tensors of the meta device, which to Python say that they are on ``cuda:0``.
+    """Fake tensors of the meta device, whose device is ``cuda:0`` to Python.
 
     A build of Torch without CUDA has no guard for its devices, and autograd, ``Tensor.to`` and
     ``out=`` of a fake tensor on such a device fail ("PyTorch is not linked with support for cuda
@@ -37,7 +37,7 @@ class FakeMode(FakeTensorMode):
     tensors that its composite operators create, is the same as on CUDA.
     """
 
-    # Never creates a context, whatever ``torch.cuda.is_available`` says.
+    # Never creates a context, whatever ``torch.cuda.is_available`` returns.
     avoid_device_init = True  # type: ignore[assignment]
 
     def __init__(self) -> None:

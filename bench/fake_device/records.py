@@ -94,7 +94,7 @@ class Work:
         kind: one of ``KINDS``.
         name: of the kernel or of the operator ("aten.mm.dtype_out").
         stream: handle of the stream that it went to.
-        reads, writes: tensors; of kernels, whose arguments do not tell, ``reads`` has them all.
+        reads, writes: tensors; for kernels, whose arguments do not show which, ``reads`` has all.
         bytes: that it moves at least, every element once for each time it is read or written.
         launches: device kernels, approximate for library operators that choose them at run time
             (sorts count as 4, everything else as 1).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.workloads import Workload, step
-from unitsface_kernels import PartialFC, SampledAdamW, SampledSGD
+from unitsface_kernels import CLASS_LOSSES, PartialFC, SampledAdamW, SampledSGD
 
 #: Makes inputs of (rows, columns, features) on "cuda" and returns a step; columns may be 0.
 Build = Callable[[int, int, int], Callable[[], object]]
@@ -41,6 +41,28 @@ def loss_step(workload: Workload, backend: str, dtype: torch.dtype = torch.bfloa
     return build
 
 
+def module_step(loss: str, backend: str) -> Build:
+    """Forward and backward of a loss over classes by its module, in bfloat16 by autocast."""
+
+    def build(rows: int, columns: int, size: int) -> Callable[[], object]:
+        # Values of weights are not needed.
+        unset = mock.patch.object(torch.nn.init, "normal_", lambda tensor, *_, **__: tensor)
+        with unset, torch.device("cuda"):
+            module = CLASS_LOSSES[loss](size, columns, backend=backend)
+        feats = torch.ones(rows, size, device="cuda", requires_grad=True)
+        labels = torch.zeros(rows, dtype=torch.int64, device="cuda")
+
+        def run() -> None:
+            feats.grad = module.weight.grad = None
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module(feats, labels)
+            loss.backward()
+
+        return run
+
+    return build
+
+
 @dataclass(frozen=True)
 class HeadStep:
     """A step of :class:`PartialFC` on one rank.
@@ -50,12 +72,14 @@ class HeadStep:
         sample_rate: of its classes.
         optimizer: "sgd", with momentum, "adamw", or "none".
         when: of :meth:`PartialFC.fuse`; "": the gradient is stored.
+        options: of the loss.
     """
 
     loss: str = "cosface"
     sample_rate: float = 1.0
     optimizer: str = "sgd"
     when: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def build(self, backend: str) -> Build:
         """Forward, backward and the optimizer's step."""
@@ -73,6 +97,7 @@ class HeadStep:
                     sample_rate=self.sample_rate,
                     device="cuda",
                     backend=backend,
+                    **self.options,
                 )
             optimizer = self._optimizer(head)
             if self.when:

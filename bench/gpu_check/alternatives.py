@@ -86,7 +86,7 @@ def selected(change: Change) -> Iterator[None]:
 
 
 def names(step: str, capability: int) -> list[str]:
-    """Of :func:`changes` on a device of such a capability."""
+    """The names of :func:`changes` on a device of this capability."""
     return list(changes(step, configs.select(capability, torch.bfloat16, False)))
 
 

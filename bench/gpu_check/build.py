@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(given.out, report)
         if status == 0:
             break
-    # What the package says of itself: backends, and why one is missing.
+    # The package's own report: backends, and why one is missing.
     says = subprocess.run([sys.executable, "-m", "unitsface_kernels"])
     succeeded = report["attempts"][-1]["status"] == 0 and says.returncode == 0
     # Without the CUDA kernels the build has failed, even if the others are there.

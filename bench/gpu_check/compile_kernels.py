@@ -98,7 +98,7 @@ def work(kind: str, name: str, detail: str) -> dict[str, Any]:
             if kind == "cases":
                 every = gpu_small_cases.checks(("triton",), (detail,), "cuda")
                 for case, check in every.items():
-                    # The values are the business of another stage.
+                    # Another stage checks the values.
                     if name in case:
                         check()
             elif kind == "step":

@@ -94,7 +94,7 @@ def measure() -> dict[str, Any]:
         launches = parse(done.stdout)
         if launches:
             return {"step": f"{STEP} {BACKEND}", "launches": launches}
-        # It says why on either: not permitted, an unknown metric, no such kernel.
+        # Either stream may have the reason: not permitted, an unknown metric, no such kernel.
         text = done.stdout + done.stderr
         print(text[-4000:], flush=True)
         reasons = [line for line in text.splitlines() if line.startswith("==ERROR==")]

@@ -58,6 +58,7 @@ FILES = (
     "kernels/test_properties.py",
     "kernels/test_hybrids.py",
     "kernels/test_centers.py",
+    "kernels/test_mixing.py",
     "kernels/test_hard_negatives.py",
     "kernels/test_towers.py",
     "policy/test_policy_variables_triton.py",
@@ -145,7 +146,7 @@ def run(files: tuple[str, ...], expression: str, jobs: int, report: Any) -> bool
                 print(f"== {one.name}\n{text}", flush=True)
                 report(found)
     except KeyboardInterrupt:
-        # At the limit: what is running has been interrupted, too, and prints what it knows.
+        # At the limit: what is running has been interrupted, too, and prints its summary.
         for one in running:
             try:
                 one.process.wait(timeout=2)

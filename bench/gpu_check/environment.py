@@ -20,7 +20,7 @@ PACKAGES = (
     *("liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels", "siglip-kernel"),
 )
 TOOLS = ("nvcc", "cmake", "ninja", "ncu", "compute-sanitizer", "cuobjdump", "c++")
-#: Of the device, where this Torch has them.
+#: Properties of the device, where this Torch has them.
 PROPERTIES = (
     *("name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size"),
     *("shared_memory_per_multiprocessor", "shared_memory_per_block_optin"),

@@ -33,7 +33,7 @@ def predictions(file: Path, architecture: int, triton: str) -> dict[str, float]:
     Args:
         file: results of ``python -m bench.gpu_model``.
         architecture: such as 90.
-        triton: version; where it has not been modelled, any other.
+        triton: version; where it has not been modeled, any other.
     """
     if not file.exists():
         return {}
@@ -58,7 +58,7 @@ def launch_seconds(run: Callable[[], object]) -> float:
 
 
 def wall_seconds(run: Callable[[], object]) -> float:
-    """Of one of several steps in a row, as in training."""
+    """Mean time of a step in a row of several, as in training."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(IN_A_ROW):
@@ -68,7 +68,7 @@ def wall_seconds(run: Callable[[], object]) -> float:
 
 
 def replay_seconds(run: Callable[[], object]) -> float:
-    """Of a replay of the step's graph; the median.
+    """Median time of a replay of the step's graph.
 
     Raises:
         RuntimeError: the step cannot be captured. The device may then be of no further use.

@@ -63,7 +63,7 @@ class _Worker:
 
     def give(self, task: Task) -> None:
         self.task, self.begun = task, time.monotonic()
-        # One that has died says so in its result.
+        # The result of a task whose worker has died is an error.
         with contextlib.suppress(OSError):
             self.pipe.send(task)
 

@@ -14,7 +14,7 @@ from typing import IO
 _PR_SET_PDEATHSIG = 1
 #: Seconds between two looks at a running program.
 POLL_S = 0.25
-#: Of a limit, for a program to end by itself after an interrupt: pytest prints its summary.
+#: Fraction of a limit left to a program after an interrupt: pytest prints its summary.
 GRACE = 0.1
 MOST_GRACE_S = 5.0
 #: Status of a program that was ended at its limit, as of timeout(1).

@@ -122,7 +122,7 @@ def reread_bytes(megabytes: int, sms: int) -> float:
 
 
 def clock_under_load() -> float | None:
-    """MHz of the multiprocessors while they multiply; None where the driver does not say."""
+    """MHz of the multiprocessors during multiplications; None if the driver does not report it."""
     call = GEMMS["large"].call()
     for _ in range(500):  # about a second, which the driver's answer comes within
         call()
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("l2_bytes", lambda: {f"{size} MB": reread_bytes(size, sms) for size in REREAD_MB})
     clock = report["clock_mhz"]
     if report["l2_bytes"] and clock:
-        # Of one multiprocessor in one cycle: the model's least certain number.
+        # Bytes per multiprocessor and cycle, the model's least certain number.
         add(
             "l2_bytes_per_clock",
             lambda: {k: v / sms / clock / 1e6 for k, v in report["l2_bytes"].items()},

@@ -12,7 +12,7 @@ BUDGET = 470
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about the stages.
+    """Options of the command line for the stages.
 
     Attributes:
         python: the interpreter of every program.

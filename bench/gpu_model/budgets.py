@@ -77,7 +77,7 @@ def cost(kernel: Compiled) -> Budget:
 
 
 def costs(kernels: Iterable[Compiled]) -> Budgets:
-    """Of variants that sizes specialize in several ways, the largest."""
+    """Costs by variant; the largest where sizes specialize a variant in several ways."""
     found: Budgets = {}
     for kernel in kernels:
         place = found.setdefault(kernel.triton, {}).setdefault(f"sm_{kernel.architecture}", {})
@@ -87,9 +87,10 @@ def costs(kernels: Iterable[Compiled]) -> Budgets:
 
 
 def violations(kernels: Iterable[Compiled], budgets: Budgets) -> list[str]:
-    """Of kernels of all the named workloads; none for a Triton or an architecture without budgets.
+    """What the kernels of all named workloads exceed; nothing where a Triton or an architecture has
+    no budgets.
 
-    A kernel without a budget is one, and a budget without a kernel.
+    A kernel without a budget counts as a violation, and so does a budget without a kernel.
     """
     found = []
     for version, architectures in costs(kernels).items():

@@ -112,12 +112,12 @@ class Compiled:
 
     @property
     def instructions(self) -> Counter[str]:
-        """Of one warp by pipe, in a whole program."""
+        """Instructions of one warp in a whole program, by pipe."""
         return Counter(self.before) + Counter(self.inside) + Counter(self.after)
 
     @property
     def issue_cycles(self) -> float:
-        """Of one program: an SM issues one instruction of each of four warps per cycle."""
+        """Issue cycles of one program: an SM issues from four warps per cycle."""
         return sum(self.instructions.values()) * self.warps / 4
 
     def __str__(self) -> str:

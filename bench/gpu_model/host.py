@@ -19,9 +19,9 @@ REPETITIONS, CALLS = 5, 20
 
 
 def host_seconds(step: Step, chip: Chip, tape: Tape) -> float | None:
-    """Of Python and Torch, and of Triton's part of each launch, each the least of several.
+    """Host time of Python and Torch and of Triton's part of each launch, each the least of several.
 
-    None if other data than the true ones change what is launched.
+    None if the launches depend on the data.
     """
     try:
         found = host_time(step.build, step.rows, step.columns, SIZE, chip=chip, repeats=REPETITIONS)

@@ -69,7 +69,7 @@ class Launch:
 
     @property
     def dtypes(self) -> str:
-        """Of floating-point tensors, in the order of the arguments; equal neighbors once."""
+        """Dtypes of the floating-point tensors in order of the arguments, without repetition."""
         found = [str(a.dtype)[6:] for a in self.args if isinstance(a, Pointer)]
         return " ".join(name for name, _ in groupby(SHORT[n] for n in found if n in SHORT))
 

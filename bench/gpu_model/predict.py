@@ -58,14 +58,14 @@ class Group:
 
 @dataclass
 class Prediction:
-    """Of one step.
+    """The prediction for one step.
 
     Attributes:
-        flops: of its GEMMs, whether the library's or a kernel's.
-        roofline_seconds: of that many at the rate of a large GEMM.
-        groups: by kernel or kind of operator.
+        flops: FLOPs of its GEMMs, the library's and the kernels'.
+        roofline_seconds: time of these FLOPs at the rate of a large GEMM.
+        groups: work by kernel or kind of operator.
         waits: how often the host waits for the device.
-        host_seconds: that the host takes without the driver; None: not known.
+        host_seconds: host time without the driver; None: not known.
     """
 
     step: str
@@ -151,14 +151,14 @@ def _cost(
 
 
 def _steps(work: Work, gemm: TileGemm) -> float:
-    """Of a program, if the device may leave out rows and leaves out none."""
+    """Steps of a program where the device may leave out rows and leaves out none."""
     left, right = [array for array in work.reads if len(array.shape) == 2][:2]
     products = left.numel * right.shape[1]
     return products / (gemm.m * gemm.n * gemm.step * work.programs)
 
 
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
-    """The library's, by how its output blocks fill the SMs; a deep one it splits."""
+    """Time of a library GEMM by how its output blocks fill the SMs; a deep one is split."""
     m, n = chip.gemm_block
     blocks = -(-gemm.m // m) * -(-gemm.n // n) * gemm.batch
     parts = min(max(chip.sms // blocks, 1), max(gemm.k // chip.split_depth, 1))

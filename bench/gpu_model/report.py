@@ -96,7 +96,7 @@ def _kernel_row(kernel: Compiled, steps: Iterable[tuple[str, int, Prediction]]) 
 
 
 def _memory_bytes(kernel: Compiled, steps: Iterable[tuple[str, int, Prediction]]) -> float | None:
-    """Of one program, in the first modelled step that launches the kernel."""
+    """Bytes from memory per program, in the first modeled step that launches the kernel."""
     for triton, architecture, step in steps:
         group = step.groups.get(kernel.kernel)
         same = (triton, architecture) == (kernel.triton, kernel.architecture)

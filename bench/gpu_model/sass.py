@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TENSOR = frozenset({"HGMMA", "QGMMA", "HMMA", "UTCHMMA", "UTCQMMA"})
-#: Of a GEMM without tensor cores.
+#: Instructions of a GEMM without tensor cores.
 MULTIPLICATIONS = frozenset({"FFMA", "FFMA2"})
 #: Opcodes by pipe; all others are ALU.
 PIPES = {

@@ -1,4 +1,4 @@
-"""The steps that are modelled: named workloads at their size, run on the fake device."""
+"""The steps that are modeled: named workloads at their size, run on the fake device."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class TileCost:
 
 
 def tile_cost(kernel: Compiled, chip: Chip, steps: float = 1.0) -> TileCost:
-    """Of a kernel that has a GEMM.
+    """Cost of a tile by a kernel that has a GEMM.
 
     Args:
-        steps: mean of a program's, if the GEMM is open.
+        steps: mean number of steps of a program, if the GEMM is open.
     """
     gemm, instructions = kernel.gemm, kernel.instructions
     assert gemm is not None

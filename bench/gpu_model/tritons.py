@@ -20,7 +20,7 @@ class Triton:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process that imports it; settings of the own process do not reach it."""
+        """Environment of a process that imports it, without this process's Triton settings."""
         found = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
         if self.path is not None:
             found["PYTHONPATH"] = os.pathsep.join(

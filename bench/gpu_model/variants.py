@@ -9,8 +9,16 @@ from unittest.mock import patch
 import torch
 
 from unitsface_kernels import passes
-from unitsface_kernels.backends.streaming import Call, ForwardCache, logsumexp_pairs
+from unitsface_kernels.backends.streaming import (
+    Call,
+    ForwardCache,
+    TileVariables,
+    logsumexp_pairs,
+)
+from unitsface_kernels.backends.triton import draws, norms
 from unitsface_kernels.backends.triton.engine import TritonEngine
+from unitsface_kernels.backends.triton.scaling import set_scale
+from unitsface_kernels.backends.triton.workspace import Workspace, shipped_config
 from unitsface_kernels.losses import REGISTRY, LossSpec, custom
 
 from ..fake_device import Chip, Tape, fake_device
@@ -61,6 +69,8 @@ def record(chip: Chip, names: Iterable[str]) -> Tape:
                 with device.section(f"{name}, {variant}"):
                     for call in _calls(variant, dtype):
                         _run(call, variant)
+            with device.section(f"{name}, beside tiles"):
+                _beside_tiles(dtype)
             with device.section(f"{name}, largest counts"):
                 for call in _largest(dtype):
                     passes.forward(call, gradients=False)
@@ -96,13 +106,37 @@ def _run(call: Call, variant: str) -> None:
     if variant == "batch losses":
         passes.forward(call, gradients=False)
     elif variant == "batch weights":
-        # Of the others, weights are what every backward pass has.
+        # Other reductions have weights in every backward pass.
         if call.spec.reduction == "sum":
             passes.backward(call, torch.empty(0, device="cuda"), weights)
     else:
         result = passes.forward(call, gradients=True)
         if result.state is not None:
             passes.backward(call, result.state, weights)
+
+
+def _beside_tiles(dtype: torch.dtype) -> None:
+    """Statistics and draws of modules, and factors of float16 tiles."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    sums = norms.norm_sums(empty(ROWS, SIZE, dtype=dtype), empty(ROWS, dtype=torch.int64), 0.1, 9.0)
+    norms.moved_statistics(sums, empty(), empty(), 0.1)
+    draws.centered(0, empty(dtype=torch.int64), 0, ROWS)
+    for policy in POLICIES:
+        spec = custom.spec(policy())
+        streamed = [variable.side for variable in spec.variables if variable.streamed]
+        if not streamed:
+            continue
+        classes = spec.topology == "class"
+        space = Workspace(call := _call(spec, torch.float16, classes), shipped_config(call))
+        scalars, rows, columns = map(streamed.count, ("scalar", "row", "column"))
+        values = TileVariables(empty(scalars), empty(rows, ROWS), empty(columns, call.num_columns))
+        if not classes:
+            values = values._replace(b_rows=values.a_rows, a_columns=values.b_columns)
+        threshold = call.threshold if spec.threshold != "none" else None
+        set_scale(space, 2, values, (threshold, threshold), empty(ROWS) if classes else None)
 
 
 def _largest(dtype: torch.dtype) -> Iterator[Call]:

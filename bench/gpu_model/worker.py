@@ -30,7 +30,7 @@ VARIANTS = "variants"
 
 @dataclass
 class Results:
-    """Of all workers: kernels, and (Triton, architecture, prediction) of each modelled step."""
+    """Kernels of all workers, and (Triton, architecture, prediction) of each modeled step."""
 
     kernels: list[Compiled] = field(default_factory=list)
     steps: list[tuple[str, int, Prediction]] = field(default_factory=list)

@@ -7,8 +7,8 @@ namespace {
 struct Float32 : Avx512 {
   using Type = float;
   static constexpr int64_t kPerWord = 1;
-  // Of the depth at a time: 3 groups of b are 48 KB. In halves, which would stay in L1, the result
-  // goes to memory and back once more, and that costs more.
+  // Depth of a block: 3 groups of b are 48 KB. Half of it would stay in L1, but the result would go
+  // to memory and back once more, which costs more.
   static constexpr int64_t kWords = 256;
 
   static __m512i load(const float* line, int64_t count) {

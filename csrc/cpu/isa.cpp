@@ -1,5 +1,5 @@
 // The kernels for one instruction set. Compiled once per set, with UF_ISA naming it and
-// UF_ISA_FLAGS telling the compiler's options.
+// UF_ISA_FLAGS holding the compiler's options.
 #include <cstring>
 
 #include "cpu/centers.h"

@@ -17,7 +17,7 @@ using HistogramTile = HistogramTileArgs<int32_t>;
 // on the number of threads.
 struct Kernels {
   const char* isa;
-  // Of the compiler, with which a loss is compiled at run time.
+  // Options of the compiler, for losses that are compiled at run time.
   const char* flags;
   // Those of a loss of loss_list.def; null for any other name.
   const LossKernels* (*of)(const char* loss);

@@ -151,7 +151,7 @@ class Pool {
   static constexpr uint64_t kSeat = uint64_t{1} << 32;
   alignas(64) std::atomic<uint64_t> entry_{0};
   alignas(64) std::atomic<int64_t> next_{0};
-  // A thread announces its sleep before it looks for the last time.
+  // A thread sets its flag before its last check and its sleep.
   alignas(64) std::atomic<int> sleeping_{0};
   std::atomic<bool> waiting_{false};
   std::mutex mutex_;

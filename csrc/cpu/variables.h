@@ -33,7 +33,7 @@ struct Variables {
   const float* columns;
   int64_t column_stride;
 
-  // Of the pair of `row` and `column`.
+  // Values for the pair of `row` and `column`.
   UF_HOST_DEVICE Values<V::kCount> at(int64_t row, int64_t column) const {
     Values<V::kCount> v;
     each<V::kScalars>([&](auto k) { v.value[k] = scalars.value[k]; });
@@ -51,7 +51,7 @@ UF_HOST_DEVICE Values<VariablesOf<Policy>::kScalars + 1> scalars_of(const float*
   return v;
 }
 
-// Of a tile, and as the other direction of its pairs reads them.
+// Variables of a tile, and those that the other direction of its pairs reads.
 template <class Policy, class Tile>
 UF_HOST_DEVICE Variables<Policy> forward_variables(const Tile& t) {
   return {scalars_of<Policy>(t.scalars), t.a_rows, t.row_stride, t.b_columns, t.column_stride};

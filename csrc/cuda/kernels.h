@@ -19,7 +19,7 @@ using PairGradient = PairGradientArgs<int64_t>;
 // Floats of workspace that a kernel needs for its partial sums.
 int64_t sum_tile_workspace(int64_t n, int64_t m);
 int64_t logsumexp_tile_workspace(int64_t n, int64_t m);
-// Of pair_negatives_tile and pair_positives_tile.
+// Workspace of pair_negatives_tile and pair_positives_tile.
 int64_t pair_statistics_workspace(int64_t n, int64_t m);
 
 // `loss` is a name of loss_list.def, `params` its parameters on the host, `stream` a cudaStream_t.

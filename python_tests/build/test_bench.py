@@ -157,7 +157,7 @@ def test_a_run_records_times_memory_errors_and_failures(
     assert rows["eager"]["speedup"] > 0.0
     assert rows["native"]["roofline_fraction"] > 0.0
     assert "small: uss, N = 64" in (tmp_path / "v1.0.md").read_text()
-    # A later run adds to the file and says what it was; elsewhere it must not.
+    # A later run adds to the file and records what it was; elsewhere it must not.
     arguments = ["memory-casia", "--quick", "--seconds", "0.01", "--implementations", "native"]
     arguments += ["--update", "--out", str(tmp_path / "v1.0")]
     main(arguments)
@@ -175,7 +175,7 @@ def test_a_run_records_times_memory_errors_and_failures(
     assert row["skipped"].startswith("does not fit")
 
 
-def test_a_session_that_fails_or_dies_says_so() -> None:
+def test_a_failed_or_killed_session_raises() -> None:
     session = Remote(Session, replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
     try:
         with pytest.raises(ImplementationFailedError, match="skip_tolerance"):
@@ -213,7 +213,7 @@ def test_a_broken_device_affects_one_implementation() -> None:
         runner.close()
 
 
-def test_a_device_that_answers_no_more_is_told_from_a_failure(
+def test_a_lost_device_is_distinguished_from_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failing = Local(replace(WORKLOADS["small"], skip_tolerance=-1.0), "native", "cpu")
@@ -421,3 +421,16 @@ def test_short_steps_are_repeated() -> None:
     assert 0.0 < session.step() <= 0.01
     assert count >= 5
     assert first["seconds"] > 0.0
+
+
+@pytest.mark.parametrize("option", ["--contestants", "--implementations"])
+def test_an_option_of_earlier_versions_says_what_replaced_it(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([option, "nobody"])
+    told = capsys.readouterr().err
+    assert "unknown implementation nobody" in told
+    assert ("--contestants is deprecated, use --implementations" in told) == (
+        option == "--contestants"
+    )

@@ -70,7 +70,7 @@ def test_results_of_every_state_and_implementation(tmp_path: Path, monkeypatch) 
 
 
 def test_a_failure_is_a_row_and_the_neighbor_only_works_when_busy() -> None:
-    """What cannot be run is told; a stopped process does not use the processor."""
+    """Workloads that cannot run are reported; a stopped process does not use the processor."""
     neighbor = contention.Neighbor(1, 10)
     pid = neighbor._process.pid
     try:

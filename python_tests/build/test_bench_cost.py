@@ -79,7 +79,7 @@ def _exchanged(rank: int) -> dict[str, float]:
     return counted.bytes
 
 
-def test_what_is_exchanged_is_what_the_formulas_say():
+def test_exchanged_bytes_follow_the_formulas():
     for ranks in (2, 3):
         assert ranks in COUNTS
         step = Step(ranks, 6, 40, size=16, feature_bytes=2)

@@ -45,7 +45,7 @@ def test_nothing_is_skipped_silently() -> None:
 
 
 def test_registries_agree() -> None:
-    """Python, C++ and Triton know the same losses, and how each of them reduces."""
+    """Python, C++ and Triton have the same losses with the same reductions."""
     text = (ROOT / "csrc" / "include" / "unitsface" / "loss_list.def").read_text()
     native = dict(re.findall(r"^UF_\w+_LOSS\((\w+), (\w+)\)", text, re.MULTILINE))
     kinds = {n: k.lower() for k, n in re.findall(r"^UF_(\w+)_LOSS\((\w+),", text, re.MULTILINE)}
@@ -170,7 +170,7 @@ def test_instruction_sets_agree() -> None:
 
 
 def test_unknown_instruction_set() -> None:
-    """Said, not crashed on; nothing else stops working."""
+    """The failure is reported, and everything else works."""
     code = """
 import torch, unitsface_kernels as uk
 from unitsface_kernels import dispatch

@@ -28,7 +28,7 @@ KERNELS = (
 
 
 def _calls(panels: int, monkeypatch) -> Counter:
-    """Of kernels, in a step against so many panels of classes."""
+    """Calls of kernels in a step against this many panels of classes."""
     found: Counter = Counter()
     for name in KERNELS:
         kernel = getattr(loader.extension().cpu, name)

@@ -20,7 +20,7 @@ from bench.gpu_check.stages import BUDGET, Options, stages
 
 STAGES = {stage.name: stage for stage in stages(Options("python3", "/out"))}
 DEFAULT = [name for name, stage in STAGES.items() if stage.by_default]
-# In place of every program: says what it was called with, reports if asked to, and fails or hangs
+# In place of every program: prints its arguments, reports if told to, and fails or hangs
 # where it should.
 STAND_IN = """#!/usr/bin/env bash
 echo "called $*"
@@ -147,7 +147,7 @@ def test_every_stage_runs_alone(name: str, programs: dict[str, str], tmp_path: P
         pytest.param(*("-m bench ", "bench", 32), marks=pytest.mark.extended),
     ],
 )
-def test_the_exit_status_says_what_failed_and_the_rest_runs(
+def test_the_exit_status_has_what_failed_and_the_rest_runs(
     programs: dict[str, str], tmp_path: Path, pattern: str, stage: str, status: int
 ) -> None:
     out, only = tmp_path / "out", []

@@ -236,7 +236,7 @@ def test_a_step_is_compiled_for_the_device(tmp_path: Path) -> None:
         (("pip", "ON"), [("install", "ON"), ("in place", "ON"), ("CPU", "OFF")], 1),
     ],
 )
-def test_the_build_falls_back_and_says_so(
+def test_the_build_falls_back_and_reports_it(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     failing: tuple[str, ...],
@@ -265,7 +265,7 @@ def test_the_build_falls_back_and_says_so(
 # The tests of the device
 
 
-#: What a test imports if it is one of a device where there is one, or what it says.
+#: Imports or phrases of the tests that use a device.
 _SHARED = r"\b(TARGETS|FUSED|DEVICES|each_target|each_device|for_all|calls)\b"
 DEVICE = re.compile(
     rf"^from support\.\w+ import ([^\n]*|\([^)]*){_SHARED}"
@@ -281,7 +281,7 @@ def test_every_file_with_tests_of_a_device_is_listed() -> None:
         name = path.relative_to(TESTS).as_posix()
         if DEVICE.search(path.read_text()):
             found.add(name)
-    # Of minutes or gigabytes alone, which pytest leaves out.
+    # All but the tests that take minutes or gigabytes, which pytest leaves out.
     assert found - {"kernels/test_limits.py"} == set(device_tests.FILES)
     assert len(set(device_tests.FILES)) == len(device_tests.FILES)
     for part in device_tests.WHOLE:

@@ -64,7 +64,7 @@ def test_a_step_computes_every_gradient(name: str) -> None:
     assert first is None or float(first.detach()) == pytest.approx(float(second.detach()))
 
 
-def test_without_a_device_the_profile_says_so() -> None:
+def test_the_profile_reports_a_missing_device() -> None:
     done = run_python("-m", "bench.gpu_profile", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert "needs a CUDA device" in done.stderr

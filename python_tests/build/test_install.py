@@ -1,4 +1,4 @@
-"""Builds, installations, and what is said where they give less: nothing is compiled here."""
+"""Builds, installations, and messages where they lack something: nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.helpers import PACKAGE, ROOT
 
-from unitsface_kernels import PartialFC, dispatch, fused_uss_loss, resolve_backend
+from unitsface_kernels import PartialFC, __version__, dispatch, fused_uss_loss, resolve_backend
 from unitsface_kernels.backends.native import images, loader
 
 # --- setup.py -------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_a_source_distribution_has_every_source() -> None:
 
 
 @pytest.mark.slow
-def test_the_reason_of_a_refusing_nvcc_is_told(tmp_path) -> None:
+def test_the_reason_of_an_nvcc_failure_is_reported(tmp_path) -> None:
     """As configured by CMake with a compiler that refuses its host compiler."""
     if shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("needs cmake and ninja")
@@ -189,7 +189,7 @@ def test_architectures_in_words() -> None:
 
 @pytest.fixture
 def fresh():
-    """Answers of the loader are remembered; not across these tests."""
+    """Results of the loader are cached; not across these tests."""
     cached = (loader.cuda_failure, loader.warn_of_fallback, loader._image_failure)
     for function in cached:
         function.cache_clear()
@@ -243,7 +243,7 @@ def test_an_image_that_the_driver_refuses(gpus, monkeypatch) -> None:
 # --- falling back ---------------------------------------------------------------------------------
 
 
-def test_falling_back_for_want_of_the_extension_is_said_once(monkeypatch, fresh, recwarn) -> None:
+def test_fallback_without_the_extension_warns_once(monkeypatch, fresh, recwarn) -> None:
     monkeypatch.setattr(loader, "_load", lambda: (None, "the compiled extension is played away"))
     feats, labels = torch.randn(4, 8, requires_grad=True), torch.arange(4)
     for _ in range(3):
@@ -257,7 +257,7 @@ def test_falling_back_for_want_of_the_extension_is_said_once(monkeypatch, fresh,
     assert dispatch.row_kernels(torch.device("cpu")) is None
 
 
-def test_nothing_is_said_of_tensors_that_no_kernel_is_for(recwarn, fresh) -> None:
+def test_no_warning_for_tensors_without_kernels(recwarn, fresh) -> None:
     assert resolve_backend("auto", "cpu", torch.float64) == "reference"
     assert resolve_backend("auto", "meta", torch.float32) == "reference"
     assert not recwarn.list
@@ -274,3 +274,44 @@ def test_sources_that_hide_an_installed_extension_are_named(tmp_path, monkeypatc
     (site / f"_native{suffix}").touch()
     assert str(clone) in loader._remedy()
     assert str(site) in loader._remedy()
+
+
+# --- metadata -------------------------------------------------------------------------------------
+
+
+def test_versions_and_licenses_agree(script, monkeypatch) -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in citation
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert "\nlicense: MIT\n" in citation
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    # In the form that the installed setuptools takes.
+    taken = {}
+    monkeypatch.setattr(script.setuptools, "setup", lambda **options: taken.update(options))
+    for version, form in (("64.0.0", "license"), ("84.2.1", "license_expression")):
+        monkeypatch.setattr(script.setuptools, "__version__", version)
+        taken.clear()
+        exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), script.__dict__)
+        assert taken.pop(form) == "MIT"
+        assert {"license", "license_expression"}.isdisjoint(taken)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"), ROOT / ".pre-commit-config.yaml"],
+    ids=lambda path: path.name,
+)
+def test_templates_and_hooks_can_be_read(path: Path) -> None:
+    content = pytest.importorskip("yaml").safe_load(path.read_text())
+    if "repos" in content:
+        (local,) = content["repos"]
+        for hook in local["hooks"]:
+            program, *rest = hook["entry"].split()
+            assert program.startswith(".venv/bin/")
+            assert all((ROOT / name).is_file() for name in rest if name.endswith(".py"))
+        return
+    assert {*content} >= {"name", "description", "body"}
+    fields = [field for field in content["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+    assert all(field["attributes"]["label"] for field in fields)

@@ -205,7 +205,7 @@ def _is_kernel(path: Path) -> bool:
     return not path.stem.startswith("test_")
 
 
-# Everything that must not know a loss: it meets them in the registry or in loss_list.def only.
+# Everything that must not depend on a loss: the registry and loss_list.def are its only sources.
 LOSS_FREE = [
     *(path for path in _sources(PACKAGE / "backends" / "streaming", ".py")),
     *(path for path in _sources(PACKAGE / "backends" / "native", ".py")),

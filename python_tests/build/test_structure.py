@@ -139,7 +139,7 @@ def _repetitions(sources: dict[str, ast.Module]) -> list[str]:
 
 def test_no_two_files_share_a_run_of_lines() -> None:
     sources = _sources(*PRODUCT)
-    # Of formulas that have lines in common.
+    # Generated files may share lines where their formulas do.
     written = {path: tree for path, tree in sources.items() if "/generated/" not in path}
     assert _repetitions(written) == []
 

@@ -31,6 +31,9 @@ RUNS = [
     Run(LOSS, {}, 0.4, "sgd", "step", steps=4, max_norm=0.2),
     Run("class_bce", {"centers": 2}, 0.4, steps=4),
     Run("npt", {"k": 3, "centers": 2}, 0.4, fuse="backward", steps=4),
+    Run("adacos", {"centers": 2}, 0.4, steps=4),
+    Run("curricularface", {"centers": 2, "alpha": 0.5}, 0.4, "adamw", "backward", steps=4),
+    Run("elasticface", {"centers": 2, "assignment": "sorted"}, steps=4),
 ]
 
 
@@ -82,7 +85,7 @@ def test_checkpoint_and_export(tmp_path: Path) -> None:
 def test_dominant_centers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a checkpoint, by blocks of a few classes, those that ``keep_dominant`` finds at once."""
+    """Block by block from a checkpoint, the centers that ``keep_dominant`` finds at once."""
     monkeypatch.setattr(storage, "BLOCK_BYTES", 4 * 4 * 3 * SIZE)
     path, file, samples = tmp_path / "saved", tmp_path / "one", tmp_path / "samples.npz"
     _saved(0, path)

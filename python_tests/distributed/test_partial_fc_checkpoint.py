@@ -32,7 +32,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "cosface": {},
     "class_bce": {},
     "epl": {"base": "uce", "start_epoch": 0},
-    "vpl": {"start_iteration": 0},
+    "vpl": {"start_iteration": 0, "max_age": 2},
 }
 EXTRA: dict[str, Any] = {
     "backbone": {"w": torch.arange(6.0).view(2, 3)[:, 1:]},
@@ -108,6 +108,7 @@ def _cases() -> list[tuple[str, int, str]]:
         ("class_bce", 2, "adamw"),
         ("class_bce", 27, "sampled"),
         ("cosface", 27, "fused"),
+        ("vpl", 27, "fused"),
         ("cosface", 3, "fused"),
     ]
 

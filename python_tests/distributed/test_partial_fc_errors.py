@@ -68,8 +68,6 @@ def test_mistakes_are_errors_on_every_rank():
     ("arguments", "options", "message"),
     [
         (("softmax", 8, 8), {}, "loss must be one of .*arcface, .*, got 'softmax'"),
-        (("unpg", 8, 8), {}, "loss must be one of"),
-        (("vpl", 8, 8, 0.5), {}, "loss of sampled classes must be one of"),
         (("cosface", 0, 8), {}, "embedding_size must be >= 1"),
         (("cosface", 8, 0), {}, "num_classes must be >= 1"),
         (("cosface", 8, 8, 0.0), {}, "sample_rate must be > 0"),
@@ -120,9 +118,6 @@ def test_fused_optimizers_refuse_what_they_cannot_do():
     stranger = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="optimi"):
         head.fuse(uk.SampledSGD([stranger], lr=0.1))
-    mixed = uk.PartialFC("vpl", SIZE, 23)
-    with pytest.raises(ValueError, match="vpl"):
-        mixed.fuse(uk.SampledSGD(mixed.parameters(), lr=0.1))
     head.fuse(uk.SampledSGD(head.parameters(), lr=0.1), when="step")
     feats, labels = batch(0, 23)
     head(feats, labels).backward()

@@ -23,6 +23,7 @@ SHARDED = {
     "cosface": {"scale": 12.0, "margin": 0.3},
     "npt": {"margin": 0.7},
     "epl": {"scale": 12.0, "start_epoch": 0},
+    "proxy_anchor": {"margin": 0.2},
 }
 LEARNED = ("scale", "margin")
 
@@ -72,7 +73,7 @@ def _sharded(rank: int, counts: Sequence[int], name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
-    "name", ["cosface", *(pytest.param(n, marks=pytest.mark.extended) for n in ("npt", "epl"))]
+    "name", ["cosface", *(pytest.param(n, marks=pytest.mark.extended) for n in [*SHARDED][1:])]
 )
 def test_sharded_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")

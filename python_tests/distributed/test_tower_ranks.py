@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch import distributed as dist
 import unitsface_kernels as uk
 from unitsface_kernels.adapters.open_clip import ClipLoss, SigLipLoss
 from unitsface_kernels.adapters.sentence_transformers import MultipleNegativesRankingLoss
+from unitsface_kernels.distributed import pairs
+from unitsface_kernels.functional import tower_ranks
 
 D, EXTRA = 11, 2
 Loss = Callable[..., Tensor]
@@ -109,7 +112,41 @@ def test_losses_and_gradients_are_those_of_one_process(counts: Sequence[int]) ->
 
 
 def test_reference_in_float64() -> None:
-    run_ranks(2, _all, (5, 3), ("auto",), "reference")
+    run_ranks(2, _all, (5, 3), ("auto", "ring"), "reference")
+
+
+def _bounded_memory(rank: int, counts: Sequence[int]) -> int:
+    """Bytes of the largest exchange of a step in a ring; features are never gathered."""
+    rows, count, largest = own_rows(counts, rank), sum(counts), [0]
+    patch = pytest.MonkeyPatch()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: Tensor, counts: Sequence[int], group: Any = None) -> Any:
+            assert tensor.dim() == 1 or tensor.shape[1] != D
+            return function(tensor, counts, group)
+
+        return call
+
+    def slot(rows: Tensor, count: int) -> Tensor:
+        largest[0] = max(largest[0], count)
+        return rows.new_empty((count, rows.shape[1]))
+
+    for module in (pairs.eager, pairs.exchange, tower_ranks):
+        for name in ("start_gather_rows", "start_scatter_sums"):
+            if hasattr(module, name):
+                patch.setattr(module, name, counted(getattr(module, name)))
+    patch.setattr(pairs.exchange, "slot", slot)
+    towers = [normal(count, D, seed=k)[rows].requires_grad_() for k in (1, 4)]
+    labels = [identities(count, seed=k)[rows] for k in (2, 3)]
+    options = {"both": True, "group": dist.group.WORLD, "exchange": "ring"}
+    uk.fused_info_nce_loss(*towers, *labels, 7.0, **options).backward()
+    patch.undo()
+    return largest[0]
+
+
+def test_a_ring_holds_half_a_batch_of_others() -> None:
+    counts = (5, 12, 8)
+    assert run_ranks(len(counts), _bounded_memory, counts) == [6, 6, 6]
 
 
 class _Model(torch.nn.Module):

@@ -26,7 +26,7 @@ if not torch.cuda.is_available():
 os.environ.pop("UNITSFACE_BACKEND", None)
 # Threads that an import starts are missing in the forked runs, which would wait for them.
 torch.set_num_threads(1)
-# Of Torch and Triton, about what is drawn on purpose; every process would repeat them.
+# Warnings of Torch and Triton about deliberate draws; every process would repeat them.
 warnings.filterwarnings("ignore", module=r"torch\.|triton\.|python_tests\.fuzz|fuzz\.")
 
 # The tests import their helpers by name.

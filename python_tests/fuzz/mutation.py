@@ -207,7 +207,7 @@ def _deadline() -> Iterator[None]:
 
 
 def _memory(*, peak: bool) -> int:
-    """Resident bytes now, or at most since they were last asked for now."""
+    """Resident bytes now, or the largest number since the last reading."""
     try:
         if not peak:
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak

@@ -67,7 +67,7 @@ def _limit_time() -> None:
 
 
 def _work(run_one: RunOne, seeds: list[int], connection: Connection) -> None:
-    """In the child: announces every seed, then says how it went."""
+    """In the child: reports every seed, then its outcome."""
     faulthandler.enable(all_threads=False)
     if os.path.exists("/proc/self/status"):
         _limit_memory()

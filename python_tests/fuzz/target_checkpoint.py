@@ -159,7 +159,7 @@ def run_one(seed: int) -> str | None:
             path.write_bytes(_with_program(data, program))
         found: list[Any] = []
         wrong = outcome(lambda: found.append(read(path)), (UserError, ValueError))
-        # Of format 1, the metadata have no checksum.
+        # The metadata of format 1 have no checksum.
         checked = kind == "folder" or kind in ("run", "weights")
         # Half of one file and half of another may be a whole one.
         if (

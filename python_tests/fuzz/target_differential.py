@@ -157,7 +157,7 @@ def exact(d: Drawn, move: float = 0.0, seed: int = 0) -> tuple[Tensor, dict[str,
     for name in (*MATRICES, "b"):
         if name in tensors:
             wide = tensors[name].double()
-            # Of elements, in units of their rows: zeros are rounded, too.
+            # Noise per element in units of its row: zeros are rounded, too.
             size = wide.abs().amax(dim=-1, keepdim=True) if wide.dim() and wide.numel() else wide
             noise = torch.randn(wide.shape, generator=generator, dtype=torch.float64)
             tensors[name] = wide + move * (wide.abs() + 0.1 * size) * noise

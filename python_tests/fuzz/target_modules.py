@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, PartialFC
 from unitsface_kernels.adapters import metric_learning
+from unitsface_kernels.partial_fc import SHARDABLE
 
 from . import draw
 from .bounds import JUMPS, MOVES, beyond, off, sharp
@@ -31,7 +33,12 @@ _ADAPTED: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 _OPTIONS: dict[str, dict[str, list]] = {
-    "epl": {"base": ["cosface", "arcface", "uce"], "start_epoch": [0, 3], "k": [0.0, 0.7]},
+    "epl": {
+        "base": ["cosface", "arcface", "uce"],
+        "start_epoch": [0, 3],
+        "k": [0.0, 0.7],
+        "activation": ["softsign", "sigmoid", "direct"],
+    },
     "vpl": {"start_iteration": [0, 1], "mix": [0.0, 0.15]},
     "unpg": {"whisker": [None, 1.5]},
     "uss": {"init_threshold": [None, 3.0]},
@@ -41,9 +48,6 @@ _OPTIONS: dict[str, dict[str, list]] = {
     "contrastive": {"negative_margin": [0.5, 1.0], "distance": ["euclidean", "cosine"]},
     "batch_hard": {"k": [1, 3], "distance": ["squared", "euclidean"]},
     "proxy_nca": {"denominator": ["negatives", "all"]},
-}
-_WITHOUT_SCALE = {
-    *("adacos", "batch_hard", "contrastive", "multi_similarity", "npt", "proxy_anchor", "simple")
 }
 
 
@@ -88,17 +92,9 @@ def run_one(seed: int) -> str | None:
     options = {k: s.pick(v) for k, v in _OPTIONS.get(name, {}).items()}
     if not name.startswith("adapter"):
         options["reduction"] = s.pick(["mean", "sum", "none"])
-        options["scale"] = s.pick([4.0, 16.0, 64.0])
-    if name in (
-        "npt",
-        "multi_similarity",
-        "adacos",
-        "contrastive",
-        "batch_hard",
-        "simple",
-        "proxy_anchor",
-    ):
-        del options["scale"]
+        scale = s.pick([4.0, 16.0, 64.0])
+        if "scale" in inspect.signature({**CLASS_LOSSES, **PAIR_LOSSES}[name]).parameters:
+            options["scale"] = scale
     if name == "adacos":
         count = max(count, 3)
     own: nn.Module = _made(name, width, count, **options)
@@ -106,7 +102,10 @@ def run_one(seed: int) -> str | None:
     for module in copied.modules():
         if hasattr(module, "backend"):
             module.backend = "reference"
-    sharded = name in CLASS_LOSSES and name != "unpg" and s.chance(0.5)
+    sharded = name in SHARDABLE and s.chance(0.5)
+    if sharded and options["reduction"] == "none":
+        # Where classes have the losses, rows have none.
+        sharded = all(c.spec.topology == "class" for c in own.comparisons())
     if sharded:
         own = PartialFC(name, width, count, **options)
         copied.load_state_dict(own.loss.state_dict())

@@ -188,6 +188,17 @@ def test_weights_start_alike(name: str) -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("name", [*ALL_PAIR_LOSSES, *CLASS_LOSSES])
+def test_float64(name: str) -> None:
+    sizes = {} if name in ALL_PAIR_LOSSES else {"num_classes": 4, "embedding_size": 8}
+    mine, original = (getattr(library, name)(**sizes) for library in (ours, theirs))
+    original.load_state_dict(mine.state_dict())
+    embeddings, labels = torch.randn(20, 8, dtype=torch.float64), torch.arange(20) % 4
+    got, want = mine(embeddings, labels), original.double()(embeddings, labels)
+    assert got.dtype == torch.float64
+    assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+
+
 def test_samples_far_from_their_dominant_center() -> None:
     sizes = {"num_classes": 4, "embedding_size": 8, "sub_centers": 3}
     mine, original = (library.SubCenterArcFaceLoss(**sizes) for library in (ours, theirs))

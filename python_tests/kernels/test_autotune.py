@@ -337,7 +337,7 @@ def run_stage(call: Call, stage: str, config: configs.Config, state: Tensor) -> 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="no interpreter beside a CUDA device")
 def test_the_interpreter_is_never_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its times say nothing, and neither do results of a GPU."""
+    """Its times mean nothing, and neither do results of a GPU."""
     monkeypatch.setenv("UNITSFACE_AUTOTUNE", "1")
     monkeypatch.setenv("UNITSFACE_CACHE_DIR", str(tmp_path))
     problem(REGISTRY["uss"]).evaluate("triton")

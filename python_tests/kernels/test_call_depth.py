@@ -73,6 +73,16 @@ def _nearest() -> torch.Tensor:
     return uk.fused_npt_loss(*_operands(5), backend="native")
 
 
+def _sum_of_towers() -> torch.Tensor:
+    rows, columns, _ = _operands(6)
+    return uk.fused_siglip_loss(rows, columns, 10.0, -10.0, backend="native")
+
+
+def _logsumexps_of_towers() -> torch.Tensor:
+    rows, columns, _ = _operands(6)
+    return uk.fused_clip_loss(rows, columns, 10.0, backend="native")
+
+
 @pytest.mark.parametrize(
     ("kernel", "call"),
     [
@@ -81,6 +91,8 @@ def _nearest() -> torch.Tensor:
         ("logsumexp_tile", _logsumexp),
         ("pair_negatives_tile", _logsumexp_of_pairs),
         ("nearest_tile", _nearest),
+        ("sum_tile", _sum_of_towers),
+        ("pair_negatives_tile", _logsumexps_of_towers),
         ("normalize_rows", _sum),
     ],
 )

@@ -289,7 +289,7 @@ def test_center_that_is_not_finite(target: Target) -> None:
 
 @each_target
 def test_gradients_are_derivatives(target: Target) -> None:
-    """Of every class that center moves which is nearest; the others are constants."""
+    """The nearest center of every class is perturbed; the others are constants."""
     feats, weight, labels = _problem(4)
     _, _, gradient = _run(_margin, target.backend, 4, device=target.device, reduction="none")
     products = torch.einsum("nd,ckd->nck", F.normalize(feats), F.normalize(weight, dim=2))

@@ -9,7 +9,7 @@ import torch
 from support.cases import problem
 from support.helpers import FUSED, Target, patched_blocks
 
-from unitsface_kernels import passes
+from unitsface_kernels import fused_clip_loss, fused_elasticface_loss, passes
 from unitsface_kernels.backends.native.cpu_engine import CpuEngine
 from unitsface_kernels.losses import REGISTRY
 
@@ -66,6 +66,16 @@ def test_other_operands_are_named(target: Target) -> None:
     p = _problem("uss", target)
     with pytest.raises(FloatingPointError, match=r"thresholds are not finite in entries 0 \(nan\)"):
         p.loss(target.backend, b=torch.tensor(torch.nan, device=target.device))
+    margin = torch.full((ROWS,), 0.5, device=target.device)
+    margin[2] = torch.inf
+    p = _problem("margin_softmax", target)
+    assert p.columns is not None
+    with pytest.raises(FloatingPointError, match=r"values of margin .* in entries 2 \(inf\)$"):
+        fused_elasticface_loss(p.rows, p.columns, p.labels, margin, backend=target.backend)
+    a, b = (torch.randn(5, 8, device=target.device) for _ in range(2))
+    b[3, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"features of the second tower .* in rows 3 "):
+        fused_clip_loss(a, b, 10.0, backend=target.backend)
 
 
 @targets

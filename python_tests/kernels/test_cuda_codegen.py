@@ -99,7 +99,7 @@ def wasteful(kernels: list[Kernel]) -> list[Kernel]:
 
 
 def policies(macro: str) -> list[str]:
-    """Of losses with CUDA kernels: none of these reads variables."""
+    """Policies of losses with CUDA kernels, none of which reads variables."""
     text = (SOURCES / "include" / "unitsface" / "loss_list.def").read_text()
     found = re.findall(rf"^{macro}\(\w+,\s*(\w+)\)", text, re.MULTILINE)
     return [policy for policy in found if "kScalars" not in struct(policy)]

@@ -28,7 +28,7 @@ needs_cuda = pytest.mark.skipif(not ON_CUDA, reason="needs a CUDA device")
 
 
 def _described(value: Any) -> Any:
-    """Of tensors what a graph keeps, which is not their values."""
+    """What a graph keeps of a tensor: shape, dtype and strides, not values."""
     return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else value
 
 

@@ -17,7 +17,7 @@ SECOND = torch.device("cuda", 1)
 
 
 class OnSecond(torch.Tensor):
-    """A CPU tensor that says that it is on the second GPU."""
+    """A CPU tensor that reports the second GPU as its device."""
 
     is_cuda = True
     device = SECOND
@@ -117,7 +117,7 @@ def test_errors_are_no_refusal(monkeypatch, factors, error) -> None:
     assert calls[-1] == (2, 2)
 
 
-def test_a_refusal_is_remembered(monkeypatch, factors) -> None:
+def test_a_refusal_is_cached(monkeypatch, factors) -> None:
     calls = []
 
     def addmm(total, left, right, **options) -> None:

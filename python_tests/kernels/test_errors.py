@@ -250,7 +250,7 @@ def test_class_modules(cls: type) -> None:
 
 @pytest.mark.parametrize("name", dispatch.BACKENDS)
 def test_a_named_backend_does_not_fall_back(name: str) -> None:
-    """It says why it cannot run and which can."""
+    """The error has the reason and the backends that can run."""
     others = [other for other in dispatch.BACKENDS if other != name]
     module = dispatch.load(name)
     with (
@@ -304,7 +304,7 @@ def test_the_environment_overrides_auto_only(monkeypatch: pytest.MonkeyPatch) ->
     uk.fused_uss_loss(b=0.0, **PAIR, backend="reference")
 
 
-def test_a_broken_extension_is_told_not_raised_on_import() -> None:
+def test_a_broken_extension_is_reported_not_raised_on_import() -> None:
     """Importing works; "auto" goes on; requested by name, the error gives the reason."""
     code = """
 import sys, torch

@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from bench.fake_device import FakeDevice, HostWaitError, Tape, fake_device
 from bench.fake_device.host_time import host_time
-from bench.fake_device.steps import HeadStep, loss_step
+from bench.fake_device.steps import HeadStep, loss_step, module_step
 from bench.workloads import WORKLOADS
 from unitsface_kernels import (
     FeatureMemory,
@@ -43,8 +43,10 @@ HEADS = {
     "uce": HeadStep("uce", sample_rate=0.1, when="backward"),
     "epl": HeadStep("epl", sample_rate=0.1, when="backward"),
     "npt": HeadStep("npt", sample_rate=0.1),
-    "vpl": HeadStep("vpl"),
+    "vpl": HeadStep("vpl", options={"start_iteration": 0}),
+    "vpl, fused": HeadStep("vpl", 0.1, when="backward", options={"start_iteration": 0}),
 }
+RARE = {"gradient", "uce", "vpl", "vpl, fused", "epl", "fused"}
 
 
 def _head_tape(head: HeadStep, backend: str, classes: int = CLASSES) -> Tape:
@@ -55,12 +57,14 @@ def _head_tape(head: HeadStep, backend: str, classes: int = CLASSES) -> Tape:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=extended_if(n in ("gradient", "uce", "vpl", "epl", "fused")))
+        pytest.param(
+            n, marks=extended_if(n in ("gradient", "uce", "vpl", "vpl, fused", "epl", "fused"))
+        )
         for n in HEADS
     ],
 )
 def test_heads(name: str, backend: str) -> None:
-    # Of all classes so many that their gradient is larger than any tile.
+    # Enough classes for their gradient to be larger than any tile.
     classes = 5 * CLASSES if name == "fused" else CLASSES
     tape = _head_tape(HEADS[name], backend, classes)
     check_matmuls(tape)
@@ -281,6 +285,8 @@ LARGE_STEPS = ("class-1m", "memory-glint")
 def _launches(backend: str, name: str) -> int:
     if name.startswith("head "):
         shape, build = (1024, 1_000_000, 512), HEADS[name.removeprefix("head ")].build(backend)
+    elif name.startswith("module "):
+        shape, build = (512, 100_000, 512), module_step(name.removeprefix("module "), backend)
     else:
         workload = WORKLOADS[name]
         shape = (workload.rows, workload.columns, workload.size)

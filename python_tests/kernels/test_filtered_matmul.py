@@ -55,7 +55,7 @@ def test_products_of_selected_rows(
     tile, unit_columns, unit_rows = normal(count, 192), normal(columns, 128), normal(count, 128)
     tile, unit_columns, unit_rows = tile[:, :columns], unit_columns[:, :width], unit_rows[:, :width]
     for rows, selection in _selections(count, target.device):
-        # Of a row that is not selected nothing counts.
+        # A row that is not selected has no effect.
         some = torch.full_like(tile, torch.nan)
         some[rows] = tile[rows]
         # The padding is read, as gradient kernels write it.

@@ -84,7 +84,7 @@ def _leaves(spec: LossSpec, memory: bool, spread: float, device: str):
     if spec.threshold != "none":
         leaves["b"] = threshold
     options = {"scale": 64.0} if spec.name != "sphereface2" else {"scale": 64.0, "margin": 0.1}
-    # Of slopes that are as large as its pairs may have.
+    # Options under which pairs reach the largest slope.
     if spec.name == "contrastive":
         options = {"distance": "cosine", "negative_margin": 0.2}
     if spec.topology == "class" or memory:

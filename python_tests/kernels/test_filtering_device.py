@@ -185,11 +185,11 @@ def test_nothing_waits_for_the_device(
     for rows in (near, far):
         tensors = CallTensors(rows, labels, columns, many, threshold=b)
         call = make_call(config, tensors, ForwardCache())
-        # Of tensors on the CPU the host looks at labels.
+        # For tensors on the CPU the host reads the labels.
         vars(call)["may_have_ignored"] = True
         upstream = torch.full((ROWS,), 1 / ROWS, device=target.device)
         with Waits(), monkeypatch.context() as patch:
-            # Of the CPU's tensors no operator makes a list.
+            # No operator makes a list of the CPU's tensors.
             patch.setattr(Tensor, "tolist", no_list)
             result = passes.forward(call, gradients=config.gradients_known(call.columns))
             if result.gradients[0] is None:

@@ -7,6 +7,7 @@ that the result is the same in any order of summation.
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from unitsface_kernels.backends.native import cpu_engine, loader
 from unitsface_kernels.backends.native.arguments import address, strided_address
 from unitsface_kernels.backends.native.engine import DTYPE_CODES
+from unitsface_kernels.deprecated import warn_of_old_name
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 
@@ -293,8 +295,12 @@ def test_the_earlier_name_of_the_variable_is_read(
         if value is not None:
             monkeypatch.setenv(name, value)
     monkeypatch.setattr(loader.extension().cpu, "has_gemm", lambda dtype: True)
-    engine = cpu_engine.CpuEngine(None, torch.device("cpu"))
-    assert engine.library_gemm == library
+    warn_of_old_name.cache_clear()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        engines = [cpu_engine.CpuEngine(None, torch.device("cpu")) for _ in range(2)]
+    assert [engine.library_gemm for engine in engines] == [library] * 2
+    assert ["use UNITSFACE_CPU_GEMM" in str(w.message) for w in told] == [True] * bool(former)
 
 
 # --- when it is used ------------------------------------------------------------------------------

@@ -137,7 +137,11 @@ def test_unpg_does_not_hide_what_is_not_a_number(target: Target) -> None:
     feats, labels = _batch(target)
     broken = feats.detach().clone()
     broken[5, 2] = math.nan
-    assert math.isnan(float(module(broken, labels)))
+    assert math.isnan(float(module(broken, labels).detach()))
+    # Row 3 is ignored: the quartiles are those of the others.
+    broken = feats.detach().clone()
+    broken[3] = math.nan
+    assert float(module(broken, labels).detach()) == float(module(feats, labels).detach())
 
 
 # --- EPL ------------------------------------------------------------------------------------------

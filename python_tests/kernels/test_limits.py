@@ -23,7 +23,7 @@ def test_equal_thresholds_are_one(target: Target, spec: LossSpec, drawn: Draw) -
     """Its gradient is the sum of theirs."""
     p = drawn.build(spec, target.device)
     several = {"uss": "pair_bce", "uce": "class_bce"}[spec.name]
-    # Of two at least: one number is one threshold.
+    # Two at least: one number is one threshold.
     count = max(2, drawn.identities) if spec.topology == "pair" else len(p.columns)
     if count == 1:
         return

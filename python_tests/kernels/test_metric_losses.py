@@ -180,11 +180,34 @@ def test_simple(backend: str, memory: bool) -> None:
     if memory:
         given["memory"] = narrow[2]
     got = uk.fused_simple_loss(narrow[0], LABELS, narrow[1], backend=backend, **given, **values)
+    _near(got, want, narrow, leaves)
+
+
+def _near(got: Tensor, want: Tensor, narrow: list[Tensor], leaves: list[Tensor]) -> None:
+    """Of float32, loss and gradients."""
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0.0)
-    for one, other in zip(
-        torch.autograd.grad(got, narrow), torch.autograd.grad(want, leaves), strict=True
-    ):
+    of_want = torch.autograd.grad(want, leaves, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(got, narrow), of_want, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_simple_of_proxies() -> None:
+    """The same code, whose bank is one sample of each class."""
+    feats, proxies = _normal(len(LABELS), 6, seed=5), _normal(9, 6, seed=6)
+    b = torch.tensor(-1.5, dtype=torch.float64).requires_grad_()
+    values = {"b_theta": 0.3, "alpha": 0.1, "r": 2.0, "margin": 0.2, "loss_weight": 50.0}
+    leaves = [feats, proxies, b]
+    want = _simple(feats, LABELS, proxies, torch.arange(9), b, values, None)
+    got = uk.fused_simple_proxy_loss(feats, proxies, LABELS, b, backend="reference", **values)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0.0)
+    # Behind others that take no part.
+    index = torch.arange(9) + 2
+    for backend in BACKENDS:
+        narrow = [leaf.detach().float().requires_grad_() for leaf in leaves]
+        more = torch.cat([torch.ones(2, 6), narrow[1]])
+        options = {"class_index": index, "backend": backend, **values}
+        got = uk.fused_simple_proxy_loss(narrow[0], more, LABELS, narrow[2], **options)
+        _near(got, want, narrow, leaves)
 
 
 def test_simple_module() -> None:

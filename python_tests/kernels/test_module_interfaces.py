@@ -123,6 +123,8 @@ def changed(cls: type[nn.Module]) -> dict[str, Any]:
     for name, p in inspect.signature(cls).parameters.items():
         if p.default is not p.empty and name != "thresholds":  # of policies that have some
             found[name] = another(p.default, name)
+    if "negative_weight" in found and "base" in found:
+        found["base"] = "uce"  # which alone has it
     return found
 
 

@@ -199,7 +199,7 @@ def _pair_module(cls: type[nn.Module]) -> nn.Module:
 SHOWN = {key: {"scale": 9.0} for key in (*CLASS_LOSSES, *PAIR_LOSSES, "unitsface")}
 SHOWN |= {"npt": {"margin": 2.5}, "multi_similarity": {"beta": 9.0}, "adacos": {"dynamic": False}}
 SHOWN |= {"contrastive": {"negative_margin": 2.5}, "batch_hard": {"margin": 2.5}}
-SHOWN |= {"simple": {"r": 2.5}, "proxy_anchor": {"alpha": 2.5}}
+SHOWN |= {"simple": {"r": 2.5}, "simple_proxy": {"r": 2.5}, "proxy_anchor": {"alpha": 2.5}}
 MODULES = {
     **{name: lambda c=c, n=name: c(8, 4, **SHOWN[n]) for name, c in CLASS_LOSSES.items()},
     **{name: lambda c=c: _pair_module(c) for name, c in PAIR_LOSSES.items()},
@@ -344,7 +344,7 @@ RENAMED = {
     "vpl": {"m1", "m2", "m3", "adaptive_margin", "class_index", "centers", *_FILTER},
     # Their functions are not those of margin softmax.
     **{
-        name: {"m1", "m2", "m3", "adaptive_margin", "margin_gradient", "centers", *_FILTER}
+        name: {"m1", "m2", "m3", "adaptive_margin", "margin_gradient", *_FILTER}
         for name in ("adaface", "class_margin", "elasticface", "magface")
     },
 }

@@ -229,7 +229,7 @@ def test_a_shard_without_the_target_adds_its_negatives(
     cosine = cosine.gather(1, p.labels.clamp(min=0)[:, None])[:, 0]
     params = spec.pack({**spec.defaults(), **p.values})
     logit = spec.positive(cosine, None, params)
-    # Of softplus, log(exp(.) - 1) is the inverse.
+    # log(exp(.) - 1) is the inverse of softplus.
     gap = with_target + torch.log(-torch.expm1(-with_target))
     merged = F.softplus(torch.logaddexp(gap, others - logit)).where(p.labels >= 0, 0.0)
     check_equal(p, (whole, {}), (merged.detach(), {}))

@@ -89,7 +89,7 @@ def test_parity(
 def test_a_policy_that_is_not_linear(
     target: Target, m2: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Factors of the cosines before a policy that is only said to be none."""
+    """Factors of the cosines before a policy that is not declared to have any."""
     from unitsface_kernels.backends.triton import losses
 
     case = Case("", **SIZES, values={"m2": m2})
@@ -167,7 +167,7 @@ def test_norms_are_computed_once(target: Target, monkeypatch: pytest.MonkeyPatch
     p = build(Case("", **SIZES), SOFTMAX, device=target.device)
     leaves = p.leaves()
     loss = p.loss("triton", **leaves)
-    # Of other sizes than those of the first pass.
+    # Blocks of other sizes than in the first pass.
     monkeypatch.setattr(TritonEngine, "class_block", (40, 96))
     loss.backward(retain_graph=True)
     first = leaves["columns"].grad.clone()

@@ -260,7 +260,7 @@ def test_every_loss_has_reference_values() -> None:
         "class_bce": CLASS_BCE,
         "sphereface2": SPHEREFACE2,
     }
-    # Of these no values were at hand.
+    # No values of these were available.
     without = {"npt", "circle", "multi_similarity", "curricularface", "mv_softmax", "adacos"}
     without |= {"filtered_margin_softmax", "contrastive", "proxy_nca", "batch_hard"}
     assert of_losses.keys() | without == REGISTRY.keys()

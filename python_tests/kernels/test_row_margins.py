@@ -268,7 +268,7 @@ def _tiles(call) -> list[tuple[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CpuEngine, "_kernel", kernel)
         call().backward()
-    # Of N numbers.
+    # Operations on N numbers are left out.
     return [each for each in found if each[0] != "positive_rows"]
 
 

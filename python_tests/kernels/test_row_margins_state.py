@@ -88,7 +88,7 @@ def test_given_margins_count_in_a_sharded_step() -> None:
 
 @pytest.mark.parametrize("name", ["adaface", "elasticface", "curricularface", "adacos"])
 def test_initial_values_include_state(name: str) -> None:
-    """Of a module that was made without memory, too."""
+    """Also for a module that was created on the meta device."""
     with torch.device("meta"):
         module = uk.CLASS_LOSSES[name](D, C)
     module.to_empty(device="cpu")
@@ -133,8 +133,8 @@ def test_drawn_margins_are_normal_and_repeatable() -> None:
     for values in (again, other):
         both = torch.corrcoef(torch.stack([first, values]))[0, 1]
         assert abs(float(both)) < 0.03
-    neighbours = torch.corrcoef(torch.stack([first[1:], first[:-1]]))[0, 1]
-    assert abs(float(neighbours)) < 0.03
+    neighbors = torch.corrcoef(torch.stack([first[1:], first[:-1]]))[0, 1]
+    assert abs(float(neighbors)) < 0.03
 
 
 def test_margins_are_assigned_as_published() -> None:

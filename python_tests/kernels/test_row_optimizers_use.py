@@ -314,7 +314,7 @@ def test_options_that_rows_cannot_have(cls, option) -> None:
 
 
 def test_gradients_that_a_fused_parameter_cannot_have() -> None:
-    """Said before anything else is stepped."""
+    """The error is raised before anything else is stepped."""
     q, p = parameter(3), parameter(CLASSES, 4)
     before = q.detach().clone()
     optimizer = SampledSGD([q, p])

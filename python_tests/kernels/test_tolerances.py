@@ -120,7 +120,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 def test_faults_are_caught(spec, fault: str) -> None:
-    # Cosines and a scale at which every pair says something; nearest: more pairs than columns.
+    # Cosines and a scale at which every pair has an effect; nearest: more pairs than columns.
     values = {"scale": 8.0, "k": 64, "margin": 0.5}
     values = {name: value for name, value in values.items() if name in spec.defaults()}
     p = problem(spec, rows=12, columns=9, dim=32, values=values, threshold=2.0)

@@ -190,7 +190,7 @@ def test_keys_that_hold_the_queries(target: Target) -> None:
 @each_fused
 @pytest.mark.parametrize("labeled", [False, True])
 def test_next_to_nothing_is_exact(target: Target, labeled: bool) -> None:
-    """Of a lone positive log(e^p + e^n) - p cancels, softplus(n - p) does not."""
+    """For a lone positive, log(e^p + e^n) - p cancels; softplus(n - p) does not."""
     a, b = (t.to(target.device) for t in _towers(6, dim=64, noise=1e-3))
     places = torch.arange(6, device=target.device) if labeled else None
 

@@ -212,7 +212,7 @@ def test_programs_cover_every_block_once(count: int) -> None:
         assert sorted(map(tuple, out.tolist())) == blocks
 
 
-def test_unavailable_says_why() -> None:
+def test_unavailable_returns_the_reason() -> None:
     assert "float32" in str(backend.unavailable(DEVICE, torch.float64))
     assert backend.unavailable("meta", torch.float32) is not None
     if launch.INTERPRETED:

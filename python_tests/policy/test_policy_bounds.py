@@ -56,7 +56,7 @@ def test_bounds_of_the_losses_are_exact(name: str) -> None:
     assert spec.slope_bound(spec.pack(spec.defaults() | values)) == pytest.approx(want)
 
 
-def test_a_bound_by_samples_where_intervals_know_little() -> None:
+def test_a_bound_by_samples_where_intervals_are_loose() -> None:
     spec = REGISTRY["sphereface2"]
     params = spec.pack(spec.defaults() | {"margin_gradient": "exact"})
     # t times a weight, exactly; intervals divide a power by a base that may be 0.

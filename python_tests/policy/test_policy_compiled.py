@@ -135,7 +135,7 @@ def test_losses_are_found_by_name() -> None:
         find("other")
 
 
-def test_a_name_says_what_the_formula_is() -> None:
+def test_a_name_identifies_its_formula() -> None:
     """Constants that agree in their first digits are different formulas."""
 
     def made(constant: float, default: float = 0.4):
@@ -221,7 +221,7 @@ def _instructions(path: Path, struct: str) -> dict[str, int]:
 
 @pytest.mark.skipif(OBJDUMP is None, reason="needs objdump")
 def test_a_compiled_loss_has_the_instructions_of_the_built_in_one(fresh: Path) -> None:
-    """Of the same formula. At most 5 % more, if another compiler has made the extension."""
+    """At most 5 % more, if the extension was compiled by another compiler."""
     assert failure(custom.spec(Unified())) is None
     (kept,) = shared_objects(fresh)
     mine = _instructions(kept, "Policy")

@@ -40,7 +40,7 @@ if COMPILER is None:
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 ISAS = {"baseline": (), "avx2": ("-mavx2", "-mfma")}
 VERSION = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
-#: GCC says which loops it vectorizes.
+#: GCC reports which loops it vectorizes.
 VECTORIZED = ("-fopt-info-vec-optimized",) if "Free Software Foundation" in VERSION else ()
 #: Formulas that a translation unit has.
 COUNT = 30
@@ -110,7 +110,7 @@ def _source(formulas: dict[str, Formula]) -> str:
 
 
 def _compiled(source: str, folder: Path, isa: str, *flags: str) -> tuple[ctypes.CDLL, str]:
-    """The library, and what the compiler said."""
+    """The library, and the output of the compiler."""
     path, library = folder / "drawn.cpp", folder / f"drawn_{isa}.so"
     path.write_text(source)
     assert COMPILER is not None

@@ -162,7 +162,7 @@ def test_negatives_may_be_left_out(
     check_against_reference(NATIVE, p, torch.float32)
 
 
-def test_said_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warns_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
     eager.warn.cache_clear()
     p = custom_problem(Case("ad hoc"), custom.spec(Contrastive()))

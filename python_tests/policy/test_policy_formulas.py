@@ -220,7 +220,7 @@ def test_threads_share_nodes() -> None:
 
 
 def test_copies_of_expressions_are_the_expressions() -> None:
-    """What kernels know of a formula is found by the identity of its nodes."""
+    """Facts about a formula are looked up by the identity of its nodes."""
     formula = policy_of(("exp", ("leaf", "cosine")), None).formula
     assert copy.deepcopy(formula).positive is formula.positive
     restored = pickle.loads(pickle.dumps(formula))

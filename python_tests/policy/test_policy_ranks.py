@@ -63,7 +63,7 @@ def _other_formula(rank: int) -> str:
     return str(error.value)
 
 
-def test_ranks_with_other_numbers_are_told() -> None:
+def test_ranks_with_different_numbers_are_an_error() -> None:
     assert all("0.3 on rank 0, 1.3 on rank 1" in text for text in run_ranks(2, _other_formula))
 
 

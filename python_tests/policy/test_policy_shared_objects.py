@@ -142,7 +142,7 @@ def test_a_whole_file_that_cannot_be_loaded_is_made_again(fresh: Path, monkeypat
     assert failure(spec) is None
     assert kept.stat().st_size > 1000
     check_against_reference(NATIVE, custom_problem(Case("ad hoc", rows=9), spec), torch.float32)
-    # Made again once: where it still cannot be loaded, the reason is said.
+    # Compiled again once; if it still cannot be loaded, the reason is reported.
     (kept.parent / name).unlink()
     forget(monkeypatch)
     monkeypatch.setenv("CXX", script(fresh / "c++", _NO_LIBRARY))
@@ -235,7 +235,7 @@ def test_no_compiler(fresh: Path, monkeypatch, tmp_path: Path) -> None:
     reason = failure(spec)
     assert reason is not None
     assert "install g++ or clang++, or set CXX" in reason
-    # The answer lasts: a compiler is not looked for at every step.
+    # The result is kept: a compiler is not looked for at every step.
     monkeypatch.setenv("CXX", str(COMPILER))
     assert failure(spec) == reason
 
@@ -267,7 +267,7 @@ def test_the_named_compiler_is_used(fresh: Path, monkeypatch, tmp_path: Path) ->
     assert len(log.read_text().split()) == 1
 
 
-def test_the_report_says_how_losses_are_compiled(fresh: Path, monkeypatch) -> None:
+def test_the_report_has_the_compiler_of_losses(fresh: Path, monkeypatch) -> None:
     def said() -> str:
         return compiled.description(loader.extension())
 
@@ -340,7 +340,7 @@ HOSTILE = (
     "name", [pytest.param(n, marks=extended_if(i > 2)) for i, n in enumerate(HOSTILE)]
 )
 def test_names_do_not_become_code(fresh: Path, name: str) -> None:
-    """Of classes, of fields and of words to choose from, which type() takes from any string."""
+    """Names of classes, fields and choices: type() accepts any string for them."""
     members = {
         "__annotations__": dict.fromkeys((name, "field", "word"), policy.Number),
         name: 0.25,
@@ -391,7 +391,7 @@ def test_an_installation_has_the_headers(fresh: Path, monkeypatch, tmp_path: Pat
     assert shared_object.headers() == package / "csrc"
     assert {*command.get_outputs()} >= {str(path) for path in package.rglob("*.h")}
     assert failure(custom.spec(Contrastive())) is None
-    # Without them, the reason is said.
+    # Without them, the reason is reported.
     shutil.rmtree(package)
     forget(monkeypatch)
     assert "headers are missing" in str(failure(custom.spec(Contrastive())))

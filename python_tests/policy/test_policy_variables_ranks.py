@@ -99,7 +99,7 @@ class _AcrossCase:
             want_loss = want_loss[rows]
         check_same(f"{self}: loss", loss, want_loss, allowed[0])
         for name, a, b in zip(("feats", *whole), got, want, strict=True):
-            # Of what a rank has alone, W times the objective: data parallelism averages it.
+            # What only one rank has gets W times the objective: data parallelism averages it.
             b = b[rows] if name == "feats" or name in own else b / len(counts)
             check_same(f"{self}: {name}", a, b, allowed[1])
 
@@ -280,7 +280,7 @@ def _differing(rank: int) -> list[str]:
 
 
 @needs_native
-def test_ranks_with_other_variables_are_told() -> None:
+def test_ranks_with_different_variables_are_an_error() -> None:
     for numbers, gradients in run_ranks(2, _differing):
         assert "scalar must be the same" in numbers
         assert "1.0 on rank 0, 2.0 on rank 1" in numbers

@@ -150,7 +150,7 @@ def test_users_losses(target: Target, cls: type[policy.Policy], case: Case) -> N
 @pytest.mark.parametrize("valid", ["with_positives", "with_negatives", "with_both"])
 @each_target
 def test_rows_that_count(target: Target, valid: str) -> None:
-    """Of rows that do not, nothing reaches loss or gradients."""
+    """Rows that do not count change neither loss nor gradients."""
     spec = replace(REGISTRY["multi_similarity"], valid_rows=valid)
     feats = torch.randn(5, 8, device=target.device, requires_grad=True)
     memory = torch.randn(4, 8, device=target.device)

@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compil
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process knows of compiled losses; the extension keeps those that it has."""
+    """Caches of compiled losses in this process; the extension keeps those that it has."""
     monkeypatch.setattr(custom, "_failures", {})
 
 

@@ -101,7 +101,7 @@ def policy_of(
                 "threshold": self.b,
                 "word": policy.where(self.word == "second", self.a, c),
             }
-            # Of a formula that is a constant, an expression all the same.
+            # A constant formula is an expression all the same.
             return 0 * c + interpreted(drawn, leaves)
 
         return term
@@ -242,7 +242,7 @@ _ABSOLUTE = {"sin", "cos", "margin", "margin_slope", "acos", "log", "pow"}
 
 
 def close(got: Tensor, roots: Rounding, of: Expression, factor: float = 4.0) -> Tensor:
-    """Where ``got`` is what ``of`` is, up to rounding, or comparisons are too close to say."""
+    """Where ``got`` is what ``of`` is, up to rounding, or comparisons are too close to decide."""
     error = (got.double() - roots.values[of]).abs()
     return (error <= factor * roots.errors[of] + 1e-30) | ~roots.stable
 

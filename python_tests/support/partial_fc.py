@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import unitsface_kernels as uk
+from unitsface_kernels.distributed.batch import Batch
 from unitsface_kernels.distributed.collectives import world_size
 from unitsface_kernels.distributed.partial_fc.sampling import sample_classes
 from unitsface_kernels.distributed.partial_fc.shard import Shard
 from unitsface_kernels.functional.call import class_loss
-from unitsface_kernels.modules.class_loss import ShardableLoss
+from unitsface_kernels.modules.class_loss import Comparison, ShardableLoss
 
 SIZE, CLASSES, ROWS = 16, 23, 12
 # Rows of every rank: unequal, none, one.
@@ -29,6 +30,7 @@ class Run:
 
     Attributes:
         fuse: None, "backward" or "step".
+        momentum: whether the loss stores features of another backbone.
     """
 
     loss: str
@@ -39,6 +41,7 @@ class Run:
     classes: int = CLASSES
     steps: int = 20
     max_norm: float | None = None
+    momentum: bool = False
 
     def name(self) -> str:
         words = [self.loss, *(str(v) for v in self.options.values()), self.optimizer]
@@ -46,6 +49,8 @@ class Run:
             words.append(f"fused-{self.fuse}")
         if self.max_norm:
             words.append("clipped")
+        if self.momentum:
+            words.append("momentum")
         return f"{'-'.join(words)}-{self.sample_rate}-{self.classes}"
 
 
@@ -62,6 +67,10 @@ def backbone() -> nn.Module:
     with torch.no_grad():
         module.weight.copy_(torch.randn(SIZE, SIZE, generator=generator) / 4.0)
     return module
+
+
+def of_another_backbone(images: Tensor) -> Tensor:
+    return images.flip(1) + 0.25
 
 
 def own_part(tensor: Tensor, rank: int, counts: list[int]) -> Tensor:
@@ -93,7 +102,8 @@ def sharded(rank: int, run: Run) -> dict[str, Any]:
             head.loss.set_epoch(step // 4)
         images, labels = (own_part(t, rank, counts) for t in batch(step, run.classes))
         optimizer.zero_grad()
-        loss = head(body(images), labels)
+        kept = {"momentum_feats": of_another_backbone(images)} if run.momentum else {}
+        loss = head(body(images), labels, **kept)
         loss.backward()
         if run.max_norm:
             uk.clip_grad_norm_(body.parameters(), run.max_norm, [head])
@@ -120,24 +130,13 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         module.begin_step(feats.detach(), labels)
         module.drawn = index
         moved = module.step_variables(feats.detach(), labels, lambda t: t)
+        moved |= module.batch_variables(Batch.alone(feats, labels))
         loss = sum(
-            block.share
-            * class_loss(
-                block.spec,
-                block.values,
-                feats,
-                block.columns.clone(),
-                positions,
-                block.threshold,
-                index,
-                module.reduction,
-                "reference",
-                centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
-                variables={**block.variables, **moved},
-            )
+            block.share * _loss_of(module, block, feats, positions, index, moved)
             for block in module.comparisons()
         )
-        module.end_step(feats.detach(), labels)
+        kept = of_another_backbone(images) if run.momentum else feats.detach()
+        module.end_step(kept, labels)
         optimizer.zero_grad()
         loss.backward()
         if run.max_norm:
@@ -147,6 +146,30 @@ def single(run: Run, ranks: int) -> dict[str, Any]:
         _restore_unsampled(before, optimizer, learned, index, run.classes)
         losses.append(loss.item())
     return {"losses": losses, **_end(body, module, optimizer)}
+
+
+def _loss_of(
+    module: ShardableLoss,
+    block: Comparison,
+    feats: Tensor,
+    positions: Tensor,
+    index: Tensor | None,
+    moved: dict[str, Tensor],
+) -> Tensor:
+    """A loss of samples over classes, or of classes over samples."""
+    given = feats, block.mixed_columns().clone(), positions
+    options = {"class_index": index, "reduction": module.reduction, "backend": "reference"}
+    if block.spec.topology == "pair":
+        return getattr(uk, block.spec.function)(*given, **block.values, **options)
+    return class_loss(
+        block.spec,
+        block.values,
+        *given,
+        block.threshold,
+        **options,
+        centers=block.columns.shape[1] if block.columns.dim() == 3 else 1,
+        variables={**block.variables, **moved},
+    )
 
 
 def start_as_sharded(module: ShardableLoss, classes: int, sample_rate: float) -> None:

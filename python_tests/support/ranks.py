@@ -94,7 +94,7 @@ def _rank(
     data = io.BytesIO()
     torch.save(answer, data)
     connection.send_bytes(data.getvalue())
-    # Peers may still be in a collective with this rank: leave when the parent says so.
+    # Peers may still be in a collective with this rank: wait for the parent before leaving.
     connection.poll(60)
     os._exit(0)
 

@@ -103,7 +103,7 @@ class Rounded(TorchDispatchMode):
         if name in _KNOWN and out.dtype == torch.float64 and out.numel():
             single = out.float()
             error = self._error(name, func, args, kwargs, single)
-            # A result that float32 can hold is exact; beyond its range nothing is said.
+            # A result that float32 can hold is exact; beyond its range anything is accepted.
             exact = single.isinf() if name in _COMPOSED else (single == out) | single.isinf()
             out.add_(error.masked_fill_(exact, 0.0))
         return result
@@ -124,7 +124,7 @@ class Rounded(TorchDispatchMode):
             error += UNIT * variance.clamp_(min=0.0).sqrt_() * self._signs(out)
         elif name in _SUMS_WITHIN:
             terms = args[0].numel() / (len(out) if name == "_log_softmax" else out.numel())
-            # Of positive terms: the sum of squares is at most the square of the sum.
+            # For positive terms, the sum of squares is at most the square of the sum.
             relative = _SUMS_WITHIN[name] * UNIT * math.sqrt(max(terms - 1.0, 0.0) / 2.0)
             scale = out if name == "linalg_vector_norm" else torch.ones_like(out)
             error += relative * scale * self._signs(out)

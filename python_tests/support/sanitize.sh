@@ -2,11 +2,10 @@
 # Builds the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer beside a copy of the
 # package, and runs what reaches every kernel. A report ends the process that caused it.
 #
-# usage: sanitize.sh PYTHON [SECONDS of fuzzing]
+# usage: sanitize.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(realpath -s "$1")
-seconds=${2:-20}
 build=$PWD/build/sanitize
 compiler=${CXX:-c++}
 export PATH="$(dirname "$python"):$PATH"
@@ -28,11 +27,15 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONMALLOC=malloc
 libraries="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
 run() { LD_PRELOAD="$libraries" "$python" -m "$@"; }
 tests() { run pytest -q -x -p no:cacheprovider "$@"; }
+fuzz() { run python_tests.fuzz "$1" --runs "$2" --seed 0; }
 units() {
   tests python_tests/kernels/test_operands.py -k "native or extension or operator"
   tests python_tests/build/test_build.py python_tests/build/test_threads.py \
     -k "number_of_threads or exp or softplus or calls"
-  run python_tests.fuzz differential modules metrics --seconds "$seconds" --seed 0
+  # As many runs on every machine.
+  fuzz differential 184
+  fuzz modules 73
+  fuzz metrics 62
 }
 tests_of_losses() {
   tests python_tests/kernels/test_parity.py \
@@ -40,7 +43,18 @@ tests_of_losses() {
   tests python_tests/distributed/test_sampling.py python_tests/kernels/test_gemm.py \
     python_tests/metrics/test_histogram_kernel.py python_tests/kernels/test_row_optimizers.py -k "not isa and not triton"
 }
-# Most of the time is spent on one core.
+# Most of the time is spent on one core. Each half is a process group, so that it can be ended with all
+# that it has started: what goes on would find its directory gone.
+set -m
 (set -e; units) & first=$!
 (set -e; tests_of_losses) & second=$!
+set +m
+stop() {
+  trap - EXIT
+  kill -- -"$first" -"$second" 2> /dev/null || true
+  wait
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 wait $first && wait $second

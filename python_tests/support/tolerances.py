@@ -19,7 +19,7 @@ half a unit in the last place:
 So a cosine errs by about u (1 + |c| sqrt(D / 3)) and its logit by s times that plus u |z|: at
 s = 64, D = 100 and c = 1 by 2e-5. A loss makes |dL/dz| of it, a gradient |d2L/dz2|, an arccosine
 1 / sin(theta), SphereFace2's g(c) a factor t ((c + 1) / 2)^(t - 1), a cancellation the ratio of
-its terms to what is left: none of this is written per loss, the operations of its formula say it.
+its terms to what is left: none of this is written per loss, it follows from its operations.
 
 The rule: the error of a loss and of every gradient, as a vector (Euclidean norm) and elementwise
 (largest element), is at most ``FACTOR`` times its root mean square over such runs. Over random
@@ -138,7 +138,7 @@ IMPROBABLE = 4.9
 def check_uniform(counts: Tensor, expected: float, spread: float = 1.0) -> None:
     """Pearson's statistic of counts that should all be ``expected``, over ``spread``.
 
-    Of independent draws ``spread`` is 1; if each draw counts in k of C cells it is the counts'
+    ``spread`` is 1 for independent draws; if each draw counts in k of C cells it is the counts'
     variance over their expectation, (C - k) / (C - 1) for k distinct ones drawn uniformly.
     """
     freedom = counts.numel() - 1

@@ -207,18 +207,23 @@ class Balanced(policy.Pair):
 
 
 class Shifts(policy.Class):
-    """Negatives that read variables per class."""
+    """Negatives that read variables per class, and a formula of the row that reads the others."""
 
-    combine = "logsumexp"
+    combine = "logsumexps"
     scale: policy.Scalar
     of_class: policy.PerIdentity
     of_row: policy.PerRow
+    excess: policy.Scalar
 
     def positive(self, c):
         return 8 * self.scale * c - self.of_class
 
     def negative(self, c):
         return 8 * self.scale * c * self.of_row + self.of_class
+
+    def finish(self, positives, negatives):
+        gap = self.excess * self.of_row + negatives - positives
+        return policy.softplus(gap) + self.excess * policy.log(self.row_norm)
 
 
 class Triplets(policy.Class):

@@ -70,7 +70,7 @@ def test_lresnet_has_the_published_tensors_without_the_losses() -> None:
     assert {key: list(value.shape) for key, value in state.items()} == expected
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "lresnet50e_ir"])
+@pytest.mark.parametrize("name", ["iresnet18", "lresnet50e_ir", "conv4"])
 @pytest.mark.parametrize(("size", "embedding_size"), [(31, 64), (48, 100)])
 def test_features_of_any_number_from_images_of_any_size(
     name: str, size: int, embedding_size: int
@@ -85,7 +85,7 @@ def test_every_name_builds() -> None:
         with torch.device("meta"):
             model = build_backbone(name)
         sizes[name] = sum(p.numel() for p in model.parameters())
-    assert len(sizes) == 8
+    assert len(sizes) == 9
     for family in ("iresnet{}", "lresnet{}e_ir"):
         parameters = [sizes[family.format(depth)] for depth in (50, 100, 200)]
         assert parameters == sorted(parameters)

@@ -78,7 +78,7 @@ def test_outputs_of_an_insightface_backbone_survive_conversion(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", [n for n in SHAPES if n.startswith("iresnet")])
-def test_architecture_is_told_from_the_published_names(name: str) -> None:
+def test_architecture_is_recognized_by_the_published_names(name: str) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
     assert recognize(state) == name
 

@@ -1,4 +1,4 @@
-"""Where a resumed run goes on, what it says of it, and what it refuses."""
+"""Where a resumed run goes on, what it reports, and what it refuses."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_batches_of_another_size_go_on_behind_the_images_that_were_seen() -> Non
     rates = [changed.lr(step) for step in range(3, changed.total_steps)]
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.01 * changed.train.lr + 1e-2
-    # As far in its schedule as the images say, not the steps.
+    # Its place in the schedule follows from images, not from steps.
     same = course(23, batch_size=3, **given)
     assert changed.lr(3) == pytest.approx(
         learning_rate(same.train, 7 + 10 / 3, same.total_steps, 7), rel=1e-12
@@ -110,7 +110,7 @@ def test_every_image_is_seen_once_in_an_epoch_whose_batches_change(
     assert "differs: learning rate of the next step: 0.0347222, now 0.0173611" in said
 
 
-def test_what_differs_is_said_once_and_nothing_where_nothing_does(
+def test_differences_are_printed_once(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "faces", identities=4, images=4)

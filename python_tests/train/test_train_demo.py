@@ -51,12 +51,12 @@ def test_table_has_one_row_per_method_and_a_dash_without_a_threshold() -> None:
     cells = [c.strip() for c in ours.split("|")[1:-1]]
     assert cells == ["ours", "0.850 ± 0.010", "0.950", "0.500", "0.750", "0.600", "0.250"]
     assert len({len(line) for line in text.splitlines()}) == 1
-    # Of 99 negative pairs none may be accepted at 0.01.
+    # With 99 negative pairs none may be accepted at 0.01.
     few = printed({"pixels": result(0.9, 0.8, negatives=99)}).splitlines()[-1]
     assert [c.strip() for c in few.split("|")[4:6]] == ["not resolved", "0.750"]
 
 
-def test_verdict_says_so_when_a_model_does_not_beat_the_better_baseline() -> None:
+def test_verdict_of_a_model_below_the_better_baseline() -> None:
     results = {"pixels": result(0.90, 0.84), "PCA": result(0.92, 0.83), "ours": result(0.91, 0.85)}
     text = demo.verdict(results, ["ours"])
     assert "AUC 0.910 against 0.920 of the better baseline (NOT better)" in text

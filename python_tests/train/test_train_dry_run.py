@@ -43,9 +43,7 @@ def recipe(data: str, loss: str = "cosface") -> Config:
 
 
 #: Without class weights that many processes could share.
-PAIRS = {
-    *("batch_hard", "circle", "contrastive", "multi_similarity", "proxy_anchor", "simple", "uss")
-}
+PAIRS = {"batch_hard", "circle", "contrastive", "multi_similarity", "simple", "uss"}
 
 
 def test_the_recipes_are_these() -> None:
@@ -63,8 +61,9 @@ def test_the_recipes_are_these() -> None:
             "curricularface",
             "elasticface",
         ),
-        *("epl", "magface", "mv_softmax", "proxy_nca", "sphereface2", "subcenter_arcface"),
-        *("uniface", "unitsface", "own_contrastive", *PAIRS),
+        *("epl", "magface", "mv_softmax", "proxy_anchor", "proxy_nca", "simple_proxy"),
+        *("sphereface2", "subcenter_arcface"),
+        *("uniface", "unitsface", "unpg", "own_contrastive", *PAIRS),
     }
 
 

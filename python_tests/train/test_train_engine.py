@@ -205,7 +205,7 @@ def test_moved_run_resumes_where_it_lies_without_its_starting_weights(
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_checkpoints_are_errors_that_say_what_they_hold(faces: Path, tmp_path: Path) -> None:
+def test_wrong_checkpoints_are_errors_that_name_their_content(faces: Path, tmp_path: Path) -> None:
     small = trainer_of(tiny(faces, tmp_path)).backbone.state_dict()
     torch.save(small, tmp_path / "small.pth")
     torch.save([1, 2], tmp_path / "list.pth")

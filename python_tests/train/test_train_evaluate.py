@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_no_pair(tmp_path: Path, cache: str) -> None:
     assert labels[read].tolist() == kept_labels.tolist()
 
 
-def test_every_process_learns_what_the_others_skipped(
+def test_every_process_gets_what_the_others_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_faces(tmp_path / "data", identities=2, images=2)
@@ -168,3 +168,16 @@ def test_features_that_allow_no_figures_are_one_line() -> None:
         evaluate_features(features, np.arange(4))
     with pytest.raises(UserError, match="not finite"):
         evaluate_features(features * np.nan, np.array([0, 0, 1, 1]))
+
+
+def test_options_of_earlier_versions_are_keys_and_say_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = evaluate.parse(["pairs", "run", "orl", "--workers", "0", "--on-error", "skip"])
+    assert found.overrides == ["data.workers=0", "data.on_error=skip"]
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --workers is deprecated, use data.workers=0",
+        "warning: --on-error is deprecated, use data.on_error=skip",
+    ]
+    assert evaluate.parse(["pairs", "run", "orl", "data.workers=0"]).overrides == ["data.workers=0"]
+    assert capsys.readouterr().err == ""

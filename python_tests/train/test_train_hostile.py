@@ -71,7 +71,7 @@ def read_all(path: Path, on_error: str) -> tuple[int, dict[str, str]]:
 
 # -- RecordIO -----------------------------------------------------------------------------------
 
-# Of 20 images in records 1 to 20 and 5 identities in records 21 to 25, record 0 last but those.
+# Damage to 20 images (records 1 to 20) and 5 identities (21 to 25); record 0 comes last but those.
 # Each: the damage, the record that the error names, the reason, images left when skipping.
 DAMAGE: dict[str, tuple[Callable[[Path], None], int, str, int]] = {
     "offset beyond the end": (
@@ -206,7 +206,7 @@ def test_without_record_0_what_else_can_be_read_is_kept(tmp_path: Path, kept: st
         ((0.5, 3), r"record 0: expected two ascending numbers, got \[0\.5", None),
     ],
 )
-def test_record_0_promises_what_is_not_there(
+def test_record_0_counts_records_that_do_not_exist(
     tmp_path: Path, layout: tuple[float, float], message: str, left: int | None
 ) -> None:
     """Nothing is allocated by its numbers. Records of identities have no image, and are none."""
@@ -379,7 +379,7 @@ def test_any_damage_to_a_jpeg_is_a_reason_or_pixels() -> None:
     assert "" not in reasons
 
 
-def test_a_run_skips_what_it_cannot_read_and_says_so(
+def test_a_run_skips_and_reports_what_it_cannot_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faces = [list(images) for images in people()]

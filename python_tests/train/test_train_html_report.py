@@ -1,4 +1,4 @@
-"""The page of a run: complete, self-contained, and harmless whatever a run's files say."""
+"""The page of a run: complete, self-contained, and harmless whatever a run's files contain."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_page_is_complete_self_contained_and_shows_what_the_files_say(run_folder: Path) -> None:
+def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -> None:
     page = Page(run_folder / "report.html")
     check_self_contained(page)
     assert page.headings == SECTIONS
@@ -184,7 +184,7 @@ def test_text_from_files_is_never_markup(run_folder: Path) -> None:
     assert "my <run>" in page.text
 
 
-def test_what_a_run_has_not_written_is_said_to_be_missing(run_folder: Path, tmp_path: Path) -> None:
+def test_what_a_run_has_not_written_is_reported_missing(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "metrics.jsonl", tmp_path)
     page = Page(run_report.write(tmp_path))
     check_self_contained(page)

@@ -107,7 +107,7 @@ SILENT.append(directory((0x112, 3, 1, 6))[:-8])
 
 
 @pytest.mark.parametrize("exif", SILENT)
-def test_exif_that_says_nothing_turns_nothing(exif: bytes) -> None:
+def test_exif_without_an_orientation_turns_nothing(exif: bytes) -> None:
     for encoded in (with_exif(exif), png_with(chunk(b"eXIf", exif))):
         assert to_image(encoded).size == PICTURE.size
 

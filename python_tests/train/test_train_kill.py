@@ -50,7 +50,7 @@ def steps_logged(run: Path) -> int:
 
 
 def prepared(run: Path) -> int:
-    """Changes when a process has dropped the lines that its checkpoint does not know."""
+    """Changes when a process has dropped the lines of steps after its checkpoint."""
     try:
         return (run / CONFIG).stat().st_mtime_ns
     except FileNotFoundError:

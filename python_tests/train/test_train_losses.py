@@ -136,7 +136,7 @@ def test_trying_a_loss_leaves_its_state_alone() -> None:
     assert int(loss.class_loss.calls) == 0
 
 
-def test_losses_hear_of_every_epoch_also_after_resuming(
+def test_losses_get_every_epoch_also_after_resuming(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(uk.CLASS_LOSSES, "stateful", Stateful)

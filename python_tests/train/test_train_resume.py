@@ -118,7 +118,7 @@ def test_evaluations_that_cannot_be_are_refused_before_the_first_step(
         Evaluator(wrong, CPU, people)
     evaluator = Evaluator(tiny(faces, tmp_path, eval={"every": 5}), CPU, people)
     assert evaluator.value({"held_out": {"accuracy": float("nan")}}) is None
-    # What is said to be a figure is one.
+    # Every declared figure exists.
     (held_out,) = evaluator.sets
     features = np.eye(len(people), 8, dtype=np.float32) + 0.1
     assert set(held_out.metrics) <= set(held_out.score(features, threshold=0.5))

@@ -164,7 +164,7 @@ def _votes(rank: int) -> list[int]:
     return [*(vote(number) for number in given), vote.finish(), vote.finish()]
 
 
-def test_all_processes_learn_of_a_stop_at_the_same_step() -> None:
+def test_all_processes_stop_at_the_same_step() -> None:
     assert run_ranks(3, _votes) == [[0, 0, 15, 0, 2, 0]] * 3
 
 

@@ -171,7 +171,7 @@ def test_command_prints_a_row_per_set_and_writes_files(
 
 
 class Pairs(BinSet):
-    """A verification set with metrics that are easily told from others."""
+    """A verification set with metrics that differ clearly from others."""
 
     def score(
         self, features: np.ndarray, *, threshold: float | None = None, device: object = "cpu"

@@ -1,4 +1,4 @@
-"""Models of timm: the embedding head, their options, and what is said where timm is missing."""
+"""Models of timm: the embedding head, their options, and the error where timm is missing."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_nothing_of_one_start_is_written_or_read(faces: Path, tmp_path: Path) ->
     assert "overwrite" not in to_dict(load_config(given)[0])["run"]
 
 
-def test_a_configuration_that_says_overwrite_destroys_nothing(
+def test_overwrite_in_a_configuration_file_destroys_nothing(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As earlier versions wrote it into a run and its checkpoints."""
@@ -155,7 +155,7 @@ def test_a_configuration_that_says_overwrite_destroys_nothing(
     assert main(["--resume", str(run / checkpoint.LAST), "train.max_steps=2"]) == 0
     assert len(losses(run)) == 2
 
-    # Asked for where it counts, it moves the run aside, every time by another name.
+    # On the command line it moves the run aside, every time by another name.
     for number, steps in ((1, 2), (2, 1)):
         given = ["--config", str(path), "run.overwrite=true", "train.max_steps=1"]
         assert main(given) == 0
@@ -183,7 +183,7 @@ def test_auto_begins_again_only_where_nothing_is_lost(
     said = f"warning: checkpoint {run / checkpoint.LAST} is missing; going on from {kept}\n"
     assert said in capsys.readouterr().err
     assert losses(run) == whole
-    # Of a run that has ended there is no beginning again, either.
+    # A run that has ended does not begin again, either.
     shutil.rmtree(kept.parent)
     assert main([*given, "--resume", "auto"]) == 2
     assert "holds a run without a checkpoint to go on from" in capsys.readouterr().err

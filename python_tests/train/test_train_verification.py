@@ -115,7 +115,7 @@ def test_evaluation_reports_the_learned_threshold_only_where_there_is_one() -> N
 
 
 def people(count: int, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features of identities that are told apart most of the time."""
+    """Features of identities that are separated most of the time."""
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(count), images)
     centers = rng.normal(size=(count, 8))

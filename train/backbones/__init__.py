@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from train.backbones.conv4 import Conv4
 from train.backbones.resnets import IResNet, LResNet
 from train.backbones.timm_models import PREFIX, TimmBackbone
 from train.errors import UserError
 
 __all__ = [
     "STAGES",
+    "Conv4",
     "IResNet",
     "LResNet",
     "TimmBackbone",
@@ -21,22 +25,27 @@ __all__ = [
 ]
 
 STAGES = IResNet.STAGES
-# The classes of all but timm's models, by name.
-_RESNETS: dict[str, type[IResNet | LResNet]] = {
-    name: family for family in (IResNet, LResNet) for name in family.STAGES
+# All but timm's models, by name: of an input size, dropout and an embedding size.
+_BUILDERS: dict[str, Callable[[int, float, int], nn.Module]] = {
+    **{
+        name: partial(family, stages)
+        for family in (IResNet, LResNet)
+        for name, stages in family.STAGES.items()
+    },
+    "conv4": Conv4,
 }
 
 
 def backbone_names() -> list[str]:
     """All but timm's."""
-    return list(_RESNETS)
+    return list(_BUILDERS)
 
 
 def check_backbone(name: str, options: dict[str, Any]) -> None:
     """Check ``model.name`` and ``model.options`` as far as possible without building anything."""
     if name.startswith(PREFIX) and name != PREFIX:
         return
-    if name not in _RESNETS:
+    if name not in _BUILDERS:
         names = ", ".join(backbone_names())
         raise UserError(f"model.name: expected one of {names}, {PREFIX}MODEL; got '{name}'")
     if options:
@@ -57,5 +66,4 @@ def build_backbone(
     """
     if name.startswith(PREFIX):
         return TimmBackbone(name, input_size, dropout, embedding_size, options)
-    family = _RESNETS[name]
-    return family(family.STAGES[name], input_size, dropout, embedding_size)
+    return _BUILDERS[name](input_size, dropout, embedding_size)

@@ -6,7 +6,7 @@ import math
 
 from train.backbones import check_backbone
 from train.config.keys import choices_of, names_class
-from train.config.sections import NO_LOSS, Config, iter_keys, shardable_names
+from train.config.sections import NO_LOSS, Config, iter_keys, momentum_names, shardable_names
 from train.errors import UserError
 
 
@@ -39,6 +39,8 @@ def check(config: Config) -> None:
         )
     if config.loss.class_until_filled and not config.loss.memory:
         raise UserError("loss.class_until_filled=true needs loss.memory=true")
+    if config.loss.class_momentum:
+        _check_momentum(config)
     _check_partial_fc(config)
     if config.train.schedule == "step" and not config.train.milestones:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
@@ -50,6 +52,16 @@ def check(config: Config) -> None:
 
 def _usual(value: float) -> bool:
     return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+
+
+def _check_momentum(config: Config) -> None:
+    names = momentum_names()
+    if config.loss.class_name not in names:
+        raise UserError(
+            f"loss.class_momentum=true needs a loss.class that stores features: {', '.join(names)}"
+        )
+    if config.train.ema == 0.0:
+        raise UserError("loss.class_momentum=true needs train.ema, e.g. train.ema=0.999")
 
 
 def _check_partial_fc(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,12 @@ def pair_loss_names() -> list[str]:
 def shardable_names() -> list[str]:
     """Class losses whose classes can be spread over processes."""
     return sorted(uk.partial_fc.SHARDABLE)
+
+
+def momentum_names() -> list[str]:
+    """Class losses that store features, which may be those of another backbone."""
+    taken = {n: inspect.signature(cls.forward).parameters for n, cls in uk.CLASS_LOSSES.items()}
+    return sorted(name for name, parameters in taken.items() if "momentum_feats" in parameters)
 
 
 @dataclass
@@ -93,6 +100,11 @@ class LossConfig:
             "numbers of the pair loss that are learned from their value on, e.g. [scale]"
         ),
     )
+    class_momentum: bool = key(
+        False,
+        "the class loss stores the features of the averaged weights, which needs train.ema, as"
+        " VPL's published option momentum does with 0.999",
+    )
     pair_across_ranks: bool = key(
         True,
         "pairs of the pair loss are those of all processes' batches; false: of one process's",
@@ -134,13 +146,14 @@ class DataConfig:
     path: str = key(
         "orl",
         "folder with one sub-folder of images per identity, with train.rec or with *.tar shards; a"
-        " .rec file; a .tar file or a pattern of them such as faces-{000..099}.tar; or 'orl'",
+        " .rec file; a .tar file or a pattern of them such as faces-{000..099}.tar; or 'orl' or"
+        " 'fashion_mnist', which come with packages",
     )
     holdout: int | None = key(
         None,
         "identities kept out of training for the final test, the last in natural order of names"
         " or numbers;"
-        " null: 10 for orl, else 0",
+        " null: 10 for orl, 4 for fashion_mnist, else 0",
         low=0,
     )
     on_error: str = key(

@@ -10,7 +10,7 @@ from train.data.balanced import check_balanced
 from train.data.folder import has_images, scan_folder
 from train.data.image_list import ImageList, split_identities
 from train.data.loader import ImageSource, open_images
-from train.data.orl import HOLDOUT, scan_orl
+from train.data.named import NAMED, holdout_of
 from train.data.recordio import scan_recordio
 from train.data.shards import is_pattern, is_remote, scan_shards
 from train.errors import UserError
@@ -24,10 +24,8 @@ class Dataset:
 
 def open_dataset(config: Config, world_size: int = 1) -> Dataset:
     data = config.data
-    is_orl = data.path == "orl"
-    holdout = data.holdout if data.holdout is not None else (HOLDOUT if is_orl else 0)
     everything = scan(data.path, skip=data.on_error == "skip")
-    train, test = split_identities(everything, holdout)
+    train, test = split_identities(everything, holdout_of(data.path, data.holdout))
     source = open_source(config, train)
     source.skipped.update(everything.left_out)
     left = len(source.images.identities)
@@ -53,8 +51,8 @@ def scan(path: str, *, skip: bool = False) -> ImageList:
 
     ``skip`` leaves out invalid records, with the reason, where a format has any to check.
     """
-    if path == "orl":
-        return scan_orl()
+    if path in NAMED:
+        return NAMED[path].scan()
     if path.endswith(".rec"):
         return scan_recordio(path, skip=skip)
     if path.endswith(".tar") or is_pattern(path) or is_remote(path):

@@ -79,8 +79,8 @@ def split_record(record: bytes) -> tuple[NDArray[np.float32], bytes]:
 def read_heads(files: OpenFiles, offsets: NDArray[np.int64]) -> tuple[NDArray, dict[int, str]]:
     """The ``HEAD`` of every record, and by index the reason where it cannot be read.
 
-    Of ordinary records some words are looked at in the mapped file, by threads, since each may have
-    to wait for its page; of all others the record is read.
+    For ordinary records threads read a few words of the mapped file, since each may have to wait
+    for its page; any other record is read whole.
     """
     heads = np.zeros(len(offsets), HEAD)
     heads["image_bytes"] = -1

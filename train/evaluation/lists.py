@@ -47,7 +47,7 @@ def integers(path: Path, columns: str) -> NDArray[np.int64]:
         if table.size and table.shape[1] == width:
             return table
     except (OSError, ValueError):
-        pass  # said by the slow way
+        pass  # the slow way below names the line
     for where, line in lines(path):
         whole_numbers(where, line.split(), columns)
     raise UserError(f"{path}: no lines of {columns}")
@@ -72,5 +72,5 @@ def read_matrix(path: Path, *, rows: int) -> NDArray[np.float32]:
         raise UserError(
             f"{path}: expected {rows} rows of floats, got {matrix.shape} of {matrix.dtype}"
         )
-    with np.errstate(over="ignore"):  # of float64, said where features are not finite
+    with np.errstate(over="ignore"):  # of float64; reported where features are not finite
         return np.ascontiguousarray(matrix, dtype=np.float32)

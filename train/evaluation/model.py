@@ -64,8 +64,8 @@ def load_model(
 ) -> Model:
     """The backbone as it was trained, with the architecture of its checkpoint.
 
-    What is no checkpoint of this harness may be published weights, of an architecture that their
-    names and shapes tell.
+    A file that is no checkpoint of this harness may hold published weights, whose architecture is
+    recognized by names and shapes.
     """
     path, values = checkpoint.read_any(Path(path))
     threshold = None

@@ -78,7 +78,7 @@ class Counts:
 
 
 def count(scores: Floats, same: Bools, bins: int = 60) -> Counts:
-    """Of listed pairs."""
+    """Counts of listed pairs."""
     edges = np.linspace(scores.min(), scores.max(), bins + 1)
     positives, negatives = (np.histogram(scores[kind], edges)[0] for kind in (same, ~same))
     return Counts(edges, positives, negatives)
@@ -90,7 +90,7 @@ def count_all(
     device: torch.device | str = "cpu",
     bins: int = 200,
 ) -> Counts:
-    """Of all unordered pairs of (N, D) features, without a list of them."""
+    """Counts of all unordered pairs of (N, D) features, without a list of them."""
     feats = torch.as_tensor(features, dtype=torch.float32, device=device)
     identities = torch.as_tensor(labels, dtype=torch.int64, device=device)
     histogram = metrics.pair_histogram(feats, identities, bins=bins)

@@ -3,7 +3,7 @@
 At FAR x a threshold accepts at most floor(x n) of n negatives: no interpolation, and pairs tied
 with a negative that must stay out stay out too. (insightface takes the point of the curve whose
 rate is nearest to x, which may accept more.) With x n < 1 no negative is accepted, and the rate
-counts as not resolved: 405 negatives say nothing about FAR 1e-6.
+counts as not resolved: 405 negatives cannot resolve FAR 1e-6.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def allowed(far: float, negatives: int) -> int:
 
 
 def resolved(far: float, negatives: int) -> bool:
-    """Whether ``negatives`` say anything about this rate: at least one of them may be accepted.
+    """Whether ``negatives`` resolve this rate: at least one of them may be accepted.
 
-    Below, the figure would be that of another rate. What prints or writes a TAR asks here.
+    Below, the figure would be that of another rate. Whatever prints or writes a TAR checks this.
     """
     return allowed(far, negatives) >= 1
 

@@ -51,7 +51,7 @@ class Roc:
         return float((steps * (self.tar[:-1] + self.tar[1:])).sum() / 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """The points at FARS; None where there are too few negative pairs to say."""
+        """The points at FARS; None where the negative pairs do not resolve the rate."""
         values: dict[str, Any] = {f"{p.far:g}": vars(p) for p in self.at}
         return {
             "positives": self.positives,
@@ -85,7 +85,7 @@ def roc_curve(features: Floats, labels: Labels, device: Device = "cpu") -> Roc:
     tar = np.concatenate([curve.tar.numpy(), [p.tar for p in points]])
     order = np.argsort(edges, kind="stable")
     edges, far, tar = (np.append(v[order], end) for v, end in ((edges, np.inf), (far, 0), (tar, 0)))
-    # Of several thresholds with the same rates the highest: most bins are empty.
+    # The highest of several thresholds with the same rates: most bins are empty.
     kept = np.append((np.diff(far) != 0) | (np.diff(tar) != 0), True)
     return Roc(
         thresholds=edges[kept],

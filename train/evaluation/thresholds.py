@@ -55,7 +55,7 @@ def unify(
     """Over all unordered pairs of (N, D) features, in memory that does not grow with them."""
     pairs, positives = count_pairs(labels)
     if pairs <= LISTED_PAIRS:
-        # Of thresholds that are equally good the one that evaluate_features takes.
+        # Among equally good thresholds the one that evaluate_features takes.
         scores, same = all_pairs(features, labels)
         threshold = best_threshold(scores, same)
         accuracy = balanced_accuracy(scores, same, threshold)

@@ -106,7 +106,7 @@ class Verification:
         return asdict(self)
 
     def rates(self) -> dict[str, str]:
-        """TAR by FAR for a reader: of those that the negative pairs do not resolve it is said."""
+        """TAR by FAR for a reader; rates that the negative pairs do not resolve are marked."""
         negatives = self.pairs - self.positives
         return {
             far: f"{tar:.3f}" if resolved(float(far), negatives) else "not resolved"

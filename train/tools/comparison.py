@@ -1,47 +1,79 @@
-"""Train the demo's network once per loss and compare on people never seen in training.
+"""Train a small network once per loss and compare on identities never seen in training.
 
 python train/compare_losses.py [--out runs/losses] [--seeds 1] [--only LOSS ...] [--quick]
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint import LAST
+from train.config import make_config, parse_overrides, read_yaml
 from train.config.sections import NO_LOSS, class_loss_names, pair_loss_names
 from train.data.dataset import open_dataset, open_source
-from train.data.orl import CREDIT
+from train.data.named import NAMED
+from train.data.sampler import steps_per_epoch
 from train.errors import DivergedError, Parser, UserError, exit_code
+from train.evaluation import baselines
 from train.evaluation.embed import embed
 from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
-from train.run_folder import write_json, write_text
-from train.tools.demo import ABOUT_TAR, LOSSES_TABLE, columns, describe, train_one
-from train.tools.report import Block, Code, Table, layout, mean_and_spread, write_markdown
+from train.run_folder import EVALUATION, write_json, write_text
+from train.tools.demo import ABOUT_TAR, CONFIG, LOSSES_TABLE, columns, describe, train_one
+from train.tools.report import Code, Sections, Table, layout, mean_and_spread, write_markdown
 
-# Registered names; "a+b" is the sum of a class loss and a pair loss. Without VPL: the steps here
-# end before its mixing begins.
+# Registered names and variants; "a+b" is the sum of a class loss and a pair loss. Without the
+# losses between two towers: an image has no second view here.
 ENTRIES = (
     "cosface",
     "arcface",
+    "adaface",
+    "magface",
+    "elasticface",
+    "elasticface_cos",
+    "class_margin",
+    "curricularface",
+    "mv_softmax",
+    "subcenter_arcface",
+    "adacos",
     "sphereface2",
     "uce",
     "class_bce",
     "npt",
     "epl",
     "unpg",
+    "vpl",
+    "proxy_nca",
+    "proxy_anchor",
     "uss",
+    "contrastive",
+    "batch_hard",
+    "multi_similarity",
+    "circle",
+    "simple",
     "cosface+uss",
     "cosface+pair_bce",
     "cosface+pair_softmax",
 )
+# Entries that are another one with other options, as published: its recipe has their source.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "elasticface_cos": ("elasticface", {"kind": "cos", "margin": 0.35, "std": 0.05}),
+}
+RECIPES = CONFIG.parent / "loss"
+# Dozens of runs in an hour, and positives in every batch.
+SETTING = ["model.name=conv4", "data.images_per_identity=4"]
+STEPS = 120  # of a run, in whole epochs
+# Options that count epochs or steps before a part of the loss begins: here a tenth of the run.
+BEGINNINGS = {"epl": "start_epoch", "vpl": "start_iteration"}
 QUICK = ["model.input_size=16", "train.epochs=1", "train.max_steps=2"]
+# Columns of the table of several sets, for each.
+SUMMARY = ("accuracy", "AUC", "TAR@FAR=0.1")
 
 
 @dataclass
@@ -52,8 +84,21 @@ class Row:
     diverged: dict[int, str] = field(default_factory=dict)  # error by seed
 
 
+@dataclass
+class ImageSet:
+    """A set of images, and the results on it."""
+
+    name: str
+    arguments: list[str]
+    epochs: int
+    steps: int
+    rows: dict[str, Row] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # empty until a run has ended
+
+
 def find_losses(entry: str) -> tuple[str, str] | None:
     """Class loss and pair loss of an entry, or None where it does not name registered ones."""
+    entry, _ = VARIANTS.get(entry, (entry, {}))
     classes, pairs = class_loss_names(), pair_loss_names()
     class_name, _, pair_name = entry.partition("+")
     if class_name in pairs and not pair_name:
@@ -73,35 +118,78 @@ def check_entries(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def loss_arguments(entry: str) -> list[str]:
+@functools.cache
+def _recipes() -> dict[str, dict[str, Any]]:
+    return {path.stem: read_yaml(path)["loss"] for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def published_options(kind: str, name: str) -> dict[str, Any]:
+    """Options of a loss in its recipe, first in that of the same name; none without a recipe."""
+    recipes = _recipes()
+    for recipe in (recipes.get(name, {}), *recipes.values()):
+        if recipe.get(kind) == name:
+            return dict(recipe.get(f"{kind}_options", {}))
+    return {}
+
+
+def loss_arguments(entry: str, epochs: int, steps: int) -> list[str]:
+    """The losses of an entry in a run of this length, with the options of their recipes."""
     losses = find_losses(entry)
     assert losses is not None
-    return [f"loss.class={losses[0]}", f"loss.pair={losses[1]}"]
+    arguments = []
+    for kind, name in zip(("class", "pair"), losses, strict=True):
+        options = published_options(kind, name)
+        if kind == "class" and entry in VARIANTS:
+            options |= VARIANTS[entry][1]
+        if name in BEGINNINGS:
+            begins = BEGINNINGS[name]
+            options[begins] = (epochs if begins.endswith("epoch") else steps) // 10
+        arguments += [f"loss.{kind}={name}", f"loss.{kind}_options={json.dumps(options)}"]
+    return arguments
 
 
 def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verification, dict[str, Any]]:
-    """Train, and score all pairs of the people held out; also the setup for the report."""
-    trainer = train_one(entry, [*loss_arguments(entry), *arguments], folder).trainer
-    # A hundred megabytes of each of dozens of runs; one is quickly trained again.
+    """Train, and score all pairs of those held out; also the setup for the report."""
+    trainer = train_one(entry, arguments, folder).trainer
+    # Tens of megabytes of each of dozens of runs; one is quickly trained again.
     shutil.rmtree(folder / LAST.parent)
     data = open_dataset(trainer.config)
     device = trainer.world.device
     features, labels = embed(trainer.backbone, open_source(trainer.config, data.test), device)
     result = evaluate_features(features, labels, threshold=trainer.loss.threshold(), device=device)
-    print(f"{entry}: {result}")
-    return result, describe(trainer, data)
+    about = describe(trainer, data)
+    write_json(folder / EVALUATION, {**result.to_dict(), "arguments": arguments, "about": about})
+    return result, about
 
 
-def data_arguments(given: Any) -> list[str]:
+def ended(arguments: list[str], folder: Path) -> tuple[Verification, dict[str, Any]] | None:
+    """What :func:`run_one` has returned for these arguments before, if it has."""
+    try:
+        stored = json.loads((folder / EVALUATION).read_text())
+    except FileNotFoundError:
+        return None
+    if stored.get("arguments") != arguments:
+        return None
+    return Verification(**{f.name: stored[f.name] for f in fields(Verification)}), stored["about"]
+
+
+def open_set(name: str, given: Any) -> ImageSet:
     """The configuration keys of ``--data``, ``--holdout`` and ``--epochs``."""
-    if given.data is not None and given.holdout is None:
+    if name not in NAMED and given.holdout is None:
         raise UserError("--data needs --holdout: how many of its identities are scored")
-    keys = {
-        "data.path": None if given.data is None else json.dumps(given.data),
-        "data.holdout": given.holdout,
-        "train.epochs": given.epochs,
-    }
-    return [f"{key}={value}" for key, value in keys.items() if value is not None]
+    arguments = [*SETTING, f"data.path={json.dumps(name)}"]
+    if given.holdout is not None:
+        arguments.append(f"data.holdout={given.holdout}")
+    config = make_config((str(CONFIG), read_yaml(CONFIG)), ("set", parse_overrides(arguments)))
+    data = open_dataset(config)
+    per_epoch = steps_per_epoch(len(data.train.images), config.train.batch_size)
+    epochs = -(-STEPS // per_epoch) if given.epochs is None else given.epochs
+    images = ImageSet(name, [*arguments, f"train.epochs={epochs}"], epochs, epochs * per_epoch)
+    test = open_source(config, data.test)
+    gray = [baselines.gray_vectors(source.stacked().numpy()) for source in (data.train, test)]
+    pixels = evaluate_features(baselines.raw_pixels(*gray), test.images.labels)
+    images.rows["raw pixels"] = Row([pixels])
+    return images
 
 
 def run(argv: list[str]) -> int:
@@ -109,39 +197,49 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", default="runs/losses", type=Path, help="folder of the report")
     parser.add_argument("--seeds", default=1, type=int, help="runs of each loss: seeds 0, 1, ...")
     parser.add_argument("--only", nargs="+", metavar="LOSS", help="cosface, uss, cosface+uss, ...")
-    parser.add_argument("--data", metavar="FOLDER", help="a folder per identity; default: orl")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["orl"],
+        metavar="SET",
+        help=f"sets of images: {', '.join(NAMED)}, or a folder per identity; default: orl",
+    )
     parser.add_argument("--holdout", type=int, metavar="N", help="its last N identities are scored")
-    parser.add_argument("--epochs", type=int, help="passes over the data; default: the demo's")
+    parser.add_argument("--epochs", type=int, help=f"passes over the data; default: {STEPS} steps")
     parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
+    parser.add_argument("--resume", action="store_true", help="keep the runs in --out that ended")
     given = parser.parse_args(argv)
     if given.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {given.seeds}")
     entries = check_entries(given.only or ENTRIES)
+    sets = [open_set(name, given) for name in dict.fromkeys(given.data)]
+    for images in sets:
+        images.rows |= {entry: Row() for entry in entries}
 
-    rows: dict[str, Row] = {}
     setup: dict[str, Any] = {"smoke": given.quick, "seeds": given.seeds}
-    start = time.perf_counter()
-    common = ["run.tensorboard=false", "run.save_every=1000000", *data_arguments(given)]
-    common += QUICK if given.quick else []
-    for entry in entries:
-        row = Row()
-        for seed in range(given.seeds):
-            folder = given.out / f"{entry}-{seed}"
-            try:
-                result, about = run_one(entry, [*common, f"run.seed={seed}"], folder)
-            except DivergedError as error:  # part of the comparison; the other rows go on
-                row.diverged[seed] = str(error)
-                print(f"{entry}, seed {seed}: {error}", file=sys.stderr)
-            else:
-                row.results.append(result)
-                setup.update(about)
-        rows[entry] = row
-        setup["seconds"] = round(time.perf_counter() - start)
-        if "model" in setup:  # after every row: the next minutes may be cut off
-            write_report(given.out, rows, setup)
-    if "model" not in setup:
+    common = ["run.tensorboard=false", "run.save_every=1000000", "run.log_every=30"]
+    # Seeds one after another: a comparison that is cut off has every loss.
+    runs = [(s, images, e) for s in range(given.seeds) for images in sets for e in entries]
+    for seed, images, entry in runs:
+        arguments = [*loss_arguments(entry, images.epochs, images.steps), *common]
+        arguments += [*images.arguments, *(QUICK if given.quick else []), f"run.seed={seed}"]
+        folder = given.out / Path(images.name).name / f"{entry}-{seed}"
+        what = f"{images.name}, {entry}, seed {seed}"
+        try:
+            found = ended(arguments, folder) if given.resume else None
+            result, images.about = found or run_one(entry, arguments, folder)
+        except DivergedError as error:  # part of the comparison; the other rows go on
+            images.rows[entry].diverged[seed] = str(error)
+            print(f"{what}: {error}", file=sys.stderr)
+        else:
+            images.rows[entry].results.append(result)
+            print(f"{what}: {result}")
+        done = [s for s in sets if s.about]
+        if done:  # after every run: the next minutes may be cut off
+            write_report(given.out, done, setup)
+    if not done:
         raise UserError("every run diverged")
-    shown = table(rows)
+    shown = table(done[0].rows) if len(done) == 1 else summary(done)
     print(f"\n{layout(shown.header, shown.rows)}\n\nreport: {given.out / 'report.md'}")
     return 0
 
@@ -164,51 +262,79 @@ def table(rows: dict[str, Row]) -> Table:
     return Table(columns("loss", fars, "accuracy at threshold", "learned threshold"), cells)
 
 
-def caption(setup: dict[str, Any]) -> str:
+def summary(sets: Sequence[ImageSet]) -> Table:
+    """A row per loss with the metrics of :data:`SUMMARY` on every set."""
+    tables = [table(images.rows) for images in sets]
+    header = ["loss", *(f"{images.name}: {metric}" for images in sets for metric in SUMMARY)]
+    places = [tables[0].header.index(metric) for metric in SUMMARY]
+    rows = [
+        [entry, *(cells[place] for cells in parts for place in places)]
+        for entry, *parts in zip(sets[0].rows, *(t.rows for t in tables), strict=True)
+    ]
+    return Table(header, rows)
+
+
+def caption(setup: dict[str, Any], about: dict[str, Any]) -> str:
     smoke = "**Smoke run: the metrics mean nothing.** " if setup["smoke"] else ""
     seeds = setup["seeds"]
     runs = f"mean ± standard deviation over seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
     return (
-        f"{smoke}{setup['model']}, {setup['epochs']} epochs, {setup['train_identities']} "
-        f"identities ({setup['train_images']} images) to train on, all pairs of "
-        f"{setup['test_identities']} others ({setup['test_images']} images) scored; {runs}."
+        f"{smoke}{about['data']}: {about['model']}, {about['epochs']} epochs, "
+        f"{about['train_identities']} identities ({about['train_images']} images) to train on, "
+        f"all pairs of {about['test_identities']} others ({about['test_images']} images) scored; "
+        f"{runs}."
     )
 
 
-def write_report(out: Path, rows: dict[str, Row], setup: dict[str, Any]) -> None:
-    """``report.md``, its results in ``report.json``, and its table for the demo's report."""
-    results = {entry: [r.to_dict() for r in row.results] for entry, row in rows.items()}
-    diverged = {entry: row.diverged for entry, row in rows.items() if row.diverged}
-    write_json(out / "report.json", {**setup, "results": results, "diverged": diverged})
-    shown = table(rows)
-    text = layout(shown.header, shown.rows)
-    write_text(out / LOSSES_TABLE, f"{caption(setup)}\n\n{text}\n")
+def write_report(out: Path, sets: Sequence[ImageSet], setup: dict[str, Any]) -> None:
+    """``report.md``, its results in ``report.json``, and a table for the demo's report."""
+    stored = {
+        images.name: {
+            **images.about,
+            "results": {e: [r.to_dict() for r in row.results] for e, row in images.rows.items()},
+            "diverged": {e: row.diverged for e, row in images.rows.items() if row.diverged},
+        }
+        for images in sets
+    }
+    write_json(out / "report.json", {**setup, "sets": stored})
+    tables = {images.name: table(images.rows) for images in sets}
+    captions = {images.name: caption(setup, images.about) for images in sets}
+    first = sets[0].name
+    text = layout(tables[first].header, tables[first].rows)
+    write_text(out / LOSSES_TABLE, f"{captions[first]}\n\n{text}\n")
     notes = f"""\
-- Every loss trains the same network on the same batches in the same order, with the optimizer and \
-the schedule of train/configs/demo.yaml and its own default scale and margin: none is tuned to \
-these people. `a+b` is the sum of both losses.
+- Every loss trains the same network on the same batches in the same order, with the optimizer, \
+augmentation and schedule of train/configs/demo.yaml; a batch holds up to four images of an \
+identity. `a+b` is the sum of both losses.
+- Numbers of a loss are those of its recipe in train/configs/loss, as published for large sets, \
+or its defaults where it has none. What begins after a number of epochs or steps (EPL's \
+prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to these images.
+- *raw pixels*: cosine of gray images minus the mean training image, without any training.
 - *accuracy*: balanced (mean of the accuracies on positive and on negative pairs), {FOLDS}-fold \
 over pairs: the threshold is the best one of the other folds.
 - {ABOUT_TAR}
 - *learned threshold*: the cosine at which the loss itself separates same from different, b/s, or \
 what SphereFace2's bias comes to; *accuracy at threshold*: balanced accuracy there, with nothing \
-fitted on the test people. A dash: the loss has no threshold, or one for each training person.
-- With so few people other seeds move the metrics by a few hundredths: compare losses by more.
+fitted on the test images. A dash: the loss has no threshold, or one for each training identity.
+- With so few identities other seeds move the metrics by a few hundredths: compare losses by more.
 """
     notes += "".join(
-        f"- {entry}, seed {seed}: {message}\n"
-        for entry, row in rows.items()
+        f"- {images.name}, {entry}, seed {seed}: {message}\n"
+        for images in sets
+        for entry, row in images.rows.items()
         for seed, message in row.diverged.items()
     )
-    blocks: list[Block] = [
-        *(caption(setup), shown, notes),
+    made = [
+        notes,
         "One of them again, seed 0:",
-        Code(f"python train/compare_losses.py --only {next(iter(rows))}"),
-        f"All runs took {setup['seconds']} s.",
-        *([CREDIT] if setup["data"] == "orl" else []),
+        Code(f"python train/compare_losses.py --data {first} --only {list(sets[0].rows)[1]}"),
+        *(NAMED[images.name].credit for images in sets if images.name in NAMED),
     ]
-    title = "Losses compared on people never seen in training"
-    write_markdown(out / "report.md", title, {"": blocks})
+    parts: Sections = {name: [captions[name], tables[name]] for name in captions}
+    overview = ["Each set again, with more metrics, below.", summary(sets)]
+    parts = {"": parts[first]} if len(sets) == 1 else {"": overview, **parts}
+    title = "Losses compared on identities never seen in training"
+    write_markdown(out / "report.md", title, {**parts, "How it was made": made})
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from train.config import Config
 from train.data.dataset import scan
 from train.data.image_list import ImageList, split_identities
 from train.data.loader import ImageSource
-from train.data.orl import HOLDOUT
+from train.data.named import holdout_of
 from train.data.records import Encoded
 from train.data.sampler import steps_per_epoch
 from train.distributed import DistributedEnv, choose_device, place
@@ -96,9 +96,8 @@ def make_plan(config: Config, processes: int) -> Plan:
     """Sizes of the data, and what follows; the configuration's own where there is no data."""
     data, train = config.data, config.train
     try:
-        holdout = HOLDOUT if data.path == "orl" else 0
         found = scan(data.path)
-        found, _ = split_identities(found, holdout if data.holdout is None else data.holdout)
+        found, _ = split_identities(found, holdout_of(data.path, data.holdout))
         images, identities, source = len(found), len(found.identities), f"in {data.path}"
     except UserError as error:
         if not (data.num_images and data.num_identities):

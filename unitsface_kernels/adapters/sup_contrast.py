@@ -33,8 +33,8 @@ class SupConLoss(nn.Module):
     Shape:
         features (N, views, ...), labels (N,) any integers, or mask (N, N) of which samples are
         positives of which, with any weights >= 0; neither: a sample's other views. -> () float32.
-        A mask that says which samples have the same class costs what labels do; another one matmul
-        of N x N more. On CUDA the host waits to learn which it is.
+        A mask of equal classes costs what labels cost; any other takes one more matmul of N x N. On
+        CUDA the host waits for the device to find out which it is.
 
     Raises:
         TypeError, ValueError: a wrong argument; both labels and mask.

@@ -24,7 +24,7 @@ from ..policy.variable import (
 from .streaming.call import CallConfig, CallTensors
 
 NORM_EPS = 1e-5
-#: Of the largest number, one over the root.
+#: One over the root of the largest number.
 _SHRINK = {torch.float32: 2.0**-64, torch.float64: 2.0**-512}
 
 
@@ -60,7 +60,12 @@ def norms(x: Tensor) -> Tensor:
 
 
 def similarities(spec: LossSpec, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products."""
+    """(N, D), (M, D) -> (N, M) what a loss compares by: cosines or inner products. Of classes of
+    several centers, (M, K, D), that of the first one that attains the largest.
+    """
+    if columns.dim() == 3:
+        with_centers = similarities(spec, rows, columns.flatten(0, 1))
+        return with_centers.unflatten(1, columns.shape[:2]).max(dim=2).values
     if spec.normalize:
         return cosines(rows, columns)
     return _finite_or_nan(rows) @ _finite_or_nan(columns).T
@@ -114,7 +119,7 @@ def _logsumexp(spec, params, cosine, positive, negative, *others):
 
 
 def _finished(spec, params, cosine, positive, negative, log_negatives, *others):
-    """Of classes: ``finish`` of the target's logit, which there is one of at most."""
+    """Losses over classes by ``finish``: a row has one target at most."""
     logits = _term(spec.positive, torch.where(positive, cosine, 0.0), params, *others)
     has_target = positive.any(dim=1)
     of_target = torch.where(has_target, torch.where(positive, logits, 0.0).sum(dim=1), EMPTY)
@@ -319,12 +324,7 @@ def similarity_loss(
             other = torch.where((column_labels == -1)[:, None], 0.0, other)
         if column_index is not None:
             other = other.index_select(0, column_index.to(torch.int64))
-        if other.dim() == 3:
-            # Of a class's centers the first with the largest cosine, which alone has the gradient.
-            with_centers = similarities(spec, rows, other.flatten(0, 1))
-            cosine = with_centers.unflatten(1, other.shape[:2]).max(dim=2).values
-        else:
-            cosine = similarities(spec, rows, other)
+        cosine = similarities(spec, rows, other)
         if spec.topology == "class":
             column_labels = torch.arange(other.shape[0], device=rows.device)
         elif columns is None:

@@ -28,8 +28,9 @@ from .pair import (
     fused_uss_loss,
     uss_threshold_init,
 )
-from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss
+from .proxies import fused_proxy_anchor_loss, fused_proxy_nca_loss, fused_simple_proxy_loss
 from .towers import fused_clip_loss, fused_info_nce_loss, fused_siglip_loss
+from .unpg import fused_unpg_loss
 
 __all__ = [
     "frequency_margins",
@@ -56,9 +57,11 @@ __all__ = [
     "fused_proxy_nca_loss",
     "fused_siglip_loss",
     "fused_simple_loss",
+    "fused_simple_proxy_loss",
     "fused_sphereface2_loss",
     "fused_triplet_loss",
     "fused_uce_loss",
+    "fused_unpg_loss",
     "fused_uss_loss",
     "uss_threshold_init",
 ]

@@ -19,6 +19,7 @@ def fused_adacos_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Softmax cross-entropy over cosines at the scale that :class:`AdaCosLoss` computes.
 
@@ -28,10 +29,10 @@ def fused_adacos_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
-        scale: s > 0: a number, or a tensor of one element, which gets a gradient if it asks for
+        scale: s > 0: a number, or a tensor of one element, which gets a gradient if it requires
             one, and is not read by the host.
         class_index: (K,) distinct integer rows of ``weight`` that take part; the others get
             zero gradient.
@@ -39,6 +40,7 @@ def fused_adacos_loss(
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
         skip_tolerance: as for :func:`fused_margin_softmax_loss`; no tile is left out.
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -54,4 +56,5 @@ def fused_adacos_loss(
         {},
         *(feats, weight, labels, None, class_index, reduction, backend, skip_tolerance),
         variables={"scale": scale},
+        centers=centers,
     )

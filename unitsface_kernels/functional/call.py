@@ -76,7 +76,7 @@ def class_loss(
         centers: vectors of a class, of whose cosines the largest counts.
     """
     validate.features("feats", feats)
-    weight = _by_class(weight, centers, feats)
+    weight = by_class(weight, centers, feats, spec)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -88,9 +88,9 @@ def class_loss(
     return runner(config, tensors)(config, *tensors)
 
 
-def _by_class(weight: Tensor, centers: int, feats: Tensor) -> Tensor:
+def by_class(weight: Tensor, centers: int, feats: Tensor, spec: LossSpec | None = None) -> Tensor:
     """Class weights, checked, as (C, D), or as (C, centers, D) of several."""
-    validate.centers(centers)
+    validate.centers(centers, spec)
     validate.is_tensor("weight", weight)
     if weight.dim() == 3 and (centers > 1 or weight.shape[1] == 1):
         if weight.shape[1] != centers:
@@ -249,7 +249,7 @@ def threshold_of_columns(
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
-            # Of any rank: what it is broadcast against must keep its own.
+            # A threshold of any rank must not change the rank of what it is broadcast against.
             return b.reshape(())
         return torch.full((), float(b), dtype=torch.float32, device=rows.device)
     identity = row_labels if column_labels is None else column_labels

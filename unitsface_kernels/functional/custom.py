@@ -12,7 +12,7 @@ from .call import Options, Samples, class_loss
 from .numbers import named
 from .ranks import pair_loss
 
-# Of a topology: the policies' base class, and what takes them.
+# By topology: base class of the policies, and what takes them.
 _TAKERS: dict[str, tuple[type[Policy], str]] = {
     "pair": (Pair, "PairLoss and fused_pair_loss"),
     "class": (Class, "ClassLoss and fused_class_loss"),

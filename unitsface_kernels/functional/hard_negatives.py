@@ -23,6 +23,7 @@ def fused_curricularface_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""CurricularFace: ArcFace whose hard negatives weigh by a number that follows the training.
 
@@ -36,16 +37,16 @@ def fused_curricularface_loss(
 
     Source: Huang et al., "CurricularFace: Adaptive Curriculum Learning Loss for Deep Face
     Recognition", CVPR 2020, and its published code (head/metrics.py of HuangYG123/CurricularFace),
-    from which the target beyond pi is.
+    which also defines the target beyond pi.
 
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         t: mean of the target cosines of past batches, see :class:`CurricularFaceLoss`: a number, or
-            a tensor of one element, which gets a gradient if it asks for one. Gradients in float16
+            a tensor of one element, which gets a gradient if it requires one. Gradients in float16
             may overflow for t beyond 10.
         scale: s > 0.
         margin: m in [0, pi], in radians.
@@ -55,6 +56,7 @@ def fused_curricularface_loss(
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
         skip_tolerance: as for :func:`fused_margin_softmax_loss`; no tile is left out.
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -68,6 +70,7 @@ def fused_curricularface_loss(
         {"scale": scale, "margin": margin},
         *(feats, weight, labels, None, class_index, reduction, backend, skip_tolerance),
         variables={"t": t},
+        centers=centers,
     )
 
 
@@ -86,6 +89,7 @@ def fused_mv_softmax_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""MV-Softmax: the vectors that mis-classify a sample by its margin are emphasized.
 
@@ -103,7 +107,7 @@ def fused_mv_softmax_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) class weights, not normalized.
+        weight: (C, D) class weights, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0.
@@ -120,6 +124,7 @@ def fused_mv_softmax_loss(
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
         skip_tolerance: as for :func:`fused_margin_softmax_loss`; no tile is left out.
+        centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -140,4 +145,5 @@ def fused_mv_softmax_loss(
         REGISTRY["mv_softmax"],
         values,
         *(feats, weight, labels, None, class_index, reduction, backend, skip_tolerance),
+        centers=centers,
     )

@@ -80,17 +80,22 @@ def several_positives(
         for x, x_labels in ((queries, labels), (keys, key_labels))
     )
     plain = dispatch.resolve(backend, queries.device, queries.dtype) == "reference"
+    passed = _passed_on(batch, everyone, counts) if where.takes_ring(exchange, queries) else None
     parts = []
     compared = (unit, unit_keys, where.columns), (unit_keys, unit, where.rows)
-    for side, (rows, columns, number) in zip(sides, compared, strict=False):
-        columns = where.gathered(columns, number)
-        sums = sums_of_matching(columns, side.matching, plain)
+    for place, (side, (rows, columns, number)) in enumerate(zip(sides, compared, strict=False)):
+        if passed is not None:
+            sides_of = passed[1 - place], passed[place]
+            sums = pairs.matching_sums(columns, *sides_of, where.group, _sums_by_label)
+        else:
+            columns = where.gathered(columns, number)
+            sums = sums_of_matching(columns, side.matching, plain)
         if offset is not None:
             itself = columns[offset : offset + len(rows)]
             sums = sums - torch.where(side.holds_itself[:, None], itself, 0.0)
         parts.append((rows * sums).sum(dim=1) / side.positives.clamp(min=1))
     if isinstance(scale, Tensor):
-        # Of any rank and dtype: losses keep their own.
+        # A scale of any rank and dtype must not change those of the losses.
         scale = scale.reshape(())
         if where.group is not None:
             scale = pairs.replicated(scale, where.group)
@@ -100,6 +105,25 @@ def several_positives(
     # A lone positive without another column is certain.
     others = torch.cat([side.others for side in sides]) > 1
     return torch.where(valid & others, per_row, 0.0), valid
+
+
+def _passed_on(
+    batch: Queries, everyone: list[Tensor], counts: tuple[list[int], list[int]]
+) -> list[pairs.Side]:
+    """Labels of queries and of keys; those of ignored ones the other tower does not have."""
+    found = []
+    for place, given in enumerate((batch.labels, batch.key_labels)):
+        assert given is not None
+        own, all_of_them = (
+            x.where(x != -1, -1 - place) for x in (given.to(torch.int64), everyone[place])
+        )
+        found.append(pairs.Side(own, all_of_them, counts[place]))
+    return found
+
+
+def _sums_by_label(values: Tensor, labels: Tensor, row_labels: Tensor) -> Tensor:
+    """(m, D) values of labels (m,) -> (n, D): of each row the sum over those of its label."""
+    return sums_of_matching(values, match(row_labels, labels, holds_itself=False))
 
 
 class _Side(NamedTuple):

@@ -29,6 +29,7 @@ def fused_adaface_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Margin softmax whose margin follows the norm of the row's features.
 
@@ -47,7 +48,8 @@ def fused_adaface_loss(
             gradient.
         margin: m >= 0.
         h: how many margins a deviation from the mean is worth.
-        class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
+        class_index, reduction, backend, skip_tolerance, centers: as of
+            :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -70,6 +72,7 @@ def fused_adaface_loss(
         backend,
         skip_tolerance,
         {"mean": mean, "std": std},
+        centers=centers,
     )
 
 
@@ -89,6 +92,7 @@ def fused_magface_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Angular margin softmax whose margin grows with the norm, and a term that keeps norms up.
 
@@ -109,7 +113,8 @@ def fused_magface_loss(
         margin_type: of targets whose angle with the margin leaves [0, pi]: "easy", as published,
             gives a margin to targets of positive cosine alone; "hard" takes
             :math:`m \sin m` from the cosine beyond pi - m.
-        class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
+        class_index, reduction, backend, skip_tolerance, centers: as of
+            :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -132,6 +137,7 @@ def fused_magface_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -154,6 +160,7 @@ def fused_elasticface_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""ArcFace or CosFace with a margin for every row, as :class:`ElasticFaceLoss` draws them.
 
@@ -167,7 +174,8 @@ def fused_elasticface_loss(
         margin: (N,), or one number for all rows; may need a gradient.
         scale: s > 0, may be a tensor of one element, which may need a gradient.
         kind: "arc": the margin is added to the target's angle, "cos": subtracted from its cosine.
-        class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
+        class_index, reduction, backend, skip_tolerance, centers: as of
+            :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -188,6 +196,7 @@ def fused_elasticface_loss(
         backend,
         skip_tolerance,
         {"margin": margin},
+        centers=centers,
     )
 
 
@@ -203,6 +212,7 @@ def fused_class_margin_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""CosFace or ArcFace with a margin for every class.
 
@@ -216,7 +226,8 @@ def fused_class_margin_loss(
             gradient. Learned margins fall without a term that keeps them up.
         scale: s > 0, may be a tensor of one element, which may need a gradient.
         kind: "cos": the margin is subtracted from the target's cosine, "arc": added to its angle.
-        class_index, reduction, backend, skip_tolerance: as of :func:`fused_margin_softmax_loss`.
+        class_index, reduction, backend, skip_tolerance, centers: as of
+            :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -237,6 +248,7 @@ def fused_class_margin_loss(
         backend,
         skip_tolerance,
         {"margin": margin},
+        centers=centers,
     )
 
 

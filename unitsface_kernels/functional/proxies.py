@@ -14,7 +14,8 @@ from .call import Options, Samples, Values, class_loss
 from .ranks import pair_loss
 from .statistics import check_batch
 
-_PROXY_NCA, _PROXY_ANCHOR = REGISTRY["proxy_nca"].default, TOWERS["proxy_anchor"].default
+_PROXY_NCA = REGISTRY["proxy_nca"].default
+_PROXY_ANCHOR, _SIMPLE = (TOWERS[name].default for name in ("proxy_anchor", "simple_proxy"))
 
 
 def fused_proxy_nca_loss(
@@ -28,6 +29,7 @@ def fused_proxy_nca_loss(
     reduction: str = "mean",
     backend: str = "auto",
     skip_tolerance: float = 0.0,
+    centers: int = 1,
 ) -> Tensor:
     r"""Proxy-NCA: the squared distance to the own proxy against those to all others.
 
@@ -45,7 +47,7 @@ def fused_proxy_nca_loss(
     Args:
         feats: (N, D) float32, bfloat16 or float16 features, not normalized; float64 with the
             reference backend.
-        weight: (C, D) proxies, not normalized.
+        weight: (C, D) proxies, not normalized; with ``centers`` K (C * K, D) or (C, K, D).
         labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
             positions in it.
         scale: s > 0, one over the temperature: 1 in Proxy-NCA's paper, 9 in ProxyNCA++.
@@ -55,7 +57,7 @@ def fused_proxy_nca_loss(
         reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0
             at ignored rows.
         backend: "auto", "native", "triton" or "reference".
-        skip_tolerance: as for :func:`fused_margin_softmax_loss`.
+        skip_tolerance, centers: as for :func:`fused_margin_softmax_loss`.
 
     Returns:
         float32 (float64 for float64 features) loss, () or (N,).
@@ -75,6 +77,7 @@ def fused_proxy_nca_loss(
         reduction,
         backend,
         skip_tolerance,
+        centers=centers,
     )
 
 
@@ -130,6 +133,8 @@ def fused_proxy_anchor_loss(
     values: Values = {"alpha": alpha, "margin": margin}
 
     def check() -> None:
+        validate.features("feats", feats)
+        validate.features("weight", weight, like=feats)
         check_batch(feats, weight, labels, class_index)
         if group is not None and reduction == "none":
             raise ValueError(f'reduction must be "mean" or "sum" with a group, got {reduction!r}')
@@ -170,3 +175,57 @@ def fused_proxy_anchor_loss(
     options = Options(reduction, backend)
     ranks = group if across else None
     return pair_loss(TOWERS["proxy_anchor"], values, samples, options, ranks, "auto")
+
+
+def fused_simple_proxy_loss(
+    feats: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    b: float | Tensor,
+    *,
+    b_theta: float | Tensor = _SIMPLE.b_theta,
+    alpha: float | Tensor = _SIMPLE.alpha,
+    r: float | Tensor = _SIMPLE.r,
+    margin: float | Tensor = _SIMPLE.margin,
+    loss_weight: float | Tensor = _SIMPLE.loss_weight,
+    class_index: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+    skip_tolerance: float = 0.0,
+) -> Tensor:
+    r"""SimPLE of samples with proxies: :func:`fused_simple_loss`, whose formula and numbers these
+    are, with class weights in place of the other samples.
+
+    A sample and the weight of its class are a positive pair, and those of all other classes that
+    take part negative ones; both kinds are averaged apart, over all samples. The published loss
+    compares samples with samples alone.
+
+    Source: Wen et al., "Pairwise Similarity Learning is SimPLE", ICCV 2023 (arXiv 2310.09449).
+
+    Args:
+        feats: (N, D) float32 or bfloat16 features, whose norms matter; float16 on the CPU, float64
+            with the reference backend.
+        weight: (C, D) class weights, whose norms matter. One vector of each class: a score reads
+            its norm.
+        labels: (N,) integer classes in [0, C); -1 ignores the row. With ``class_index``:
+            positions in it.
+        b, b_theta, alpha, r, margin, loss_weight, skip_tolerance: as of :func:`fused_simple_loss`.
+        class_index: (K,) distinct integer rows of ``weight`` that take part; the others get zero
+            gradient.
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for (N,) with 0 at
+            ignored rows.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        float32 (float64 for float64 features) loss, () or (N,).
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, range or name, or a backend that cannot run the call.
+    """
+    values: Values = {"b_theta": b_theta, "alpha": alpha, "r": r}
+    return class_loss(
+        TOWERS["simple_proxy"],
+        {**values, "margin": margin, "loss_weight": loss_weight},
+        *(feats, weight, labels, b, class_index, reduction, backend, skip_tolerance),
+    )

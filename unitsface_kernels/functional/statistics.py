@@ -10,14 +10,20 @@ from ..backends import reference
 from ..backends.streaming import CallConfig, CallTensors, make_call
 from ..compiling import never_compiled
 from ..losses import LossSpec
-from .call import matmul_dtype
+from .call import by_class, matmul_dtype
 from .variables import Variables, packed
 
 
-def check_batch(feats: Tensor, weight: Tensor, labels: Tensor, class_index: Tensor | None) -> None:
+def check_batch(
+    feats: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    class_index: Tensor | None,
+    centers: int = 1,
+) -> None:
     """Arguments of a loss over classes, for what is computed of them before it."""
     validate.features("feats", feats)
-    validate.features("weight", weight, like=feats)
+    weight = by_class(weight, centers, feats)
     validate.labels("labels", labels, feats.shape[0], feats)
     if class_index is not None:
         validate.class_index("class_index", class_index, weight)
@@ -30,7 +36,10 @@ def check_batch(feats: Tensor, weight: Tensor, labels: Tensor, class_index: Tens
 def target_cosines(
     feats: Tensor, weight: Tensor, labels: Tensor, class_index: Tensor | None = None
 ) -> Tensor:
-    """(N,) cosines of rows with their classes, 0 where a label is below 0; at least float32."""
+    """(N,) cosines of rows with their classes, 0 where a label is below 0; at least float32.
+
+    ``weight``: (C, D), or (C, K, D) of several centers.
+    """
     targets = weight if class_index is None else class_index
     dtype = torch.promote_types(feats.dtype, torch.float32)
     if targets.shape[0] == 0:
@@ -39,7 +48,11 @@ def target_cosines(
     if class_index is not None:
         place = class_index.to(torch.int64)[place]
     unit = reference.normalize_rows(feats.detach().to(dtype))
-    cosines = (unit * reference.normalize_rows(weight.detach()[place].to(dtype))).sum(dim=1)
+    own = weight.detach()[place].to(dtype)
+    if own.dim() == 2:
+        own = own[:, None]
+    centers = reference.normalize_rows(own.flatten(0, 1)).view_as(own)
+    cosines = (unit[:, None] * centers).sum(dim=2).amax(dim=1)
     return torch.where(labels >= 0, cosines, 0.0)
 
 
@@ -75,7 +88,7 @@ def _of_matrix(config: CallConfig, tensors: CallTensors) -> tuple[Tensor, Tensor
     dtype = torch.promote_types(rows.dtype, torch.float32)
     if index is not None:
         columns = columns[index.to(torch.int64)]
-    cosines = reference.cosines(rows.to(dtype), columns.to(dtype))
+    cosines = reference.similarities(config.spec, rows.to(dtype), columns.to(dtype))
     positive = labels[:, None] == torch.arange(len(columns), device=rows.device)
     term = config.spec.negative
     assert term is not None

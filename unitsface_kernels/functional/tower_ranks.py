@@ -26,7 +26,6 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples
-from .ranks import pair_loss
 from .variables import packed, with_gradient
 
 
@@ -48,6 +47,11 @@ class Places:
         """Places of the own rows and columns among those of all ranks."""
         before = own_rank(self.group) if self.group is not None else 0
         return sum(self.rows[:before]), sum(self.columns[:before])
+
+    def takes_ring(self, exchange: str, like: Tensor) -> bool:
+        """Whether features as ``like`` are passed around, the same on every rank."""
+        total = [r + c for r, c in zip(self.rows, self.columns, strict=True)]
+        return self.group is not None and pairs.takes_ring(exchange, total, like)
 
     def gathered(self, values: Tensor, counts: list[int]) -> Tensor:
         """Those of all ranks, with their graph."""
@@ -100,12 +104,13 @@ def places(
 def tower_loss(
     spec: LossSpec, samples: Samples, options: Options, where: Places, exchange: str
 ) -> Tensor:
-    """The loss of a pass over both directions, as of :func:`pair_loss`; labels are those of all.
+    """The loss of a pass over both directions, as of ``ranks.pair_loss``; labels are those of all.
 
     Across ranks pairs always count in both directions.
     """
     if where.group is None:
-        return pair_loss(spec, {}, samples, options, None, exchange)
+        config, tensors = call.pair_call(spec, {}, samples, options)
+        return call.runner(config, tensors)(config, *tensors)
     return _across_ranks(spec, samples, options, where, exchange)
 
 
@@ -132,8 +137,7 @@ def _across_ranks(
         threshold=call.threshold_of_columns(spec, b, tensors),
         variables=packed(spec, variables, tensors),
     )
-    total = [r + c for r, c in zip(where.rows, where.columns, strict=True)]
-    ring = pairs.takes_ring(exchange, total, rows)
+    ring = where.takes_ring(exchange, rows)
     setting = pairs.Setting(replace(config, both=True), group, where.rows, ring, where.columns)
     return (pairs.eager_loss if eager else pairs.fused_loss)(setting, tensors)
 

@@ -61,7 +61,7 @@ def fused_siglip_loss(
 
     where = places(check, a, b, group, exchange)
     labels = matched_by_place(where, a.device)
-    # Of all pairs in either direction; of one process those of the rows will do.
+    # Several ranks compute both directions of all pairs; one process needs the rows' alone.
     both = where.group is not None
     samples = Samples(a, labels[0], -bias, b, labels[1], None, both)
     options = Options(reduction, backend, variables={"scale": scale})

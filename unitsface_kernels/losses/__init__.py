@@ -23,6 +23,7 @@ from . import (
     proxy_nca,
     siglip,
     simple_pairs,
+    simple_proxy,
     sphereface2,
     uce,
     uss,
@@ -58,7 +59,14 @@ REGISTRY: dict[str, LossSpec] = {
 #: proxies as rows and samples as columns, and means of pairs of features that are not normalized.
 TOWERS: dict[str, LossSpec] = {
     spec.name: spec
-    for spec in (clip.SPEC, info_nce.SPEC, proxy_anchor.SPEC, siglip.SPEC, simple_pairs.SPEC)
+    for spec in (
+        clip.SPEC,
+        info_nce.SPEC,
+        proxy_anchor.SPEC,
+        siglip.SPEC,
+        simple_pairs.SPEC,
+        simple_proxy.SPEC,
+    )
 }
 
 

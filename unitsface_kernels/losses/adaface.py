@@ -11,7 +11,7 @@ from .margin_softmax import SPEC as MARGIN_SOFTMAX
 
 #: Norms count as these at least and at most.
 NORMS = (1e-3, 100.0)
-#: Of the published code: bounds cosine and angle of the target, and is added to the deviation.
+#: As in the published code: bounds the target's cosine and angle, and is added to the deviation.
 EPS = 1e-3
 
 

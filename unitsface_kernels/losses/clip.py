@@ -17,7 +17,7 @@ class CLIP(policy.Pair):
         return self.scale * c
 
     def finish(self, positives, negatives):
-        # Of one positive: exact where log(e^p + e^n) - p cancels.
+        # For one positive, exact where log(e^p + e^n) - p cancels.
         return policy.softplus(negatives - positives)
 
 

@@ -20,7 +20,7 @@ SCALARS = "+"
 
 
 def register(spec: LossSpec) -> LossSpec:
-    """The spec of this name, ``spec`` if it is the first: a name says what the formula is."""
+    """The spec of this name, ``spec`` if it is the first: a name identifies its formula."""
     return CUSTOM.setdefault(spec.name, spec)
 
 
@@ -77,7 +77,7 @@ def with_scalars(of: LossSpec, names: Sequence[str]) -> LossSpec:
 
 @cache
 def digest(f: Formula) -> str:
-    """Of all that decides the value of a pair and the kernels; names of fields are part of it."""
+    """Digest of what decides a pair's value and the kernels, names of fields included."""
     from ..policy.expression import topological
 
     roots = [f.positive, f.negative, *f.weights, f.finish, f.triplet]

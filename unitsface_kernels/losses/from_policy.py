@@ -75,7 +75,7 @@ def of_formula(
 
 
 def _side(formula: Formula, positive: bool) -> Expression | None:
-    """Of positive or of negative pairs."""
+    """The term, or the logit, of positive or of negative pairs."""
     expression = formula.positive if positive else formula.negative
     if expression is None or formula.combine != "softplus":
         return expression

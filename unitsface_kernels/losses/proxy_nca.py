@@ -20,7 +20,7 @@ class ProxyNCA(policy.Class):
 
     def finish(self, positives, negatives):
         ratio = negatives - positives
-        # Without negatives there is nothing to be told apart from.
+        # Without negatives the loss is 0.
         ratio = policy.where(negatives < -1e29, 0, ratio)
         return policy.where(self.denominator == "all", policy.softplus(ratio), ratio)
 

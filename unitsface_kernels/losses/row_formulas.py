@@ -29,8 +29,8 @@ def finish_of(formula: Formula) -> Finish:
 def triplet_of(formula: Formula) -> Triplet:
     """:class:`Triplet` of a formula that combines by "topk".
 
-    Its number ``k`` counts the nearest columns, 1 if it has none; with a number ``hinges``, "mean"
-    or "sum", that says whether their terms are added.
+    Its number ``k`` counts the nearest columns, 1 if it has none; a number ``hinges``, "mean" or
+    "sum", selects whether their terms are averaged or added.
     """
     assert formula.triplet is not None
     names = [number.name for number in formula.numbers]

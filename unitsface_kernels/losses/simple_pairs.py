@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from .. import policy
 from .from_policy import spec_of
 
 
-class SimPLE(policy.Pair):
+class Score:
+    """Of samples with samples, or with proxies."""
+
     normalize = False
-    combine = "softplus"
+    combine: ClassVar[Any] = "softplus"
     b_theta: policy.Number = 0.3
     alpha: policy.Number = policy.number(0.001, at_least=0.0, maximum=1.0)
     r: policy.Number = policy.number(2.0, above=0.0)
@@ -30,6 +34,10 @@ class SimPLE(policy.Pair):
 
     def negative_weight(self):
         return self.loss_weight * (1 - self.alpha) / self.negatives_per_row
+
+
+class SimPLE(Score, policy.Pair):
+    pass
 
 
 SPEC = spec_of(

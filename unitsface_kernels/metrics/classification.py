@@ -115,7 +115,7 @@ def classification_accuracy(
 ) -> ClassificationAccuracy:
     """Accuracies of a classifier with metrics m_ij = scale * cos(x_i, w_j) - bias_j, exactly.
 
-    For a sample i of class y, in the order of what they ask for:
+    For a sample i of class y:
 
     - sample-wise: m_iy > m_ij for all j != y. Ties are wrong.
     - class-uniform: each class has one threshold t_y, and m_iy >= t_y > m_ij for all j != y. The

@@ -91,7 +91,7 @@ def pair_histogram(
 def roc(histogram: PairHistogram) -> ROC:
     """The curve of true over false accept rates, exact at the edges of the bins.
 
-    "Same identity" is said of a pair whose score is at least the threshold.
+    A pair is accepted as "same identity" if its score is at least the threshold.
 
     Raises:
         ValueError: the histogram has no positive or no negative pair.

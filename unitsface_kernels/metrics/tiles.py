@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,20 @@ class ScoreTile:
     cosines: Tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """A part of the tiles, of which processes with the same features count one each.
+
+    Attributes:
+        number, of: every ``of``-th tile, from the one of this number.
+        total: the sum of what all processes have counted.
+    """
+
+    number: int = 0
+    of: int = 1
+    total: Callable[[Tensor], Tensor] = lambda counts: counts
+
+
 class Scores:
     """Float32 cosines of the rows of ``feats`` with those of ``other``.
 
@@ -35,6 +50,7 @@ class Scores:
     pass before. Without ``other``: the pairs within ``feats``, each unordered pair once.
 
     ``index``: (N,) int64 rows of ``feats`` that take part, in this order; ``labels`` are theirs.
+    ``share``: of the tiles; :meth:`count` yields the total of all shares.
     """
 
     def __init__(
@@ -45,7 +61,9 @@ class Scores:
         other_labels: Tensor | None,
         backend: str,
         index: Tensor | None = None,
+        share: Share | None = None,
     ) -> None:
+        self.share = share or Share()
         self.engine = dispatch.score_engine(backend, feats.device, feats.dtype)
         self.feats = dense(feats)
         self.in_batch = other is None
@@ -64,6 +82,7 @@ class Scores:
             Columns(self.columns, self.column_index, len(self.column_labels)),
         )
         part = slice(0, len(self.row_labels)) if rows is None else slice(rows.start, rows.stop)
+        numbers = itertools.count(-self.share.number)
         for group in scores(columns, part, block, BLOCKS_KEPT * block[0], upper):
             kept = group.rows
             unit, _ = self.engine.normalize_rows(self.feats, kept.start, kept.stop, self.row_index)
@@ -73,6 +92,8 @@ class Scores:
                     self.columns, place.start, place.stop, self.column_index, reuse=True
                 )
                 for some in panel.rows:
+                    if next(numbers) % self.share.of:
+                        continue
                     a = unit[some.start - kept.start : some.stop - kept.start]
                     cosines = self.engine.cosines(a, unit_columns)
                     yield ScoreTile(some.start, some.stop, place.start, place.stop, cosines)
@@ -91,7 +112,7 @@ class Scores:
             range_of_bin, ranges = range_of_bin.to(device), ranges.to(device)
         for tile in self.tiles(upper=self.in_batch):
             self._count_tile(tile, binning, counts, self.in_batch, range_of_bin, ranges)
-        return counts.cpu()
+        return self.share.total(counts).cpu()
 
     def count_rows(self, rows: range, binning: Binning) -> Tensor:
         """(rows, 2, bins + 3) int64: the pairs of each row with all columns but itself."""

@@ -27,7 +27,7 @@ from .margins import ClassMarginLoss, MagFaceLoss
 from .metric import ContrastiveLoss, SimPLELoss, TripletLoss
 from .npt import NPTLoss
 from .pair import CircleLoss, MultiSimilarityLoss, PairBCELoss, PairSoftmaxLoss, USSLoss
-from .proxies import ProxyAnchorLoss, ProxyNCALoss
+from .proxies import ProxyAnchorLoss, ProxyNCALoss, SimPLEProxyLoss
 from .sphereface2 import SphereFace2Loss
 from .towers import CLIPLoss, InfoNCELoss, SigLIPLoss
 from .unpg import UNPGLoss
@@ -46,6 +46,7 @@ CLASS_LOSSES: dict[str, type[nn.Module]] = {
     "npt": NPTLoss,
     "proxy_nca": ProxyNCALoss,
     "proxy_anchor": ProxyAnchorLoss,
+    "simple_proxy": SimPLEProxyLoss,
     "epl": EPLLoss,
     "unpg": UNPGLoss,
     "vpl": VPLLoss,
@@ -98,6 +99,7 @@ __all__ = [
     "ProxyNCALoss",
     "SigLIPLoss",
     "SimPLELoss",
+    "SimPLEProxyLoss",
     "SphereFace2Loss",
     "SphereFaceLoss",
     "SubCenterArcFaceLoss",

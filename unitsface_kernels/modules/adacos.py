@@ -37,11 +37,11 @@ class AdaCosLoss(MovingLoss):
         embedding_size: D.
         num_classes: C, at least 3.
         dynamic: whether the scale follows the batches.
-        reduction, backend, skip_tolerance: as the function's.
+        reduction, backend, skip_tolerance, centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         scale: () float32 buffer s.
 
     Shape:
@@ -64,6 +64,7 @@ class AdaCosLoss(MovingLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.instance("dynamic", dynamic, bool, "a bool")
         super().__init__(locals())

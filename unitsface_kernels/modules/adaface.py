@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from .. import validate
-from ..distributed.collectives import sum_over_ranks
+from .. import dispatch, validate
+from ..distributed.collectives import sum_over_ranks, world_size
 from ..losses.adaface import NORMS, SPEC, AdaFace
 from .class_loss import Total
 from .moving import MovingLoss
@@ -25,14 +27,14 @@ class AdaFaceLoss(MovingLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, h, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, h, reduction, backend, skip_tolerance, centers: as the function's.
         t_alpha: share of a batch in the statistics, in (0, 1]. The published training takes 0.01;
             1 takes the statistics of each batch alone.
         init_std: standard deviation of the initial weights; None: 0.01. Published: directions
             uniform in a cube.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         batch_mean, batch_std: () buffers, first 20 and 100.
 
     Shape:
@@ -60,6 +62,7 @@ class AdaFaceLoss(MovingLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.number("t_alpha", t_alpha, above=0.0, at_most=1.0)
         super().__init__(locals())
@@ -87,35 +90,17 @@ class AdaFaceLoss(MovingLoss):
     def after_batch(
         self, feats: Tensor, labels: Tensor, class_index: Tensor | None
     ) -> dict[str, Tensor]:
-        return self._statistics(sum_over_ranks(_sums(feats, labels)))
+        found = dispatch.norm_statistics(feats.device, feats.dtype)
+        sums = found.norm_sums(feats, labels, *NORMS)
+        if world_size() > 1:
+            sums = sum_over_ranks(sums.sum(dim=0, keepdim=True))
+        return self._moved_by(found, sums)
 
     def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        # Of the rows of all ranks.
-        return self._statistics(_sums(feats, labels))
+        # The sums are over the rows of all ranks.
+        found = dispatch.norm_statistics(feats.device, feats.dtype)
+        return self._moved_by(found, found.norm_sums(feats, labels, *NORMS))
 
-    @torch.no_grad()
-    def _statistics(self, sums: Tensor) -> dict[str, Tensor]:
-        """The statistics with those of a batch of these :func:`_sums`."""
-        count, total, squares = sums.unbind()
-        mean = total / count
-        # Unbiased. Of one row not a number: 0 / 0.
-        variance = (squares - total * mean).clamp_min(0.0) * (count > 1.0) / (count - 1.0)
-        found = torch.stack([mean, variance.sqrt()])
-        kept = torch.stack([self.batch_mean, self.batch_std])
-        moved = torch.lerp(kept.double(), found, self.t_alpha).to(kept.dtype)
-        # What is not a number changes nothing.
-        mean, std = torch.where(moved.isnan(), kept, moved).unbind()
-        return {"mean": mean, "std": std}
-
-
-@torch.no_grad()
-def _sums(feats: Tensor, labels: Tensor) -> Tensor:
-    """(3,) float64: number, sum, and sum of squares of the norms of the rows that take part; NaN if
-    one of these is not finite.
-    """
-    found = torch.linalg.vector_norm(feats.detach(), dim=1, dtype=torch.float64)
-    # 0 times infinity is not a number.
-    clipped = found.clamp(*NORMS) + found * 0.0
-    takes_part = labels != -1
-    clipped = torch.where(takes_part, clipped, 0.0)
-    return torch.stack([takes_part.double(), clipped, clipped.square()]).sum(dim=1)
+    def _moved_by(self, found: ModuleType, sums: Tensor) -> dict[str, Tensor]:
+        moved = found.moved_statistics(sums, self.batch_mean, self.batch_std, self.t_alpha)
+        return dict(zip(("mean", "std"), moved.unbind(), strict=True))

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import validate
+from ..backends.reference import normalize_rows
+from ..backends.streaming import Mixing
+from ..distributed.batch import Batch
 from ..losses import LossSpec
 from .registered import RegisteredLoss
 
@@ -20,13 +23,17 @@ Total = Callable[[Tensor], Tensor]
 class Comparison:
     """Rows against one matrix of class rows by one loss of the registry.
 
+    A loss over pairs, as Proxy-Anchor, is of the class rows against the rows as samples.
+
     Attributes:
         spec: the loss.
         values: its hyper-parameters, some of which may be tensors of one element.
         columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
-        variables: of the formula, that the module keeps, by name.
+        variables: of the formula, that the module keeps, by name; or what they are before the
+            module knows the batch or the step.
+        mixing: what is mixed into the columns, or None.
     """
 
     spec: LossSpec
@@ -34,7 +41,23 @@ class Comparison:
     columns: Tensor
     threshold: Tensor | None
     share: float = 1.0
-    variables: Mapping[str, Tensor] = field(default_factory=dict)
+    variables: Mapping[str, float | Tensor] = field(default_factory=dict)
+    mixing: Mixing | None = None
+
+    def mixed_columns(self) -> Tensor:
+        """The columns with what is mixed into them, as one tensor with its graph; synchronizes with
+        the device.
+        """
+        if self.mixing is None:
+            return self.columns
+        index = self.mixing.share.nonzero().squeeze(1)
+        if index.numel() == 0:
+            return self.columns
+        rows, share = self.mixing.part(0, len(index), index)
+        unit = normalize_rows(self.columns[index])
+        mixed = torch.lerp(unit, rows.to(unit.dtype), share[:, None].to(unit.dtype))
+        # The loss normalizes all of them.
+        return self.columns.index_copy(0, index, mixed)
 
 
 class ShardableLoss(nn.Module):
@@ -89,6 +112,18 @@ class ShardableLoss(nn.Module):
         """
         return {}
 
+    def batch_variables(self, batch: Batch) -> dict[str, Tensor]:
+        """Those of :meth:`variables` that follow from the samples of a call, with their graph.
+
+        In training and in evaluation; every rank of the batch makes this call. Gradients are as
+        :class:`PartialFC` has them: that of the batch's features is the number of ranks times the
+        rank's part.
+
+        Returns:
+            By name () tensors, or (n,) of the rank's own rows.
+        """
+        return {}
+
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
         """Before the comparisons of a training step.
 
@@ -101,6 +136,31 @@ class ShardableLoss(nn.Module):
         """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
 
 
+class FeatureStore(ShardableLoss):
+    """A class loss that stores the features of a training step in :meth:`end_step`.
+
+    These may be those of another encoder, a running average of the one that is trained:
+    ``forward`` takes them as ``momentum_feats``.
+    """
+
+
+def check_stored(loss: ShardableLoss, feats: Tensor, momentum_feats: Tensor | None) -> None:
+    """Features of another encoder that a loss is given to store."""
+    if momentum_feats is None:
+        return
+    if not isinstance(loss, FeatureStore):
+        raise ValueError(
+            f"momentum_feats must be None, since {type(loss).__name__} stores no features, "
+            f"got {type(momentum_feats).__name__}"
+        )
+    validate.features("feats", feats)
+    validate.features("momentum_feats", momentum_feats, like=feats)
+    if len(momentum_feats) != len(feats):
+        raise ValueError(
+            f"momentum_feats must have {len(feats)} rows like feats, got {len(momentum_feats)}"
+        )
+
+
 class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
     """A class loss of the registry with its (C, D) parameter ``weight``, (C, K, D) of several
     centers, and its threshold, if any.
@@ -111,7 +171,10 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
             deviation of the initial weights; None: that of :meth:`_default_std`.
     """
 
-    random_rows = ("weight",)
+    random_rows: tuple[str, ...] = ("weight",)
+    num_classes: int
+    init_std: float
+    weight: nn.Parameter
     #: K, vectors of a class.
     centers: int = 1
     #: The threshold's attribute: () or (C,), as the loss has one or one per class.
@@ -122,13 +185,13 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         embedding_size, num_classes = given["embedding_size"], given["num_classes"]
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
-        validate.centers(given.get("centers", 1))
         self.num_classes, self.init_std = num_classes, given["init_std"]
         if self.init_std is None:
             self.init_std = self._default_std(embedding_size)
         else:
             validate.number("init_std", self.init_std, above=0.0)
         self._keep(given)
+        validate.centers(self.centers, self.spec)
         self._make_parameters(embedding_size, num_classes)
         self.reset_parameters()
 

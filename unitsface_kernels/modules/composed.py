@@ -26,6 +26,11 @@ class ComposedLoss(ShardableLoss):
     _heads: ClassVar[dict[str, type[MarginSoftmaxLoss] | type[UCELoss]]]
     #: Attributes in the module's text, in order.
     _shown: tuple[str, ...]
+    base: str
+    num_classes: int
+    reduction: str
+    backend: str
+    skip_tolerance: float
     head: Any  # MarginSoftmaxLoss | UCELoss, as the subclass narrows it.
 
     def __init__(self, base: str, embedding_size: int, num_classes: int, **options: Any) -> None:

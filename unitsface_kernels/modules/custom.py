@@ -31,7 +31,7 @@ class _PolicyLoss(RegisteredLoss):
     thresholds: str
     init_threshold: float
     _topology: ClassVar[str]
-    #: What there may be one threshold for each of, and the argument that says how many.
+    #: Word for one threshold each, and the argument with their number.
     _each: ClassVar[str]
     _each_size: ClassVar[str]
     #: The identities of which the module holds variables.
@@ -181,6 +181,7 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
             function.
     """
 
+    threshold: nn.Parameter
     _topology, _each, _each_size = "pair", "identity", "num_identities"
     _settings = tuple(name for name in SETTINGS if name != "centers")
 

@@ -29,7 +29,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, kind, reduction, backend, skip_tolerance: as the function's.
+        scale, kind, reduction, backend, skip_tolerance, centers: as the function's.
         margin: mean of the margins; None: 0.5 radians for "arc", 0.35 for "cos", as published.
         std: their standard deviation, >= 0. Published: 0.05, and for ElasticFace+ 0.0175 ("arc")
             and 0.02 ("cos").
@@ -41,7 +41,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
         init_std: standard deviation of the initial weights; None: 0.01, as published.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         draws: () int64 buffer, how many batches have had margins: training calls with gradients.
 
     Shape:
@@ -54,7 +54,11 @@ class ElasticFaceLoss(RegisteredClassLoss):
 
     loss = "elasticface"
     scale: float | Tensor
+    margin: float
+    std: float
     kind: str
+    assignment: str
+    margin_seed: int
     draws: Tensor
 
     def __init__(
@@ -71,6 +75,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.choice("kind", kind, tuple(_MARGINS))
         margin = _MARGINS[kind] if margin is None else margin
@@ -97,7 +102,7 @@ class ElasticFaceLoss(RegisteredClassLoss):
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         if not self.training:
             return super().forward(feats, labels, class_index)
-        check_batch(feats, self.weight, labels, class_index)
+        check_batch(feats, self.weight, labels, class_index, self.centers)
         cosines = None
         if self.assignment != "random":
             cosines = target_cosines(feats, self.weight, labels, class_index)
@@ -122,8 +127,8 @@ class ElasticFaceLoss(RegisteredClassLoss):
     @torch.no_grad()
     def _margins(self, labels: Tensor, cosines: Tensor | None, first: int) -> Tensor:
         """(N,) margins; ``first``: place of the first row."""
-        places = torch.arange(first, first + len(labels), device=labels.device)
-        margins = self.margin + self.std * normal(self.margin_seed, self.draws, places)
+        numbers = normal(self.margin_seed, self.draws, first, len(labels))
+        margins = self.margin + self.std * numbers
         if cosines is None:
             return margins
         # Rows that take no part are behind all others in both orders.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,8 @@ class EPLLoss(ComposedLoss):
 
     Source: Fan et al., "EPL: Empirical Prototype Learning for Deep Face Recognition", arXiv
     2405.12447, and its published code, head_EPL.py of WakingHours-GitHub/EPL. That code clamps
-    UCE's logits to [-s, s]; this module does not.
+    UCE's logits to [-s, s]; this module does not. Its ``l`` is ``negative_weight`` here, and its
+    update "direct", a = 0, belongs to CosFace there.
 
     Args:
         embedding_size: D.
@@ -47,11 +48,13 @@ class EPLLoss(ComposedLoss):
         k: adaptive margin of the prototypes' targets.
         start_epoch: 0-based epoch, see :meth:`set_epoch`, from which the prototypes have a loss;
             until then they only move, and the loss is the head's.
-        activation: "softsign", or "sigmoid" for the sigmoid of the similarity less 1.
+        activation: "softsign"; "sigmoid" for the sigmoid of the similarity less 1; "direct" for
+            a = 0: the prototype is the newest feature.
         reduction, backend, skip_tolerance: as of the base's function.
         margin_gradient: for "arcface": "detached", as published, or "exact".
         init_std: standard deviation of the initial class weights; None: the base's, 0.01 for
             "cosface" and "arcface". Published: D ** -0.5.
+        negative_weight: over "uce": weight of the other classes, on class weights and prototypes.
 
     Attributes:
         head: the base's module with its (C, D) class weights (and threshold).
@@ -68,7 +71,7 @@ class EPLLoss(ComposedLoss):
     loss = "epl"
     _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss, "uce": UCELoss}
     _shown = ("base", "k", "start_epoch", "activation")
-    random_rows = ("prototypes",)
+    random_rows: tuple[str, ...] = ("prototypes",)
     prototypes: Tensor
     epoch: Tensor
 
@@ -87,12 +90,19 @@ class EPLLoss(ComposedLoss):
         margin_gradient: str = "detached",
         init_std: float | None = None,
         skip_tolerance: float = 0.0,
+        negative_weight: float | Tensor = 1.0,
     ) -> None:
-        validate.choice("activation", activation, ("softsign", "sigmoid"))
+        validate.choice("activation", activation, ("softsign", "sigmoid", "direct"))
         validate.number("k", k, at_least=0.0)
         validate.number("start_epoch", start_epoch, at_least=0)
         validate.choice("margin_gradient", margin_gradient, ("exact", "detached"))
-        options = {} if base == "uce" else {"margin_gradient": margin_gradient}
+        options: dict[str, Any] = {"margin_gradient": margin_gradient}
+        if base == "uce":
+            options = {"negative_weight": negative_weight}
+        elif isinstance(negative_weight, Tensor) or negative_weight != 1.0:
+            found = type(negative_weight).__name__
+            found = found if isinstance(negative_weight, Tensor) else repr(negative_weight)
+            raise ValueError(f"negative_weight must be 1 over {base!r}, got {found}")
         super().__init__(
             base,
             embedding_size,
@@ -135,22 +145,26 @@ class EPLLoss(ComposedLoss):
     @torch.no_grad()
     def update(self, feats: Tensor, labels: Tensor) -> None:
         """Moves the prototypes of a batch; in a process group of every rank's batch."""
-        self._move(*gather_rows(feats.detach().float(), labels.to(torch.int64)))
+        wide = torch.promote_types(feats.dtype, torch.float32)
+        self._move(*gather_rows(feats.detach().to(wide), labels.to(torch.int64)))
 
     def _move(self, feats: Tensor, labels: Tensor) -> None:
         if labels.numel() == 0 or self.prototypes.shape[0] == 0:
             return
-        unit = normalize_rows(feats)
+        unit = normalize_rows(feats).to(self.prototypes.dtype)
         slots, newest = newest_rows(labels, feats, self.prototypes.shape[0])
         old = self.prototypes[slots]
         new = unit[newest.clamp(min=0)]
-        similarity = (old * new).sum(dim=1, keepdim=True)
-        if self.activation == "softsign":
-            momentum = F.softsign(similarity)
-        else:
-            momentum = torch.sigmoid(similarity - 1.0)
+        momentum = self._share_of_old((old * new).sum(dim=1, keepdim=True))
         moved = normalize_rows(momentum * old + (1.0 - momentum) * new)
         self.prototypes.index_copy_(0, slots, torch.where(newest[:, None] >= 0, moved, old))
+
+    def _share_of_old(self, similarity: Tensor) -> Tensor:
+        if self.activation == "direct":
+            return torch.zeros_like(similarity)
+        if self.activation == "softsign":
+            return F.softsign(similarity)
+        return torch.sigmoid(similarity - 1.0)
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         loss = self.head(feats, labels)

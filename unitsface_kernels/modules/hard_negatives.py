@@ -33,12 +33,12 @@ class CurricularFaceLoss(MovingLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, reduction, backend, skip_tolerance: as the function's.
+        scale, margin, reduction, backend, skip_tolerance, centers: as the function's.
         alpha: in [0, 1], the weight of a batch.
         init_std: standard deviation of the initial weights; None: 0.01, as published.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         t: () float32 buffer, 0 at first.
 
     Shape:
@@ -63,6 +63,7 @@ class CurricularFaceLoss(MovingLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.number("alpha", alpha, at_least=0.0, at_most=1.0)
         super().__init__(locals())
@@ -108,13 +109,13 @@ class MVSoftmaxLoss(RegisteredClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, margin, t, margin_type, weighting, margin_at, reduction, backend, skip_tolerance: as
-            the function's.
+        scale, margin, t, margin_type, weighting, margin_at, reduction, backend, skip_tolerance,
+            centers: as the function's.
         init_std: standard deviation of the initial weights; None: 0.01. The published code draws
             them uniformly and scales them to unit length.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
@@ -140,5 +141,6 @@ class MVSoftmaxLoss(RegisteredClassLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         super().__init__(locals())

@@ -79,8 +79,8 @@ class NormFaceLoss(MarginSoftmaxLoss):
         embedding_size: int,
         num_classes: int,
         scale: float | Tensor = _DEFAULT.scale,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
 
 
@@ -93,8 +93,8 @@ class CosFaceLoss(MarginSoftmaxLoss):
         num_classes: int,
         scale: float | Tensor = _DEFAULT.scale,
         margin: float | Tensor = 0.4,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, margin, **kwargs)
 
 
@@ -107,8 +107,8 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         num_classes: int,
         scale: float | Tensor = _DEFAULT.scale,
         margin: float | Tensor = 0.5,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
 
 
@@ -127,8 +127,8 @@ class SubCenterArcFaceLoss(MarginSoftmaxLoss):
         scale: float = _DEFAULT.scale,
         margin: float = 0.5,
         centers: int = 3,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             embedding_size, num_classes, scale, 1.0, margin, 0.0, centers=centers, **kwargs
         )
@@ -143,6 +143,6 @@ class SphereFaceLoss(MarginSoftmaxLoss):
         num_classes: int,
         scale: float | Tensor = 30.0,
         margin: float | Tensor = 1.7,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(embedding_size, num_classes, scale, margin, 0.0, 0.0, **kwargs)

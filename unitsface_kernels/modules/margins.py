@@ -25,13 +25,13 @@ class MagFaceLoss(RegisteredClassLoss):
         embedding_size: D.
         num_classes: C.
         scale, l_a, u_a, l_margin, u_margin, lambda_g, margin_type, reduction, backend,
-            skip_tolerance: as the function's. The published proof that norms converge takes
-            ``lambda_g >= scale * K * u_a**2 * l_a**2 / (u_a**2 - l_a**2)``, K the growth of the
-            margin per unit of the norm.
+            skip_tolerance, centers: as the function's. The published proof that norms converge
+            takes ``lambda_g >= scale * K * u_a**2 * l_a**2 / (u_a**2 - l_a**2)``, K the growth of
+            the margin per unit of the norm.
         init_std: standard deviation of the initial weights; None: 0.01.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
 
     Shape:
         feats (N, D), labels (N,) integers in [0, C) or -1, optionally class_index (K,)
@@ -59,6 +59,7 @@ class MagFaceLoss(RegisteredClassLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         check_norm_bounds(l_a, u_a)
         super().__init__(locals())
@@ -70,7 +71,7 @@ class ClassMarginLoss(ClassLoss):
     Args:
         embedding_size: D.
         num_classes: C.
-        scale, kind, reduction, backend, skip_tolerance: as the function's.
+        scale, kind, reduction, backend, skip_tolerance, centers: as the function's.
         margin: of every class, (C,) or one number: of the rarest class, with ``counts``.
         counts: (C,) samples per class, from which :func:`frequency_margins` makes the margins with
             ``smallest`` and ``power``; None: margins do not depend on them.
@@ -79,7 +80,7 @@ class ClassMarginLoss(ClassLoss):
         init_std: standard deviation of the initial weights; None: 0.01.
 
     Attributes:
-        weight: (C, D) parameter.
+        weight: (C, D) parameter, with several centers (C, centers, D).
         margin: (C,) parameter or buffer.
 
     Shape:
@@ -108,6 +109,7 @@ class ClassMarginLoss(ClassLoss):
         backend: str = "auto",
         skip_tolerance: float = 0.0,
         init_std: float | None = None,
+        centers: int = 1,
     ) -> None:
         validate.instance("learned", learned, bool, "a bool")
         if counts is None and smallest is not None:
@@ -134,6 +136,7 @@ class ClassMarginLoss(ClassLoss):
             backend=backend,
             skip_tolerance=skip_tolerance,
             init_std=init_std,
+            centers=centers,
             margin=margin,
         )
         self.learned = learned

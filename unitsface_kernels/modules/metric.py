@@ -91,6 +91,8 @@ class SimPLELoss(RegisteredPairLoss):
     """
 
     loss = "simple_pairs"
+    init_bias: float
+    bias: nn.Parameter
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class MovingLoss(RegisteredClassLoss):
 
     def _check(self, feats: Tensor, labels: Tensor, class_index: Tensor | None) -> None:
         """Arguments that :meth:`after_batch` reads."""
-        check_batch(feats, self.weight, labels, class_index)
+        check_batch(feats, self.weight, labels, class_index, self.centers)
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
         self._moved = self.after_step(feats, labels, total) if self._moves() else {}
@@ -59,5 +59,5 @@ class MovingLoss(RegisteredClassLoss):
     @torch.no_grad()
     def _keep_moved(self, moved: dict[str, Tensor]) -> None:
         buffers = self.variables()
-        for name, value in moved.items():
-            buffers[name].copy_(value)
+        if moved:
+            torch._foreach_copy_([buffers[name] for name in moved], list(moved.values()))

@@ -73,6 +73,8 @@ class _ThresholdLoss(RegisteredPairLoss):
     """A loss of pairs on either side of learnable thresholds, in logit units."""
 
     initialized: Tensor
+    init_threshold: float | None
+    threshold: nn.Parameter
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)

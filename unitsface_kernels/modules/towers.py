@@ -20,6 +20,10 @@ class _TowerLoss(RegisteredGroupLoss):
     is cut at ``max_scale`` before a batch in training mode, so that it can come back.
     """
 
+    init_scale: float
+    max_scale: float | None
+    log_scale: nn.Parameter
+
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)
         self.init_scale, self.max_scale = given["scale"], given["max_scale"]
@@ -103,6 +107,8 @@ class SigLIPLoss(_TowerLoss):
     """
 
     loss = "siglip"
+    init_bias: float
+    bias: nn.Parameter
 
     def __init__(
         self,

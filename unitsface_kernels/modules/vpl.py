@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from .. import validate
 from ..backends.reference import normalize_rows
+from ..backends.streaming import Changes, Mixing
 from ..compiling import never_compiled
 from ..distributed.collectives import gather_rows
 from ..memory import newest_rows
-from .class_loss import Comparison
+from .class_loss import Comparison, FeatureStore, check_stored
 from .composed import ComposedLoss
 from .margin_softmax import ArcFaceLoss, CosFaceLoss, MarginSoftmaxLoss
 
 
-class VPLLoss(ComposedLoss):
+class VPLLoss(ComposedLoss, FeatureStore):
     r"""Variational prototype learning over ArcFace or CosFace.
 
     The margin softmax compares with
@@ -29,12 +30,17 @@ class VPLLoss(ComposedLoss):
     after ``start_iteration`` training steps for classes seen within the last ``max_age`` steps,
     else 0. Each training step stores its features after the loss; evaluation does not mix.
 
+    The published option ``momentum`` stores the features of a second backbone, whose weights are
+    a running average of the first one's (decay 0.999 per step there): ``momentum_feats``.
+
     Source: Deng et al., "Variational Prototype Learning for Deep Face Recognition", CVPR 2021, and
-    its published code (insightface). Of several samples of a class in a batch the last one is
-    stored; there any of them.
+    its published code, recognition/vpl/vpl.py of deepinsight/insightface. Of several samples of a
+    class in a batch the last one is stored; there any of them. Classes that were never seen are not
+    mixed; there they are, with a random direction, within the first ``max_age`` steps.
 
     While some class is mixed, every step copies the (C, D) class weights and synchronizes with the
-    device to find the mixed classes.
+    device to find the mixed classes. In :class:`PartialFC` nothing is copied: class weights are
+    mixed tile by tile.
 
     Args:
         embedding_size: D.
@@ -55,16 +61,18 @@ class VPLLoss(ComposedLoss):
         iteration: () int64 buffer, training steps so far.
 
     Shape:
-        feats (N, D), labels (N,) integers in [0, C) or -1 -> () float32.
+        feats (N, D), labels (N,) integers in [0, C) or -1, optionally momentum_feats (N, D)
+        -> () float32.
 
     Raises:
-        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head.
+        TypeError, ValueError: wrong sizes, init_std or options; from a call, as the head, and
+            momentum_feats that are not as feats.
     """
 
     loss = "vpl"
     _heads: ClassVar = {"cosface": CosFaceLoss, "arcface": ArcFaceLoss}
     _shown = ("base", "mix", "max_age", "start_iteration")
-    random_rows = ("features",)
+    random_rows: tuple[str, ...] = ("features",)
     head: MarginSoftmaxLoss
     features: Tensor
     stamps: Tensor
@@ -111,6 +119,8 @@ class VPLLoss(ComposedLoss):
         self.register_buffer("iteration", torch.tensor(0))
         # The buffer is for state dicts; reading it would synchronize at every step.
         self._iteration = 0
+        # A backward pass may look back to it, after the features have changed.
+        self._moment = Changes()
         self._reset_features()
 
     def reset_parameters(self) -> None:
@@ -129,12 +139,15 @@ class VPLLoss(ComposedLoss):
         super()._load_from_state_dict(*arguments)
         self._iteration = int(self.iteration)
 
-    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, feats: Tensor, labels: Tensor, momentum_feats: Tensor | None = None
+    ) -> Tensor:
+        check_stored(self, feats, momentum_feats)
         if self.training:
             self._advance()
         loss = self.head.compare(feats, self._mixed_weight(), labels)
         if self.training:
-            self.update(feats, labels)
+            self.update(feats if momentum_feats is None else momentum_feats, labels)
         return loss
 
     def _advance(self) -> None:
@@ -153,34 +166,36 @@ class VPLLoss(ComposedLoss):
 
     def comparisons(self) -> list[Comparison]:
         (block,) = self.head.comparisons()
-        return [replace(block, columns=self._mixed_weight())]
+        return [replace(block, mixing=self._mixing())]
 
     @never_compiled
     def _mixed_weight(self) -> Tensor:
-        weight = self.head.weight
+        (block,) = self.comparisons()
+        return block.mixed_columns()
+
+    def _mixing(self) -> Mixing | None:
         if not self.training or self._iteration <= self.start_iteration or self.mix == 0.0:
-            return weight
+            return None
         fresh = (self.stamps > 0) & (self._iteration - self.stamps <= self.max_age)
-        rows = fresh.nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return weight
-        unit = normalize_rows(weight[rows])
-        mixed = torch.lerp(unit, self.features[rows].to(unit.dtype), self.mix)
-        # The loss normalizes its class weights, mixed rows like all others.
-        return weight.index_copy(0, rows, mixed)
+        return Mixing(self.features, fresh.to(self.features.dtype) * self.mix, self._moment)
 
     @torch.no_grad()
     def update(self, feats: Tensor, labels: Tensor) -> None:
         """Stores the unit features of a batch; in a process group of every rank's batch."""
-        self._store(*gather_rows(feats.detach().float(), labels.to(torch.int64)))
+        wide = torch.promote_types(feats.dtype, torch.float32)
+        self._store(*gather_rows(feats.detach().to(wide), labels.to(torch.int64)))
 
     def _store(self, feats: Tensor, labels: Tensor) -> None:
         if labels.numel() == 0 or self.stamps.shape[0] == 0:
             return
         slots, newest = newest_rows(labels, feats, self.stamps.shape[0])
-        known = newest >= 0
-        unit = normalize_rows(feats)[newest.clamp(min=0)]
-        unit = unit.to(self.features.dtype)
-        self.features.index_copy_(0, slots, torch.where(known[:, None], unit, self.features[slots]))
+        known, before = newest >= 0, self.features[slots]
+        unit = normalize_rows(feats)[newest.clamp(min=0)].to(self.features.dtype)
+        self._note(slots, before)
+        self.features.index_copy_(0, slots, torch.where(known[:, None], unit, before))
         stamps = torch.where(known, self._iteration, self.stamps[slots])
         self.stamps.index_copy_(0, slots, stamps)
+
+    @never_compiled
+    def _note(self, slots: Tensor, before: Tensor) -> None:
+        self._moment = self._moment.then(slots, before)

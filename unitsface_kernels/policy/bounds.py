@@ -9,13 +9,13 @@ import torch
 
 from .eager import evaluate
 from .expression import Expression, topological
-from .form import POSITIVE, KernelForm, host_values, kernel_form
+from .form import POSITIVE, host_values, kernel_form, slopes_of_cosine
 from .formula import COSINE, Formula, number_bindings
 
 Interval = tuple[float, float]
 
 _EVERYTHING: Interval = (-math.inf, math.inf)
-#: Of thresholds and variables, as of those that are sampled.
+#: Bound of thresholds and variables, the same as of the samples.
 _LARGEST_OTHER = 1e4
 
 
@@ -27,7 +27,7 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     "topk", which has no gradient tiles. Of inner products, which no sample covers, by interval
     arithmetic alone; infinite where they have no bound.
     """
-    slopes = _slopes(kernel_form(formula))
+    slopes = slopes_of_cosine(kernel_form(formula))
     if not slopes:
         return 0.0
     rigorous = max(_magnitude(_interval(e, formula, params)) for e in slopes)
@@ -38,15 +38,6 @@ def slope_bound(formula: Formula, params: tuple[float, ...]) -> float:
     bound = rigorous if rigorous <= 4.0 * sampled else 2.0 * sampled
     # Scales are quotients by it: where all slopes are 0, any other bound.
     return bound or 1.0
-
-
-def _slopes(form: KernelForm) -> list[Expression]:
-    if form.term is not None:
-        return [form.term.dcosine]
-    sides = [form.negative]
-    if form.formula.topology == "pair" or form.negative is None:
-        sides.append(form.positive)
-    return [side.dcosine for side in sides if side is not None]
 
 
 def _magnitude(interval: Interval) -> float:

@@ -68,7 +68,7 @@ def check_finite(formula: Formula, lines: Lines) -> None:
 def _values(
     nodes: list[Expression], formula: Formula, dtype: torch.dtype
 ) -> dict[Expression, Tensor]:
-    """Of all nodes, arguments first, at all pairs of a cosine and another number."""
+    """Values of all nodes, arguments first, at all pairs of a cosine and another number."""
     names = (parameter.name for parameter in formula.numbers)
     numbers = dict(zip(names, default_params(formula), strict=True))
     others = torch.tensor(_OTHERS, dtype=dtype)[:, None]

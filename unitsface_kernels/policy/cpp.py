@@ -37,7 +37,7 @@ _TAKEN = frozenset(_WORDS.split())
 #: Finite number of float32.
 LARGEST = 3.4028234663852886e38
 
-#: Of a line within a struct.
+#: Length of a line within a struct.
 _WIDTH = 98
 
 

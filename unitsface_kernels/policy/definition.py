@@ -81,7 +81,7 @@ class Policy:
     A policy's methods are written once, with the operators of Python and the functions of this
     package, for one pair of rows at cosine ``c``. Fields are the names that they read.
 
-    ``combine`` says what the methods return and how a row's pairs become its loss:
+    ``combine`` determines what the methods return and how a row's pairs become its loss:
 
     - "sum": terms, which are added.
     - "softplus": logits z; softplus(-z) of positives and softplus(z) of negatives, times
@@ -91,8 +91,8 @@ class Policy:
       which one of no pairs is -1e30. Over classes the first is the target's logit.
     - "topk": the mean of ``triplet(nearest, target)`` over the k largest cosines with other
       classes, or with negatives, of which ``target`` is the smallest with a positive; k is the
-      number ``k``, 1 if there is none. With a number ``hinges``, "mean" or "sum", that says whether
-      terms are added instead.
+      number ``k``, 1 if there is none. A number ``hinges``, "mean" or "sum", selects whether terms
+      are averaged or added.
 
     ``normalize = False`` compares by inner products of the features as they are: ``c`` is one.
 
@@ -159,7 +159,7 @@ class Policy:
 class Pair(Policy):
     """A policy of pairs of samples: of a batch, against a memory, or across ranks."""
 
-    topology = "pair"
+    topology: ClassVar[Topology] = "pair"
 
     @property
     def target_cosine(self) -> Any:
@@ -169,7 +169,7 @@ class Pair(Policy):
 class Class(Policy):
     """A policy of samples against class weights; the positive is the row's own class."""
 
-    topology = "class"
+    topology: ClassVar[Topology] = "class"
 
 
 def _fields(cls: type[Policy]) -> dict[str, Any]:
@@ -253,10 +253,6 @@ def _trace(cls: type[Policy]) -> Formula:
     finish = triplet = None
     if cls.combine == "logsumexps":
         finish = _required(cls, this, "finish", *SUMS)
-        if cls.topology == "class" and any(e.kind != "number" for e in _leaves(finish) - {*SUMS}):
-            fail(
-                f"{cls.__name__}.finish of a policy.Class may read its arguments and numbers alone"
-            )
     if cls.combine == "topk":
         triplet = _required(cls, this, "triplet", *COSINES)
         numbers = [_count(number) if number.name == "k" else number for number in numbers]

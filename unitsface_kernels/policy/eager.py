@@ -56,7 +56,7 @@ def _value(
 ) -> Value:
     if e in bindings:
         value: Any = bindings[e]
-        # Of torch.compile: arithmetic of Python on it would be a guard on the very result.
+        # A symbol of torch.compile: Python arithmetic on it would become a guard on the result.
         symbolic = isinstance(value, torch.SymFloat)
         return torch.full((), value, dtype=torch.float64) if symbolic else value
     if e.op == "const":
@@ -71,7 +71,7 @@ def _value(
     return operation.eager(*(_tensor(arg, dtype) for arg in args))
 
 
-#: Of a tensor and a number: one operation that has the derivative of the eager meaning.
+#: Extremes of a tensor and a number: one operation, with the derivative of the eager meaning.
 _BOUNDED: dict[str, Callable[[Tensor, float], Tensor]] = {
     "max": torch.clamp_min,
     "min": torch.clamp_max,

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -153,7 +153,11 @@ class Expression:
     def __ne__(self, other: object) -> Expression:  # type: ignore[override]
         return build("not", self == other)
 
-    __hash__ = object.__hash__
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int: ...
+    else:
+        __hash__ = object.__hash__
 
     def __and__(self, other: object) -> Expression:
         return build("and", self, other)
@@ -181,8 +185,15 @@ class Expression:
     def _no_number(self, *_: Any) -> NoReturn:
         fail("a formula is written with policy's functions, not with those of math, numpy or torch")
 
-    __float__ = __int__ = __index__ = __complex__ = __round__ = _no_number
-    __len__ = __iter__ = __getitem__ = __array__ = _no_number
+    __float__: Any = _no_number
+    __int__: Any = _no_number
+    __index__: Any = _no_number
+    __complex__: Any = _no_number
+    __round__: Any = _no_number
+    __len__: Any = _no_number
+    __iter__: Any = _no_number
+    __getitem__: Any = _no_number
+    __array__: Any = _no_number
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: object, **_: object) -> Any:
         """Operators between a number of NumPy and an expression."""

@@ -151,7 +151,7 @@ class _Maker:
     def _sum(self) -> KernelForm:
         terms = (term_of(self._formula, side) for side in (True, False))
         term = self._merged(*map(self._slopes, terms))
-        return KernelForm(self._formula, "sum", _uniforms(*term.all()), term=term)
+        return KernelForm(self._formula, "sum", uniforms_of(*term.all()), term=term)
 
     def _softplus(self) -> KernelForm | None:
         """None: without the logit's own structure."""
@@ -182,14 +182,14 @@ class _Maker:
             or not is_const(by_threshold)
             or value_of(by_threshold) not in (-1.0, 0.0, 1.0)
         ):
-            return KernelForm(self._formula, "sum", _uniforms(*term.all()), term=term)
+            return KernelForm(self._formula, "sum", uniforms_of(*term.all()), term=term)
         weights = None
         if not (is_const(of_positives, 1.0) and is_const(of_negatives, 1.0)):
             weights = of_positives, of_negatives
         return KernelForm(
             self._formula,
             "softplus",
-            _uniforms(*logit.all(), *term.all(), *(weights or ())),
+            uniforms_of(*logit.all(), *term.all(), *(weights or ())),
             term=term,
             logit=logit,
             threshold_slope=value_of(by_threshold),
@@ -213,7 +213,7 @@ class _Maker:
         return KernelForm(
             self._formula,
             kind,
-            _uniforms(*outputs),
+            uniforms_of(*outputs),
             positive=positive,
             negative=negative,
             linear=linear and shared,
@@ -240,6 +240,18 @@ class _Maker:
         return None
 
 
+def slopes_of_cosine(form: KernelForm) -> list[Expression]:
+    """What bounds of tiles of gradients are those of: d value / d cosine of terms, or d logit / d
+    cosine of negatives, and of positives if there is any number of them.
+    """
+    if form.term is not None:
+        return [form.term.dcosine]
+    sides = [form.negative]
+    if form.formula.topology == "pair" or form.negative is None:
+        sides.append(form.positive)
+    return [side.dcosine for side in sides if side is not None]
+
+
 def term_of(formula: Formula, positive: bool) -> Expression:
     """The loss of a pair that is positive, or negative; 0 of pairs that take no part."""
     value = formula.positive if positive else formula.negative
@@ -251,7 +263,7 @@ def term_of(formula: Formula, positive: bool) -> Expression:
     return weight * build("softplus", -value if positive else value)
 
 
-def _uniforms(*outputs: Expression) -> tuple[Expression, ...]:
+def uniforms_of(*outputs: Expression) -> tuple[Expression, ...]:
     """The largest subexpressions that numbers alone decide, in the order of their first use."""
     found: dict[Expression, None] = {}
     for e in topological(*outputs):

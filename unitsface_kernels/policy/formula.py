@@ -70,7 +70,7 @@ def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Express
 
 
 def variable_leaves(formula: Formula) -> tuple[Expression, ...]:
-    """Of ``formula.variables``, in their order."""
+    """The leaves of ``formula.variables``, in their order."""
     return tuple(leaf(variable.name, variable.kind) for variable in formula.variables)
 
 

@@ -36,7 +36,7 @@ _SUMS = {"add", "sub"}
 
 
 def cost(*roots: Expression) -> int:
-    """Of what is computed for every pair; shared terms count once."""
+    """Cost of what is computed for every pair; shared terms count once."""
     seen: dict[tuple[object, ...], int] = {}
     for e in topological(*roots):
         if e.pairwise and e.args:
@@ -69,7 +69,7 @@ class Merger:
         yield build("where", self._mask, yes, no)
         if yes.op in _SUMS and no.op in _SUMS:
             if yes.op == no.op:
-                # Of equal costs the first: a difference stays one.
+                # The first of equal costs, so that a difference stays a difference.
                 yield from self._inside(yes.op, yes.args, no.args)
             (a, b), (x, y) = _summands(yes), _summands(no)
             yield build("add", self(a, x), self(b, y))

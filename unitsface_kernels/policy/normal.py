@@ -120,7 +120,7 @@ class Normalizer:
         return _Linear({e: ONE}) if rebuilt is e else self._atom(rebuilt)
 
     def _atom(self, rebuilt: Expression) -> _Linear:
-        """Of an expression out of normal ones: itself, but if it became a sum or a product."""
+        """An expression of normal ones as one term, unless it became a sum or a product."""
         if rebuilt.uniform or rebuilt.op in ("add", "sub", "neg", "mul", "div"):
             return self.linear(rebuilt)
         return self._linear.setdefault(rebuilt, _Linear({rebuilt: ONE}))

@@ -34,7 +34,7 @@ def with_scalars(formula: Formula, names: Sequence[str]) -> Formula:
     positive_ones = {name for name, bound in least.items() if bound is not None and bound >= 0.0}
     scalars = [Variable(name, "scalar", nonzero=name in positive_ones) for name in names]
     if formula.combine not in ("sum", "softplus"):
-        # Of a class's logits those of negatives, as in ``definition.py``.
+        # Over classes tiles compute logits of negatives only, as in ``definition.py``.
         of_tiles = (negative, positive if formula.topology == "pair" else None)
         read = set(topological(*(e for e in of_tiles if e is not None)))
         scalars = [replace(v, streamed=leaf(v.name, "scalar") in read) for v in scalars]

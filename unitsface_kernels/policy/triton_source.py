@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import keyword
 import math
+from collections.abc import Sequence
 
 from .cpp import LARGEST, shortest
 from .describe import describe
 from .emit import Dialect, names_of_constants, straight_line
-from .expression import leaf, topological, value_of
+from .expression import Expression, leaf, topological, value_of
 from .form import POSITIVE, KernelForm, Slopes, kernel_form
 from .formula import COSINE, THRESHOLD, Formula, streamed
 from .merge import cost
@@ -20,8 +21,8 @@ _LOSSES = "unitsface_kernels.backends.triton.losses"
 #: Names that a constant cannot have: those of the module, and of the functions it calls.
 _WORDS = """
 triton tl value dcosine dthreshold cosine threshold positive negative params variables logit term
-float exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos sine_of_cosine angle_of_cosine
-pow_positive cosine_margin
+float row bound ends exp log softplus_and_sigmoid sigmoid_slope tanh sin_cos
+sine_of_cosine angle_of_cosine pow_positive cosine_margin
 """
 _TAKEN = frozenset([*_WORDS.split(), *keyword.kwlist])
 
@@ -64,9 +65,13 @@ def triton_module(formula: Formula) -> str:
             if slopes is not None and not (name == "positive" and _on_host(formula))
         ]
         kind, policy = _logsumexp_policy(form)
-    body = "\n\n\n".join("\n".join(lines) for lines in [*functions, policy])
+    return module_text(formula, [*functions, policy], [f"from {_LOSSES}.policy import {kind}"])
+
+
+def module_text(formula: Formula, parts: list[list[str]], imports: Sequence[str] = ()) -> str:
+    """A module of functions, each some lines, with what they need; ``imports``: more of them."""
+    body = "\n\n\n".join("\n".join(lines) for lines in parts)
     used = sorted({name for name in _MATH if f"{name}(" in body})
-    imports = _imported(used)
     what, *formulas = describe(formula)
     head = [
         f'"""{what}',
@@ -77,8 +82,8 @@ def triton_module(formula: Formula) -> str:
         "import triton",
         "import triton.language as tl" + ("" if "tl." in body else _UNUSED),
         "",
+        *_imported(used),
         *imports,
-        f"from {_LOSSES}.policy import {kind}",
     ]
     return "\n".join(head) + f"\n\n\n{body}\n"
 
@@ -117,26 +122,46 @@ def _function(
     if tiles:
         outputs["dthreshold"] = slopes.dthreshold
     whole = list(outputs) if tiles else []
-    names = names_of_constants(form.uniforms, _TAKEN)
-    known = {**names, COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
+    known = {COSINE: "cosine", THRESHOLD: "threshold", POSITIVE: "positive"}
     found = streamed(form.formula)
     for place, (number, variable) in enumerate(found.items()):
         known[leaf(variable.name, variable.kind)] = f"variables[{place}]"
         outputs[f"slope{place}"] = slopes.dvariables[number]
+    arguments += ", variables" if found else ""
+    return function_lines(name, arguments, outputs, known, form.uniforms, whole)
+
+
+def function_lines(
+    name: str,
+    arguments: str,
+    outputs: dict[str, Expression],
+    known: dict[Expression, str],
+    uniforms: tuple[Expression, ...],
+    whole: Sequence[str] = (),
+) -> list[str]:
+    """A function that returns ``outputs``.
+
+    Args:
+        name, arguments: of the function, which has ``params`` among them.
+        outputs: by the names that their values may have.
+        known: text of leaves.
+        uniforms: constants in the order of ``params``.
+        whole: outputs that are tiles whatever they read.
+    """
+    names = names_of_constants(uniforms, _TAKEN)
     used = set(topological(*outputs.values(), above=names))
-    lines, texts = straight_line(TRITON, outputs, known)
+    lines, texts = straight_line(TRITON, outputs, {**names, **known})
     for output in whole:
         if not outputs[output].pairwise:
             texts[output] = f"tl.zeros_like(cosine) + {texts[output]}"
     unpacked = [
         f"{names[e]} = params[{place}]{' != 0.0' if e.mask else ''}"
         + ("" if e.op == "leaf" else f"  # {infix(e)}")
-        for place, e in enumerate(form.uniforms)
+        for place, e in enumerate(uniforms)
         if e in used
     ]
     lines = [*unpacked, *lines, f"return {', '.join(texts.values())}"]
-    head = f"def {name}({arguments}{', variables' if found else ''}):"
-    return ["@triton.jit", head, *(f"    {line}" for line in lines)]
+    return ["@triton.jit", f"def {name}({arguments}):", *(f"    {line}" for line in lines)]
 
 
 def _sum_policy(form: KernelForm) -> list[str]:

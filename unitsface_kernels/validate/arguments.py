@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..losses import LossSpec, Parameter
+from ..policy.variable import COLUMN_NORM
 from .numbers import integer, number, positive_int
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -86,10 +87,16 @@ def class_index(name: str, value: Tensor, weight: Tensor) -> None:
 MOST_CENTERS = 256
 
 
-def centers(value: object) -> None:
-    """Number of vectors of a class."""
+def centers(value: object, spec: LossSpec | None = None) -> None:
+    """Number of vectors of a class, of a loss ``spec``."""
     positive_int("centers", value)
     number("centers", value, at_most=MOST_CENTERS)
+    if spec is not None and value != 1 and any(v.name == COLUMN_NORM for v in spec.variables):
+        assert spec.formula is not None
+        raise ValueError(
+            f"centers must be 1 for {spec.formula.name}, which reads the norm of a class's vector: "
+            f"of several each row has another one, got {value}"
+        )
 
 
 def threshold(

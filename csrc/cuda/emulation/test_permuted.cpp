@@ -54,7 +54,7 @@ void test_draw(int64_t size, int64_t count, int64_t most, int64_t none) {
   const uint64_t classes = static_cast<uint64_t>(size);
   cuda::permuted({7, classes, nullptr, positives.data, known + none, count, drawn.data}, nullptr);
   cuda::permuted({7, classes, nullptr, nullptr, 0, size, order.data}, nullptr);
-  // Of the others as many as there is room for, each in the place of the permutation.
+  // As many others as there is room for, each at its place in the permutation.
   std::vector<int64_t> places;
   int64_t others = count - known;
   for (int64_t place = 0; place < size; ++place) {

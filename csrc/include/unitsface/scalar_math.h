@@ -179,8 +179,8 @@ struct SinCos {
   float sine, cosine;
 };
 
-// Of an angle of up to some thousand turns. CUDA's sinf and cosf keep a stack frame for reducing
-// huge arguments.
+// Sine and cosine of an angle of up to some thousand turns. CUDA's sinf and cosf keep a stack frame
+// for reducing huge arguments.
 UF_HOST_DEVICE SinCos sin_cos(float angle) {
   // angle = k pi / 2 + r with |r| <= pi / 4; pi / 2 in three parts, so that r keeps its accuracy.
   const float k = nearest_integer(angle * 0.636619772f);

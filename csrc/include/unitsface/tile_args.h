@@ -95,7 +95,7 @@ struct LogsumexpGradientTile : LogsumexpGradientArgs, VariableArgs {
   double* b_dcolumns = nullptr;  // [num_columns, m], column_stride
 };
 
-// Of a tile of pairs of samples; those that the other direction reads are null if it has none.
+// Variables of a tile of pairs of samples; null for the other direction if it has none.
 struct PairVariableArgs : VariableArgs {
   const float* b_rows = nullptr;     // [num_rows, m], row_stride
   const float* a_columns = nullptr;  // [num_columns, n], column_stride
@@ -170,7 +170,7 @@ struct PairGradientArgs {
   const Label* a_labels;
   const Label* b_labels;
   int64_t diagonal;
-  // Of a row with log-sum-exp N: a negative's gradient is negative_weight exp(z - N) dz/dc, a
+  // For a row with log-sum-exp N, a negative's gradient is negative_weight exp(z - N) dz/dc, a
   // positive's -positive_weight sigmoid(N - z) dz/dc or, where there is a log-sum-exp P of
   // positives, positive_weight exp(z - P) dz/dc. +inf with weights 0 takes a row out.
   const float *a_log_negatives, *a_negative_weight, *a_positive_weight;  // [n]
@@ -210,8 +210,8 @@ struct NearestTileArgs {
 
 constexpr int64_t kMostNearest = 64;
 
-// Of products with m classes of k centers each, side by side, the largest of each class and which
-// it is: of equal ones the first, and the first NaN, if there is one.
+// Products with m classes of k centers each, side by side: the largest of each class and its place.
+// The first of equal ones, and the first NaN, if there is one.
 struct LargestOfCentersArgs {
   const float* products;  // [n, m * k]
   int64_t n, m, k;        // 1 <= k <= kMostCenters

@@ -2,7 +2,7 @@
 
 Packages that such a machine lacks cannot be imported, and where ``UNITSFACE_SIMULATED`` is set,
 there is a device whose kernels, events and graphs are recorded instead of run. Installers,
-compilers and pytest only say what they were called with.
+compilers and pytest only print their arguments.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ from ..streaming import (
     TileColumns,
     TileVariables,
     UnitRows,
+    Variables,
     finish_rows,
+    row_slopes,
 )
 from ..streaming.tiles import blocks
 from .logits import chosen, fold, fold_both, logits_of, values_of
@@ -65,7 +67,7 @@ class EagerEngine(UnitRows, CenterTiles):
 
     @cached_property
     def _terms(self) -> Terms:
-        """Of any loss but a ``nearest`` one, whose formula its driver evaluates."""
+        """The formula of the loss; that of a ``nearest`` loss is evaluated by its driver."""
         formula = self._call.spec.formula
         assert formula is not None
         return Terms(formula, self._call.params)
@@ -196,8 +198,12 @@ class EagerEngine(UnitRows, CenterTiles):
         logit = self._terms.negative(cosine, values_of(tile.variables)).value
         fold(NegativeSums(rows.maximum, rows.total), target.replaced(logit, -torch.inf), 1)
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        return finish_rows(call, sums, self._target_logits)
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._target_logits, values)
+
+    row_slopes = staticmethod(row_slopes)
 
     def _target_logits(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         z = self._terms.positive(cosine)

@@ -14,8 +14,8 @@ from .terms import Logits
 def logits_of(
     term: Callable[..., Logits], cosine: Tensor, tile: PairTile, both: bool
 ) -> list[Logits]:
-    """Of the rows' direction and, with ``both``, of the other one: the same object, if they do not
-    differ.
+    """Logits of the rows' direction and, with ``both``, of the other one: the same object if they
+    do not differ.
     """
     given = tile.variables
     found = [term(cosine, values_of(given))]

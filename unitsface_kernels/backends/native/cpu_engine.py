@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...deprecated import warn_of_old_name
 from ..streaming import Call
 from ..streaming.centers import Largest
 from .arguments import address, strided_address
@@ -25,6 +26,13 @@ from .engine import DTYPE_CODES, NativeEngine
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
+
+
+def _wanted_gemm() -> str | None:
+    former = os.environ.get("UNITSFACE_CPU_PRODUCTS")
+    if former is not None:
+        warn_of_old_name("UNITSFACE_CPU_PRODUCTS", "UNITSFACE_CPU_GEMM")
+    return os.environ.get("UNITSFACE_CPU_GEMM", former)
 
 
 class CpuEngine(NativeEngine):
@@ -45,8 +53,7 @@ class CpuEngine(NativeEngine):
         in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
         if in_bf16 and has_gemm(DTYPE_CODES[torch.bfloat16]):
             self.operand_dtype = torch.bfloat16
-        # UNITSFACE_CPU_PRODUCTS is the name of earlier versions.
-        wanted = os.environ.get("UNITSFACE_CPU_GEMM", os.environ.get("UNITSFACE_CPU_PRODUCTS"))
+        wanted = _wanted_gemm()
         self.library_gemm = wanted == "library" or not has_gemm(DTYPE_CODES[torch.float32])
 
     @property

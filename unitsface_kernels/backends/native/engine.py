@@ -27,7 +27,9 @@ from ..streaming import (
     SumTile,
     TileColumns,
     UnitRows,
+    Variables,
     finish_rows,
+    row_slopes,
 )
 from .arguments import BY_ROW, address, slopes_of, variables_of
 from .loader import extension
@@ -248,8 +250,12 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         )
         return logits, slope
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        return finish_rows(call, sums, self._positive_rows)
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return finish_rows(call, sums, self._positive_rows, values)
+
+    row_slopes = staticmethod(row_slopes)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         cosines = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)

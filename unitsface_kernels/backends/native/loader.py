@@ -1,4 +1,4 @@
-"""Lazy import of the compiled extension; a failure is kept and told, not raised on import."""
+"""Lazy import of the compiled extension; a failure is kept and reported, not raised on import."""
 
 from __future__ import annotations
 

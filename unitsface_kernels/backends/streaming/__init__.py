@@ -30,13 +30,15 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    TileVariables,
     UnitRows,
 )
 from .logsumexp import finish_rows
+from .mixing import Changes, Mixing
 from .other_ranks import Blocks, Towers
+from .row_formulas import row_slopes
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
+from .values import TargetWeights, TileVariables, Variables
 
 _DRIVERS = {
     ("sum", "pair"): sum,
@@ -67,6 +69,7 @@ __all__ = [
     "CallConfig",
     "CallTensors",
     "CenterTiles",
+    "Changes",
     "ClassSums",
     "ClassTile",
     "ClassWeights",
@@ -75,6 +78,7 @@ __all__ = [
     "Engine",
     "ForwardCache",
     "Gradients",
+    "Mixing",
     "Nearest",
     "NegativeSums",
     "PairSums",
@@ -86,12 +90,15 @@ __all__ = [
     "Shards",
     "SortedTargets",
     "SumTile",
+    "TargetWeights",
     "TileColumns",
     "TileVariables",
     "Towers",
     "UnitRows",
+    "Variables",
     "driver",
     "finish_rows",
     "make_call",
+    "row_slopes",
     "state_rows",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import dense
+from .mixing import Mixing
 from .other_ranks import Ranks, Towers
 from .pair_counts import pair_counts
 from .shards import Shards
@@ -167,6 +168,7 @@ class Call(CallConfig):
     Attributes:
         centers: vectors of a column, of whose cosines the largest counts: K of a class, see
             ``centers.py``.
+        mixing: rows that are mixed into the columns, and have no gradient; None: there are none.
         cache: passes more than the state from forward to backward; None: nothing can be passed.
         shards: the columns are this rank's part of the classes; None: they are all there are.
         sink: takes the gradient of the columns tile by tile, in place of one gradient of them all.
@@ -185,6 +187,7 @@ class Call(CallConfig):
     threshold: Tensor | None = None
     variables: Tensor | None = None
     centers: int = 1
+    mixing: Mixing | None = None
     cache: ForwardCache | None = None
     shards: Shards | None = None
     sink: ColumnSink | None = None
@@ -226,7 +229,7 @@ class Call(CallConfig):
 
     @property
     def num_losses(self) -> int:
-        """Of rows, and with ``both`` of columns."""
+        """Number of losses: one per row, and with ``both`` one per column."""
         return self.rows.shape[0] + (self.num_columns if self.both else 0)
 
     @cached_property

@@ -16,7 +16,7 @@ from .engine import ClassTile, SumTile
 
 
 class Largest(NamedTuple):
-    """Of every class of a tile the largest ``cosine`` (n, m) float32, and ``which`` center attains
+    """The largest ``cosine`` (n, m) float32 with each class of a tile, and ``which`` center attains
     it, (n, m) uint8. NaN is larger than every number.
     """
 
@@ -36,7 +36,7 @@ class CenterTiles:
 
     #: K, :attr:`Call.centers`.
     centers: int = 1
-    #: Of the last tile.
+    #: Result of the last tile.
     _largest: Largest
 
     def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -84,7 +84,7 @@ class CenterTiles:
         return out
 
     def _take_largest(self, products: Tensor, out: Largest) -> None:
-        """Of products (n, m K), in operations of Torch."""
+        """The largest of products (n, m K), by operations of Torch."""
         values, which = products.view(*out.cosine.shape, self.centers).max(dim=2)
         out.cosine.copy_(values)
         out.which.copy_(which)

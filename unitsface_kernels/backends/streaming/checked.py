@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .call import Call, thresholds_in_use
+from .call import Call
+from .checked_operands import check_operands, norms_of
 from .engine import (
     ClassSums,
     ClassTile,
@@ -26,10 +27,9 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    TileVariables,
     UnitRows,
 )
-from .tiles import blocks
+from .values import TileVariables, Variables
 
 #: Rows of an operand that are read at once.
 CHUNK = 4096
@@ -46,61 +46,8 @@ def checked(engine: Engine, call: Call, weights: Tensor | None) -> Engine:
     if call.rows.is_cuda and torch.cuda.is_current_stream_capturing():
         # A check would wait for the device, which ends the capture.
         return engine
-    _check_operands(call, weights)
+    check_operands(call, weights)
     return cast(Engine, CheckedEngine(engine, call))
-
-
-def _check_operands(call: Call, weights: Tensor | None) -> None:
-    name, valid = call.spec.name, ~call.ignored
-    _check_rows(name, "features", call.rows, valid, None)
-    if call.columns is not None:
-        classes = call.spec.topology == "class"
-        taken = None if call.column_labels is None else call.column_labels >= 0
-        columns = "class weights" if classes else "memory"
-        _check_rows(name, columns, call.columns, taken, call.vector_index)
-    thresholds = thresholds_in_use(call)
-    if thresholds is not None:
-        _check_vector(name, "thresholds", thresholds)
-    if weights is not None:
-        of_losses = call.labels_of_losses != -1
-        _check_vector(name, "upstream gradients", torch.where(of_losses, weights, 0.0))
-
-
-def _check_rows(
-    loss: str, operand: str, source: Tensor, valid: Tensor | None, index: Tensor | None
-) -> None:
-    """Rows of ``source``, of ``source[index]``, that are ``valid``, if given."""
-    bad = []
-    for chunk in blocks(0, len(source if index is None else index), CHUNK):
-        rows = source[chunk] if index is None else source[index[chunk]]
-        finite = rows.isfinite().all(dim=1)
-        bad.append(~finite if valid is None else ~finite & valid[chunk])
-    places = torch.cat(bad).nonzero().flatten() if bad else source.new_empty(0)
-    if len(places):
-        numbers = places if index is None else index[places]
-        norms = _norms(source[numbers[:LISTED]]).tolist()
-        listed = [f"{n} (norm {v:g})" for n, v in zip(numbers.tolist(), norms, strict=False)]
-        raise _of_operand(loss, operand, "rows", listed, len(places))
-
-
-def _check_vector(loss: str, operand: str, values: Tensor) -> None:
-    places = (~values.isfinite()).nonzero().flatten().tolist()
-    if places:
-        listed = [f"{i} ({values[i].item():g})" for i in places[:LISTED]]
-        raise _of_operand(loss, operand, "entries", listed, len(places))
-
-
-def _of_operand(
-    loss: str, operand: str, kind: str, listed: list[str], count: int
-) -> FloatingPointError:
-    more = f" and {count - LISTED} more" if count > LISTED else ""
-    return FloatingPointError(
-        f"loss {loss}, stage operands: {operand} are not finite in {kind} {', '.join(listed)}{more}"
-    )
-
-
-def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows.to(torch.float64), dim=1)
 
 
 @dataclass(frozen=True)
@@ -249,11 +196,13 @@ class CheckedEngine(UnitRows):
         self._engine.logsumexp_tile(tile, rows)
         self._check_fields("statistics", rows, tile.targets != -1)
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        finished = self._engine.finish_rows(call, sums)
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        finished = self._engine.finish_rows(call, sums, values)
         # All rows: no tile.
         self._tile, valid = None, ~self._call.ignored
-        loss, (log_negatives, _, slope) = finished
+        loss, (log_negatives, _, slope, *_) = finished
         self._check("statistics", "log negatives", log_negatives, valid)
         self._check("statistics", "slope of the target's logit", slope, valid)
         self._check("loss", "loss", torch.where(log_negatives == -torch.inf, 0.0, loss), valid)
@@ -431,5 +380,5 @@ class CheckedEngine(UnitRows):
         if of_columns and origin.source is self._call.rows:
             # In a batch of several ranks columns are the rows of them all.
             numbers = numbers + (self._call.self_offset or 0)
-        norms = _norms(origin.raw(part))
+        norms = norms_of(origin.raw(part))
         return _Side(numbers, float(norms.max()) if len(norms) else 0.0)

@@ -11,6 +11,7 @@ from .columns import add_norms_of_columns, columns_of, unit_columns
 from .engine import Engine
 from .scattered import cosines_at
 from .tiles import against_columns
+from .values import across_ranks
 
 
 def column_norms(call: Call, engine: Engine) -> Tensor:
@@ -33,7 +34,7 @@ def per_row(call: Call) -> Tensor:
     totals = counts.sum(dim=1)
     if call.ranks is not None:
         # Each rank's own rows, wherever the columns come from.
-        totals = call.ranks.gather(counts.T.contiguous()).sum(dim=0)
+        totals = call.ranks.total(totals)
     return totals.clamp(min=1).to(torch.float32) / call.num_valid_rows()
 
 
@@ -53,12 +54,8 @@ def add_column_norms(
 _COUNTS = POSITIVES, NEGATIVES, WITH_POSITIVES
 
 
-def across_ranks(call: Call) -> bool:
-    return call.ranks is not None and call.columns is None
-
-
 def _norms(call: Call, inverse_norms: Tensor) -> Tensor:
-    norms = torch.where(call.ignored, 1.0, 1.0 / inverse_norms)
+    norms = inverse_norms.reciprocal().masked_fill_(call.ignored, 1.0)
     if not across_ranks(call):
         return norms
     assert call.ranks is not None

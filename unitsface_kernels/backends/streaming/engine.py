@@ -15,27 +15,7 @@ from torch import Tensor
 
 from .call import Call, clear_ignored
 from .selection import DeviceFilter, RowSelection
-
-
-class TileVariables(NamedTuple):
-    """Variables of a formula as a tile's pairs read them; or their gradients, to be added to.
-
-    Pair (i, j) reads ``a_rows`` at i and ``b_columns`` at j; in the other direction ``b_rows`` at j
-    and ``a_columns`` at i. In a gradient these two have the share of the other direction.
-
-    Attributes:
-        scalars: (S,).
-        a_rows: (R, n), part of (R, N).
-        b_columns: (C, m), part of (C, M).
-        b_rows: (R, m); None: the tile has one direction.
-        a_columns: (C, n); None likewise.
-    """
-
-    scalars: Tensor
-    a_rows: Tensor
-    b_columns: Tensor
-    b_rows: Tensor | None = None
-    a_columns: Tensor | None = None
+from .values import TargetWeights, TileVariables, Variables
 
 
 @dataclass
@@ -367,15 +347,25 @@ class Engine(Protocol):
         A target inside the tile is left out of the sum, and its cosine stored.
         """
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        """Losses (N,) of all rows of a ``logsumexp`` loss over classes, and the state (3, N): N,
-        probability of the negatives in the softmax, d logit / d cosine of the target.
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (N,) of all rows of a ``logsumexp`` loss over classes, and the state
+        (``logsumexp.state_rows``, N): N, probability of the negatives in the softmax, d logit / d
+        cosine of the target.
 
         ``logsumexp.finish_rows`` makes them of Torch operators.
 
         Args:
             call: the call.
             sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
+            values: all variables; None: the formula reads none.
+        """
+
+    def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
+        """(V, N) d loss of each row / d each variable, through targets and regularizers.
+
+        ``row_formulas.row_slopes`` makes them of Torch operators.
         """
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...losses import CUSTOM, EMPTY, LossSpec
 from ..dense import zeros
-from . import variables
+from . import row_formulas, variables
 from .call import Call, Gradients, Result, split_weights
 from .columns import columns_of, finish_columns, tile_columns
 from .computed import add_column_norms
@@ -44,7 +44,7 @@ from .scattered import DeviceTargets, Targets, add_pairs
 from .selection import RowSelection
 from .shards import Shards
 from .tiles import against_columns, blocks
-from .variables import Variables
+from .values import TargetWeights, Variables
 
 #: Cosines of targets -> their logits and d logit / d cosine, all (N,).
 Positive = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -65,18 +65,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     sums = _statistics(call, engine, unit, values)
     if call.shards is not None:
         sums = _of_all_shards(call.shards, sums)
-    if values is None and call.spec.finish is None:
-        per_row, state = engine.finish_rows(call, sums)
-    else:
-        of_target = variables.target(call, values, sums.target_cosine)
-        of_rows = () if values is None else values.of_rows(call)
-        per_row, state = finish_rows(call, sums, lambda _: of_target, of_rows)
-    if values is not None:
-        state = torch.cat([state, sums.target_cosine[None]])
-        more = variables.not_finite(call, values)
-        term = variables.regularizer(call, values)
-        more = more if term is None else more + term
-        per_row = per_row + torch.where(call.ignored, 0.0, more)
+    per_row, state = engine.finish_rows(call, sums, values)
     return Result(call.reduced(per_row), state, Gradients())
 
 
@@ -85,21 +74,22 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     log_negatives, negative_prob, slope = state[:3].unbind(0)
     if call.spec.finish is None:
         weights, scale = split_weights(call, weights)
-        negative_weight = torch.where(call.ignored, 0.0, weights * negative_prob)
+        negative_weight = (weights * negative_prob).masked_fill_(call.ignored, 0.0)
         target_weight = -negative_weight
     else:
         both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
         both, scale = split_factors(call, both)
+        weights = weights if scale is None else weights / scale
         negative_weight, target_weight = both.unbind(0)
     # Exact even where the probability underflows: 0 times a finite slope.
     targets = target_weight * slope
-    if call.spec.name in CUSTOM:
+    if call.spec.name in CUSTOM and call.spec.tiles is None:
         # Where the logits of all negatives are -inf: exp(-inf - inf) is 0.
         log_negatives = log_negatives.masked_fill(log_negatives == -torch.inf, torch.inf)
     masses = None
     of_variables = None
     if call.spec.variables:
-        of_variables = _OfVariables(-target_weight, state[-1], weights)
+        of_variables = TargetWeights(target_weight, state[-1], weights, state[0])
     if call.cache is not None and call.cache.tile_sums is not None:
         maximum, total = call.cache.tile_sums
         share = negative_prob if call.spec.finish is None else negative_prob.abs()
@@ -177,17 +167,42 @@ def _log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
 
 
 def finish_rows(
-    call: Call, sums: ClassSums, positive: Positive, of_rows: Sequence[Tensor] = ()
+    call: Call,
+    sums: ClassSums,
+    positive: Positive | None = None,
+    values: Variables | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:meth:`Engine.finish_rows` in operations of Torch.
+
+    Args:
+        call, sums, values: as there.
+        positive: a kernel for the targets' logits, for a formula without variables and ``finish``.
+    """
+    cosine = sums.target_cosine
+    if positive is None or values is not None or call.spec.finish is not None:
+        of_target = row_formulas.target(call, values, cosine)
+    else:
+        of_target = positive(cosine)
+    if values is None:
+        return _finished(call, sums, *of_target, ())
+    per_row, state = _finished(call, sums, *of_target, values.of_rows(call))
+    more = variables.not_finite(call, values)
+    term = row_formulas.regularizer(call, values)
+    more = more if term is None else more + term
+    return per_row + torch.where(call.ignored, 0.0, more), torch.cat([state, cosine[None]])
+
+
+def _finished(
+    call: Call, sums: ClassSums, logits: Tensor, slope: Tensor, of_rows: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Losses and state by the targets' logits and d logit / d cosine.
 
     With N = log sum of the negatives and z the target's logit, the loss is softplus(N - z) and
     q = sigmoid(N - z), or ``finish`` of z and N and its derivatives. A row whose target is
     elsewhere has loss N and q = 1.
     """
     log_negatives = _log_of_sums(sums.maximum, sums.total)
-    logits, slope = positive(sums.target_cosine)
-    # Of shards together every row that takes part has its target.
+    # All shards together have the target of every row that takes part.
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     finish = call.spec.finish
     if finish is not None:
@@ -207,16 +222,6 @@ def finish_rows(
     negative_prob = torch.where(has_target, torch.sigmoid(gap), 1.0)
     per_row = torch.where(call.ignored, 0.0, per_row)
     return per_row, torch.stack([log_negatives, negative_prob, slope])
-
-
-class _OfVariables(NamedTuple):
-    """What the gradients of variables are made of: factors and cosines of the targets, and factors
-    of the rows, (N,).
-    """
-
-    negative_weight: Tensor
-    target_cosine: Tensor
-    weights: Tensor
 
 
 class _Rows(NamedTuple):
@@ -257,15 +262,16 @@ def _gradients(
     weights: ClassWeights,
     scale: Tensor | None,
     masses: Tensor | None,
-    of_variables: _OfVariables | None,
+    of_variables: TargetWeights | None,
 ) -> Gradients:
     columns = call.columns
     assert columns is not None
     count, size = call.rows.shape
     unit, inverse_norms = engine.unit_rows(call)
     rows = _Rows(unit, call.row_labels, weights)
-    values = variables.of_call(call, engine, unit, inverse_norms)
-    d_streamed = factor = None
+    values = d_streamed = factor = None
+    if row_formulas.needed_again(call):
+        values = variables.of_call(call, engine, unit, inverse_norms)
     if values is not None:
         streamed = values.streamed(call.spec)
         d_streamed = streamed and variables.zeros_by_row(call, streamed, engine.stat_dtype)
@@ -292,15 +298,16 @@ def _gradients(
         assert d_streamed is not None
         assert of_variables is not None
         products = torch.linalg.vecdot(d_rows, unit)
-        here = torch.where(call.row_labels >= 0, weights.target * of_variables.target_cosine, 0.0)
+        here = torch.where(call.row_labels >= 0, weights.target * of_variables.cosine, 0.0)
         products = torch.where(weights.negative == 0.0, 0.0, products - here)
         d_streamed.scalars.add_(products / values.scalars[factor])
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
-    if values is not None and of_variables is not None and variables.need_gradients(call):
-        slopes_of = variables.of_targets(call, values, *of_variables)
-        d_values = variables.joined(call, values, slopes_of, d_streamed)
+    if values is not None and of_variables is not None and row_formulas.need_gradients(call):
+        slopes = engine.row_slopes(call, values, of_variables)
+        of_targets = variables.of_targets(call, values, slopes)
+        d_values = variables.joined(call, values, of_targets, d_streamed)
         if d_columns is not None:
             add_column_norms(
                 call, engine, variables.column_norm_slopes(call, d_values), d_columns, scale

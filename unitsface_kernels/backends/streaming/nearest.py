@@ -20,7 +20,7 @@ from .engine import ClassTile, Engine, Nearest, part
 from .scattered import add_pairs, stream_pairs
 from .shards import NONE
 from .tiles import against_columns
-from .variables import Variables
+from .values import Variables
 
 
 def triplet_of(spec: LossSpec) -> Triplet:
@@ -73,7 +73,7 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     slopes = torch.where(weights * (places >= 0) == 0, 0.0, slopes)
     d_values = None
     if values is not None:
-        # Of shards that with the row's target has its part.
+        # Only the shard with the row's target has its part.
         here = torch.where(call.row_labels >= 0, weights, 0.0)
         by_variables = [torch.where(here == 0.0, 0.0, here * by) for by in by_variables]
         of_terms = variables.by_rows(call, values, by_variables)

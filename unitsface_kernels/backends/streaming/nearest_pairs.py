@@ -26,8 +26,9 @@ from .tiles import Panel, against_columns, against_ranks, in_batch
 
 @dataclass
 class _Hardest:
-    """Of each row: ``nearest`` (N, k), the largest cosines with negatives in descending order,
-    and ``farthest`` (N, 1), minus the smallest with a positive; where there are fewer, -inf.
+    """What the search found for each row: ``nearest`` (N, k), the largest cosines with negatives in
+    descending order, and ``farthest`` (N, 1), minus the smallest with a positive; -inf where there
+    are fewer.
 
     ``negatives`` and ``positives`` are their int64 positions among the columns, or -1. Of equal
     cosines the first that is visited is taken, and NaN before every number.
@@ -55,7 +56,7 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of each row and their places, which may be overwritten."""
     found, places = [], []
     for left in reversed(range(count)):
-        # Of equal ones the first.
+        # The first of equal ones.
         best, place = values.max(dim=1, keepdim=True)
         found.append(best)
         places.append(place)
@@ -175,8 +176,8 @@ def _leave_out(valid: Tensor, diagonal: int) -> None:
 def _gradients(
     call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of unit rows, and of columns, from d loss / d cosine ``slopes`` (k + 1, N) of every row with
-    the columns at ``places``.
+    """Gradients of unit rows and of columns, from d loss / d cosine ``slopes`` (k + 1, N) of every
+    row with the columns at ``places``.
     """
     rows = call.rows
     d_rows = rows.new_zeros(rows.shape, dtype=torch.float32) if call.need_rows else None

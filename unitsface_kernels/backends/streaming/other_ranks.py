@@ -37,6 +37,9 @@ class Ranks(Protocol):
     def own_sums(self, everyone: Tensor) -> Tensor:
         """(N, ...) own rows of the sum of every rank's (T, ...)."""
 
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of every rank's ``own``."""
+
 
 class Towers(NamedTuple):
     """The other ranks of a call with ``both``, of which each has rows and columns of its own.

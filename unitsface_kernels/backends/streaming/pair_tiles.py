@@ -22,7 +22,7 @@ from .computed import add_column_norms
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
 from .other_ranks import Blocks
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
-from .variables import Variables
+from .values import Variables, own_rows
 
 
 @dataclass
@@ -86,7 +86,7 @@ def operands_of(call: Call, engine: Engine) -> Prepared:
     operands, values = Operands(unit, *labels), variables.of_call(call, engine, unit, inverse_norms)
     if values is not None:
         operands.variables = values.streamed(call.spec)
-        operands.own = variables.own_rows(call).start
+        operands.own = own_rows(call).start
     return Prepared(operands, inverse_norms, values)
 
 

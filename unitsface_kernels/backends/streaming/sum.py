@@ -36,7 +36,7 @@ from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, select
 from .other_ranks import Blocks, Ranks
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
-from .variables import Variables
+from .values import Variables
 
 
 @dataclass

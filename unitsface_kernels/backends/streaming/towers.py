@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .call import Call, clear_ignored_columns
@@ -79,8 +78,3 @@ def gathered(call: Call, vectors: Tensor) -> list[Tensor]:
     assert call.towers is not None
     parts = vectors.split([call.rows.shape[0], call.num_columns])
     return [side.gather(p.contiguous()) for side, p in zip(call.towers[:2], parts, strict=True)]
-
-
-def of_everyone(call: Call, vectors: Tensor) -> Tensor:
-    """:func:`gathered`, joined."""
-    return torch.cat(gathered(call, vectors))

@@ -215,7 +215,7 @@ _PARTS_OF_MEMORY = 240
 
 
 def wave(memory: DeviceMemory) -> WaveConfig:
-    """Tile sizes for a device: by its L2, which tells large chips, within its memory."""
+    """Tile sizes for a device: by its L2, which distinguishes large chips, within its memory."""
     found = next(wave for l2_bytes, wave in _WAVES if memory.l2_bytes >= l2_bytes)
     size = min(found.gradient_bytes, memory.total_bytes // _PARTS_OF_MEMORY)
     if size == found.gradient_bytes:
@@ -263,6 +263,8 @@ def select(
 
 # One element per thread.
 VECTOR = VectorConfig(block=128, num_warps=4)
+# One program reads all of it: as many loads at a time as a thread takes.
+RANGE = VectorConfig(block=1024, num_warps=8)
 #: Rows of a program that adds up what the programs of a filtered tile found.
 SPLIT_ROWS = 4
 # Few rows: a sector of memory for each block of columns, and as many programs as a GPU has SMs for

@@ -19,7 +19,11 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
+    TargetWeights,
     TileColumns,
+    Variables,
+    finish_rows,
+    row_slopes,
 )
 from . import (
     centers_tile,
@@ -28,6 +32,7 @@ from . import (
     logsumexp_pairs_tile,
     logsumexp_tile,
     nearest_tile,
+    row_formulas,
     sum_tile,
     sum_variables_tile,
 )
@@ -288,8 +293,19 @@ class TritonEngine:
         tile = centers_tile.reduced(self._space, tile)
         logsumexp_tile.statistics(self._space, tile, rows)
 
-    def finish_rows(self, call: Call, sums: ClassSums) -> tuple[Tensor, Tensor]:
-        return logsumexp_tile.finish_rows(self._space, sums)
+    def finish_rows(
+        self, call: Call, sums: ClassSums, values: Variables | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if call.spec.finish is not None:
+            return finish_rows(call, sums, values=values)
+        if values is None:
+            return logsumexp_tile.finish_rows(self._space, sums)
+        return row_formulas.finish_rows(self._space, sums, values)
+
+    def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
+        if call.spec.finish is not None:
+            return row_slopes(call, values, weights)
+        return row_formulas.row_slopes(self._space, values, weights)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
         assert tile.cosines is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ def capability(device: torch.device) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launches within are on the tensor's device, whichever is the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 # Compiled tile kernels as they are launched, recorded during a search.
@@ -51,7 +56,7 @@ _numbers: dict[int, tuple[int, ...]] = {}
 def _key(kernel: KernelInterface, args: tuple[Any, ...], options: dict[str, Any]) -> tuple | None:
     """What the specialization of a kernel sees of a launch; None for one with unaligned pointers.
 
-    Kernels live as long as their module, and are cheaper to hash by their id.
+    Kernels exist as long as their module, and are cheaper to hash by their id.
     """
     aspects: list[Any] = [id(kernel), driver.active.get_current_device()]
     addresses = 0

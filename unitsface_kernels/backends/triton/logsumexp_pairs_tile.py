@@ -12,6 +12,7 @@ from . import launch
 from .configs import TileConfig, fewer_pairs
 from .kernels import logsumexp_pairs, logsumexp_pairs_gradient
 from .logsumexp_tile import merge
+from .scaling import set_scale
 from .variables import Given, Sums, counts
 from .workspace import Workspace, operands
 
@@ -52,7 +53,10 @@ def _programs(config: TileConfig, tile: PairTile) -> int:
 
 
 def _with_variables(space: Workspace, tile: PairTile, config: TileConfig) -> TileConfig:
-    """Of kernels with variables: logits of both directions, and derivatives; one step along D."""
+    """Launch of a kernel with variables, which has logits of both directions and derivatives.
+
+    Both passes take one step along D.
+    """
     if tile.variables is None:
         return config
     heavy = fewer_pairs(space.config.sum_heavy)
@@ -180,7 +184,7 @@ def gradient(
     config = _with_variables(space, tile, config)
     result = space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
     mirrored = columns is not None
-    space.set_scale((1 + mirrored) * space.call.spec.slope_bound(space.call.params))
+    set_scale(space, 1 + mirrored, tile.variables)
     found, triangle = tile.d_variables, _is_triangle(config, tile)
     both, sums = found is not None and found.b_rows is not None, Sums()
     if found is not None:

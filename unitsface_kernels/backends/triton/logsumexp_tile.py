@@ -11,6 +11,7 @@ from ..streaming import ClassSums, ClassTile, ClassWeights, NegativeSums
 from ..streaming.shards import ELSEWHERE
 from . import configs, launch
 from .kernels import logsumexp
+from .scaling import set_scale
 from .variables import Given, counts
 from .workspace import Workspace, operands
 
@@ -75,7 +76,7 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
         state,
         parts,
         count,
-        # Of shards together every row that takes part has its target.
+        # All shards together have the target of every row that takes part.
         0 if call.shards is None else ELSEWHERE,
         call.kernel_params,
         POSITIVE=space.logsumexp_policy.positive,
@@ -98,7 +99,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     row_blocks, column_blocks = -(-count // config.block_m), -(-width // config.block_n)
     result = space.gradient_tile(count, width)
     sums = _partial_sums(space, tile, row_blocks, column_blocks)
-    space.set_scale(space.call.spec.slope_bound(space.call.params), rows.target)
+    set_scale(space, 1, tile.variables, target_gradient=rows.target)
     launch.run_tile(
         logsumexp.gradient_kernel,
         config,

@@ -12,6 +12,7 @@ from . import launch
 from .configs import Config, TileConfig, fewer_pairs
 from .kernels import sum, sum_total
 from .losses import SumPolicy, SumTermsPolicy, policy_of
+from .scaling import set_scale
 from .workspace import Workspace, operands
 
 
@@ -33,7 +34,7 @@ def _tile_config(spec: LossSpec, config: Config, weighted: bool) -> TileConfig:
 
 
 def most_programs(spec: LossSpec, config: Config, block: tuple[int, int]) -> int:
-    """Of the launch for a tile of at most ``block`` rows and columns, without row weights."""
+    """Programs of the launch for a tile of at most ``block`` pairs, without row weights."""
     tile = _tile_config(spec, config, weighted=False)
     return -(-block[0] // tile.block_m) * -(-block[1] // tile.block_n)
 
@@ -81,7 +82,9 @@ def gradient_of(space: Workspace, tile: SumTile) -> Tensor | None:
     """Memory of the gradient of a tile, with its scale; None if none is wanted."""
     if not tile.gradient:
         return None
-    space.set_scale((1 + tile.mirrored) * space.call.spec.slope_bound(space.call.params))
+    has_thresholds = space.call.spec.threshold != "none"
+    thresholds = (tile.b_threshold, tile.a_threshold) if has_thresholds else (None, None)
+    set_scale(space, 1 + tile.mirrored, tile.variables, thresholds)
     return space.gradient_tile(tile.a.shape[0], tile.b.shape[0])
 
 

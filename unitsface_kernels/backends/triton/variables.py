@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..streaming.engine import TileVariables
+from ..streaming import TileVariables
 from .configs import TileConfig
 from .workspace import Workspace
 
@@ -73,7 +73,7 @@ class Sums(NamedTuple):
         scalars, rows, columns = wanted
 
         def partial(planes: int, size: int, of: int, block: int) -> Tensor | None:
-            """Of ``size`` places, for each stretch of ``of`` others in blocks of ``block``."""
+            """Memory for ``size`` sums of each stretch of ``of`` others in blocks of ``block``."""
             if not planes:
                 return None
             shape = (planes, -(-of // block) * config.epilogue_subtiles, size)

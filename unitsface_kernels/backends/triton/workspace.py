@@ -22,8 +22,6 @@ DEPTH_MULTIPLE = 64
 STRIDE_MULTIPLE = 64
 #: Columns of a tile at most.
 LARGEST_BLOCK = 256
-#: Largest float16 gradient aimed at; a quarter of the format's range is left for rounding up.
-FLOAT16_TARGET = 2.0**14
 
 
 def padded(size: int, multiple: int) -> int:
@@ -71,6 +69,7 @@ class Workspace:
         precision: of float32 GEMMs, as ``tl.dot`` names it.
         scale, inverse_scale: float16 only, (1,): factor of the current gradient tile and its
             inverse; else None.
+        scales: those of ``scaling.set_scale``.
     """
 
     def __init__(self, call: Call, config: configs.Config) -> None:
@@ -85,7 +84,7 @@ class Workspace:
         self._held: dict[str, Tensor] = {}
         # Most tiles have the shape of the one before: each view is made once.
         self._views: dict[tuple[str, int, int, int], Tensor] = {}
-        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
+        self.scales: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def sum_policy(self) -> SumPolicy | SumTermsPolicy:
@@ -173,24 +172,3 @@ class Workspace:
     def partial_products(self, size: int) -> Tensor:
         """(1, size) float32, always the same memory."""
         return self._kept("partial products", (1, size), size, torch.float32)
-
-    def set_scale(self, bound: float, target_gradient: Tensor | None = None) -> None:
-        """Picks the power of two that brings float16 gradients to the top of the format's range.
-
-        ``bound`` holds for pairs whose weights are at most 1, as they are in float16 calls;
-        targets' gradients, with the slope of a margin in them, may be larger. Without a factor
-        the many tiny gradients of a softmax would be flushed to zero. It stays on the device.
-        """
-        if self.call.compute_dtype != torch.float16:
-            return
-        # One per block of rows: the same block comes with every wave of columns.
-        key = 0 if target_gradient is None else target_gradient.data_ptr()
-        if key not in self._scales:
-            limit = self.empty(1).fill_(bound)
-            if target_gradient is not None:
-                limit = torch.maximum(limit, target_gradient.abs().amax())
-            exponent = torch.floor(torch.log2(FLOAT16_TARGET / limit))
-            # NaN gradients stay NaN by themselves.
-            exponent = torch.nan_to_num(exponent, nan=0.0).clamp(-100.0, 100.0)
-            self._scales[key] = torch.exp2(exponent), torch.exp2(-exponent)
-        self.scale, self.inverse_scale = self._scales[key]

@@ -15,6 +15,7 @@ from ..collectives import (
     start_gather_rows,
     start_pass_on,
     start_scatter_sums,
+    sum_over_ranks,
 )
 
 EXCHANGES = ("auto", "gather", "ring")
@@ -98,9 +99,12 @@ class Exchange:
     def own_sums(self, everyone: Tensor) -> Tensor:
         return start_scatter_sums(everyone.clone(), self._counts, self._group)()
 
+    def total(self, own: Tensor) -> Tensor:
+        return sum_over_ranks(own, self._group)
+
     def blocks(self) -> Blocks:
         if self._ring:
-            return self._passed_on()
+            return passed_on(self._rows, self._counts, self._group)
         if self.gathered is not None:
             return self._of_gathered(None)
         return self._of_gathered(start_gather_rows(self._rows, self._counts, self._group))
@@ -115,38 +119,47 @@ class Exchange:
             if place.start < place.stop:
                 yield place, self.gathered[place]
 
-    def _passed_on(self) -> Blocks:
-        """Batches from one rank to the next, all their first halves before their second halves.
 
-        Two slots of half a batch: while one is computed with, and sent on, the other receives. So
-        what a rank holds of others is never more than the largest batch.
-        """
-        size = len(self._counts)
-        steps = [(half, distance) for half in (0, 1) for distance in range(1, size)]
-        places = [self._half((self._rank - distance) % size, half) for half, distance in steps]
-        largest = (max(self._counts) + 1) // 2
-        slots = [slot(self._rows, largest) for _ in steps[:2]]
-        received = [slots[k % 2][: place.stop - place.start] for k, place in enumerate(places)]
+def passed_on(rows: Tensor, counts: Sequence[int], group: Group) -> Blocks:
+    """Batches from one rank to the next, all their first halves before their second halves.
 
-        def start(step: int) -> Callable[[], None]:
-            half, distance = steps[step]
-            sent = received[step - 1]
-            if distance == 1:
-                place = self._half(self._rank, half)
-                sent = self._rows[place.start - self.start : place.stop - self.start]
-            return start_pass_on(sent, received[step], self._group)
+    Two slots of half a batch: while one is computed with, and sent on, the other receives. So what
+    a rank holds of others is never more than the largest batch. The first half begins to travel
+    with the call.
 
-        def blocks(pending: Callable[[], None]) -> Blocks:
-            for step, place in enumerate(places):
-                pending()
-                if step + 1 < len(steps):
-                    pending = start(step + 1)
-                if place.start < place.stop:
-                    yield place, received[step]
+    Args:
+        rows: (n, D) of this rank, contiguous.
+        counts: rows of every rank.
+    """
+    rank, size = own_rank(group), len(counts)
+    starts = [0, *accumulate(counts)]
+    steps = [(half, distance) for half in (0, 1) for distance in range(1, size)]
+    places = [_half(starts, (rank - distance) % size, half) for half, distance in steps]
+    largest = (max(counts) + 1) // 2
+    slots = [slot(rows, largest) for _ in steps[:2]]
+    received = [slots[k % 2][: place.stop - place.start] for k, place in enumerate(places)]
 
-        return blocks(start(0))
+    def start(step: int) -> Callable[[], None]:
+        half, distance = steps[step]
+        sent = received[step - 1]
+        if distance == 1:
+            place = _half(starts, rank, half)
+            sent = rows[place.start - starts[rank] : place.stop - starts[rank]]
+        return start_pass_on(sent, received[step], group)
 
-    def _half(self, rank: int, half: int) -> slice:
-        start, end = self._starts[rank], self._starts[rank + 1]
-        middle = start + (end - start + 1) // 2
-        return slice(middle, end) if half else slice(start, middle)
+    def blocks(pending: Callable[[], None]) -> Blocks:
+        for step, place in enumerate(places):
+            pending()
+            if step + 1 < len(steps):
+                pending = start(step + 1)
+            if place.start < place.stop:
+                yield place, received[step]
+
+    return blocks(start(0))
+
+
+def _half(starts: Sequence[int], rank: int, half: int) -> slice:
+    """Of the rows of a rank, among those of all."""
+    start, end = starts[rank], starts[rank + 1]
+    middle = start + (end - start + 1) // 2
+    return slice(middle, end) if half else slice(start, middle)

@@ -22,18 +22,21 @@ from ...backends.streaming import (
     CallTensors,
     ForwardCache,
     Gradients,
+    Mixing,
     Shards,
     make_call,
 )
 from ...losses import LossSpec
 from ..collectives import (
     Group,
+    ordered_sum,
     own_rank,
     start_gather_rows,
     start_scatter_sums,
     sum_over_ranks,
     world_size,
 )
+from .anchors import Anchors, by_role
 from .fused import Fusion
 
 
@@ -47,12 +50,16 @@ class Task:
         sparse: whether the columns are a parameter, whose gradient is given for the sampled rows
             alone.
         fusion: updates the columns in place of returning their gradient, or None.
+        anchors: the classes, if they have the losses, over samples; None: samples have them.
+        mixing: what is mixed into the columns, or None.
     """
 
     config: CallConfig
     share: float
     sparse: bool
     fusion: Fusion | None
+    anchors: Anchors | None = None
+    mixing: Mixing | None = None
 
     @property
     def per_class(self) -> bool:
@@ -119,7 +126,10 @@ class _ShardedLoss(Function):
             task, call = comparison.task, comparison.call()
             known = task.fusion is None and call.need_any and call.forward_has_gradients
             result = passes.forward(call, gradients=known)
-            loss = task.share * result.loss if task.share != 1.0 else result.loss
+            loss = result.loss
+            if task.anchors is not None:
+                loss = ordered_sum(loss, step.group)
+            loss = task.share * loss if task.share != 1.0 else loss
             total = loss if total is None else total + loss
             states.append(result.state)
             ctx.known.append(result.gradients if known else None)
@@ -203,22 +213,22 @@ class _Comparison:
 
     def call(self, config: CallConfig | None = None) -> Call:
         step, threshold = self.step, self.threshold
+        config = config or self.config
         if threshold is not None and self.task.per_class and step.index is not None:
             threshold = threshold.detach()[step.index]
-        call = make_call(
-            config or self.config,
-            CallTensors(
-                step.rows,
-                step.positions,
-                self.columns,
-                threshold=threshold,
-                variables=self.variables,
-            ),
-            self.cache,
-            Shards(step.group) if world_size(step.group) > 1 else None,
+        tensors = CallTensors(
+            step.rows,
+            step.positions,
+            self.columns,
+            threshold=threshold,
+            variables=self.variables,
         )
+        if self.task.anchors is not None:
+            return self.task.anchors.call(config, tensors._replace(column_index=step.index))
+        shards = Shards(step.group) if world_size(step.group) > 1 else None
+        call = make_call(config, tensors, self.cache, shards)
         # Unlike a caller's index, it is in range by the way it was drawn.
-        return replace(call, column_index=step.index)
+        return replace(call, column_index=step.index, mixing=self.task.mixing)
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
@@ -238,6 +248,8 @@ class _Comparison:
                 known = passes.backward_of_loss(self.call(), state, grad_loss)
             else:
                 known = passes.scaled(known, grad_loss)
+            if task.anchors is not None:
+                known = by_role(known)
             d_rows, d_columns, d_threshold, d_variables = known
             d_columns = self._of_shard(d_columns, self.columns, task.sparse)
         if d_threshold is not None and self.threshold is not None:
@@ -295,8 +307,8 @@ def _shared(step: Step, gradients: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _of_variables(step: Step, spec: LossSpec, gradient: Tensor) -> Tensor:
-    """Of scalars, which all ranks have, the sum. Of rows this rank's share, of which the sum is
-    taken when they are scattered, as that of features is. Those of classes are the rank's own.
+    """Gradients of variables: of scalars, which all ranks have, the sum over ranks; of rows this
+    rank's share, summed when it is scattered as those of features are; of classes the rank's own.
     """
     scalars, of_rows = (
         sum(v.side == side and v.given for v in spec.variables) for side in ("scalar", "row")

@@ -14,23 +14,25 @@ from ...compiling import never_compiled
 from ...functional.call import matmul_dtype
 from ...functional.variables import needs_gradient
 from ...modules import CLASS_LOSSES
-from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss
+from ...modules.class_loss import Comparison, RegisteredClassLoss, ShardableLoss, check_stored
 from ...modules.custom import ClassLoss
 from ...policy import Class
 from ..agreement import agree
+from ..batch import Batch
 from ..collectives import Group, own_rank, start_gather_rows, world_size
+from . import anchors
 from .autograd import Step, Task, sharded_loss
+from .checks import formula, refuse_reference
 from .fused import Fusion
 from .sampling import sample_classes
 from .shard import Shard
 from .variables import of_step, packed, resolved
 
 #: Losses that can be sharded, by name.
-SHARDABLE = {
-    name: cls for name, cls in CLASS_LOSSES.items() if name not in ("unpg", "proxy_anchor")
-}
-# The others compare with what they make of their class weights, whose gradient is dense.
-SAMPLEABLE = tuple(sorted(set(SHARDABLE) - {"vpl"}))
+SHARDABLE = dict(CLASS_LOSSES)
+
+#: Arguments of a call: feats, labels, momentum_feats and variables.
+Given = tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]
 
 
 class PartialFC(nn.Module):
@@ -61,9 +63,9 @@ class PartialFC(nn.Module):
 
     Args:
         loss: name in ``CLASS_LOSSES`` ("cosface", "arcface", "uce", "class_bce", "sphereface2",
-            "npt", "epl", ...), or an instance of a ``policy.Class``. "unpg" and "proxy_anchor",
-            whose pairs cross the shards, are not among them, and "vpl", which mixes its class
-            weights anew for every step, is not sampled or fused.
+            "npt", "epl", "unpg", "vpl", "proxy_anchor", ...), or an instance of a
+            ``policy.Class``. "proxy_anchor", whose classes have the losses, is not fused, keeps
+            unit vectors of the classes that take part, and of sampled ones a copy.
         embedding_size: D.
         num_classes: C, of all ranks together.
         sample_rate: r in (0, 1]. The thresholds of "uce" and "class_bce" start at log(10 r C), as
@@ -86,7 +88,8 @@ class PartialFC(nn.Module):
         per_class: names in the state dict of the tensors that are sharded.
 
     Shape:
-        feats (n, D), labels (n,) integers in [0, C) or -1 -> () float32, the same on every rank.
+        feats (n, D), labels (n,) integers in [0, C) or -1, for "vpl" optionally momentum_feats
+        (n, D) -> () float32, the same on every rank.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -95,6 +98,15 @@ class PartialFC(nn.Module):
     """
 
     loss: ShardableLoss
+    name: str
+    embedding_size: int
+    num_classes: int
+    sample_rate: float
+    seed: int
+    group: Group
+    shard: Shard
+    step: int
+    per_class: frozenset[str]
 
     def __init__(
         self,
@@ -115,8 +127,6 @@ class PartialFC(nn.Module):
         validate.positive_int("embedding_size", embedding_size)
         validate.positive_int("num_classes", num_classes)
         validate.number("sample_rate", sample_rate, above=0.0, at_most=1.0)
-        if sample_rate < 1.0 and not own:
-            validate.choice("loss of sampled classes", loss, SAMPLEABLE)
         validate.integer("seed", seed)
         validate.number("seed", seed, at_least=0, at_most=2**31 - 1)
         validate.process_group("group", group)
@@ -133,7 +143,7 @@ class PartialFC(nn.Module):
             else:
                 module = SHARDABLE[loss](embedding_size, num_classes, **options)
         assert isinstance(module, ShardableLoss)
-        _refuse_reference(module.backend)
+        refuse_reference(module.backend)
         for comparison in module.comparisons():
             validate.parameters(comparison.spec, comparison.values)
         for part in module.modules():
@@ -239,8 +249,8 @@ class PartialFC(nn.Module):
 
         Raises:
             TypeError: another optimizer.
-            ValueError: weights that are not the optimizer's, another word, or a loss that changes
-                the class weights before it compares with them ("vpl").
+            ValueError: weights that are not the optimizer's, another word, or a loss whose classes
+                have the losses ("proxy_anchor"): a class's gradient is complete after all samples.
         """
         from ...optim import SampledAdamW, SampledSGD
 
@@ -248,22 +258,29 @@ class PartialFC(nn.Module):
         validate.instance(
             "optimizer", optimizer, (SampledSGD, SampledAdamW), "a SampledSGD or SampledAdamW"
         )
-        if not isinstance(self.loss, ClassLoss):
-            validate.choice("loss of a fused optimizer", self.name, SAMPLEABLE)
+        for comparison in self.loss.comparisons():
+            anchors.check_fusion(comparison.spec)
         weight = self.weight
         assert isinstance(weight, nn.Parameter)
         self.fusion = Fusion(weight, optimizer, when)
 
-    def forward(self, feats: Tensor, labels: Tensor, **variables: Tensor) -> Tensor:
-        return self._forward(feats, labels, variables)
+    def forward(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        momentum_feats: Tensor | None = None,
+        **variables: Tensor,
+    ) -> Tensor:
+        return self._forward((feats, labels, momentum_feats, variables))
 
     @never_compiled
-    def _forward(self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]) -> Tensor:
+    def _forward(self, call: Given) -> Tensor:
+        feats, labels, momentum_feats, variables = call
         if world_size(self.group) == 1:
-            wanted, count, _ = self._checked(feats, labels, variables)
+            wanted, count, _ = self._checked(call)
             counts = [count]
         else:
-            wanted, counts = agree(lambda: self._checked(feats, labels, variables), self.group)
+            wanted, counts = agree(lambda: self._checked(call), self.group)
         # On their way while the labels arrive and classes are drawn.
         arriving = start_gather_rows(feats, counts, self.group)
         every_label = start_gather_rows(labels.to(torch.int64), counts, self.group)()
@@ -277,36 +294,41 @@ class PartialFC(nn.Module):
             self.loss.begin_step(rows, local)
             # What the caller gives counts, as it does in evaluation.
             variables = of_step(self.loss, rows, local, index, counts, self.group) | variables
+        batch = Batch(feats, labels, rows, every_label, counts, self.group)
+        variables = self.loss.batch_variables(batch) | variables
         own = CallTensors(feats, labels, self.weight, column_index=index)
         loss = self._compare(own, rows, positions, counts, wanted, variables)
         if self.training:
+            if momentum_feats is not None:
+                rows = start_gather_rows(momentum_feats, counts, self.group)()
             self.loss.end_step(rows, local)
             self.step += 1
         return loss
 
-    def _checked(
-        self, feats: Tensor, labels: Tensor, variables: dict[str, Tensor]
-    ) -> tuple[bool, int, dict[str, object]]:
+    def _checked(self, call: Given) -> tuple[bool, int, dict[str, object]]:
         """Whether rows need a gradient, their number, and what must be the same on all ranks."""
+        feats, labels, momentum_feats, variables = call
         validate.features("feats", feats)
         validate.width("feats", feats, self.embedding_size)
         validate.labels("labels", labels, feats.shape[0], feats)
         validate.same_device("feats", feats, "the class weights", self.weight)
+        check_stored(self.loss, feats, momentum_feats)
         # "auto" resolves to it by the environment variable, or if nothing else is available.
         backend = dispatch.resolve(self.loss.backend, feats.device, feats.dtype)
         if backend == "reference":
-            _refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
+            refuse_reference(backend, dispatch.why_reference(feats.device, feats.dtype))
         if not labels.is_cuda:
             validate.in_range("labels", labels, -1, self.num_classes)
         comparisons = resolved(self.loss, variables, feats)
         for comparison, given in comparisons:
             own = CallTensors(feats, labels, self.weight)
             packed(comparison, own, given)
+            anchors.check_reduction(comparison.spec, self.loss.reduction)
         wanted = torch.is_grad_enabled() and feats.requires_grad
         same = {
             "loss": self.name,
             "options": self._options,
-            "formula": self._formula(),
+            "formula": formula(self.loss),
             "numbers in tensors": [comparison.spec.name for comparison, _ in comparisons],
             "num_classes": self.num_classes,
             "embedding_size": self.embedding_size,
@@ -315,20 +337,13 @@ class PartialFC(nn.Module):
             "step": self.step,
             "training": self.training,
             "dtype of feats": feats.dtype,
+            "momentum_feats": None if momentum_feats is None else momentum_feats.dtype,
             "gradient of feats": wanted,
             "gradients of variables": [
                 name for name, value in sorted(variables.items()) if needs_gradient(value)
             ],
         }
         return wanted, feats.shape[0], same
-
-    def _formula(self) -> object:
-        """A policy's formula and numbers; those of other losses are its name and options."""
-        loss = self.loss
-        if not isinstance(loss, ClassLoss):
-            return None
-        values = loss.values().items()
-        return loss.spec.name, {n: v for n, v in values if not isinstance(v, Tensor)}
 
     def _draw(self, local: Tensor) -> tuple[Tensor | None, Tensor]:
         size = len(self.shard)
@@ -353,7 +368,7 @@ class PartialFC(nn.Module):
     ) -> Tensor:
         feats, comparisons = own.rows, resolved(self.loss, variables, own.rows)
         step = Step(
-            tasks=tuple(self._task(c, feats, need_rows) for c, _ in comparisons),
+            tasks=tuple(self._task(c, own, need_rows) for c, _ in comparisons),
             rows=rows,
             positions=positions,
             index=own.column_index,
@@ -365,8 +380,9 @@ class PartialFC(nn.Module):
         ]
         return sharded_loss(step, feats, parameters)
 
-    def _task(self, comparison: Comparison, feats: Tensor, need_rows: bool) -> Task:
+    def _task(self, comparison: Comparison, own: CallTensors, need_rows: bool) -> Task:
         loss, spec, columns = self.loss, comparison.spec, comparison.columns
+        feats = own.rows
         fused = self.fusion is not None and columns is self.weight
         config = CallConfig(
             spec,
@@ -383,6 +399,8 @@ class PartialFC(nn.Module):
             share=comparison.share,
             sparse=isinstance(columns, nn.Parameter),
             fusion=self.fusion if fused and columns.requires_grad else None,
+            anchors=anchors.of_step(spec, self.shard, own.column_index, self.group),
+            mixing=comparison.mixing,
         )
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -428,13 +446,4 @@ class PartialFC(nn.Module):
             f"classes {self.shard.start}:{self.shard.stop} of {self.num_classes}, "
             f"embedding_size={self.embedding_size}, sample_rate={self.sample_rate}, "
             f"seed={self.seed}"
-        )
-
-
-def _refuse_reference(backend: str, why: str | None = None) -> None:
-    """``why``: the reason for which "auto" is the reference."""
-    if backend == "reference":
-        raise ValueError(
-            "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
-            f"knows no shards{'' if why is None else f' ({why})'}"
         )

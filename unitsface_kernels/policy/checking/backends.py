@@ -27,7 +27,7 @@ from .report import Finding
 BACKENDS = ("reference", "native", "eager", "triton")
 ROWS, COLUMNS, WIDTH = 41, 13, 24
 EPSILON = 2.0**-24
-#: Of what rounding of the features changes.
+#: Limit, as a multiple of what rounding of the features changes.
 ALLOWED = 32.0
 #: In units of the last place of the largest number: additions of some thousand terms.
 ADDITIONS = 64.0
@@ -212,7 +212,7 @@ def _run(
 def results(
     policy: Policy, problems: Sequence[Problem], backend: str, device: str
 ) -> list[Results]:
-    """Of every problem in float32.
+    """Losses and gradients of every problem, computed in float32.
 
     Raises:
         ValueError, RuntimeError, NotImplementedError: the backend cannot run here.

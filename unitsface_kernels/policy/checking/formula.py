@@ -44,7 +44,7 @@ OF_ROWS = {
     "triplet": (-1.0, -0.5, 0.0, 0.001, 0.3, 0.99, 1.0),
 }
 EPSILON = 2.0**-24
-#: Of the largest effect that rounding every operation once may have, for library functions that
+#: Limit, as a multiple of the largest effect of rounding every operation once: library functions
 #: err by more than half a unit in the last place.
 ROUNDINGS = 8.0
 

@@ -20,7 +20,7 @@ def failure(spec: LossSpec, native: ModuleType) -> str | None:
     """Why there are no CPU kernels of a loss with a formula; None if there are, from now on.
 
     The first call of a process compiles them, or loads what an earlier one has compiled. Its
-    answer lasts.
+    result is kept.
     """
     if spec.reduction == "nearest":
         return None  # its tiles are a search, and its formula runs on N x k numbers

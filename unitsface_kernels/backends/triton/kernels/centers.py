@@ -1,5 +1,5 @@
 """Kernels of classes with several centers: the largest cosine of each class, and its gradient back
-to the center that attains it. They know no loss.
+to the center that attains it. They are independent of the loss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def largest_kernel(
     GROUP_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of unit rows ``a`` with ``columns`` classes, whose ``centers`` are consecutive rows of ``b``.
+    """Largest cosines of unit rows ``a`` with ``columns`` classes, each ``centers`` rows of ``b``.
 
     ``cosines`` (rows, stride) float32 and ``which`` (rows, stride) uint8: the largest of each
     class, of equal ones the first; NaN is larger than every number.

@@ -289,6 +289,23 @@ def gradient_kernel(
     tl.store(corner + place, value.to(gradient.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def log_of_sums(maximum, total, place, mask, parts, rows, BLOCK: tl.constexpr):
+    """Log of the sums of rows at ``place``, of (parts, rows) maxima and totals; -inf of none."""
+    highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
+    summed = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(0, parts):
+        largest = tl.load(maximum + place, mask=mask, other=-float("inf"))
+        found = tl.load(total + place, mask=mask, other=0.0)
+        # Comparisons, which keep a NaN: it is in every later sum.
+        new = tl.where(largest > highest, largest, highest)
+        shift = tl.where(new == -float("inf"), 0.0, new)
+        summed = summed * tl.exp(highest - shift) + found * tl.exp(largest - shift)
+        highest = new
+        place += rows
+    return tl.where(summed == 0.0, -float("inf"), highest + tl.log(summed))
+
+
 @triton.jit(do_not_specialize=["parts", "rows", "lowest"])
 def finish_rows_kernel(
     maximum,
@@ -311,18 +328,7 @@ def finish_rows_kernel(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < rows
     place = i.to(tl.int64)
-    highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
-    summed = tl.zeros((BLOCK,), dtype=tl.float32)
-    for _ in range(0, parts):
-        largest = tl.load(maximum + place, mask=mask, other=-float("inf"))
-        found = tl.load(total + place, mask=mask, other=0.0)
-        # Comparisons, which keep a NaN: it is in every later sum.
-        new = tl.where(largest > highest, largest, highest)
-        shift = tl.where(new == -float("inf"), 0.0, new)
-        summed = summed * tl.exp(highest - shift) + found * tl.exp(largest - shift)
-        highest = new
-        place += rows
-    log_negatives = tl.where(summed == 0.0, -float("inf"), highest + tl.log(summed))
+    log_negatives = log_of_sums(maximum, total, place, mask, parts, rows, BLOCK)
     target = tl.load(targets + i, mask=mask, other=-1)
     cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
     logit, slope = POSITIVE(cosine, parameters)

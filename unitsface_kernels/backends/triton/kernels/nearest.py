@@ -1,4 +1,4 @@
-"""Kernels that search for each row's nearest wrong columns. They know no loss.
+"""Kernels that search for each row's nearest wrong columns, independent of the loss.
 
 A found column is one int64: the key of its cosine above, its position below, so that one maximum
 decides both in the order of the search: NaN before every number, of equal cosines the smaller

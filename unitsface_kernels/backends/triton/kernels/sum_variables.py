@@ -121,7 +121,7 @@ def sum_variables_kernel(
     factor = 1.0
     if gradient_scale is not None:
         factor = tl.load(gradient_scale)
-    # Of losses, variables of rows and of columns: sums of the same stretch.
+    # Losses, variables of rows and of columns have sums over the same stretch.
     row_plane = tl.cdiv(columns, BLOCK_N).to(tl.int64) * EPILOGUE_SUBTILES * rows
     column_plane = tl.cdiv(rows, BLOCK_M).to(tl.int64) * EPILOGUE_SUBTILES * columns
 

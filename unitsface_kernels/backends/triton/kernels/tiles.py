@@ -159,7 +159,7 @@ def column_subtiles(x, M: tl.constexpr, N: tl.constexpr, EPILOGUE_SUBTILES: tl.c
 def folded(x, COMBINE: tl.constexpr):
     """(M, N) -> (M, 4) by COMBINE of two tiles, N >= 8 a power of two.
 
-    Combines columns that are equal modulo 8, and then neighbours: in a tensor core's result those
+    Combines columns that are equal modulo 8, and then neighbors: in a tensor core's result those
     belong to one thread, so that nothing moves.
     """
     M: tl.constexpr = x.shape[0]

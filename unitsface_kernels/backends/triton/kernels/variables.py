@@ -23,7 +23,7 @@ def scalar_values(scalars, COUNT: tl.constexpr):
 
 @triton.jit
 def values_at(values, stride, place, inside, AXIS: tl.constexpr, COUNT: tl.constexpr):
-    """Of each row of a matrix (COUNT, n) the numbers at ``place``, with a new axis ``AXIS``."""
+    """The numbers at ``place`` of each row of a matrix (COUNT, n), with a new axis ``AXIS``."""
     found = ()
     for k in tl.static_range(COUNT):
         # 1 is what ignored rows and columns have.

@@ -13,6 +13,7 @@ import importlib
 from ....losses import REGISTRY, TOWERS, LossSpec
 from .custom import custom_policy
 from .policy import LogsumexpPairsPolicy, LogsumexpPolicy, Policy, SumPolicy, SumTermsPolicy
+from .rows import bound_function, row_function
 
 #: By the name of a loss; a generated one since its first use.
 _known: dict[str, Policy] = {}
@@ -38,5 +39,7 @@ __all__ = [
     "Policy",
     "SumPolicy",
     "SumTermsPolicy",
+    "bound_function",
     "policy_of",
+    "row_function",
 ]

@@ -19,11 +19,11 @@ def custom_policy(spec: LossSpec) -> Policy:
     from ....policy.triton_source import triton_module
 
     assert spec.formula is not None
-    policy: Policy = _module(triton_module(spec.formula)).POLICY
+    policy: Policy = module_of(triton_module(spec.formula)).POLICY
     return policy
 
 
-def _module(text: str) -> ModuleType:
+def module_of(text: str) -> ModuleType:
     """``text`` as a module, of a file in the cache folder if there can be one.
 
     What is executed here, and what Triton compiles, is the text itself: Python's cache of source

@@ -33,7 +33,7 @@ class SumPolicy:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Of the kernels of ``sum`` losses."""
+        """Constants of the kernels of ``sum`` losses."""
         return {"PAIR": self.logit, "TERMS": False, "THRESHOLD_SLOPE": self.threshold_slope}
 
 
