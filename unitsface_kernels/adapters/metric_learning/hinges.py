@@ -40,7 +40,7 @@ class ContrastiveLoss(PairLoss):
     default_measure = EUCLIDEAN
 
     def __init__(
-        self, pos_margin: float = 0, neg_margin: float = 1, *, backend: str = "auto", **options
+        self, pos_margin: float = 0, neg_margin: float = 1, *, backend: str = "auto", **options: Any
     ) -> None:
         super().__init__(backend, options)
         validate.number("pos_margin", pos_margin)
@@ -201,7 +201,7 @@ class MultiSimilarityLoss(PairLoss):
         base: float = 0.5,
         *,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(backend, options)
         validate.number("alpha", alpha, above=0.0)
@@ -257,7 +257,9 @@ class CircleLoss(PairLoss):
     default_reducer = AvgNonZeroReducer
     allowed = "cosine"
 
-    def __init__(self, m: float = 0.4, gamma: float = 80, *, backend: str = "auto", **options):
+    def __init__(
+        self, m: float = 0.4, gamma: float = 80, *, backend: str = "auto", **options: Any
+    ) -> None:
         super().__init__(backend, options)
         validate.number("m", m)
         validate.number("gamma", gamma, above=0.0)
