@@ -61,6 +61,10 @@ def bare(*arguments: str, timeout: float = 600, **environment: str) -> subproces
     )
 
 
+#: They run once for all of these tests.
+of_every_program = pytest.mark.extended
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tools of a CUDA machine, as stand-ins."""
@@ -80,7 +84,7 @@ def reports(machine: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     return {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
 
 
-@pytest.mark.extended
+@of_every_program
 def test_every_program_succeeds_on_a_bare_machine(reports: dict[str, dict]) -> None:
     assert set(reports["status"].values()) == {0}, reports["status"]
     missing = reports["environment"]["packages"]
@@ -90,6 +94,7 @@ def test_every_program_succeeds_on_a_bare_machine(reports: dict[str, dict]) -> N
     assert reports["environment"]["clocks"]["clocks.sm"] == "1980"
 
 
+@of_every_program
 def test_kernels_of_steps_alternatives_and_cases_are_compiled(reports: dict[str, dict]) -> None:
     report = reports["compile_kernels"]
     assert report["done"] == report["tasks"] > 15
@@ -103,11 +108,13 @@ def test_kernels_of_steps_alternatives_and_cases_are_compiled(reports: dict[str,
         assert kind in found
 
 
+@of_every_program
 def test_the_small_cases_ran(reports: dict[str, dict]) -> None:
     assert reports["cases"]["ran"] == reports["cases"]["cases"] > 4
     assert reports["cases"]["failed"] == {}
 
 
+@of_every_program
 def test_host_and_device_are_compared_for_every_step(reports: dict[str, dict]) -> None:
     wanted = {f"{name} {backend}" for name in steps.NAMES for backend in ("triton", "native")}
     assert set(reports["host"]) == wanted
@@ -131,6 +138,7 @@ def test_predictions_are_those_for_the_device_and_its_triton(tmp_path: Path) -> 
     assert host.predictions(file, 120, "3.6.0") == {}
 
 
+@of_every_program
 def test_rates_are_of_the_shapes_that_losses_use(reports: dict[str, dict]) -> None:
     report = reports["rates"]
     assert report["clock_mhz"] == 1980
@@ -142,6 +150,7 @@ def test_rates_are_of_the_shapes_that_losses_use(reports: dict[str, dict]) -> No
         assert report["l2_bytes_per_clock"][name] == pytest.approx(clocked)
 
 
+@of_every_program
 def test_steps_are_profiled_against_alternatives_and_peers(reports: dict[str, dict]) -> None:
     profiled = {(row["shape"], row["backend"]) for row in reports["profile"]["steps"]}
     assert profiled == {
@@ -159,12 +168,14 @@ def test_steps_are_profiled_against_alternatives_and_peers(reports: dict[str, di
     assert "No module" in rows["liger-kernel"]["failed"]
 
 
+@of_every_program
 def test_counters_fall_back_on_the_sections_of_ncu(reports: dict[str, dict]) -> None:
     first, second = reports["counters"]["launches"]
     assert first["lts__t_bytes.sum.per_second [byte/s]"] == 7000.0
     assert second["lts__t_bytes.sum.per_second [byte/s]"] == "n/a"
 
 
+@of_every_program
 def test_the_page_shows_every_report(reports: dict[str, dict]) -> None:
     found = {key: value for key, value in reports.items() if key != "status"}
     stage = {"name": "env", "verdict": "ok", "seconds": 1.0, "limit": 2.0}
