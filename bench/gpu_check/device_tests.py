@@ -71,7 +71,6 @@ FILES = (
     "kernels/test_adapters_towers.py",
     "kernels/test_adapters_metric_learning.py",
     "kernels/test_adapters_supcon.py",
-    "kernels/test_adapters_mining.py",
     "kernels/test_adapters_compiled.py",
     "metrics/test_histogram_kernel.py",
     "metrics/test_metrics.py",
