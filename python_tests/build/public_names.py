@@ -38,7 +38,7 @@ class Margin(policy.Class):
 
 
 def functions(x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> list[Tensor]:
-    """Of features (N, D), class weights (C, D), labels (N,) and a threshold ()."""
+    """Losses of features (N, D), class weights (C, D), labels (N,) and a threshold ()."""
     counts = torch.bincount(y, minlength=C)
     margins: Tensor = uk.frequency_margins(counts)
     return [
@@ -69,7 +69,7 @@ def functions(x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> list[Tensor]:
         uk.fused_sphereface2_loss(x, w, y, b),
         uk.fused_triplet_loss(x, y, k=2),
         uk.fused_uce_loss(x, w, y, b),
-        uk.fused_unpg_loss(x, w, y, whisker=None),
+        uk.fused_unpg_loss(x, w, y, m2=0.5, m3=0.0),
         uk.fused_uss_loss(x, y, b, memory=x.detach(), memory_labels=y, batch_offset=0),
         uk.uss_threshold_init(x, y),
     ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.adapted import ALL, LOSSES, Formula, Lists, ntxent, similarities
 from support.compiled import without_compiler
 from support.helpers import DEVICES
-from support.listed_pairs import ALL, LOSSES, Formula, Lists, similarities, some_pairs
+from support.largest import Largest
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 
@@ -23,6 +25,15 @@ each_device = pytest.mark.parametrize("device", DEVICES)
 def _nothing_is_compiled() -> Iterator[None]:
     with without_compiler():
         yield
+
+
+def _some_pairs(rows: int, columns: int, seed: int) -> Lists:
+    """Random pairs without labels: some twice, none of both kinds, and row 0 in none."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = columns + torch.randperm((rows - 1) * columns, generator=generator)
+    own, other = keys[: len(keys) // 5], keys[len(keys) // 5 : len(keys) // 2]
+    own, other = torch.cat([own, own[:3]]), torch.cat([other, other[:4]])
+    return own // columns, own % columns, other // columns, other % columns
 
 
 def _check(
@@ -51,7 +62,7 @@ def _check(
 def test_listed_pairs(name: str, device: str) -> None:
     make, distance, formula = ALL[name]
     tensors = [torch.randn(11, 8, device=device), torch.randn(9, 8, device=device)]
-    lists = some_pairs(11, 9, seed=3)
+    lists = _some_pairs(11, 9, seed=3)
 
     def call(loss: torch.nn.Module, rows: Tensor, columns: Tensor) -> Tensor:
         return loss(rows, indices_tuple=lists, ref_emb=columns)
@@ -76,10 +87,10 @@ def test_triplets_are_pairs(name: str, device: str, within: bool) -> None:
     _check(make, distance, formula, tensors, (anchors, positives, anchors, negatives), call)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_list_of_all_pairs_is_no_list(name: str) -> None:
-    """Fused and listed, within a batch, against others, and in tiles of a few rows."""
-    make, distance, _ = LOSSES[name]
+    """Fused and listed, within a batch and against others."""
+    make, distance, _ = ALL[name]
     given = {} if distance is None else {"distance": distance}
     labels = torch.arange(30) % 7
     for columns in (None, torch.randn(40, 8)):
@@ -102,11 +113,25 @@ def test_tiles_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     test_listed_pairs("ntxent", "cpu")
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_list_takes_the_memory_of_a_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: neither N x M numbers nor D of them for every listed pair."""
+    monkeypatch.setattr("unitsface_kernels.adapters.metric_learning.listed._TILE", 3000)
+    make, distance, _ = LOSSES[name]
+    given = {} if distance is None else {"distance": distance}
+    rows, columns = torch.randn(200, 4, requires_grad=True), torch.randn(300, 4)
+    lists = tuple(torch.randint(0, 200, (2500,)) for _ in range(4))
+    loss = make(**given)
+    with Largest() as largest:
+        loss(rows, indices_tuple=lists, ref_emb=columns).backward()
+    assert largest.numel == 3000
+
+
 @pytest.mark.parametrize("name", ["ntxent", "multi_similarity"])
 def test_a_list_is_differentiable_twice_on_the_reference(name: str) -> None:
     make, distance, _ = LOSSES[name]
     given = {} if distance is None else {"distance": distance}
-    lists = some_pairs(4, 4, seed=1)
+    lists = _some_pairs(4, 4, seed=1)
     loss = make(backend="reference", **given)
     rows = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda e: loss(e, indices_tuple=lists), rows)
@@ -204,3 +229,94 @@ def test_miners_weigh_the_logits_of_proxy_anchor() -> None:
     negative = (torch.exp(5 * (cosines + 0.2) + added) * ~own).sum(1).log1p().sum() / 4
     got = loss(rows, labels, lists)
     check_same("loss", got.detach(), (positive + negative).detach(), SAME_LOSS)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def _easiest_miner(rows: Tensor, labels: Tensor, columns: Tensor, of_columns: Tensor) -> Lists:
+    """Positives of cosines below 0.5 and negatives of cosines above -0.2."""
+    cosines = F.normalize(rows) @ F.normalize(columns).T
+    same = labels[:, None] == of_columns
+    return *torch.where(same & (cosines < 0.5)), *torch.where(~same & (cosines > -0.2))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "enqueue_mask"])
+def test_memory_with_a_miner(name: str, masked: bool) -> None:
+    make, distance, formula = LOSSES[name]
+    given = {} if distance is None else {"distance": distance}
+    memory = ours.CrossBatchMemory(make(**given), 8, 16, miner=_easiest_miner)
+    for _ in range(5):
+        rows, labels = torch.randn(10, 8), torch.arange(10) % 3
+        mask = torch.arange(10) < 5
+        loss = memory(rows, labels, **({"enqueue_mask": mask} if masked else {}))
+        compared, of_compared = (rows[5:], labels[5:]) if masked else (rows, labels)
+        held = slice(None) if memory.has_been_filled else slice(0, memory.queue_idx)
+        columns, of_columns = memory.embedding_memory[held], memory.label_memory[held]
+        lists = _easiest_miner(compared, of_compared, columns, of_columns)
+        # The copy of a row has a cosine of 1 and is mined by none.
+        want = formula(similarities(compared.double(), columns.double(), distance), lists)
+        check_same("loss", loss, want, SAME_LOSS)
+
+
+def test_memory_with_given_pairs_adds_them() -> None:
+    """To all pairs with the memory, the own copies left out, as triplets or pairs."""
+    memory = ours.CrossBatchMemory(ours.NTXentLoss(0.5), 8, 8)
+    rows, labels = torch.randn(6, 8), torch.arange(6) % 3
+    more = torch.tensor([0, 1]), torch.tensor([3, 4]), torch.tensor([1, 2])
+    for _ in range(3):
+        got = memory(rows, labels, more)
+        held = slice(None) if memory.has_been_filled else slice(0, memory.queue_idx)
+        columns, of_columns = memory.embedding_memory[held], memory.label_memory[held]
+        same = labels[:, None] == of_columns
+        kept = same.clone()
+        kept[torch.arange(6), memory.curr_batch_idx] = False
+        lists = (*torch.where(kept), *torch.where(~same))
+        joined = zip(lists, (more[0], more[1], more[0], more[2]), strict=True)
+        want = ntxent(
+            similarities(rows.double(), columns.double(), None),
+            tuple(torch.cat(pair) for pair in joined),
+        )
+        check_same("loss", got, want, SAME_LOSS)
+    with pytest.raises(ValueError, match="indices_tuple must be None with an enqueue_mask"):
+        memory(rows, labels, more, torch.ones(6, dtype=torch.bool))
+
+
+def test_a_miner_of_triplets_leaves_out_own_copies() -> None:
+    def miner(rows: Tensor, labels: Tensor, columns: Tensor, of_columns: Tensor) -> Lists:
+        same = labels[:, None] == of_columns
+        return torch.where(same[:, :, None] & ~same[:, None])
+
+    memory = ours.CrossBatchMemory(ours.NTXentLoss(0.5), 8, 8, miner=miner)
+    rows, labels = torch.randn(6, 8), torch.arange(6) % 3
+    for _ in range(2):
+        got = memory(rows, labels)
+        held = slice(None) if memory.has_been_filled else slice(0, memory.queue_idx)
+        anchors, positives, negatives = miner(
+            rows, labels, memory.embedding_memory[held], memory.label_memory[held]
+        )
+        kept = memory.curr_batch_idx[anchors] != positives
+        a, p, n = (each[kept] for each in (anchors, positives, negatives))
+        found = similarities(rows.double(), memory.embedding_memory.double(), None)
+        check_same("loss", got, ntxent(found, (a, p, a, n)), SAME_LOSS)
+
+
+def test_memory_takes_other_losses_by_their_lists() -> None:
+    """Losses of the original by name."""
+    seen = SimpleNamespace()
+
+    class TripletMarginLoss(torch.nn.Module):
+        def forward(self, *given: object) -> Tensor:
+            seen.given = given
+            return torch.zeros(())
+
+    memory = ours.CrossBatchMemory(TripletMarginLoss(), 8, 8)
+    rows, labels = torch.randn(4, 8), torch.tensor([0, 1, 0, 2])
+    memory(rows, labels)
+    a, p, b, n = seen.given[2]
+    assert sorted(zip(a.tolist(), p.tolist(), strict=True)) == [(0, 2), (2, 0)]
+    assert len(b) == 10
+    assert bool((labels[b] != labels[n]).all())
+    assert torch.equal(seen.given[3], rows)
+    assert torch.equal(seen.given[4], labels)

@@ -1,4 +1,4 @@
-"""Losses of listed pairs, written out in the dtype of their similarities."""
+"""Losses of pytorch-metric-learning over listed pairs, written out in float64."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unitsface_kernels.adapters import metric_learning as ours
 Lists = tuple[Tensor, ...]
 
 
-def _distance(name: str, power: float = 1.0, normalize: bool = True) -> object:
+def stand_in(name: str, power: float = 1.0, normalize: bool = True, p: float = 2) -> object:
     """An object with the attributes of the original's distances."""
     kind = type(name, (), {})()
-    kind.p, kind.power, kind.normalize_embeddings = 2, power, normalize
+    kind.p, kind.power, kind.normalize_embeddings = p, power, normalize
     return kind
 
 
@@ -108,15 +108,15 @@ LOSSES: dict[str, tuple[Callable[..., torch.nn.Module], object | None, Formula]]
     "circle": (lambda **k: ours.CircleLoss(0.3, 8, **k), None, _circle),
     "contrastive": (
         lambda **k: ours.ContrastiveLoss(0.2, 0.9, **k),
-        _distance("LpDistance"),
+        stand_in("LpDistance"),
         _contrastive,
     ),
 }
 MEASURES = {
-    "inner_products": _distance("DotProductSimilarity", normalize=False),
-    "euclidean": _distance("LpDistance"),
-    "squared": _distance("LpDistance", power=2),
-    "raw_distances": _distance("LpDistance", normalize=False),
+    "inner_products": stand_in("DotProductSimilarity", normalize=False),
+    "euclidean": stand_in("LpDistance"),
+    "squared": stand_in("LpDistance", power=2),
+    "raw_distances": stand_in("LpDistance", normalize=False),
 }
 MEASURED: dict[str, tuple[Callable[..., torch.nn.Module], object | None, Formula]] = {
     f"{name}-{measure}": (LOSSES[name][0], distance, LOSSES[name][2])
@@ -136,7 +136,7 @@ MEASURED |= {
     ),
     "contrastive-cosine": (
         lambda **k: ours.ContrastiveLoss(0.2, 0.1, **k),
-        _distance("CosineSimilarity"),
+        stand_in("CosineSimilarity"),
         lambda t, lists: _contrastive(t, lists, 1.0),
     ),
     "contrastive-squared": (
@@ -146,12 +146,3 @@ MEASURED |= {
     ),
 }
 ALL = {**LOSSES, **MEASURED}
-
-
-def some_pairs(rows: int, columns: int, seed: int) -> Lists:
-    """Of no labels; some twice, none of both kinds, and row 0 in none."""
-    generator = torch.Generator().manual_seed(seed)
-    keys = columns + torch.randperm((rows - 1) * columns, generator=generator)
-    own, other = keys[: len(keys) // 5], keys[len(keys) // 5 : len(keys) // 2]
-    own, other = torch.cat([own, own[:3]]), torch.cat([other, other[:4]])
-    return own // columns, own % columns, other // columns, other % columns
