@@ -1,0 +1,143 @@
+"""``python -m train embed``, ``compare``, ``enroll`` and ``search``."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.training import tiny, train, write_faces
+
+from train.__main__ import COMMANDS, main
+from train.data.dataset import open_source, scan
+from train.deployment import command, vectors
+from train.errors import UserError
+from train.evaluation.model import load_model
+from train.tools import export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run; its images are in ``data`` beside it."""
+    folder = tmp_path_factory.mktemp("deployment")
+    data = write_faces(folder / "data", identities=3, images=4)
+    trainer = train(tiny(data, folder / "run", model={"name": "conv4"}, train={"epochs": 1}))
+    assert trainer.threshold() is not None
+    return folder / "run"
+
+
+def call(run: Path, name: str, *arguments: object) -> int:
+    given = [name, *map(str, arguments), "--checkpoint", str(run), "data.workers=0"]
+    return command.run([*given, "train.device=cpu"])
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def test_the_command_line_knows_all_commands() -> None:
+    assert tuple(command.COMMANDS) == COMMANDS
+    assert main(["embed", "nothing"]) == 2
+
+
+def test_features_are_those_of_the_evaluation(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.deployment.images.BLOCK", 5)  # several, the last one shorter
+    data = run.parent / "data"
+    model = load_model(run, ["data.workers=0"])
+    wanted, labels = model.embed(open_source(model.config, scan(str(data))))
+    assert call(run, "embed", data, "--out", tmp_path / "new" / "a.npy") == 0
+    found = vectors.read(tmp_path / "new" / "a.npy")
+    np.testing.assert_allclose(found.features, unit(wanted), atol=1e-5)
+    np.testing.assert_allclose(found.norms, np.linalg.norm(wanted, axis=1), rtol=1e-5)
+    assert found.identities == [f"person{label + 1}" for label in labels]
+    assert found.names[1] == str(data / "person1" / "2.png")
+    assert [p.name for p in sorted((tmp_path / "new").iterdir())] == ["a.csv", "a.npy"]
+    with open(tmp_path / "new" / "a.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["name", "identity", "norm"]
+
+    # A list, with identities of its own; without the mirror images.
+    (data.parent / "list.txt").write_text("data/person2/1.png\tB\ndata/person1/1.png\tA\n")
+    assert (
+        call(run, "embed", data.parent / "list.txt", "--no-flip", "--out", tmp_path / "b.npy") == 0
+    )
+    alone = vectors.read(tmp_path / "b.npy")
+    assert alone.identities == ["B", "A"]
+    cosines = (alone.features * found.features[[4, 0]]).sum(1)
+    assert (cosines > 0.5).all()
+    assert (cosines < 1 - 1e-5).all()
+
+    # A folder of images without identities, of which one cannot be read.
+    assert call(run, "embed", data / "person1", "--out", tmp_path / "c.npy") == 0
+    flat = vectors.read(tmp_path / "c.npy")
+    np.testing.assert_allclose(flat.features, found.features[:4], atol=1e-5)
+    assert flat.identities == [""] * 4
+
+
+def test_an_exported_model_has_the_same_features_and_threshold(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    model = tmp_path / "model.onnx"
+    export.run([str(run), "--onnx", str(model)])
+    image = run.parent / "data" / "person1" / "1.png"
+    found = []
+    for path in (run, model):
+        assert call(path, "embed", image, "--out", tmp_path / "x.npy") == 0
+        found.append(vectors.read(tmp_path / "x.npy").features)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    model.write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"onnxruntime cannot load .*model\.onnx"):
+        call(model, "embed", image, "--out", tmp_path / "x.npy")
+
+
+def test_what_cannot_be_read_is_left_out_on_request(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_faces(tmp_path / "data", identities=1, images=3)
+    (data / "person1" / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"2\.png: .*\(data\.on_error=skip"):
+        call(run, "embed", data, "--out", tmp_path / "x.npy")
+    assert not list(tmp_path.glob("*x.*"))  # nothing half written
+    assert call(run, "embed", data, "--out", tmp_path / "x.npy", "data.on_error=skip") == 0
+    assert [Path(n).name for n in vectors.read(tmp_path / "x.npy").names] == ["1.png", "3.png"]
+    assert "1 images skipped, such as cannot read image" in capsys.readouterr().out
+    (tmp_path / "x.csv").write_text("name,identity,norm\na,,1\n")
+    with pytest.raises(UserError, match=r"expected 1 rows of float32, got \(2, 512\)"):
+        vectors.read(tmp_path / "x.npy")
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no features with a table beside them"):
+        vectors.read(tmp_path / "x.npy")
+    with pytest.raises(UserError, match=r"expected a file \.npy or \.parquet, got x\.txt"):
+        call(run, "embed", data, "--out", "x.txt")
+
+
+def test_parquet_holds_the_same_or_asks_for_pyarrow(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"x\.parquet needs pyarrow: pip install pyarrow"):
+            call(run, "embed", run.parent / "data", "--out", tmp_path / "x.parquet")
+        return
+    monkeypatch.setattr("train.deployment.images.BLOCK", 5)
+    found = []
+    for name in ("x.parquet", "x.npy"):
+        assert call(run, "embed", run.parent / "data", "--out", tmp_path / name) == 0
+        found.append(vectors.read(tmp_path / name))
+    assert (found[0].features == found[1].features).all()
+    assert (found[0].names, found[0].norms) == (found[1].names, found[1].norms)
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match="needs pyarrow"):
+        vectors.read(tmp_path / "x.parquet")

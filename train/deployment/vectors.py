@@ -1,0 +1,167 @@
+"""Files of unit features: .npy with a .csv of names beside it, or .parquet."""
+
+from __future__ import annotations
+
+import csv
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import UserError
+from train.small_files import replacing
+
+COLUMNS = ("name", "identity", "norm")
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_HEADER = 128  # bytes, a multiple of 64 as the format asks for
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows of one file. ``norms`` are the lengths of features as the backbone gave them, which
+    several losses train to tell the quality of an image.
+    """
+
+    features: NDArray[np.float32]  # (N, D) of length 1
+    names: Sequence[str]
+    identities: Sequence[str]
+    norms: Sequence[float]
+
+    @classmethod
+    def of(
+        cls, features: NDArray[np.float32], names: Sequence[str], identities: Sequence[str]
+    ) -> Vectors:
+        """Of raw features."""
+        norms = np.linalg.norm(features, axis=1)
+        unit = features / np.maximum(norms, 1e-12)[:, None]
+        return cls(unit, names, identities, norms.tolist())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, index: Sequence[int]) -> Vectors:
+        columns = ([c[i] for i in index] for c in (self.names, self.identities, self.norms))
+        return Vectors(self.features[index], *columns)
+
+
+def check_name(path: Path) -> None:
+    """A file that can be written here, before anything is embedded."""
+    if path.suffix not in (".npy", ".parquet"):
+        raise UserError(f"expected a file .npy or .parquet, got {path}")
+    if path.suffix == ".parquet":
+        _parquet(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Callable[[Vectors], None]]:
+    """A function that appends rows; the file, and the table beside it, appear at the end."""
+    check_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (_write_parquet if path.suffix == ".parquet" else _write_npy)(path) as add:
+            yield add
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
+    table = path.with_suffix(".csv")
+    with (
+        replacing(table) as rows,
+        replacing(path) as numbers,
+        open(numbers, "wb") as file,
+        open(rows, "w", **_TEXT) as text,
+    ):
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
+        shape = [0, 0]
+        file.write(bytes(_HEADER))
+
+        def add(part: Vectors) -> None:
+            shape[:] = shape[0] + len(part), part.features.shape[1]
+            file.write(np.ascontiguousarray(part.features, dtype="<f4").data)
+            writer.writerows(zip(part.names, part.identities, part.norms, strict=True))
+
+        yield add
+        # The number of rows is known now: memory holds a block of them at a time.
+        file.seek(0)
+        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape[0]}, {shape[1]}), }}"
+        magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10)
+        file.write(magic + head.ljust(_HEADER - 11).encode() + b"\n")
+
+
+def _parquet(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+@contextmanager
+def _write_parquet(path: Path) -> Iterator[Callable[[Vectors], None]]:
+    arrow, parquet = _parquet(path)
+    with replacing(path) as temporary:
+        writers: list[Any] = []
+
+        def add(part: Vectors) -> None:
+            flat = arrow.array(np.ascontiguousarray(part.features).reshape(-1))
+            features = arrow.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
+            columns = [list(part.names), list(part.identities), list(part.norms)]
+            table = arrow.table([*columns, features], names=[*COLUMNS, "features"])
+            if not writers:
+                writers.append(parquet.ParquetWriter(temporary, table.schema))
+            writers[0].write_table(table)
+
+        try:
+            yield add
+        finally:
+            for writer in writers:
+                writer.close()
+
+
+def read(path: Path) -> Vectors:
+    """What :func:`writing` has written, or any .npy of (N, D) numbers with such a table beside it.
+
+    Features of .npy stay on the disk until they are used.
+    """
+    if path.suffix == ".parquet":
+        found = _read_parquet(path)
+    else:
+        try:
+            # Copied on write: Torch takes no array that cannot be written.
+            features = np.load(path, mmap_mode="c", allow_pickle=False)
+            with open(path.with_suffix(".csv"), **_TEXT) as file:
+                table = [(r["name"], r["identity"], float(r["norm"])) for r in csv.DictReader(file)]
+            names, identities, norms = ([row[i] for row in table] for i in range(3))
+        except OSError as error:
+            where = error.filename or path
+            raise UserError(f"cannot read {where}: {error.strerror or error}") from error
+        except (KeyError, TypeError, ValueError, EOFError, csv.Error) as error:
+            raise UserError(f"{path}: no features with a table beside them: {error}") from error
+        found = Vectors(features, names, identities, norms)
+    shape, dtype = found.features.shape, found.features.dtype
+    if len(shape) != 2 or shape[0] != len(found) or dtype != np.float32 or 0 in shape:
+        raise UserError(f"{path}: expected {len(found)} rows of float32, got {shape} of {dtype}")
+    return found
+
+
+def _read_parquet(path: Path) -> Vectors:
+    arrow, parquet = _parquet(path)
+    try:
+        table = parquet.read_table(path)
+        features = table["features"].combine_chunks()
+        flat = features.flatten().to_numpy(zero_copy_only=False)
+        columns = [table[name].to_pylist() for name in COLUMNS]
+        return Vectors(flat.reshape(len(features), -1), *columns)
+    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
