@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.training import tiny, train, write_faces
 
 from train.__main__ import COMMANDS, main
 from train.data.dataset import open_source, scan
+from train.data.records import Files
 from train.deployment import command, vectors
 from train.errors import UserError
 from train.evaluation.model import load_model
@@ -141,3 +143,43 @@ def test_parquet_holds_the_same_or_asks_for_pyarrow(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="needs pyarrow"):
         vectors.read(tmp_path / "x.parquet")
+
+
+def test_two_images_and_the_threshold_that_decides(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = run.parent / "data"
+    pair = data / "person1" / "1.png", data / "person2" / "1.png"
+
+    def lines(path: Path, *more: object) -> list[str]:
+        capsys.readouterr()
+        assert call(path, "compare", *pair, *more) == 0
+        return capsys.readouterr().out.splitlines()
+
+    model = load_model(run, ["data.workers=0"])
+    features = unit(model.embed_records(Files([*map(str, pair)]))[0])
+    cosine = float(features[0] @ features[1])
+    learned = model.threshold
+    assert learned is not None
+    verdict = "the same person" if cosine >= learned else "different people"
+    assert lines(run) == [
+        f"cosine {cosine:.4f}",
+        f"{verdict}: threshold {learned:.4f}, the unified threshold that the model has learned",
+    ]
+    for given, verdict in ((cosine - 0.01, "the same person"), (cosine + 0.01, "different people")):
+        assert lines(run, f"--threshold={given}")[1].startswith(f"{verdict}: threshold {given:.4f}")
+
+    # Without a learned threshold: that of the run's evaluation, or none.
+    values = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    values["trainer"]["threshold"] = None
+    other = tmp_path / "other" / "checkpoints" / "last.pt"
+    other.parent.mkdir(parents=True)
+    torch.save(values, other)
+    assert lines(other)[1].startswith("no verdict")
+    (other.parents[1] / "evaluation.json").write_text('{"best_threshold": 0.25}')
+    for path in (other, other.parents[1]):
+        assert lines(path)[1].endswith("threshold 0.2500, the best one of the held-out identities")
+    broken = tmp_path / "x.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read .*x\.png"):
+        call(run, "compare", broken, pair[1], "data.on_error=skip")

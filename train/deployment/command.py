@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config, parse_overrides
+from train.data.records import Files
 from train.deployment.images import Embedded, open_any
-from train.deployment.models import load
-from train.deployment.vectors import check_name, writing
-from train.errors import Parser
+from train.deployment.models import load, threshold_of
+from train.deployment.vectors import Vectors, check_name, writing
+from train.errors import Parser, UserError
 from train.evaluation.embed import BATCH_SIZE
 from train.evaluation.model import Model
 
@@ -50,6 +51,14 @@ EMBED: dict[str, dict[str, Any]] = {
     },
 }
 
+THRESHOLD: dict[str, Any] = {
+    "type": float,
+    "metavar": "COSINE",
+    "help": "from which on two images count as one person; default: the unified threshold that "
+    "the model has learned, else the best one for the identities held out of its run",
+}
+COMPARE: dict[str, dict[str, Any]] = {"image": {}, "other": {}, "--threshold": THRESHOLD}
+
 
 def model_of(arguments: Namespace) -> Model:
     return load(arguments.checkpoint, arguments.overrides, arguments.batch_size, arguments.flip)
@@ -72,7 +81,24 @@ def embed(arguments: Namespace) -> None:
     print(f"{arguments.out}: {count} features")
 
 
-COMMANDS = {"embed": (embed, EMBED)}
+def compare(arguments: Namespace) -> None:
+    """Two images: their cosine, and by a threshold whether they show the same person."""
+    model = model_of(arguments)
+    features, read = model.embed_records(Files([arguments.image, arguments.other]))
+    if not read.all():  # data.on_error=skip
+        raise UserError(f"cannot read {arguments.other if read[0] else arguments.image}")
+    unit = Vectors.of(features, ("", ""), ("", "")).features
+    cosine = float(unit[0] @ unit[1])
+    print(f"cosine {cosine:.4f}")
+    found = threshold_of(arguments.checkpoint, model, arguments.threshold)
+    if found is None:
+        print("no verdict: the model has learned no threshold; name one by --threshold")
+    else:
+        verdict = "the same person" if cosine >= found[0] else "different people"
+        print(f"{verdict}: threshold {found[0]:.4f}, {found[1]}")
+
+
+COMMANDS = {"embed": (embed, EMBED), "compare": (compare, COMPARE)}
 
 
 def run(argv: list[str]) -> int:

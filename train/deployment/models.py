@@ -17,9 +17,6 @@ from train.evaluation.model import Model, evaluation_config, load_model
 from train.run_folder import EVALUATION
 from train.small_files import parse_json, read_text
 
-# Of models that are exported here; others, such as insightface's, have no such entry.
-THRESHOLD = "cosine_threshold"
-
 
 class OnnxBackbone(nn.Module):
     """(N, 3, S, S) RGB, (x - 127.5) / 127.5, to (N, D), by onnxruntime on the CPU."""
@@ -62,9 +59,10 @@ def load(path: Path, overrides: Sequence[str], batch_size: int, flip: bool) -> M
         return replace(load_model(path, overrides, batch_size), flip=flip)
     backbone = OnnxBackbone(path)
     config = evaluation_config(overrides, (str(path), {"model": {"input_size": backbone.size}}))
+    # Of models that are exported here; others have no such entry.
     entries = backbone.session.get_modelmeta().custom_metadata_map
     try:
-        threshold = float(entries[THRESHOLD])
+        threshold = float(entries["cosine_threshold"])
     except (KeyError, ValueError):
         threshold = None
     return Model(backbone.eval(), config, threshold, torch.device("cpu"), batch_size, flip)
@@ -83,5 +81,5 @@ def threshold_of(path: Path, model: Model, given: float | None) -> tuple[float, 
             values: Any = parse_json(read_text(run / EVALUATION), run / EVALUATION)
             found = values.get("best_threshold") if isinstance(values, dict) else None
             if isinstance(found, float):
-                return found, "the best one for the identities held out of the run"
+                return found, "the best one of the held-out identities"
     return None
