@@ -183,3 +183,73 @@ def test_two_images_and_the_threshold_that_decides(
     broken.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read .*x\.png"):
         call(run, "compare", broken, pair[1], "data.on_error=skip")
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return list(csv.reader(text.splitlines(), delimiter="\t"))
+
+
+def test_people_are_enrolled_replaced_and_found(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.deployment.images.BLOCK", 5)  # people lie across blocks
+    monkeypatch.setattr("train.deployment.gallery.BLOCK", 2)
+    data, gallery = run.parent / "data", tmp_path / "gallery.npy"
+    assert call(run, "enroll", data, "--gallery", gallery) == 0
+    known = vectors.read(gallery)
+    assert known.identities == ["person1", "person2", "person3"]
+    assert call(run, "embed", data, "--out", tmp_path / "all.npy") == 0
+    each = vectors.read(tmp_path / "all.npy")
+    mean = each.features.reshape(3, 4, -1).mean(1)
+    np.testing.assert_allclose(known.features, unit(mean), atol=1e-5)
+    np.testing.assert_allclose(known.norms, np.reshape(each.norms, (3, 4)).mean(1), rtol=1e-5)
+
+    # One image of a new person, then another image in its place.
+    for image, message in ((1, "1 people enrolled, 0 replaced, 4"), (2, "1 replaced, 4 in all")):
+        photo = data / "person2" / f"{image}.png"
+        assert call(run, "enroll", photo, "--name", "Ada", "--gallery", gallery) == 0
+        assert message in capsys.readouterr().out
+    changed = vectors.read(gallery)
+    assert changed.names == [*known.names, "Ada"]
+    np.testing.assert_allclose(changed.features[:3], known.features)
+    np.testing.assert_allclose(changed.features[3], each.features[5], atol=1e-5)
+    with pytest.raises(UserError, match="expected a folder of images per person"):
+        call(run, "enroll", data / "person1", "--gallery", gallery)
+
+    # By images and by their features; the threshold is the run's, or the one that is given.
+    table = tmp_path / "found.tsv"
+    top = "--gallery", gallery, "--top", 2
+    assert call(run, "search", data, *top, "--out", table) == 0
+    found = rows_of(table.read_text())
+    cosines = each.features @ changed.features.T
+    assert found[0] == ["query", "rank", "name", "identity", "cosine", "same"]
+    assert len(found) == 1 + 2 * len(each)
+    threshold = load_model(run, ["data.workers=0"]).threshold
+    assert threshold is not None
+    for i, first in enumerate(found[1::2]):
+        best = int(cosines[i].argmax())
+        same = "yes" if cosines[i, best] >= threshold else "no"
+        assert first[:4] == [each.names[i], "1", changed.names[best], changed.names[best]]
+        assert (float(first[4]), first[5]) == (pytest.approx(cosines[i, best], abs=1e-4), same)
+    capsys.readouterr()
+    given = "search", tmp_path / "all.npy", *top
+    assert call(run, *given) == 0
+    assert [row[:5] for row in rows_of(capsys.readouterr().out)] == [row[:5] for row in found]
+    assert call(run, *given, "--threshold", 2) == 0
+    assert {row[5] for row in rows_of(capsys.readouterr().out)[1:]} == {"no"}
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="--faiss needs FAISS: pip install faiss-cpu"):
+            call(run, *given, "--faiss", "Flat")
+    else:
+        assert call(run, *given, "--faiss", "Flat") == 0
+        assert [r[:5] for r in rows_of(capsys.readouterr().out)] == [row[:5] for row in found]
+        with pytest.raises(UserError, match="--faiss Flatt: "):
+            call(run, *given, "--faiss", "Flatt")
+    narrow = vectors.Vectors(np.eye(3, dtype=np.float32), *[["a", "b", "c"]] * 2, [1.0] * 3)
+    with vectors.writing(gallery) as add:
+        add(narrow)
+    for wrong in ("search", "enroll"):
+        with pytest.raises(UserError, match="features of 3 numbers, the model of 512"):
+            call(run, wrong, data, "--gallery", gallery)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from train.config import Config, parse_overrides
 from train.data.records import Files
-from train.deployment.images import Embedded, open_any
+from train.deployment import gallery
+from train.deployment.images import BLOCK, Embedded, open_any
 from train.deployment.models import load, threshold_of
-from train.deployment.vectors import Vectors, check_name, writing
+from train.deployment.vectors import Vectors, check_name, open_text, read, writing
 from train.errors import Parser, UserError
 from train.evaluation.embed import BATCH_SIZE
 from train.evaluation.model import Model
@@ -59,6 +64,21 @@ THRESHOLD: dict[str, Any] = {
 }
 COMPARE: dict[str, dict[str, Any]] = {"image": {}, "other": {}, "--threshold": THRESHOLD}
 
+GALLERY = {"type": Path, "metavar": "FILE", "help": "x.npy with x.csv beside it, or x.parquet"}
+ENROLL: dict[str, dict[str, Any]] = {
+    "people": {"help": IMAGES},
+    "--gallery": {**GALLERY, "required": True},
+    "--name": {"help": "of the person whom all images show; default: their sub-folders' names"},
+}
+SEARCH: dict[str, dict[str, Any]] = {
+    "queries": {"help": f"{IMAGES}, or features that embed has written"},
+    "--gallery": {**GALLERY, "required": True},
+    "--top": {"type": positive, "default": 5, "metavar": "K", "help": "per query (%(default)s)"},
+    "--threshold": THRESHOLD,
+    "--faiss": {"metavar": "INDEX", "help": "search by such an index (Flat, HNSW32) of FAISS"},
+    "--out": {"type": Path, "metavar": "FILE", "help": "table separated by tabs; default: stdout"},
+}
+
 
 def model_of(arguments: Namespace) -> Model:
     return load(arguments.checkpoint, arguments.overrides, arguments.batch_size, arguments.flip)
@@ -98,7 +118,57 @@ def compare(arguments: Namespace) -> None:
         print(f"{verdict}: threshold {found[0]:.4f}, {found[1]}")
 
 
-COMMANDS = {"embed": (embed, EMBED), "compare": (compare, COMPARE)}
+def enroll(arguments: Namespace) -> None:
+    """Add people to a gallery, or replace those of the same names."""
+    check_name(arguments.gallery)
+    blocks = embedded(arguments.people, model_of(arguments))
+    if arguments.name is not None:
+        names = [arguments.name]
+        blocks.images = replace(blocks.images, labels=0 * blocks.images.labels, identities=names)
+    people = gallery.templates(blocks)
+    replaced, count = gallery.enroll(arguments.gallery, people)
+    blocks.report()
+    print(
+        f"{arguments.gallery}: {len(people)} people enrolled, {replaced} replaced, {count} in all"
+    )
+
+
+def search(arguments: Namespace) -> None:
+    """The nearest people or images of a gallery for every query, by exact cosines."""
+    known = read(arguments.gallery)
+    k = min(arguments.top, len(known))
+    if arguments.queries.endswith((".npy", ".parquet")):
+        decides, blocks = arguments.threshold, read(Path(arguments.queries)).blocks(BLOCK)
+    else:
+        model = model_of(arguments)
+        found = threshold_of(arguments.checkpoint, model, arguments.threshold)
+        decides, blocks = None if found is None else found[0], embedded(arguments.queries, model)
+    factory = arguments.faiss
+    nearest = gallery.by_faiss(known, k, factory) if factory else gallery.exact(known, k)
+    with ExitStack() as stack:
+        file = sys.stdout
+        if arguments.out is not None:
+            file = stack.enter_context(open_text(arguments.out))
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(("query", "rank", "name", "identity", "cosine", "same"))
+        for block in blocks:
+            gallery.check_width(arguments.gallery, known, block.features.shape[1])
+            for name, cosines, rows in zip(block.names, *nearest(block.features), strict=True):
+                for rank, (cosine, row) in enumerate(zip(cosines, rows, strict=True), start=1):
+                    if row >= 0:  # an index of FAISS may find fewer
+                        same = "" if decides is None else "yes" if cosine >= decides else "no"
+                        who = known.names[row], known.identities[row]
+                        writer.writerow((name, rank, *who, f"{cosine:.4f}", same))
+    if isinstance(blocks, Embedded):
+        blocks.report()
+
+
+COMMANDS = {
+    "embed": (embed, EMBED),
+    "compare": (compare, COMPARE),
+    "enroll": (enroll, ENROLL),
+    "search": (search, SEARCH),
+}
 
 
 def run(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from train.errors import UserError
 from train.small_files import replacing
 
 COLUMNS = ("name", "identity", "norm")
+# Names of files may be no text.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _HEADER = 128  # bytes, a multiple of 64 as the format asks for
 
@@ -46,7 +47,18 @@ class Vectors:
 
     def rows(self, index: Sequence[int]) -> Vectors:
         columns = ([c[i] for i in index] for c in (self.names, self.identities, self.norms))
-        return Vectors(self.features[index], *columns)
+        return Vectors(np.asarray(self.features[index]), *columns)
+
+    def blocks(self, size: int) -> Iterator[Vectors]:
+        for start in range(0, len(self), size):
+            yield self.rows(range(start, min(start + size, len(self))))
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A table to write, which appears whole at the end."""
+    with replacing(path) as temporary, open(temporary, "w", **_TEXT) as file:
+        yield file
 
 
 def check_name(path: Path) -> None:
@@ -71,12 +83,10 @@ def writing(path: Path) -> Iterator[Callable[[Vectors], None]]:
 
 @contextmanager
 def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
-    table = path.with_suffix(".csv")
     with (
-        replacing(table) as rows,
+        open_text(path.with_suffix(".csv")) as text,
         replacing(path) as numbers,
         open(numbers, "wb") as file,
-        open(rows, "w", **_TEXT) as text,
     ):
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
