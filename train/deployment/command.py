@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import csv
-import re
 import sys
-from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
-from contextlib import ExitStack
+from argparse import BooleanOptionalAction, Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train.config import Config, parse_overrides
+from train import subcommands
+from train.config import Config
 from train.data.records import Files
 from train.deployment import gallery
 from train.deployment.images import BLOCK, Embedded, open_any
 from train.deployment.models import load, threshold_of
 from train.deployment.vectors import Vectors, check_name, open_text, read, writing
-from train.errors import Parser, UserError
+from train.errors import UserError
 from train.evaluation.embed import BATCH_SIZE
 from train.evaluation.model import Model
-
-_KEY = re.compile(r"[a-z_]+\.[\w.]+=", re.ASCII)
-
-
-def positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
-
+from train.subcommands import positive
 
 COMMON: dict[str, dict[str, Any]] = {
     "--checkpoint": {
@@ -64,7 +56,7 @@ THRESHOLD: dict[str, Any] = {
 }
 COMPARE: dict[str, dict[str, Any]] = {"image": {}, "other": {}, "--threshold": THRESHOLD}
 
-GALLERY = {"type": Path, "metavar": "FILE", "help": "x.npy with x.csv beside it, or x.parquet"}
+GALLERY = {"type": Path, "metavar": "FILE", "help": "x.npy, which has x.csv beside it"}
 ENROLL: dict[str, dict[str, Any]] = {
     "people": {"help": IMAGES},
     "--gallery": {**GALLERY, "required": True},
@@ -90,7 +82,7 @@ def embedded(images: str, model: Model) -> Embedded:
 
 def embed(arguments: Namespace) -> None:
     """Unit features of images, with their names, identities and norms."""
-    check_name(arguments.out)
+    check_name(arguments.out, ".npy", ".parquet")
     blocks = embedded(arguments.images, model_of(arguments))
     count = 0
     with writing(arguments.out) as add:
@@ -120,7 +112,7 @@ def compare(arguments: Namespace) -> None:
 
 def enroll(arguments: Namespace) -> None:
     """Add people to a gallery, or replace those of the same names."""
-    check_name(arguments.gallery)
+    check_name(arguments.gallery, ".npy")
     blocks = embedded(arguments.people, model_of(arguments))
     if arguments.name is not None:
         names = [arguments.name]
@@ -137,18 +129,15 @@ def search(arguments: Namespace) -> None:
     """The nearest people or images of a gallery for every query, by exact cosines."""
     known = read(arguments.gallery)
     k = min(arguments.top, len(known))
-    if arguments.queries.endswith((".npy", ".parquet")):
+    if arguments.queries.endswith(".npy"):
         decides, blocks = arguments.threshold, read(Path(arguments.queries)).blocks(BLOCK)
     else:
         model = model_of(arguments)
         found = threshold_of(arguments.checkpoint, model, arguments.threshold)
         decides, blocks = None if found is None else found[0], embedded(arguments.queries, model)
-    factory = arguments.faiss
-    nearest = gallery.by_faiss(known, k, factory) if factory else gallery.exact(known, k)
-    with ExitStack() as stack:
-        file = sys.stdout
-        if arguments.out is not None:
-            file = stack.enter_context(open_text(arguments.out))
+    nearest = gallery.searcher(known, k, arguments.faiss)
+    out = arguments.out
+    with nullcontext(sys.stdout) if out is None else open_text(out) as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(("query", "rank", "name", "identity", "cosine", "same"))
         for block in blocks:
@@ -172,20 +161,13 @@ COMMANDS = {
 
 
 def run(argv: list[str]) -> int:
-    parser = Parser(prog="python -m train", description=str(__doc__).split(":")[0])
-    listed = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (command, options) in COMMANDS.items():
-        about = str(command.__doc__)
-        sub = listed.add_parser(
-            name,
-            help=about.split("\n")[0].rstrip("."),
-            description=about,
-            epilog="key=value: as in training, such as data.on_error=skip train.device=cpu",
-        )
-        for flag, settings in {**options, **COMMON}.items():
-            sub.add_argument(flag, **settings)
-    arguments = parser.parse_args([text for text in argv if not _KEY.match(text)])
-    arguments.overrides = [text for text in argv if _KEY.match(text)]
-    parse_overrides(arguments.overrides)  # a mistake is found before a checkpoint is read
+    parser, _ = subcommands.parser_of(
+        COMMANDS,
+        COMMON,
+        prog="python -m train",
+        about=str(__doc__).split(":")[0],
+        keys="data.on_error=skip train.device=cpu",
+    )
+    arguments = subcommands.parse(parser, argv)
     COMMANDS[arguments.command][0](arguments)
     return 0

@@ -59,24 +59,23 @@ def check_width(path: Path, gallery: Vectors, width: int) -> None:
         )
 
 
-def exact(gallery: Vectors, k: int) -> Search:
-    """By the package's kernels: memory for a block of cosines, the gallery stays on the disk."""
-    rows = torch.from_numpy(gallery.features)
+def searcher(gallery: Vectors, k: int, factory: str | None = None) -> Search:
+    """By the package's kernels, which read the file in blocks and keep only the nearest; with
+    ``factory`` by such an index of FAISS in memory.
+    """
+    features = gallery.features
+    if factory is None:
+        rows = torch.from_numpy(features)
 
-    def search(queries: NDArray[np.float32]) -> Any:
-        found = metrics.nearest(torch.from_numpy(queries), rows, k)
-        return found.scores.numpy(), found.index.numpy()
+        def search(queries: NDArray[np.float32]) -> Any:
+            found = metrics.nearest(torch.from_numpy(queries), rows, k)
+            return found.scores.numpy(), found.index.numpy()
 
-    return search
-
-
-def by_faiss(gallery: Vectors, k: int, factory: str) -> Search:
-    """By an index of FAISS, such as Flat or HNSW32, made in memory."""
+        return search
     try:
         import faiss
     except ImportError as error:
         raise UserError("--faiss needs FAISS: pip install faiss-cpu") from error
-    features = gallery.features
     try:
         index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,4 +85,4 @@ class Embedded:
     def report(self) -> None:
         if self.skipped:
             reason = next(iter(self.skipped.values()))
-            print(f"{len(self.skipped)} images skipped, such as {reason}")
+            print(f"{len(self.skipped)} images skipped, such as {reason}", file=sys.stderr)

@@ -61,10 +61,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def check_name(path: Path) -> None:
+def check_name(path: Path, *endings: str) -> None:
     """A file that can be written here, before anything is embedded."""
-    if path.suffix not in (".npy", ".parquet"):
-        raise UserError(f"expected a file .npy or .parquet, got {path}")
+    if path.suffix not in endings:
+        raise UserError(f"expected a file {' or '.join(endings)}, got {path}")
     if path.suffix == ".parquet":
         _parquet(path)
 
@@ -72,7 +72,6 @@ def check_name(path: Path) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Vectors], None]]:
     """A function that appends rows; the file, and the table beside it, appear at the end."""
-    check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (_write_parquet if path.suffix == ".parquet" else _write_npy)(path) as add:
@@ -106,20 +105,19 @@ def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
         file.write(magic + head.ljust(_HEADER - 11).encode() + b"\n")
 
 
-def _parquet(path: Path) -> tuple[Any, Any]:
+def _parquet(path: Path) -> Any:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
             f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
         ) from error
-    return pyarrow, pyarrow.parquet
+    return pyarrow
 
 
 @contextmanager
 def _write_parquet(path: Path) -> Iterator[Callable[[Vectors], None]]:
-    arrow, parquet = _parquet(path)
+    arrow = _parquet(path)
     with replacing(path) as temporary:
         writers: list[Any] = []
 
@@ -129,7 +127,7 @@ def _write_parquet(path: Path) -> Iterator[Callable[[Vectors], None]]:
             columns = [list(part.names), list(part.identities), list(part.norms)]
             table = arrow.table([*columns, features], names=[*COLUMNS, "features"])
             if not writers:
-                writers.append(parquet.ParquetWriter(temporary, table.schema))
+                writers.append(arrow.parquet.ParquetWriter(temporary, table.schema))
             writers[0].write_table(table)
 
         try:
@@ -140,38 +138,21 @@ def _write_parquet(path: Path) -> Iterator[Callable[[Vectors], None]]:
 
 
 def read(path: Path) -> Vectors:
-    """What :func:`writing` has written, or any .npy of (N, D) numbers with such a table beside it.
+    """What :func:`writing` has written, or any .npy of unit rows with such a table beside it.
 
-    Features of .npy stay on the disk until they are used.
+    Features stay on the disk until they are used.
     """
-    if path.suffix == ".parquet":
-        found = _read_parquet(path)
-    else:
-        try:
-            # Copied on write: Torch takes no array that cannot be written.
-            features = np.load(path, mmap_mode="c", allow_pickle=False)
-            with open(path.with_suffix(".csv"), **_TEXT) as file:
-                table = [(r["name"], r["identity"], float(r["norm"])) for r in csv.DictReader(file)]
-            names, identities, norms = ([row[i] for row in table] for i in range(3))
-        except OSError as error:
-            where = error.filename or path
-            raise UserError(f"cannot read {where}: {error.strerror or error}") from error
-        except (KeyError, TypeError, ValueError, EOFError, csv.Error) as error:
-            raise UserError(f"{path}: no features with a table beside them: {error}") from error
-        found = Vectors(features, names, identities, norms)
-    shape, dtype = found.features.shape, found.features.dtype
-    if len(shape) != 2 or shape[0] != len(found) or dtype != np.float32 or 0 in shape:
-        raise UserError(f"{path}: expected {len(found)} rows of float32, got {shape} of {dtype}")
-    return found
-
-
-def _read_parquet(path: Path) -> Vectors:
-    arrow, parquet = _parquet(path)
     try:
-        table = parquet.read_table(path)
-        features = table["features"].combine_chunks()
-        flat = features.flatten().to_numpy(zero_copy_only=False)
-        columns = [table[name].to_pylist() for name in COLUMNS]
-        return Vectors(flat.reshape(len(features), -1), *columns)
-    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        # Copied on write: Torch takes no array that cannot be written.
+        features = np.load(path, mmap_mode="c", allow_pickle=False)
+        with open(path.with_suffix(".csv"), **_TEXT) as file:
+            table = [(r["name"], r["identity"], float(r["norm"])) for r in csv.DictReader(file)]
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"cannot read {where}: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError, EOFError, csv.Error) as error:
+        raise UserError(f"{path}: no features with a table beside them: {error}") from error
+    shape, dtype = features.shape, features.dtype
+    if len(shape) != 2 or shape[0] != len(table) or dtype != np.float32 or 0 in shape:
+        raise UserError(f"{path}: expected {len(table)} rows of float32, got {shape} of {dtype}")
+    return Vectors(features, *([row[i] for row in table] for i in range(3)))
