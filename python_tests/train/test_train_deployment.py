@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.packs import people, write_recordio
 from support.training import tiny, train, write_faces
 
 from train.__main__ import COMMANDS, main
@@ -71,7 +72,13 @@ def test_features_are_those_of_the_evaluation(
     assert (cosines > 0.5).all()
     assert (cosines < 1 - 1e-5).all()
 
-    # A folder of images without identities, of which one cannot be read.
+    # Records, with the identities' numbers.
+    record = write_recordio(tmp_path, people(2, 3)) / "train.rec"
+    assert call(run, "embed", record, "--no-flip", "--out", tmp_path / "r.npy") == 0
+    packed = vectors.read(tmp_path / "r.npy")
+    assert (packed.names[0], packed.identities) == (f"{record}, record 1", ["0"] * 3 + ["1"] * 3)
+
+    # A folder of images without identities.
     assert call(run, "embed", data / "person1", "--out", tmp_path / "c.npy") == 0
     flat = vectors.read(tmp_path / "c.npy")
     np.testing.assert_allclose(flat.features, found.features[:4], atol=1e-5)

@@ -37,7 +37,7 @@ class Vectors:
     def of(
         cls, features: NDArray[np.float32], names: Sequence[str], identities: Sequence[str]
     ) -> Vectors:
-        """Of raw features."""
+        """Rows with these features, of any length."""
         norms = np.linalg.norm(features, axis=1)
         unit = features / np.maximum(norms, 1e-12)[:, None]
         return cls(unit, names, identities, norms.tolist())
