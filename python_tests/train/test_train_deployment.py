@@ -120,6 +120,9 @@ def test_what_cannot_be_read_is_left_out_on_request(
         vectors.read(tmp_path / "x.npy")
     with pytest.raises(UserError, match=r"expected a file \.npy or \.parquet, got x\.txt"):
         call(run, "embed", data, "--out", "x.txt")
+    (tmp_path / "list.csv").write_text("of another program")
+    with pytest.raises(UserError, match=r"its names belong in .*list\.csv, which is there without"):
+        call(run, "embed", data, "--out", tmp_path / "list.npy")
 
 
 def test_parquet_holds_the_same_or_asks_for_pyarrow(

@@ -80,6 +80,6 @@ def threshold_of(path: Path, model: Model, given: float | None) -> tuple[float, 
         if (run / EVALUATION).is_file():
             values: Any = parse_json(read_text(run / EVALUATION), run / EVALUATION)
             found = values.get("best_threshold") if isinstance(values, dict) else None
-            if isinstance(found, float):
+            if isinstance(found, float) and np.isfinite(found):
                 return found, "the best one of the held-out identities"
     return None

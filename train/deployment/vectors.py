@@ -67,6 +67,9 @@ def check_name(path: Path, *endings: str) -> None:
         raise UserError(f"expected a file {' or '.join(endings)}, got {path}")
     if path.suffix == ".parquet":
         _parquet(path)
+    table = path.with_suffix(".csv")
+    if path.suffix == ".npy" and table.exists() and not path.exists():
+        raise UserError(f"{path}: its names belong in {table}, which is there without it")
 
 
 @contextmanager
