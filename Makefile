@@ -12,7 +12,7 @@ SECONDS ?= 600
 # There is none for other systems.
 SERVER_TRITON := 3.6.0
 TRITONS := $(if $(filter Linux,$(shell uname -s)),$(VENV)/triton-$(SERVER_TRITON))
-# Images of a package of Debian, which need not be installed: `losses` compares on them too.
+# Images of a package of Debian, which need not be installed, for `losses`; FASHION= does without.
 FASHION := $(if $(shell command -v apt-get),$(VENV)/fashion-mnist)
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
@@ -38,7 +38,8 @@ $(VENV)/triton-$(SERVER_TRITON): | $(VENV)/.installed
 $(VENV)/fashion-mnist: | $(VENV)/.installed
 	rm -rf $@.part
 	mkdir $@.part
-	cd $@.part && apt-get download --quiet dataset-fashion-mnist && dpkg-deb -x *.deb .
+	cd $@.part && apt-get download --quiet dataset-fashion-mnist
+	cd $@.part && dpkg-deb -x *.deb . && rm *.deb
 	mv $@.part $@
 
 demo: env

@@ -121,7 +121,7 @@ def _start_anew_if_changed(build: Path) -> None:
         record.write_text(json.dumps(inputs, indent=1))
 
 
-# Of one form before setuptools 77, of another from then on; LICENSE is packed by both.
+# Its form differs from setuptools 77 on; LICENSE is packed by both.
 KNOWS_EXPRESSIONS = int(setuptools.__version__.split(".")[0]) >= 77
 
 setup(

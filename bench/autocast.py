@@ -22,7 +22,7 @@ ROUNDS = 7
 
 
 def _forward(loss: Callable[..., Tensor], enabled: bool, **inputs: Tensor) -> Tensor:
-    """As in training, the backward pass is outside."""
+    """Loss under autocast; the backward pass is outside, as in training."""
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         return loss(**inputs)
 

@@ -85,7 +85,7 @@ def panel(n: int, size: int, cores: int, rates: Rates) -> list[Loop]:
 
 
 def panel_bytes(n: int, size: int) -> int:
-    """From and to memory: weights twice, cosines written and read, the gradient written."""
+    """Bytes from and to memory: weights twice, cosines written and read, gradient written."""
     m = CLASS_BLOCK[1]
     return 4 * (2 * m * size + 2 * n * m + m * size)
 

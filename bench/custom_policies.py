@@ -47,7 +47,7 @@ TARGET = 1.05
 
 
 class CosFace(policy.Class):
-    """As :func:`unitsface_kernels.fused_margin_softmax_loss` with its defaults."""
+    """The formula of :func:`unitsface_kernels.fused_margin_softmax_loss` with its defaults."""
 
     combine = "logsumexp"
     scale: policy.Number = policy.number(64.0, above=0.0)
@@ -61,7 +61,7 @@ class CosFace(policy.Class):
 
 
 class UCE(policy.Class):
-    """As :func:`unitsface_kernels.fused_uce_loss`."""
+    """The formula of :func:`unitsface_kernels.fused_uce_loss`."""
 
     combine = "softplus"
     scale: policy.Number = policy.number(64.0, above=0.0)

@@ -85,7 +85,7 @@ def _handwritten_header(include: Path, name: str) -> str:
 
 
 def _renamed(text: str, name: str) -> str:
-    """With another name of the policy, which is the last struct."""
+    """The text with another name for the policy, its last struct."""
     struct = re.findall(r"^struct (\w+)", text, re.MULTILINE)[-1]
     return re.sub(rf"\b{struct}\b", name, text)
 

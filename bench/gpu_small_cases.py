@@ -111,7 +111,7 @@ class SmallCase:
         return found | self._numbers(found, device)
 
     def _numbers(self, given: dict[str, Tensor], device: str) -> dict[str, Tensor]:
-        """Those of a formula that have no default."""
+        """Numbers of a formula that have no default."""
         return {
             name: torch.tensor(0.3, device=device)
             for name, parameter in inspect.signature(FUNCTIONS[self.function]).parameters.items()

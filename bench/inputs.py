@@ -100,7 +100,7 @@ def sample_cosines(workload: Workload, tensors: dict[str, Tensor]) -> tuple[Tens
 
 
 def _best_threshold(workload: Workload, tensors: dict[str, Tensor]) -> float:
-    """Where the derivative by b is 0, by bisection: it is increasing."""
+    """The b at which the increasing derivative by b is 0, by bisection."""
     cosines, positive = sample_cosines(workload, tensors)
     usable = ~cosines.isnan()
     targets = SCALE * (cosines[positive & usable] - workload.margin)

@@ -188,7 +188,7 @@ class Local:
             raise ImplementationFailedError(detail) from None
 
     def _device_answers(self) -> bool:
-        """After an illegal access every further call of the process fails."""
+        """Whether the device responds; after an illegal access every further call fails."""
         device = self._arguments[2]
         try:
             return float(torch.ones((), device=device)) == 1.0

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from unitsface_kernels.backends.triton.losses import policy_of
-from unitsface_kernels.losses import CUSTOM, REGISTRY
+from unitsface_kernels.losses import CUSTOM, REGISTRY, TOWERS
 from unitsface_kernels.losses.custom import SCALARS
 from unitsface_kernels.modules import CLASS_LOSSES, PAIR_LOSSES
 
@@ -28,17 +28,25 @@ def native_policies() -> set[str]:
 def table() -> str:
     # Those that the package has beside the registry run on the kernels of another loss.
     others = {n: s for n, s in CUSTOM.items() if s.tiles is not None and SCALARS not in n}
-    specs = {**REGISTRY, **others}
+    modules = {**CLASS_LOSSES, **PAIR_LOSSES}
+    by_name = {module.loss for module in modules.values()}
+    more = {name: spec for name, spec in TOWERS.items() if name in by_name}
+    specs = {**REGISTRY, **more, **others}
     native = native_policies() | others.keys()
     triton = {n for n, spec in specs.items() if spec.triplet is None and policy_of(spec)}
-    modules = {**CLASS_LOSSES, **PAIR_LOSSES}
     lines = [
         "| loss | function | modules | reference | native CPU | native CUDA | triton |",
         "|---|---|---|---|---|---|---|",
     ]
+    listed: dict[str, set[str]] = {}
     for name, spec in specs.items():
         known = (m for m in modules.values() if m.loss == name or getattr(m, "spec", None) is spec)
         own = ", ".join(f"`{m.__name__}`" for m in known)
+        # Other kernels of a loss that has a row.
+        modules_of = listed.setdefault(spec.function, set())
+        if own in modules_of or (modules_of and not own):
+            continue
+        modules_of.add(own)
         # A nearest loss needs no policy of its own.
         eager = spec.triplet is not None
         marks = ["yes", *["yes" if eager or name in native else "no"] * 2]

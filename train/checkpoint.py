@@ -234,7 +234,7 @@ def save_atomically(values: dict[str, Any], path: Path) -> None:
 def save_sharded(
     values: dict[str, Any], path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer
 ) -> None:
-    """The same for a folder; every process calls."""
+    """Writes a checkpoint as a folder; every process calls."""
     try:
         uk.partial_fc.save_checkpoint(path, head, optimizer, values)
     except (OSError, ValueError) as error:

@@ -98,7 +98,7 @@ class DistributedEnv:
         return dist.group.WORLD if self.size > 1 else None
 
     def print(self, *text: str, file: TextIO | None = None) -> None:
-        """On the first process alone."""
+        """Prints in the first process only."""
         if self.is_main:
             print(*text, file=file, flush=True)
 

@@ -38,7 +38,7 @@ class UserError(Exception):
 
 
 def printable(message: object) -> str:
-    """In one line that a terminal shows, whatever names and contents of files are in it."""
+    """A message as one line of printable text, whatever names and contents it includes."""
     text = _shortened(" ".join(str(message).split()))
     return text if text.isprintable() else _shortened("".join(map(_shown, text)))
 

@@ -53,7 +53,7 @@ def build_optimizer(
 
 
 def build_scaler(config: Config, world: DistributedEnv) -> torch.amp.GradScaler:
-    """With several processes one that skips a step on all of them, or on none."""
+    """The gradient scaler; with several processes all skip a step, or none does."""
     enabled, kind = config.train.amp == "fp16", world.device.type
     if world.size == 1:
         return torch.amp.GradScaler(kind, enabled=enabled)

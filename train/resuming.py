@@ -131,7 +131,7 @@ def _counts(values: dict[str, Any]) -> NDArray[np.int64] | None:
 def _learning_rate(
     held: dict[str, Any], asked: dict[str, Any], values: dict[str, Any], course: Course
 ) -> list[Difference]:
-    """That of the next step, where it is another than it would have been."""
+    """The learning rate of the next step, where it differs from that of the run before."""
     counts = _counts(values)
     before = dataclasses.replace(
         course,

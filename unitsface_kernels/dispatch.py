@@ -142,9 +142,9 @@ def row_kernels(device: torch.device) -> ModuleType | None:
     return None
 
 
-def norm_statistics(device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """Moving statistics of norms, ``backends/norms.py`` or the kernels in its place."""
-    return load("triton.norms") if _has_triton(device, dtype) else load("norms")
+def norm_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """Kernels in place of ``backends/norms.py``; None: there are none."""
+    return load("triton.norms") if _has_triton(device, dtype) else None
 
 
 def draw_kernels(device: torch.device) -> ModuleType | None:

@@ -88,7 +88,7 @@ class Arguments(NamedTuple):
 
     @property
     def num_losses(self) -> int:
-        """As of the call."""
+        """The number of losses of the call."""
         columns = 0 if self.columns is None else self.columns.shape[0]
         return self.rows.shape[0] + (columns if self.both else 0)
 

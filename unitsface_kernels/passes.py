@@ -118,7 +118,7 @@ def times(gradients: Gradients, grad_loss: Tensor) -> Gradients:
 def scaled(
     gradients: Gradients, grad_loss: Tensor, tensors: CallTensors | None = None
 ) -> Gradients:
-    """In place: C x D gradients are not copied, and on the CPU a factor of one costs nothing.
+    """Scales gradients in place: no copy of C x D, and a factor of one costs nothing on the CPU.
 
     Of ``tensors`` with another dtype into that, in one pass over the gradient.
     """
@@ -134,7 +134,7 @@ def scaled(
 
 
 def differentiable(tensors: CallTensors) -> tuple[Tensor | None, ...]:
-    """In the order of :class:`Gradients`."""
+    """The tensors that may have a gradient, in the order of :class:`Gradients`."""
     return tensors.rows, tensors.columns, tensors.threshold, tensors.variables
 
 

@@ -27,11 +27,11 @@ class Chip:
 
     @property
     def arch(self) -> int:
-        """Such as 90."""
+        """Compute capability as a number such as 90."""
         return 10 * self.capability[0] + self.capability[1]
 
     def properties(self) -> SimpleNamespace:
-        """In place of the properties of a device."""
+        """Stands in for the properties of a device."""
         return SimpleNamespace(
             name=self.name,
             major=self.capability[0],

@@ -53,7 +53,7 @@ class FakeDevice:
         return self._recorder.memory.live
 
     def array(self, tensor: Tensor) -> Array:
-        """Where a tensor of the device lies."""
+        """The place of a tensor of the device."""
         return self._recorder.memory.array(tensor)
 
     def replay(self, tape: Tape, native: Any = None) -> Replay:

@@ -202,7 +202,7 @@ def _true_shape(engine: Any, shape: tuple[int, int, int], by: float) -> Iterator
 
 
 class _NoRecorder:
-    """In place of a recorder: nothing is recorded, and nothing waited for."""
+    """Stands in for a recorder: nothing is recorded, and nothing waited for."""
 
     memory = mock.Mock(live=0)
 
@@ -256,7 +256,7 @@ def _addmm(original: Any) -> Any:
 
 
 class _Silent:
-    """In place of the extension: argument structs are made and checked, kernels do nothing."""
+    """Stands in for the extension: checks argument structs; kernels do nothing."""
 
     NO_DIAGONAL = -(2**63)
 

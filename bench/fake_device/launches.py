@@ -25,7 +25,7 @@ def parameters(kernel: Any) -> tuple[str, ...]:
 
 
 class TritonLaunches:
-    """In place of ``backends.triton.launch.run``."""
+    """Stands in for ``backends.triton.launch.run``."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -122,7 +122,7 @@ ELEMENTS = {"targets": 8, "index": 8}
 
 
 class NativeLaunches:
-    """In place of the extension: argument types, and kernels in ``cuda``."""
+    """Stands in for the extension: argument types, and kernels in ``cuda``."""
 
     NO_DIAGONAL = -(2**63)
 

@@ -51,7 +51,7 @@ class Memory:
         )
 
     def address(self, tensor: Tensor) -> int:
-        """In place of ``tensor.data_ptr()``."""
+        """Stands in for ``tensor.data_ptr()``."""
         array = self.array(tensor)
         self._pointers[array.address, tensor.nbytes] = array
         return array.address

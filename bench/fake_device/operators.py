@@ -51,7 +51,7 @@ _SHAPES_ONLY = frozenset(_FACTORIES.split())
 
 
 def name_of(func: OpOverload) -> str:
-    """Without namespace and overload."""
+    """Name of an operator without namespace and overload."""
     return func._schema.name.partition("::")[2]
 
 

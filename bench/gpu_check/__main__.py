@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[Stage]]:
 
 
 def _environment() -> None:
-    """For every program: tools of CUDA's toolkit are often in folders that are not on the PATH."""
+    """Adds CUDA's toolkit to every program's PATH, on which it often is not."""
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     folders = [toolkit / "bin", toolkit / "compute-sanitizer"]
     folders += sorted(Path("/opt/nvidia/nsight-compute").glob("*"), reverse=True)

@@ -46,7 +46,7 @@ def predictions(file: Path, architecture: int, triton: str) -> dict[str, float]:
 
 
 def launch_seconds(run: Callable[[], object]) -> float:
-    """Until the host has launched a step, the device idle before it; the median."""
+    """Median time until the host has launched a step, with the device idle before it."""
     times = []
     for _ in range(LAUNCHED):
         torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import budgets
 from .chips import CHIPS
 from .report import write
-from .steps import KERNELS, MODELLED
+from .steps import KERNELS, MODELED
 from .tritons import tritons, unpacked
 from .worker import MODEL, ROOT, run
 
@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("no Triton to compile with", file=sys.stderr)
         return 1
     # Kernels first: budgets are those of the first step that launches one.
-    names = dict.fromkeys([*KERNELS, *MODELLED])
-    tasks = [MODEL + name if name in MODELLED else name for name in names]
+    names = dict.fromkeys([*KERNELS, *MODELED])
+    tasks = [MODEL + name if name in MODELED else name for name in names]
     results = run(tasks, found, options.arch or sorted(CHIPS))
     words = ["python", "-m", "bench.gpu_model"]
     words += [word for one in options.arch or [] for word in ("--arch", str(one))]

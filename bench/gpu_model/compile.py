@@ -94,7 +94,7 @@ class Compiled:
 
     @classmethod
     def load(cls, row: dict[str, Any]) -> Compiled:
-        """From what ``asdict`` and JSON have made of it."""
+        """The inverse of ``asdict`` and JSON."""
         gemm = None if row["gemm"] is None else Gemm(**row["gemm"])
         return cls(**row | {"gemm": gemm, **{k: tuple(row[k]) for k in ("families", "warnings")}})
 

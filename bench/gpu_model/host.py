@@ -34,7 +34,7 @@ _seconds: dict[tuple, float] = {}
 
 
 def _launch_seconds(launch: Launch) -> float:
-    """From the package's call of a compiled kernel to Triton's of the driver."""
+    """Time from the package's call of a compiled kernel to Triton's call of the driver."""
     if launch.identity not in _seconds:
         args = [
             torch.empty(0, dtype=arg.dtype) if isinstance(arg, Pointer) else arg

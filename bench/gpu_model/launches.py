@@ -61,7 +61,7 @@ class Launch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """By parameter of the kernel."""
+        """Arguments by parameter of the kernel."""
         taken = {k: v for k, v in self.options.items() if k in self.kernel.signature.parameters}
         bound = self.kernel.signature.bind(*self.args, **taken)
         bound.apply_defaults()

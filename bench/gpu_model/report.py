@@ -161,7 +161,7 @@ def _step_cells(entry: tuple[str, int, Prediction]) -> tuple[str, ...]:
 
 
 def _name(kernel: Compiled) -> str:
-    """Without the arguments that are None."""
+    """Name of a kernel without the arguments that are None."""
     words = [word for word in kernel.variant.split() if not word.startswith("-")]
     return f"`{kernel.kernel}` {' '.join(words)}"
 

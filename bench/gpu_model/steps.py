@@ -68,7 +68,7 @@ STEPS = {
     )
 }
 #: Whose time is predicted.
-MODELLED = (
+MODELED = (
     "pair-8k",
     "pair-32k",
     "class-100k",

@@ -36,7 +36,7 @@ def _version(package: Path) -> str:
 
 
 def unpacked() -> list[Path]:
-    """Where ``make env`` leaves the Triton that most GPU servers have."""
+    """Folder of the Triton that most GPU servers have, unpacked by ``make env``."""
     return sorted(Path(sys.prefix).glob("triton-*"))
 
 

@@ -155,7 +155,7 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
     def labels(count: int) -> torch.Tensor:
         return torch.empty(count, dtype=torch.int64, device="cuda")
 
-    labelled = spec.topology == "pair" and with_columns
+    labeled = spec.topology == "pair" and with_columns
     columns = COLUMNS if with_columns else ROWS
     thresholds = columns if spec.threshold == "per_column" else 1
     sizes = {"scalar": 1, "row": ROWS, "column": columns}
@@ -169,7 +169,7 @@ def _call(spec: LossSpec, dtype: torch.dtype, with_columns: bool) -> Call:
         rows=vectors(ROWS),
         row_labels=labels(ROWS),
         columns=vectors(COLUMNS) if with_columns else None,
-        column_labels=labels(COLUMNS) if labelled else None,
+        column_labels=labels(COLUMNS) if labeled else None,
         self_offset=None if with_columns else 0,
         threshold=None if spec.threshold == "none" else torch.empty(thresholds, device="cuda"),
         variables=torch.empty(given, device="cuda") if given else None,

@@ -41,7 +41,7 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 #: Where Markdown of GitHub begins a list or a table, and that of the site needs an empty line.
 BEGIN = re.compile(r"^((?![-|]| |<!--.*--> ).+\n)(?=- )|^(<!--.*-->\n)(?=\|)", re.MULTILINE)
-#: A bar in code of a table, which GitHub alone wants escaped.
+#: A bar in code of a table, which only GitHub needs escaped.
 ESCAPED = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`\n]*`")
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', flags=re.DOTALL
@@ -106,6 +106,8 @@ def on_page_content(html_text: str, page: Page, **_: Any) -> str:
             mathml = convert(tex, display="block" if match[1] == "div" else "inline")
         except Exception as error:
             raise PluginError(f"{page.file.src_uri}: formula {tex!r}: {error}") from error
+        # The bars of a norm, which would grow with what stands beside them.
+        mathml = mathml.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')
         return f"<{match[1]}>{mathml}</{match[1]}>"
 
     return FORMULA.sub(typeset, html_text)

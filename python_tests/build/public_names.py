@@ -38,7 +38,7 @@ class Margin(policy.Class):
 
 
 def functions(x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> list[Tensor]:
-    """Of features (N, D), class weights (C, D), labels (N,) and a threshold ()."""
+    """Losses of features (N, D), class weights (C, D), labels (N,) and a threshold ()."""
     counts = torch.bincount(y, minlength=C)
     margins: Tensor = uk.frequency_margins(counts)
     return [
@@ -65,9 +65,11 @@ def functions(x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> list[Tensor]:
         uk.fused_proxy_nca_loss(x, w, y, denominator="all"),
         uk.fused_siglip_loss(x, x.roll(1, 0), 10.0, -10.0),
         uk.fused_simple_loss(x, y, b),
+        uk.fused_simple_proxy_loss(x, w, y, b),
         uk.fused_sphereface2_loss(x, w, y, b),
         uk.fused_triplet_loss(x, y, k=2),
         uk.fused_uce_loss(x, w, y, b),
+        uk.fused_unpg_loss(x, w, y, m2=0.5, m3=0.0),
         uk.fused_uss_loss(x, y, b, memory=x.detach(), memory_labels=y, batch_offset=0),
         uk.uss_threshold_init(x, y),
     ]
@@ -92,6 +94,7 @@ def class_modules() -> Sequence[nn.Module]:
         uk.NormFaceLoss(D, C),
         uk.ProxyAnchorLoss(D, C),
         uk.ProxyNCALoss(D, C),
+        uk.SimPLEProxyLoss(D, C),
         uk.SphereFace2Loss(D, C),
         uk.SphereFaceLoss(D, C),
         uk.SubCenterArcFaceLoss(D, C, centers=2),

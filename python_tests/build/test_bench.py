@@ -424,7 +424,7 @@ def test_short_steps_are_repeated() -> None:
 
 
 @pytest.mark.parametrize("option", ["--contestants", "--implementations"])
-def test_an_option_of_earlier_versions_says_what_replaced_it(
+def test_an_option_of_earlier_versions_names_its_replacement(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -19,7 +19,7 @@ def test_files_are_those_of_the_formulas(path: Path) -> None:
 
 
 def test_every_formula_has_its_files() -> None:
-    """And no other file lies beside them."""
+    """No other file is beside them."""
     own = {
         name
         for name, spec in {**REGISTRY, **TOWERS}.items()

@@ -70,7 +70,7 @@ def test_instructions_are_sorted_into_pipes() -> None:
 
 
 def test_a_loop_counts_once_per_iteration() -> None:
-    """Also with a step of the GEMM before it, and one that was peeled off after it."""
+    """Steps of the GEMM before the loop and peeled off after it do not change that."""
     code = _code(
         *("MOV R1, R2", WGMMA),
         *("IADD3 R1, R2, R3, RZ", WGMMA, WGMMA, "@P0 BRA 0x20"),

@@ -218,7 +218,7 @@ def gpus(monkeypatch, fresh) -> list[tuple[int, int]]:
 
 
 def test_auto_takes_no_kernels_that_the_device_cannot_run(gpus) -> None:
-    """That of the tensors, whichever is current."""
+    """The device is that of the tensors, whichever is current."""
     old = torch.device("cuda", 1)
     with pytest.warns(RuntimeWarning, match=r"7\.5.*UNITSFACE_CUDA_ARCHS=75"):
         assert dispatch.resolve("auto", old, torch.float32) == "reference"

@@ -101,7 +101,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _external_mistake(link: str) -> str | None:
-    """Of an address by its form alone: tests need no network."""
+    """A mistake in the form of an address: tests need no network."""
     parts = urlsplit(link)
     if parts.scheme != "https":
         return "no https"
@@ -156,3 +156,16 @@ def test_numbers_in_sentences_are_those_of_the_results(
 ) -> None:
     assert re.search(re.escape(text).replace(r"\ ", r"\s"), (ROOT / page).read_text())
     assert re.search(row, (ROOT / "bench" / "results" / f"{result}.md").read_text())
+
+
+def test_matrices_that_eager_code_stores_are_as_many_as_the_page_says() -> None:
+    text = (ROOT / "docs" / "memory_and_speed.md").read_text()
+    assert "about four matrices of N × M" in text  # noqa: RUF001
+    assert "up to thirteen" in text
+    stored = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())["workloads"]
+    workload = stored["pair-8k"]
+    matrix = 4 * workload["rows"] ** 2 / 2**20
+    peaks = {name: row["peak_mb"] for name, row in workload["implementations"].items()}
+    assert 3.5 < peaks["eager"] / matrix < 4.5
+    assert max(peaks.values()) == peaks["published"]
+    assert 12.5 < peaks["published"] / matrix < 14.5

@@ -27,7 +27,7 @@ def test_every_public_name_is_used() -> None:
         assert f"metrics.{name}" in text, name
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert (PACKAGE / "py.typed").read_text() == ""
     assert 'unitsface_kernels = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
 

@@ -80,7 +80,7 @@ def test_ignored_samples_take_no_part() -> None:
     assert not bool(one[1][-1].any())
     for rank in two:
         torch.testing.assert_close(rank[0], one[0])
-    # Of the mean over ranks, which data parallelism takes.
+    # For the mean over ranks, which data parallelism takes.
     torch.testing.assert_close(torch.cat([rank[1] for rank in two]) / 2.0, one[1])
     torch.testing.assert_close(torch.cat([rank[2] for rank in two]), one[2])
 

@@ -99,7 +99,7 @@ def test_autocast_mixes_in_float32():
     assert torch.isclose(*values, rtol=0.05)
 
 
-def _mistakes(rank: int) -> list[str]:
+def _mistakes_of(rank: int) -> list[str]:
     counts = COUNTS[world_size()]
     images, labels = (own_part(t, rank, counts) for t in batch(0, 23))
     found = []
@@ -116,14 +116,28 @@ def _mistakes(rank: int) -> list[str]:
     return found
 
 
+@pytest.mark.extended
 def test_mistakes_in_momentum_features_are_errors_on_all_ranks():
-    first, second = run_ranks(2, _mistakes)
+    first, second = run_ranks(2, _mistakes_of)
     assert "momentum_feats must be None, since CosFaceLoss stores no features, got" in first[0]
     assert "momentum_feats must have D = 16 columns" in first[1]
     assert (
         "momentum_feats must be the same on every rank of the group, got None on rank" in first[2]
     )
     assert len(first) == len(second) == 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "message"),
+    [
+        ("cosface", SIZE, "momentum_feats must be None, since CosFaceLoss stores no features, got"),
+        ("vpl", SIZE - 1, "momentum_feats must have D = 16 columns"),
+    ],
+)
+def test_mistakes_in_momentum_features(loss: str, width: int, message: str):
+    feats, labels = batch(0, 23)
+    with pytest.raises(ValueError, match=message):
+        uk.PartialFC(loss, SIZE, 23)(feats, labels, momentum_feats=feats[:, :width])
 
 
 def test_momentum_features_are_stored_in_place_of_those_that_are_compared():

@@ -24,7 +24,7 @@ from unitsface_kernels.metrics.order_statistics import FIRST_BINS
 from unitsface_kernels.metrics.tiles import Scores, Share
 
 ROWS = 40
-# Of every rank: unequal ones, and none.
+# Rows of every rank: unequal numbers, and none.
 COUNTS = {1: [40], 2: [15, 25], 3: [17, 0, 23]}
 each_number_of_ranks = pytest.mark.parametrize(
     "ranks",

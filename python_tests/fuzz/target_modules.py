@@ -22,10 +22,6 @@ _ADAPTED: dict[str, Callable[..., nn.Module]] = {
     "adapter ntxent": lambda _, __, **k: metric_learning.NTXentLoss(**k),
     "adapter supcon": lambda _, __, **k: metric_learning.SupConLoss(**k),
     "adapter cosface": lambda d, c, **k: metric_learning.CosFaceLoss(c, d, **k),
-    # ArcFaceLoss jumps past pi - m.
-    "adapter arcface": lambda d, c, **k: metric_learning.SubCenterArcFaceLoss(
-        c, d, sub_centers=1, **k
-    ),
     "adapter multi similarity": lambda _, __, **k: metric_learning.MultiSimilarityLoss(**k),
     "adapter proxy anchor": lambda d, c, **k: metric_learning.ProxyAnchorLoss(c, d, **k),
     "adapter memory": lambda d, _, **k: metric_learning.CrossBatchMemory(
@@ -151,10 +147,10 @@ def run_one(seed: int) -> str | None:
     got = _steps(own, batches, upstream)
     eager = _steps(copy.deepcopy(copied), batches, upstream)
     want, others = exact(0.0, 0), [exact(MOVES[dtype], k) for k in (1, 2)]
-    angular = name in ("arcface", "sphereface", "epl", "vpl", "adapter arcface")
+    angular = name in ("arcface", "sphereface", "epl", "vpl")
     weights = [p for p in copied.parameters() if p.dim() == 2]
     for feats, _, _ in batches if angular else []:
-        if any(sharp(feats, w.T if name == "adapter arcface" else w, dtype) for w in weights):
+        if any(sharp(feats, w, dtype) for w in weights):
             return None
     size = 1.0 + max((float(w.abs().nan_to_num(posinf=0.0).sum()) for w in want[:4:2]), default=0.0)
     finite = all(bool(b[0].isfinite().all()) for b in batches)

@@ -7,14 +7,15 @@ import copy
 import pytest
 import torch
 from support.helpers import TARGETS, Target, run_python
+from support.largest import Largest
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from unitsface_kernels.adapters.metric_learning import (
     ArcFaceLoss,
+    CircleLoss,
     CosFaceLoss,
     CrossBatchMemory,
+    MultiSimilarityLoss,
     NTXentLoss,
     SupConLoss,
 )
@@ -22,6 +23,9 @@ from unitsface_kernels.adapters.metric_learning.measures import Measure
 from unitsface_kernels.functional.matching import match, sums_of_matching
 
 each_pair_loss = pytest.mark.parametrize("cls", [NTXentLoss, SupConLoss])
+each_loss = pytest.mark.parametrize(
+    "cls", [NTXentLoss, SupConLoss, MultiSimilarityLoss, CircleLoss]
+)
 
 
 def test_adapters_are_imported_when_used_and_without_the_library() -> None:
@@ -134,7 +138,7 @@ def test_memory_refuses_what_it_cannot_hold() -> None:
 
 @each_pair_loss
 def test_single_samples_leave_out_their_own_copy(cls: type) -> None:
-    """Also where the batch has one sample: the memory without it is all that it meets."""
+    """A batch of one sample is compared with the memory without it."""
     embeddings, labels = torch.randn(9, 8), torch.tensor([0, 1, 0, 1, 2, -1, -1, 0, 1])
     memory = CrossBatchMemory(cls(), 8, memory_size=4)
     for i in range(9):
@@ -221,33 +225,20 @@ def test_sums_of_matching(rows: int, columns: int) -> None:
     check_same("gradient", gradient, matrix.T @ upstream, SAME_GRADIENT)
 
 
-class _Largest(TorchDispatchMode):
-    """Number of elements of an operator's largest result."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return result
-
-
-@each_pair_loss
+@each_loss
 @pytest.mark.parametrize("memory", [False, True], ids=["batch", "memory"])
 def test_nothing_of_size_n_by_m(cls: type, memory: bool) -> None:
     """Work outside the fused functions is linear in N and M, forward and backward."""
     embeddings, labels = torch.randn(200, 4, requires_grad=True), torch.arange(200) % 3
     loss = CrossBatchMemory(cls(), 4, memory_size=300) if memory else cls()
-    with _Largest() as largest:
+    with Largest() as largest:
         for _ in range(3):
             loss(embeddings, labels).backward()
     assert 200 * 4 <= largest.numel <= 310 * 4
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@each_pair_loss
+@each_loss
 def test_every_backend(cls: type, target: Target) -> None:
     embeddings, labels = (t.to(target.device) for t in _random(20))
     leaf = embeddings.clone().requires_grad_()
@@ -260,7 +251,7 @@ def test_every_backend(cls: type, target: Target) -> None:
     check_same("gradient", leaf.grad, want.grad, SAME_GRADIENT)
 
 
-@each_pair_loss
+@each_loss
 def test_nan_is_not_hidden(cls: type) -> None:
     embeddings, labels = _random()
     embeddings[2] = torch.nan

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.adapted import ALL, LOSSES, Formula, Lists, ntxent, similarities
 from support.compiled import without_compiler
 from support.helpers import DEVICES
+from support.largest import Largest
 from support.tolerances import SAME_GRADIENT, SAME_LOSS, check_same
 from torch import Tensor
 
@@ -18,8 +20,6 @@ from unitsface_kernels.adapters.metric_learning import indices
 
 each_device = pytest.mark.parametrize("device", DEVICES)
 
-Lists = tuple[Tensor, ...]
-
 
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled() -> Iterator[None]:
@@ -27,143 +27,8 @@ def _nothing_is_compiled() -> Iterator[None]:
         yield
 
 
-def _distance(name: str, power: float = 1.0, normalize: bool = True) -> object:
-    """An object with the attributes of the original's distances."""
-    kind = type(name, (), {})()
-    kind.p, kind.power, kind.normalize_embeddings = 2, power, normalize
-    return kind
-
-
-def _similarities(x: Tensor, y: Tensor, distance: object | None) -> Tensor:
-    """Larger for nearer pairs."""
-    if distance is None or distance.normalize_embeddings:
-        x, y = F.normalize(x), F.normalize(y)
-    if distance is None or type(distance).__name__ != "LpDistance":
-        return x @ y.T
-    squared = (x[:, None] - y[None]).square().sum(-1)
-    # The root of 0 has no gradient.
-    return -(torch.where(squared > 0, squared, 1.0).sqrt() ** distance.power * (squared > 0))
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return torch.logaddexp(x, torch.zeros_like(x))
-
-
-def _ntxent(t: Tensor, lists: Lists) -> Tensor:
-    """T = 0.5; a pair that is listed twice counts twice."""
-    a, p, b, n = lists
-    terms = []
-    for i, j in zip(a.tolist(), p.tolist(), strict=True):
-        of_row = torch.stack([t[i, j], *t[b[b == i], n[b == i]]]) / 0.5
-        terms.append(of_row.logsumexp(0) - of_row[0])
-    return torch.stack(terms).mean()
-
-
-def _of_rows(t: Tensor, lists: Lists) -> list[tuple[Tensor, Tensor]]:
-    """Similarities of every row's positives and negatives, each pair once."""
-    found = []
-    for i in range(len(t)):
-        a, p, b, n = lists
-        own = sorted(set(p[a == i].tolist()))
-        found.append((t[i, own], t[i, sorted(set(n[b == i].tolist()))]))
-    return found
-
-
-def _supcon(t: Tensor, lists: Lists) -> Tensor:
-    terms = []
-    for own, other in _of_rows(t / 0.5, lists):
-        if len(own) and len(own) + len(other) > 1:
-            terms.append(torch.cat([own, other]).logsumexp(0) - own.mean())
-    return torch.stack(terms).mean()
-
-
-def _multi_similarity(t: Tensor, lists: Lists, sign: float = 1.0) -> Tensor:
-    alpha, beta, base = 2.0, 10.0, sign * 0.3
-    terms = []
-    for own, other in _of_rows(t, lists):
-        positive = torch.log1p(torch.exp(alpha * (base - own)).sum()) / alpha
-        terms.append(positive + torch.log1p(torch.exp(beta * (other - base)).sum()) / beta)
-    return torch.stack(terms).mean()
-
-
-def _circle(t: Tensor, lists: Lists) -> Tensor:
-    m, gamma = 0.3, 8.0
-    terms = []
-    for own, other in _of_rows(t, lists):
-        if len(own) and len(other):
-            p = -gamma * (1 + m - own).relu().detach() * (own - 1 + m)
-            n = gamma * (other + m).relu().detach() * (other - m)
-            terms.append(_softplus(p.logsumexp(0) + n.logsumexp(0)))
-    return torch.stack(terms).mean()
-
-
-def _contrastive(t: Tensor, lists: Lists, sign: float = -1.0) -> Tensor:
-    a, p, b, n = lists
-    total = torch.zeros((), dtype=t.dtype)
-    for hinges in (
-        (sign * 0.2 - t[a, p]).relu(),
-        (t[b, n] - sign * (0.9 if sign < 0 else 0.1)).relu(),
-    ):
-        if bool((hinges > 0).any()):
-            total = total + hinges[hinges > 0].mean()
-    return total
-
-
-Formula = Callable[[Tensor, Lists], Tensor]
-#: Loss, its distance and what it computes.
-LOSSES: dict[str, tuple[Callable[..., torch.nn.Module], object | None, Formula]] = {
-    "ntxent": (lambda **k: ours.NTXentLoss(0.5, **k), None, _ntxent),
-    "supcon": (lambda **k: ours.SupConLoss(0.5, **k), None, _supcon),
-    "multi_similarity": (
-        lambda **k: ours.MultiSimilarityLoss(2, 10, 0.3, **k),
-        None,
-        _multi_similarity,
-    ),
-    "circle": (lambda **k: ours.CircleLoss(0.3, 8, **k), None, _circle),
-    "contrastive": (
-        lambda **k: ours.ContrastiveLoss(0.2, 0.9, **k),
-        _distance("LpDistance"),
-        _contrastive,
-    ),
-}
-MEASURES = {
-    "inner_products": _distance("DotProductSimilarity", normalize=False),
-    "euclidean": _distance("LpDistance"),
-    "squared": _distance("LpDistance", power=2),
-    "raw_distances": _distance("LpDistance", normalize=False),
-}
-MEASURED: dict[str, tuple[Callable[..., torch.nn.Module], object | None, Formula]] = {
-    f"{name}-{measure}": (LOSSES[name][0], distance, LOSSES[name][2])
-    for name in ("ntxent", "supcon")
-    for measure, distance in MEASURES.items()
-}
-MEASURED |= {
-    "multi_similarity-euclidean": (
-        LOSSES["multi_similarity"][0],
-        MEASURES["euclidean"],
-        lambda t, lists: _multi_similarity(t, lists, -1.0),
-    ),
-    "multi_similarity-inner_products": (
-        LOSSES["multi_similarity"][0],
-        MEASURES["inner_products"],
-        _multi_similarity,
-    ),
-    "contrastive-cosine": (
-        lambda **k: ours.ContrastiveLoss(0.2, 0.1, **k),
-        _distance("CosineSimilarity"),
-        lambda t, lists: _contrastive(t, lists, 1.0),
-    ),
-    "contrastive-squared": (
-        LOSSES["contrastive"][0],
-        MEASURES["squared"],
-        _contrastive,
-    ),
-}
-ALL = {**LOSSES, **MEASURED}
-
-
 def _some_pairs(rows: int, columns: int, seed: int) -> Lists:
-    """Of no labels; some twice, none of both kinds, and row 0 in none."""
+    """Random pairs without labels: some twice, none of both kinds, and row 0 in none."""
     generator = torch.Generator().manual_seed(seed)
     keys = columns + torch.randperm((rows - 1) * columns, generator=generator)
     own, other = keys[: len(keys) // 5], keys[len(keys) // 5 : len(keys) // 2]
@@ -185,7 +50,7 @@ def _check(
     leaves = [t.clone().requires_grad_() for t in tensors]
     exact = [t.detach().double().cpu().requires_grad_() for t in tensors]
     loss = call(make(**given, **options), *leaves)
-    want = formula(_similarities(exact[0], exact[-1], distance), lists)
+    want = formula(similarities(exact[0], exact[-1], distance), lists)
     check_same("loss", loss.detach().cpu(), want.detach(), SAME_LOSS)
     want_gradients = torch.autograd.grad(want, exact)
     for got, expected in zip(torch.autograd.grad(loss, leaves), want_gradients, strict=True):
@@ -222,10 +87,10 @@ def test_triplets_are_pairs(name: str, device: str, within: bool) -> None:
     _check(make, distance, formula, tensors, (anchors, positives, anchors, negatives), call)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_list_of_all_pairs_is_no_list(name: str) -> None:
-    """Fused and listed, within a batch, against others, and in tiles of a few rows."""
-    make, distance, _ = LOSSES[name]
+    """Fused and listed, within a batch and against others."""
+    make, distance, _ = ALL[name]
     given = {} if distance is None else {"distance": distance}
     labels = torch.arange(30) % 7
     for columns in (None, torch.randn(40, 8)):
@@ -246,6 +111,20 @@ def test_tiles_of_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unitsface_kernels.adapters.metric_learning.listed._TILE", 20)
     test_listed_pairs("multi_similarity", "cpu")
     test_listed_pairs("ntxent", "cpu")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_list_takes_the_memory_of_a_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: neither N x M numbers nor D of them for every listed pair."""
+    monkeypatch.setattr("unitsface_kernels.adapters.metric_learning.listed._TILE", 3000)
+    make, distance, _ = LOSSES[name]
+    given = {} if distance is None else {"distance": distance}
+    rows, columns = torch.randn(200, 4, requires_grad=True), torch.randn(300, 4)
+    lists = tuple(torch.randint(0, 200, (2500,)) for _ in range(4))
+    loss = make(**given)
+    with Largest() as largest:
+        loss(rows, indices_tuple=lists, ref_emb=columns).backward()
+    assert largest.numel == 3000
 
 
 @pytest.mark.parametrize("name", ["ntxent", "multi_similarity"])
@@ -377,7 +256,7 @@ def test_memory_with_a_miner(name: str, masked: bool) -> None:
         columns, of_columns = memory.embedding_memory[held], memory.label_memory[held]
         lists = _easiest_miner(compared, of_compared, columns, of_columns)
         # The copy of a row has a cosine of 1 and is mined by none.
-        want = formula(_similarities(compared.double(), columns.double(), distance), lists)
+        want = formula(similarities(compared.double(), columns.double(), distance), lists)
         check_same("loss", loss, want, SAME_LOSS)
 
 
@@ -395,8 +274,8 @@ def test_memory_with_given_pairs_adds_them() -> None:
         kept[torch.arange(6), memory.curr_batch_idx] = False
         lists = (*torch.where(kept), *torch.where(~same))
         joined = zip(lists, (more[0], more[1], more[0], more[2]), strict=True)
-        want = _ntxent(
-            _similarities(rows.double(), columns.double(), None),
+        want = ntxent(
+            similarities(rows.double(), columns.double(), None),
             tuple(torch.cat(pair) for pair in joined),
         )
         check_same("loss", got, want, SAME_LOSS)
@@ -419,8 +298,8 @@ def test_a_miner_of_triplets_leaves_out_own_copies() -> None:
         )
         kept = memory.curr_batch_idx[anchors] != positives
         a, p, n = (each[kept] for each in (anchors, positives, negatives))
-        similarities = _similarities(rows.double(), memory.embedding_memory.double(), None)
-        check_same("loss", got, _ntxent(similarities, (a, p, a, n)), SAME_LOSS)
+        found = similarities(rows.double(), memory.embedding_memory.double(), None)
+        check_same("loss", got, ntxent(found, (a, p, a, n)), SAME_LOSS)
 
 
 def test_memory_takes_other_losses_by_their_lists() -> None:

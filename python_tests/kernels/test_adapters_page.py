@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.adapted import stand_in
 from support.helpers import ROOT
 
 from unitsface_kernels.adapters import metric_learning as ours
@@ -22,14 +23,6 @@ ROWS = {
 }
 
 
-def _distance(kind: str, **options: Any) -> object:
-    """An object with the attributes of the original's distances."""
-    made = type(kind, (), {})()
-    for name, value in {"p": 2, "power": 1, "normalize_embeddings": True, **options}.items():
-        setattr(made, name, value)
-    return made
-
-
 @dataclass(frozen=True)
 class _Kind:
     """Distances of one word of the table."""
@@ -40,21 +33,21 @@ class _Kind:
 
 KINDS = {
     "similarity": _Kind(
-        (_distance("CosineSimilarity"), _distance("DotProductSimilarity")),
-        _distance("CosineSimilarity"),
+        (stand_in("CosineSimilarity"), stand_in("DotProductSimilarity")),
+        stand_in("CosineSimilarity"),
     ),
-    "inner": _Kind((_distance("DotProductSimilarity", normalize_embeddings=False),), None),
+    "inner": _Kind((stand_in("DotProductSimilarity", normalize=False),), None),
     "distance": _Kind(
-        (_distance("LpDistance"), _distance("LpDistance", power=1.5)), _distance("LpDistance")
+        (stand_in("LpDistance"), stand_in("LpDistance", power=1.5)), stand_in("LpDistance")
     ),
-    "raw": _Kind((_distance("LpDistance", normalize_embeddings=False),), None),
+    "raw": _Kind((stand_in("LpDistance", normalize=False),), None),
 }
-SQUARED = _distance("LpDistance", power=2)
+SQUARED = stand_in("LpDistance", power=2)
 OTHERS = (
-    _distance("LpDistance", p=1),
-    _distance("CosineSimilarity", power=2),
-    _distance("SNRDistance"),
-    _distance("BatchedDistance"),
+    stand_in("LpDistance", p=1),
+    stand_in("CosineSimilarity", power=2),
+    stand_in("SNRDistance"),
+    stand_in("BatchedDistance"),
     object(),
 )
 

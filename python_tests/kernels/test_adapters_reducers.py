@@ -222,6 +222,12 @@ def test_regularizers_are_added() -> None:
     pairs = ours.NTXentLoss(embedding_regularizer=lambda e: e.abs().sum())
     want = ours.NTXentLoss()(embeddings, labels) + embeddings.abs().sum()
     check_same("loss", pairs(embeddings, labels).detach(), want.detach(), SAME_LOSS)
+    reducer, calls = _Reducer(), []
+    once = ours.NTXentLoss(
+        reducer=reducer, embedding_regularizer=lambda e: calls.append(e) or e.abs().sum()
+    )
+    once(embeddings, labels)
+    assert len(calls) == 1
     with pytest.raises(TypeError, match="unexpected keyword argument 'weight_regularizer'"):
         ours.NTXentLoss(weight_regularizer=print)
 

@@ -101,8 +101,8 @@ def test_every_loss(target: Target, name: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_is_the_loss_of_the_nearest_centers(name: str) -> None:
-    """Of a row the weights of the centers that attain its maxima, one for each class, with which
-    the loss of one center is the same."""
+    """With the centers that attain a row's maxima, one for each class, the loss of one center per
+    class is the same."""
     feats, weight, labels = (t.double() if t.is_floating_point() else t for t in _problem())
     options = {"backend": "reference", "reduction": "none"}
     found = LOSSES[name](feats, weight, labels, centers=K, **options)

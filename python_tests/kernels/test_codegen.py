@@ -17,7 +17,7 @@ import pytest
 from bench.gpu_model import budgets, variants
 from bench.gpu_model.chips import CHIPS
 from bench.gpu_model.compile import Compiled
-from bench.gpu_model.steps import KERNELS, MODELLED, STEPS
+from bench.gpu_model.steps import KERNELS, MODELED, STEPS
 from bench.gpu_model.tritons import Triton, tritons, unpacked
 from bench.gpu_model.worker import MODEL, VARIANTS, Results, run_each
 from bench.workloads import WORKLOADS
@@ -97,7 +97,7 @@ def test_steps_cover_the_named_workloads() -> None:
         return {(w.loss, w.topology, bool(w.skip_tolerance)) for w in found}
 
     assert kinds(KERNELS) == kinds(name for name, w in WORKLOADS.items() if "cuda" in w.on)
-    assert {*KERNELS, *MODELLED} <= STEPS.keys()
+    assert {*KERNELS, *MODELED} <= STEPS.keys()
 
 
 def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:

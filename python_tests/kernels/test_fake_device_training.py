@@ -78,6 +78,19 @@ def test_heads(name: str, backend: str) -> None:
         assert all(work.name != "aten.index_add.default" for work in tape.work)
 
 
+@pytest.mark.parametrize("name", ["adaface", "magface", "elasticface"])
+def test_modules_with_numbers_per_row(name: str) -> None:
+    """Statistics and draws, too, are the device's."""
+    with fake_device(capturing=True) as device:
+        step = module_step(name, "triton")(ROWS, 5000, SIZE)
+        step()
+        with device.recording() as tape:
+            step()
+    check_matmuls(tape)
+    check_capturable(tape)
+    assert tape.waits() == []
+
+
 def test_clipping_a_fused_head() -> None:
     def make(device: FakeDevice):
         head = PartialFC("cosface", SIZE, 5000, sample_rate=0.5, device="cuda")

@@ -139,7 +139,7 @@ def _device_problems():
 def test_nothing_waits_for_the_device(
     target: Target, spec: LossSpec, memory: bool, monkeypatch
 ) -> None:
-    """And what is launched does not depend on what is left out."""
+    """What is launched does not depend on what is left out."""
     from unitsface_kernels.backends.triton import launch
 
     patched_blocks(monkeypatch, (24, 64))

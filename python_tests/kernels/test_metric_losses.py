@@ -184,7 +184,7 @@ def test_simple(backend: str, memory: bool) -> None:
 
 
 def _near(got: Tensor, want: Tensor, narrow: list[Tensor], leaves: list[Tensor]) -> None:
-    """Of float32, loss and gradients."""
+    """Compares loss and gradients in float32."""
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0.0)
     of_want = torch.autograd.grad(want, leaves, retain_graph=True)
     for one, other in zip(torch.autograd.grad(got, narrow), of_want, strict=True):

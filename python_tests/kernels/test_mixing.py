@@ -159,7 +159,7 @@ def test_only_who_looks_back_keeps_what_was_replaced() -> None:
 
 @pytest.mark.parametrize("check", [False, pytest.param(True, marks=extended_if(True))])
 def test_checks_pass_mixed_columns(check: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``UNITSFACE_CHECK=1`` knows the columns by the call's tensor, mixed or not."""
+    """``UNITSFACE_CHECK=1`` identifies columns by the call's tensor, mixed or not."""
     monkeypatch.setenv("UNITSFACE_CHECK", str(int(check)))
     tensors, mixed, share = _problem()
     spec = REGISTRY["margin_softmax"]

@@ -126,7 +126,7 @@ def test_epl_weighs_the_other_classes_of_uniface_by_l(others: float) -> None:
 
 def test_a_learned_weight_of_the_other_classes() -> None:
     weight = torch.nn.Parameter(torch.tensor(0.8))
-    module = EPLLoss(D, C, base="uce", negative_weight=weight, start_epoch=0)
+    module = EPLLoss(D, C, "uce", negative_weight=weight, start_epoch=0, backend="reference")
     feats, labels = _batch(3)
     module(feats.float(), labels).backward()
     assert module.head.negative_weight is weight

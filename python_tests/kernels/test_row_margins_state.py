@@ -88,7 +88,7 @@ def test_given_margins_count_in_a_sharded_step() -> None:
 
 @pytest.mark.parametrize("name", ["adaface", "elasticface", "curricularface", "adacos"])
 def test_initial_values_include_state(name: str) -> None:
-    """Also for a module that was created on the meta device."""
+    """The module is created on the meta device."""
     with torch.device("meta"):
         module = uk.CLASS_LOSSES[name](D, C)
     module.to_empty(device="cpu")

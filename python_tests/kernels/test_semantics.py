@@ -130,7 +130,7 @@ def test_sampled_classes_are_gathered_classes(
 def test_only_equality_of_labels_counts(
     target: Target, spec: LossSpec, columns: int | None
 ) -> None:
-    """Also of labels that agree in their low or in their high 32 bits."""
+    """Labels may agree in their low or in their high 32 bits."""
     if spec.threshold == "per_column":
         pytest.skip("labels select a threshold")
     p = problem(spec, target.device, rows=9, columns=columns, labels="ignored")

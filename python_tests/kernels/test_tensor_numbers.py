@@ -105,7 +105,7 @@ def test_parity(
 def test_the_gradient_of_a_scale_follows_from_that_of_the_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And is that which tiles add up, as they do without a gradient of the rows."""
+    """It equals the gradient that tiles add up where the rows have none."""
     monkeypatch.setenv("UNITSFACE_POLICY_COMPILER", "off")
     p = make(REGISTRY["margin_softmax"], Case("ad hoc", rows=40, columns=50, labels="ignored"))
     assert kernel_form(p.spec.formula).factor == 0

@@ -229,7 +229,7 @@ def test_reductions(target: Target) -> None:
 @each_target
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_tower_may_be_frozen(target: Target, frozen: int) -> None:
-    """And be changed before the backward pass."""
+    """The frozen tower is changed before the backward pass."""
     inputs = [t.to(target.device) for t in _towers(9)]
     for loss in (uk.fused_clip_loss, lambda a, b, s, **o: uk.fused_siglip_loss(a, b, s, -2.0, **o)):
         wanted = [t.clone().requires_grad_() for t in inputs]
@@ -285,7 +285,7 @@ def test_the_first_tile_that_is_not_finite_is_named(target: Target, monkeypatch)
     losses.backward(torch.ones_like(losses))
     with torch.no_grad():
         b[3] = torch.nan
-    with pytest.raises(FloatingPointError, match="memory are not finite in rows 3"):
+    with pytest.raises(FloatingPointError, match="second tower are not finite in rows 3"):
         uk.fused_clip_loss(a, b, 5.0, backend=target.backend)
 
 

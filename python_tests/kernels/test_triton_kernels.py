@@ -168,7 +168,7 @@ def test_normalize_rows_and_their_jacobian(width: int, indexed: bool) -> None:
 
 
 def test_labels_are_narrowed_exactly() -> None:
-    """Also those that differ in their upper half only, and those next to the limit."""
+    """Some differ in their upper half only, some are next to the limit."""
     first = torch.tensor([5, -1, 2**30 - 1, 2**30, 2**40, 2**40 + 2**33, 5 + 2**32, 0, -9])
     second = torch.tensor([2**40, 5, 2**62, 2**30 + 6, 2**62, 2**30, -1, 5 + 2**32])
     # Many of one residue: they meet in the table, across blocks too.

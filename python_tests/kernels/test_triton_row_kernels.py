@@ -77,7 +77,8 @@ def test_slopes_of_rows_as_by_torch(spec: LossSpec) -> None:
     generator = torch.Generator().manual_seed(5)
     target, rows = (torch.rand(ROWS, generator=generator).to(DEVICE) for _ in range(2))
     target[::4] = 0.0
-    weights = TargetWeights(-target, torch.linspace(-0.99, 0.99, ROWS, device=DEVICE), rows)
+    cosine = torch.linspace(-0.99, 0.99, ROWS, device=DEVICE)
+    weights = TargetWeights(-target, cosine, rows, torch.zeros_like(rows))
     found = TritonEngine(call).row_slopes(call, values, weights)
     wanted = row_formulas.row_slopes(call, values, weights)
     assert found.shape == (len(spec.variables), ROWS)

@@ -86,7 +86,7 @@ def test_gradients_of_targets_count() -> None:
         _check(space, limit)
 
 
-def test_without_variables_the_host_knows() -> None:
+def test_without_variables_the_bound_is_on_the_host() -> None:
     space = _space(None)
     set_scale(space, 2)
     _check(space, 40.0)

@@ -65,7 +65,7 @@ def _in_short(of: type[policy.Policy], case: Case, dtype: torch.dtype) -> bool:
 
 
 def _is_rest(case: Case, dtype: torch.dtype) -> bool:
-    """Of policies that are not in every run."""
+    """Whether a case of a policy is not in every run."""
     return dtype == torch.float16 or case.name in ("memory", "none", "subset")
 
 
@@ -122,16 +122,18 @@ def test_functions_of_variables(target: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "kind"),
+    ("of", "kind", "dtype"),
     [
-        (Everything, "in-batch"),
-        (Everything, "memory with gradient"),
-        pytest.param(OneScalar, "classes", marks=pytest.mark.extended),
-        (Curricular, "classes"),
-        pytest.param(Curricular, "class subset", marks=pytest.mark.extended),
+        (Everything, "in-batch", torch.bfloat16),
+        # Factors of gradients.
+        (Hardest, "in-batch", torch.float16),
+        (Everything, "memory with gradient", torch.bfloat16),
+        pytest.param(OneScalar, "classes", torch.float16, marks=pytest.mark.extended),
+        (Curricular, "classes", torch.bfloat16),
+        pytest.param(Curricular, "class subset", torch.bfloat16, marks=pytest.mark.extended),
     ],
 )
-def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str) -> None:
+def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str, dtype: torch.dtype) -> None:
     def problem(case: Case, spec: object, values: object, dtype: torch.dtype, device: str) -> Any:
         p = make(of, case, dtype)
         on = {name: getattr(p, name) for name in ("rows", "labels", "columns", "column_labels")}
@@ -140,7 +142,7 @@ def test_on_a_device_nothing_waits(of: type[policy.Policy], kind: str) -> None:
         variables = {name: value.to(device) for name, value in p.variables.items()}
         return replace(p, **on, variables=variables)
 
-    found = record(custom.spec(of()), KINDS[kind], torch.bfloat16, "triton", make=problem)
+    found = record(custom.spec(of()), KINDS[kind], dtype, "triton", make=problem)
     check_matmuls(found.tape)
     assert found.tape.waits() == []
     assert found.tape.extra_bytes <= allowed_bytes(found.problem)

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 
 def prepare_once(interpreter: ModuleType) -> bool:
-    """Of the module ``triton.runtime.interpreter``; whether this version of it is known."""
+    """Changes ``triton.runtime.interpreter``; returns whether this version of it is known."""
     scope, prepare = (getattr(interpreter, n, None) for n in ("_LangPatchScope", "_patch_lang"))
     builder = getattr(interpreter, "interpreter_builder", None)
     if scope is None or prepare is None or builder is None:

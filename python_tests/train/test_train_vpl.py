@@ -43,7 +43,7 @@ def test_the_recipe_builds_its_loss(faces: Path, tmp_path: Path, enabled: str) -
     assert (module.scale, module.head.m2) == (64.0, 0.5)
 
 
-@pytest.mark.parametrize("enabled", ["never", "always"])
+@pytest.mark.parametrize("enabled", [pytest.param("never", marks=pytest.mark.extended), "always"])
 def test_the_features_of_the_averaged_weights_are_stored(
     faces: Path, tmp_path: Path, enabled: str
 ) -> None:

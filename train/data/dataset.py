@@ -1,4 +1,4 @@
-"""From ``data.*`` of a configuration to training and test images."""
+"""Training and test images, from ``data.*`` of a configuration."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _kinds(folder: Path) -> list[str]:
 
 
 def open_source(config: Config, images: ImageList) -> ImageSource:
-    """These images at the model's size, under the configuration's caching and error rules."""
+    """A source of these images at the model's size, with the configuration's caching and errors."""
     return open_images(
         images,
         config.model.input_size,

@@ -56,7 +56,7 @@ def _shared_names(train: ImageList, tests: Sequence[ImageList]) -> list[str]:
 
 
 def _shared_images(train: ImageList, tests: Sequence[ImageList]) -> list[str]:
-    """As ``name of the test's = name of the training's``."""
+    """Pairs of equal images as ``name in the test set = name in the training set``."""
     tested: dict[bytes, tuple[ImageList, int]] = {}
     for test in tests:
         for i in range(len(test)):
@@ -72,7 +72,7 @@ def _shared_images(train: ImageList, tests: Sequence[ImageList]) -> list[str]:
 
 
 def _digest(images: ImageList, index: int) -> bytes | None:
-    """None for an image that cannot be read, which is reported where it is used."""
+    """Digest of an image; None if it cannot be read, which is reported where it is used."""
     try:
         encoded = images.read(index)
     except RecordError:

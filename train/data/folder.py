@@ -45,7 +45,7 @@ class LeftOut:
             self.kinds[kind] = count + len(names), example
 
     def report(self, where: str) -> None:
-        """In one line on the standard error stream, by the first process of a run."""
+        """Prints one line on the standard error stream, in the first process of a run."""
         if self.kinds and os.environ.get("RANK", "0") == "0":
             parts = [f"{n} {kind} (such as {example})" for kind, (n, example) in self.kinds.items()]
             print(printable(f"{where}: left out: {'; '.join(parts)}"), file=sys.stderr)
@@ -102,7 +102,7 @@ def scan_folder(
 
 
 def is_image(name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
-    """By its name, as a training set's images are known; hidden files are none."""
+    """Whether a name is that of an image of a training set; hidden files are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 

@@ -38,7 +38,7 @@ class ImageList:
         return self.records.name(int(self.rows[index]))
 
     def keep(self, chosen: NDArray[np.integer] | Sequence[int]) -> ImageList:
-        """These images only, with labels counted from 0 again over the identities that remain."""
+        """The list of these images, with labels counted from 0 over the identities that remain."""
         chosen = np.asarray(chosen, dtype=np.int64)
         labels = self.labels[chosen]
         # Counted, not sorted: a sort of 42 million labels takes longer than reading the index.

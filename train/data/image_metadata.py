@@ -83,8 +83,8 @@ def _upright(exif: bytes, xmp: bytes) -> int:
 
 
 def _jpeg(encoded: bytes) -> Bare:
-    """Without application segments and comments before the first scan, except for those that define
-    how colors are stored (JFIF: APP0, Adobe: APP14).
+    """A JPEG without application segments and comments before the first scan, except for those that
+    define how colors are stored (JFIF: APP0, Adobe: APP14).
     """
     dropped: list[tuple[int, int]] = []
     exif = xmp = b""
@@ -151,7 +151,7 @@ def _inflate(data: bytes) -> bytes:
 
 
 def _raw_profile(kind: bytes, content: bytes) -> bytes:
-    """As ImageMagick writes it: a name, a length and hexadecimal digits in lines."""
+    """A profile as ImageMagick writes it: name, length, and hexadecimal digits in lines."""
     text = content.split(b"\0", 1)[1]
     text = _inflate(text[1:]) if kind == b"zTXt" else text[:_MOST_TEXT]
     digits = b"".join(text.split()[2:])
@@ -251,7 +251,7 @@ def _tiff(encoded: bytes, max_pixels: int) -> Bare:
 def _check_tiff(
     kept: dict[int, tiff_tags.Tag], value: Callable[[int, int], int], size: int, max_pixels: int
 ) -> None:
-    """Nothing in it lies in the same place, and no tile or strip is beyond the image."""
+    """Checks that parts do not overlap and that no tile or strip is beyond the image."""
     if sum(tag.size for tag in kept.values()) > size:
         raise PixelError("its tags have more bytes than the file")
     width, height = value(_WIDTH, 0), value(_HEIGHT, 0)

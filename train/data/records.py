@@ -48,7 +48,7 @@ class Records(Protocol):
 
 
 def _open(path: str, flags: int) -> int:
-    """Without waiting for the other end of a pipe."""
+    """Opens a file without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

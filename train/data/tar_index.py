@@ -142,7 +142,7 @@ def _records(content: bytes) -> dict[str, str]:
 
 
 def _hidden(name: str) -> bool:
-    """Such as macOS's '._x.jpg', which holds attributes of x.jpg, and files in '__MACOSX'."""
+    """Whether a name is hidden, as macOS's '._x.jpg' (attributes of x.jpg) and '__MACOSX' are."""
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") and part.strip(".") for part in parts)
 

@@ -50,7 +50,7 @@ class Tag:
 
 
 def layout(tiff: bytes) -> Layout | None:
-    """None if the bytes begin like no TIFF file."""
+    """Byte order and form of a TIFF file; None if the bytes do not begin like one."""
     order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(tiff[:4])
     if order is None:
         return None

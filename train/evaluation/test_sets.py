@@ -233,7 +233,7 @@ def open_bin_set(path: str | Path, config: Config) -> BinSet:
 
 
 def open_uncached(config: Config, images: ImageList) -> ImageSource:
-    """These images, decoded again for every pass."""
+    """A source of these images that decodes them again for every pass."""
     return open_source(replace(config, data=replace(config.data, cache="never")), images)
 
 

@@ -91,7 +91,7 @@ class Identification:
 def identify(
     features: Floats, labels: Labels, learned: float | None = None, device: Device = "cpu"
 ) -> Identification | None:
-    """None where no identity has a second image."""
+    """The rates of identification; None where no identity has a second image."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     probe = np.ones(len(labels), dtype=bool)
     probe[first] = False

@@ -60,7 +60,7 @@ class Trained:
     arguments: list[str]
 
     def command(self) -> str:
-        """The same run by hand."""
+        """The command line of the same run."""
         start = ["python", "train/main.py", "--config", "train/configs/demo.yaml"]
         return shlex.join([*start, *self.arguments, f"run.dir={self.folder.as_posix()}-again"])
 

@@ -18,7 +18,7 @@ class DeviceMemory(NamedTuple):
 
     @classmethod
     def common(cls, capability: int) -> DeviceMemory:
-        """That of a common device of a compute capability such as 90, where there is none."""
+        """Sizes of a common device of a compute capability such as 90, without a device."""
         if 100 <= capability < 120:
             return cls(126 * _MB, 180 * _GB)  # B200
         if 90 <= capability < 100:
@@ -30,7 +30,7 @@ class DeviceMemory(NamedTuple):
 
 @cache
 def device_memory(device: torch.device) -> DeviceMemory | None:
-    """That of a CUDA device, looked up once; None where there is no such device."""
+    """Sizes of a CUDA device, looked up once; None if it is no CUDA device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(device)

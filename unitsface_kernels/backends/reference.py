@@ -216,7 +216,7 @@ def _not_finite(
     threshold: Tensor | None,
     variables: tuple[Tensor, ...],
 ) -> Tensor:
-    """As ``streaming.call.not_finite``."""
+    """NaN for rows that are not finite, see ``streaming.call.not_finite``."""
     bad = ~rows.isfinite().all(dim=1)
     if threshold is not None:
         if spec.threshold == "per_column":

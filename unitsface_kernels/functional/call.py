@@ -1,4 +1,4 @@
-"""From a public function to the backend that runs it; the same for every loss."""
+"""The way of a call from its public function to the backend; the same for every loss."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _across_ranks(
 
 
 def _variables(setting: pairs.Setting, variables: Variables, tensors: CallTensors) -> Tensor | None:
-    """As ``CallTensors.variables``; in a batch those of all ranks' rows and columns."""
+    """``CallTensors.variables``; in a batch the variables of all ranks' rows and columns."""
     spec, given = setting.config.spec, dict(variables)
     counts, group, eager = setting.counts, setting.group, setting.config.backend == "reference"
     rows = {v.name for v in spec.variables if v.side == "row"}

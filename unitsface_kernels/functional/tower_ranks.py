@@ -54,7 +54,7 @@ class Places:
         return self.group is not None and pairs.takes_ring(exchange, total, like)
 
     def gathered(self, values: Tensor, counts: list[int]) -> Tensor:
-        """Those of all ranks, with their graph."""
+        """The values of all ranks, with their graph."""
         if self.group is None:
             return values
         if values.is_floating_point():

@@ -12,7 +12,7 @@ BEYOND = 1e30
 
 
 class _Measured(policy.Pair):
-    """Of unit vectors; similarities t are larger of nearer pairs: minus a distance."""
+    """Formulas of unit vectors; a similarity t is larger for nearer pairs: minus a distance."""
 
     measure: policy.Number = policy.number("similarity", choices=("similarity", "distance"))
     power: policy.Number = policy.number(1.0, above=0.0)
@@ -31,7 +31,7 @@ class _Measured(policy.Pair):
 
 
 class _Raw(_Measured):
-    """Of vectors as they are."""
+    """Formulas of vectors as they are."""
 
     normalize = False
 

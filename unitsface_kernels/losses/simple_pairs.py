@@ -9,7 +9,7 @@ from .from_policy import spec_of
 
 
 class Score:
-    """Of samples with samples, or with proxies."""
+    """The formula for samples with samples, or with proxies."""
 
     normalize = False
     combine: ClassVar[Any] = "softplus"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, validate
+from ..backends import norms
 from ..distributed.collectives import sum_over_ranks, world_size
 from ..losses.adaface import NORMS, SPEC, AdaFace
 from .class_loss import Total
@@ -90,17 +91,21 @@ class AdaFaceLoss(MovingLoss):
     def after_batch(
         self, feats: Tensor, labels: Tensor, class_index: Tensor | None
     ) -> dict[str, Tensor]:
-        found = dispatch.norm_statistics(feats.device, feats.dtype)
-        sums = found.norm_sums(feats, labels, *NORMS)
+        kernels = _kernels(feats)
+        sums = kernels.norm_sums(feats, labels, *NORMS)
         if world_size() > 1:
             sums = sum_over_ranks(sums.sum(dim=0, keepdim=True))
-        return self._moved_by(found, sums)
+        return self._moved_by(kernels, sums)
 
     def after_step(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
         # The sums are over the rows of all ranks.
-        found = dispatch.norm_statistics(feats.device, feats.dtype)
-        return self._moved_by(found, found.norm_sums(feats, labels, *NORMS))
+        kernels = _kernels(feats)
+        return self._moved_by(kernels, kernels.norm_sums(feats, labels, *NORMS))
 
-    def _moved_by(self, found: ModuleType, sums: Tensor) -> dict[str, Tensor]:
-        moved = found.moved_statistics(sums, self.batch_mean, self.batch_std, self.t_alpha)
+    def _moved_by(self, kernels: ModuleType, sums: Tensor) -> dict[str, Tensor]:
+        moved = kernels.moved_statistics(sums, self.batch_mean, self.batch_std, self.t_alpha)
         return dict(zip(("mean", "std"), moved.unbind(), strict=True))
+
+
+def _kernels(feats: Tensor) -> ModuleType:
+    return dispatch.norm_kernels(feats.device, feats.dtype) or norms

@@ -31,8 +31,8 @@ class Comparison:
         columns: (C, D) class rows, (C, K, D) of K centers each, or a shard of them.
         threshold: () or (C,) learnable threshold, or None.
         share: factor of this loss in the module's.
-        variables: of the formula, that the module keeps, by name; or what they are before the
-            module knows the batch or the step.
+        variables: of the formula, that the module keeps, by name; or their values before
+            those of the batch or the step.
         mixing: what is mixed into the columns, or None.
     """
 
@@ -99,7 +99,7 @@ class ShardableLoss(nn.Module):
         return {}
 
     def step_variables(self, feats: Tensor, labels: Tensor, total: Total) -> dict[str, Tensor]:
-        """Those of :meth:`variables` that have other values in this training step.
+        """The :meth:`variables` that have other values in this training step.
 
         They last beyond it only if :meth:`end_step` follows.
 
@@ -113,7 +113,7 @@ class ShardableLoss(nn.Module):
         return {}
 
     def batch_variables(self, batch: Batch) -> dict[str, Tensor]:
-        """Those of :meth:`variables` that follow from the samples of a call, with their graph.
+        """The :meth:`variables` that follow from the samples of a call, with their graph.
 
         In training and in evaluation; every rank of the batch makes this call. Gradients are as
         :class:`PartialFC` has them: that of the batch's features is the number of ranks times the
@@ -125,7 +125,7 @@ class ShardableLoss(nn.Module):
         return {}
 
     def begin_step(self, feats: Tensor, labels: Tensor) -> None:
-        """Before the comparisons of a training step.
+        """Called before the comparisons of a training step.
 
         Args:
             feats: (N, D) features of all ranks.
@@ -133,7 +133,7 @@ class ShardableLoss(nn.Module):
         """
 
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
-        """After the comparisons of a training step, with the arguments of :meth:`begin_step`."""
+        """Called after the comparisons of a training step, with :meth:`begin_step`'s arguments."""
 
 
 class FeatureStore(ShardableLoss):

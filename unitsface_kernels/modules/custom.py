@@ -49,7 +49,7 @@ class _PolicyLoss(RegisteredLoss):
         self._initial = self._initial_values(given["initial"])
 
     def _initial_values(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """By variable that the module keeps: that of the constructor, or the field's default."""
+        """First values of the variables that the module keeps: given, or the field's default."""
         kept = [variable.name for variable in self._kept()]
         found = {}
         for name in given:

@@ -74,7 +74,7 @@ class CurricularFaceLoss(MovingLoss):
         self.register_buffer("t", torch.zeros(()))
 
     def reset_thresholds(self) -> None:
-        """And t."""
+        """Sets t to 0 as well."""
         super().reset_thresholds()
         self.t.zero_()
 

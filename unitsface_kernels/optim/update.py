@@ -120,7 +120,7 @@ class Update:
     def _step(
         self, rows: slice, gradient: Tensor, index: Tensor | None, scale: Tensor | None
     ) -> None:
-        """In Torch; of half precision numbers in float32, rounded once."""
+        """The step in Torch; half precision is computed in float32 and rounded once."""
         tensors = (self.weight, *self.states)
         which: slice | Tensor = rows if index is None else index
         wide = torch.promote_types(self.weight.dtype, torch.float32)

@@ -91,7 +91,7 @@ def _values(
 def _first_bad(
     e: Expression, values: dict[Expression, Tensor], leaves_out: bool
 ) -> tuple[int, int] | None:
-    """Where ``e`` is not finite though its arguments are, if anywhere."""
+    """A place where ``e`` is not finite although its arguments are; None without one."""
     if e.mask or e.op == "leaf" or bool(values[e].isfinite().all()):
         return None
     value = values[e]
@@ -110,5 +110,5 @@ def _at(value: Tensor, place: tuple[int, int]) -> float:
 
 
 def _spread(value: Tensor) -> Tensor:
-    """By others and cosines, of which there are as many whether normalized or not."""
+    """A value by others and cosines; their number does not depend on normalization."""
     return value.expand(len(_OTHERS), _cosines(True).numel())

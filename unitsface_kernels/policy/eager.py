@@ -27,7 +27,7 @@ def evaluate(expression: Expression, bindings: Mapping[Expression, Tensor | floa
 def evaluate_all(
     expressions: Sequence[Expression], bindings: Mapping[Expression, Tensor | float]
 ) -> list[Tensor]:
-    """The same for several, with what they share computed once."""
+    """Values of several expressions; what they share is computed once."""
     like = next((value for value in bindings.values() if value_is_number(value)), None)
     dtype = like.dtype if isinstance(like, Tensor) else torch.float64
     nodes = topological(*expressions, above=bindings)
@@ -65,16 +65,35 @@ def _value(
     args = [values[arg] for arg in e.args]
     if not any(isinstance(arg, Tensor) for arg in args):
         return operation.host(*args)
-    bounded = _BOUNDED.get(e.op)
-    if bounded is not None and isinstance(args[1], float) and isinstance(args[0], Tensor):
-        return bounded(args[0], args[1])
+    if len(args) == 2:
+        x, y = args
+        if isinstance(y, float) and e.op in _NUMBER_LAST:
+            return _NUMBER_LAST[e.op](x, y)
+        if isinstance(x, float) and e.op in _NUMBER_FIRST:
+            return _NUMBER_FIRST[e.op](y, x)
     return operation.eager(*(_tensor(arg, dtype) for arg in args))
 
 
-#: Extremes of a tensor and a number: one operation, with the derivative of the eager meaning.
-_BOUNDED: dict[str, Callable[[Tensor, float], Tensor]] = {
+#: Operations on a tensor and a number, the last or the first operand: the value and the derivative
+#: of the eager meaning, without a tensor of the number.
+_NUMBER_LAST: dict[str, Callable[..., Tensor]] = {
     "max": torch.clamp_min,
     "min": torch.clamp_max,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "lt": torch.lt,
+    "le": torch.le,
+    "eq": torch.eq,
+}
+_NUMBER_FIRST: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.rsub,
+    "mul": torch.mul,
+    "lt": torch.gt,
+    "le": torch.ge,
+    "eq": torch.eq,
 }
 
 

@@ -247,7 +247,7 @@ def fail(problem: str, line: Line | None = None) -> NoReturn:
 
 @dataclass
 class Lines:
-    """Which line made which node. Not a part of the nodes: two formulas may share one."""
+    """The line that made each node; kept beside the nodes, which formulas may share."""
 
     of: dict[Expression, Line | None] = field(default_factory=dict)
     #: The line of all nodes made now, rather than the one being executed.

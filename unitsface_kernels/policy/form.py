@@ -139,7 +139,7 @@ class _Maker:
         return Slopes(self._value(of), cosine, threshold, tuple(variables))
 
     def _value(self, of: Expression) -> Expression:
-        """In normal form, in which a cosine that is not a number may have canceled."""
+        """``of`` in normal form, in which a cosine that is not a number may have canceled."""
         return keeping_nan(self._normal(of), COSINE) if "cosine" in of.reads else self._normal(of)
 
     def _merged(self, yes: Slopes, no: Slopes) -> Slopes:
@@ -154,7 +154,7 @@ class _Maker:
         return KernelForm(self._formula, "sum", uniforms_of(*term.all()), term=term)
 
     def _softplus(self) -> KernelForm | None:
-        """None: without the logit's own structure."""
+        """The form of a weighted softplus of a logit; None if there is no such logit."""
         positive, negative = self._formula.positive, self._formula.negative
         if positive is None or negative is None:
             return None

@@ -1,7 +1,7 @@
 """Intervals of expressions, as expressions of the intervals of their leaves.
 
-``bounds.py`` knows numbers alone and takes variables as anything up to 1e4. What is made here is
-evaluated where the values of the variables are, on the device.
+``bounds.py`` has the values of numbers only, and assumes variables of up to 1e4. Expressions made
+here are evaluated on the device, with the values of the variables.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _margin_slope(c: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
 
 
 def _guarded(function: Callable[..., float]) -> Callable[..., float]:
-    """With the results of IEEE arithmetic where Python raises."""
+    """``function`` with the results of IEEE arithmetic where Python raises."""
 
     def run(*values: float) -> float:
         try:

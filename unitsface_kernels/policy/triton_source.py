@@ -89,7 +89,7 @@ def module_text(formula: Formula, parts: list[list[str]], imports: Sequence[str]
 
 
 def _imported(names: list[str]) -> list[str]:
-    """As ruff formats it."""
+    """The import statement, as ruff formats it."""
     line = f"from {_LOSSES}.math import {', '.join(names)}"
     if len(line) <= 100 or not names:
         return [line] if names else []

@@ -12,7 +12,7 @@ LARGEST_SIZE = 2**31 - 1
 
 
 def _shown(value: float) -> str:
-    """Without the thousands of digits of a large integer."""
+    """A number as text, without the thousands of digits of a large integer."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return str(value)

@@ -14,9 +14,6 @@ from . import reducers
 from .measures import COSINE, Measure, of_distance
 from .reducers import Part
 
-# Keywords of the original, and what an error says of them.
-_STATISTICS = "collect_stats must be None, got {}: no statistics are collected"
-
 
 class AdaptedLoss(nn.Module):
     """Base of the losses.
@@ -37,7 +34,7 @@ class AdaptedLoss(nn.Module):
     default_measure: ClassVar[Measure] = COSINE
     #: Measures that the loss is limited to, see :func:`measures.of_distance`.
     allowed: ClassVar[str] = ""
-    #: Whether it has weights, and which is their regularizer's matrix.
+    #: Whether it has weights, which may have a regularizer.
     has_weights: ClassVar[bool] = False
 
     def __init__(self, backend: str, options: Mapping[str, Any]) -> None:
@@ -49,7 +46,8 @@ class AdaptedLoss(nn.Module):
             if name not in known:
                 raise TypeError(f"got an unexpected keyword argument {name!r}")
         if options.get("collect_stats"):
-            raise ValueError(_STATISTICS.format(type(options["collect_stats"]).__name__))
+            got = type(options["collect_stats"]).__name__
+            raise ValueError(f"collect_stats must be None, got {got}: no statistics are collected")
         given = options.get("distance")
         self.measure = of_distance(given, self.default_measure, self.allowed)
         self.distance = self.measure if given is None else given
@@ -70,27 +68,27 @@ class AdaptedLoss(nn.Module):
 
     def reduced(self, found: Mapping[str, Part], embeddings: Tensor, labels: Tensor | None) -> Any:
         """The loss of its parts; what the reducer returns, if it is one that does nothing."""
-        kind = reducers.kind_of(self.reducer)
-        single = len(self.parts) == 1 and not self._regularizations(embeddings)
-        if kind == "DoNothingReducer" or (kind is None and not single):
-            return self._called(found, embeddings, labels)
-        total = embeddings.new_zeros((), dtype=wide(embeddings))
-        for name, part in found.items():
-            total = total + part.reduce(self._reducer_of(name), name, embeddings, labels)
-        for value in self._regularizations(embeddings).values():
-            total = total + value
+        added = self._regularizations(embeddings)
+        if reducers.kind_of(self.reducer) in (None, "DoNothingReducer"):
+            entries = {name: part.entry() for name, part in found.items()}
+            entries |= {
+                name: {**reducers.NOTHING, "losses": value} for name, value in added.items()
+            }
+            total = self.reducer(entries, embeddings, labels)
+            if not isinstance(total, Tensor):
+                return total
+        else:
+            total = embeddings.new_zeros((), dtype=wide(embeddings))
+            for name, part in found.items():
+                total = total + part.reduce(self._reducer_of(name), name, embeddings, labels)
+            for value in added.values():
+                total = total + value
         # A row that takes no part would hide its NaN.
         total = total + nan_unless(all_finite(embeddings), total.dtype)
         return total.to(self._dtype(embeddings))
 
-    def _called(self, found: Mapping[str, Part], embeddings: Tensor, labels: Tensor | None) -> Any:
-        entries = {name: part.entry() for name, part in found.items()}
-        for name, value in self._regularizations(embeddings).items():
-            entries[name] = {**reducers.NOTHING, "losses": value}
-        return self.reducer(entries, embeddings, labels)
-
     def _reducer_of(self, name: str) -> nn.Module:
-        if not hasattr(self.reducer, "reducers"):
+        if reducers.kind_of(self.reducer) != reducers.MultipleReducers.__name__:
             return self.reducer
         of_parts: Any = self.reducer
         named = dict(of_parts.reducers.items())
@@ -108,7 +106,7 @@ class AdaptedLoss(nn.Module):
 
     @staticmethod
     def _dtype(embeddings: Tensor) -> torch.dtype:
-        """That of the embeddings, as in the original; float32 under autocast."""
+        """Dtype of the embeddings, as in the original; float32 under autocast."""
         device = embeddings.device.type
         return wide(embeddings) if torch.is_autocast_enabled(device) else embeddings.dtype
 

@@ -71,7 +71,7 @@ class CosFaceLoss(_MarginLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(
             num_classes, embedding_size, margin, scale, weight_init_func, backend, options
@@ -98,6 +98,9 @@ class ArcFaceLoss(_MarginLoss):
     s (cos theta - margin sin margin), as there.
     """
 
+    #: Weight vectors of a class.
+    sub_centers: int = 1
+
     def __init__(
         self,
         num_classes: int,
@@ -107,7 +110,7 @@ class ArcFaceLoss(_MarginLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         validate.number("margin", margin, at_least=0.0, at_most=180.0)
         margin = math.radians(margin)
@@ -128,18 +131,15 @@ class ArcFaceLoss(_MarginLoss):
             margin_type="hard",
             reduction=reduction,
             backend=self.backend,
+            centers=self.sub_centers,
         )
 
 
 class SubCenterArcFaceLoss(ArcFaceLoss):
     """ArcFace with several centers per class, of which the nearest counts (ECCV 2020).
 
-    As :class:`ArcFaceLoss`, with W (D, C * sub_centers), centers of a class side by side. Targets
-    with an angle past pi - margin get s (-cos(theta + margin) - 2), continuous and falling, where
-    the original jumps.
+    As :class:`ArcFaceLoss`, with W (D, C * sub_centers), centers of a class side by side.
     """
-
-    sub_centers: int
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         margin: float = 28.6,
         scale: float = 64,
         sub_centers: int = 3,
-        **options,
+        **options: Any,
     ) -> None:
         validate.centers(sub_centers)
         # Before the module is one: the weights are made in its constructor.
@@ -158,19 +158,6 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
     @property
     def columns(self) -> int:
         return self.num_classes * self.sub_centers
-
-    def losses(self, embeddings: Tensor, weights: Tensor, labels: Tensor, reduction: str) -> Tensor:
-        return functional.fused_margin_softmax_loss(
-            embeddings,
-            weights,
-            labels,
-            scale=self.scale,
-            m2=self.margin,
-            m3=0.0,
-            centers=self.sub_centers,
-            reduction=reduction,
-            backend=self.backend,
-        )
 
     def get_cosine(self, embeddings: Tensor) -> Tensor:
         """(N, C) cosines with the nearest centers, in the embeddings' dtype."""
@@ -212,7 +199,7 @@ class _NormLoss(_MarginLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         validate.number("margin", margin, at_least=1.0)
         super().__init__(
@@ -291,7 +278,7 @@ class NormalizedSoftmaxLoss(ClassLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, weight_init_func, backend, options)
         validate.number("temperature", temperature, above=0.0)

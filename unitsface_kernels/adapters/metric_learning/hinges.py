@@ -13,6 +13,7 @@ from ... import functional, policy, validate
 from ...losses import REGISTRY, circle
 from ...losses.measured_pairs import BEYOND, Hinges, SoftHinges
 from . import reducers
+from .base import wide
 from .listed import Listed
 from .measures import EUCLIDEAN
 from .pair_loss import Batch, PairLoss
@@ -39,7 +40,7 @@ class ContrastiveLoss(PairLoss):
     default_measure = EUCLIDEAN
 
     def __init__(
-        self, pos_margin: float = 0, neg_margin: float = 1, *, backend: str = "auto", **options
+        self, pos_margin: float = 0, neg_margin: float = 1, *, backend: str = "auto", **options: Any
     ) -> None:
         super().__init__(backend, options)
         validate.number("pos_margin", pos_margin)
@@ -124,7 +125,7 @@ class _Side(OfPairs):
     def weighted(self, reducer: nn.Module) -> _Weighted | None:
         """What a reducer makes of them, if it is that."""
         kind = reducers.kind_of(reducer)
-        one = self.batch.some.to(torch.float32)
+        one = self.batch.some.to(wide(self.batch.rows))
         if kind == "SumReducer":
             return _Weighted(one)
         if kind == "MeanReducer":
@@ -137,8 +138,9 @@ class _Side(OfPairs):
         bounds = _BELOW if low is None else float(low), BEYOND if high is None else float(high)
         with torch.no_grad():
             # float32 counts to 2^24 in a row, and rows are added in float64.
-            count = self._of("none", *bounds, counted="yes").double().sum().clamp(min=1)
-        return _Weighted((self.batch.some / count).float(), *bounds)
+            counts = self._of("none", *bounds, counted="yes")
+            share = self.batch.some / counts.sum(dtype=torch.float64).clamp(min=1)
+        return _Weighted(share.to(wide(self.batch.rows)), *bounds)
 
     def _of(self, reduction: str, low: float, high: float, counted: str = "no") -> Tensor:
         one = torch.ones((), device=self.batch.rows.device)
@@ -199,7 +201,7 @@ class MultiSimilarityLoss(PairLoss):
         base: float = 0.5,
         *,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(backend, options)
         validate.number("alpha", alpha, above=0.0)
@@ -255,7 +257,9 @@ class CircleLoss(PairLoss):
     default_reducer = AvgNonZeroReducer
     allowed = "cosine"
 
-    def __init__(self, m: float = 0.4, gamma: float = 80, *, backend: str = "auto", **options):
+    def __init__(
+        self, m: float = 0.4, gamma: float = 80, *, backend: str = "auto", **options: Any
+    ) -> None:
         super().__init__(backend, options)
         validate.number("m", m)
         validate.number("gamma", gamma, above=0.0)

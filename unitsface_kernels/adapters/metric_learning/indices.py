@@ -80,7 +80,7 @@ def as_triplets(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def all_pairs(labels: Tensor, column_labels: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Those of equal and of different labels; without columns within a batch, (i, i) left out."""
+    """Pairs of equal and of different labels; without columns within a batch, without (i, i)."""
     same = labels[:, None] == (labels if column_labels is None else column_labels)
     different = ~same
     if column_labels is None:

@@ -114,7 +114,7 @@ class Listed:
         """(N,) log-sum-exps over the pairs of a row; of none ``EMPTY``."""
         least = torch.full((len(self.rows),), EMPTY, dtype=logits.dtype, device=logits.device)
         largest = least.scatter_reduce(0, of_row, logits.detach(), "amax")
-        # Of no pair, or of pairs that formulas leave out alone, 0 is taken: nothing overflows.
+        # 0 without pairs, or with only pairs that formulas leave out: nothing overflows.
         shift = torch.where(largest > EMPTY, largest, 0.0)
         total = self.sums(torch.exp(logits - shift[of_row]), of_row)
         some = total > 0

@@ -28,7 +28,7 @@ class Measure:
 
     @property
     def sign(self) -> float:
-        """Of margins and bases: the formulas are of similarities, of which a distance is minus."""
+        """Sign of margins and bases: formulas take similarities, minus a distance."""
         return 1.0 if self.similarity else -1.0
 
     @property
@@ -37,7 +37,7 @@ class Measure:
 
     @property
     def cosines_per_unit(self) -> float | None:
-        """Of similarities that are a multiple of the cosine, but for a constant: the multiple."""
+        """Factor of the cosine in a similarity that is linear in it; None: it is not linear."""
         if not self.normalize:
             return None
         return 1.0 if self.similarity else 2.0 if self.power == 2 else None

@@ -40,12 +40,12 @@ class Batch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the fused functions."""
+        """Arguments of the fused functions."""
         return {"feats": self.rows, "labels": self.matching.rows, **self.against}
 
     @property
     def against(self) -> dict[str, Any]:
-        """Those of columns."""
+        """Arguments for the columns."""
         found: dict[str, Any] = {"backend": self.backend}
         if self.columns is not None:
             found |= {"memory": self.columns, "memory_labels": self.matching.columns}

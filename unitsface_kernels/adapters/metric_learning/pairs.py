@@ -42,7 +42,7 @@ class NTXentLoss(_TemperatureLoss):
     Zero if the batch has no positive or no negative pair. See :class:`PairLoss` for arguments.
     """
 
-    def __init__(self, temperature: float = 0.07, *, backend: str = "auto", **options) -> None:
+    def __init__(self, temperature: float = 0.07, *, backend: str = "auto", **options: Any) -> None:
         super().__init__(temperature, backend, options)
 
     def of_batch(self, batch: Batch) -> dict[str, Part]:
@@ -68,7 +68,7 @@ class NTXentLoss(_TemperatureLoss):
 
 @dataclass(frozen=True)
 class _PositivePairs(OfPairs):
-    """Of every positive pair, by the means ``per_row`` (N,)."""
+    """Losses of positive pairs, by their means ``per_row`` (N,)."""
 
     loss: NTXentLoss
     batch: Batch
@@ -109,7 +109,7 @@ class SupConLoss(_TemperatureLoss):
 
     default_reducer = AvgNonZeroReducer
 
-    def __init__(self, temperature: float = 0.1, *, backend: str = "auto", **options) -> None:
+    def __init__(self, temperature: float = 0.1, *, backend: str = "auto", **options: Any) -> None:
         super().__init__(temperature, backend, options)
 
     def of_batch(self, batch: Batch) -> dict[str, Part]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class ProxyAnchorLoss(_ProxyLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, weight_init_func, backend, options)
         validate.number("margin", margin)
@@ -149,7 +151,7 @@ class ProxyNCALoss(_ProxyLoss):
         *,
         weight_init_func: Fill | None = None,
         backend: str = "auto",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, weight_init_func, backend, options)
         validate.number("softmax_scale", softmax_scale, above=0.0)

@@ -29,7 +29,7 @@ _NOTHING = nullcontext()
 
 
 def context(call: Call) -> AbstractContextManager[object]:
-    """Nothing: kernels get their device, and matmuls write into float32, autocast or not.
+    """An empty context: kernels get their device, and matmuls write float32, autocast or not.
 
     A loss that may lack kernels needs operations of Torch that autocast would round to its dtype.
     """

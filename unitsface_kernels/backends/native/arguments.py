@@ -26,7 +26,7 @@ def address(tensor: Tensor | None) -> tuple[int, int] | None:
 
 
 def strided_address(matrix: Tensor) -> tuple[int, int]:
-    """The same of a matrix whose strides the extension is told: of all that it may touch."""
+    """Address and size of all that a kernel may touch of a matrix with strides."""
     if not matrix.numel():
         return 0, 0
     (rows, columns), (row, column) = matrix.shape, matrix.stride()

@@ -57,7 +57,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
     arguments_prefix: str
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
-        """Without a call, on ``device``: unit rows, cosines and histograms, but no loss."""
+        """``call`` None: an engine on ``device`` for unit rows, cosines and histograms only."""
         self.native = extension()
         self.workspaces: dict[str, Tensor] = {}
         if call is None:

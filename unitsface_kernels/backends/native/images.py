@@ -37,7 +37,7 @@ def _runs(entry: re.Match[str], capability: Capability) -> bool:
 
 
 def described(compiled: str) -> str:
-    """For people: "machine code for 8.0 and 9.0, PTX for 9.0"."""
+    """Text such as "machine code for 8.0 and 9.0, PTX for 9.0"."""
     kinds: dict[str, list[str]] = {"real": [], "virtual": []}
     for entry in _entries(compiled):
         if entry is None:

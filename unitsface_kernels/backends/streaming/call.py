@@ -402,7 +402,7 @@ def clear_ignored(call: Call, of_rows: Tensor) -> None:
 
 
 def clear_ignored_columns(call: Call, labels: Tensor | None, of_columns: Tensor) -> None:
-    """The same of a block (m, D) of columns that have losses, by their labels (m,)."""
+    """Ignored columns of a block (m, D) become 0 likewise, by their labels (m,)."""
     if call.both:
         assert labels is not None
         ignored = labels < 0

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .call import Call, thresholds_in_use
-from .computed import across_ranks
 from .tiles import blocks
+from .values import across_ranks
 
 #: Rows of an operand that are read at once.
 CHUNK = 4096

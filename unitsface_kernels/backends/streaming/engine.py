@@ -239,7 +239,7 @@ Vectors = TypeVar(
 
 
 def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
-    """The same of some rows."""
+    """The same vectors for some rows."""
     if isinstance(rows, slice) and rows == slice(0, vectors[0].shape[0]):
         return vectors
     some: list[Any] = [None if vector is None else vector[rows] for vector in vectors]

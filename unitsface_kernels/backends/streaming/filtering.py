@@ -179,7 +179,7 @@ class Positives:
     def selection(
         self, row_filter: RowFilter, engine: Engine, tile: Tensor, rows: slice, start: int
     ) -> RowSelection:
-        """As :meth:`rows_to_keep`, the device's choice."""
+        """The rows to keep, selected on the device."""
         every, width = torch.arange(tile.shape[0], device=tile.device), tile.shape[1]
         found = []
         for places, slopes in zip(self.places[:, rows], self.slopes[:, rows], strict=True):

@@ -332,7 +332,7 @@ def _stream_by_host(
     d_rows: Tensor | None,
     d_columns: Tensor | None,
 ) -> None:
-    """As :func:`_stream`, without rows and tiles of small ``masses``; ``slopes``: of targets."""
+    """:func:`_stream` without rows and tiles of small ``masses``; ``slopes``: of targets."""
     count, unit = len(rows.labels), rows.unit
     targets = None
     if call.need_columns:
@@ -363,7 +363,7 @@ def _stream_by_device(
     d_rows: Tensor | None,
     d_columns: Tensor | None,
 ) -> None:
-    """As :func:`_stream_by_host`, but all tiles are launched, and rows of them take part."""
+    """:func:`_stream_by_host` with all tiles launched, of which selected rows take part."""
     targets = None
     if call.need_columns:
         targets = DeviceTargets(engine, rows.unit, rows.labels, slopes)

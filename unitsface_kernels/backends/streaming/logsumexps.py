@@ -82,7 +82,7 @@ def _finite(state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As ``call.split_weights``, of the (2, N) products with the slopes of ``finish``."""
+    """``call.split_weights`` of the (2, N) products with the slopes of ``finish``."""
     if call.compute_dtype != torch.float16:
         return factors, None
     everyone = factors.abs().T

@@ -40,7 +40,7 @@ class Changes:
         if self._places is None:
             numbers = torch.arange(len(self.slots), device=self.slots.device)
             places = torch.full((count,), -1, dtype=torch.int64, device=self.slots.device)
-            # Of a row that was replaced twice at once either one will do.
+            # For a row that was replaced twice at once either one will do.
             self._places = places.scatter_reduce(0, self.slots, numbers, "amax")
         return self._places
 

@@ -124,7 +124,7 @@ def scored(call: Call, found: Tensor, has_target: Tensor) -> Scored:
 
 
 def _scored(call: Call, position: Tensor) -> Scored:
-    """With shards, a target may be in one of which nothing is known."""
+    """The terms of a call; with shards, a target may be in another one."""
     has_target = call.row_labels >= 0 if call.shards is None else call.row_labels != -1
     return scored(call, position != NONE, has_target[:, None])
 

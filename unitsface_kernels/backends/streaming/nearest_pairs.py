@@ -40,7 +40,7 @@ class _Hardest:
     positives: Tensor
 
     def fold(self, rows: slice, cosine: Tensor, same: Tensor, valid: Tensor, start: int) -> None:
-        """Those of a tile (n, m), whose columns begin at ``start`` and are not known yet."""
+        """Folds in a tile (n, m) of new columns, which begin at ``start``."""
         for best, place, values in (
             (self.nearest, self.negatives, cosine.masked_fill(~valid | same, -torch.inf)),
             (self.farthest, self.positives, (-cosine).masked_fill_(~(valid & same), -torch.inf)),
@@ -217,7 +217,7 @@ def _in_batch(
 
 
 def _inside(place: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """Which places lie in a part of the columns, and where in it; without it anywhere."""
+    """Whether places lie in a part of the columns, and the places within it."""
     inside = (place >= part.start) & (place < part.stop)
     return inside, (place - part.start).clamp(0, max(part.stop - part.start - 1, 0))
 
@@ -225,7 +225,7 @@ def _inside(place: Tensor, part: slice) -> tuple[Tensor, Tensor]:
 def _add(
     d_rows: Tensor, columns: Tensor, place: Tensor, slope: Tensor, part: slice, like: Tensor
 ) -> None:
-    """To rows (N, D) what they have of ``columns``, the ``part`` of all of them."""
+    """Adds to the rows' gradient (N, D) the share of ``columns``, a ``part`` of all columns."""
     inside, index = _inside(place, part)
     taken = (inside & (slope != 0.0))[:, None]
     if len(columns):
@@ -233,7 +233,7 @@ def _add(
 
 
 def _add_back(d_rows: Tensor, others: Tensor, place: Tensor, slope: Tensor, own: slice) -> None:
-    """To rows, as columns, what they have of ``others`` (n, D), whose columns are at ``place``."""
+    """Adds to rows, as columns, the share of ``others`` (n, D), whose columns are at ``place``."""
     inside, index = _inside(place, own)
     taken = (inside & (slope != 0.0))[:, None]
     if len(d_rows):

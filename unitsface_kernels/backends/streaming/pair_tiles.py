@@ -158,7 +158,7 @@ def _panel_tiles(
     both: bool = False,
     own_alone: bool = True,
 ) -> Iterator[tuple[PairTile, slice, slice, Tensor]]:
-    """Also yields the inverse norms of a tile's columns; ``both``: the gradient of a tile is of
+    """Tiles with the inverse norms of their columns; ``both``: the gradient of a tile is of
     both directions of its pairs; ``own_alone``: as of :meth:`Operands.with_variables`."""
     b, norms = unit_columns(engine, panel)
     clear_ignored_columns(call, labels[panel.columns], b)
@@ -205,7 +205,7 @@ class Others(NamedTuple):
 
 
 def others_of(call: Call, engine: Engine, prepared: Prepared) -> list[Others]:
-    """That of the own batch, or those of both towers; none without other ranks."""
+    """The sides that meet other ranks: the own batch, or both towers; none without ranks."""
     operands, inverse_norms, _ = prepared
     if call.ranks is not None and call.columns is None:
         own = slice(0, call.rows.shape[0])

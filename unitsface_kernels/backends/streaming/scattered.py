@@ -64,7 +64,7 @@ def attained(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tensor:
 
 
 def _attained_or_none(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tensor:
-    """The same; places below 0 stay."""
+    """Positions of the attaining vectors; places below 0 stay."""
     found = attained(call, engine, unit, place.to(torch.int64).clamp(min=0))
     return torch.where(place < 0, place, found)
 
@@ -75,7 +75,7 @@ def cosines_at(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Tenso
 
 
 def _cosines(call: Call, engine: Engine, unit: Tensor, place: Tensor) -> Iterator[Tensor]:
-    """The same with every vector of the columns, one after the other."""
+    """(N,) cosines with each vector of the columns in turn."""
     assert call.columns is not None
     for center in range(call.centers):
         index = place * call.centers + center
@@ -107,12 +107,12 @@ class Targets:
         return [slice(*pair) for pair in pairwise(bounds)]
 
     def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
-        """To the gradient (m, D) of a tile's unit columns, which is times ``factors`` (m,)."""
+        """Adds to the gradient (m, D) of a tile's unit columns, which is times ``factors`` (m,)."""
         place, own = self._places[part] - tile.start, self._d_unit[part]
         d_unit[place] += own if factors is None else factors[place, None] * own
 
     def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
-        """As the whole gradient of their columns, in a tile that has no other."""
+        """Writes the gradient of the columns of a tile that has no other gradient."""
         if part.start == part.stop:
             return
         call, place, d_unit = self._call, self._places[part], self._d_unit[part]
@@ -137,13 +137,13 @@ class DeviceTargets:
         return tiles
 
     def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:
-        """As :meth:`Targets.add`."""
+        """See :meth:`Targets.add`."""
         products = self._engine.device_filter
         assert products is not None
         products.add_targets(d_unit, factors, tile.start, self._targets, self._unit)
 
     def write(self, part: slice, d_columns: Tensor, scale: Tensor | None) -> None:
-        """Nothing: a tile that is left out on the host has no rows at all."""
+        """Does nothing: a tile that is left out on the host has no rows."""
 
 
 def stream_pairs(call: Call, engine: Engine, unit: Tensor, places: Tensor, slopes: Tensor) -> None:

@@ -25,12 +25,12 @@ class Tile(NamedTuple):
 
     @property
     def symmetric(self) -> bool:
-        """In a batch: the columns are the rows, and the tile is its own mirror image."""
+        """Whether, in a batch, the columns are the rows: the tile is its own mirror image."""
         return self.rows.start == self.columns.start
 
     @property
     def diagonal(self) -> int:
-        """In a batch: pair (i, i + diagonal) is a sample with itself."""
+        """In a batch, pair (i, i + diagonal) of the tile is a sample with itself."""
         return self.rows.start - self.columns.start
 
 

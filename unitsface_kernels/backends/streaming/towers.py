@@ -35,7 +35,7 @@ class Side(NamedTuple):
 
 
 def sides(call: Call, engine: Engine, unit: Tensor, inverse_norms: Tensor) -> list[Side]:
-    """That of the rows, and that of the columns; none without other ranks.
+    """The side of the rows and that of the columns; none without other ranks.
 
     Args:
         call, engine: of the pass.

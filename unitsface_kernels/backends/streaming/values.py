@@ -47,7 +47,7 @@ class Variables(NamedTuple):
     columns: Tensor
 
     def tile(self, rows: slice, columns: slice, own: int = 0, both: bool = False) -> TileVariables:
-        """Those of a tile.
+        """The variables of a tile.
 
         Args:
             rows, columns: places among the rows of the call and among all columns.
@@ -72,7 +72,7 @@ class Variables(NamedTuple):
         return [*self.scalars, *self.rows[:, own_rows(call)]]
 
     def at(self, rows: Tensor | None, columns: Tensor) -> Variables:
-        """Those at some places; ``rows``: None for all."""
+        """The variables at some places; ``rows``: None for all."""
         of_rows = self.rows if rows is None else self.rows.index_select(1, rows)
         return Variables(self.scalars, of_rows, self.columns.index_select(1, columns))
 
@@ -81,7 +81,7 @@ class Variables(NamedTuple):
         return self if factor is None else Variables(*(value * factor for value in self))
 
     def streamed(self, spec: LossSpec) -> Variables | None:
-        """Those that tiles read; None: there are none."""
+        """The variables that tiles read; None: there are none."""
         if not any(variable.streamed for variable in spec.variables):
             return None
         parts = []

@@ -261,7 +261,7 @@ class Tuner:
         return min(timed, key=lambda pair: pair[1])
 
     def _seconds(self, config: Config, run: Run) -> float | None:
-        """None for a configuration that cannot run here, or whose kernels spill."""
+        """Time of a run; None for a configuration that cannot run here or whose kernels spill."""
         try:
             with launch.observed() as kernels:
                 run(config)

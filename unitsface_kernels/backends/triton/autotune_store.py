@@ -35,7 +35,7 @@ class Store:
         return self._read()
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
-        """Also on disk. A file that cannot be written costs a warning, not the result."""
+        """Adds an entry, also on disk; a file that cannot be written is a warning."""
         self.entries[key] = entry
         if self.path is None:
             return

@@ -129,7 +129,7 @@ class Config:
 
 
 def fewer_pairs(tile: TileConfig) -> TileConfig:
-    """For what has more state than ``Config.sum_heavy`` holds: half of the pairs at a time."""
+    """Half of the pairs at a time, for kernels with more state than ``Config.sum_heavy`` holds."""
     subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
     # Four warps may take all registers; else ptxas saves some, with a stack, for a fifth program.
     most = 255 if tile.num_warps == 4 else tile.max_registers

@@ -33,7 +33,7 @@ def finish_rows(space: Workspace, sums: ClassSums, values: Variables) -> tuple[T
         state,
         parts,
         count,
-        # Of shards together every row that takes part has its target.
+        # All shards together have the target of every row that takes part.
         0 if call.shards is None else ELSEWHERE,
         *arguments[:-1],
         doubtful,

@@ -106,7 +106,7 @@ def gathered(values: Tensor, counts: Sequence[int], group: Group) -> Tensor:
 
 
 def eager_loss(setting: Setting, tensors: CallTensors) -> Tensor:
-    """As :func:`fused_loss`; the threshold's gradient is followed as if no other rank had one."""
+    """The loss of :func:`fused_loss`; other ranks' gradients of the threshold are not followed."""
     config, feats = setting.config, tensors.rows
     if setting.column_counts is not None:
         return _eager_towers(setting, tensors)

@@ -159,7 +159,7 @@ def passed_on(rows: Tensor, counts: Sequence[int], group: Group) -> Blocks:
 
 
 def _half(starts: Sequence[int], rank: int, half: int) -> slice:
-    """Of the rows of a rank, among those of all."""
+    """Place of half of a rank's rows among those of all."""
     start, end = starts[rank], starts[rank + 1]
     middle = start + (end - start + 1) // 2
     return slice(middle, end) if half else slice(start, middle)

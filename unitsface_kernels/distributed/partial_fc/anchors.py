@@ -99,5 +99,5 @@ def check_fusion(spec: LossSpec) -> None:
 
 
 def by_role(gradients: Gradients) -> Gradients:
-    """Of samples as rows and of classes as columns, and the other way round."""
+    """Gradients with samples as rows and classes as columns, or the other way round."""
     return gradients._replace(rows=gradients.columns, columns=gradients.rows)

@@ -437,7 +437,7 @@ class PartialFC(nn.Module):
         }
 
     def _identity(self) -> dict[str, object]:
-        """The same for a saved shard."""
+        """What a saved shard and the loading module must share."""
         of_shard = {"first class": self.shard.start, "classes of the shard": len(self.shard)}
         return {**self.identity(), **of_shard}
 

@@ -226,7 +226,7 @@ def results(
 
 
 def _device(backend: str) -> str:
-    """Where a backend is compared; native kernels of policies are those of CPUs alone."""
+    """Device on which a backend is compared; native kernels of policies are CPU kernels."""
     return "cuda" if torch.cuda.is_available() and backend != "native" else "cpu"
 
 
@@ -254,7 +254,7 @@ def _compiler(setting: str | None) -> Iterator[None]:
 
 
 def _interpreted(policy: Policy, problems: Sequence[Problem]) -> list[Results]:
-    """In a process of its own: Triton decides at its import whether it interprets."""
+    """Results of a separate process: Triton decides at its import whether it interprets."""
     sent = pickle.dumps((policy.topology, policy.formula, policy.values(), list(problems)))
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -34,7 +34,7 @@ def failure(spec: LossSpec, native: ModuleType) -> str | None:
 
 
 def description(native: ModuleType) -> str:
-    """By which compiler losses are compiled, and where they are kept; or why they are not."""
+    """The compiler of losses and the folder of its results; or why none are compiled."""
     try:
         found = find_compiler()
         place = f"kept in {private_folder(*shared_object.folder_names(native, found))}"

@@ -123,7 +123,7 @@ def load(spec: LossSpec, native: ModuleType, compiler: Compiler) -> None:
 
 
 def _kept(source: str, native: ModuleType, compiler: Compiler) -> ctypes.CDLL:
-    """From the cache, where it is put if it is not there; OSError: there is none."""
+    """The shared object in the cache, compiled if it is missing; OSError: there is no cache."""
     kept = files.private_folder(*folder_names(native, compiler)) / name_of(source)
     if not files.is_intact(kept):
         with files.only_one(kept, TIMEOUT_S):

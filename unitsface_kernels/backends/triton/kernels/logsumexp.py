@@ -290,8 +290,9 @@ def gradient_kernel(
 
 
 @triton.jit
-def log_of_sums(maximum, total, place, mask, parts, rows, BLOCK: tl.constexpr):
-    """Log of the sums of rows at ``place``, of (parts, rows) maxima and totals; -inf of none."""
+def log_of_sums(maximum, total, i, mask, parts, rows, BLOCK: tl.constexpr):
+    """Log of the sums of rows ``i``, of (parts, rows) maxima and totals; -inf of none."""
+    place = i.to(tl.int64)
     highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
     summed = tl.zeros((BLOCK,), dtype=tl.float32)
     for _ in range(0, parts):
@@ -327,8 +328,7 @@ def finish_rows_kernel(
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < rows
-    place = i.to(tl.int64)
-    log_negatives = log_of_sums(maximum, total, place, mask, parts, rows, BLOCK)
+    log_negatives = log_of_sums(maximum, total, i, mask, parts, rows, BLOCK)
     target = tl.load(targets + i, mask=mask, other=-1)
     cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
     logit, slope = POSITIVE(cosine, parameters)

@@ -18,7 +18,7 @@ def norm_sums_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of each ROWS rows of ``source`` the numbers of a row of ``out`` (programs, 3)."""
+    """Numbers of each ROWS rows of ``source``, as a row of ``out`` (programs, 3)."""
     program = tl.program_id(0)
     i = program * ROWS + tl.arange(0, ROWS)
     taken = i < count

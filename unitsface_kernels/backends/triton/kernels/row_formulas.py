@@ -16,7 +16,7 @@ _SLOPES = tl.constexpr(3)
 
 @triton.jit
 def of_each(values, stride, place, mask, COUNT: tl.constexpr):
-    """Of each row of a matrix (COUNT, n) the numbers at ``place``."""
+    """The numbers at ``place`` of each row of a matrix (COUNT, n)."""
     found = ()
     for k in tl.static_range(COUNT):
         # 1 is what ignored rows have.
@@ -51,12 +51,12 @@ def finish_formula_kernel(
     """As ``finish_rows_kernel``, with the state (4, rows), whose last row is the target's cosine.
 
     Variables: ``scalars`` (SCALARS,), ``of_rows`` (ROWS, rows), and ``of_columns`` (COLUMNS, rows)
-    those of the rows' targets. Losses of rows that read one that is not finite are NaN; of all
-    columns ``doubtful`` tells, (1,) 0 or NaN, or None.
+    those of the rows' targets. Losses of rows that read one that is not finite are NaN;
+    ``doubtful`` (1,) is 0, or NaN if a value of any column is not finite, or None.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < rows
-    log_negatives = log_of_sums(maximum, total, i.to(tl.int64), mask, parts, rows, BLOCK)
+    log_negatives = log_of_sums(maximum, total, i, mask, parts, rows, BLOCK)
     target = tl.load(targets + i, mask=mask, other=-1)
     cosine = tl.load(target_cosine + i, mask=mask, other=0.0)
     own = scalar_values(scalars, SCALARS) + of_each(of_rows, row_stride, i, mask, ROWS)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 #: Largest float16 gradient aimed at; a quarter of the format's range is left for rounding up.
 FLOAT16_TARGET = tl.constexpr(2.0**14)
-#: Bounds that the host knows hold for variables up to this, see ``policy/bounds.py``.
+#: Bounds computed on the host hold for variables up to this, see ``policy/bounds.py``.
 LARGEST_OTHER = tl.constexpr(1e4)
 #: Intervals that know nothing are larger, see ``policy/intervals.py``.
 LARGEST_BOUND = tl.constexpr(1e29)

@@ -42,7 +42,7 @@ def module_of(text: str) -> ModuleType:
 
 
 def _file(name: str, text: str) -> str:
-    """Where the text lies; without a cache folder of the user's own, a name alone."""
+    """Path of the text; without a private cache folder, a name alone."""
     try:
         path = cache.private_folder("triton") / name
         if not path.exists() or path.read_bytes() != text.encode():
