@@ -5,6 +5,8 @@ python train/main.py key=value ... [--config file.yaml ...] --dry-run
 torchrun --nproc_per_node=2 train/main.py key=value ...
 
 ``python -m train`` and ``torchrun -m train`` do the same where the package can be imported.
+
+python -m train {embed | compare | enroll | search} ... uses what was trained (COMMAND --help).
 """
 
 from __future__ import annotations
@@ -13,12 +15,19 @@ import sys
 
 from train.errors import exit_code
 
+COMMANDS = ("embed", "compare", "enroll", "search")  # of train/deployment
+
 
 def main(argv: list[str] | None = None) -> int:
-    def command() -> int:
-        from train.command import run  # imports Torch: an interrupt is reported here, too
+    given = sys.argv[1:] if argv is None else argv
 
-        return run(sys.argv[1:] if argv is None else argv)
+    def command() -> int:
+        # They import Torch: an interrupt is reported here, too.
+        if given and given[0] in COMMANDS:
+            from train.deployment.command import run
+        else:
+            from train.command import run
+        return run(given)
 
     return exit_code(command)
 

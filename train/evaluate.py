@@ -6,9 +6,8 @@ python train/evaluate.py COMMAND CHECKPOINT ... [key=value ...]
 
 from __future__ import annotations
 
-import re
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ if not __package__:  # started as a script
 
     start("train.evaluate")
 
+from train import subcommands
 from train.config import parse_overrides
-from train.errors import Parser, exit_code
+from train.errors import exit_code
 from train.evaluation import commands, ijb, megaface
 from train.evaluation.embed import BATCH_SIZE
+from train.subcommands import positive
 
 COMMANDS = {
     "pairs": (commands.pairs, commands.PAIRS),
@@ -36,21 +37,13 @@ ALIASES = {
     "--workers": "data.workers",
     "--on-error": "data.on_error",
 }
-_KEY = re.compile(r"[a-z_]+\.[\w.]+=", re.ASCII)
-
-
-def _positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
-    return int(text)
-
 
 COMMON: dict[str, dict[str, Any]] = {
     "checkpoint": {
         "type": Path,
         "help": "checkpoint file or folder, a run folder (its last one), or published weights",
     },
-    "--batch-size": {"type": _positive, "default": BATCH_SIZE, "help": "images embedded at a time"},
+    "--batch-size": {"type": positive, "default": BATCH_SIZE, "help": "images embedded at a time"},
     "--out": {
         "type": Path,
         "help": "folder for metrics (JSON); pairs, thresholds and verification add plots",
@@ -59,18 +52,14 @@ COMMON: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str]) -> Namespace:
-    parser = Parser(prog="train/evaluate.py", description=str(__doc__).split("\n")[0])
-    listed = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, arguments) in COMMANDS.items():
-        about = str(run.__doc__)
-        sub = listed.add_parser(
-            name,
-            help=about.split("\n")[0].rstrip("."),
-            description=about,
-            epilog="key=value: as in training, such as data.on_error=skip data.workers=0",
-        )
-        for flag, options in {**COMMON, **arguments}.items():
-            sub.add_argument(flag, **options)
+    parser, commands = subcommands.parser_of(
+        COMMANDS,
+        COMMON,
+        prog="train/evaluate.py",
+        about=str(__doc__).split("\n")[0],
+        keys="data.on_error=skip data.workers=0",
+    )
+    for sub in commands:
         for flag, key in ALIASES.items():
             value = f"{key}={{}}".format
             metavar = key.partition(".")[2].upper()
@@ -82,11 +71,11 @@ def parse(argv: list[str]) -> Namespace:
                 metavar=metavar,
                 help=f"deprecated: {key}={metavar}",
             )
-    found = parser.parse_args([text for text in argv if not _KEY.match(text)])
+    found = subcommands.parse(parser, argv)
     for override in found.aliases or ():
         flag = next(f for f, key in ALIASES.items() if override.startswith(f"{key}="))
         print(f"warning: {flag} is deprecated, use {override}", file=sys.stderr)
-    found.overrides = [*(found.aliases or ()), *(text for text in argv if _KEY.match(text))]
+    found.overrides = [*(found.aliases or ()), *found.overrides]
     parse_overrides(found.overrides)  # a mistake is found before a checkpoint is read
     return found
 

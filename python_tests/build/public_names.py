@@ -157,7 +157,8 @@ def rates(x: Tensor, y: Tensor, w: Tensor) -> list[float]:
     thresholds: metrics.IdentityThresholds = metrics.identity_thresholds(x, y)
     rank: Tensor = metrics.kth_largest_score(x, y, 1)
     classified: metrics.ClassificationAccuracy = metrics.classification_accuracy(x, w, y)
-    print(curve, thresholds, classified)
+    found: metrics.Nearest = metrics.nearest(x, w, 2)
+    print(curve, thresholds, classified, found.index.tolist())
     return [best.threshold, gap.gap, float(at.tar[0]), rank.item()]
 
 

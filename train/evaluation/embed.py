@@ -16,8 +16,10 @@ from train.stopping import StoppedError, requested
 BATCH_SIZE = 50
 
 
-def _flip_sum(backbone: nn.Module, images: Tensor) -> Tensor:
-    """(N, 3, S, S) to (N, D): features of the image plus those of its mirror image."""
+def _flip_sum(backbone: nn.Module, images: Tensor, flip: bool) -> Tensor:
+    """(N, 3, S, S) to (N, D): features of the image, with ``flip`` plus its mirror image's."""
+    if not flip:
+        return backbone(images)
     return backbone(images) + backbone(images.flip(3))
 
 
@@ -28,8 +30,11 @@ def embed(
     device: torch.device,
     batch_size: int = BATCH_SIZE,
     world: DistributedEnv | None = None,
+    flip: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Flip-summed float32 features (N, D) and labels (N,) of all images, in order.
+
+    Without ``flip``, features of the images alone.
 
     Every process of ``world`` calls, embeds its share of the images, and gets those of all, and
     what others have skipped.
@@ -49,7 +54,7 @@ def embed(
         if requested():
             break
         images = normalize(to_unit(pixels.to(device)))
-        features.append(_flip_sum(backbone, images).float().cpu())
+        features.append(_flip_sum(backbone, images, flip).float().cpu())
         labels.append(label)
     for module in training:
         module.training = True

@@ -32,10 +32,11 @@ class Model:
     threshold: float | None  # learned unified threshold b / s, a cosine
     device: torch.device
     batch_size: int = BATCH_SIZE
+    flip: bool = True
 
     def embed(self, source: ImageSource) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Flip-summed features (N, D) and labels (N,)."""
-        return embed(self.backbone, source, self.device, batch_size=self.batch_size)
+        return embed(self.backbone, source, self.device, batch_size=self.batch_size, flip=self.flip)
 
     def embed_records(self, records: Records) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(N, D) flip-summed features, and which of them are of their own image.

@@ -7,6 +7,7 @@ definitions. Backends: "native" (CPU and CUDA) and "reference" (Torch operations
 from .classification import ClassificationAccuracy, classification_accuracy
 from .histogram import ROC, PairHistogram, pair_histogram, roc
 from .identities import IdentityThresholds, identity_thresholds
+from .nearest import Nearest, nearest
 from .order_statistics import kth_largest_score
 from .thresholds import BestThreshold, ThresholdGap, best_threshold, threshold_gap
 from .verification import TarAtFar, tar_at_far
@@ -16,6 +17,7 @@ __all__ = [
     "BestThreshold",
     "ClassificationAccuracy",
     "IdentityThresholds",
+    "Nearest",
     "PairHistogram",
     "TarAtFar",
     "ThresholdGap",
@@ -23,6 +25,7 @@ __all__ = [
     "classification_accuracy",
     "identity_thresholds",
     "kth_largest_score",
+    "nearest",
     "pair_histogram",
     "roc",
     "tar_at_far",

@@ -1,0 +1,1 @@
+"""A trained model in use: features of images, two images, a gallery and searches in it."""
