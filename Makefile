@@ -38,8 +38,8 @@ $(VENV)/triton-$(SERVER_TRITON): | $(VENV)/.installed
 $(VENV)/fashion-mnist: | $(VENV)/.installed
 	rm -rf $@.part
 	mkdir $@.part
-	cd $@.part && apt-get download --quiet dataset-fashion-mnist
-	cd $@.part && dpkg-deb -x *.deb . && rm *.deb
+	@cd $@.part && (apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb . && rm *.deb) > log 2>&1 || { \
+		echo "dataset-fashion-mnist cannot be downloaded (apt-get update?); without it: make losses FASHION=" >&2; exit 1; }
 	mv $@.part $@
 
 demo: env

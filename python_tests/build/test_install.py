@@ -125,7 +125,12 @@ def test_the_reason_of_an_nvcc_failure_is_reported(tmp_path) -> None:
 # --- dependencies ---------------------------------------------------------------------------------
 
 #: Names of packages where they differ from those of their modules.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 #: Compared with where they are installed; see CONTRIBUTING.md.
 PEERS = {"cut-cross-entropy", "inf-cl", "liger-kernel", "quack", "siglip-kernel"}
 OWN = {"unitsface_kernels", "train", "bench"}
@@ -142,7 +147,7 @@ def _declared(*groups: str) -> set[str]:
     ("folder", "groups"),
     [
         ("unitsface_kernels", ["dependencies", "metric-learning"]),
-        ("train", ["dependencies", "train", "timm", "export"]),
+        ("train", ["dependencies", "train", "timm", "export", "deployment"]),
         ("bench", ["dependencies", "bench", "train"]),
     ],
 )

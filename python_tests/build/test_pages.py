@@ -159,13 +159,11 @@ def test_numbers_in_sentences_are_those_of_the_results(
 
 
 def test_matrices_that_eager_code_stores_are_as_many_as_the_page_says() -> None:
-    text = (ROOT / "docs" / "memory_and_speed.md").read_text()
-    assert "about four matrices of N × M" in text  # noqa: RUF001
-    assert "up to thirteen" in text
+    text = " ".join((ROOT / "docs" / "memory_and_speed.md").read_text().split())
+    assert re.search("four matrices of N . M float32 numbers, .* published code fourteen", text)
     stored = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())["workloads"]
     workload = stored["pair-8k"]
     matrix = 4 * workload["rows"] ** 2 / 2**20
     peaks = {name: row["peak_mb"] for name, row in workload["implementations"].items()}
-    assert 3.5 < peaks["eager"] / matrix < 4.5
-    assert max(peaks.values()) == peaks["published"]
-    assert 12.5 < peaks["published"] / matrix < 14.5
+    assert round(peaks["eager"] / matrix) == 4
+    assert round(peaks["published"] / matrix) == 14

@@ -321,3 +321,24 @@ def test_defaults_of_the_original_may_be_spelled_out(name: str) -> None:
     embeddings, labels = torch.randn(8, 4), torch.arange(8) % 3
     want = getattr(theirs, name)()(embeddings, labels)
     check_same("loss", loss(embeddings, labels), want, SAME_LOSS)
+
+
+def test_attributes_may_be_changed() -> None:
+    from pytorch_metric_learning import distances
+
+    embeddings, labels = torch.randn(8, 4), torch.arange(8) % 3
+    changes = {
+        "NTXentLoss": {"temperature": 0.5, "distance": distances.LpDistance(power=2)},
+        "NormalizedSoftmaxLoss": {"temperature": 0.5},
+        "CosFaceLoss": {"margin": 0.1, "scale": 8.0},
+    }
+    for name, changed in changes.items():
+        sizes = {} if name == "NTXentLoss" else {"num_classes": 3, "embedding_size": 4}
+        mine, original = (getattr(library, name)(**sizes) for library in (ours, theirs))
+        original.load_state_dict(mine.state_dict())
+        for attribute, value in changed.items():
+            setattr(mine, attribute, value)
+            setattr(original, attribute, value)
+        check_same("loss", mine(embeddings, labels), original(embeddings, labels), SAME_LOSS)
+    with pytest.raises(ValueError, match="distance must be CosineSimilarity"):
+        mine.distance = distances.LpDistance()

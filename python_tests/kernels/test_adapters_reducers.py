@@ -192,6 +192,23 @@ def test_nothing_is_reduced(name: str) -> None:
     assert getattr(ours, name)()(torch.randn(4, 8), few) * 0 == 0
 
 
+def test_no_rows_are_no_loss() -> None:
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    rows, labels = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)
+    for reducer in (reducers.MeanReducer(), reducers.PerAnchorReducer()):
+        for loss in (ours.SupConLoss(reducer=reducer), ours.CosFaceLoss(3, 8, reducer=reducer)):
+            assert loss(rows, labels).item() == 0.0
+
+
+def test_a_divisor_is_that_of_proxy_anchor() -> None:
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    reducer = reducers.DivisorReducer()
+    for make in (ours.NTXentLoss, lambda **k: ours.CosFaceLoss(3, 8, **k)):
+        with pytest.raises(ValueError, match="got DivisorReducer: this loss has no divisor"):
+            make(reducer=reducer)
+    assert ours.ProxyAnchorLoss(3, 8, reducer=reducer).reducer is not reducer
+
+
 def test_reducers_are_modules() -> None:
     with pytest.raises(TypeError, match="reducer must be a reducer of pytorch-metric-learning"):
         ours.NTXentLoss(reducer=object())

@@ -186,6 +186,10 @@ def test_comparison_in_which_everything_diverged_is_an_error(
         (["--only", "uss+uce"], "got 'uss\\+uce'"),
         (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["--data", "faces"], "--data needs --holdout"),
+        (
+            ["--data", "a/faces", "b/faces"],
+            "--data: expected folders of different names, got a/fac",
+        ),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )

@@ -212,7 +212,10 @@ def run(argv: list[str]) -> int:
     if given.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {given.seeds}")
     entries = check_entries(given.only or ENTRIES)
-    sets = [open_set(name, given) for name in dict.fromkeys(given.data)]
+    names = list(dict.fromkeys(given.data))
+    if len({Path(name).name for name in names}) < len(names):
+        raise UserError(f"--data: expected folders of different names, got {' '.join(names)}")
+    sets = [open_set(name, given) for name in names]
     for images in sets:
         images.rows |= {entry: Row() for entry in entries}
 

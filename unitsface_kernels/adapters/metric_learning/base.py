@@ -49,8 +49,7 @@ class AdaptedLoss(nn.Module):
             got = type(options["collect_stats"]).__name__
             raise ValueError(f"collect_stats must be None, got {got}: no statistics are collected")
         given = options.get("distance")
-        self.measure = of_distance(given, self.default_measure, self.allowed)
-        self.distance = self.measure if given is None else given
+        self.distance = self.default_measure if given is None else given
         self.backend = backend
         self.embedding_regularizer = _regularizer(options, "embedding")
         self.embedding_reg_weight = options.get("embedding_reg_weight", 1)
@@ -61,6 +60,16 @@ class AdaptedLoss(nn.Module):
             if getattr(self, f"{of}_regularizer") is not None:
                 names.append(f"{of}_reg_loss")
         self.reducer = reducers.for_parts(options.get("reducer"), self.default_reducer, names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "distance":
+            of_distance(value, self.allowed)
+        super().__setattr__(name, value)
+
+    @property
+    def measure(self) -> Measure:
+        """What pairs are compared by; follows ``distance``."""
+        return of_distance(self.distance, self.allowed)
 
     def regularized_weights(self) -> Tensor:
         """(C, D) what the regularizer of the weights takes."""

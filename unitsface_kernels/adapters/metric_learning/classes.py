@@ -284,7 +284,11 @@ class NormalizedSoftmaxLoss(ClassLoss):
         validate.number("temperature", temperature, above=0.0)
         self.temperature = temperature
         #: Of :class:`NormSoftmax`.
-        self.scale, self.margin = 1.0 / temperature, 1
+        self.margin = 1
+
+    @property
+    def scale(self) -> float:
+        return 1.0 / self.temperature
 
     def losses(self, embeddings: Tensor, weights: Tensor, labels: Tensor, reduction: str) -> Tensor:
         if not self.measure.normalize:

@@ -68,15 +68,12 @@ EUCLIDEAN, SQUARED = Measure(similarity=False), Measure(similarity=False, power=
 _SIMILARITIES, _DISTANCES = ("CosineSimilarity", "DotProductSimilarity"), ("LpDistance",)
 
 
-def of_distance(distance: object, default: Measure, allowed: str = "") -> Measure:
-    """The measure of an object of the original's classes, or the loss's own.
+def of_distance(distance: object, allowed: str = "") -> Measure:
+    """The measure of an object of the original's classes; a measure is its own.
 
     ``allowed`` names what a loss is limited to: "cosine", or "multiple" of it.
     """
-    if distance is None or isinstance(distance, Measure):
-        found = default if distance is None else distance
-    else:
-        found = _known(distance)
+    found = distance if isinstance(distance, Measure) else _known(distance)
     if allowed == "cosine" and not found.cosine:
         raise ValueError(
             f"distance must be CosineSimilarity() of this loss, got {_shown(distance)}: "

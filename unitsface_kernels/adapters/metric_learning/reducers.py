@@ -73,7 +73,10 @@ def for_parts(given: object, default: type[nn.Module], names: Sequence[str]) -> 
         expected = "a reducer of pytorch-metric-learning"
         validate.instance("reducer", given, nn.Module, expected)
         made = given  # type: ignore[assignment]
-        if kind_of(made) in ("MultipleReducers", "DoNothingReducer"):
+        kind = kind_of(made)
+        if kind == "DivisorReducer" and default is not DivisorReducer:
+            raise ValueError(f"reducer must be another one, got {kind}: this loss has no divisor")
+        if kind in ("MultipleReducers", "DoNothingReducer"):
             return made
         made = copy.deepcopy(made)
     if len(names) == 1:
@@ -107,6 +110,8 @@ class Rows(Part):
     divisor: int | None = None
 
     def entry(self) -> Entry:
+        if not len(self.losses):
+            return NOTHING
         indices = torch.arange(len(self.losses), device=self.losses.device)
         entry = {"losses": self.losses, "indices": indices, "reduction_type": "element"}
         return entry if self.divisor is None else {**entry, "divisor": self.divisor}
