@@ -100,7 +100,8 @@ def _calls() -> list[tuple[str, Callable[..., Any], dict[str, Any]]]:
     found.append(("make NTXent", metric_learning.NTXentLoss, {"temperature": 0.1}))
     for name in ("NTXentLoss", "SupConLoss", "MultiSimilarityLoss", "CircleLoss"):
         module = getattr(metric_learning, name)()
-        found.append((name, module, {"embeddings": feats, "labels": labels}))
+        given = {"embeddings": feats, "labels": labels}
+        found.append((f"metric_learning.{name}", module, given))
     found.append(("make USS", uk.USSLoss, {"init_threshold": 1.0}))
     return found
 
@@ -138,7 +139,7 @@ def _legal_after_all(entry: str, name: str, wrong: Any) -> bool:
     if name == "embeddings" and plain and wrong.dim() == 2:
         # Any width.
         return wrong.dtype == torch.float32 and wrong.layout == torch.strided and wrong.shape[1] > 0
-    if name == "labels" and entry in ("NTXentLoss", "SupConLoss"):
+    if name == "labels" and entry.startswith("metric_learning."):
         # Any integers, from any device.
         return isinstance(wrong, Tensor) and (wrong.dtype == torch.int64 or wrong.is_meta)
     return False

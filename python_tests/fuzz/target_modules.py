@@ -147,8 +147,8 @@ def run_one(seed: int) -> str | None:
     got = _steps(own, batches, upstream)
     eager = _steps(copy.deepcopy(copied), batches, upstream)
     want, others = exact(0.0, 0), [exact(MOVES[dtype], k) for k in (1, 2)]
-    angular = name in ("arcface", "sphereface", "epl", "vpl")
-    weights = [p for p in copied.parameters() if p.dim() == 2]
+    angular = name in ("arcface", "epl", "magface", "sphereface", "subcenter_arcface", "vpl")
+    weights = [p.flatten(0, -2) for p in copied.parameters() if p.dim() >= 2]
     for feats, _, _ in batches if angular else []:
         if any(sharp(feats, w, dtype) for w in weights):
             return None

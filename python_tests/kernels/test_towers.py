@@ -243,13 +243,14 @@ def test_one_tower_may_be_frozen(target: Target, frozen: int) -> None:
         assert leaves[frozen].grad is None
 
 
+@pytest.mark.parametrize("both", [True, False])
 @each_target
-def test_ignored_rows_of_either_tower_may_be_anything(target: Target) -> None:
+def test_ignored_rows_of_either_tower_may_be_anything(target: Target, both: bool) -> None:
     a, b = (t.to(target.device) for t in _towers(9, 3))
     labels, key_labels = (t.to(target.device) for t in _labels(9, 12, "few"))
     labels[4], key_labels[7] = -1, -1
     kept, kept_keys = labels != -1, key_labels != -1
-    options = {"both": True, "backend": target.backend}
+    options = {"both": both, "backend": target.backend}
     some = [t.clone().requires_grad_() for t in (a[kept], b[kept_keys])]
     want = uk.fused_info_nce_loss(*some, labels[kept], key_labels[kept_keys], 5.0, **options)
     want.backward()

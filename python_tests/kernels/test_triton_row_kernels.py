@@ -101,6 +101,9 @@ def test_sums_of_norms(width: int, dtype: torch.dtype) -> None:
     found, wanted = (m.norm_sums(feats, labels, 1e-3, 100.0) for m in (norm_kernels, norms))
     assert found.dtype == wanted.dtype == torch.float64
     torch.testing.assert_close(found.sum(0), wanted.sum(0), rtol=1e-12, atol=0.0)
+    kept = labels != -1
+    found = norm_kernels.norm_sums(feats[kept], labels[kept].to(torch.uint8), 1e-3, 100.0)
+    torch.testing.assert_close(found.sum(0), wanted.sum(0), rtol=1e-12, atol=0.0)
     feats[1, 0] = torch.inf
     for module in (norm_kernels, norms):
         count, *others = module.norm_sums(feats, labels, 1e-3, 100.0).sum(0)

@@ -56,6 +56,10 @@ def several_positives(
         for own, given, all_given in zip(lone, (labels, key_labels), everyone, strict=True):
             own &= _side(given, all_given, None).positives == 1
     row_places = torch.where(lone[0], sides[0].matching.rows, sum(where.columns))
+    given_keys = keys
+    if not directions:
+        # Columns of a memory have to be finite, whether they take part or not.
+        given_keys = torch.where((key_labels == -1)[:, None], 0.0, keys).to(keys.dtype)
     start = where.starts[1]
     column_places = sides[0].matching.columns[start : start + len(keys)]
     log_sums = tower_loss(
@@ -64,7 +68,7 @@ def several_positives(
             queries,
             row_places.masked_fill(labels == -1, -1),
             None,
-            keys,
+            given_keys,
             column_places.masked_fill(key_labels == -1, -1),
             offset,
             directions,

@@ -114,8 +114,10 @@ def log_of_pairs(
     """
     feats, columns = batch.feats, dict[str, Any]()
     if batch.across_ranks:
+        # Columns of a memory have to be finite, whether they take part or not.
+        ignored, every_feats = (batch.every_labels == -1)[:, None], batch.every_feats
         columns = {
-            "memory": batch.every_feats,
+            "memory": torch.where(ignored, 0.0, every_feats).to(every_feats.dtype),
             "memory_labels": batch.every_labels,
             "batch_offset": batch.start,
         }

@@ -22,7 +22,8 @@ def norm_sums_kernel(
     program = tl.program_id(0)
     i = program * ROWS + tl.arange(0, ROWS)
     taken = i < count
-    taken &= tl.load(labels + i, mask=taken, other=-1) != -1
+    # Widened: unsigned labels cannot be compared with -1.
+    taken &= tl.load(labels + i, mask=taken, other=0).to(tl.int64) != -1
     lanes = tl.arange(0, BLOCK)
     first = i[:, None].to(tl.int64) * width
     # Squares of float32 that overflow or vanish do not in float64.
