@@ -42,12 +42,15 @@ def set_scale(
         # The host's bound has any of them.
         thresholds = None, None
     # One per block of rows: the same block comes with every wave of columns.
-    tensors = (target_gradient, *Given.of(variables), *thresholds)
-    key = (directions, *(t.data_ptr() for t in tensors if isinstance(t, Tensor)))
-    found = space.scales.get(key)
-    if found is None:
-        found = space.scales[key] = space.empty(8)
-        _launch(found, space, directions, variables, thresholds, target_gradient)
+    tensors = [
+        t for t in (target_gradient, *Given.of(variables), *thresholds) if isinstance(t, Tensor)
+    ]
+    key = (directions, *((t.data_ptr(), t.shape) for t in tensors))
+    if key not in space.scales:
+        # With the tensors, so that no other one gets their addresses.
+        space.scales[key] = space.empty(8), tensors
+        _launch(space.scales[key][0], space, directions, variables, thresholds, target_gradient)
+    found, _ = space.scales[key]
     # Aligned to 16 bytes, both of them.
     space.scale, space.inverse_scale = found[:1], found[4:5]
 

@@ -84,7 +84,7 @@ class Workspace:
         self._held: dict[str, Tensor] = {}
         # Most tiles have the shape of the one before: each view is made once.
         self._views: dict[tuple[str, int, int, int], Tensor] = {}
-        self.scales: dict[tuple[int, ...], Tensor] = {}
+        self.scales: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
 
     @property
     def sum_policy(self) -> SumPolicy | SumTermsPolicy:
