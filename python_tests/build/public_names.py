@@ -158,7 +158,7 @@ def rates(x: Tensor, y: Tensor, w: Tensor) -> list[float]:
     rank: Tensor = metrics.kth_largest_score(x, y, 1)
     classified: metrics.ClassificationAccuracy = metrics.classification_accuracy(x, w, y)
     found: metrics.Nearest = metrics.nearest(x, w, 2)
-    print(curve, thresholds, classified, found.index.tolist())
+    print(curve, thresholds, classified, found.index)
     return [best.threshold, gap.gap, float(at.tar[0]), rank.item()]
 
 
