@@ -267,10 +267,6 @@ def test_a_mistake_of_one_process_ends_all(faces: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        (
-            {"loss": {"class": "proxy_anchor"}, "partial_fc": {"sample_rate": 0.1}},
-            "proxy_anchor is not among",
-        ),
         ({"loss": {"class": "none"}, "partial_fc": {"enabled": "always"}}, "none is not among"),
         ({"partial_fc": {"enabled": "never", "sample_rate": 0.1}}, "needs shards of classes"),
         ({"partial_fc": {"sample_rate": 0.0}}, "above 0"),
