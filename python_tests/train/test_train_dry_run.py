@@ -63,7 +63,7 @@ def test_the_recipes_are_these() -> None:
         ),
         *("epl", "magface", "mv_softmax", "proxy_anchor", "proxy_nca", "simple_proxy"),
         *("sphereface2", "subcenter_arcface"),
-        *("uniface", "unitsface", "unpg", "own_contrastive", *PAIRS),
+        *("uniface", "unitsface", "unpg", "vpl", "own_contrastive", *PAIRS),
     }
 
 

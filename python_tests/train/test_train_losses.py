@@ -51,7 +51,8 @@ def test_every_loss_trains_by_name(
     assert (line["pair_loss"] is None) == (pair_name == "none")
     thresholds = [p for p in trainer.loss.parameters() if p.dim() == 0]
     # That of SimPLE is not one of cosines.
-    assert (line["threshold"] is None) == (not thresholds or pair_name == "simple")
+    simple = class_name == "simple_proxy" or pair_name == "simple"
+    assert (line["threshold"] is None) == (not thresholds or simple)
     moved = {n for n, p in trainer.module.named_parameters() if not torch.equal(p, before[n])}
     assert "backbone.fc.weight" in moved
     assert {n for n in before if n.startswith("loss.")} <= moved
