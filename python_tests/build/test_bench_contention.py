@@ -32,6 +32,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.extended
 def test_results_of_every_state_and_implementation(tmp_path: Path, monkeypatch) -> None:
     started = []
     made = contention.Neighbor.__init__

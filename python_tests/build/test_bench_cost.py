@@ -20,6 +20,7 @@ from train.tools import dry_run
 from unitsface_kernels.distributed.collectives import world_size
 
 
+@pytest.mark.extended
 def test_the_tables_are_those_of_the_formulas_and_results():
     for name in predict.TABLES:
         text = (predict.DOCS / name).read_text()

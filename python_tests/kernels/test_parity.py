@@ -35,7 +35,7 @@ def _grid() -> list:
             marks=extended_if(
                 not interpreted_first(spec, values, case, dtype)
                 if target.interpreted
-                else not compiled_first(spec, case, dtype)
+                else not compiled_first(spec, values, case, dtype)
             ),
         )
         for target in FUSED

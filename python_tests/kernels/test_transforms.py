@@ -59,7 +59,7 @@ def _forms(targets: list[Target]) -> pytest.MarkDecorator:
                 *call.values,
                 *form,
                 id=f"{call.id}-{form[0]}-{form[1]}",
-                marks=[*call.marks, *extended_if(form not in FORMS[:2])],
+                marks=[*call.marks, *extended_if(form not in FORMS[:1])],
             )
             for call in calls(targets, of_operator=True)
             for form in (FORMS[:2] if call.values[0].interpreted else FORMS)
@@ -209,8 +209,8 @@ def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        pytest.param(spec, id=name, marks=extended_if(name not in ("uss", "margin_softmax")))
-        for name, spec in REGISTRY.items()
+        pytest.param(spec, id=spec.name, marks=extended_if(spec.name != "uss"))
+        for spec in representatives(REGISTRY.values())
     ],
 )
 def test_compile_with_inductor(target: Target, spec: LossSpec) -> None:

@@ -74,22 +74,22 @@ def calls(
     """Parameters (target, spec) of a test of what losses share: see "Why this grid".
 
     ``of_operator``: it is about the operator, which is one for all backends and drivers: a loss of
-    each driver calls it, through an interpreter a loss of each topology.
+    each topology calls it, on a compiled backend one of each driver in ``make test-all``.
     """
     specs = list(specs)
-    first = {spec.topology: spec for spec in reversed(specs)}.values()
-    fast = representatives(specs)
-    slow = list(first) if of_operator else fast
-    specs = fast if of_operator else specs
+    drivers = representatives(specs)
+    topologies = list({spec.topology: spec for spec in reversed(specs)}.values())
+    compiled, slow = (drivers, topologies) if of_operator else (specs, drivers)
+    often = topologies if of_operator else drivers
     return [
         pytest.param(
             target,
             spec,
             id=f"{target}-{spec.name}",
-            marks=extended_if(spec not in (first if target.interpreted else fast)),
+            marks=extended_if(spec not in (topologies if target.interpreted else often)),
         )
         for target in targets
-        for spec in (slow if target.interpreted else specs)
+        for spec in (slow if target.interpreted else compiled)
     ]
 
 
@@ -114,10 +114,13 @@ def small(case: Case) -> Case:
     )
 
 
-def compiled_first(spec: LossSpec, case: Case, dtype: torch.dtype) -> bool:
+def compiled_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
     """Whether a compiled parity problem represents the others in ``make test``."""
     if spec in representatives(REGISTRY.values()):
-        return dtype == torch.float32 or case.name in FORMS
+        if values or dtype != torch.float32:
+            return case.name in FORMS
+        # They take a second each.
+        return case.name not in ("tiles-both", "tiles-none")
     return not case.heavy and dtype == torch.float32 and case.name in FORMS
 
 
