@@ -262,8 +262,10 @@ struct Softplus {
 UF_HOST_DEVICE Softplus softplus(float z) {
   const float e = exp_clamped(-fabsf(z));
   const float inverse = divide_by_unit(1.0f, 1.0f + e);
-  const float far = e * inverse;  // sigmoid(-|z|)
-  return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : far, far * inverse};
+  // e * inverse, the sigmoid of -|z|, has no name: with one, GCC multiplies before it selects, and
+  // the sums of USS take a tenth longer.
+  return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : e * inverse,
+          e * inverse * inverse};
 }
 
 }  // namespace UF_ISA
