@@ -31,7 +31,7 @@ from unitsface_kernels import losses
 from .gpu_model import budgets
 from .gpu_model.compile import Compiled
 from .gpu_model.tritons import Triton, tritons, unpacked
-from .gpu_model.worker import VARIANTS
+from .gpu_model.worker import EVERY, VARIANTS
 from .machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +155,10 @@ def _row(rounds: list[tuple[float, ...]]) -> dict[str, Any]:
 
 def _costs(tree: Path, triton: Triton, architecture: int) -> dict[str, float]:
     """Issue cycles of every kernel of every loss, in the sources ``tree``."""
+    # The hand-written ones are the only losses of their commit.
+    task = f"{VARIANTS}:{EVERY}" if tree == ROOT else VARIANTS
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_model.worker", str(architecture), VARIANTS],
+        [sys.executable, "-m", "bench.gpu_model.worker", str(architecture), task],
         capture_output=True,
         text=True,
         cwd=tree,

@@ -28,12 +28,12 @@ ROWS, COLUMNS, SIZE = 192, 256, 512
 #: Rows and columns of an in-batch tile: some are beside the diagonal.
 BLOCK = 128
 #: What a call compiles. bfloat16 has every variant of every kernel that a loss of the registry
-#: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights);
-#: with every loss, those of policies.py included. The other dtypes differ in element size and in
-#: the conversion of gradients: the variant with the most state and the two logsumexp kernels, of
-#: the first loss of each driver, stand for the rest, which halves the time. Where they differ from
-#: bfloat16 no architecture does anything of its own (float16 has its tensor-core instructions and
-#: registers, float32 runs on ordinary multiplications): one architecture stands for all.
+#: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights),
+#: those of policies.py included. The other dtypes differ in element size and in the conversion of
+#: gradients: the variant with the most state and the two logsumexp kernels stand for the rest. All
+#: are of the first loss of each driver and, if asked for, in bfloat16 of every loss. Where dtypes
+#: differ, no architecture does anything of its own (float16 has bfloat16's tensor-core instructions
+#: and registers, float32 runs on ordinary multiplications): one architecture stands for all.
 VARIANTS = {
     "bfloat16": (
         "batch",
@@ -54,8 +54,11 @@ def dtypes(architecture: int) -> list[str]:
     return list(VARIANTS) if architecture == 90 else ["bfloat16"]
 
 
-def record(chip: Chip, names: Iterable[str]) -> Tape:
-    """Launches of all variants of some dtypes; sections are "dtype, variant"."""
+def record(chip: Chip, names: Iterable[str], every: bool = False) -> Tape:
+    """Launches of all variants of some dtypes; sections are "dtype, variant".
+
+    ``every``: of every loss in bfloat16; else the first of each driver stands for all.
+    """
     # Labels are not read: the driver may not wait for which rows have positives.
     possible = patch.object(
         logsumexp_pairs, "_possible_positives", lambda call, engine, operands: (operands, None)
@@ -67,7 +70,7 @@ def record(chip: Chip, names: Iterable[str]) -> Tape:
             dtype = getattr(torch, name)
             for variant in VARIANTS[name]:
                 with device.section(f"{name}, {variant}"):
-                    for call in _calls(variant, dtype):
+                    for call in _calls(variant, dtype, every and dtype == torch.bfloat16):
                         _run(call, variant)
             with device.section(f"{name}, beside tiles"):
                 _beside_tiles(dtype)
@@ -77,7 +80,7 @@ def record(chip: Chip, names: Iterable[str]) -> Tape:
     return tape
 
 
-def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
+def _calls(variant: str, dtype: torch.dtype, every: bool) -> Iterator[Call]:
     seen = set()
     own = [custom.spec(policy()) for policy in POLICIES]
     own += [custom.per_column(spec) for spec in own if spec.threshold == "scalar"]
@@ -85,12 +88,15 @@ def _calls(variant: str, dtype: torch.dtype) -> Iterator[Call]:
     specs = sorted([*REGISTRY.values(), *own], key=lambda spec: spec.threshold != "per_column")
     for spec in specs:
         # Of the others, the first of a driver and kind of threshold stands for all.
-        kind: tuple[str, ...] = (spec.reduction, spec.topology, spec.threshold)
+        kind: tuple[object, ...] = (spec.reduction, spec.topology, spec.threshold)
         if variant == "centered classes":
             # Formulas are those of one center.
             kind = (spec.reduction, spec.topology)
-        elif dtype == torch.bfloat16:
+        elif every:
             kind = (spec.name,)
+        elif dtype == torch.bfloat16:
+            # Kernels of the rows are generated from those that read variables.
+            kind += (any(v.streamed for v in spec.variables), bool(spec.variables))
         if (spec.topology == "class") == variant.endswith("classes") and kind not in seen:
             seen.add(kind)
             call = _call(spec, dtype, variant.endswith(("classes", "memory")))

@@ -1,8 +1,8 @@
 """``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
 
 A process compiles for one architecture with one Triton. A task is the name of a step, whose
-kernels are compiled; ``model:STEP``, whose time is predicted as well; ``variants``; or
-``variants:DTYPE``, those of one dtype.
+kernels are compiled; ``model:STEP``, whose time is predicted as well; ``variants``, of a loss of
+each driver; ``variants:DTYPE``, those of one dtype; or ``variants:every``, of every loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tritons import Triton
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "model:"
-VARIANTS = "variants"
+VARIANTS, EVERY = "variants", "every"
 
 
 @dataclass
@@ -85,10 +85,10 @@ def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Predict
     chip, compiler = CHIPS[architecture], Compiler(architecture)
     for task in tasks:
         name = task.removeprefix(MODEL)
-        kind, _, dtype = task.partition(":")
-        if kind == VARIANTS:
-            names = [dtype] if dtype else variants.dtypes(architecture)
-            tape = variants.record(chip.device, names)
+        if task.startswith(VARIANTS):
+            _, *given = task.split(":")
+            names = [name for name in given if name != EVERY] or variants.dtypes(architecture)
+            tape = variants.record(chip.device, names, every=EVERY in given)
         else:
             tape = record(STEPS[name], chip.device)
         before = len(compiler.found)

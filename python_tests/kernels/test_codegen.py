@@ -19,7 +19,7 @@ from bench.gpu_model.chips import CHIPS
 from bench.gpu_model.compile import Compiled
 from bench.gpu_model.steps import KERNELS, MODELED, STEPS
 from bench.gpu_model.tritons import Triton, tritons, unpacked
-from bench.gpu_model.worker import MODEL, VARIANTS, Results, run_each
+from bench.gpu_model.worker import EVERY, MODEL, VARIANTS, Results, run_each
 from bench.workloads import WORKLOADS
 
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -28,8 +28,9 @@ ARCHITECTURES = tuple(CHIPS)
 STEP = "class-100k"
 
 
-#: What is compiled: the named workloads for Hopper by the Triton of most servers; every variant by
-#: it for all architectures, and by the others for Hopper in bfloat16; everything by all.
+#: What is compiled: the named workloads for Hopper by the Triton of most servers; by it also every
+#: variant for all architectures, of every loss for Hopper, and by the others those in bfloat16 for
+#: Hopper; everything by all.
 SCOPES = ("workloads", "servers", "all")
 
 
@@ -44,13 +45,12 @@ def _tasks(scope: str) -> dict[tuple[Triton, int], list[str]]:
     *others, servers = tritons(unpacked())
     if scope == "workloads":
         return {(servers, 90): workloads}
-    found = {(servers, one): [*workloads, VARIANTS] for one in ARCHITECTURES}
-    for other in others:
-        if scope == "all":
-            found |= {(other, one): [*workloads, VARIANTS] for one in ARCHITECTURES}
-        else:
-            found[other, 90] = [*workloads, f"{VARIANTS}:bfloat16"]
-    return found
+    everything = [*workloads, f"{VARIANTS}:{EVERY}"]
+    if scope == "all":
+        return {(one, chip): everything for one in (servers, *others) for chip in ARCHITECTURES}
+    found = {(servers, chip): [*workloads, VARIANTS] for chip in ARCHITECTURES}
+    found[servers, 90] = everything
+    return found | {(other, 90): [*workloads, f"{VARIANTS}:bfloat16"] for other in others}
 
 
 @pytest.fixture(
@@ -116,7 +116,7 @@ def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:
         assert {kernel.kernel for kernel in here} == names
         # Kernels with a GEMM have every dtype.
         of_gemms = {kernel.kernel for kernel in here if kernel.gemm is not None}
-        dtypes = variants.dtypes(architecture) if tasks[-1] == VARIANTS else ["bfloat16"]
+        dtypes = variants.dtypes(architecture) if "bfloat16" not in tasks[-1] else ["bfloat16"]
         for dtype in dtypes:
             labels = {k.kernel for k in here if k.label.startswith(dtype)}
             assert of_gemms - {k.kernel for k in here if k.label in KERNELS} <= labels
