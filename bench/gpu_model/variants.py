@@ -89,14 +89,13 @@ def _calls(variant: str, dtype: torch.dtype, every: bool) -> Iterator[Call]:
     for spec in specs:
         # Of the others, the first of a driver and kind of threshold stands for all.
         kind: tuple[object, ...] = (spec.reduction, spec.topology, spec.threshold)
+        # Kernels of the rows are generated from those that read variables.
+        kind += (any(v.streamed for v in spec.variables), bool(spec.variables))
         if variant == "centered classes":
             # Formulas are those of one center.
             kind = (spec.reduction, spec.topology)
         elif every:
             kind = (spec.name,)
-        elif dtype == torch.bfloat16:
-            # Kernels of the rows are generated from those that read variables.
-            kind += (any(v.streamed for v in spec.variables), bool(spec.variables))
         if (spec.topology == "class") == variant.endswith("classes") and kind not in seen:
             seen.add(kind)
             call = _call(spec, dtype, variant.endswith(("classes", "memory")))

@@ -89,8 +89,8 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
 def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
     """See ``Engine.logsumexp_gradient_tile``."""
     config = space.config.gradient
-    if tile.selection is not None:
-        # Places of rows take registers.
+    if tile.selection is not None or not space.logsumexp_policy.linear:
+        # Places of rows take registers, and so does a formula that is more than a multiplication.
         config = replace(config, max_registers=None)
     if tile.variables is not None:
         # Derivatives by them, for every pair of the block at once.
