@@ -22,7 +22,7 @@ from support.fake_device import (
     record,
 )
 from support.given_variables import streams
-from support.grid import extended_if, representatives
+from support.grid import FIRST, extended_if
 from torch import Tensor
 
 from bench.fake_device import A100, B200, CHIPS, H200, Array, Chip, Gemm, HostWaitError, fake_device
@@ -35,7 +35,6 @@ from unitsface_kernels import (
 )
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
-FIRST = representatives(REGISTRY.values())
 # Forms of a call whose tiles, matmuls and gradients differ most.
 MAIN = ("in-batch", "memory with gradient", "classes")
 

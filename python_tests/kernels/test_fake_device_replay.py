@@ -17,7 +17,7 @@ from support.cases import CASES, Case, Problem, build
 from support.evaluation import expected
 from support.fake_device import DTYPES
 from support.given_variables import streams
-from support.grid import extended_if, representatives
+from support.grid import FIRST, extended_if
 from support.helpers import Target
 from support.rounding import Precision, spreads
 from support.tolerances import check_all
@@ -30,7 +30,6 @@ from unitsface_kernels.losses import REGISTRY, LossSpec
 
 GIVEN = ("rows", "labels", "columns", "column_labels", "index", "b", "upstream")
 BY_NAME = {case.name: case for case in CASES}
-FIRST = representatives(REGISTRY.values())
 # Sizes, masks and forms that take other launches.
 NAMES = (
     "base",

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from support.cases import Case, Problem, build, detached, problem, variants
-from support.grid import calls, extended_if, parity_cases, representatives
+from support.grid import FIRST, calls, extended_if, parity_cases
 from support.helpers import FUSED, TARGETS, Target
 from support.tolerances import (
     DIFFERENCE,
@@ -24,7 +24,6 @@ from torch import Tensor
 import unitsface_kernels
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
-FIRST = representatives(REGISTRY.values())
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 each_fused = pytest.mark.parametrize("target", FUSED, ids=str)
 each_call = pytest.mark.parametrize(("target", "spec"), calls(TARGETS, of_operator=True))

@@ -9,12 +9,12 @@ import torch
 from support.cases import HALF, Case, build, problem
 from support.evaluation import check_against_reference
 from support.grid import (
+    FIRST,
     compiled_first,
     extended_if,
     interpreted,
     interpreted_first,
     parity_cases,
-    representatives,
     small,
 )
 from support.helpers import FUSED, Target
@@ -23,7 +23,6 @@ from support.tolerances import SAME_LOSS, check_same, conversion
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
 # Half precision is a matter of GEMMs and conversions, a driver's.
-FIRST = representatives(REGISTRY.values())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.cases import CASES, Problem, build, problem
 from support.evaluation import expected
-from support.grid import extended_if, parity_cases, representatives
+from support.grid import FIRST, extended_if, parity_cases
 from support.helpers import FUSED, Target
 from support.rounding import Rounded, Spread, spreads
 from support.tolerances import check, check_all
@@ -32,7 +32,6 @@ NAMES = {
     "axes",
     "threshold-1000",
 }
-FIRST = representatives(REGISTRY.values())
 CALLS = [
     pytest.param(spec, values, case, id=name, marks=extended_if(bool(values) or spec not in FIRST))
     for name, spec, values, case in parity_cases()

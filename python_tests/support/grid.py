@@ -61,6 +61,10 @@ def representatives(specs: Iterable[LossSpec]) -> list[LossSpec]:
     return found
 
 
+#: Of the registry.
+FIRST = representatives(REGISTRY.values())
+
+
 def extended_if(condition: bool) -> list[pytest.MarkDecorator]:
     """Marks of a parameter that ``make test`` leaves out under this condition."""
     return [pytest.mark.extended] if condition else []
@@ -97,7 +101,7 @@ def interpreted(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) 
     """Whether a parity problem is worth an interpreter's time."""
     if case.heavy or (values and case.name not in INTERPRETED_VARIANTS):
         return False
-    if spec in representatives(REGISTRY.values()):
+    if spec in FIRST:
         return True
     of_thresholds = spec.threshold == "per_column" and case.name in THRESHOLDS
     return dtype == torch.float32 and (case.name in FORMS or of_thresholds)
@@ -116,7 +120,7 @@ def small(case: Case) -> Case:
 
 def compiled_first(spec: LossSpec, values: Values, case: Case, dtype: torch.dtype) -> bool:
     """Whether a compiled parity problem represents the others in ``make test``."""
-    if spec in representatives(REGISTRY.values()):
+    if spec in FIRST:
         if values or dtype != torch.float32:
             return case.name in FORMS
         # They take a second each.
@@ -128,7 +132,7 @@ def interpreted_first(spec: LossSpec, values: Values, case: Case, dtype: torch.d
     """Whether an interpreted parity problem represents the others in ``make test``."""
     return (
         not values
-        and spec in representatives(REGISTRY.values())
+        and spec in FIRST
         and case.name in (THRESHOLDS if dtype == torch.float32 else {"columns", "none-in-batch"})
     )
 

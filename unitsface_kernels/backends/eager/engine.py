@@ -27,7 +27,6 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
-    TileColumns,
     TileVariables,
     UnitRows,
     Variables,
@@ -103,11 +102,6 @@ class EagerEngine(UnitRows, CenterTiles):
             inverse_norms[some] = inverse
             unit[some] = rows * inverse[:, None]
         return unit, inverse_norms
-
-    def tile_columns(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        return TileColumns(*self.normalize_rows(source, start, stop, index))
 
     def normalize_rows_backward(
         self,

@@ -25,7 +25,6 @@ from ..streaming import (
     PairWeights,
     PositiveSums,
     SumTile,
-    TileColumns,
     UnitRows,
     Variables,
     finish_rows,
@@ -129,11 +128,6 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             ),
         )
         return unit, inverse_norms
-
-    def tile_columns(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
 
     def normalize_rows_backward(
         self,

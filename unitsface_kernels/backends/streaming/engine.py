@@ -412,7 +412,16 @@ class Engine(Protocol):
         """Values (k,) of a gradient tile at (k,) places, float32."""
 
 
-class UnitRows:
+class UnitColumns:
+    """Columns of tiles by the kernels for any rows."""
+
+    def tile_columns(
+        self: Any, source: Tensor, start: int, stop: int, index: Tensor | None = None
+    ) -> TileColumns:
+        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
+
+class UnitRows(UnitColumns):
     """Both directions of a call's unit rows, by the kernels for any rows."""
 
     def unit_rows(self: Any, call: Call) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, TileColumns, UnitRows
+from .engine import Engine, UnitRows
 
 
 def for_call(engine: Engine, call: Call) -> Engine:
@@ -41,11 +41,6 @@ class _AsTheyAre(UnitRows):
         rows.copy_(_rows(source, start, stop, index))
         # All of a row is NaN where some is infinite, as at unit length: terms could be finite.
         return rows.add_((inverse_norms * 0.0)[:, None]), inverse_norms
-
-    def tile_columns(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
 
     def normalize_rows_backward(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, TileColumns
+from .engine import Engine, UnitColumns
 
 
 def with_mixing(engine: Engine, call: Call) -> Engine:
@@ -31,7 +31,7 @@ class _Mixed(NamedTuple):
         return same and self.taken is index
 
 
-class _MixedColumns:
+class _MixedColumns(UnitColumns):
     """Another engine's tiles on mixed columns.
 
     Norms are those of the mixed columns; the gradient of these reaches the raw ones through both
@@ -62,11 +62,6 @@ class _MixedColumns:
         self._last = None
         mixed = self._last = self._mixed(start, stop, index)
         return self._engine.normalize_rows(mixed.columns, 0, stop - start, None, reuse)
-
-    def tile_columns(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
 
     def normalize_rows_backward(
         self,

@@ -47,9 +47,10 @@ def set_scale(
     ]
     key = (directions, *((t.data_ptr(), t.shape) for t in tensors))
     if key not in space.scales:
+        out = space.empty(8)
+        _launch(out, space, directions, variables, thresholds, target_gradient)
         # With the tensors, so that no other one gets their addresses.
-        space.scales[key] = space.empty(8), tensors
-        _launch(space.scales[key][0], space, directions, variables, thresholds, target_gradient)
+        space.scales[key] = out, tensors
     found, _ = space.scales[key]
     # Aligned to 16 bytes, both of them.
     space.scale, space.inverse_scale = found[:1], found[4:5]
