@@ -292,7 +292,8 @@ def test_every_file_with_tests_of_a_device_is_listed() -> None:
 def test_listed_files_are_collected_on_a_bare_machine() -> None:
     """Neither they nor what they import need hypothesis, xdist or a package of training."""
     files = [f"python_tests/{name}" for name in device_tests.FILES]
-    done = bare("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files)
+    options = ["--collect-only", "-q", "-m", "", "-p", "no:cacheprovider"]
+    done = bare("-m", "pytest", *options, *files)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     collected = set(re.findall(r"^(python_tests/\S+\.py)(?:::|: )", done.stdout, re.MULTILINE))
     # One needs hypothesis for all that it does.
