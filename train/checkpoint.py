@@ -22,7 +22,7 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import build_backbone
-from train.backbones.weights import differences, find_state, recognize
+from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
 from train.errors import UserError
 from train.small_files import flush, replacing
@@ -371,7 +371,8 @@ def _fitting(
         if found[0].startswith(("missing", "unexpected")):
             held = f"{held} with other tensors"
         else:
-            features = any(f.startswith(("features.", "bn5.")) for f in found)
+            own = sizes(state)
+            features = own is not None and own[1] != config.model.embedding_size
             held = f"{held} of another {'embedding' if features else 'input'} size"
     if found:
         model, size = config.model.name, config.model.input_size
