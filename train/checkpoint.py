@@ -319,9 +319,14 @@ def pack_names(names: Sequence[str]) -> str:
     return "\0".join(names)
 
 
+def unpack_names(held: str | list[str]) -> list[str]:
+    """Earlier checkpoints hold a list."""
+    return held.split("\0") if isinstance(held, str) else held
+
+
 def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
-    """An error unless the identities are those a checkpoint holds; earlier ones hold a list."""
-    held = held.split("\0") if isinstance(held, str) else held
+    """An error unless the identities are those a checkpoint holds."""
+    held = unpack_names(held)
     wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
     if wrong is None:
         return
