@@ -16,6 +16,7 @@ from train.data.image_list import ImageList
 from train.distributed import open_world
 from train.errors import INTERRUPTED
 from train.evaluation.during import Evaluator
+from train.finetuning import finetune
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
@@ -49,6 +50,8 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
             checkpoint.check_backbone(values, path=path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         difference = ""
+        if values is None and config.train.finetune:
+            world.print(finetune(trainer, Path(config.train.finetune)))
         if values is not None and path is not None:
             held, path = checkpoint.load_or_earlier(trainer.load_state, values, path, take=auto)
             difference = report(held, path, config, trainer.course, trainer.people, world.size)

@@ -244,6 +244,15 @@ class TrainConfig:
         high=0.999999,
     )
     compile: bool = key(False, "torch.compile the backbone")
+    finetune: str = key(
+        "", "run, or checkpoint of one, from whose backbone, losses and optimizer this one starts"
+    )
+    finetune_head: str = key(
+        "match",
+        "classes of train.finetune; match: those of the same names are kept, others begin at the"
+        " mean of their features; fresh: all begin anew, and losses and optimizer with them",
+        choices=("match", "fresh"),
+    )
 
 
 @dataclass
