@@ -20,6 +20,7 @@ from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
 from train.stopping import SAME_SIGNAL_S, stop_on_signal
+from train.trackers import check_installed
 from train.trainer import Trainer
 
 
@@ -35,6 +36,7 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
     )
     with run_folder, open_world(config.train.device, config.train.timeout_s) as world:
         world.print(headline(config.loss, world.device))
+        world.from_main(lambda: check_installed(config))
         world.from_main(run_folder.check)
         data = open_dataset(config, world.size)
         images = data.train.images

@@ -271,6 +271,11 @@ class RunConfig:
     )
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
+    wandb: str = key(
+        "",
+        "project of Weights & Biases that gets the metrics, too; WANDB_MODE=offline keeps them in"
+        " the run folder; empty: none",
+    )
     progress: bool = key(True, "progress bar")
     report: bool = key(True, "write report.html at the end")
     save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
