@@ -174,6 +174,22 @@ class DataConfig:
     rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
     brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
     contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
+    crop: float = key(
+        0.0,
+        "probability that all but a random rectangle, of 20 % of the image or more, turns black, as"
+        " in AdaFace, whose recipes have 0.2 here and for the next two",
+        low=0.0,
+        high=1.0,
+    )
+    low_res: float = key(
+        0.0, "probability of a resolution lowered by up to a factor of 5", low=0.0, high=1.0
+    )
+    photometric: float = key(
+        0.0,
+        "probability that brightness, contrast and saturation change by up to half",
+        low=0.0,
+        high=1.0,
+    )
     sampler: str = key(
         "shuffle",
         "shuffle: every image once an epoch; balanced: batches of batch_size / images_per_identity"
