@@ -19,6 +19,7 @@ from train.evaluation.during import Evaluator
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
+from train.starting import start_from
 from train.stopping import SAME_SIGNAL_S, stop_on_signal
 from train.trackers import check_installed
 from train.trainer import Trainer
@@ -51,6 +52,8 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
             checkpoint.check_backbone(values, path=path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         difference = ""
+        if values is None and config.train.init:
+            world.print(start_from(trainer, Path(config.train.init)))
         if values is not None and path is not None:
             held, path = checkpoint.load_or_earlier(trainer.load_state, values, path, take=auto)
             difference = report(held, path, config, trainer.course, trainer.people, world.size)

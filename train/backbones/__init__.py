@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from train.backbones.conv4 import Conv4
-from train.backbones.resnets import IResNet, LResNet
+from train.backbones.resnets import IResNet, IRNet, LResNet
 from train.backbones.timm_models import PREFIX, TimmBackbone
 from train.errors import UserError
 
 __all__ = [
     "STAGES",
     "Conv4",
+    "IRNet",
     "IResNet",
     "LResNet",
     "TimmBackbone",
@@ -29,7 +30,7 @@ STAGES = IResNet.STAGES
 _BUILDERS: dict[str, Callable[[int, float, int], nn.Module]] = {
     **{
         name: partial(family, stages)
-        for family in (IResNet, LResNet)
+        for family in (IResNet, IRNet, LResNet)
         for name, stages in family.STAGES.items()
     },
     "conv4": Conv4,

@@ -260,6 +260,11 @@ class TrainConfig:
         high=0.999999,
     )
     compile: bool = key(False, "torch.compile the backbone")
+    init: str = key(
+        "",
+        "checkpoint of arcface_torch, AdaFace or CVLFace from whose backbone and class weights the"
+        " run starts; its classes are the identities of data.path",
+    )
 
 
 @dataclass

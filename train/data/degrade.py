@@ -36,18 +36,12 @@ def degrade(
         (photometric, 6, photometrically_changed),
     )
     for probability, count, change in changes:
-        chance, draws = (
-            torch.rand(n, generator=generator),
-            torch.rand(count, n, generator=generator),
-        )
-        chosen = (chance < probability).nonzero()[:, 0]
+        chance, draws = torch.rand(1 + count, n, generator=generator).split([1, count])
+        chosen = (chance[0] < probability).nonzero()[:, 0]
         if len(chosen):
-            on_device = chosen.to(images.device, non_blocking=True)
-            images = images.index_copy(
-                0,
-                on_device,
-                change(images.index_select(0, on_device), torch.stack(draws)[:, chosen]),
-            )
+            place = chosen.to(images.device, non_blocking=True)
+            result = change(images.index_select(0, place), draws[:, chosen])
+            images = images.index_copy(0, place, result)
     return images
 
 
