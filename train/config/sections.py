@@ -271,7 +271,7 @@ class RunConfig:
     )
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
-    progress: bool = key(True, "progress bar")
+    progress: bool = key(True, "progress: a line on a terminal, one now and then in a log")
     report: bool = key(True, "write report.html at the end")
     save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
     keep: int = key(
