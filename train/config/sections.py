@@ -306,7 +306,7 @@ class RunConfig:
         "project of Weights & Biases that gets the metrics, too; WANDB_MODE=offline keeps them in"
         " the run folder; empty: none",
     )
-    progress: bool = key(True, "progress bar")
+    progress: bool = key(True, "progress: a line on a terminal, one now and then in a log")
     report: bool = key(True, "write report.html at the end")
     save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
     keep: int = key(
