@@ -22,6 +22,7 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import build_backbone
+from train.backbones.foreign import in_rgb
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
 from train.errors import UserError
@@ -75,7 +76,8 @@ def read(path: Path) -> Any:
     try:
         if is_sharded(path):
             return uk.partial_fc.read_extra(path)
-        return uk.partial_fc.read_saved(path)
+        # Lightning's hold callbacks and the like, which are not asked for.
+        return uk.partial_fc.read_saved(path, unknown=path.suffix == ".ckpt")
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error
     except OSError as error:
@@ -87,7 +89,7 @@ def read(path: Path) -> Any:
 def read_any(path: Path) -> tuple[Path, Any]:
     """Path and contents of a file, a folder of shards, or the last checkpoint of a run folder."""
     path = found(path)
-    values = read(path)
+    values = in_rgb(read(path), path)
     if is_run(values):
         _check_run(values, path, ("config", "trainer"))
     return path, values

@@ -11,7 +11,7 @@ from torch import nn
 from train.backbones.conv4 import Conv4
 from train.backbones.ghost import GhostFaceNet
 from train.backbones.mobile import MobileFaceNet
-from train.backbones.resnets import IResNet, LResNet
+from train.backbones.resnets import IResNet, IRNet, LResNet
 from train.backbones.timm_models import PREFIX, TimmBackbone
 from train.errors import UserError
 
@@ -19,6 +19,7 @@ __all__ = [
     "STAGES",
     "Conv4",
     "GhostFaceNet",
+    "IRNet",
     "IResNet",
     "LResNet",
     "MobileFaceNet",
@@ -33,7 +34,7 @@ STAGES = IResNet.STAGES
 _BUILDERS: dict[str, Callable[[int, float, int], nn.Module]] = {
     **{
         name: partial(family, stages)
-        for family in (IResNet, LResNet, MobileFaceNet)
+        for family in (IResNet, IRNet, LResNet, MobileFaceNet)
         for name, stages in family.STAGES.items()
     },
     "ghostfacenet": GhostFaceNet,

@@ -2,7 +2,8 @@
 
 Origins: a bare state dict (insightface's ``backbone.pth``), a training checkpoint of arcface_torch
 (``state_dict_backbone``), of UniTSFace or UniFace (``state_dict``, with the losses' tensors among
-the backbone's), or of this harness (``backbone``, and ``ema`` for averaged weights).
+the backbone's), of AdaFace or CVLFace (:mod:`train.backbones.foreign`), or of this harness
+(``backbone``, and ``ema`` for averaged weights).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from train.backbones.foreign import own_names
 from train.backbones.mobile import MobileFaceNet
-from train.backbones.resnets import IResNet, LResNet
+from train.backbones.resnets import IResNet, IRNet, LResNet
 
 # The entries under which checkpoints keep a backbone.
 ENTRIES = ("backbone", "state_dict_backbone", "state_dict")
@@ -41,7 +43,7 @@ def find_state(values: Any, *, averaged: bool = False) -> State | None:
         return None
     if not values or not all(isinstance(v, Tensor) for v in values.values()):
         return None
-    state = {_unwrapped(str(key)): value for key, value in values.items()}
+    state = own_names({_unwrapped(str(key)): value for key, value in values.items()})
     # The number of averaged steps, which AveragedModel counts beside its copy.
     state.pop("n_averaged", None)
     return {key: value for key, value in state.items() if not key.startswith(LOSSES)}
@@ -64,7 +66,11 @@ def recognize(state: State) -> str | None:
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    family = LResNet if "layer1.0.bn0.weight" in state else IResNet
+    family: type[IResNet | LResNet] = IResNet
+    if "layer1.0.bn0.weight" in state:
+        family = LResNet
+    elif "layer1.0.downsample.0.weight" not in state:
+        family = IRNet
     return next((name for name, stages in family.STAGES.items() if stages == blocks), None)
 
 
