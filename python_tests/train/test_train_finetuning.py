@@ -17,7 +17,7 @@ from train.data.loader import open_images
 from train.errors import USER_ERROR, UserError
 from train.evaluation.embed import embed
 from train.finetuning import finetune
-from train.main import main
+from train.main import load_config, main
 from train.trainer import Trainer
 from unitsface_kernels import partial_fc
 
@@ -211,15 +211,16 @@ def test_processes_take_their_classes(tmp_path: Path) -> None:
     (faces / "person3").rename(faces / "zoe")
     shutil.rmtree(faces / "person7")
     still = {**sections["train"], "lr": 0.0, "finetune": str(tmp_path / "run"), "max_steps": 1}
-    for size in (1, 3):
-        run = tmp_path / f"new{size}"
-        succeed(tmp_path, size, argv_of(faces, run, **{**sections, "train": still}))
+    argv = argv_of(faces, tmp_path / "new", **{**sections, "train": still})
+    succeed(tmp_path, 3, argv)
+    trainer = trainer_of(load_config(argv)[0])
+    finetune(trainer, tmp_path / "run")
+    one = weights(trainer)
     held = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
-    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new3")["identities"])
-    every, now = torch.arange(12), torch.arange(11)
-    before, one, three = (
-        partial_fc.read_classes(tmp_path / name, which).rows["loss.weight"]
-        for name, which in (("run", every), ("new1", now), ("new3", now))
+    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
+    before, three = (
+        partial_fc.read_classes(tmp_path / name, torch.arange(count)).rows["loss.weight"]
+        for name, count in (("run", 12), ("new", 11))
     )
     assert set(names) - set(held) == {"zoe"}
     for label, name in enumerate(names):
