@@ -178,7 +178,7 @@ def test_fresh_takes_the_backbone_and_mistakes_are_named(
     torch.save(before.backbone.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a training checkpoint of this harness"):
         started(others, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"train\.finetune and model\.weights"):
+    with pytest.raises(UserError, match=r"model\.weights and train\.finetune"):
         of(others, run, train={"finetune": "a"}, model={"weights": "b"})
 
 
