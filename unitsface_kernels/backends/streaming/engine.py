@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, clear_ignored
-from .reductions import ClassSums, Reductions, RowFactors
+from .reductions import ClassSums, RowFactors
 from .selection import DeviceFilter, RowSelection
 from .values import TargetWeights, TileVariables, Variables
 
@@ -242,7 +242,7 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
 class Engine(Protocol):
     """Tile work of one backend on one device, for one call.
 
-    Methods without a text are those of :class:`Reductions`.
+    Methods without a text are those of ``reductions.Reductions``.
     """
 
     @property
@@ -323,6 +323,22 @@ class Engine(Protocol):
         which is g, or with ``raw`` (see :class:`TileColumns`) r g.
         """
 
+    def update_columns(
+        self,
+        call: Call,
+        part: slice,
+        d_unit: Tensor,
+        inverse_norms: Tensor,
+        scale: Tensor | None,
+        raw: bool,
+    ) -> bool:
+        """:meth:`normalize_rows_backward` of the columns in ``part``, and the step of ``call.sink``
+        on them, without their gradient in between.
+
+        Returns:
+            Whether the engine has made it; else nothing is done.
+        """
+
     def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
         """:meth:`normalize_rows` of a call's rows; ignored ones, which may be NaN, are 0."""
 
@@ -375,16 +391,6 @@ class Engine(Protocol):
 
     def row_factors(self, call: Call, state: Tensor, weights: Tensor) -> RowFactors: ...
 
-    def update_columns(
-        self,
-        call: Call,
-        part: slice,
-        d_unit: Tensor,
-        inverse_norms: Tensor,
-        scale: Tensor | None,
-        raw: bool,
-    ) -> bool: ...
-
     def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
         """(V, N) d loss of each row / d each variable, through targets and regularizers.
 
@@ -435,13 +441,24 @@ class Engine(Protocol):
         """Values (k,) of a gradient tile at (k,) places, float32."""
 
 
-class UnitColumns(Reductions):
+class UnitColumns:
     """Columns of tiles by the kernels for any rows."""
 
     def tile_columns(
         self: Any, source: Tensor, start: int, stop: int, index: Tensor | None = None
     ) -> TileColumns:
         return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
+    def update_columns(
+        self,
+        call: Call,
+        part: slice,
+        d_unit: Tensor,
+        inverse_norms: Tensor,
+        scale: Tensor | None,
+        raw: bool,
+    ) -> bool:
+        return False
 
 
 class UnitRows(UnitColumns):

@@ -1,4 +1,4 @@
-"""What drivers do with numbers per row, and with a finished tile of columns, by Torch operators.
+"""What drivers do with numbers per row, by Torch operators.
 
 Each method is a step between tiles that an engine may make in one launch instead of several: of a
 small call on a GPU these are most of the launches.
@@ -91,20 +91,3 @@ class Reductions:
         target = -negative
         # Exact even where the probability underflows: 0 times a finite slope.
         return RowFactors(negative, target, target * state[2])
-
-    def update_columns(
-        self: Any,
-        call: Call,
-        part: slice,
-        d_unit: Tensor,
-        inverse_norms: Tensor,
-        scale: Tensor | None,
-        raw: bool,
-    ) -> bool:
-        """Takes the gradient of a tile's unit columns to the columns and makes the step of
-        ``call.sink`` on them, without the gradient in between.
-
-        Returns:
-            Whether it did; else ``normalize_rows_backward`` (for the arguments) and the sink do.
-        """
-        return False
