@@ -81,10 +81,11 @@ def finetune(trainer: Trainer, run: Path) -> str:
         if module is not None:  # what a module keeps beside its tensors follows
             module.load_state_dict(module.state_dict())
     kept = len(classes) - len(new)
+    warm = ", which begin at their mean features" if len(new) and WEIGHT in own else ""
     return (
         f"{begin}: {kept} identities kept"
         f"{'' if trainer.source.images.named else ' (by their numbers: they have no names)'}, "
-        f"{len(held_names) - kept} dropped, {len(new)} new, which begin at their mean features"
+        f"{len(held_names) - kept} dropped, {len(new)} new{warm}"
         f"{'' if continues else '; the optimizer begins anew'}"
     )
 

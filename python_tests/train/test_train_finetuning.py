@@ -137,6 +137,9 @@ def test_another_loss_keeps_the_class_weights_alone(
         assert torch.equal(weights(trainer)[[1, 2]], weights(before)[[1, 3]])
     prototypes = trainer.loss.class_loss.prototypes
     torch.testing.assert_close(prototypes[0], F.normalize(weights(trainer)[0], dim=0))
+    trainer, said = started(others, run, loss={"class": "none"})
+    assert said.endswith("3 dropped, 2 new; the optimizer begins anew")
+    assert trainer.threshold() == before.threshold()
 
 
 def test_adamw_several_centers_and_averages(faces: Path, others: Path, tmp_path: Path) -> None:
