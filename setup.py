@@ -125,12 +125,19 @@ def _start_anew_if_changed(build: Path) -> None:
         record.write_text(json.dumps(inputs, indent=1))
 
 
+def _options() -> dict[str, dict[str, str]]:
+    """Options of setuptools' commands."""
+    options = {"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {}
+    label = os.environ.get("UNITSFACE_LOCAL_VERSION")
+    return {**options, "egg_info": {"tag_build": f"+{label}"}} if label else options
+
+
 # Its form differs from setuptools 77 on; LICENSE is packed by both.
 KNOWS_EXPRESSIONS = int(setuptools.__version__.split(".")[0]) >= 77
 
 setup(
     **{"license_expression" if KNOWS_EXPRESSIONS else "license": "MIT"},
     ext_modules=[Extension("unitsface_kernels._native", [], py_limited_api=STABLE_ABI)],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
+    options=_options(),
     cmdclass={"build_ext": CMakeBuild, "build_py": PackHeaders},
 )
