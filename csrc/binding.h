@@ -48,11 +48,14 @@ class Owned {
   PyObject* object_;
 };
 
+inline std::string name_of(PyTypeObject* type);
+
 inline std::string from_text(PyObject* value) {
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(value, &size);
-  if (text == nullptr) throw PythonError();
-  return {text, static_cast<size_t>(size)};
+  if (text != nullptr) return {text, static_cast<size_t>(size)};
+  if (!PyUnicode_Check(value)) type_error("expected a string, got " + name_of(Py_TYPE(value)));
+  throw PythonError();
 }
 
 inline std::string name_of(PyTypeObject* type) {
