@@ -24,8 +24,9 @@ ENVIRONMENT = (
     *("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"),
     *("CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS"),
 )
-#: One wheel for every Python from 3.10 on. Free-threaded ones have no stable ABI before 3.15.
-STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+#: One wheel for every Python from 3.10 on. Free-threaded ones have no stable ABI before 3.15; on
+#: Windows it takes another import library, and no wheels are released.
+STABLE_ABI = os.name != "nt" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 TOOLS = ("c++", "nvcc", os.environ.get("CXX", "c++"), os.environ.get("CUDACXX", "nvcc"))
 
 
@@ -129,19 +130,12 @@ def _start_anew_if_changed(build: Path) -> None:
         record.write_text(json.dumps(inputs, indent=1))
 
 
-def _options() -> dict[str, dict[str, str]]:
-    """Options of setuptools' commands."""
-    options = {"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {}
-    label = os.environ.get("UNITSFACE_LOCAL_VERSION")
-    return {**options, "egg_info": {"tag_build": f"+{label}"}} if label else options
-
-
 # Its form differs from setuptools 77 on; LICENSE is packed by both.
 KNOWS_EXPRESSIONS = int(setuptools.__version__.split(".")[0]) >= 77
 
 setup(
     **{"license_expression" if KNOWS_EXPRESSIONS else "license": "MIT"},
     ext_modules=[Extension("unitsface_kernels._native", [], py_limited_api=STABLE_ABI)],
-    options=_options(),
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
     cmdclass={"build_ext": CMakeBuild, "build_py": PackHeaders},
 )

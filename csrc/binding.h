@@ -2,7 +2,7 @@
 // and every later one. A C++ function's own signature says how its arguments are converted.
 #pragma once
 
-// Free-threaded builds of Python have no stable ABI before 3.15; see setup.py.
+// Defined by setup.py where there is no stable ABI.
 #if !defined(Py_LIMITED_API) && !defined(UF_ONE_PYTHON)
 #define Py_LIMITED_API 0x030A0000
 #endif

@@ -18,13 +18,17 @@ mkdir -p "$work" dist
 
 # A folder of its own: the build writes metadata, and lists what earlier builds left.
 { git ls-files -co --exclude-standard 2> /dev/null || find . -type f; } | grep -E '^(\./)?(csrc|unitsface_kernels)/|^(\./)?[^/]*$' | tar -cf - -T - | tar -xf - -C "$work"
-(cd "$work" && UNITSFACE_LOCAL_VERSION= "$python" setup.py -q sdist --formats gztar --dist-dir dist > sdist.log 2>&1) \
+(cd "$work" && "$python" setup.py -q sdist --formats gztar --dist-dir dist > sdist.log 2>&1) \
   || { tail -20 "$work/sdist.log" >&2; exit 1; }
 sdist=$(ls "$work"/dist/*.tar.gz)
 cp "$sdist" dist/
 echo "dist/$(basename "$sdist"): $(stat -c %s "$sdist") bytes"
 if [ "${2:-}" = sdist ]; then exit 0; fi
 
+if [ -n "${UNITSFACE_LOCAL_VERSION:-}" ]; then
+  printf '[egg_info]\ntag_build = +%s\n' "$UNITSFACE_LOCAL_VERSION" > "$work/label.cfg"
+  export DIST_EXTRA_CONFIG=$PWD/$work/label.cfg
+fi
 if [ -n "${UNITSFACE_PLATFORM:-}" ]; then
   # Known to Python's own build tools.
   export _PYTHON_HOST_PLATFORM=$UNITSFACE_PLATFORM
