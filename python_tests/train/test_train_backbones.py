@@ -85,7 +85,7 @@ def test_every_name_builds() -> None:
         with torch.device("meta"):
             model = build_backbone(name)
         sizes[name] = sum(p.numel() for p in model.parameters())
-    assert len(sizes) == 9
+    assert len(sizes) == 13
     for family in ("iresnet{}", "lresnet{}e_ir"):
         parameters = [sizes[family.format(depth)] for depth in (50, 100, 200)]
         assert parameters == sorted(parameters)
