@@ -16,6 +16,7 @@ from train.data.image_list import ImageList
 from train.distributed import open_world
 from train.errors import INTERRUPTED
 from train.evaluation.during import Evaluator
+from train.finetuning import finetune
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
@@ -52,6 +53,8 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
             checkpoint.check_backbone(values, path=path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         difference = ""
+        if values is None and config.train.finetune:
+            world.print(finetune(trainer, Path(config.train.finetune)))
         if values is None and config.train.init:
             world.print(start_from(trainer, Path(config.train.init)))
         if values is not None and path is not None:

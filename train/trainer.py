@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 import unitsface_kernels as uk
 from train import checkpoint
@@ -40,6 +39,7 @@ from train.losses import (
 )
 from train.meter import Meter, all_finite, scale_of
 from train.optimizer import build_optimizer, build_scaler
+from train.progress import Progress
 from train.resuming import check_resumable, resumed_course
 from train.run_folder import MetricsLog, evaluated_steps
 from train.schedule import Course
@@ -56,7 +56,7 @@ class Trainer:
     evaluator: Evaluator | None
     meter: Meter
     log: MetricsLog | None = None
-    bar: Any  # of tqdm
+    bar: Progress
 
     def __init__(
         self,
@@ -235,13 +235,8 @@ class Trainer:
         vote = Vote(world, self.config.train.timeout_s)
         self.meter = Meter(world)
         with ExitStack() as files:
-            self.bar = tqdm(
-                total=self.total_steps,
-                initial=self.step,
-                unit="step",
-                disable=not (run.progress and world.is_main),
-                dynamic_ncols=True,
-            )
+            shown = run.progress and world.is_main
+            self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
             if world.is_main:
                 trackers = open_trackers(self.config, folder, self.step + 1)
@@ -354,7 +349,7 @@ class Trainer:
                 self.save(self.folder, best=True)
         if self.log is not None:
             for line in self.evaluator.lines(metrics, self.step):
-                tqdm.write(line)  # above the bar
+                self.bar.write(line)
             self.log.write_evaluation(self.step, self.course.epochs(self.step), metrics)
         return 0
 

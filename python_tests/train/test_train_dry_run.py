@@ -120,8 +120,7 @@ def test_small_dry_run_of_a_recipe(
     config = recipe(data, loss)
     count = config.data.num_identities
     # The first process has one class more where they do not go up.
-    classes = count if loss in PAIRS else -(-count // 8)
-    classes = 0 if config.loss.class_name == "none" else classes
+    classes = count if loss == "uss" else 0 if loss in PAIRS else -(-count // 8)
     assert f"{config.data.num_images} images of {count} identities" in text
     assert f"{classes * 512} class weights of {classes} classes in each process" in text
     assert re.search(r"one step: 4 images of 64 classes in \d+\.\d s on cpu, loss \d+\.\d+\n", text)

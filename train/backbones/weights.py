@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from train.backbones.foreign import own_names
+from train.backbones.mobile import MobileFaceNet
 from train.backbones.resnets import IResNet, IRNet, LResNet
 
 # The entries under which checkpoints keep a backbone.
@@ -55,7 +56,12 @@ def _unwrapped(key: str) -> str:
 
 
 def recognize(state: State) -> str | None:
-    """The backbone that a state dict belongs to, from its keys alone."""
+    """The backbone that a state dict belongs to, from its keys; MobileFaceNets differ in width."""
+    if "blocks.0.ghost1.primary_conv.0.weight" in state and "gdc.0.weight" in state:
+        return "ghostfacenet"
+    if "conv_sep.layers.0.weight" in state:
+        scale = state["conv_sep.layers.0.weight"].numel() // (512 * 128)
+        return next((n for n, of in MobileFaceNet.STAGES.items() if of[0] == scale), None)
     blocks = tuple(
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
@@ -71,14 +77,21 @@ def recognize(state: State) -> str | None:
 def sizes(state: State) -> tuple[int, int] | None:
     """Input size and embedding size of the backbone of a recognized state dict.
 
-    16 input sizes give the same tensors, 97 to 112 those of an IResNet for 112 and 112 to 127
-    those of an LResNet; the multiple of 16 stands for them.
+    16 input sizes give the same tensors, 112 to 127 those of an LResNet for 112 and 97 to 112 those
+    of the others; the multiple of 16 stands for them.
     """
-    last = state.get("fc5.weight", state.get("fc.weight"))
+    last = _first(state, "fc5.weight", "features.layers.2.weight", "fc.weight")
     if last is None or last.dim() not in (2, 4) or not last.numel():
         return None
-    side = last.shape[-1] if last.dim() == 4 else math.isqrt(last.shape[1] // 512)
+    # The layer over all places, if that is not the last one.
+    over = _first(state, "features.layers.0.layers.0.weight", "gdc.0.weight")
+    over = last if over is None else over
+    side = over.shape[-1] if over.dim() == 4 else math.isqrt(over.shape[1] // 512)
     return 16 * side, last.shape[0]
+
+
+def _first(state: State, *names: str) -> Tensor | None:
+    return next((state[name] for name in names if name in state), None)
 
 
 def differences(state: State, expected: State) -> list[str]:

@@ -260,6 +260,15 @@ class TrainConfig:
         high=0.999999,
     )
     compile: bool = key(False, "torch.compile the backbone")
+    finetune: str = key(
+        "", "run, or checkpoint of one, from whose backbone, losses and optimizer this one starts"
+    )
+    finetune_head: str = key(
+        "match",
+        "classes of train.finetune; match: those of the same names are kept, others begin at the"
+        " mean of their features; fresh: all begin anew, and losses and optimizer with them",
+        choices=("match", "fresh"),
+    )
     init: str = key(
         "",
         "checkpoint of arcface_torch, AdaFace or CVLFace from whose backbone and class weights the"
@@ -297,7 +306,7 @@ class RunConfig:
         "project of Weights & Biases that gets the metrics, too; WANDB_MODE=offline keeps them in"
         " the run folder; empty: none",
     )
-    progress: bool = key(True, "progress bar")
+    progress: bool = key(True, "progress: a line on a terminal, one now and then in a log")
     report: bool = key(True, "write report.html at the end")
     save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
     keep: int = key(

@@ -19,6 +19,7 @@ from train.errors import Parser, UserError, exit_code
 from train.foreign_heads import read_class_weights
 
 INSIGHTFACE_SIZES = (112, 512)
+INSIGHTFACE_MOBILE = ("mobilefacenet", "mobilefacenet_large")
 
 
 def run(argv: list[str]) -> int:
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> int:
         "--to",
         choices=("plain", "insightface"),
         default="plain",
-        help="insightface: only what its iresnet classes take, 112 x 112 to 512 numbers",
+        help="insightface: only what its iresnet and mbf classes take, 112 x 112 to 512 numbers",
     )
     parser.add_argument(
         "--classes",
@@ -97,10 +98,11 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
 
 
 def check_insightface(name: str, shape: tuple[int, int] | None, path: Path) -> None:
-    if not name.startswith("iresnet") or shape != INSIGHTFACE_SIZES:
+    known = name.startswith("iresnet") or name in INSIGHTFACE_MOBILE
+    if not known or shape != INSIGHTFACE_SIZES:
         raise UserError(
-            f"--to insightface: {path} holds {name}{_shown(shape)}; its classes are iresnets "
-            "at 112 x 112, 512 features"
+            f"--to insightface: {path} holds {name}{_shown(shape)}; its classes are iresnets, "
+            "mbf and mbf_large at 112 x 112, 512 features"
         )
 
 
