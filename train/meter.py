@@ -57,9 +57,10 @@ class Averages:
 
     @property
     def speed(self) -> str:
-        """Images per second, and the share of the time for which no batch was there."""
-        share = 100 * self.times["data_ms"] / self.step_ms
-        return f"{self.images_per_s:.0f} images/s, {share:.0f} % waiting for data"
+        """Images per second, and from 5 % on the share of the time for which no batch was there."""
+        share = self.times["data_ms"] / self.step_ms
+        waiting = f", {share:.0%} waiting for data" if share >= 0.05 else ""
+        return f"{self.images_per_s:.0f} images/s{waiting}"
 
 
 class Meter:

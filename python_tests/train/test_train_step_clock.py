@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.training import tiny, train, write_faces
 
+from train.meter import Averages
 from train.run_folder import read_metrics
 from train.step_clock import PARTS, StepClock
 
@@ -80,3 +81,9 @@ def test_metrics_say_where_the_time_goes(tmp_path: Path) -> None:
         assert sum(parts) <= 1e3 * 8 / line["images_per_s"] * 1.01
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert header.endswith(",images_per_s,data_ms,augment_ms,forward_ms,backward_ms,optimizer_ms")
+
+
+def test_waiting_for_data_is_shown_where_it_matters() -> None:
+    for waited, shown in ((1.0, "512 images/s"), (30.0, "512 images/s, 30% waiting for data")):
+        times = {"data_ms": waited}
+        assert Averages(1.0, 1.0, 0.0, 512.0, None, times, step_ms=100.0).speed == shown
