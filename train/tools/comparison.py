@@ -370,7 +370,7 @@ prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to t
     several = len(sets) > 1
     report = Report(
         "Losses compared on identities never seen in training",
-        f"{len(sets[0].rows) - 1} losses, {setup['seeds']} seeds; numbers are of "
+        f"{len(sets[0].rows) - 1} losses, {setup['seeds']} seeds; the numbers are those of "
         f"{'the mean over ' if several else ''}{', '.join(captions)}.",
         opening(sets),
         {"Where they differ": [*([SMOKE] if setup["smoke"] else []), *drawn]},

@@ -52,7 +52,7 @@ class Note:
 
 Number = tuple[str, str, str]  # one of the three at the top: what it is, and why this one
 Block = str | Table | Plot | Code | Note  # a string is a paragraph
-Sections = Mapping[str, Sequence[Block]]  # by heading; that of the first part may be empty
+Sections = Mapping[str, Sequence[Block]]  # by heading
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def write_markdown(path: Path, report: Report) -> None:
     opening = (f"- **{value}** {what}: {why}" for value, what, why in report.numbers)
     parts = [f"# {report.title}", report.about, "\n".join(opening)]
     for heading, blocks in {**report.shown, **report.folded}.items():
-        parts += [f"## {heading}"] if heading else []
-        parts += filter(None, map(_markdown, blocks))
+        texts = [*filter(None, map(_markdown, blocks))]
+        parts += [f"## {heading}", *texts] if texts else []
     write_text(path, "\n\n".join(parts) + "\n")
 
 
@@ -164,8 +164,7 @@ def write_html(path: Path, report: Report) -> None:
     )
     parts = [f'<dl class="numbers">\n{numbers}</dl>']
     for heading, blocks in report.shown.items():
-        parts += [f"<h2>{escape(heading)}</h2>"] if heading else []
-        parts.append(_blocks(blocks))
+        parts += [f"<h2>{escape(heading)}</h2>", _blocks(blocks)]
     for heading, blocks in report.folded.items():
         summary = f"<summary><h2>{escape(heading)}</h2></summary>"
         parts.append(f"<details>{summary}\n{_blocks(blocks)}\n</details>")
