@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +90,8 @@ class TrainStep:
     scaler: torch.amp.GradScaler
 
     def __post_init__(self) -> None:
-        data = self.config.data
-        self.augment = Augment(
-            *(data.flip, data.shift, data.zoom, data.rotation, data.brightness, data.contrast)
-        )
+        data = vars(self.config.data)
+        self.augment = Augment(**{f.name: data[f.name] for f in dataclasses.fields(Augment)})
         self.parallel = data_parallel(self.module, self.world).train()
         if self.config.model.freeze_bn:  # weight and bias still learn
             for module in self.module.backbone.modules():

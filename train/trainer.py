@@ -44,6 +44,7 @@ from train.resuming import check_resumable, resumed_course
 from train.run_folder import MetricsLog, evaluated_steps
 from train.schedule import Course
 from train.stopping import StoppedError, requested, took
+from train.trackers import open_trackers
 from train.train_step import BackboneAndLoss, TrainStep
 
 
@@ -237,8 +238,8 @@ class Trainer:
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
             if world.is_main:
-                log = MetricsLog(folder, tensorboard=run.tensorboard, first_step=self.step + 1)
-                self.log = files.enter_context(closing(log))
+                trackers = open_trackers(self.config, folder, self.step + 1)
+                self.log = files.enter_context(closing(MetricsLog(folder, trackers)))
             train_step = self.build_step()
             cut_off = self._catch_up()
             self.meter.restart_clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,8 +17,28 @@ from .other_ranks import Ranks, Towers
 from .pair_counts import pair_counts
 from .shards import Shards
 
-#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
+#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite. If it makes
+#: a step of an optimizer with it, an attribute ``step`` may be the :class:`RowStep`.
 ColumnSink = Callable[[slice, Tensor], None]
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """A step on rows of the columns, all tensors dense and float32; see ``row_update.h``.
+
+    Attributes:
+        weight: the columns, (m, ...).
+        states: of the optimizer, of the shape of ``weight``.
+        rule: RowRule.
+        numbers: hyper-parameters by name.
+        scale: () factor of the gradient, or None.
+    """
+
+    weight: Tensor
+    states: tuple[Tensor, ...]
+    rule: int
+    numbers: Mapping[str, float]
+    scale: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -136,6 +156,11 @@ class ForwardCache:
         inverse_norms: (M,) float32 of the columns, where tiles multiply these as they are.
         num_norms: how many of them, from the first, are known.
         num_valid_rows: of :meth:`Call.num_valid_rows`, once it is known.
+        unit_rows: the rows at unit length and their inverse norms, if they are few.
+        unit_columns: the same of the columns, where tiles multiply a copy of them that is small.
+        num_units: how many of these, from the first, are there.
+        streamed: the gradient of the columns goes to a sink: its memory holds no cosines, and no
+            tile is left out of it.
     """
 
     blocks: tuple[int, int] = (0, 0)
@@ -144,6 +169,10 @@ class ForwardCache:
     inverse_norms: Tensor | None = None
     num_norms: int = 0
     num_valid_rows: Tensor | None = None
+    unit_rows: tuple[Tensor, Tensor] | None = None
+    unit_columns: tuple[Tensor, Tensor] | None = None
+    num_units: int = 0
+    streamed: bool = False
     _workspace: Tensor | None = None
 
     def workspace(self, size: int, like: Tensor) -> Tensor:
@@ -310,13 +339,6 @@ class Call(CallConfig):
         if self.cache is not None:
             self.cache.num_valid_rows = found
         return found
-
-    def reduced(self, per_row: Tensor) -> Tensor:
-        """The loss from those of the rows."""
-        if self.reduction == "none":
-            return per_row
-        total = per_row.sum()
-        return total / self.num_valid_rows() if self.reduction == "mean" else total
 
 
 def make_call(
