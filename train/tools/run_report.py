@@ -109,7 +109,7 @@ def _numbers(
     last: dict[str, dict[str, Any]],
     curve: Roc | None,
 ) -> list[Number]:
-    """Of identities held out, else of the test sets, else of the loss."""
+    """The three at the top: of identities held out, else of test sets, else of the loss."""
     why = "training of all processes, median over the log: data, loss and update included"
     speed = (whole(speed_of(lines)), "images/s", why)
     accuracies = {name: m["accuracy"] for name, m in last.items() if "accuracy" in m}
@@ -182,13 +182,12 @@ def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]]) ->
             epochs.append(epoch)
             values.append(value)
 
-    # One term alone is the loss.
-    terms = ("class_loss", "pair_loss")
-    both = all(any(line.get(term) is not None for line in lines) for term in terms)
+    terms = dict.fromkeys(("class_loss", "pair_loss"), "loss")
+    if not all(any(line.get(term) is not None for line in lines) for term in terms):
+        terms = {}  # one alone is the loss
     for line in lines:
-        for key in ("loss", *(terms if both else ()), "threshold", "lr", "images_per_s"):
-            panel = "loss" if key in terms else key
-            add(panel, key.replace("_", " "), line["epoch"], line.get(key))
+        for key in ("loss", *terms, "threshold", "lr", "images_per_s"):
+            add(terms.get(key, key), key.replace("_", " "), line["epoch"], line.get(key))
     for line in evaluations:
         for name, metrics in line["eval"].items():
             for key, value in metrics.items():
