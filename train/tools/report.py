@@ -79,13 +79,17 @@ def mean_and_spread(values: Sequence[float | None], sign: str = "") -> str:
     return f"{np.mean(known):{sign}.3f}{spread}"
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
 def speed_of(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """Median of the images/s of a training log."""
-    known = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+    known = [speed for line in lines if is_number(speed := line.get("images_per_s"))]
     return float(np.median(known)) if known else None
 
 
