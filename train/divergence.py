@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,8 @@ class ScaleWatch:
         if not stuck and (scale >= LOWEST_SCALE or self._warned):
             return
         self._warned = True
-        course = ", ".join([*self._course[:1], "...", *self._course[-3:]])
+        scales = self._course
+        course = ", ".join(scales if len(scales) < 5 else [scales[0], "...", *scales[-3:]])
         what = f"the scale of gradients sinks below {LOWEST_SCALE:g}, where small ones are lost: "
         if stuck:
             what = f"the last {self.in_a_row} steps were skipped, the scale of gradients halved: "
@@ -108,14 +110,15 @@ def first_not_finite(
             return f"the weight backbone.{name}"
     found: list[str] = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def check(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            if not found and not torch.isfinite(output).all():
-                dtype = str(output.dtype).removeprefix("torch.")
-                found.append(
-                    f"the output of backbone.{name} ({type(module).__name__}, {dtype}; its input "
-                    f"reaches {float(given[0].abs().max()):.3g})"
-                )
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def check(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            # Layers of other packages may take and return anything.
+            if found or not isinstance(output, Tensor) or torch.isfinite(output).all():
+                return
+            inputs = [x for x in given if isinstance(x, Tensor) and x.numel()]
+            reach = f"; its input reaches {float(inputs[0].abs().max()):.3g}" if inputs else ""
+            dtype = str(output.dtype).removeprefix("torch.")
+            found.append(f"the output of backbone.{name} ({type(module).__name__}, {dtype}{reach})")
 
         return check
 

@@ -250,11 +250,14 @@ def _json_lines(lines: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(values) + "\n" for values in lines)
 
 
-def _table(lines: list[dict[str, Any]]) -> str:
-    """CSV, with the names of the columns."""
+def _table(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """CSV of these columns, or with a header of all that occur; what a line lacks is empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([*lines[:1], *(values.values() for values in lines)])
+    names = columns or list(dict.fromkeys(name for values in lines for name in values))
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    if lines and not columns:
+        writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 
@@ -303,11 +306,18 @@ class MetricsLog:
             name: open(folder / name, "a")  # noqa: SIM115
             for name in (METRICS, TABLE, EVALUATIONS)
         }
+        with open(folder / TABLE) as table:
+            self._columns: list[str] = next(csv.reader(table), [])
 
     def write(self, values: dict[str, Any]) -> None:
         self._append(METRICS, _json_lines([values]))
-        header, row = _table([values]).splitlines(keepends=True)
-        self._append(TABLE, row if self._files[TABLE].tell() else header + row)
+        if values.keys() <= set(self._columns):
+            self._append(TABLE, _table([values], self._columns))
+        else:  # the first line, or of a resumed run that has further columns
+            table = _table(read_metrics(self._folder))
+            self._columns = next(csv.reader([table.partition("\n")[0]]))
+            self._files[TABLE].truncate(0)
+            self._append(TABLE, table)
         self._track("train", values, values["step"])
 
     def write_evaluation(

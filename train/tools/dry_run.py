@@ -31,6 +31,7 @@ from train.distributed import DistributedEnv, choose_device, place
 from train.errors import DivergedError, UserError
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
+from train.starting.start import load_start
 from train.train_step import AMP_DTYPES, autocast
 from train.trainer import Trainer
 
@@ -81,6 +82,7 @@ def dry_run(config: Config, *, batch: int, processes: int) -> int:
     plan = make_plan(config, processes)
     built = min(plan.classes_per_process, CLASSES_BUILT)
     trainer = build_trainer(config, plan, built, batch)
+    load_start(trainer, backbone_only=True)
     loss, seconds, activations = synthetic_step(trainer)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss of a synthetic step is {loss}")

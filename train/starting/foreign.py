@@ -10,7 +10,7 @@ from torch import nn
 
 from train import checkpoint
 from train.errors import UserError
-from train.foreign_heads import read_class_weights
+from train.starting.foreign_classes import read_class_weights
 from train.trainer import Trainer
 
 _WEIGHTS = ("class_loss.weight", "class_loss.head.weight", "loss.weight", "loss.head.weight")
@@ -25,23 +25,21 @@ def start_from(trainer: Trainer, file: Path) -> str:
     """
     path, values = checkpoint.read_any(file)
     config = trainer.config
-    checkpoint.load_backbone(trainer.backbone, values, path=path, config=config, averaged=True)
-    if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(trainer.backbone.state_dict())
+    trainer.load_backbone(values, path)
     weights = read_class_weights(values, path)
     if weights is None:
         raise UserError(
-            f"train.init: {path} holds no class weights of another program; model.weights={path} "
+            f"{path} holds no class weights of another program; model.weights={path} "
             "starts from its backbone alone"
         )
     names = trainer.source.images.identities
     losses: nn.Module = trainer.loss if trainer.head is None else trainer.head
     own = next((p for name, p in losses.named_parameters() if name in _WEIGHTS), None)
     if own is None or own.dim() != 2:
-        raise UserError(f"train.init: loss.class={config.loss.class_name} has no weight per class")
+        raise UserError(f"loss.class={config.loss.class_name} has no weight per class")
     if weights.shape != (len(names), own.shape[1]):
         raise UserError(
-            f"train.init: {path} holds {len(weights)} classes of {weights.shape[1]} numbers; "
+            f"{path} holds {len(weights)} classes of {weights.shape[1]} numbers; "
             f"data.path has {len(names)} identities to train on (without those of data.holdout), "
             f"and model.embedding_size is {own.shape[1]}"
         )
