@@ -20,9 +20,13 @@ ROOT = Path(__file__).resolve().parent
 #: Environment variables that are options of CMakeLists.txt.
 OPTIONS = ("UNITSFACE_CUDA", "UNITSFACE_CUDA_ARCHS")
 #: Environment variables that CMake reads once and then keeps in its cache.
-ENVIRONMENT = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS")
-#: One wheel for every Python from 3.10 on. Free-threaded ones have no stable ABI before 3.15.
-STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+ENVIRONMENT = (
+    *("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"),
+    *("CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS"),
+)
+#: One wheel for every Python from 3.10 on. Free-threaded ones have no stable ABI before 3.15; on
+#: Windows it takes another import library, and no wheels are released.
+STABLE_ABI = os.name != "nt" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 TOOLS = ("c++", "nvcc", os.environ.get("CXX", "c++"), os.environ.get("CUDACXX", "nvcc"))
 
 
@@ -37,6 +41,7 @@ class CMakeBuild(build_ext):
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
             f"-DUNITSFACE_STABLE_ABI={'ON' if STABLE_ABI else 'OFF'}",
             f"-DCMAKE_INSTALL_PREFIX={target.parent}",
             "-DCMAKE_BUILD_TYPE=Release",

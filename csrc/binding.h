@@ -2,7 +2,7 @@
 // and every later one. A C++ function's own signature says how its arguments are converted.
 #pragma once
 
-// Free-threaded builds of Python have no stable ABI before 3.15; see setup.py.
+// Defined by setup.py where there is no stable ABI.
 #if !defined(Py_LIMITED_API) && !defined(UF_ONE_PYTHON)
 #define Py_LIMITED_API 0x030A0000
 #endif
@@ -48,11 +48,14 @@ class Owned {
   PyObject* object_;
 };
 
+inline std::string name_of(PyTypeObject* type);
+
 inline std::string from_text(PyObject* value) {
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(value, &size);
-  if (text == nullptr) throw PythonError();
-  return {text, static_cast<size_t>(size)};
+  if (text != nullptr) return {text, static_cast<size_t>(size)};
+  if (!PyUnicode_Check(value)) type_error("expected a string, got " + name_of(Py_TYPE(value)));
+  throw PythonError();
 }
 
 inline std::string name_of(PyTypeObject* type) {

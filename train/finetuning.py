@@ -39,12 +39,13 @@ class _Kept:
 
     places: Tensor  # (K,) rows of the tensor
     index: Tensor  # (K,) labels in the checkpoint
+    size: int  # rows of the tensor
 
     @classmethod
     def of(cls, classes: NDArray[np.int64]) -> _Kept:
         before = torch.from_numpy(classes)
         places = (before >= 0).nonzero()[:, 0]
-        return cls(places, before[places])
+        return cls(places, before[places], len(classes))
 
 
 def finetune(trainer: Trainer, run: Path) -> str:
@@ -80,10 +81,11 @@ def finetune(trainer: Trainer, run: Path) -> str:
         if module is not None:  # what a module keeps beside its tensors follows
             module.load_state_dict(module.state_dict())
     kept = len(classes) - len(new)
+    warm = ", which begin at their mean features" if len(new) and WEIGHT in own else ""
     return (
         f"{begin}: {kept} identities kept"
         f"{'' if trainer.source.images.named else ' (by their numbers: they have no names)'}, "
-        f"{len(held_names) - kept} dropped, {len(new)} new, which begin at their mean features"
+        f"{len(held_names) - kept} dropped, {len(new)} new{warm}"
         f"{'' if continues else '; the optimizer begins anew'}"
     )
 
@@ -109,7 +111,8 @@ def _take(
         if not same[name.split("_")[0]] and name != WEIGHT:
             continue  # of another loss it means something else
         rows, whole = held.rows.get(name), held.tensors.get(name)
-        if rows is not None and rows.shape[1:] == tensor.shape[1:]:
+        sizes = (kept[name].size, *(() if rows is None else rows.shape[1:]))
+        if rows is not None and tensor.shape == sizes:
             # A margin that is no parameter follows from the images of each class.
             if isinstance(tensor, nn.Parameter) or not name.endswith(".margin"):
                 tensor[kept[name].places] = rows.to(tensor)
@@ -135,8 +138,8 @@ def _read(values: dict[str, Any], path: Path, kept: dict[str, _Kept]) -> _Held:
     count = len(checkpoint.unpack_names(values["identities"]))
     tensors = _named(values["loss"], "")
     rows = {
-        name: tensors.pop(name)[kept[name].index]
-        for name, t in [*tensors.items()]
+        name: t[kept[name].index]
+        for name, t in tensors.items()
         if name in kept and t.dim() and len(t) == count
     }
     if not checkpoint.is_sharded(path):

@@ -22,7 +22,7 @@ STEP = "class-100k"
 
 
 def tasks(scope: str) -> dict[tuple[Triton, int], list[str]]:
-    """Of workers, by Triton and architecture."""
+    """Tasks of the workers, by Triton and architecture."""
     workloads = [MODEL + name if name == STEP else name for name in KERNELS]
     # That of most servers is the last.
     *others, servers = tritons(unpacked())

@@ -97,8 +97,6 @@ def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:
         dtypes = variants.dtypes(architecture) if "bfloat16" not in tasks[-1] else ["bfloat16"]
         for dtype in dtypes:
             labels = {k.kernel for k in here if k.label.startswith(dtype)}
-            if dtype == "float32":
-                labels.add("sum_variables_kernel")
             assert of_gemms - {k.kernel for k in here if k.label in KERNELS} <= labels
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.reports import write_comparison
 from support.training import ROOT, write_faces
 
 import unitsface_kernels as uk
@@ -208,6 +209,13 @@ def test_mistakes_are_one_line(
     assert exit_code(lambda: comparison.run(given)) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.extended
+def test_the_committed_page_is_that_of_the_results(tmp_path: Path) -> None:
+    page = write_comparison(tmp_path / "losses")
+    text = (ROOT / "bench/results/losses.md").read_text()
+    assert page.with_suffix(".md").read_text() == text
 
 
 def test_committed_results_have_every_loss_and_the_readme_quotes_them() -> None:

@@ -106,9 +106,8 @@ def test_scaling_is_that_of_the_decoder() -> None:
     assert float((found - wanted).abs().max()) <= 1.0  # of 255; PIL rounds after either axis
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("mobilefacenet", marks=pytest.mark.extended), "ghostfacenet"]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["mobilefacenet", "ghostfacenet"])
 def test_small_backbones_are_exported(name: str) -> None:
     network = build_backbone(name, 32, 0.0, 64)
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))

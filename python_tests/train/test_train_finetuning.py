@@ -17,7 +17,7 @@ from train.data.loader import open_images
 from train.errors import USER_ERROR, UserError
 from train.evaluation.embed import embed
 from train.finetuning import finetune
-from train.main import main
+from train.main import load_config, main
 from train.trainer import Trainer
 from unitsface_kernels import partial_fc
 
@@ -137,6 +137,9 @@ def test_another_loss_keeps_the_class_weights_alone(
         assert torch.equal(weights(trainer)[[1, 2]], weights(before)[[1, 3]])
     prototypes = trainer.loss.class_loss.prototypes
     torch.testing.assert_close(prototypes[0], F.normalize(weights(trainer)[0], dim=0))
+    trainer, said = started(others, run, loss={"class": "none"})
+    assert said.endswith("3 dropped, 2 new; the optimizer begins anew")
+    assert trainer.threshold() == before.threshold()
 
 
 def test_adamw_several_centers_and_averages(faces: Path, others: Path, tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_fresh_takes_the_backbone_and_mistakes_are_named(
     torch.save(before.backbone.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a training checkpoint of this harness"):
         started(others, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"train\.finetune and model\.weights"):
+    with pytest.raises(UserError, match="the backbone can start from one only"):
         of(others, run, train={"finetune": "a"}, model={"weights": "b"})
 
 
@@ -211,15 +214,16 @@ def test_processes_take_their_classes(tmp_path: Path) -> None:
     (faces / "person3").rename(faces / "zoe")
     shutil.rmtree(faces / "person7")
     still = {**sections["train"], "lr": 0.0, "finetune": str(tmp_path / "run"), "max_steps": 1}
-    for size in (1, 3):
-        run = tmp_path / f"new{size}"
-        succeed(tmp_path, size, argv_of(faces, run, **{**sections, "train": still}))
+    argv = argv_of(faces, tmp_path / "new", **{**sections, "train": still})
+    succeed(tmp_path, 3, argv)
+    trainer = trainer_of(load_config(argv)[0])
+    finetune(trainer, tmp_path / "run")
+    one = weights(trainer)
     held = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
-    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new3")["identities"])
-    every, now = torch.arange(12), torch.arange(11)
-    before, one, three = (
-        partial_fc.read_classes(tmp_path / name, which).rows["loss.weight"]
-        for name, which in (("run", every), ("new1", now), ("new3", now))
+    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
+    before, three = (
+        partial_fc.read_classes(tmp_path / name, torch.arange(count)).rows["loss.weight"]
+        for name, count in (("run", 12), ("new", 11))
     )
     assert set(names) - set(held) == {"zoe"}
     for label, name in enumerate(names):

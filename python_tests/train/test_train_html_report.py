@@ -202,6 +202,30 @@ def test_what_a_run_has_not_written_is_reported_missing(run_folder: Path, tmp_pa
     assert "form no positive or no negative pair" in page.text
 
 
+def test_the_equal_error_rate_is_where_both_errors_are_equal(run_folder: Path) -> None:
+    with np.load(run_folder / "features.npz") as arrays:
+        scores, same = all_pairs(arrays["features"], arrays["labels"])
+    errors = [((scores[~same] >= t).mean(), (scores[same] < t).mean()) for t in np.unique(scores)]
+    false_accepts, false_rejects = min(errors, key=lambda both: abs(both[0] - both[1]))
+    shown = float(Page(run_folder / "report.html").numbers[1].removesuffix(" %"))
+    assert shown == pytest.approx(50 * (false_accepts + false_rejects), abs=0.1)
+
+
+def test_numbers_of_a_run_with_test_sets_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "images_per_s": 7}\n')
+    (tmp_path / "config.yaml").write_text("[no mapping")
+    path, sets = tmp_path / "evaluations.jsonl", {"lfw": {"accuracy": 0.99, "auc": 0.9995}}
+    path.write_text(json.dumps({"step": 1, "epoch": 0.1, "eval": sets}) + "\n")
+    page = Page(run_report.write(tmp_path))
+    assert page.numbers == ["99.00 %", "0.9995", "7"]
+    assert page.headings == ["Test sets", "Training", "Scores of identities", "Configuration"]
+    sets["agedb"] = {"accuracy": 0.95, "auc": 0.98}
+    path.write_text(json.dumps({"step": 1, "epoch": 0.1, "eval": sets}) + "\n")
+    page = Page(run_report.write(tmp_path))
+    assert page.numbers == ["97.00 %", "95.00 %", "7"]
+    assert "agedb" in page.text
+
+
 def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
     assert exit_code(lambda: run_report.run([str(tmp_path)])) == 2
     with pytest.raises(UserError, match=r"is no run folder: it has no metrics\.jsonl"):
@@ -212,6 +236,8 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", b"[1]\n", "line 1: expected an object with an epoch"),
         ("evaluation.json", b"{", "not JSON"),
         ("evaluation.json", b"[]", "expected the figures"),
+        ("evaluation.json", b'{"accuracy": "high"}', "expected the figures"),
+        ("metrics.jsonl", b'{"epoch": "one"}\n', "line 1: expected an object with an epoch"),
         ("features.npz", b"PK", "cannot read features"),
     ):
         shutil.copytree(run_folder, folder)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.browser import PROGRAM, Browser, browser
-from support.training import ROOT
+from support.reports import write_comparison
 
-from train.evaluation.verification import Verification
 from train.run_folder import FEATURES, write_arrays
-from train.tools import comparison, run_report
+from train.tools import run_report
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no Chromium: apt-get install chromium")
 
@@ -69,23 +67,6 @@ def write_run(folder: Path) -> Path:
     names = np.array([f"{LONG}{i}" for i in range(12)])
     write_arrays(folder / FEATURES, features=features, labels=labels, identities=names)
     return run_report.write(folder)
-
-
-def write_comparison(folder: Path) -> Path:
-    """The committed comparison of losses, as a page."""
-    folder.mkdir()
-    stored = json.loads((ROOT / "bench/results/losses.json").read_text())
-    sets = []
-    for name, values in stored["sets"].items():
-        images = comparison.ImageSet(name, [], values["epochs"], 1)
-        images.about = {key: value for key, value in values.items() if key not in ("results",)}
-        for entry, results in values["results"].items():
-            known = ({f.name: result[f.name] for f in fields(Verification)} for result in results)
-            found = {seed: Verification(**result) for seed, result in enumerate(known)}
-            images.rows[entry] = comparison.Row(found)
-        sets.append(images)
-    comparison.write_report(folder, sets, {"smoke": False, "seeds": stored["seeds"]})
-    return folder / "report.html"
 
 
 PAGES = {"run": write_run, "losses": write_comparison}

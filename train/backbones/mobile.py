@@ -71,7 +71,8 @@ class GlobalDepthwise(nn.Module):
 class MobileFaceNet(nn.Module):
     """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``.
 
-    Channels between bottlenecks are ``scale`` times the paper's, those within are the paper's.
+    Channels between bottlenecks are ``scale`` times the paper's, those within are the paper's. The
+    scale of the last BatchNorm, which insightface trains, stays as it is initialized or loaded.
     """
 
     # Scale, and blocks in each of the four stages, by name.

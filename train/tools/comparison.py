@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -89,6 +91,7 @@ QUICK = ["model.input_size=16", "train.epochs=1", "train.max_steps=2"]
 # Columns of the table of several sets, for each.
 SUMMARY = ("accuracy", "AUC", "TAR@FAR=0.1")
 PIXELS = "raw pixels"
+WRITE_EVERY_S = 60.0
 
 
 @dataclass
@@ -239,7 +242,8 @@ def run(argv: list[str]) -> int:
     common = ["run.tensorboard=false", "run.save_every=1000000", "run.log_every=30"]
     # Seeds one after another: a comparison that is cut off has every loss.
     runs = [(s, images, e) for s in range(given.seeds) for images in sets for e in entries]
-    for seed, images, entry in runs:
+    written = -math.inf
+    for number, (seed, images, entry) in enumerate(runs, 1):
         arguments = [*loss_arguments(entry, images.epochs, images.steps), *common]
         arguments += [*images.arguments, *(QUICK if given.quick else []), f"run.seed={seed}"]
         folder = given.out / Path(images.name).name / f"{entry}-{seed}"
@@ -255,8 +259,10 @@ def run(argv: list[str]) -> int:
             images.rows[entry].speeds[seed] = images.about.pop("images_per_s", None)
             print(f"{what}: {result}")
         done = [s for s in sets if s.about]
-        if done:  # after every run: the next minutes may be cut off
+        # On the way, too: the rest may be cut off.
+        if done and (number == len(runs) or time.monotonic() - written > WRITE_EVERY_S):
             write_report(given.out, done, setup)
+            written = time.monotonic()
     if not done:
         raise UserError("every run diverged")
     shown = table_of(done[0]) if len(done) == 1 else summary(done)
@@ -370,7 +376,7 @@ prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to t
     several = len(sets) > 1
     report = Report(
         "Losses compared on identities never seen in training",
-        f"{len(sets[0].rows) - 1} losses, {setup['seeds']} seeds; numbers are of "
+        f"{len(sets[0].rows) - 1} losses, {setup['seeds']} seeds; the numbers are those of "
         f"{'the mean over ' if several else ''}{', '.join(captions)}.",
         opening(sets),
         {"Where they differ": [*([SMOKE] if setup["smoke"] else []), *drawn]},

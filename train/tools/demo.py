@@ -160,38 +160,29 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
         for name, values in features.items()
     }
     logs = {name: read_metrics(t.folder) for name, t in trained.items()}
-    scores = []
+    shown: list[Block] = [SMOKE] if smoke else []
     for name, values in features.items():
         given = plots.count_all(values, labels), thresholds[name], results[name].best_threshold
-        scores.append(Plot(plots.histogram(name, *given), f"Scores of {name}"))
+        shown.append(Plot(plots.histogram(name, *given), f"Scores of {name}"))
     curves = {name: roc_curve(values, labels) for name, values in features.items()}
     losses = {
         name: ([line["epoch"] for line in log], [line["loss"] for line in log])
         for name, log in logs.items()
     }
     setup = {"smoke": smoke, **describe(trainer, data), "seed": config.run.seed}
-    shown: list[Block] = [
-        *([SMOKE] if smoke else []),
-        *scores,
-        Plot(plots.roc(curves), "ROC"),
-        Plot(plots.curves("Loss", losses, log=True), "Training loss"),
-    ]
+    shown.append(Plot(plots.roc(curves), "ROC"))
+    shown.append(Plot(plots.curves("Loss", losses, log=True), "Training loss"))
     ranks = {name: {config.run.seed: result.auc} for name, result in results.items()}
     numbers = best_of(ranks, "AUC", {name: speed_of(log) for name, log in logs.items()})
     rows = {name: [result] for name, result in results.items()}
     found = table("method", rows, "All pairs of people never seen", folds=True)
     comparison = [found, verdict(results, list(trained))]
-    write(
-        out,
-        Report(
-            "Face verification on people never seen in training",
-            f"{setup['model']}, {setup['epochs']} epochs, seed {setup['seed']}: trained on "
-            f"{setup['train_identities']} people, compared on {setup['test_identities']} others",
-            numbers,
-            {"Where they differ": shown, "Results": comparison},
-            details(next(iter(results.values())), trained, setup),
-        ),
-    )
+    title = "Face verification on people never seen in training"
+    about = f"{setup['model']}, {setup['epochs']} epochs, seed {setup['seed']}: trained on "
+    about += f"{setup['train_identities']} people, compared on {setup['test_identities']} others"
+    sections = {"Where they differ": shown, "Results": comparison}
+    folded = details(next(iter(results.values())), trained, setup)
+    write(out, Report(title, about, numbers, sections, folded))
     written = {
         **setup,
         "training_seconds": {name: round(t.seconds, 1) for name, t in trained.items()},
@@ -251,11 +242,9 @@ def details(
 ) -> Sections:
     split = f"""\
 {setup["train_identities"]} people ({setup["train_images"]} photographs) of the ORL database \
-train the models; the other {setup["test_identities"]} people ({setup["test_images"]} \
-photographs) are never seen. All {result.pairs} pairs of the latter are scored: \
-{result.positives} of the same person, {result.pairs - result.positives} of different ones. The \
-split is fixed: people are ordered s1, s2, ..., s40 and the last {setup["test_identities"]} are \
-the test."""
+train the models. All {result.pairs} pairs of the last {setup["test_identities"]} people \
+({setup["test_images"]} photographs), never seen, are scored: {result.positives} of the same \
+person, {result.pairs - result.positives} of different ones."""
     notes = f"""\
 {ABOUT_METRICS}
 - *accuracy*: ± is the standard deviation over folds.

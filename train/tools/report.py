@@ -52,7 +52,7 @@ class Note:
 
 Number = tuple[str, str, str]  # one of the three at the top: what it is, and why this one
 Block = str | Table | Plot | Code | Note  # a string is a paragraph
-Sections = Mapping[str, Sequence[Block]]  # by heading; that of the first part may be empty
+Sections = Mapping[str, Sequence[Block]]  # by heading
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,17 @@ def mean_and_spread(values: Sequence[float | None], sign: str = "") -> str:
     return f"{np.mean(known):{sign}.3f}{spread}"
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
 def speed_of(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """Median of the images/s of a training log."""
-    known = [line["images_per_s"] for line in lines if line.get("images_per_s")]
+    known = [speed for line in lines if is_number(speed := line.get("images_per_s"))]
     return float(np.median(known)) if known else None
 
 
@@ -134,8 +138,8 @@ def write_markdown(path: Path, report: Report) -> None:
     opening = (f"- **{value}** {what}: {why}" for value, what, why in report.numbers)
     parts = [f"# {report.title}", report.about, "\n".join(opening)]
     for heading, blocks in {**report.shown, **report.folded}.items():
-        parts += [f"## {heading}"] if heading else []
-        parts += filter(None, map(_markdown, blocks))
+        texts = [*filter(None, map(_markdown, blocks))]
+        parts += [f"## {heading}", *texts] if texts else []
     write_text(path, "\n\n".join(parts) + "\n")
 
 
@@ -164,8 +168,7 @@ def write_html(path: Path, report: Report) -> None:
     )
     parts = [f'<dl class="numbers">\n{numbers}</dl>']
     for heading, blocks in report.shown.items():
-        parts += [f"<h2>{escape(heading)}</h2>"] if heading else []
-        parts.append(_blocks(blocks))
+        parts += [f"<h2>{escape(heading)}</h2>", _blocks(blocks)]
     for heading, blocks in report.folded.items():
         summary = f"<summary><h2>{escape(heading)}</h2></summary>"
         parts.append(f"<details>{summary}\n{_blocks(blocks)}\n</details>")

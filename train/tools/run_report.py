@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from train.tools.report import (
     Report,
     Table,
     cell,
+    is_number,
     speed_of,
     whole,
     write_html,
@@ -66,7 +68,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     # Text after the last end of a line is being written, or was when the process died.
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         value = parse_json(line, f"{path}, line {number}")
-        if not isinstance(value, dict) or "epoch" not in value:
+        if not isinstance(value, dict) or not is_number(value.get("epoch")):
             raise UserError(f"{path}, line {number}: expected an object with an epoch")
         found.append(value)
     return found
@@ -76,7 +78,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = parse_json(read_text(path), path)
-    if not isinstance(values, dict) or "accuracy" not in values:
+    if not isinstance(values, dict) or not is_number(values.get("accuracy")):
         raise UserError(f"{path}: expected the figures of an evaluation")
     return values
 
@@ -109,10 +111,10 @@ def _numbers(
     last: dict[str, dict[str, Any]],
     curve: Roc | None,
 ) -> list[Number]:
-    """Of identities held out, else of the test sets, else of the loss."""
+    """The three at the top: of identities held out, else of test sets, else of the loss."""
     why = "training of all processes, median over the log: data, loss and update included"
     speed = (whole(speed_of(lines)), "images/s", why)
-    accuracies = {name: m["accuracy"] for name, m in last.items() if "accuracy" in m}
+    accuracies = {n: m["accuracy"] for n, m in last.items() if is_number(m.get("accuracy"))}
     order = "a positive pair has the higher cosine with this probability"
     if evaluation is not None:
         negatives = evaluation.get("pairs", 0) - evaluation.get("positives", 0)
@@ -177,18 +179,17 @@ def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]]) ->
     panels: dict[str, dict[str, tuple[list[float], list[Any]]]] = {}
 
     def add(panel: str, label: str, epoch: float, value: Any) -> None:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if is_number(value):
             epochs, values = panels.setdefault(panel, {}).setdefault(label, ([], []))
             epochs.append(epoch)
             values.append(value)
 
-    # One term alone is the loss.
-    terms = ("class_loss", "pair_loss")
-    both = all(any(line.get(term) is not None for line in lines) for term in terms)
+    terms = dict.fromkeys(("class_loss", "pair_loss"), "loss")
+    if not all(any(line.get(term) is not None for line in lines) for term in terms):
+        terms = {}  # one alone is the loss
     for line in lines:
-        for key in ("loss", *(terms if both else ()), "threshold", "lr", "images_per_s"):
-            panel = "loss" if key in terms else key
-            add(panel, key.replace("_", " "), line["epoch"], line.get(key))
+        for key in ("loss", *terms, "threshold", "lr", "images_per_s"):
+            add(terms.get(key, key), key.replace("_", " "), line["epoch"], line.get(key))
     for line in evaluations:
         for name, metrics in line["eval"].items():
             for key, value in metrics.items():
@@ -270,7 +271,9 @@ def _scores(
 
 def _about(config: Path, lines: list[dict[str, Any]]) -> str:
     """Backbone, losses, images and the last step, as far as they are known."""
-    values = read_yaml(config) if config.is_file() else {}
+    values: dict[str, Any] = {}
+    with suppress(UserError):  # it is shown as it is, whatever it is
+        values = read_yaml(config) if config.is_file() else {}
     keys = (("model", "name"), ("loss", "class"), ("loss", "pair"), ("data", "path"))
     found = [str((values.get(section) or {}).get(key, "")) for section, key in keys]
     step = f"step {lines[-1].get('step')}, epoch {lines[-1]['epoch']:g}" if lines else ""

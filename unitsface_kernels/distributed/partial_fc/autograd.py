@@ -121,7 +121,7 @@ class _ShardedLoss(Function):
     def forward(ctx, step: Step, feats: Tensor, *parameters: Tensor | None) -> Tensor:
         total, states = None, []
         ctx.known, ctx.caches = [], []
-        caches = [ForwardCache() if task.fusion is None else None for task in step.tasks]
+        caches = [ForwardCache(streamed=task.fusion is not None) for task in step.tasks]
         for comparison in _comparisons(ctx, step, parameters, caches):
             task, call = comparison.task, comparison.call()
             known = task.fusion is None and call.need_any and call.forward_has_gradients
@@ -187,7 +187,7 @@ def _comparisons(
     ctx,
     step: Step,
     parameters: Sequence[Tensor | None],
-    caches: Sequence[ForwardCache | None],
+    caches: Sequence[ForwardCache],
 ) -> Iterator[_Comparison]:
     for number, (task, cache) in enumerate(zip(step.tasks, caches, strict=True)):
         first = _EACH * number
@@ -209,7 +209,7 @@ class _Comparison:
     columns: Tensor
     threshold: Tensor | None
     variables: Tensor | None
-    cache: ForwardCache | None
+    cache: ForwardCache
 
     def call(self, config: CallConfig | None = None) -> Call:
         step, threshold = self.step, self.threshold

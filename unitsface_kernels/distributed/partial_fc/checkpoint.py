@@ -221,7 +221,7 @@ def read_saved(path: str | os.PathLike[str], *, unknown: bool = False) -> Any:
 
     Args:
         path: the file.
-        unknown: dicts of their items stand in for objects of other types, such as the callbacks in a
+        unknown: dicts of their items stand in for objects of other types, such as callbacks in a
             checkpoint of Lightning, where they are refused otherwise. Nothing of them is executed.
 
     Raises:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import passes
-from ...backends.streaming import Call, ColumnSink, Gradients
+from ...backends.dense import dense
+from ...backends.streaming import Call, ColumnSink, Gradients, RowStep
+from ...optim.update import RowUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,28 @@ class _Pending:
     call: Call
     state: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """The step of ``update`` on rows ``index``, from their gradient times ``scale``."""
+
+    update: RowUpdate
+    index: Tensor | None
+    scale: Tensor | None
+
+    def __call__(self, rows: slice, gradient: Tensor) -> None:
+        self.update(rows, gradient, self.index, self.scale)
+
+    @property
+    def step(self) -> RowStep | None:
+        """For kernels that make it; None: they cannot."""
+        update, scale = self.update, self.scale
+        if not isinstance(update, Update) or not update.for_kernels:
+            return None
+        scale = None if scale is None else dense(scale.to(torch.float32))
+        rule = update.rule
+        return RowStep(update.weight, update.states, rule.code, vars(rule), scale)
 
 
 class Fusion:
@@ -51,12 +75,7 @@ class Fusion:
             index: (K,) rows of the parameter that take part, or None.
             scale: () factor of the gradient.
         """
-        step = self._optimizer.begin_row_update(self.parameter)
-
-        def sink(rows: slice, gradient: Tensor) -> None:
-            step(rows, gradient, index, scale)
-
-        return sink
+        return _Sink(self._optimizer.begin_row_update(self.parameter), index, scale)
 
     def run(self, call: Call, state: Tensor, weights: Tensor, sink: ColumnSink | None) -> Gradients:
         return passes.backward(replace(call, sink=sink), state, weights)
@@ -82,6 +101,8 @@ class Fusion:
             need_columns=True,
             need_threshold=False,
             need_variables=False,
+            # Until the step, columns need no memory.
+            cache=None,
         )
         self._pending = _Pending(columns_only, state, weights)
         if self.parameter.numel() == 0:
