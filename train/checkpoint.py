@@ -22,7 +22,8 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import build_backbone
-from train.backbones.weights import differences, find_state, recognize
+from train.backbones.foreign import in_rgb
+from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
 from train.errors import UserError
 from train.small_files import flush, replacing
@@ -75,7 +76,8 @@ def read(path: Path) -> Any:
     try:
         if is_sharded(path):
             return uk.partial_fc.read_extra(path)
-        return uk.partial_fc.read_saved(path)
+        # Lightning's hold callbacks and the like, which are not asked for.
+        return uk.partial_fc.read_saved(path, unknown=path.suffix == ".ckpt")
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error
     except OSError as error:
@@ -87,7 +89,7 @@ def read(path: Path) -> Any:
 def read_any(path: Path) -> tuple[Path, Any]:
     """Path and contents of a file, a folder of shards, or the last checkpoint of a run folder."""
     path = found(path)
-    values = read(path)
+    values = in_rgb(read(path), path)
     if is_run(values):
         _check_run(values, path, ("config", "trainer"))
     return path, values
@@ -319,9 +321,14 @@ def pack_names(names: Sequence[str]) -> str:
     return "\0".join(names)
 
 
+def unpack_names(held: str | list[str]) -> list[str]:
+    """Earlier checkpoints hold a list."""
+    return held.split("\0") if isinstance(held, str) else held
+
+
 def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
-    """An error unless the identities are those a checkpoint holds; earlier ones hold a list."""
-    held = held.split("\0") if isinstance(held, str) else held
+    """An error unless the identities are those a checkpoint holds."""
+    held = unpack_names(held)
     wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
     if wrong is None:
         return
@@ -371,7 +378,8 @@ def _fitting(
         if found[0].startswith(("missing", "unexpected")):
             held = f"{held} with other tensors"
         else:
-            features = any(f.startswith(("features.", "bn5.")) for f in found)
+            own = sizes(state)
+            features = own is not None and own[1] != config.model.embedding_size
             held = f"{held} of another {'embedding' if features else 'input'} size"
     if found:
         model, size = config.model.name, config.model.input_size

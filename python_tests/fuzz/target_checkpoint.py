@@ -103,6 +103,7 @@ def _read_folder(folder: Path) -> Any:
     extra = partial_fc.load_checkpoint(folder, head, optimizer)
     momenta = {n: optimizer.state[p]["momentum_buffer"] for n, p in head.named_parameters()}
     partial_fc.export_class_weights(folder, folder.with_name("out"))
+    partial_fc.read_classes(folder, torch.tensor([0]))
     return {"extra": extra, "momenta": momenta, "head": dict(head.named_parameters())}
 
 

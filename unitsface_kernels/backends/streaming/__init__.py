@@ -11,7 +11,6 @@ from .call import (
     CallConfig,
     CallTensors,
     ColumnSink,
-    ForwardCache,
     Gradients,
     Result,
     RowStep,
@@ -32,6 +31,7 @@ from .engine import (
     TileColumns,
     UnitRows,
 )
+from .forward_cache import ForwardCache
 from .logsumexp import finish_rows
 from .mixing import Changes, Mixing
 from .other_ranks import Blocks, Towers

@@ -129,7 +129,7 @@ class Config:
 
 
 def fewer_pairs(tile: TileConfig) -> TileConfig:
-    """An eighth of the block at a time, for kernels with more state than ``Config.sum_heavy`` holds.
+    """Eighths of the block, for kernels with more state than ``Config.sum_heavy`` holds.
 
     In quarters float32 gradients of pairs with variables have a stack, with Triton 3.6.
     """

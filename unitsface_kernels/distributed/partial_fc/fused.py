@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ... import passes
 from ...backends.dense import dense
-from ...backends.streaming import Call, ColumnSink, Gradients, RowStep
+from ...backends.streaming import Call, ColumnSink, RowStep
 from ...optim.update import RowUpdate, Update
 
 
