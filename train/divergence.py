@@ -1,4 +1,4 @@
-"""What is not finite in a run that diverges, and what a gradient scaler makes of it in float16."""
+"""What is not finite in a run that diverges, and the steps that a gradient scaler skips."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ADVICE = (
 
 
 class ScaleWatch:
-    """Steps that a gradient scaler has skipped, all of whose processes skip the same.
+    """Counts the steps that a gradient scaler skips; all processes skip the same ones.
 
-    A run none of whose steps counts any more is an error; one whose scale sinks below
-    :data:`LOWEST_SCALE` is warned of, once. Either names what is not finite.
+    :data:`SKIPS_IN_A_ROW` of them are an error, and a scale below :data:`LOWEST_SCALE` is a
+    warning, once. Both name what is not finite.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler, world: DistributedEnv) -> None:
@@ -48,7 +48,7 @@ class ScaleWatch:
     def after(self, step: int, stepped: bool, terms: Tensor, find: Callable[[], str]) -> None:
         """``terms``: losses of the step; ``find()`` names what is not finite in its forward pass.
 
-        A skipped step is one for which the processor has waited anyway.
+        The scaler has waited for the device, so that reading values of a skipped step is free.
 
         Raises:
             DivergedError: on all processes.

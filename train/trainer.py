@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import unitsface_kernels as uk
 from train import checkpoint
-from train.backbones import build_backbone
 from train.config import Config, to_dict
 from train.data.identities import Identities, check_names, pack_names
 from train.data.loader import ImageSource
@@ -72,8 +71,7 @@ class Trainer:
             )
 
         torch.manual_seed(config.run.seed)  # the same initial weights on every process
-        sizes = model.input_size, model.dropout, model.embedding_size
-        self.backbone = build_backbone(model.name, *sizes, model.options)
+        self.backbone = model.build()
         sharded = shards_classes(config.loss, config.partial_fc, world.size)
         counts = torch.from_numpy(self.people.counts)
         self.loss = build_loss(

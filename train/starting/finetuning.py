@@ -1,4 +1,4 @@
-"""A run that starts from another one, with other identities: by name, classes are kept or new."""
+"""``train.finetune``: a run that starts from another one; identities are matched by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHT, PROTOTYPES = "class_loss.weight", "class_loss.prototypes"
 
 @dataclass(frozen=True)
 class _Held:
-    """What a checkpoint has of the losses, by the names of :class:`train.losses.FaceLoss`."""
+    """The losses in a checkpoint, by the names of tensors in :class:`train.losses.FaceLoss`."""
 
     tensors: dict[str, Tensor]
     rows: dict[str, Tensor]  # (K, ...) of the kept classes, of tensors that have one per class
@@ -36,7 +36,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Classes of a tensor that were there before."""
+    """The classes of a tensor that are in the checkpoint, too."""
 
     places: Tensor  # (K,) rows of the tensor
     index: Tensor  # (K,) labels in the checkpoint

@@ -1,4 +1,4 @@
-"""A run that starts from the backbone and the class weights of another program."""
+"""``train.init``: a run that starts from backbone and class weights of another program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class weights in checkpoints of other programs, put together from the files of all ranks."""
+"""Class weights in checkpoints of other programs, joined from the files of all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from train import checkpoint
 from train.errors import UserError
 
-# Names of a rank's file; of arcface_torch a rank's checkpoint, of CVLFace a file beside model.pt.
+# Names of a rank's file: the checkpoint itself in arcface_torch, beside model.pt in CVLFace.
 _ARCFACE = re.compile(r"(checkpoint_gpu_)\d+(\.pt)")
 _CVLFACE = "classifier_rank", ".pt"
 # Of an arcface_torch checkpoint, of CVLFace's PartialFC and of its FC.

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from train.backbones import build_backbone
 from train.config import Config
 from train.data.dataset import scan
 from train.data.image_list import ImageList, split_identities
@@ -223,9 +222,7 @@ def kept_per_image(config: Config) -> int:
     model, dtype = config.model, AMP_DTYPES.get(config.train.amp)
     kept = []
     with FakeTensorMode():
-        backbone = build_backbone(
-            *(model.name, model.input_size, model.dropout, model.embedding_size), model.options
-        )
+        backbone = model.build()
         for batch in (2, 4):
             counter = Kept([*backbone.parameters(), *backbone.buffers()])
             images = torch.empty(batch, 3, model.input_size, model.input_size)
