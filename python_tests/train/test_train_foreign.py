@@ -255,6 +255,13 @@ def test_mistakes_name_the_file_and_the_remedy(faces: Path, tmp_path: Path) -> N
     refused("are no shards of a head: \\[7, 2, 2\\]|no matrix")
     torch.save(values["state_dict_backbone"], file)
     refused(r"no class weights of another program; model.weights=.* starts from its backbone")
+    for loss, given in (
+        ({"class": "none"}, "none has no weights of classes"),
+        ({"class_options": {"centers": 2}}, rf"cosface has class weights \({C}, 2, 512\)"),
+    ):
+        arcface(tmp_path, weight, ranks=3)
+        trainer = trainer_of(tiny(faces, tmp_path / "run", loss=loss))
+        refused(rf"loss.class: expected .* one weight vector per class, \(C, D\); {given}")
     with pytest.raises(UserError, match="can start from one only"):
         tiny(faces, tmp_path, model={"weights": "a"}, train={"init": "b"})
 

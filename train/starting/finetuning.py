@@ -69,9 +69,7 @@ def finetune(trainer: Trainer, run: Path) -> str:
     held_names = unpack_names(values["identities"])
     labels = {name: i for i, name in enumerate(held_names)}
     classes = np.array([labels.get(name, -1) for name in names], dtype=np.int64)
-    own = _tensors(trainer.loss, "")
-    if trainer.head is not None:
-        own |= _tensors(trainer.head, "class_")
+    own = loss_tensors(trainer)
     with torch.no_grad():
         taken, continues = _take(trainer, own, values, path, classes)
         has_weights, fits = WEIGHT in own, WEIGHT in taken
@@ -135,8 +133,12 @@ def _take(
     return taken, fits and _take_state(trainer, held, own, kept, path)
 
 
-def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return _named(module.state_dict(keep_vars=True), prefix)
+def loss_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Parameters and buffers of the losses, by the same names with and without shards."""
+    own = _named(trainer.loss.state_dict(keep_vars=True), "")
+    if trainer.head is not None:
+        own |= _named(trainer.head.state_dict(keep_vars=True))
+    return own
 
 
 def _named(state: dict[str, Any], prefix: str = "class_") -> dict[str, Tensor]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from train import checkpoint
 from train.errors import UserError
+from train.starting.finetuning import WEIGHT, loss_tensors
 from train.starting.foreign_classes import read_class_weights
 from train.trainer import Trainer
-
-_WEIGHTS = ("class_loss.weight", "class_loss.head.weight", "loss.weight", "loss.head.weight")
 
 
 @torch.no_grad()
@@ -33,10 +31,13 @@ def start_from(trainer: Trainer, file: Path) -> str:
             "starts from its backbone alone"
         )
     names = trainer.source.images.identities
-    losses: nn.Module = trainer.loss if trainer.head is None else trainer.head
-    own = next((p for name, p in losses.named_parameters() if name in _WEIGHTS), None)
+    own = loss_tensors(trainer).get(WEIGHT)
     if own is None or own.dim() != 2:
-        raise UserError(f"loss.class={config.loss.class_name} has no weight per class")
+        given = "no weights of classes" if own is None else f"class weights {tuple(own.shape)}"
+        raise UserError(
+            f"loss.class: expected a loss with one weight vector per class, (C, D); "
+            f"{config.loss.class_name} has {given}"
+        )
     if weights.shape != (len(names), own.shape[1]):
         raise UserError(
             f"{path} holds {len(weights)} classes of {weights.shape[1]} numbers; "
