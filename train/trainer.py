@@ -53,7 +53,6 @@ class Trainer:
     # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
-    meter: Meter
     log: MetricsLog | None = None
     bar: Progress
 
@@ -105,6 +104,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
         self.watch = ScaleWatch(self.scaler, world)
+        self.meter = Meter(world)
         self.ema: AveragedModel | None = None
         if train.ema:
             average = get_ema_multi_avg_fn(train.ema)
@@ -229,7 +229,6 @@ class Trainer:
         """
         world, run, self.folder, self.evaluator = self.world, self.config.run, folder, evaluator
         vote = Vote(world, self.config.train.timeout_s)
-        self.meter = Meter(world)
         with ExitStack() as files:
             shown = run.progress and world.is_main
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
