@@ -21,7 +21,7 @@ import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
 from train.config import Config, to_dict
-from train.data.identities import Identities
+from train.data.identities import Identities, check_names, pack_names
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import DistributedEnv, Vote
@@ -54,7 +54,6 @@ class Trainer:
     # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
-    meter: Meter
     log: MetricsLog | None = None
     bar: Progress
 
@@ -117,6 +116,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
         self.watch = ScaleWatch(self.scaler, world)
+        self.meter = Meter(world)
         self.ema: AveragedModel | None = None
         if train.ema:
             average = get_ema_multi_avg_fn(train.ema)
@@ -155,7 +155,7 @@ class Trainer:
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
-            "identities": checkpoint.pack_names(self.source.images.identities),
+            "identities": pack_names(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
@@ -191,7 +191,7 @@ class Trainer:
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         config, sharded = self.config, self.head is not None
         checkpoint.load_backbone(self.backbone, values, path=path, config=config)
-        checkpoint.check_names(values["identities"], self.source.images.identities, path)
+        check_names(values["identities"], self.source.images.identities, path)
         check_resumable(values, path, config, [*self.loss.state_dict()], sharded=sharded)
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:
@@ -233,7 +233,6 @@ class Trainer:
         """
         world, run, self.folder, self.evaluator = self.world, self.config.run, folder, evaluator
         vote = Vote(world, self.config.train.timeout_s)
-        self.meter = Meter(world)
         with ExitStack() as files:
             shown = run.progress and world.is_main
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
