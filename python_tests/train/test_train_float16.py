@@ -98,7 +98,7 @@ def test_a_scale_that_sinks_slowly_is_warned_of_once(capsys: pytest.CaptureFixtu
         watch.after(step, step % 10 != 0, FINITE, lambda: "")
     (line,) = capsys.readouterr().err.splitlines()
     assert "the scale of gradients sinks below 1, where small ones are lost" in line
-    assert "4 at step 10, ..., 2 at step 20, 1 at step 30, 0.5 at step 40; losses and" in line
+    assert "4 at step 10, 2 at step 20, 1 at step 30, 0.5 at step 40; losses and" in line
     assert watch.take() == {"grad_scale": 2.0**-3, "skipped_steps": 5}
     assert watch.take()["skipped_steps"] == 0
 
@@ -118,6 +118,33 @@ def test_a_run_whose_steps_are_all_skipped_ends() -> None:
         "backbone.fc.weight; try train.amp=bf16, which needs no scale, a smaller train.lr, "
         "train.warmup_epochs, or a loss of a smaller scale"
     )
+
+
+def test_a_short_course_names_no_scale_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = watch_of(1.0)  # of a run that was resumed with it
+    watch.after(7, False, FINITE, lambda: "")
+    assert "where small ones are lost: 0.5 at step 7; losses and" in capsys.readouterr().err
+
+
+class Pair(nn.Module):
+    """A layer as other packages have them."""
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> tuple[Tensor, float]:
+        return x * factor, factor
+
+
+class Taker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.norm = Pair(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(input=self.pair(x, factor=math.inf)[0])
+
+
+def test_layers_that_return_more_than_a_tensor_are_passed_over() -> None:
+    found = first_not_finite(Taker(), [torch.ones(2, 3)], torch.tensor([math.nan]), nullcontext)
+    assert found == "the output of backbone.norm (Identity, float32)"
 
 
 def test_usual_skips_say_nothing_and_are_counted(

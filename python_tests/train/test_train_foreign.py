@@ -26,8 +26,9 @@ from train.backbones import build_backbone
 from train.config import make_config
 from train.errors import UserError
 from train.evaluation.model import load_model
-from train.foreign_heads import read_class_weights
-from train.starting import start_from
+from train.starting.foreign import start_from
+from train.starting.foreign_classes import read_class_weights
+from train.tools.convert import read_classes
 
 C = 7  # classes
 
@@ -261,8 +262,41 @@ def test_mistakes_name_the_file_and_the_remedy(faces: Path, tmp_path: Path) -> N
     refused("are no shards of a head: \\[7, 2, 2\\]|no matrix")
     torch.save(values["state_dict_backbone"], file)
     refused(r"no class weights of another program; model.weights=.* starts from its backbone")
+    for loss, given in (
+        ({"class": "none"}, "none has no weights of classes"),
+        ({"class_options": {"centers": 2}}, rf"cosface has class weights \({C}, 2, 512\)"),
+    ):
+        arcface(tmp_path, weight, ranks=3)
+        trainer = trainer_of(tiny(faces, tmp_path / "run", loss=loss))
+        refused(rf"loss.class: expected .* one weight vector per class, \(C, D\); {given}")
     with pytest.raises(UserError, match="can start from one only"):
         tiny(faces, tmp_path, model={"weights": "a"}, train={"init": "b"})
+
+
+def test_files_that_only_look_like_these_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("color_space: BGR")
+    first, flat = "net.input_layer.0.weight", torch.ones(3)
+    mobile = {"conv_sep.layers.0.weight": torch.ones(512, 128, 1, 1), "fc.weight": torch.ones(2, 2)}
+    for number, values in enumerate(
+        (
+            {1: flat},
+            {first: flat},
+            {first: 3},
+            {"state_dict": {f"model.{first.removeprefix('net.')}": flat}},
+            {**mobile, "features.layers.0.layers.0.weight": flat},
+            {"state_dict_softmax_fc": 3},
+        )
+    ):
+        torch.save(values, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt"):
+            load_model(tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt"):
+            read_classes(tmp_path / "x.pt")
+        trainer = {"state_dict_backbone": {}, "state_dict_softmax_fc": {"weight": torch.ones(2, 2)}}
+        torch.save(trainer, tmp_path / "checkpoint_gpu_0.pt")
+        torch.save(values if number else [flat], tmp_path / "checkpoint_gpu_1.pt")
+        with pytest.raises(UserError, match="checkpoint_gpu_"):
+            read_classes(tmp_path / "checkpoint_gpu_0.pt")
 
 
 @pytest.mark.extended
