@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import unitsface_kernels as uk
 from train import checkpoint
+from train.data.identities import unpack_names
 from train.errors import UserError
 from train.evaluation.embed import embed
 from train.evaluation.test_sets import open_uncached
@@ -66,7 +67,7 @@ def finetune(trainer: Trainer, run: Path) -> str:
     begin = f"finetuning {path} of step {values['trainer']['step']}"
     if config.train.finetune_head == "fresh":
         return f"{begin}: its backbone"
-    held_names = checkpoint.unpack_names(values["identities"])
+    held_names = unpack_names(values["identities"])
     labels = {name: i for i, name in enumerate(held_names)}
     classes = np.array([labels.get(name, -1) for name in names], dtype=np.int64)
     new = np.flatnonzero(classes < 0)
@@ -135,7 +136,7 @@ def _named(state: dict[str, Any], prefix: str = "class_") -> dict[str, Tensor]:
 
 
 def _read(values: dict[str, Any], path: Path, kept: dict[str, _Kept]) -> _Held:
-    count = len(checkpoint.unpack_names(values["identities"]))
+    count = len(unpack_names(values["identities"]))
     tensors = _named(values["loss"], "")
     rows = {
         name: t[kept[name].index]

@@ -21,7 +21,7 @@ import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
 from train.config import Config, to_dict
-from train.data.identities import Identities
+from train.data.identities import Identities, check_names, pack_names
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import DistributedEnv, Vote
@@ -155,7 +155,7 @@ class Trainer:
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
-            "identities": checkpoint.pack_names(self.source.images.identities),
+            "identities": pack_names(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
@@ -191,7 +191,7 @@ class Trainer:
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         config, sharded = self.config, self.head is not None
         checkpoint.load_backbone(self.backbone, values, path=path, config=config)
-        checkpoint.check_names(values["identities"], self.source.images.identities, path)
+        check_names(values["identities"], self.source.images.identities, path)
         check_resumable(values, path, config, [*self.loss.state_dict()], sharded=sharded)
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:

@@ -13,6 +13,7 @@ from test_train_partial_fc import argv_of, succeed
 from torch.nn import functional as F
 
 from train import checkpoint
+from train.data.identities import unpack_names
 from train.data.loader import open_images
 from train.errors import USER_ERROR, UserError
 from train.evaluation.embed import embed
@@ -219,8 +220,8 @@ def test_processes_take_their_classes(tmp_path: Path) -> None:
     trainer = trainer_of(load_config(argv)[0])
     finetune(trainer, tmp_path / "run")
     one = weights(trainer)
-    held = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
-    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
+    held = unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
+    names = unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
     before, three = (
         partial_fc.read_classes(tmp_path / name, torch.arange(count)).rows["loss.weight"]
         for name, count in (("run", 12), ("new", 11))
