@@ -54,7 +54,6 @@ class Trainer:
     # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
-    meter: Meter
     log: MetricsLog | None = None
     bar: Progress
 
@@ -117,6 +116,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
         self.watch = ScaleWatch(self.scaler, world)
+        self.meter = Meter(world)
         self.ema: AveragedModel | None = None
         if train.ema:
             average = get_ema_multi_avg_fn(train.ema)
@@ -233,7 +233,6 @@ class Trainer:
         """
         world, run, self.folder, self.evaluator = self.world, self.config.run, folder, evaluator
         vote = Vote(world, self.config.train.timeout_s)
-        self.meter = Meter(world)
         with ExitStack() as files:
             shown = run.progress and world.is_main
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
