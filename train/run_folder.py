@@ -250,14 +250,16 @@ def _json_lines(lines: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(values) + "\n" for values in lines)
 
 
-def _table(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """CSV of these columns, or with a header of all that occur; what a line lacks is empty."""
+def _table(lines: list[dict[str, Any]]) -> str:
+    """CSV, with the names of the columns: all that any line has."""
+    columns = [*dict.fromkeys(name for line in lines for name in line)]
+    rows = [[line.get(name) for name in columns] for line in lines]
+    return _rows([columns, *rows] if lines else [])
+
+
+def _rows(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    names = columns or list(dict.fromkeys(name for values in lines for name in values))
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    if lines and not columns:
-        writer.writeheader()
-    writer.writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -306,18 +308,19 @@ class MetricsLog:
             name: open(folder / name, "a")  # noqa: SIM115
             for name in (METRICS, TABLE, EVALUATIONS)
         }
-        with open(folder / TABLE) as table:
-            self._columns: list[str] = next(csv.reader(table), [])
+        with open(folder / TABLE, newline="") as table:
+            self._columns = next(csv.reader(table), [])
 
     def write(self, values: dict[str, Any]) -> None:
         self._append(METRICS, _json_lines([values]))
         if values.keys() <= set(self._columns):
-            self._append(TABLE, _table([values], self._columns))
-        else:  # the first line, or of a resumed run that has further columns
+            self._append(TABLE, _rows([[values.get(name) for name in self._columns]]))
+        else:  # the first line, or one of a version that knows more
             table = _table(read_metrics(self._folder))
-            self._columns = next(csv.reader([table.partition("\n")[0]]))
-            self._files[TABLE].truncate(0)
-            self._append(TABLE, table)
+            self._files[TABLE].close()
+            write_text(self._folder / TABLE, table)
+            self._files[TABLE] = open(self._folder / TABLE, "a")  # noqa: SIM115
+            self._columns = next(csv.reader(table.splitlines()))
         self._track("train", values, values["step"])
 
     def write_evaluation(

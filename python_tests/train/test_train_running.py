@@ -279,6 +279,18 @@ def test_every_process_embeds_its_share_and_gets_all(faces: Path) -> None:
             assert torch.equal(labels, expected_labels)
 
 
+def test_a_table_gets_columns_that_an_earlier_version_did_not_have(tmp_path: Path) -> None:
+    old = '{"step": 1, "loss": 0.5, "gone": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(old)
+    (tmp_path / "metrics.csv").write_text("step,loss,gone\n1,0.5,2\n")
+    log = MetricsLog(tmp_path)
+    for step in (2, 3):
+        log.write({"step": step, "data_ms": 7, "loss": 0.25})
+    log.close()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,loss,gone,data_ms", "1,0.5,2,", "2,0.25,,7", "3,0.25,,7"]
+
+
 def test_columns_that_a_resumed_run_adds_have_a_name(tmp_path: Path) -> None:
     """Such as those of an earlier version's run, or of one that goes on in float16."""
     for values in ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "grad_scale": 8.0}):
