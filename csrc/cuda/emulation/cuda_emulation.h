@@ -4,7 +4,8 @@
 // reaches aborts.
 //
 // It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
-// races that need another order of threads.
+// races that need another order of threads. Asynchronous copies, their barriers and the tensor cores
+// of Hopper are in machine.h, which installs itself as the block's hooks.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,12 +19,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
+#define UF_EMULATED
 #undef __shared__
 #undef __launch_bounds__
 #define __shared__ static
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 using std::max;
 using std::min;
@@ -39,11 +44,21 @@ inline bool descending = false;
 inline bool mixed = false;
 inline int64_t launches = 0;
 
+// What takes part in a block beside its threads.
+struct Hooks {
+  virtual ~Hooks() = default;
+  virtual void begin(int threads, size_t dynamic_bytes) = 0;
+  virtual bool idle() = 0;  // no thread can go on; true if one may now
+  virtual void finish() = 0;
+};
+
 struct Block {
   struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     bool done = false;
+    const std::function<bool()>* ready = nullptr;  // what the thread waits for, if it said so
+    const char* waits_for = "a barrier or shuffle";
   };
   struct Warp {
     float slots[2][kLanes];
@@ -57,8 +72,24 @@ struct Block {
   std::function<void()> body;
   int current = 0, arrived = 0;
   int64_t generation = 0, progress = 0;
+  size_t dynamic_bytes = 0;  // of shared memory
+  Hooks* hooks = nullptr;
 
   void yield() { swapcontext(&fibers[current].context, &scheduler); }
+
+  // Until `ready`, which some other thread or copy makes true.
+  void wait(const char* what, const std::function<bool()>& ready) {
+    if (ready()) return;
+    Fiber& fiber = fibers[current];
+    const char* before = std::exchange(fiber.waits_for, what);
+    fiber.ready = &ready;
+    do {
+      yield();
+    } while (!ready());
+    fiber.ready = nullptr;
+    fiber.waits_for = before;
+    ++progress;
+  }
 
   void synchronize() {
     const int64_t mine = generation;
@@ -109,6 +140,7 @@ inline void Block::run(int threads) {
   if (static_cast<int>(fibers.size()) != threads) fibers = std::vector<Fiber>(threads);
   warps.assign((threads + kLanes - 1) / kLanes, Warp());
   arrived = 0;
+  if (hooks != nullptr) hooks->begin(threads, dynamic_bytes);
   for (Fiber& fiber : fibers) {
     fiber.done = false;
     getcontext(&fiber.context);
@@ -123,14 +155,23 @@ inline void Block::run(int threads) {
     for (int turn = 0; turn < threads; ++turn) {
       current = descending ? threads - 1 - turn : turn;
       if (fibers[current].done) continue;
+      ++left;
+      if (fibers[current].ready != nullptr && !(*fibers[current].ready)()) continue;
       swapcontext(&scheduler, &fibers[current].context);
-      left += !fibers[current].done;
+      left -= fibers[current].done;
     }
-    if (left > 0 && progress == before) {
+    if (left > 0 && progress == before && !(hooks != nullptr && hooks->idle())) {
       std::fprintf(stderr, "%d threads wait for threads that never come\n", left);
+      const char* last = nullptr;
+      for (const Fiber& fiber : fibers) {
+        if (fiber.done || fiber.waits_for == last) continue;
+        last = fiber.waits_for;
+        std::fprintf(stderr, "rule: every wait ends: %s\n", last);
+      }
       std::abort();
     }
   }
+  if (hooks != nullptr) hooks->finish();
 }
 
 template <class... Parameters, class... Arguments>
@@ -138,6 +179,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
                    const Arguments&... arguments) {
   ++launches;
   if (mixed) descending = static_cast<uint32_t>(launches) * 2654435761u >> 31 != 0;
+  block.dynamic_bytes = config->dynamicSmemBytes;
   block.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {

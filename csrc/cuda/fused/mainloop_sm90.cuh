@@ -1,0 +1,295 @@
+// Cosines of tiles with the instructions of sm_90a, by blocks that stay on their multiprocessor.
+//
+// A block takes a range of tiles, row by row. The rows of the current tiles stay in shared memory;
+// one thread has columns copied into a ring of stages. Two warpgroups take tiles in turn: while one
+// multiplies, the other works on its products. The depth is cut into chunks of 128 bytes, which
+// have the 128-byte swizzle everywhere.
+#pragma once
+
+#include "mutations.h"
+#include "operands.h"
+#include "ptx_sm90.cuh"
+#include "scheduler.h"
+
+namespace unitsface::cuda::sm90 {
+
+constexpr int kWarpgroup = 128;
+constexpr int kWarpgroupWarps = kWarpgroup / kLanes;
+constexpr int kConsumers = 2;
+constexpr int kBlockThreads = (1 + kConsumers) * kWarpgroup;
+constexpr int kChunk = 64;      // elements of the depth
+constexpr int kMostChunks = 8;  // of resident rows
+constexpr int kChunkBytes = kTileRows * kChunk * 2;
+static_assert(kTileRows == kTileColumns, "chunks of rows and of columns are alike");
+
+// Registers per thread: launched with 168, of which the copying warpgroup gives most away.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+// Halves of 64 rows; of each a warp has a strip of 16, as in accumulator.cuh.
+using Products = float[2][16][4];
+
+// Tensors of a launch, as copies see them: boxes are chunks of operands, and strips of gradients.
+struct TensorMaps {
+  CUtensorMap a, b, gradient;
+};
+
+// Slabs of 16 rows and 64 columns of a gradient on its way to memory, two for each warp.
+constexpr int kSlabRows = 16, kSlabColumns = 64;
+constexpr int kSlabBytes = kSlabRows * kSlabColumns * 2;
+constexpr int kSlabsBytes = kConsumers * kWarpgroupWarps * 2 * kSlabBytes;
+
+// Shared memory: rows, stages, slabs, mbarriers.
+template <int kStages>
+struct Memory {
+  static constexpr int kColumns = kMostChunks * kChunkBytes;
+  static constexpr int kSlabs = kColumns + kStages * kChunkBytes;
+  static constexpr int kBarriers = kSlabs + kSlabsBytes;
+  static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kStages) * 8;
+  static_assert(kBytes <= 232448, "227 KB");
+
+  unsigned char* base;
+
+  __device__ __forceinline__ unsigned char* rows(int chunk) const {
+    return base + chunk * kChunkBytes;
+  }
+  __device__ __forceinline__ unsigned char* columns(int stage) const {
+    return base + kColumns + stage * kChunkBytes;
+  }
+  __device__ __forceinline__ unsigned char* slabs(int warp) const {
+    return base + kSlabs + warp * 2 * kSlabBytes;
+  }
+  __device__ __forceinline__ uint64_t* barriers() const {
+    return reinterpret_cast<uint64_t*>(base + kBarriers);
+  }
+  __device__ __forceinline__ uint64_t* rows_full(int chunk) const { return barriers() + chunk; }
+  __device__ __forceinline__ uint64_t* rows_empty(int chunk) const {
+    return barriers() + kMostChunks + chunk;
+  }
+  __device__ __forceinline__ uint64_t* full(int stage) const {
+    return barriers() + 2 * kMostChunks + stage;
+  }
+  __device__ __forceinline__ uint64_t* empty(int stage) const { return full(kStages) + stage; }
+};
+
+// Tiles first ... last - 1 of a matrix, counted row by row.
+struct Range {
+  int column_tiles, first, last;
+};
+
+// Position in a range.
+struct Place {
+  int row_tile, column_tile;
+
+  __device__ __forceinline__ explicit Place(const Range& range, int skipped)
+      : row_tile(range.first / range.column_tiles),
+        column_tile(range.first % range.column_tiles) {
+    skip(range, skipped);
+  }
+  __device__ __forceinline__ void skip(const Range& range, int tiles) {
+    column_tile += tiles;
+    while (column_tile >= range.column_tiles) {
+      column_tile -= range.column_tiles;
+      ++row_tile;
+    }
+  }
+};
+
+// Ring of stages: the k-th chunk of columns is in stage k % kStages.
+template <int kStages>
+__device__ __forceinline__ int stage_of(unsigned k) {
+  return static_cast<int>(k % kStages);
+}
+template <int kStages>
+__device__ __forceinline__ unsigned phase_of(unsigned k) {
+  return k / kStages & 1;
+}
+
+// Set up by the whole block before its threads part.
+template <int kStages>
+__device__ __forceinline__ void initialize(const Memory<kStages>& memory) {
+  if (threadIdx.x == 0) {
+    for (int chunk = 0; chunk < kMostChunks; ++chunk) {
+      mbarrier_init(memory.rows_full(chunk), 1);
+      mbarrier_init(memory.rows_empty(chunk), kConsumers * kWarpgroupWarps);
+    }
+    for (int stage = 0; stage < kStages; ++stage) {
+      mbarrier_init(memory.full(stage), 1);
+      mbarrier_init(memory.empty(stage), kWarpgroupWarps);
+    }
+    if (!mutated(101)) fence_mbarrier_init();
+  }
+  if (!mutated(102)) named_barrier_sync(0, kBlockThreads);
+}
+
+// One thread: copies all chunks of the range's tiles.
+template <int kStages>
+__device__ __forceinline__ void produce(const TensorMaps& maps, const Memory<kStages>& memory,
+                                        const Range& range, int chunks) {
+  Place place(range, 0);
+  unsigned k = 0;
+  int loaded = -1;  // row tile whose rows are there
+  unsigned segment = 0;
+#pragma unroll 1
+  for (int t = range.first; t < range.last; ++t) {
+    const bool fresh = place.row_tile != loaded;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
+      if (fresh) {
+        if (!mutated(103)) mbarrier_wait(memory.rows_empty(chunk), (segment & 1) ^ 1);
+        mbarrier_arrive_expect(memory.rows_full(chunk), kChunkBytes);
+        tma_load(memory.rows(chunk), &maps.a, memory.rows_full(chunk), chunk * kChunk,
+                 place.row_tile * kTileRows);
+      }
+      const int stage = stage_of<kStages>(k);
+      if (!mutated(104)) {
+        mbarrier_wait(memory.empty(stage), phase_of<kStages>(k) ^ (mutated(105) ? 0 : 1));
+      }
+      mbarrier_arrive_expect(memory.full(stage), mutated(106)   ? 2 * kChunkBytes
+                                                 : mutated(107) ? kChunkBytes / 2
+                                                                : kChunkBytes);
+      tma_load(memory.columns(mutated(108) ? 0 : stage), &maps.b, memory.full(stage),
+               chunk * kChunk, place.column_tile * kTileColumns);
+    }
+    if (fresh) {
+      loaded = place.row_tile;
+      ++segment;
+    }
+    place.skip(range, 1);
+  }
+}
+
+// A warp's arrival.
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  if (threadIdx.x % kLanes == 0) mbarrier_arrive(barrier);
+}
+
+// Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
+// rows; the rows are given back if nobody needs them any more.
+template <bool kHalf, int kStages>
+__device__ __forceinline__ void multiply(Products& products, const Memory<kStages>& memory,
+                                         unsigned& k, unsigned segment, bool last, int chunks) {
+#pragma unroll 1
+  for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
+    const int stage = stage_of<kStages>(k);
+    if (!mutated(109)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
+    if (!mutated(110)) {
+      mbarrier_wait(memory.full(stage), phase_of<kStages>(k) ^ (mutated(111) ? 1 : 0));
+    }
+    const uint64_t stride = mutated(112) ? 512 : 1024;
+    const uint64_t a = descriptor(memory.rows(chunk), stride);
+    const uint64_t b = descriptor(memory.columns(stage), stride) ^ (mutated(113) ? 3ull << 62 : 0);
+    if (!mutated(114)) wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kChunk / 16; ++step) {
+      // 16 elements on are 2 units of 16 bytes.
+      const int on = mutated(115) ? 4 * step : 2 * step;
+      wgmma<kHalf>(products[0], a + on, b + on, chunk > 0 || step > 0);
+      wgmma<kHalf>(products[1], a + on + (kChunkBytes / 2 >> 4), b + on, chunk > 0 || step > 0);
+    }
+    wgmma_commit();
+    if (chunk == 0) continue;
+    if (!mutated(116)) wgmma_wait<1>();
+    arrive(memory.empty(stage_of<kStages>(k - 1)));
+    if (last) arrive(memory.rows_empty(chunk - 1));
+  }
+}
+
+// A consumer's tiles. `work(tile, products)` is called by all threads of the warpgroup; `half`: the
+// operands are float16, not bfloat16.
+template <int kStages, class Work>
+__device__ __forceinline__ void consume(const Memory<kStages>& memory, const Range& range,
+                                        const TileOrder& order, int chunks, bool half, int consumer,
+                                        Work& work) {
+  constexpr int kTurn = 1;  // named barriers kTurn + consumer: the consumer may multiply
+  if (consumer == 1 && range.first < range.last) {
+    named_barrier_arrive(kTurn, kConsumers * kWarpgroup);
+  }
+  Place place(range, consumer);
+  const int first_row_tile = range.first / range.column_tiles;
+  unsigned k = consumer * chunks;
+  unsigned released = 0;  // segments of rows
+#pragma unroll 1
+  for (int t = range.first + consumer; t < range.last; t += kConsumers) {
+    const unsigned segment = static_cast<unsigned>(place.row_tile - first_row_tile);
+    for (; released < segment; ++released) {
+      // Rows of which this consumer has no tile.
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        mbarrier_wait(memory.rows_full(chunk), released & 1);
+        arrive(memory.rows_empty(chunk));
+      }
+    }
+    const bool last = place.column_tile + kConsumers >= range.column_tiles;
+    Products products;
+    named_barrier_sync(kTurn + consumer, mutated(117) ? kWarpgroup : kConsumers * kWarpgroup);
+    if (half) {
+      multiply<true>(products, memory, k, segment, last, chunks);
+    } else {
+      multiply<false>(products, memory, k, segment, last, chunks);
+    }
+    if (t + 1 < range.last && !mutated(118)) {
+      named_barrier_arrive(kTurn + 1 - consumer, kConsumers * kWarpgroup);
+    }
+    if (!mutated(119)) wgmma_wait<0>();
+    use_registers(products[0]);
+    use_registers(products[1]);
+    arrive(memory.empty(stage_of<kStages>(k - 1)));
+    if (last) {
+      arrive(memory.rows_empty(chunks - 1));
+      ++released;
+    }
+    k += chunks;  // of the other consumer
+    work(order.of(place.row_tile, place.column_tile), products);
+    place.skip(range, kConsumers);
+  }
+}
+
+__device__ __forceinline__ uint32_t pack(bool half, float low, float high) {
+  uint32_t word;
+  if (half) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    memcpy(&word, &pair, 4);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    memcpy(&word, &pair, 4);
+  }
+  return word;
+}
+
+// A tile of 16-bit numbers through the warp's two slabs: what is outside is not written.
+__device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char* slabs,
+                                           const Tile& tile, const Products& values, bool half,
+                                           int warp) {
+  const int lane = threadIdx.x % kLanes;
+  // Lane l names row l % 8 of matrix l / 8: rows + 0, rows + 8, and the same of the next 8 columns.
+  const int row = lane % 16, next = lane / 16;
+#pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    const int rows = part / 2, columns = part % 2;
+    unsigned char* slab = slabs + part % 2 * kSlabBytes;
+    if (lane == 0 && !mutated(120)) tma_store_wait_read<1>();
+    if (!mutated(121)) warp_sync();
+#pragma unroll
+    for (int j = 0; j < kSlabColumns / 16; ++j) {
+      const float(&left)[4] = values[rows][8 * columns + 2 * j];
+      const float(&right)[4] = values[rows][8 * columns + 2 * j + 1];
+      const uint32_t words[4] = {pack(half, left[0], left[1]), pack(half, left[2], left[3]),
+                                 pack(half, right[0], right[1]), pack(half, right[2], right[3])};
+      const int piece = 2 * j + next;
+      store_matrices(slab + row * 128 + (mutated(122) ? piece : piece ^ row % 8) * 16, words);
+    }
+    if (!mutated(123)) fence_proxy_async();
+    if (!mutated(124)) warp_sync();
+    if (lane == 0) {
+      tma_store(slab, map, static_cast<int>(tile.column) + kSlabColumns * columns,
+                static_cast<int>(tile.row) + 64 * rows + kSlabRows * warp);
+      tma_store_commit();
+    }
+  }
+}
+
+// Before a warp's slabs end.
+__device__ __forceinline__ void finish_stores() {
+  if (threadIdx.x % kLanes == 0 && !mutated(125)) tma_store_wait_read<0>();
+}
+
+}  // namespace unitsface::cuda::sm90
