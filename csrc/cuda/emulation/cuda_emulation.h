@@ -20,6 +20,9 @@
 #include <functional>
 #include <vector>
 
+// Kernels are compiled for the emulation.
+#define UF_EMULATED 1
+
 #undef __shared__
 #undef __launch_bounds__
 #define __shared__ static
@@ -38,6 +41,16 @@ inline bool descending = false;
 // Every launch in one of the two orders, as if by chance.
 inline bool mixed = false;
 inline int64_t launches = 0;
+
+// Ends the process where a rule of the PTX ISA or of CUDA C++ is broken.
+[[noreturn]] inline void broken(const char* rule) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "rule: %s\n", rule);
+  std::abort();
+}
+
+// What asynchronous instructions leave to be done at the start and at the end of a block.
+inline std::vector<void (*)()> block_starts, block_ends;
 
 struct Block {
   struct Fiber {
@@ -109,6 +122,7 @@ inline void Block::run(int threads) {
   if (static_cast<int>(fibers.size()) != threads) fibers = std::vector<Fiber>(threads);
   warps.assign((threads + kLanes - 1) / kLanes, Warp());
   arrived = 0;
+  for (const auto start : block_starts) start();
   for (Fiber& fiber : fibers) {
     fiber.done = false;
     getcontext(&fiber.context);
@@ -131,6 +145,7 @@ inline void Block::run(int threads) {
       std::abort();
     }
   }
+  for (const auto end : block_ends) end();
 }
 
 template <class... Parameters, class... Arguments>
