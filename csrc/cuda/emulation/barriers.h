@@ -143,7 +143,7 @@ struct Barriers {
 
 inline Barriers barriers;
 inline const bool barriers_take_part = [] {
-  machine.parts.push_back({[] { barriers.begin(); }, [] { return false; }, [] {}});
+  block_starts.push_back([] { barriers.begin(); });
   return true;
 }();
 

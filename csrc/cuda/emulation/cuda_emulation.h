@@ -5,7 +5,7 @@
 //
 // It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
 // races that need another order of threads. Asynchronous copies, their barriers and the tensor cores
-// of Hopper are in machine.h, which installs itself as the block's hooks.
+// of Hopper are in machine.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -22,7 +22,9 @@
 #include <utility>
 #include <vector>
 
-#define UF_EMULATED
+// Kernels are compiled for the emulation.
+#define UF_EMULATED 1
+
 #undef __shared__
 #undef __launch_bounds__
 #define __shared__ static
@@ -44,13 +46,17 @@ inline bool descending = false;
 inline bool mixed = false;
 inline int64_t launches = 0;
 
-// What takes part in a block beside its threads.
-struct Hooks {
-  virtual ~Hooks() = default;
-  virtual void begin(int threads, size_t dynamic_bytes) = 0;
-  virtual bool idle() = 0;  // no thread can go on; true if one may now
-  virtual void finish() = 0;
-};
+// Ends the process where a rule of the PTX ISA or of CUDA C++ is broken.
+[[noreturn]] inline void broken(const char* rule) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "rule: %s\n", rule);
+  std::abort();
+}
+
+// What asynchronous instructions leave to be done at the start and at the end of a block.
+inline std::vector<void (*)()> block_starts, block_ends;
+// What may happen when no thread can go on; true if something did.
+inline std::vector<bool (*)()> block_idles;
 
 struct Block {
   struct Fiber {
@@ -73,7 +79,6 @@ struct Block {
   int current = 0, arrived = 0;
   int64_t generation = 0, progress = 0;
   size_t dynamic_bytes = 0;  // of shared memory
-  Hooks* hooks = nullptr;
 
   void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
@@ -117,6 +122,10 @@ struct Block {
     return slots[source];
   }
 
+  static bool idle() {
+    return std::any_of(block_idles.begin(), block_idles.end(), [](auto wake) { return wake(); });
+  }
+
   void run(int threads);
 };
 
@@ -140,7 +149,7 @@ inline void Block::run(int threads) {
   if (static_cast<int>(fibers.size()) != threads) fibers = std::vector<Fiber>(threads);
   warps.assign((threads + kLanes - 1) / kLanes, Warp());
   arrived = 0;
-  if (hooks != nullptr) hooks->begin(threads, dynamic_bytes);
+  for (const auto start : block_starts) start();
   for (Fiber& fiber : fibers) {
     fiber.done = false;
     getcontext(&fiber.context);
@@ -160,7 +169,7 @@ inline void Block::run(int threads) {
       swapcontext(&scheduler, &fibers[current].context);
       left -= fibers[current].done;
     }
-    if (left > 0 && progress == before && !(hooks != nullptr && hooks->idle())) {
+    if (left > 0 && progress == before && !idle()) {
       std::fprintf(stderr, "%d threads wait for threads that never come\n", left);
       const char* last = nullptr;
       for (const Fiber& fiber : fibers) {
@@ -171,7 +180,7 @@ inline void Block::run(int threads) {
       std::abort();
     }
   }
-  if (hooks != nullptr) hooks->finish();
+  for (const auto end : block_ends) end();
 }
 
 template <class... Parameters, class... Arguments>

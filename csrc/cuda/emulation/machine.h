@@ -3,27 +3,20 @@
 // and which asynchronous reads and writes are under way. A broken rule of the PTX ISA aborts with
 // the rule's name on stderr.
 //
-// An asynchronous copy lands when no thread can go on, the last moment that the ISA allows, or with
-// EMULATION_SEED other than 0 at a random earlier one. What it has not written yet is NaN.
+// An asynchronous copy lands when no thread can go on, the last moment that the ISA allows, or at a
+// random earlier one (async_copies.h). What it has not written yet is NaN.
 #pragma once
 
-#include <cstdarg>
-#include <deque>
+#include <array>
 #include <map>
-#include <random>
 
-#include "cuda_emulation.h"
+#include "async_copies.h"
 
 namespace emulation {
 
 constexpr int kWarpgroup = 128;
 constexpr int kMostBarriers = 64;  // mbarriers of a block
 constexpr size_t kGrain = 16;      // bytes of shared memory that are looked at together
-
-[[noreturn]] inline void broken(const char* rule) {
-  std::fprintf(stderr, "rule: %s (thread %d)\n", rule, block.current);
-  std::abort();
-}
 
 inline void require(bool condition, const char* rule) {
   if (!condition) broken(rule);
@@ -53,15 +46,13 @@ struct Grain {
   uint32_t phase = 0;  // that completed the copy
 };
 
-struct Machine : Hooks {
+struct Machine {
   int threads = 0;
   size_t bytes = 0;
   unsigned char* shared = nullptr;
   std::vector<Clock> clocks;
   std::vector<Grain> grains;
   std::vector<std::vector<size_t>> unfenced;  // grains that a thread has written
-  std::mt19937 random;
-  bool late = true;
 
   struct Convergence {
     const char* what = nullptr;
@@ -70,25 +61,12 @@ struct Machine : Hooks {
   };
   std::vector<Convergence> warps;
 
-  // Parts of the machine that the other headers define, in the order of their use.
-  struct Part {
-    void (*begin)();
-    bool (*idle)();
-    void (*finish)();
-  };
-  std::vector<Part> parts;
-
-  Machine() {
-    const char* seed = std::getenv("EMULATION_SEED");
-    late = seed == nullptr || std::atoi(seed) == 0;
-    random.seed(seed == nullptr ? 0 : static_cast<unsigned>(std::atoi(seed)));
-    block.hooks = this;
-  }
-  ~Machine() override { std::free(shared); }
+  Machine() = default;
+  ~Machine() { std::free(shared); }
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
 
-  void begin(int count, size_t dynamic_bytes) override {
+  void begin(int count, size_t dynamic_bytes) {
     require(dynamic_bytes <= 232448, "a block has at most 227 KB of shared memory");
     threads = count;
     std::free(shared);
@@ -100,21 +78,7 @@ struct Machine : Hooks {
     grains.assign(bytes / kGrain, Grain());
     unfenced.assign(threads, {});
     warps.assign((threads + kLanes - 1) / kLanes, Convergence());
-    for (const Part& part : parts) part.begin();
   }
-  bool idle() override {
-    for (const Part& part : parts) {
-      if (part.idle()) return true;
-    }
-    return false;
-  }
-  void finish() override {
-    for (const Part& part : parts) part.finish();
-  }
-
-  // True from time to time: something asynchronous that may happen now does.
-  bool by_chance() { return !late && random() % 4 == 0; }
-  size_t any(size_t count) { return random() % count; }
 
   int me() const { return block.current; }
   Event now() { return {me(), clocks[me()][me()]}; }
@@ -185,5 +149,10 @@ struct Machine : Hooks {
 };
 
 inline Machine machine;
+inline const bool machine_starts = [] {
+  block_starts.push_back(
+      [] { machine.begin(static_cast<int>(block.fibers.size()), block.dynamic_bytes); });
+  return true;
+}();
 
 }  // namespace emulation

@@ -12,8 +12,8 @@ inline uint32_t shared_address(const void* pointer) {
 }
 
 inline void asynchronous_events() {
-  emulation::tma.by_chance();
-  emulation::tensor_cores.by_chance();
+  emulation::tma.some_happen();
+  emulation::tensor_cores.some_happen();
 }
 
 inline void mbarrier_init(uint64_t* barrier, int count) {

@@ -144,7 +144,7 @@ struct Tma {
 
   bool land() {
     if (loads.empty()) return false;
-    const size_t which = machine.any(loads.size());
+    const size_t which = any_of(loads.size());
     const Copy copy = loads[which];
     loads.erase(loads.begin() + static_cast<std::ptrdiff_t>(which));
     pieces(copy, [&](size_t offset, uint32_t, uint32_t, const unsigned char* source, size_t n) {
@@ -200,9 +200,9 @@ struct Tma {
     }
   }
   // Something that may happen at any time.
-  void by_chance() {
-    if (machine.by_chance()) land();
-    if (!stores.empty() && machine.by_chance()) read(stores[machine.any(stores.size())]);
+  void some_happen() {
+    if (by_chance()) land();
+    if (!stores.empty() && by_chance()) read(stores[any_of(stores.size())]);
   }
   void finish() const {
     require(loads.empty(), "copies into shared memory have landed before the block ends");
@@ -212,8 +212,9 @@ struct Tma {
 
 inline Tma tma;
 inline const bool tma_takes_part = [] {
-  machine.parts.push_back(
-      {[] { tma.begin(); }, [] { return tma.land(); }, [] { tma.finish(); }});
+  block_starts.push_back([] { tma.begin(); });
+  block_idles.push_back([] { return tma.land(); });
+  block_ends.push_back([] { tma.finish(); });
   return true;
 }();
 

@@ -204,8 +204,8 @@ struct TensorCores {
             "wgmma.wait_group before the registers of a wgmma are used");
   }
 
-  void by_chance() {
-    if (!machine.by_chance()) return;
+  void some_happen() {
+    if (!by_chance()) return;
     for (std::deque<Wgmma>& queue : queues) {
       for (size_t k = queue.size(); k > 0 && !queue[k - 1].done; --k) {
         if (queue[k - 1].issued < kWarpgroup) continue;
@@ -224,8 +224,8 @@ struct TensorCores {
 
 inline TensorCores tensor_cores;
 inline const bool tensor_cores_take_part = [] {
-  machine.parts.push_back({[] { tensor_cores.begin(); }, [] { return false; },
-                           [] { tensor_cores.finish(); }});
+  block_starts.push_back([] { tensor_cores.begin(); });
+  block_ends.push_back([] { tensor_cores.finish(); });
   return true;
 }();
 

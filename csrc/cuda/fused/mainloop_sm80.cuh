@@ -1,0 +1,243 @@
+// Cosines of a tile with the instructions of sm_80: a pipeline of asynchronous copies to shared
+// memory, and mma.sync, or fused multiply-adds for exact float32.
+//
+// A stage has 64 bytes of every row and column of the tile, whatever the type: ldmatrix and the
+// fragments of mma.sync do not depend on it either. Of the two rows that share 128 bytes, chunks of
+// 16 bytes are permuted, so that the 8 rows of a matrix are in different banks.
+#pragma once
+
+#include "accumulator.cuh"
+#include "operands.h"
+
+namespace unitsface::cuda {
+
+constexpr int kStages = 3;
+constexpr int kStageDepth = 64;  // bytes of a row
+constexpr int kOperandBytes = kTileRows * kStageDepth;
+constexpr int kStageBytes = 2 * kOperandBytes;
+// As much as a kernel has without asking for more; two blocks fit on every multiprocessor.
+constexpr int kPipelineBytes = kStages * kStageBytes;
+static_assert(kPipelineBytes <= 48 << 10, "static shared memory");
+
+using BlockTeam = Team<4, 4, 2, 4, 16, BlockBarrier>;
+static_assert(BlockTeam::kThreads == kThreads, "launch() starts as many");
+
+enum class Multiply { kBFloat16, kFloat16, kTf32, kFloat32 };
+
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+  return row * kStageDepth + ((chunk ^ (row / 2 % 4)) * 16);
+}
+
+// Copies of a thread: chunk thread % 4 of rows thread / 4 and thread / 4 + 64 of either operand.
+struct StageCopies {
+  static constexpr int kStep = kThreads / 4;
+
+  const char *a, *b;       // the thread's first row of each
+  int64_t a_step, b_step;  // bytes to its second row
+  int row_bytes;
+  int rows, columns;  // of the tile
+  bool wide;          // rows start at multiples of 16 bytes
+
+  __device__ __forceinline__ StageCopies(const FusedOperands& t, const Tile& tile) {
+    const int element = t.dtype == DType::kFloat32 ? 4 : 2;
+    const int row = threadIdx.x / 4;
+    row_bytes = static_cast<int>(t.depth) * element;
+    const int64_t a_stride = t.a_stride * element, b_stride = t.b_stride * element;
+    a_step = kStep * a_stride, b_step = kStep * b_stride;
+    rows = tile.rows, columns = tile.columns;
+    a = static_cast<const char*>(t.a) + (tile.row + row) * a_stride;
+    b = static_cast<const char*>(t.b) + (tile.column + row) * b_stride;
+    const auto bits = reinterpret_cast<uintptr_t>(t.a) | reinterpret_cast<uintptr_t>(t.b) |
+                      static_cast<uintptr_t>(a_stride) | static_cast<uintptr_t>(b_stride);
+    wide = bits % 16 == 0;
+  }
+
+  __device__ __forceinline__ void copy(unsigned char* stage, int step) const {
+    const int chunk = threadIdx.x % 4;
+    const int offset = step * kStageDepth + chunk * 16;
+    int left = row_bytes - offset;
+    if (mutated(9)) left = 16;
+    const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
+    if (wide) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) copy_chunk<true>(stage, chunk, offset, bytes, k);
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < 4; ++k) copy_chunk<false>(stage, chunk, offset, bytes, k);
+    }
+  }
+
+ private:
+  // k: first and second row of a, then of b.
+  template <bool kWide>
+  __device__ __forceinline__ void copy_chunk(unsigned char* stage, int chunk, int offset, int bytes,
+                                             int k) const {
+    const bool second = k % 2 != 0, of_b = k >= 2;
+    const int row = threadIdx.x / 4 + (second ? kStep : 0);
+    const char* first = of_b ? b : a;
+    const char* source = first + (second ? (of_b ? b_step : a_step) : 0) + offset;
+    const bool inside = row < (of_b ? columns : rows) || mutated(8);
+    const int count = inside ? bytes : 0;
+    unsigned char* target = stage + (of_b ? kOperandBytes : 0) + swizzled(row, chunk);
+    if constexpr (kWide) {
+      copy_async(target, source, count);
+    } else {
+      copy_elements(target, source, count);
+    }
+  }
+
+  // Rows that start anywhere: slow, but any of them.
+  __device__ __forceinline__ void copy_elements(unsigned char* target, const char* source,
+                                                int bytes) const {
+#pragma unroll 1
+    for (int place = 0; place < 16; place += 2) {
+      uint16_t bits = 0;
+      if (place < bytes) bits = __ldg(reinterpret_cast<const uint16_t*>(source + place));
+      shared_store(reinterpret_cast<uint16_t*>(target + place), bits);
+    }
+  }
+};
+
+template <Multiply kMultiply>
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  if constexpr (kMultiply == Multiply::kBFloat16) {
+    multiply_bf16(c, a, b0, b1);
+  } else if constexpr (kMultiply == Multiply::kFloat16) {
+    multiply_f16(c, a, b0, b1);
+  } else {
+    multiply_tf32(c, a, b0, b1);
+  }
+}
+
+// A stage's share of the sums, by tensor cores: two steps of 32 bytes.
+template <Multiply kMultiply>
+__device__ __forceinline__ void add_products(BlockTeam::Values& sums, const BlockTeam& team,
+                                             const unsigned char* stage) {
+  const int lane = team.lane();
+  // Lane l names row l % 8 of matrix l / 8: for a, (rows, chunk) + (0, 0), (8, 0), (0, 1), (8, 1);
+  // for b, columns take the place of the chunk.
+  const int a_row = team.first_row() + lane % 16, a_chunk = lane / 16;
+  const int b_row = team.first_column() + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    uint32_t b[BlockTeam::kColumnTiles / 2][4];
+#pragma unroll
+    for (int pair = 0; pair < BlockTeam::kColumnTiles / 2; ++pair) {
+      const int row = b_row + 16 * pair;
+      load_matrices(b[pair], stage + kOperandBytes + swizzled(row, 2 * step + b_chunk));
+    }
+#pragma unroll
+    for (int row_tile = 0; row_tile < BlockTeam::kRowTiles; ++row_tile) {
+      uint32_t a[4];
+      const int row = a_row + 16 * row_tile, chunk = 2 * step + a_chunk;
+      load_matrices(a, stage +
+                           (mutated(4) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk)) +
+                           (mutated(13) ? 8 : 0));
+      if (mutated(5)) {
+        const uint32_t swap = a[1];
+        a[1] = a[2], a[2] = swap;
+      }
+      if constexpr (kMultiply == Multiply::kTf32) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) a[k] = round_to_tf32(a[k]);
+      }
+#pragma unroll
+      for (int tile = 0; tile < BlockTeam::kColumnTiles; ++tile) {
+        uint32_t b0 = b[tile / 2][tile % 2 * 2], b1 = b[tile / 2][tile % 2 * 2 + 1];
+        if constexpr (kMultiply == Multiply::kTf32) b0 = round_to_tf32(b0), b1 = round_to_tf32(b1);
+        if (mutated(6)) {
+          const uint32_t swap = b0;
+          b0 = b1, b1 = swap;
+        }
+        multiply<kMultiply>(sums.value[row_tile][tile], a, b0, b1);
+      }
+    }
+  }
+}
+
+// The same in float32, in the order of the depth.
+template <>
+__device__ __forceinline__ void add_products<Multiply::kFloat32>(BlockTeam::Values& sums,
+                                                                 const BlockTeam& team,
+                                                                 const unsigned char* stage) {
+#pragma unroll 1
+  for (int chunk = 0; chunk < kStageDepth / 16; ++chunk) {
+    float4 b[BlockTeam::kColumnTiles][2];
+#pragma unroll
+    for (int k = 0; k < 2 * BlockTeam::kColumnTiles; ++k) {
+      const int column = team.column(k / 2, k % 2);
+      b[k / 2][k % 2] = shared_load(
+          reinterpret_cast<const float4*>(stage + kOperandBytes + swizzled(column, chunk)));
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * BlockTeam::kRowTiles; ++k) {
+      const int row = team.row(k / 2, k % 2);
+      const float4 a = shared_load(reinterpret_cast<const float4*>(stage + swizzled(row, chunk)));
+#pragma unroll
+      for (int j = 0; j < 2 * BlockTeam::kColumnTiles; ++j) {
+        float& sum = sums.value[k / 2][j / 2][2 * (k % 2) + j % 2];
+        const float4& other = b[j / 2][j % 2];
+        sum = fmaf(a.x, other.x, sum);
+        sum = fmaf(a.y, other.y, sum);
+        sum = fmaf(a.z, other.z, sum);
+        sum = fmaf(a.w, other.w, sum);
+      }
+    }
+  }
+}
+
+template <Multiply kMultiply>
+__device__ __forceinline__ void multiply_tile(BlockTeam::Values& sums, const BlockTeam& team,
+                                              const FusedOperands& operands, const Tile& tile,
+                                              unsigned char* memory) {
+  const StageCopies copies(operands, tile);
+  const int steps = (copies.row_bytes + kStageDepth - 1) / kStageDepth;
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    if (stage < steps) copies.copy(memory + stage * kStageBytes, stage);
+    commit_copies();
+  }
+  int current = 0, next = kStages - 1;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    if (!mutated(1)) wait_for_copies<mutated(3) ? kStages - 1 : kStages - 2>();
+    // All have what this thread copied, and have read what it overwrites next.
+    if (!mutated(2)) team.wait();
+    if (step + kStages - 1 < steps) {
+      copies.copy(memory + (mutated(7) ? current : next) * kStageBytes, step + kStages - 1);
+    }
+    // Groups are counted: the last ones are empty.
+    if (!mutated(14)) commit_copies();
+    add_products<kMultiply>(sums, team, memory + current * kStageBytes);
+    current = current + 1 == kStages ? 0 : current + 1;
+    next = next + 1 == kStages ? 0 : next + 1;
+  }
+}
+
+// The tile's cosines. `memory` has kPipelineBytes, aligned to 128, and is free again afterwards.
+__device__ __forceinline__ void multiply_sm80(BlockTeam::Values& sums, const BlockTeam& team,
+                                              const FusedOperands& operands, const Tile& tile,
+                                              unsigned char* memory) {
+#pragma unroll
+  for (int r = 0; r < BlockTeam::kRowTiles; ++r) {
+#pragma unroll
+    for (int c = 0; c < BlockTeam::kColumnTiles; ++c) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sums.value[r][c][k] = 0.0f;
+    }
+  }
+  // Types differ in this loop only: one kernel serves all of them.
+  if (operands.dtype == DType::kBFloat16) {
+    multiply_tile<Multiply::kBFloat16>(sums, team, operands, tile, memory);
+  } else if (operands.dtype == DType::kFloat16) {
+    multiply_tile<Multiply::kFloat16>(sums, team, operands, tile, memory);
+  } else if (operands.tf32) {
+    multiply_tile<Multiply::kTf32>(sums, team, operands, tile, memory);
+  } else {
+    multiply_tile<Multiply::kFloat32>(sums, team, operands, tile, memory);
+  }
+  if (!mutated(10)) team.wait();
+}
+
+}  // namespace unitsface::cuda
