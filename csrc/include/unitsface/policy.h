@@ -9,6 +9,13 @@
 //
 //   Term evaluate(float cosine, float threshold, bool positive) const;
 //
+// where the term is a weight times the softplus of z for a negative, of -z for a positive, also
+//
+//   static constexpr float kThresholdSlope;   // d z / d threshold: -1, 0 or 1
+//   static constexpr bool kWeighted;          // false: weights are 1, and there is no weight()
+//   Logit logit(float cosine, float threshold, bool positive) const;   // z
+//   float weight(bool positive) const;
+//
 // or, if they meet in a log-sum-exp,
 //
 //   Logit positive(float cosine) const;   // called once per row
@@ -85,5 +92,11 @@ constexpr bool kHasPositive = false;
 template <class Policy>
 constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
     true;
+
+// Whether the policy's term is a softplus of a logit.
+template <class Policy, class = void>
+constexpr bool kHasLogit = false;
+template <class Policy>
+constexpr bool kHasLogit<Policy, std::void_t<decltype(Policy::kThresholdSlope)>> = true;
 
 }  // namespace unitsface
