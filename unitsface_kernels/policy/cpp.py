@@ -21,7 +21,7 @@ from .variable import SIDES, Variable
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
 p v value dcosine dthreshold cosine threshold positive negative evaluate logit weight Term Logit
-Softplus kThresholdSlope kWeighted
+Softplus kThresholdSlope kWeighted kUniformSlope
 unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
 WithSlopes Values kScalars kRows kColumns
 softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
@@ -100,6 +100,8 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
         lines.append(f"static constexpr float kThresholdSlope = {_literal(form.threshold_slope)};")
         weighted = "false" if form.weights is None else "true"
         lines.append(f"static constexpr bool kWeighted = {weighted};")
+        shared = "true" if form.logit.dcosine.uniform else "false"
+        lines.append(f"static constexpr bool kUniformSlope = {shared};")
     streamed = streamed_of(form.formula).values()
     if streamed:
         counts = (f"k{side.title()}s = {_count(streamed, side)}" for side in SIDES)

@@ -46,12 +46,18 @@ struct Grain {
   uint32_t phase = 0;  // that completed the copy
 };
 
+struct Word {
+  Event written;
+  std::vector<Event> reads;  // since then
+};
+
 struct Machine {
   int threads = 0;
   size_t bytes = 0;
   unsigned char* shared = nullptr;
   std::vector<Clock> clocks;
   std::vector<Grain> grains;
+  std::map<size_t, Word> words;  // by offset / 4
   std::vector<std::vector<size_t>> unfenced;  // grains that a thread has written
 
   struct Convergence {
@@ -76,6 +82,7 @@ struct Machine {
     clocks.assign(threads, Clock(threads + kMostBarriers, 0));
     for (int t = 0; t < threads; ++t) clocks[t][t] = 1;
     grains.assign(bytes / kGrain, Grain());
+    words.clear();
     unfenced.assign(threads, {});
     warps.assign((threads + kLanes - 1) / kLanes, Convergence());
   }
@@ -99,6 +106,33 @@ struct Machine {
     const auto* byte = static_cast<const unsigned char*>(pointer);
     require(byte >= shared && byte < shared + bytes, "the address is one of shared memory");
     return static_cast<size_t>(byte - shared);
+  }
+
+  bool owns(const void* pointer) const {
+    const auto* byte = static_cast<const unsigned char*>(pointer);
+    return shared != nullptr && byte >= shared && byte < shared + bytes;
+  }
+
+  // Plain accesses of a thread to words of 4 bytes that no copy has to do with.
+  void access(const void* pointer, size_t size, bool writes) {
+    const size_t offset = offset_of(pointer);
+    for (size_t place = offset / 4; place <= (offset + size - 1) / 4; ++place) {
+      require(grains[place * 4 / kGrain].landing == 0 && grains[place * 4 / kGrain].reading == 0,
+              "threads do not touch shared memory that a copy uses");
+      Word& word = words[place];
+      require(seen(word.written), writes ? "a barrier between writes of the same shared memory"
+                                         : "a barrier between writing shared memory and reading it");
+      if (!writes) {
+        if (word.reads.empty() || word.reads.back().thread != me()) word.reads.push_back(now());
+        word.reads.back() = now();
+        continue;
+      }
+      for (const Event& read : word.reads) {
+        require(seen(read), "a barrier between reading shared memory and writing it again");
+      }
+      word.reads.clear();
+      word.written = now();
+    }
   }
 
   // An instruction that all lanes of a warp run together; `last` runs once, when all are there.
@@ -150,6 +184,11 @@ struct Machine {
 
 inline Machine machine;
 inline const bool machine_starts = [] {
+  shared_memory.elsewhere = [](const void* pointer, size_t size, bool writes) {
+    if (!machine.owns(pointer)) return false;
+    machine.access(pointer, size, writes);
+    return true;
+  };
   block_starts.push_back(
       [] { machine.begin(static_cast<int>(block.fibers.size()), block.dynamic_bytes); });
   return true;

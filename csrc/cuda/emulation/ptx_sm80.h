@@ -57,4 +57,9 @@ inline uint32_t round_to_tf32(uint32_t bits) {
   return (bits + 0x1000u) & ~0x1fffu;
 }
 
+inline float exp2_approximate(float x) {
+  const float result = exp2f(x);
+  return result < 1.17549435e-38f ? 0.0f : result;
+}
+
 }  // namespace unitsface::cuda

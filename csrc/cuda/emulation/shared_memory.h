@@ -17,6 +17,10 @@ class SharedMemory {
     int in_flight = 0;                // asynchronous copies to it that nobody has waited for
   };
 
+  // Looks at an access (pointer, bytes, whether it writes) to memory with rules of its own, of which
+  // barriers of parts of a block are some; false: it is not such memory.
+  bool (*elsewhere)(const void*, size_t, bool) = nullptr;
+
   // Every thread of a block calls; the first one finds memory that nothing was written to.
   void declare(void* memory, int bytes) {
     if (fresh_) {
@@ -29,6 +33,7 @@ class SharedMemory {
 
   // Memory that was not declared belongs to kernels whose accesses are not checked.
   void read(const void* source, size_t bytes) {
+    if (elsewhere != nullptr && elsewhere(source, bytes, false)) return;
     for_words(source, bytes, [&](Word& word) {
       if (word.in_flight > 0) broken("cp.async.wait_group before reading what cp.async writes");
       if (word.written == block.generation && word.writer != block.current) {
@@ -41,6 +46,7 @@ class SharedMemory {
   }
 
   void write(const void* target, size_t bytes) {
+    if (elsewhere != nullptr && elsewhere(target, bytes, true)) return;
     for_words(target, bytes, [&](Word& word) {
       may_be_written(word);
       set_written(word);

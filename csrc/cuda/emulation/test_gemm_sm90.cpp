@@ -17,6 +17,7 @@ struct Store {
   bool half;
   int warp;
 
+  void prepare(const Tile&) const {}
   void operator()(const Tile& tile, const sm90::Products& products) const {
     sm90::store_tile(&maps->gradient, slabs, tile, products, half, warp);
   }
@@ -25,20 +26,13 @@ struct Store {
 void gemm_kernel(const sm90::TensorMaps maps, const TileOrder order, int chunks, bool half,
                  int blocks) {
   const sm90::Memory<kStages> memory{sm90::dynamic_shared()};
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
-  sm90::initialize(memory);
   const sm90::Range range = sm90::range_of(order, static_cast<int>(blockIdx.x), blocks);
-  if (warp < sm90::kWarpgroupWarps) {
-    sm90::registers_decrease<sm90::kProducerRegisters>();
-    if (threadIdx.x == 0) sm90::produce(maps, memory, range, chunks);
-    return;
-  }
-  sm90::registers_increase<sm90::kConsumerRegisters>();
-  const int consumer = warp / sm90::kWarpgroupWarps - 1;
-  const int of_consumers = warp - sm90::kWarpgroupWarps;
-  Store store = {&maps, memory.slabs(of_consumers), half, warp % sm90::kWarpgroupWarps};
-  sm90::consume(memory, range, order, chunks, half, consumer, store);
-  sm90::finish_stores();
+  sm90::run_block(maps, memory, range, chunks, [&](int consumer) {
+    const int warp = sm90::team_of(consumer).row_warp();
+    Store store = {&maps, memory.slabs(consumer * sm90::kWarpgroupWarps + warp), half, warp};
+    sm90::consume(memory, range, order, chunks, half, consumer, store);
+    sm90::finish_stores();
+  });
 }
 
 void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {

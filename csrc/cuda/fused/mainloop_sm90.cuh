@@ -6,10 +6,9 @@
 // have the 128-byte swizzle everywhere.
 #pragma once
 
-#include "mutations.h"
+#include "accumulator.cuh"
 #include "operands.h"
 #include "ptx_sm90.cuh"
-#include "scheduler.h"
 
 namespace unitsface::cuda::sm90 {
 
@@ -25,8 +24,27 @@ static_assert(kTileRows == kTileColumns, "chunks of rows and of columns are alik
 // Registers per thread: launched with 168, of which the copying warpgroup gives most away.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
-// Halves of 64 rows; of each a warp has a strip of 16, as in accumulator.cuh.
-using Products = float[2][16][4];
+// The threads of a consumer wait for each other at a named barrier of their own.
+struct ConsumerBarrier {
+  static constexpr int kFirst = 3;
+
+  int consumer;
+
+  __device__ __forceinline__ void operator()() const {
+    named_barrier_sync(kFirst + consumer, kWarpgroup);
+  }
+};
+
+// A tile's rows are two halves of 64, of each of which a warp has a strip of 16.
+using ConsumerTeam = Team<2, 16, kWarpgroupWarps, 1, 64, ConsumerBarrier>;
+using Products = ConsumerTeam::Values;
+
+// A number that is the same in all lanes of a warp, so that the compiler knows.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+
+__device__ __forceinline__ ConsumerTeam team_of(int consumer) {
+  return {static_cast<int>(threadIdx.x) % kWarpgroup, {consumer}};
+}
 
 // Tensors of a launch, as copies see them: boxes are chunks of operands, and strips of gradients.
 struct TensorMaps {
@@ -58,6 +76,7 @@ struct Memory {
   __device__ __forceinline__ unsigned char* slabs(int warp) const {
     return base + kSlabs + warp * 2 * kSlabBytes;
   }
+  __device__ __forceinline__ unsigned char* end() const { return base + kBytes; }
   __device__ __forceinline__ uint64_t* barriers() const {
     return reinterpret_cast<uint64_t*>(base + kBarriers);
   }
@@ -116,9 +135,9 @@ __device__ __forceinline__ void initialize(const Memory<kStages>& memory) {
       mbarrier_init(memory.full(stage), 1);
       mbarrier_init(memory.empty(stage), kWarpgroupWarps);
     }
-    if (!mutated(101)) fence_mbarrier_init();
+    if (!planted(1)) fence_mbarrier_init();
   }
-  if (!mutated(102)) named_barrier_sync(0, kBlockThreads);
+  if (!planted(2)) named_barrier_sync(0, kBlockThreads);
 }
 
 // One thread: copies all chunks of the range's tiles.
@@ -135,19 +154,19 @@ __device__ __forceinline__ void produce(const TensorMaps& maps, const Memory<kSt
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
       if (fresh) {
-        if (!mutated(103)) mbarrier_wait(memory.rows_empty(chunk), (segment & 1) ^ 1);
+        if (!planted(3)) mbarrier_wait(memory.rows_empty(chunk), (segment & 1) ^ 1);
         mbarrier_arrive_expect(memory.rows_full(chunk), kChunkBytes);
         tma_load(memory.rows(chunk), &maps.a, memory.rows_full(chunk), chunk * kChunk,
                  place.row_tile * kTileRows);
       }
       const int stage = stage_of<kStages>(k);
-      if (!mutated(104)) {
-        mbarrier_wait(memory.empty(stage), phase_of<kStages>(k) ^ (mutated(105) ? 0 : 1));
+      if (!planted(4)) {
+        mbarrier_wait(memory.empty(stage), phase_of<kStages>(k) ^ (planted(5) ? 0 : 1));
       }
-      mbarrier_arrive_expect(memory.full(stage), mutated(106)   ? 2 * kChunkBytes
-                                                 : mutated(107) ? kChunkBytes / 2
+      mbarrier_arrive_expect(memory.full(stage), planted(6)   ? 2 * kChunkBytes
+                                                 : planted(7) ? kChunkBytes / 2
                                                                 : kChunkBytes);
-      tma_load(memory.columns(mutated(108) ? 0 : stage), &maps.b, memory.full(stage),
+      tma_load(memory.columns(planted(8) ? 0 : stage), &maps.b, memory.full(stage),
                chunk * kChunk, place.column_tile * kTileColumns);
     }
     if (fresh) {
@@ -171,31 +190,31 @@ __device__ __forceinline__ void multiply(Products& products, const Memory<kStage
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
     const int stage = stage_of<kStages>(k);
-    if (!mutated(109)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
-    if (!mutated(110)) {
-      mbarrier_wait(memory.full(stage), phase_of<kStages>(k) ^ (mutated(111) ? 1 : 0));
+    if (!planted(9)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
+    if (!planted(10)) {
+      mbarrier_wait(memory.full(stage), phase_of<kStages>(k) ^ (planted(11) ? 1 : 0));
     }
-    const uint64_t stride = mutated(112) ? 512 : 1024;
+    const uint64_t stride = planted(12) ? 512 : 1024;
     const uint64_t a = descriptor(memory.rows(chunk), stride);
-    const uint64_t b = descriptor(memory.columns(stage), stride) ^ (mutated(113) ? 3ull << 62 : 0);
-    if (!mutated(114)) wgmma_fence();
+    const uint64_t b = descriptor(memory.columns(stage), stride) ^ (planted(13) ? 3ull << 62 : 0);
+    if (!planted(14)) wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kChunk / 16; ++step) {
       // 16 elements on are 2 units of 16 bytes.
-      const int on = mutated(115) ? 4 * step : 2 * step;
-      wgmma<kHalf>(products[0], a + on, b + on, chunk > 0 || step > 0);
-      wgmma<kHalf>(products[1], a + on + (kChunkBytes / 2 >> 4), b + on, chunk > 0 || step > 0);
+      const int on = planted(15) ? 4 * step : 2 * step;
+      wgmma<kHalf>(products.value[0], a + on, b + on, chunk > 0 || step > 0);
+      wgmma<kHalf>(products.value[1], a + on + (kChunkBytes / 2 >> 4), b + on, chunk > 0 || step > 0);
     }
     wgmma_commit();
     if (chunk == 0) continue;
-    if (!mutated(116)) wgmma_wait<1>();
-    arrive(memory.empty(stage_of<kStages>(k - 1)));
+    if (!planted(16)) wgmma_wait<1>();
+    arrive(memory.empty(stage_of<kStages>(planted(26) ? k : k - 1)));
     if (last) arrive(memory.rows_empty(chunk - 1));
   }
 }
 
-// A consumer's tiles. `work(tile, products)` is called by all threads of the warpgroup; `half`: the
-// operands are float16, not bfloat16.
+// A consumer's tiles. All threads of the warpgroup call work.prepare(tile), while the products are
+// under way, and work(tile, products). `half`: the operands are float16, not bfloat16.
 template <int kStages, class Work>
 __device__ __forceinline__ void consume(const Memory<kStages>& memory, const Range& range,
                                         const TileOrder& order, int chunks, bool half, int consumer,
@@ -220,27 +239,49 @@ __device__ __forceinline__ void consume(const Memory<kStages>& memory, const Ran
     }
     const bool last = place.column_tile + kConsumers >= range.column_tiles;
     Products products;
-    named_barrier_sync(kTurn + consumer, mutated(117) ? kWarpgroup : kConsumers * kWarpgroup);
+    named_barrier_sync(kTurn + consumer, planted(17) ? kWarpgroup : kConsumers * kWarpgroup);
     if (half) {
       multiply<true>(products, memory, k, segment, last, chunks);
     } else {
       multiply<false>(products, memory, k, segment, last, chunks);
     }
-    if (t + 1 < range.last && !mutated(118)) {
+    if (t + 1 < range.last && !planted(18)) {
       named_barrier_arrive(kTurn + 1 - consumer, kConsumers * kWarpgroup);
     }
-    if (!mutated(119)) wgmma_wait<0>();
-    use_registers(products[0]);
-    use_registers(products[1]);
+    const Tile tile = order.of(place.row_tile, place.column_tile);
+    work.prepare(tile);
+    if (!planted(19)) wgmma_wait<0>();
+    use_registers(products.value[0]);
+    use_registers(products.value[1]);
     arrive(memory.empty(stage_of<kStages>(k - 1)));
     if (last) {
       arrive(memory.rows_empty(chunks - 1));
       ++released;
     }
     k += chunks;  // of the other consumer
-    work(order.of(place.row_tile, place.column_tile), products);
+    work(tile, products);
     place.skip(range, kConsumers);
   }
+}
+
+// What a block does: a thread copies, and two warpgroups are consumers. `work(consumer)` is called by
+// all threads of each of them.
+template <int kStages, class Work>
+__device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory<kStages>& memory,
+                                          const Range& range, int chunks, const Work& work) {
+  initialize(memory);
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
+  if (warpgroup == 0) {
+    registers_decrease<kProducerRegisters>();
+    if (threadIdx.x == 0) produce(maps, memory, range, chunks);
+    return;
+  }
+  if (planted(27)) {
+    registers_increase<kConsumerRegisters + 8>();
+  } else {
+    registers_increase<kConsumerRegisters>();
+  }
+  work(warpgroup - 1);
 }
 
 __device__ __forceinline__ uint32_t pack(bool half, float low, float high) {
@@ -266,19 +307,19 @@ __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char
   for (int part = 0; part < 4; ++part) {
     const int rows = part / 2, columns = part % 2;
     unsigned char* slab = slabs + part % 2 * kSlabBytes;
-    if (lane == 0 && !mutated(120)) tma_store_wait_read<1>();
-    if (!mutated(121)) warp_sync();
+    if (lane == 0 && !planted(20)) tma_store_wait_read<1>();
+    if (!planted(21)) warp_sync();
 #pragma unroll
     for (int j = 0; j < kSlabColumns / 16; ++j) {
-      const float(&left)[4] = values[rows][8 * columns + 2 * j];
-      const float(&right)[4] = values[rows][8 * columns + 2 * j + 1];
+      const float(&left)[4] = values.value[rows][8 * columns + 2 * j];
+      const float(&right)[4] = values.value[rows][8 * columns + 2 * j + 1];
       const uint32_t words[4] = {pack(half, left[0], left[1]), pack(half, left[2], left[3]),
                                  pack(half, right[0], right[1]), pack(half, right[2], right[3])};
       const int piece = 2 * j + next;
-      store_matrices(slab + row * 128 + (mutated(122) ? piece : piece ^ row % 8) * 16, words);
+      store_matrices(slab + row * 128 + (planted(22) ? piece : piece ^ row % 8) * 16, words);
     }
-    if (!mutated(123)) fence_proxy_async();
-    if (!mutated(124)) warp_sync();
+    if (!planted(23)) fence_proxy_async();
+    if (!planted(24)) warp_sync();
     if (lane == 0) {
       tma_store(slab, map, static_cast<int>(tile.column) + kSlabColumns * columns,
                 static_cast<int>(tile.row) + 64 * rows + kSlabRows * warp);
@@ -289,7 +330,7 @@ __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char
 
 // Before a warp's slabs end.
 __device__ __forceinline__ void finish_stores() {
-  if (threadIdx.x % kLanes == 0 && !mutated(125)) tma_store_wait_read<0>();
+  if (threadIdx.x % kLanes == 0 && !planted(25)) tma_store_wait_read<0>();
 }
 
 }  // namespace unitsface::cuda::sm90

@@ -94,5 +94,12 @@ __device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
   return rounded;
 }
 
+// Floating Point Instructions, ex2.approx.ftz.f32: 2^x to 2 ulp, 0 below the normal numbers.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 }  // namespace unitsface::cuda
 #endif

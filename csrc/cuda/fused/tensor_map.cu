@@ -3,6 +3,7 @@
 #include "tensor_map.h"
 
 #include "../common.cuh"
+#include "kernels_sm90.h"
 
 #if defined(UF_EMULATED)
 #include "../emulation/tma.h"
@@ -37,6 +38,17 @@ bool mappable(const void* data, int64_t rows, int64_t columns, int64_t stride) {
   constexpr int64_t kMost = int64_t(1) << 31;
   return aligned(data, 16) && stride % 8 == 0 && rows > 0 && rows < kMost && columns > 0 &&
          columns < kMost && stride < (int64_t(1) << 38);
+}
+
+bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* gradient,
+              DType gradient_dtype, int64_t stride) {
+  constexpr int64_t kMostDepth = 512;
+  if (n == 0 || m == 0) return true;
+  const bool stored = gradient == nullptr || (gradient_dtype != DType::kFloat32 &&
+                                              mappable(gradient, n, m, stride));
+  return operands.dtype != DType::kFloat32 && operands.depth <= kMostDepth && stored &&
+         mappable(operands.a, n, operands.depth, operands.a_stride) &&
+         mappable(operands.b, m, operands.depth, operands.b_stride);
 }
 
 CUtensorMap tensor_map(const void* data, DType dtype, int64_t rows, int64_t columns, int64_t stride,

@@ -13,6 +13,7 @@
 //
 //   static constexpr float kThresholdSlope;   // d z / d threshold: -1, 0 or 1
 //   static constexpr bool kWeighted;          // false: weights are 1, and there is no weight()
+//   static constexpr bool kUniformSlope;      // d z / d cosine is the same for all pairs
 //   Logit logit(float cosine, float threshold, bool positive) const;   // z
 //   float weight(bool positive) const;
 //
@@ -93,10 +94,11 @@ template <class Policy>
 constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
     true;
 
-// Whether the policy's term is a softplus of a logit.
+// Whether the policy's term is a softplus of a logit that is linear in the cosine.
 template <class Policy, class = void>
-constexpr bool kHasLogit = false;
+constexpr bool kLinearLogit = false;
 template <class Policy>
-constexpr bool kHasLogit<Policy, std::void_t<decltype(Policy::kThresholdSlope)>> = true;
+constexpr bool kLinearLogit<Policy, std::void_t<decltype(Policy::kUniformSlope)>> =
+    Policy::kUniformSlope;
 
 }  // namespace unitsface

@@ -27,6 +27,7 @@ struct SphereFace2 {
   static constexpr int kParameters = 14;
   static constexpr float kThresholdSlope = 1.0f;
   static constexpr bool kWeighted = true;
+  static constexpr bool kUniformSlope = false;
   float k0;  // -cos(where(margin_type == "A", margin, 0))
   float k1;  // cos(where(margin_type == "A", margin, 0))
   float k2;  // sin(where(margin_type == "A", margin, 0))

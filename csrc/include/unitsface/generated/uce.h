@@ -16,6 +16,7 @@ struct UCE {
   static constexpr int kParameters = 5;
   static constexpr float kThresholdSlope = -1.0f;
   static constexpr bool kWeighted = true;
+  static constexpr bool kUniformSlope = true;
   float k0;  // scale * (1 - adaptive_margin)
   float scale;
   float margin_times_scale;  // margin * scale

@@ -16,6 +16,7 @@ struct USS {
   static constexpr int kParameters = 2;
   static constexpr float kThresholdSlope = -1.0f;
   static constexpr bool kWeighted = false;
+  static constexpr bool kUniformSlope = true;
   float scale;
   float margin_times_scale;  // margin * scale
 
