@@ -49,6 +49,17 @@ struct Team {
   __device__ __forceinline__ int column(int column_tile, int which) const {
     return first_column() + 8 * column_tile + 2 * (lane() % 4) + which;
   }
+  // Whether some of a strip's rows are inside the tile; the same for all lanes of a warp.
+  __device__ __forceinline__ bool has_strip(int row_tile, const Tile& tile) const {
+    return first_row() + kRowStep * row_tile < tile.rows;
+  }
+  // A bit for each row of the lane that is `row`, in the order of 2 * row_tile + half.
+  __device__ __forceinline__ uint32_t bit_of_row(int row) const {
+    const unsigned distance = static_cast<unsigned>(row - this->row(0, 0));
+    const unsigned place = distance / kRowStep * 2 + distance % kRowStep / 8;
+    const bool own = distance % 8 == 0 && distance % kRowStep < 16 && place < 2 * kRowTiles;
+    return own ? 1u << place : 0u;
+  }
   __device__ __forceinline__ void wait() const { barrier(); }
 };
 
@@ -75,8 +86,8 @@ __device__ __forceinline__ float sum_of_column(float x) {
 __device__ __forceinline__ int diagonal_shift(const Tile& tile, int64_t diagonal) {
   // Unsigned: INT64_MIN wraps to far outside the tile.
   const int64_t shift =
-      static_cast<int64_t>(static_cast<uint64_t>(tile.row) + static_cast<uint64_t>(diagonal) -
-                           static_cast<uint64_t>(tile.column));
+      static_cast<int64_t>(static_cast<uint64_t>(tile.row()) + static_cast<uint64_t>(diagonal) -
+                           static_cast<uint64_t>(tile.column()));
   return shift > -kTileRows && shift < kTileColumns ? static_cast<int>(shift) : 4 * kTileColumns;
 }
 

@@ -4,36 +4,38 @@
 
 #include "../partials.h"
 #include "../sum_terms.cuh"
-#include "accumulator.cuh"
+#include "pair_masks.cuh"
 
 namespace unitsface::cuda {
 
 // Shared memory of the epilogue, for any team.
 struct SumShared {
-  struct alignas(16) Row {
-    int64_t label;
-    float weight, threshold;
-  };
   static constexpr int kMostWarps = 4;
 
-  Row rows[kTileRows];
+  TileLabels labels;
+  float2 rows[kTileRows], columns[kTileColumns];  // weight, threshold
   float row_sums[2][kMostWarps][kTileRows];
   float column_sums[2][kMostWarps][kTileColumns];
   float totals[2 * kMostWarps];
 };
 
 template <class Team>
-__device__ __forceinline__ void read_rows(SumShared& shared, const SumTile& args, const Tile& tile,
-                                          const Team& team) {
-  for (int row = team.thread; row < kTileRows; row += Team::kThreads) {
-    const bool inside = row < tile.rows;
-    const int64_t i = tile.row + row;
-    const bool separate = args.per_column && args.a_threshold != nullptr;
-    SumShared::Row values;
-    values.label = inside ? __ldg(args.a_labels + i) : -1;
-    values.weight = inside && args.a_weights != nullptr ? __ldg(args.a_weights + i) : 1.0f;
-    values.threshold = inside && separate ? __ldg(args.a_threshold + i) : 0.0f;
-    shared_store(&shared.rows[row], values);
+__device__ __forceinline__ void stage_values(SumShared& shared, const SumTile& args,
+                                             const Tile& tile, const Team& team) {
+  static_assert(kTileRows == kTileColumns, "places of both");
+  for (int place = team.thread; place < kTileRows; place += Team::kThreads) {
+    const int64_t i = tile.row() + place, j = tile.column() + place;
+    float2 row = make_float2(1.0f, 0.0f), column = row;
+    if (place < tile.rows) {
+      if (args.a_weights != nullptr) row.x = __ldg(args.a_weights + i);
+      if (args.per_column && args.a_threshold != nullptr) row.y = __ldg(args.a_threshold + i);
+    }
+    if (place < tile.columns) {
+      if (args.b_weights != nullptr) column.x = __ldg(args.b_weights + j);
+      column.y = __ldg(args.b_threshold + (args.per_column ? j : 0));
+    }
+    shared_store(&shared.rows[place], row);
+    shared_store(&shared.columns[place], column);
   }
 }
 
@@ -55,7 +57,7 @@ __device__ __forceinline__ void write_sums(SumShared& shared, const SumTile& arg
   static_assert(kTileRows == kTileColumns, "places of both");
   for (int place = team.thread; place < kTileRows; place += Team::kThreads) {
     if (place < tile.rows) {
-      const int64_t target = tile.column_block * args.n + tile.row + place;
+      const int64_t target = static_cast<int64_t>(tile.column_block) * args.n + tile.row() + place;
       partials.row_loss[target] = sum_over_warps(shared.row_sums[0], Team::kColumnWarps, place);
       if (partials.row_dthreshold != nullptr) {
         partials.row_dthreshold[target] =
@@ -63,7 +65,7 @@ __device__ __forceinline__ void write_sums(SumShared& shared, const SumTile& arg
       }
     }
     if (place < tile.columns) {
-      const int64_t target = tile.row_block * args.m + tile.column + place;
+      const int64_t target = static_cast<int64_t>(tile.row_block) * args.m + tile.column() + place;
       if (partials.column_loss != nullptr) {
         partials.column_loss[target] =
             sum_over_warps(shared.column_sums[0], Team::kRowWarps, place);
@@ -92,65 +94,68 @@ __device__ __forceinline__ void write_sums(SumShared& shared, const SumTile& arg
   partials.column_dthreshold[tile.row_block * partials.column_blocks + tile.column_block] = total;
 }
 
-// `values`: cosines, afterwards the gradient. All threads of the team call; `memory` is aligned to
-// 16 bytes and free when the team has waited.
-template <bool kSeparate, class Policy, class Team>
+// `values`: cosines, afterwards the gradient, which goes to `sink` (gradient_store.cuh). All
+// threads of the team call; `memory` has sizeof(SumShared), aligned to 16 bytes.
+template <bool kSeparate, class Policy, class Team, class Sink>
 __device__ __forceinline__ void sum_epilogue(const Policy& policy, const SumTile& args,
                                              const SumPartials& partials, const Tile& tile,
                                              const Team& team, typename Team::Values& values,
-                                             unsigned char* memory) {
+                                             const Sink& sink, unsigned char* memory) {
   static_assert(Team::kRowWarps <= SumShared::kMostWarps, "sums of columns");
   static_assert(Team::kColumnWarps <= SumShared::kMostWarps, "sums of rows");
   SumShared& shared = *reinterpret_cast<SumShared*>(memory);
-  read_rows(shared, args, tile, team);
+  sink.park(values);
+  stage_values(shared, args, tile, team);
+  shared.labels.stage(args.a_labels, args.b_labels, tile, team);
   team.wait();
+  const PairMasks<Team> masks(shared.labels, args.diagonal, tile, team);
 
   constexpr int kRows = 2 * Team::kRowTiles;
   const int lane = team.lane();
   const float mirror = args.mirrored ? 1.0f : 0.0f;
   const float other = args.b_loss != nullptr ? 1.0f : 0.0f;
-  const int shift = diagonal_shift(tile, args.diagonal);
   float row_loss[kRows] = {}, row_dthreshold[kRows] = {};
 #pragma unroll
   for (int c = 0; c < Team::kColumnTiles; ++c) {
+    sink.take(values, c);
+    float column_loss[2] = {}, column_dthreshold[2] = {};
 #pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      const int column = team.column(c, which);
-      const int64_t j = tile.column + column;
-      const bool inside = column < tile.columns;
-      const int64_t label = inside ? __ldg(args.b_labels + j) : -1;
-      const float threshold = inside ? __ldg(args.b_threshold + (args.per_column ? j : 0)) : 0.0f;
-      const float weight = inside && args.b_weights != nullptr ? __ldg(args.b_weights + j) : 1.0f;
-      float column_loss = 0.0f, column_dthreshold = 0.0f;
+    for (int strip = 0; strip < Team::kRowTiles; ++strip) {
+      // A branch also keeps the compiler from working on all strips at a time, which would take
+      // more registers than there are.
+      if (!team.has_strip(strip, tile)) continue;
+      forget_loads();
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (r % 2 == 0) forget_loads();
-        const int row = team.row(r / 2, r % 2);
-        const SumShared::Row of_row = shared_load(&shared.rows[row]);
-        float& value = values.value[r / 2][c][2 * (r % 2) + which];
-        const bool counted =
-            of_row.label >= 0 && label >= 0 && (row + shift != column || mutated(15));
+      for (int k = 0; k < 4; ++k) {
+        const int r = 2 * strip + k / 2, which = k % 2;
+        float& value = values.value[strip][c][k];
+        const float2 of_row = shared_load(&shared.rows[team.row(strip, k / 2)]);
+        const float2 of_column = shared_load(&shared.columns[team.column(c, which)]);
+        const bool counted = masks.counts(2 * c + which, r);
         const PairTerms terms = evaluate_pair<kSeparate>(
-            policy, value, of_row.label == label, threshold, of_row.threshold,
-            {of_row.weight, mirror * weight, other * weight});
+            policy, value, masks.is_same(2 * c + which, r), of_column.y, of_row.y,
+            {of_row.x, mirror * of_column.x, other * of_column.x});
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
         row_loss[r] += counted ? terms.row_loss : 0.0f;
         row_dthreshold[r] += counted ? terms.row_dthreshold : 0.0f;
-        column_loss += counted ? terms.column_loss : 0.0f;
-        column_dthreshold += counted ? terms.column_dthreshold : 0.0f;
+        column_loss[which] += counted ? terms.column_loss : 0.0f;
+        column_dthreshold[which] += counted ? terms.column_dthreshold : 0.0f;
         value = counted ? terms.gradient * args.gradient_scale : 0.0f;
       }
+    }
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      const int column = team.column(c, which);
       if (partials.column_loss != nullptr) {
-        column_loss = sum_of_column(column_loss);
-        if (lane < 4) shared_store(&shared.column_sums[0][team.row_warp()][column], column_loss);
+        const float loss = sum_of_column(column_loss[which]);
+        if (lane < 4) shared_store(&shared.column_sums[0][team.row_warp()][column], loss);
       }
       if (partials.column_dthreshold != nullptr) {
-        column_dthreshold = sum_of_column(column_dthreshold);
-        if (lane < 4) {
-          shared_store(&shared.column_sums[1][team.row_warp()][column], column_dthreshold);
-        }
+        const float dthreshold = sum_of_column(column_dthreshold[which]);
+        if (lane < 4) shared_store(&shared.column_sums[1][team.row_warp()][column], dthreshold);
       }
     }
+    sink.put(values, c);
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {

@@ -32,53 +32,54 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
 struct StageCopies {
   static constexpr int kStep = kThreads / 4;
 
-  const char *a, *b;       // the thread's first row of each
-  int64_t a_step, b_step;  // bytes to its second row
-  int row_bytes;
-  int rows, columns;  // of the tile
-  bool wide;          // rows start at multiples of 16 bytes
+  const char *a, *b;       // the thread's first chunk of each
+  int a_stride, b_stride;  // bytes
+  int bytes;               // from the chunk to the end of its row
+  int place;               // in a stage
+  unsigned inside;         // a bit for each row
+  bool wide;               // rows start at multiples of 16 bytes
 
   __device__ __forceinline__ StageCopies(const FusedOperands& t, const Tile& tile) {
     const int element = t.dtype == DType::kFloat32 ? 4 : 2;
-    const int row = threadIdx.x / 4;
-    row_bytes = static_cast<int>(t.depth) * element;
-    const int64_t a_stride = t.a_stride * element, b_stride = t.b_stride * element;
-    a_step = kStep * a_stride, b_step = kStep * b_stride;
-    rows = tile.rows, columns = tile.columns;
-    a = static_cast<const char*>(t.a) + (tile.row + row) * a_stride;
-    b = static_cast<const char*>(t.b) + (tile.column + row) * b_stride;
+    const int row = threadIdx.x / 4, chunk = threadIdx.x % 4;
+    bytes = static_cast<int>(t.depth) * element - 16 * chunk;
+    place = swizzled(row, chunk);
+    a_stride = static_cast<int>(t.a_stride) * element;
+    b_stride = static_cast<int>(t.b_stride) * element;
+    inside = (row < tile.rows ? 1u : 0u) | (row + kStep < tile.rows ? 2u : 0u) |
+             (row < tile.columns ? 4u : 0u) | (row + kStep < tile.columns ? 8u : 0u);
+    a = static_cast<const char*>(t.a) + (tile.row() + row) * a_stride + 16 * chunk;
+    b = static_cast<const char*>(t.b) + (tile.column() + row) * b_stride + 16 * chunk;
     const auto bits = reinterpret_cast<uintptr_t>(t.a) | reinterpret_cast<uintptr_t>(t.b) |
                       static_cast<uintptr_t>(a_stride) | static_cast<uintptr_t>(b_stride);
     wide = bits % 16 == 0;
   }
 
   __device__ __forceinline__ void copy(unsigned char* stage, int step) const {
-    const int chunk = threadIdx.x % 4;
-    const int offset = step * kStageDepth + chunk * 16;
-    int left = row_bytes - offset;
-    if (mutated(9)) left = 16;
-    const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
+    const int offset = step * kStageDepth;
+    const int left = mutated(9) ? 16 : min(max(bytes - offset, 0), 16);
     if (wide) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) copy_chunk<true>(stage, chunk, offset, bytes, k);
+      for (int k = 0; k < 4; ++k) copy_chunk<true>(stage, offset, left, k);
     } else {
 #pragma unroll 1
-      for (int k = 0; k < 4; ++k) copy_chunk<false>(stage, chunk, offset, bytes, k);
+      for (int k = 0; k < 4; ++k) copy_chunk<false>(stage, offset, left, k);
     }
   }
 
  private:
   // k: first and second row of a, then of b.
   template <bool kWide>
-  __device__ __forceinline__ void copy_chunk(unsigned char* stage, int chunk, int offset, int bytes,
+  __device__ __forceinline__ void copy_chunk(unsigned char* stage, int offset, int left,
                                              int k) const {
     const bool second = k % 2 != 0, of_b = k >= 2;
-    const int row = threadIdx.x / 4 + (second ? kStep : 0);
-    const char* first = of_b ? b : a;
-    const char* source = first + (second ? (of_b ? b_step : a_step) : 0) + offset;
-    const bool inside = row < (of_b ? columns : rows) || mutated(8);
-    const int count = inside ? bytes : 0;
-    unsigned char* target = stage + (of_b ? kOperandBytes : 0) + swizzled(row, chunk);
+    const int64_t step = second ? static_cast<int64_t>(kStep) * (of_b ? b_stride : a_stride) : 0;
+    const char* source = (of_b ? b : a) + step + offset;
+    const int count = (inside >> k & 1) != 0 || mutated(8) ? left : 0;
+    // The permutation of chunks has a period of 8 rows.
+    static_assert(kStep % 8 == 0, "the second row's chunk has the same place");
+    unsigned char* target =
+        stage + (of_b ? kOperandBytes : 0) + (second ? kStep * kStageDepth : 0) + place;
     if constexpr (kWide) {
       copy_async(target, source, count);
     } else {
@@ -110,6 +111,18 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
   }
 }
 
+// Words of a fragment. What the type of a product asks for is done once for all its products.
+template <Multiply kMultiply>
+__device__ __forceinline__ void load_fragment(uint32_t (&words)[4], const unsigned char* row) {
+  load_matrices(words, row + (mutated(13) ? 8 : 0));
+  if constexpr (kMultiply == Multiply::kTf32) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!mutated(17)) words[k] = round_to_tf32(words[k]);
+    }
+  }
+}
+
 // A stage's share of the sums, by tensor cores: two steps of 32 bytes.
 template <Multiply kMultiply>
 __device__ __forceinline__ void add_products(BlockTeam::Values& sums, const BlockTeam& team,
@@ -125,32 +138,23 @@ __device__ __forceinline__ void add_products(BlockTeam::Values& sums, const Bloc
 #pragma unroll
     for (int pair = 0; pair < BlockTeam::kColumnTiles / 2; ++pair) {
       const int row = b_row + 16 * pair;
-      load_matrices(b[pair], stage + kOperandBytes + swizzled(row, 2 * step + b_chunk));
+      load_fragment<kMultiply>(b[pair], stage + kOperandBytes + swizzled(row, 2 * step + b_chunk));
     }
 #pragma unroll
     for (int row_tile = 0; row_tile < BlockTeam::kRowTiles; ++row_tile) {
       uint32_t a[4];
       const int row = a_row + 16 * row_tile, chunk = 2 * step + a_chunk;
-      load_matrices(a, stage +
-                           (mutated(4) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk)) +
-                           (mutated(13) ? 8 : 0));
+      const int place = mutated(4) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk);
+      load_fragment<kMultiply>(a, stage + place);
       if (mutated(5)) {
         const uint32_t swap = a[1];
         a[1] = a[2], a[2] = swap;
       }
-      if constexpr (kMultiply == Multiply::kTf32) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) a[k] = round_to_tf32(a[k]);
-      }
 #pragma unroll
       for (int tile = 0; tile < BlockTeam::kColumnTiles; ++tile) {
-        uint32_t b0 = b[tile / 2][tile % 2 * 2], b1 = b[tile / 2][tile % 2 * 2 + 1];
-        if constexpr (kMultiply == Multiply::kTf32) b0 = round_to_tf32(b0), b1 = round_to_tf32(b1);
-        if (mutated(6)) {
-          const uint32_t swap = b0;
-          b0 = b1, b1 = swap;
-        }
-        multiply<kMultiply>(sums.value[row_tile][tile], a, b0, b1);
+        const uint32_t (&words)[4] = b[tile / 2];
+        const int first = tile % 2 * 2 + (mutated(6) ? 1 : 0);
+        multiply<kMultiply>(sums.value[row_tile][tile], a, words[first], words[first ^ 1]);
       }
     }
   }
@@ -162,26 +166,22 @@ __device__ __forceinline__ void add_products<Multiply::kFloat32>(BlockTeam::Valu
                                                                  const BlockTeam& team,
                                                                  const unsigned char* stage) {
 #pragma unroll 1
-  for (int chunk = 0; chunk < kStageDepth / 16; ++chunk) {
-    float4 b[BlockTeam::kColumnTiles][2];
+  for (int k = 0; k < kStageDepth / 8; ++k) {
+    const int half = k % 2 * 8;
+    float2 b[2 * BlockTeam::kColumnTiles];
 #pragma unroll
-    for (int k = 0; k < 2 * BlockTeam::kColumnTiles; ++k) {
-      const int column = team.column(k / 2, k % 2);
-      b[k / 2][k % 2] = shared_load(
-          reinterpret_cast<const float4*>(stage + kOperandBytes + swizzled(column, chunk)));
+    for (int c = 0; c < 2 * BlockTeam::kColumnTiles; ++c) {
+      const int place = kOperandBytes + swizzled(team.column(c / 2, c % 2), k / 2) + half;
+      b[c] = shared_load(reinterpret_cast<const float2*>(stage + place));
     }
 #pragma unroll
-    for (int k = 0; k < 2 * BlockTeam::kRowTiles; ++k) {
-      const int row = team.row(k / 2, k % 2);
-      const float4 a = shared_load(reinterpret_cast<const float4*>(stage + swizzled(row, chunk)));
+    for (int r = 0; r < 2 * BlockTeam::kRowTiles; ++r) {
+      const int place = swizzled(team.row(r / 2, r % 2), k / 2) + half;
+      const float2 a = shared_load(reinterpret_cast<const float2*>(stage + place));
 #pragma unroll
-      for (int j = 0; j < 2 * BlockTeam::kColumnTiles; ++j) {
-        float& sum = sums.value[k / 2][j / 2][2 * (k % 2) + j % 2];
-        const float4& other = b[j / 2][j % 2];
-        sum = fmaf(a.x, other.x, sum);
-        sum = fmaf(a.y, other.y, sum);
-        sum = fmaf(a.z, other.z, sum);
-        sum = fmaf(a.w, other.w, sum);
+      for (int c = 0; c < 2 * BlockTeam::kColumnTiles; ++c) {
+        float& sum = sums.value[r / 2][c / 2][2 * (r % 2) + c % 2];
+        sum = fmaf(a.y, b[c].y, fmaf(a.x, b[c].x, sum));
       }
     }
   }
@@ -192,7 +192,8 @@ __device__ __forceinline__ void multiply_tile(BlockTeam::Values& sums, const Blo
                                               const FusedOperands& operands, const Tile& tile,
                                               unsigned char* memory) {
   const StageCopies copies(operands, tile);
-  const int steps = (copies.row_bytes + kStageDepth - 1) / kStageDepth;
+  const int row_bytes = static_cast<int>(operands.depth * size_of(operands.dtype));
+  const int steps = (row_bytes + kStageDepth - 1) / kStageDepth;
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) {
     if (stage < steps) copies.copy(memory + stage * kStageBytes, stage);

@@ -27,6 +27,15 @@ __device__ __forceinline__ void shared_store(T* target, T value) {
 }
 // What is read from memory afterwards is read again, not kept in registers from before.
 __device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
+// The same number; what depends on it is computed again, not kept in registers from before.
+__device__ __forceinline__ int64_t computed_again(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+__device__ __forceinline__ unsigned computed_again(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 // The kernel's shared memory.
 __device__ __forceinline__ void declare_shared(void*, int) {}
 

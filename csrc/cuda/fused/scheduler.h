@@ -12,41 +12,45 @@ constexpr int kTileColumns = 128;
 
 // Position of a tile, and how many of its rows and columns are inside the matrix.
 struct Tile {
-  int64_t row_block, column_block;
-  int64_t row, column;  // first of each
+  int row_block, column_block;
   int rows, columns;
+
+  UF_HOST_DEVICE int64_t row() const { return static_cast<int64_t>(row_block) * kTileRows; }
+  UF_HOST_DEVICE int64_t column() const {
+    return static_cast<int64_t>(column_block) * kTileColumns;
+  }
 };
 
 // A group of row tiles passes through all columns before the next group starts: tiles that are
 // computed at the same time share their columns, and a group's rows stay in L2.
 struct TileOrder {
-  static constexpr int64_t kGroup = 8;
+  static constexpr int kGroup = 8;
 
-  int64_t n, m, row_tiles, column_tiles;
+  int64_t n, m;
+  int row_tiles, column_tiles;
 
+  // Fewer than 2^31 tiles.
   UF_HOST_DEVICE TileOrder(int64_t rows, int64_t columns)
       : n(rows),
         m(columns),
-        row_tiles((rows + kTileRows - 1) / kTileRows),
-        column_tiles((columns + kTileColumns - 1) / kTileColumns) {}
+        row_tiles(static_cast<int>((rows + kTileRows - 1) / kTileRows)),
+        column_tiles(static_cast<int>((columns + kTileColumns - 1) / kTileColumns)) {}
 
-  UF_HOST_DEVICE int64_t tiles() const { return row_tiles * column_tiles; }
+  UF_HOST_DEVICE int64_t tiles() const { return static_cast<int64_t>(row_tiles) * column_tiles; }
 
-  UF_HOST_DEVICE Tile at(int64_t index) const {
-    const int64_t group = index / (kGroup * column_tiles);
-    const int64_t first = group * kGroup;
-    const int64_t height = row_tiles - first < kGroup ? row_tiles - first : kGroup;
-    const int64_t place = index - first * column_tiles;
-    return of(first + place % height, place / height);
+  UF_HOST_DEVICE Tile at(unsigned index) const {
+    const unsigned columns = static_cast<unsigned>(column_tiles);
+    const unsigned first = index / columns / kGroup * kGroup;
+    const unsigned left = static_cast<unsigned>(row_tiles) - first;
+    const unsigned height = left < kGroup ? left : kGroup;
+    const unsigned place = index - first * columns;
+    return of(static_cast<int>(first + place % height), static_cast<int>(place / height));
   }
 
-  UF_HOST_DEVICE Tile of(int64_t row_block, int64_t column_block) const {
-    Tile tile;
-    tile.row_block = row_block, tile.column_block = column_block;
-    tile.row = row_block * kTileRows, tile.column = column_block * kTileColumns;
-    tile.rows = static_cast<int>(n - tile.row < kTileRows ? n - tile.row : kTileRows);
-    tile.columns =
-        static_cast<int>(m - tile.column < kTileColumns ? m - tile.column : kTileColumns);
+  UF_HOST_DEVICE Tile of(int row_block, int column_block) const {
+    Tile tile{row_block, column_block, kTileRows, kTileColumns};
+    if (n - tile.row() < kTileRows) tile.rows = static_cast<int>(n - tile.row());
+    if (m - tile.column() < kTileColumns) tile.columns = static_cast<int>(m - tile.column());
     return tile;
   }
 };

@@ -14,18 +14,21 @@ int64_t fused_sum_tile_workspace(int64_t n, int64_t m) {
 }
 
 template <class Policy, bool kSeparate>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kSeparate ? 1 : 2)
     fused_sum_kernel(const Policy policy, const FusedOperands operands, const SumTile args,
                      const SumPartials partials, const TileOrder order,
                      const GradientTile gradient) {
+  static_assert(RegisterSink<BlockTeam>::kBytes + sizeof(SumShared) <= kPipelineBytes,
+                "the epilogue takes the place of the pipeline");
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
   declare_shared(memory, kPipelineBytes);
-  const Tile tile = order.at(blockIdx.x);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, tile, memory);
-  sum_epilogue<kSeparate>(policy, args, partials, tile, team, values, memory);
-  if (gradient.data != nullptr) store_gradient(gradient, tile, team, values, memory);
+  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
+  const Tile tile = order.at(computed_again(blockIdx.x));
+  const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
+  sum_epilogue<kSeparate>(policy, args, partials, tile, team, values, sink,
+                          memory + RegisterSink<BlockTeam>::kBytes);
 }
 
 template <class Policy>
