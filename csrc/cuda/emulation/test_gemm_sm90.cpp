@@ -9,7 +9,7 @@ using namespace unitsface;
 using namespace unitsface::checks;
 using namespace unitsface::cuda;
 
-constexpr int kStages = 3;
+using Memory = sm90::Memory<3, 2>;
 
 struct Store {
   const sm90::TensorMaps* maps;
@@ -19,13 +19,13 @@ struct Store {
 
   void prepare(const Tile&) const {}
   void operator()(const Tile& tile, const sm90::Products& products) const {
-    sm90::store_tile(&maps->gradient, slabs, tile, products, half, warp);
+    sm90::store_tile<Memory::kWarpSlabs>(&maps->gradient, slabs, tile, products, half, warp);
   }
 };
 
 void gemm_kernel(const sm90::TensorMaps maps, const TileOrder order, int chunks, bool half,
                  int blocks) {
-  const sm90::Memory<kStages> memory{sm90::dynamic_shared()};
+  const Memory memory{sm90::dynamic_shared()};
   const sm90::Range range = sm90::range_of(order, static_cast<int>(blockIdx.x), blocks);
   sm90::run_block(maps, memory, range, chunks, [&](int consumer) {
     const int warp = sm90::team_of(consumer).row_warp();
@@ -51,7 +51,7 @@ void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {
   fill(b, right, m);
   const FusedOperands operands = {a.data, b.data, dtype, false, depth, a_stride, a_stride};
   const TileOrder order(n, m);
-  launch_persistent("gemm", gemm_kernel, blocks, sm90::Memory<kStages>::kBytes, nullptr,
+  launch_persistent("gemm", gemm_kernel, blocks, Memory::kBytes, nullptr,
                     sm90::tensor_maps(operands, n, m, out.data, dtype, stride), order,
                     static_cast<int>(divide_up(depth, sm90::kChunk)), dtype == DType::kFloat16,
                     blocks);

@@ -32,7 +32,7 @@ __device__ __forceinline__ void read_columns(TotalShared& shared, const SumTile&
                                              const Tile& tile, const Team& team) {
   for (int place = team.thread; place < kTileColumns; place += Team::kThreads) {
     shared_store(&shared.labels[place],
-                 place < tile.columns ? __ldg(args.b_labels + tile.column + place) : int64_t(-1));
+                 place < tile.columns ? __ldg(args.b_labels + tile.column() + place) : int64_t(-1));
   }
 }
 
@@ -77,7 +77,7 @@ __device__ __forceinline__ void total_epilogue(const Policy& policy, const SumTi
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       const int r = first + k, row = team.row(r / 2, r % 2);
-      labels[k] = row < tile.rows ? __ldg(args.a_labels + tile.row + row) : -1;
+      labels[k] = row < tile.rows ? __ldg(args.a_labels + tile.row() + row) : -1;
       factors[k] = labels[k] >= 0 ? factor : 0.0f;
       left_out[k] = row + shift - team.column(0, 0);
       tops[k] = slopes[k] = 0.0f;

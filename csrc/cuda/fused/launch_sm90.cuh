@@ -13,7 +13,7 @@ constexpr int kBlocks = 132;
 // Tiles of block `block` of `blocks`.
 UF_HOST_DEVICE Range range_of(const TileOrder& order, int block, int blocks) {
   const int64_t tiles = order.tiles();
-  return {static_cast<int>(order.column_tiles), static_cast<int>(tiles * block / blocks),
+  return {order.column_tiles, static_cast<int>(tiles * block / blocks),
           static_cast<int>(tiles * (block + 1) / blocks)};
 }
 

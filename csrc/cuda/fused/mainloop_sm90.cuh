@@ -51,17 +51,18 @@ struct TensorMaps {
   CUtensorMap a, b, gradient;
 };
 
-// Slabs of 16 rows and 64 columns of a gradient on its way to memory, two for each warp.
+// Slabs of 16 rows and 64 columns of a gradient on its way to memory.
 constexpr int kSlabRows = 16, kSlabColumns = 64;
 constexpr int kSlabBytes = kSlabRows * kSlabColumns * 2;
-constexpr int kSlabsBytes = kConsumers * kWarpgroupWarps * 2 * kSlabBytes;
 
-// Shared memory: rows, stages, slabs, mbarriers.
-template <int kStages>
+// Shared memory: rows, stages of columns, kWarpSlabs slabs for each warp, mbarriers.
+template <int kStages_, int kWarpSlabs_>
 struct Memory {
+  static constexpr int kStages = kStages_, kWarpSlabs = kWarpSlabs_;
   static constexpr int kColumns = kMostChunks * kChunkBytes;
   static constexpr int kSlabs = kColumns + kStages * kChunkBytes;
-  static constexpr int kBarriers = kSlabs + kSlabsBytes;
+  static constexpr int kBarriers =
+      kSlabs + kConsumers * kWarpgroupWarps * kWarpSlabs * kSlabBytes;
   static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kStages) * 8;
   static_assert(kBytes <= 232448, "227 KB");
 
@@ -74,7 +75,7 @@ struct Memory {
     return base + kColumns + stage * kChunkBytes;
   }
   __device__ __forceinline__ unsigned char* slabs(int warp) const {
-    return base + kSlabs + warp * 2 * kSlabBytes;
+    return base + kSlabs + warp * kWarpSlabs * kSlabBytes;
   }
   __device__ __forceinline__ unsigned char* end() const { return base + kBytes; }
   __device__ __forceinline__ uint64_t* barriers() const {
@@ -124,14 +125,14 @@ __device__ __forceinline__ unsigned phase_of(unsigned k) {
 }
 
 // Set up by the whole block before its threads part.
-template <int kStages>
-__device__ __forceinline__ void initialize(const Memory<kStages>& memory) {
+template <class Memory>
+__device__ __forceinline__ void initialize(const Memory& memory) {
   if (threadIdx.x == 0) {
     for (int chunk = 0; chunk < kMostChunks; ++chunk) {
       mbarrier_init(memory.rows_full(chunk), 1);
       mbarrier_init(memory.rows_empty(chunk), kConsumers * kWarpgroupWarps);
     }
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < Memory::kStages; ++stage) {
       mbarrier_init(memory.full(stage), 1);
       mbarrier_init(memory.empty(stage), kWarpgroupWarps);
     }
@@ -141,8 +142,8 @@ __device__ __forceinline__ void initialize(const Memory<kStages>& memory) {
 }
 
 // One thread: copies all chunks of the range's tiles.
-template <int kStages>
-__device__ __forceinline__ void produce(const TensorMaps& maps, const Memory<kStages>& memory,
+template <class Memory>
+__device__ __forceinline__ void produce(const TensorMaps& maps, const Memory& memory,
                                         const Range& range, int chunks) {
   Place place(range, 0);
   unsigned k = 0;
@@ -159,9 +160,9 @@ __device__ __forceinline__ void produce(const TensorMaps& maps, const Memory<kSt
         tma_load(memory.rows(chunk), &maps.a, memory.rows_full(chunk), chunk * kChunk,
                  place.row_tile * kTileRows);
       }
-      const int stage = stage_of<kStages>(k);
+      const int stage = stage_of<Memory::kStages>(k);
       if (!planted(4)) {
-        mbarrier_wait(memory.empty(stage), phase_of<kStages>(k) ^ (planted(5) ? 0 : 1));
+        mbarrier_wait(memory.empty(stage), phase_of<Memory::kStages>(k) ^ (planted(5) ? 0 : 1));
       }
       mbarrier_arrive_expect(memory.full(stage), planted(6)   ? 2 * kChunkBytes
                                                  : planted(7) ? kChunkBytes / 2
@@ -184,15 +185,15 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
 
 // Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
 // rows; the rows are given back if nobody needs them any more.
-template <bool kHalf, int kStages>
-__device__ __forceinline__ void multiply(Products& products, const Memory<kStages>& memory,
+template <bool kHalf, class Memory>
+__device__ __forceinline__ void multiply(Products& products, const Memory& memory,
                                          unsigned& k, unsigned segment, bool last, int chunks) {
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
-    const int stage = stage_of<kStages>(k);
+    const int stage = stage_of<Memory::kStages>(k);
     if (!planted(9)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
     if (!planted(10)) {
-      mbarrier_wait(memory.full(stage), phase_of<kStages>(k) ^ (planted(11) ? 1 : 0));
+      mbarrier_wait(memory.full(stage), phase_of<Memory::kStages>(k) ^ (planted(11) ? 1 : 0));
     }
     const uint64_t stride = planted(12) ? 512 : 1024;
     const uint64_t a = descriptor(memory.rows(chunk), stride);
@@ -208,15 +209,15 @@ __device__ __forceinline__ void multiply(Products& products, const Memory<kStage
     wgmma_commit();
     if (chunk == 0) continue;
     if (!planted(16)) wgmma_wait<1>();
-    arrive(memory.empty(stage_of<kStages>(planted(26) ? k : k - 1)));
+    arrive(memory.empty(stage_of<Memory::kStages>(planted(26) ? k : k - 1)));
     if (last) arrive(memory.rows_empty(chunk - 1));
   }
 }
 
 // A consumer's tiles. All threads of the warpgroup call work.prepare(tile), while the products are
 // under way, and work(tile, products). `half`: the operands are float16, not bfloat16.
-template <int kStages, class Work>
-__device__ __forceinline__ void consume(const Memory<kStages>& memory, const Range& range,
+template <class Memory, class Work>
+__device__ __forceinline__ void consume(const Memory& memory, const Range& range,
                                         const TileOrder& order, int chunks, bool half, int consumer,
                                         Work& work) {
   constexpr int kTurn = 1;  // named barriers kTurn + consumer: the consumer may multiply
@@ -253,7 +254,7 @@ __device__ __forceinline__ void consume(const Memory<kStages>& memory, const Ran
     if (!planted(19)) wgmma_wait<0>();
     use_registers(products.value[0]);
     use_registers(products.value[1]);
-    arrive(memory.empty(stage_of<kStages>(k - 1)));
+    arrive(memory.empty(stage_of<Memory::kStages>(k - 1)));
     if (last) {
       arrive(memory.rows_empty(chunks - 1));
       ++released;
@@ -266,8 +267,8 @@ __device__ __forceinline__ void consume(const Memory<kStages>& memory, const Ran
 
 // What a block does: a thread copies, and two warpgroups are consumers. `work(consumer)` is called by
 // all threads of each of them.
-template <int kStages, class Work>
-__device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory<kStages>& memory,
+template <class Memory, class Work>
+__device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory& memory,
                                           const Range& range, int chunks, const Work& work) {
   initialize(memory);
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
@@ -296,7 +297,8 @@ __device__ __forceinline__ uint32_t pack(bool half, float low, float high) {
   return word;
 }
 
-// A tile of 16-bit numbers through the warp's two slabs: what is outside is not written.
+// A tile of 16-bit numbers through the warp's slabs: what is outside is not written.
+template <int kWarpSlabs>
 __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char* slabs,
                                            const Tile& tile, const Products& values, bool half,
                                            int warp) {
@@ -306,8 +308,8 @@ __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char
 #pragma unroll
   for (int part = 0; part < 4; ++part) {
     const int rows = part / 2, columns = part % 2;
-    unsigned char* slab = slabs + part % 2 * kSlabBytes;
-    if (lane == 0 && !planted(20)) tma_store_wait_read<1>();
+    unsigned char* slab = slabs + part % kWarpSlabs * kSlabBytes;
+    if (lane == 0 && !planted(20)) tma_store_wait_read<kWarpSlabs - 1>();
     if (!planted(21)) warp_sync();
 #pragma unroll
     for (int j = 0; j < kSlabColumns / 16; ++j) {
@@ -321,8 +323,8 @@ __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char
     if (!planted(23)) fence_proxy_async();
     if (!planted(24)) warp_sync();
     if (lane == 0) {
-      tma_store(slab, map, static_cast<int>(tile.column) + kSlabColumns * columns,
-                static_cast<int>(tile.row) + 64 * rows + kSlabRows * warp);
+      tma_store(slab, map, static_cast<int>(tile.column()) + kSlabColumns * columns,
+                static_cast<int>(tile.row()) + 64 * rows + kSlabRows * warp);
       tma_store_commit();
     }
   }

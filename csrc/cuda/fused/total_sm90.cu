@@ -9,11 +9,11 @@ namespace unitsface::cuda {
 
 namespace sm90 {
 
-constexpr int kTotalStages = 4;
+using TotalMemory = Memory<4, 2>;
 
 // After the pipeline's shared memory.
 constexpr int kTotalBytes =
-    Memory<kTotalStages>::kBytes + kConsumers * static_cast<int>(sizeof(TotalShared));
+    TotalMemory::kBytes + kConsumers * static_cast<int>(sizeof(TotalShared));
 static_assert(kTotalBytes <= 232448, "227 KB");
 
 template <class Policy>
@@ -35,7 +35,7 @@ struct TotalWork {
   __device__ __forceinline__ void operator()(const Tile& tile, Products& products) {
     total_epilogue(policy, args, threshold, tile, team, products, shared, totals);
     if (args.gradient != nullptr) {
-      store_tile(gradient, slabs, tile, products, half, team.row_warp());
+      store_tile<TotalMemory::kWarpSlabs>(gradient, slabs, tile, products, half, team.row_warp());
     }
   }
 };
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     fused_total_sm90_kernel(const Policy policy, const SumTile args,
                             const __grid_constant__ TensorMaps maps, const TileOrder order,
                             int chunks, bool half, int blocks) {
-  const Memory<kTotalStages> memory{dynamic_shared()};
+  const TotalMemory memory{dynamic_shared()};
   const Range range = range_of(order, static_cast<int>(blockIdx.x), blocks);
   run_block(maps, memory, range, chunks, [&](int consumer) {
     const ConsumerTeam team = team_of(consumer);
