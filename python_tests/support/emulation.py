@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATION = SOURCES / "cuda" / "emulation"
 
@@ -36,6 +38,39 @@ def missing() -> str | None:
     if importlib.util.find_spec("pybind11") is None:
         return "needs pybind11"
     return None
+
+
+def require_tools() -> None:
+    """Skips a test that compiles kernels as C++ where that is not possible."""
+    if compiler() is None or cuda_headers() is None or os.uname().sysname != "Linux":
+        pytest.skip("needs a C++ compiler, CUDA's headers and Linux")
+
+
+def build_program(folder: Path, test: str, *kernels: str) -> Path:
+    """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
+    out of alignment end it."""
+    flags = [
+        *(
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+            "-O1",
+            "-std=c++17",
+            "-Wno-psabi",
+        ),
+        *(f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-isystem", f"{cuda_headers()}"),
+        *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
+    ]
+    sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    compilations = [
+        subprocess.Popen([f"{compiler()}", *flags, "-c", source, "-o", target])
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    assert [process.wait() for process in compilations] == [0] * len(sources)
+    program = folder / "test"
+    sanitize = flags[:2]
+    subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
+    return program
 
 
 def build_extension(folder: Path) -> ModuleType:

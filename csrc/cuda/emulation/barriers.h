@@ -9,7 +9,7 @@ struct Mbarrier {
   int index = 0;
   int64_t count = 0, pending = 0;
   uint32_t phase = 0;
-  int64_t transactions = 0;  // bytes that the phase still expects
+  int64_t transactions = 0;           // bytes that the phase still expects
   int64_t announced = 0, issued = 0;  // bytes of the phase: expected, and of copies so far
   Event initialized;
   bool fenced = false;

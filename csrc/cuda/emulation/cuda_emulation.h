@@ -4,8 +4,8 @@
 // reaches aborts.
 //
 // It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
-// races that need another order of threads. Asynchronous copies, their barriers and the tensor cores
-// of Hopper are in machine.h.
+// races that need another order of threads. Asynchronous copies, their barriers and the tensor
+// cores of Hopper are in machine.h.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -22,7 +22,8 @@ inline void require(bool condition, const char* rule) {
   if (!condition) broken(rule);
 }
 
-// Entry t: how many steps of thread t are known to be done; entry threads + b: phases of mbarrier b.
+// Entry t: how many steps of thread t are known to be done; entry threads + b: phases of mbarrier
+// b.
 using Clock = std::vector<uint32_t>;
 
 // A step of a thread, which others must know to be done before they touch the same memory.
@@ -34,10 +35,10 @@ struct Event {
 struct Wgmma;  // wgmma.h
 
 struct Grain {
-  Event written, fenced;  // by a thread; fenced for the asynchronous proxy, or not
-  Event store_read;       // the last bulk store has read it
-  int landing = 0;        // copies that write it
-  int reading = 0;        // wgmma and bulk stores that read it
+  Event written, fenced;         // by a thread; fenced for the asynchronous proxy, or not
+  Event store_read;              // the last bulk store has read it
+  int landing = 0;               // copies that write it
+  int reading = 0;               // wgmma and bulk stores that read it
   const Wgmma* readers[4] = {};  // the last of each warpgroup
   // What the last copy wrote: a piece of 16 bytes of row `row` of its box.
   int64_t copy = -1;
@@ -57,7 +58,7 @@ struct Machine {
   unsigned char* shared = nullptr;
   std::vector<Clock> clocks;
   std::vector<Grain> grains;
-  std::map<size_t, Word> words;  // by offset / 4
+  std::map<size_t, Word> words;               // by offset / 4
   std::vector<std::vector<size_t>> unfenced;  // grains that a thread has written
 
   struct Convergence {
@@ -120,8 +121,9 @@ struct Machine {
       require(grains[place * 4 / kGrain].landing == 0 && grains[place * 4 / kGrain].reading == 0,
               "threads do not touch shared memory that a copy uses");
       Word& word = words[place];
-      require(seen(word.written), writes ? "a barrier between writes of the same shared memory"
-                                         : "a barrier between writing shared memory and reading it");
+      require(seen(word.written), writes
+                                      ? "a barrier between writes of the same shared memory"
+                                      : "a barrier between writing shared memory and reading it");
       if (!writes) {
         if (word.reads.empty() || word.reads.back().thread != me()) word.reads.push_back(now());
         word.reads.back() = now();

@@ -17,8 +17,8 @@ class SharedMemory {
     int in_flight = 0;                // asynchronous copies to it that nobody has waited for
   };
 
-  // Looks at an access (pointer, bytes, whether it writes) to memory with rules of its own, of which
-  // barriers of parts of a block are some; false: it is not such memory.
+  // Looks at an access (pointer, bytes, whether it writes) to memory with rules of its own, of
+  // which barriers of parts of a block are some; false: it is not such memory.
   bool (*elsewhere)(const void*, size_t, bool) = nullptr;
 
   // Every thread of a block calls; the first one finds memory that nothing was written to.

@@ -59,7 +59,8 @@ void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {
     for (int64_t j = 0; j < m; ++j) {
       double wanted = 0.0;
       for (int64_t k = 0; k < depth; ++k) wanted += left[i * depth + k] * right[j * depth + k];
-      expect(element(out.data, dtype, i * stride + j), wanted, tolerance_of(dtype), "product", i, j);
+      expect(element(out.data, dtype, i * stride + j), wanted, tolerance_of(dtype), "product", i,
+             j);
     }
     for (int64_t j = m; j < stride; ++j) {
       expect(out[i * stride + j], 0x4242, 0.0, "between rows", i, j);

@@ -53,9 +53,9 @@ void test_total(const char* name, const std::vector<float>& params, const TotalC
   args.b_dthreshold = c.dthreshold ? dthreshold.data : nullptr;
   args.diagonal = c.diagonal;
   args.mirrored = c.mirrored;
-  expect(cuda::sm90::supports(operands.given(), c.n, c.m, args.gradient, args.gradient_dtype,
-                              stride),
-         1.0, 0.0, "supports", 0, 0);
+  expect(
+      cuda::sm90::supports(operands.given(), c.n, c.m, args.gradient, args.gradient_dtype, stride),
+      1.0, 0.0, "supports", 0, 0);
   cuda::sm90::fused_sum_total(name, params.data(), operands.given(), args, nullptr);
 
   double wanted = 0.0, d_wanted = 0.0, magnitude = 1.0;
@@ -102,10 +102,14 @@ void test_totals() {
   if (!thorough) return;
   for (const Kind& kind : {bf16, fp16}) {
     for (int k = 0; k < 6; ++k) {
-      const TotalCase c = {kind,         integer(1, 400),
-                           integer(1, 500), integer(1, 64) * (k % 2 == 0 ? 8 : 1),
-                           k % 2 == 0,   k % 3 == 0,
-                           k % 5 != 0,   k != 4,
+      const TotalCase c = {kind,
+                           integer(1, 400),
+                           integer(1, 500),
+                           integer(1, 64) * (k % 2 == 0 ? 8 : 1),
+                           k % 2 == 0,
+                           k % 3 == 0,
+                           k % 5 != 0,
+                           k != 4,
                            k % 2 == 0 ? integer(-200, 200) : INT64_MIN,
                            k % 3 == 1};
       test_total<USS>("uss", {24.0f, 2.4f}, c);

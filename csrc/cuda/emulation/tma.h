@@ -34,14 +34,14 @@ inline CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint3
                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const bool half =
       type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const bool valid =
-      half && rank == 2 && reinterpret_cast<uintptr_t>(address) % 16 == 0 && dims[0] > 0 &&
-      dims[1] > 0 && dims[0] < (1ull << 32) && dims[1] < (1ull << 32) && strides[0] % 16 == 0 &&
-      strides[0] < (1ull << 40) && box_dims[0] <= 256 && box_dims[1] <= 256 && box_dims[0] > 0 &&
-      box_dims[1] > 0 && element_strides[0] == 1 && element_strides[1] == 1 &&
-      interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && box_dims[0] * 2 % 16 == 0 &&
-      (swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ||
-       (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box_dims[0] * 2 <= 128));
+  const bool valid = half && rank == 2 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
+                     dims[0] > 0 && dims[1] > 0 && dims[0] < (1ull << 32) &&
+                     dims[1] < (1ull << 32) && strides[0] % 16 == 0 && strides[0] < (1ull << 40) &&
+                     box_dims[0] <= 256 && box_dims[1] <= 256 && box_dims[0] > 0 &&
+                     box_dims[1] > 0 && element_strides[0] == 1 && element_strides[1] == 1 &&
+                     interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && box_dims[0] * 2 % 16 == 0 &&
+                     (swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ||
+                      (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box_dims[0] * 2 <= 128));
   if (!valid) return CUDA_ERROR_INVALID_VALUE;
   const Box box = {static_cast<unsigned char*>(address),
                    dims[0],
@@ -125,8 +125,8 @@ struct Tma {
       require(grain.landing == 0, "a copy does not write what another one is writing");
       require(grain.reading == 0, "a copy does not overwrite what is still being read");
       for (const Wgmma* reader : grain.readers) require_seen(reader);
-      require(grain.copy < 0 || machine.clocks[block.current][machine.threads + grain.barrier] >
-                                    grain.phase,
+      require(grain.copy < 0 ||
+                  machine.clocks[block.current][machine.threads + grain.barrier] > grain.phase,
               "a copy does not overwrite one that nobody has waited for");
       grain.landing = 1;
       grain.copy = id;

@@ -42,8 +42,8 @@ struct Wgmma {
 
 struct TensorCores {
   struct Thread {
-    size_t next = 0, waited = 0;   // multiplications of the warpgroup
-    std::vector<size_t> groups;    // multiplications up to each committed group
+    size_t next = 0, waited = 0;  // multiplications of the warpgroup
+    std::vector<size_t> groups;   // multiplications up to each committed group
     bool fenced = false;
     std::map<Fragment, std::array<float, 64>> accumulators;  // of those under way
   };
@@ -157,7 +157,8 @@ struct TensorCores {
     const size_t first = thread.waited, end = groups > left ? thread.groups[groups - 1 - left] : 0;
     for (; thread.waited < end; ++thread.waited) {
       const Wgmma& op = queue[thread.waited];
-      block.wait("wgmma: the other warps of the warpgroup", [&] { return op.issued == kWarpgroup; });
+      block.wait("wgmma: the other warps of the warpgroup",
+                 [&] { return op.issued == kWarpgroup; });
       finish_until(queue, thread.waited);
     }
     machine.converge("wgmma.wait_group", [&] {

@@ -50,8 +50,9 @@ __device__ __forceinline__ void clear_row(typename Team::Values& values, int r) 
   }
 }
 
-// `values`: cosines, afterwards the gradient. read_columns and a barrier are before it. The slope of
-// the logit must be the same for all pairs (kUniformSlope): that of a pair left out is multiplied.
+// `values`: cosines, afterwards the gradient. read_columns and a barrier are before it. The slope
+// of the logit must be the same for all pairs (kUniformSlope): that of a pair left out is
+// multiplied.
 template <class Policy, class Team>
 __device__ __forceinline__ void total_epilogue(const Policy& policy, const SumTile& args,
                                                float threshold, const Tile& tile, const Team& team,

@@ -17,9 +17,10 @@ constexpr int64_t kTotalSlots = 132 * 8;
 bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* gradient,
               DType gradient_dtype, int64_t stride);
 
-// Only the total loss and the gradient, of a loss that is a softplus of a linear logit (kLinearLogit), with
-// one threshold for all pairs and without weights. `a_loss` and `b_dthreshold`, which may be null,
-// have kTotalSlots numbers, whose sums count; of `b_loss` only whether it is null is looked at.
+// Only the total loss and the gradient, of a loss that is a softplus of a linear logit
+// (kLinearLogit), with one threshold for all pairs and without weights. `a_loss` and
+// `b_dthreshold`, which may be null, have kTotalSlots numbers, whose sums count; of `b_loss` only
+// whether it is null is looked at.
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream);
 

@@ -29,8 +29,7 @@ inline TensorMaps tensor_maps(const FusedOperands& operands, int64_t n, int64_t 
   maps.b = tensor_map(operands.b, operands.dtype, m, operands.depth, operands.b_stride,
                       kTileColumns, kChunk);
   if (gradient != nullptr) {
-    maps.gradient =
-        tensor_map(gradient, gradient_dtype, n, m, stride, kSlabRows, kSlabColumns);
+    maps.gradient = tensor_map(gradient, gradient_dtype, n, m, stride, kSlabRows, kSlabColumns);
   }
   return maps;
 }

@@ -61,8 +61,7 @@ struct Memory {
   static constexpr int kStages = kStages_, kWarpSlabs = kWarpSlabs_;
   static constexpr int kColumns = kMostChunks * kChunkBytes;
   static constexpr int kSlabs = kColumns + kStages * kChunkBytes;
-  static constexpr int kBarriers =
-      kSlabs + kConsumers * kWarpgroupWarps * kWarpSlabs * kSlabBytes;
+  static constexpr int kBarriers = kSlabs + kConsumers * kWarpgroupWarps * kWarpSlabs * kSlabBytes;
   static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kStages) * 8;
   static_assert(kBytes <= 232448, "227 KB");
 
@@ -101,8 +100,7 @@ struct Place {
   int row_tile, column_tile;
 
   __device__ __forceinline__ explicit Place(const Range& range, int skipped)
-      : row_tile(range.first / range.column_tiles),
-        column_tile(range.first % range.column_tiles) {
+      : row_tile(range.first / range.column_tiles), column_tile(range.first % range.column_tiles) {
     skip(range, skipped);
   }
   __device__ __forceinline__ void skip(const Range& range, int tiles) {
@@ -166,9 +164,9 @@ __device__ __forceinline__ void produce(const TensorMaps& maps, const Memory& me
       }
       mbarrier_arrive_expect(memory.full(stage), planted(6)   ? 2 * kChunkBytes
                                                  : planted(7) ? kChunkBytes / 2
-                                                                : kChunkBytes);
-      tma_load(memory.columns(planted(8) ? 0 : stage), &maps.b, memory.full(stage),
-               chunk * kChunk, place.column_tile * kTileColumns);
+                                                              : kChunkBytes);
+      tma_load(memory.columns(planted(8) ? 0 : stage), &maps.b, memory.full(stage), chunk * kChunk,
+               place.column_tile * kTileColumns);
     }
     if (fresh) {
       loaded = place.row_tile;
@@ -186,8 +184,8 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
 // Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
 // rows; the rows are given back if nobody needs them any more.
 template <bool kHalf, class Memory>
-__device__ __forceinline__ void multiply(Products& products, const Memory& memory,
-                                         unsigned& k, unsigned segment, bool last, int chunks) {
+__device__ __forceinline__ void multiply(Products& products, const Memory& memory, unsigned& k,
+                                         unsigned segment, bool last, int chunks) {
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
     const int stage = stage_of<Memory::kStages>(k);
@@ -204,7 +202,8 @@ __device__ __forceinline__ void multiply(Products& products, const Memory& memor
       // 16 elements on are 2 units of 16 bytes.
       const int on = planted(15) ? 4 * step : 2 * step;
       wgmma<kHalf>(products.value[0], a + on, b + on, chunk > 0 || step > 0);
-      wgmma<kHalf>(products.value[1], a + on + (kChunkBytes / 2 >> 4), b + on, chunk > 0 || step > 0);
+      wgmma<kHalf>(products.value[1], a + on + (kChunkBytes / 2 >> 4), b + on,
+                   chunk > 0 || step > 0);
     }
     wgmma_commit();
     if (chunk == 0) continue;
@@ -265,8 +264,8 @@ __device__ __forceinline__ void consume(const Memory& memory, const Range& range
   }
 }
 
-// What a block does: a thread copies, and two warpgroups are consumers. `work(consumer)` is called by
-// all threads of each of them.
+// What a block does: a thread copies, and two warpgroups are consumers. `work(consumer)` is called
+// by all threads of each of them.
 template <class Memory, class Work>
 __device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory& memory,
                                           const Range& range, int chunks, const Work& work) {
@@ -313,8 +312,8 @@ __device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char
     if (!planted(21)) warp_sync();
 #pragma unroll
     for (int j = 0; j < kSlabColumns / 16; ++j) {
-      const float(&left)[4] = values.value[rows][8 * columns + 2 * j];
-      const float(&right)[4] = values.value[rows][8 * columns + 2 * j + 1];
+      const float (&left)[4] = values.value[rows][8 * columns + 2 * j];
+      const float (&right)[4] = values.value[rows][8 * columns + 2 * j + 1];
       const uint32_t words[4] = {pack(half, left[0], left[1]), pack(half, left[2], left[3]),
                                  pack(half, right[0], right[1]), pack(half, right[2], right[3])};
       const int piece = 2 * j + next;

@@ -42,10 +42,10 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
 
 // "mbarrier.arrive" with .expect_tx
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // "mbarrier.test_wait / mbarrier.try_wait": until the phase of this parity is complete.
@@ -125,10 +125,10 @@ __device__ __forceinline__ void registers_increase() {
 // "stmatrix": four matrices of 8 x 8 elements of 2 bytes; lane l has the address of row l % 8 of
 // matrix l / 8, and of each matrix columns 2 (l % 4) + {0, 1} of row l / 4.
 __device__ __forceinline__ void store_matrices(void* row, const uint32_t (&words)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   shared_address(row)),
-               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+      : "memory");
 }
 
 // "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group"
@@ -155,20 +155,20 @@ __device__ __forceinline__ void use_registers(float (&d)[16][4]) {
 // "wgmma.mma_async": 64 x 128 += 64 x 16 times 16 x 128 of operands in shared memory, both with the
 // depth innermost; without `add` the accumulator counts as 0.
 #define UF_FOUR(c) "+f"(d[c][0]), "+f"(d[c][1]), "+f"(d[c][2]), "+f"(d[c][3])
-#define UF_WGMMA(types)                                                                          \
-  asm volatile(                                                                                  \
-      "{\n"                                                                                      \
-      ".reg .pred add;\n"                                                                        \
-      "setp.ne.b32 add, %66, 0;\n"                                                               \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                       \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "  \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "    \
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "    \
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, add, 1, 1, 0, 0;\n"     \
-      "}"                                                                                        \
-      : UF_FOUR(0), UF_FOUR(1), UF_FOUR(2), UF_FOUR(3), UF_FOUR(4), UF_FOUR(5), UF_FOUR(6),      \
-        UF_FOUR(7), UF_FOUR(8), UF_FOUR(9), UF_FOUR(10), UF_FOUR(11), UF_FOUR(12), UF_FOUR(13),  \
-        UF_FOUR(14), UF_FOUR(15)                                                                 \
+#define UF_WGMMA(types)                                                                         \
+  asm volatile(                                                                                 \
+      "{\n"                                                                                     \
+      ".reg .pred add;\n"                                                                       \
+      "setp.ne.b32 add, %66, 0;\n"                                                              \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                      \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "   \
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "   \
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, add, 1, 1, 0, 0;\n"    \
+      "}"                                                                                       \
+      : UF_FOUR(0), UF_FOUR(1), UF_FOUR(2), UF_FOUR(3), UF_FOUR(4), UF_FOUR(5), UF_FOUR(6),     \
+        UF_FOUR(7), UF_FOUR(8), UF_FOUR(9), UF_FOUR(10), UF_FOUR(11), UF_FOUR(12), UF_FOUR(13), \
+        UF_FOUR(14), UF_FOUR(15)                                                                \
       : "l"(a), "l"(b), "r"(static_cast<int>(add)))
 template <bool kHalf>
 __device__ __forceinline__ void wgmma(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {

@@ -1,9 +1,8 @@
 // Tensor maps by the driver's function, found at run time: the extension does not link libcuda.
 
-#include "tensor_map.h"
-
 #include "../common.cuh"
 #include "kernels_sm90.h"
+#include "tensor_map.h"
 
 #if defined(UF_EMULATED)
 #include "../emulation/tma.h"
@@ -44,8 +43,8 @@ bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* g
               DType gradient_dtype, int64_t stride) {
   constexpr int64_t kMostDepth = 512;
   if (n == 0 || m == 0) return true;
-  const bool stored = gradient == nullptr || (gradient_dtype != DType::kFloat32 &&
-                                              mappable(gradient, n, m, stride));
+  const bool stored = gradient == nullptr ||
+                      (gradient_dtype != DType::kFloat32 && mappable(gradient, n, m, stride));
   return operands.dtype != DType::kFloat32 && operands.depth <= kMostDepth && stored &&
          mappable(operands.a, n, operands.depth, operands.a_stride) &&
          mappable(operands.b, m, operands.depth, operands.b_stride);
@@ -60,13 +59,12 @@ CUtensorMap tensor_map(const void* data, DType dtype, int64_t rows, int64_t colu
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns),
                             static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult status =
-      encode(&map,
-             dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             2, const_cast<void*>(data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(
+      &map,
+      dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw std::runtime_error("cuTensorMapEncodeTiled failed with error " +
                              std::to_string(static_cast<int>(status)));

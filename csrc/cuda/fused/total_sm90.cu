@@ -77,12 +77,12 @@ void launch_total(const Policy& policy, const FusedOperands& operands, const Sum
   if (args.n == 0 || args.m == 0) return;
   const TileOrder order(args.n, args.m);
   const int blocks = blocks_of(order);
-  launch_persistent("fused_sum_total (sm_90a)", fused_total_sm90_kernel<Policy>, blocks,
-                    kTotalBytes, stream, policy, args,
-                    tensor_maps(operands, args.n, args.m, args.gradient, args.gradient_dtype,
-                                args.stride),
-                    order, static_cast<int>(divide_up(operands.depth, kChunk)),
-                    operands.dtype == DType::kFloat16, blocks);
+  launch_persistent(
+      "fused_sum_total (sm_90a)", fused_total_sm90_kernel<Policy>, blocks, kTotalBytes, stream,
+      policy, args,
+      tensor_maps(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride), order,
+      static_cast<int>(divide_up(operands.depth, kChunk)), operands.dtype == DType::kFloat16,
+      blocks);
 }
 
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
