@@ -10,7 +10,6 @@
 #include "pair_kind.cuh"
 #include "partials.h"
 #include "unitsface/losses.h"
-#include "unitsface/pair_logit.h"
 
 namespace unitsface::cuda {
 
@@ -215,18 +214,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       static_cast<int>(min(args.m - first_column, static_cast<int64_t>(kGradientSpan)));
 
   int64_t labels[kGradientItems];
-  float log_negatives[kGradientItems] = {}, negative[kGradientItems] = {};
-  float positive[kGradientItems] = {}, log_positives[kGradientItems] = {};
+  PairSide columns[kGradientItems] = {};
 #pragma unroll
   for (int k = 0; k < kGradientItems; ++k) {
     const int column = Lane::first(lane) + Lane::offset(k);
     const int64_t j = first_column + column;
     labels[k] = column < width ? __ldg(args.b_labels + j) : -1;
     if (kBoth && column < width) {
-      log_negatives[k] = __ldg(args.b_log_negatives + j);
-      negative[k] = __ldg(args.b_negative_weight + j);
-      positive[k] = __ldg(args.b_positive_weight + j);
-      if (kTwo) log_positives[k] = __ldg(args.b_log_positives + j);
+      columns[k] = {__ldg(args.b_log_negatives + j), __ldg(args.b_negative_weight + j),
+                    __ldg(args.b_positive_weight + j),
+                    kTwo ? __ldg(args.b_log_positives + j) : 0.0f};
     }
   }
   for (int64_t row = first_row + warp * kGradientRows; row < end_row;
@@ -243,10 +240,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t i = row + r;
       if (i >= end_row) break;
       const int64_t label = __ldg(args.a_labels + i);
-      const float row_log_negatives = __ldg(args.a_log_negatives + i);
-      const float row_negative = __ldg(args.a_negative_weight + i);
-      const float row_positive = __ldg(args.a_positive_weight + i);
-      const float row_log_positives = kTwo ? __ldg(args.a_log_positives + i) : 0.0f;
+      const PairSide side = {__ldg(args.a_log_negatives + i), __ldg(args.a_negative_weight + i),
+                             __ldg(args.a_positive_weight + i),
+                             kTwo ? __ldg(args.a_log_positives + i) : 0.0f};
       const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.diagonal) -
                                 static_cast<uint64_t>(first_column);
       const int skipped =
@@ -255,23 +251,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < kGradientItems; ++k) {
         const bool same = labels[k] == label;
-        const Logit z = pair_logit(policy, cosines[r][k], same);
-        float slope;
-        if (kTwo) {
-          slope = pair_slope_of_two(z.value, same, row_log_negatives, row_log_positives,
-                                    row_negative, row_positive);
-          if (kBoth)
-            slope += pair_slope_of_two(z.value, same, log_negatives[k], log_positives[k],
-                                       negative[k], positive[k]);
-        } else {
-          slope = pair_slope(z.value - row_log_negatives, same, row_negative, row_positive);
-          if (kBoth)
-            slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
-        }
+        const float slope =
+            pair_gradient<kTwo, kBoth>(policy, cosines[r][k], same, side, columns[k]);
         const bool counted = label >= 0 && labels[k] >= 0 && skipped != Lane::offset(k) &&
                              (Policy::kPositives || !same);
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
-        gradient[k] = counted ? slope * z.dcosine * args.gradient_scale : 0.0f;
+        gradient[k] = counted ? slope * args.gradient_scale : 0.0f;
       }
       Lane::write(args.gradient, args.gradient_dtype, i * args.stride + first_column, lane, width,
                   gradient);

@@ -53,6 +53,16 @@ struct Operands {
     return result;
   }
 
+  // The same, with rows `row_stride` apart.
+  std::vector<float> spread(int64_t row_stride) const {
+    const std::vector<float> dense = cosines();
+    std::vector<float> result(n * row_stride);
+    for (int64_t i = 0; i < n; ++i) {
+      std::copy_n(dense.begin() + i * m, m, result.begin() + i * row_stride);
+    }
+    return result;
+  }
+
  private:
   int64_t bytes(int64_t rows) const { return ((rows - 1) * stride + depth) * bytes_of(kind.dtype); }
 

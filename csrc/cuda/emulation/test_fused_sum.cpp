@@ -51,12 +51,9 @@ void test_sum(const SumCase& c) {
   for (Buffer<float>* values : {&a_threshold, &b_threshold, &a_weights, &b_weights}) {
     for (int64_t k = 0; k < values->size; ++k) (*values)[k] = uniform(-1.0f, 2.0f);
   }
-  std::vector<float> cosines = operands.cosines(), spread(c.n * stride);
-  for (int64_t i = 0; i < c.n; ++i) {
-    std::copy_n(cosines.begin() + i * c.m, c.m, spread.begin() + i * stride);
-  }
+  std::vector<float> cosines = operands.spread(stride);
   cuda::SumTile args = {};
-  args.cosines = spread.data();
+  args.cosines = cosines.data();
   args.gradient_dtype = c.gradient_dtype;
   args.gradient_scale = c.gradient_dtype == DType::kFloat16 ? 64.0f : 1.0f;
   args.n = c.n, args.m = c.m, args.stride = stride;

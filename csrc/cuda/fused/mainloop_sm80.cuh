@@ -132,7 +132,8 @@ __device__ __forceinline__ void add_products(BlockTeam::Values& sums, const Bloc
   // for b, columns take the place of the chunk.
   const int a_row = team.first_row() + lane % 16, a_chunk = lane / 16;
   const int b_row = team.first_column() + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
-#pragma unroll
+  // Rounding takes registers.
+#pragma unroll(kMultiply == Multiply::kTf32 ? 1 : 2)
   for (int step = 0; step < 2; ++step) {
     uint32_t b[BlockTeam::kColumnTiles / 2][4];
 #pragma unroll

@@ -32,6 +32,10 @@ __device__ __forceinline__ int64_t computed_again(int64_t x) {
   asm volatile("" : "+l"(x));
   return x;
 }
+__device__ __forceinline__ float computed_again(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
 __device__ __forceinline__ unsigned computed_again(unsigned x) {
   asm volatile("" : "+r"(x));
   return x;
