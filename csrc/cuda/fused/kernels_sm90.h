@@ -1,5 +1,5 @@
-// Fused kernels for sm_90a, which take what kernels.h says if supports() is true of it; everything
-// else is for the kernels of sm_80.
+// Fused kernels for sm_90a. Functions of the names of kernels.h take the same arguments: where
+// supports() is false of them, they call those of sm_80.
 #pragma once
 
 #include <string>
@@ -23,5 +23,14 @@ bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* g
 // whether it is null is looked at.
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream);
+
+void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
+                    const SumTile& args, float* workspace, void* stream);
+void fused_logsumexp_tile(const std::string& loss, const float* params,
+                          const FusedOperands& operands, const LogsumexpTileArgs& args,
+                          float* workspace, void* stream);
+void fused_logsumexp_gradient_tile(const std::string& loss, const float* params,
+                                   const FusedOperands& operands, const LogsumexpGradientArgs& args,
+                                   void* stream);
 
 }  // namespace unitsface::cuda::sm90

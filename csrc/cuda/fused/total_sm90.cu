@@ -1,6 +1,6 @@
 // Totals of `sum` losses, for sm_90a.
 
-#include "epilogue_sum_total.cuh"
+#include "epilogue_softplus.cuh"
 #include "kernels_sm90.h"
 #include "launch_sm90.cuh"
 #include "unitsface/losses.h"
@@ -13,7 +13,7 @@ using TotalMemory = Memory<4, 2>;
 
 // After the pipeline's shared memory.
 constexpr int kTotalBytes =
-    TotalMemory::kBytes + kConsumers * static_cast<int>(sizeof(TotalShared));
+    TotalMemory::kBytes + kConsumers * static_cast<int>(sizeof(SoftplusShared));
 static_assert(kTotalBytes <= 232448, "227 KB");
 
 template <class Policy>
@@ -24,7 +24,7 @@ struct TotalWork {
   bool half;
   ConsumerTeam team;
   unsigned char* slabs;
-  TotalShared& shared;
+  SoftplusShared& shared;
   float threshold;
   Totals totals;
 
@@ -33,7 +33,7 @@ struct TotalWork {
     if (!planted(28)) team.wait();
   }
   __device__ __forceinline__ void operator()(const Tile& tile, Products& products) {
-    total_epilogue(policy, args, threshold, tile, team, products, shared, totals);
+    softplus_epilogue(policy, args, threshold, tile, team, products, shared, totals);
     if (args.gradient != nullptr) {
       store_tile<TotalMemory::kWarpSlabs>(gradient, slabs, tile, products, half, team.row_warp());
     }
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   run_block(maps, memory, range, chunks, [&](int consumer) {
     const ConsumerTeam team = team_of(consumer);
     const int warp = consumer * kWarpgroupWarps + team.row_warp();
-    auto* shared = reinterpret_cast<TotalShared*>(memory.end()) + consumer;
+    auto* shared = reinterpret_cast<SoftplusShared*>(memory.end()) + consumer;
     TotalWork<Policy> work = {policy,
                               args,
                               &maps.gradient,

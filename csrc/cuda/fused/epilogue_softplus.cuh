@@ -23,12 +23,12 @@ __device__ __forceinline__ Softplus2 softplus_parts(float x, float sign) {
 }
 
 // Columns of a tile, in shared memory.
-struct TotalShared {
+struct SoftplusShared {
   int64_t labels[kTileColumns];
 };
 
 template <class Team>
-__device__ __forceinline__ void read_columns(TotalShared& shared, const SumTile& args,
+__device__ __forceinline__ void read_columns(SoftplusShared& shared, const SumTile& args,
                                              const Tile& tile, const Team& team) {
   for (int place = team.thread; place < kTileColumns; place += Team::kThreads) {
     shared_store(&shared.labels[place],
@@ -54,10 +54,10 @@ __device__ __forceinline__ void clear_row(typename Team::Values& values, int r) 
 // of the logit must be the same for all pairs (kUniformSlope): that of a pair left out is
 // multiplied.
 template <class Policy, class Team>
-__device__ __forceinline__ void total_epilogue(const Policy& policy, const SumTile& args,
+__device__ __forceinline__ void softplus_epilogue(const Policy& policy, const SumTile& args,
                                                float threshold, const Tile& tile, const Team& team,
                                                typename Team::Values& values,
-                                               const TotalShared& shared, Totals& totals) {
+                                               const SoftplusShared& shared, Totals& totals) {
   static_assert(Policy::kUniformSlope, "a finite slope for any cosine");
   constexpr int kRows = 2 * Team::kRowTiles;
   // With fewer rows at a time, columns are read more often, and fewer registers are needed.
