@@ -49,9 +49,13 @@ struct Team {
   __device__ __forceinline__ int column(int column_tile, int which) const {
     return first_column() + 8 * column_tile + 2 * (lane() % 4) + which;
   }
-  // Whether some of a strip's rows are inside the tile; the same for all lanes of a warp.
+  // Whether some of a strip's rows, or of 8 columns, are inside the tile; the same for all lanes of
+  // a warp.
   __device__ __forceinline__ bool has_strip(int row_tile, const Tile& tile) const {
     return first_row() + kRowStep * row_tile < tile.rows;
+  }
+  __device__ __forceinline__ bool has_columns(int column_tile, const Tile& tile) const {
+    return first_column() + 8 * column_tile < tile.columns;
   }
   // A bit for each row of the lane that is `row`, in the order of 2 * row_tile + half.
   __device__ __forceinline__ uint32_t bit_of_row(int row) const {

@@ -58,6 +58,8 @@ __device__ __forceinline__ void log_sum_epilogue(const Policy& policy, const Pai
   if (partials.columns.data != nullptr) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
+      // Branches also keep the compiler from working on everything at a time.
+      if (!team.has_columns(c / 2, tile)) break;
       float logits[kRows], maximum = -INFINITY, sum = 0.0f;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) maximum = fmaxf(maximum, logits[r] = logit(c, r));
@@ -73,6 +75,7 @@ __device__ __forceinline__ void log_sum_epilogue(const Policy& policy, const Pai
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
+    if (!team.has_strip(r / 2, tile)) break;
     float logits[kColumns], maximum = -INFINITY, sum = 0.0f;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) maximum = fmaxf(maximum, logits[c] = logit(c, r));

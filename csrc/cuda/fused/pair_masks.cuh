@@ -66,6 +66,12 @@ struct PairMasks {
       if (!mutated(15)) inside &= ~team.bit_of_row(column - shift);
       counted[c * kRows / 32] |= inside << first;
     }
+    // Else the compiler keeps what each bit was made of, which takes more registers.
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      same[word] = computed_again(same[word]);
+      counted[word] = computed_again(counted[word]);
+    }
   }
 };
 
