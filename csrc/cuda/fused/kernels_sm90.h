@@ -1,5 +1,6 @@
-// Fused kernels for sm_90a. Functions of the names of kernels.h take the same arguments: where
-// supports() is false of them, they call those of sm_80.
+// Fused kernels for sm_90a. Functions have the names and the arguments of those of kernels.h, and
+// call them where supports() is false. Sums per row, and statistics and gradients of pairs of
+// samples, have none: their epilogues need more registers than the products leave.
 #pragma once
 
 #include <string>
@@ -24,8 +25,6 @@ bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* g
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream);
 
-void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
-                    const SumTile& args, float* workspace, void* stream);
 void fused_logsumexp_tile(const std::string& loss, const float* params,
                           const FusedOperands& operands, const LogsumexpTileArgs& args,
                           float* workspace, void* stream);
