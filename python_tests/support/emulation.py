@@ -7,11 +7,22 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
+from torch import Tensor
+
+from unitsface_kernels.backends import native
+from unitsface_kernels.backends.native import engine as native_engine
+from unitsface_kernels.backends.native.fused_engine import FusedEngine
+from unitsface_kernels.backends.streaming import Call
+from unitsface_kernels.cache import only_one
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATION = SOURCES / "cuda" / "emulation"
@@ -73,7 +84,7 @@ def build_program(folder: Path, test: str, *kernels: str) -> Path:
     return program
 
 
-def build_extension(folder: Path) -> ModuleType:
+def build_extension(folder: Path) -> Path:
     """Compiles the bindings with ``cuda`` and the emulated kernels; about a minute of a core."""
     import pybind11
 
@@ -81,7 +92,8 @@ def build_extension(folder: Path) -> ModuleType:
     generated.mkdir(parents=True)
     (generated / "cuda_absence.h").write_text('#define UF_CUDA_ABSENCE ""\n')
     flags = [
-        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-DUF_WITH_CUDA"),
+        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w"),
+        *("-DUF_WITH_CUDA", "-DUF_WITH_SM90"),
         # pybind11 knows a type by its name, in all modules of a process.
         "-Dunitsface=unitsface_emulated",
         f"-I{folder / 'include'}",
@@ -92,7 +104,9 @@ def build_extension(folder: Path) -> ModuleType:
     ]
     emulated = ["-O1", "-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"]
     kernels = [path for path in (SOURCES / "cuda").glob("*.cu") if path.stem != "device"]
-    plain = [SOURCES / "module.cpp", SOURCES / "arguments.cpp", EMULATION / "extension.cpp"]
+    kernels += (SOURCES / "cuda" / "fused").glob("*.cu")
+    plain = [SOURCES / f"{name}.cpp" for name in ("module", "arguments", "fused")]
+    plain.append(EMULATION / "extension.cpp")
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -107,9 +121,55 @@ def build_extension(folder: Path) -> ModuleType:
     library = folder / "_native.so"
     link = [str(compiler()), "-shared", *map(str, objects), "-o", str(library)]
     subprocess.run(link, check=True)
+    return library
+
+
+def shared_extension(factory: pytest.TempPathFactory) -> ModuleType:
+    """The module, compiled once for all processes of a run of the tests."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "emulated"
+    folder.mkdir(exist_ok=True)
+    library = folder / "_native.so"
+    with only_one(library, seconds=600.0):
+        if not library.exists():
+            build = folder / "build"
+            shutil.rmtree(build, ignore_errors=True)
+            build.mkdir()
+            os.replace(build_extension(build), library)
+    return load(library)
+
+
+def load(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("emulated._native", library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def fused_engine(module: ModuleType, suffix: str = "") -> Iterator[type[FusedEngine]]:
+    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension, those
+    whose name ends with ``suffix`` where there are any."""
+
+    class Emulated(FusedEngine):
+        def __init__(self, call: Call | None) -> None:
+            super().__init__(call)
+            self._suffix = suffix
+
+        def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+            # The CPU has no products of 16 bits into float32.
+            return torch.mm(left.float(), right.float(), out=out)
+
+    with ExitStack() as stack:
+        for target, name, value in (
+            (native_engine, "extension", lambda: module),
+            (native, "make_engine", lambda call, *_: Emulated(call)),
+            (torch.cuda, "device", lambda _: nullcontext()),
+            (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
+        ):
+            stack.enter_context(mock.patch.object(target, name, value))
+        yield Emulated

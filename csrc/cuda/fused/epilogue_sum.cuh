@@ -13,7 +13,8 @@ struct SumShared {
   static constexpr int kMostWarps = 4;
 
   TileLabels labels;
-  float2 rows[kTileRows], columns[kTileColumns];  // weight, threshold
+  float2 rows[kTileRows];        // weight, threshold
+  float4 columns[kTileColumns];  // weights of the mirrored gradient and of `other`, threshold
   float row_sums[2][kMostWarps][kTileRows];
   float column_sums[2][kMostWarps][kTileColumns];
   float totals[2 * kMostWarps];
@@ -25,14 +26,17 @@ __device__ __forceinline__ void stage_values(SumShared& shared, const SumTile& a
   static_assert(kTileRows == kTileColumns, "places of both");
   for (int place = team.thread; place < kTileRows; place += Team::kThreads) {
     const int64_t i = tile.row() + place, j = tile.column() + place;
-    float2 row = make_float2(1.0f, 0.0f), column = row;
+    float2 row = make_float2(1.0f, 0.0f);
+    float4 column = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (place < tile.rows) {
       if (args.a_weights != nullptr) row.x = __ldg(args.a_weights + i);
       if (args.per_column && args.a_threshold != nullptr) row.y = __ldg(args.a_threshold + i);
     }
     if (place < tile.columns) {
-      if (args.b_weights != nullptr) column.x = __ldg(args.b_weights + j);
-      column.y = __ldg(args.b_threshold + (args.per_column ? j : 0));
+      const float weight = args.b_weights != nullptr ? __ldg(args.b_weights + j) : 1.0f;
+      if (args.mirrored) column.x = weight;
+      if (args.b_loss != nullptr) column.y = weight;
+      column.z = __ldg(args.b_threshold + (args.per_column ? j : 0));
     }
     shared_store(&shared.rows[place], row);
     shared_store(&shared.columns[place], column);
@@ -112,8 +116,6 @@ __device__ __forceinline__ void sum_epilogue(const Policy& policy, const SumTile
 
   constexpr int kRows = 2 * Team::kRowTiles;
   const int lane = team.lane();
-  const float mirror = args.mirrored ? 1.0f : 0.0f;
-  const float other = args.b_loss != nullptr ? 1.0f : 0.0f;
   float row_loss[kRows] = {}, row_dthreshold[kRows] = {};
 #pragma unroll
   for (int c = 0; c < Team::kColumnTiles; ++c) {
@@ -130,11 +132,11 @@ __device__ __forceinline__ void sum_epilogue(const Policy& policy, const SumTile
         const int r = 2 * strip + k / 2, which = k % 2;
         float& value = values.value[strip][c][k];
         const float2 of_row = shared_load(&shared.rows[team.row(strip, k / 2)]);
-        const float2 of_column = shared_load(&shared.columns[team.column(c, which)]);
+        const float4 of_column = shared_load(&shared.columns[team.column(c, which)]);
         const bool counted = masks.counts(2 * c + which, r);
         const PairTerms terms = evaluate_pair<kSeparate>(
-            policy, value, masks.is_same(2 * c + which, r), of_column.y, of_row.y,
-            {of_row.x, mirror * of_column.x, other * of_column.x});
+            policy, value, masks.is_same(2 * c + which, r), of_column.z, of_row.y,
+            {of_row.x, of_column.x, of_column.y});
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
         row_loss[r] += counted ? terms.row_loss : 0.0f;
         row_dthreshold[r] += counted ? terms.row_dthreshold : 0.0f;

@@ -17,6 +17,12 @@ int64_t fused_pair_statistics_workspace(int64_t n, int64_t m);
 
 void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
                     const SumTile& args, float* workspace, void* stream);
+// Only the total of the rows' losses, of tiles without weights and with one threshold: added to
+// args.a_loss, and the threshold's gradient to args.b_dthreshold, both of fused_sum_total_slots
+// numbers whose sums count. With args.b_loss a pair counts twice; nothing is written there.
+int64_t fused_sum_total_slots(int64_t n, int64_t m);
+void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
+                     const SumTile& args, void* stream);
 void fused_logsumexp_tile(const std::string& loss, const float* params,
                           const FusedOperands& operands, const LogsumexpTileArgs& args,
                           float* workspace, void* stream);

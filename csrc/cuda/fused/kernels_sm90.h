@@ -10,18 +10,13 @@
 
 namespace unitsface::cuda::sm90 {
 
-// Numbers that fused_sum_total adds to, whatever the tile: one for each warp that has any.
-constexpr int64_t kTotalSlots = 132 * 8;
-
 // bfloat16 or float16 with a depth of up to 512, in rows that start at multiples of 16 bytes, and a
 // gradient of 16 bits, if any, of which the same is true.
 bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* gradient,
               DType gradient_dtype, int64_t stride);
 
-// Only the total loss and the gradient, of a loss that is a softplus of a linear logit
-// (kLinearLogit), with one threshold for all pairs and without weights. `a_loss` and
-// `b_dthreshold`, which may be null, have kTotalSlots numbers, whose sums count; of `b_loss` only
-// whether it is null is looked at.
+// Served: losses that are a softplus of a logit linear in the cosine (kLinearLogit).
+int64_t fused_sum_total_slots(int64_t n, int64_t m);
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream);
 

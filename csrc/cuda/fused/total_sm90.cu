@@ -1,6 +1,7 @@
 // Totals of `sum` losses, for sm_90a.
 
 #include "epilogue_softplus.cuh"
+#include "kernels.h"
 #include "kernels_sm90.h"
 #include "launch_sm90.cuh"
 #include "unitsface/losses.h"
@@ -85,14 +86,19 @@ void launch_total(const Policy& policy, const FusedOperands& operands, const Sum
       blocks);
 }
 
+int64_t fused_sum_total_slots(int64_t n, int64_t m) {
+  return max(cuda::fused_sum_total_slots(n, m), int64_t{kBlocks * kConsumers * kWarpgroupWarps});
+}
+
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream) {
+  const bool served =
+      supports(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride);
   const auto run = [&](const auto& policy) {
     if constexpr (kLinearLogit<std::decay_t<decltype(policy)>>) {
-      launch_total(policy, operands, args, stream);
-    } else {
-      throw std::invalid_argument("no kernel of sm_90a adds up the terms of loss " + loss);
+      if (served) return launch_total(policy, operands, args, stream);
     }
+    cuda::fused_sum_total(loss, params, operands, args, stream);
   };
 #define UF_SUM_LOSS(name, Policy) \
   if (loss == #name) return with_policy<Policy>(loss, params, run);

@@ -174,8 +174,16 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         """``out``, or ``fallback`` if the kernels cannot write its dtype."""
         return out
 
+    def _cosines_of(
+        self, tile: SumTile | ClassTile | PairTile, kept: Tensor | None = None
+    ) -> Tensor:
+        """(n, m) cosines that a tile's kernel reads; ``kept``: where they stay for another pass."""
+        if isinstance(tile, PairTile):
+            return self.cosines(tile.a, tile.b)
+        return self._columns(tile, kept)
+
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        cosines = self._columns(tile)
+        cosines = self._cosines_of(tile)
         n, m = cosines.shape
         gradient = self._gradient_workspace(cosines) if tile.gradient else None
         d_rows = d_columns = tile.d_threshold
@@ -210,7 +218,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         return None if gradient is None else self._of_vectors(gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        cosines = self._columns(tile, tile.cosines)
+        cosines = self._cosines_of(tile, tile.cosines)
         arguments = self.native.LogsumexpTile(
             **self._classes(tile, cosines),
             maximum=address(rows.maximum),
@@ -252,7 +260,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
     row_slopes = staticmethod(row_slopes)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
-        cosines = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)
+        cosines = self._cosines_of(tile) if tile.cosines is None else self._kept(tile.cosines)
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
@@ -311,7 +319,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         rows: NegativeSums | PairSums,
         columns: NegativeSums | PairSums | None,
     ) -> None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
         if columns is not None:
             sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
@@ -323,7 +331,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         self._kernel(
             "pair_positives_tile",
             self.loss,
@@ -344,7 +352,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
     def pair_gradient_tile(
         self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
     ) -> Tensor:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         gradient = self._gradient_workspace(cosines)
         arguments = self._arguments(
             "PairGradient",
