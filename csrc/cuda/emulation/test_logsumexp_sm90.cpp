@@ -1,5 +1,5 @@
-// The test of the fused log-sum-exps over classes, with the functions of sm_90a in the place of those
-// of sm_80, which they call for what they do not serve.
+// The test of the fused log-sum-exps over classes, with the functions of sm_90a in the place of
+// those of sm_80, which they call for what they do not serve.
 
 #include "cuda/fused/kernels_sm90.h"
 #include "fused_cases.h"

@@ -39,7 +39,8 @@ void test_total(const char* name, const std::vector<float>& params, const TotalC
   }
   const std::vector<float> cosines = operands.cosines();
   Buffer<float> threshold(1, 1.5f);
-  Buffer<float> loss(cuda::sm90::fused_sum_total_slots(c.n, c.m), 0.25f), dthreshold(loss.size, 0.5f);
+  Buffer<float> loss(cuda::sm90::fused_sum_total_slots(c.n, c.m), 0.25f),
+      dthreshold(loss.size, 0.5f);
   Buffer<char> gradient(c.n * stride * 2, 42), untouched(c.n * stride * 2, 42);
   cuda::SumTile args = {};
   args.gradient = c.gradient ? gradient.data : nullptr;

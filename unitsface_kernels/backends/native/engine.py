@@ -30,7 +30,7 @@ from ..streaming import (
     finish_rows,
     row_slopes,
 )
-from .arguments import BY_ROW, address, slopes_of, variables_of
+from .arguments import BY_ROW, address, matrix_address, slopes_of, variables_of
 from .loader import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -192,13 +192,13 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            cosines=address(cosines),
-            gradient=address(gradient),
+            cosines=matrix_address(cosines),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             n=n,
             m=m,
-            stride=m,
+            stride=cosines.stride(0),
             a_labels=address(tile.a_labels),
             b_labels=address(tile.b_labels),
             a_threshold=address(tile.a_threshold),
@@ -264,7 +264,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
-            gradient=address(gradient),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             log_negatives=address(rows.log_negatives),
@@ -357,7 +357,7 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         arguments = self._arguments(
             "PairGradient",
             **self._pairs(tile, cosines),
-            gradient=address(gradient),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             a_log_negatives=address(rows.log_negatives),
@@ -377,10 +377,10 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         """The arguments that all tiles against classes have."""
         n, m = cosines.shape
         return {
-            "cosines": address(cosines),
+            "cosines": matrix_address(cosines),
             "n": n,
             "m": m,
-            "stride": m,
+            "stride": cosines.stride(0),
             "targets": address(tile.targets),
             "start": tile.start,
         }
@@ -389,10 +389,10 @@ class NativeEngine(UnitRows, CenterTiles, ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
         return {
-            "cosines": address(cosines),
+            "cosines": matrix_address(cosines),
             "n": n,
             "m": m,
-            "stride": m,
+            "stride": cosines.stride(0),
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,

@@ -53,7 +53,7 @@ class FusedEngine(CudaEngine):
         if self.centers != 1 or kept is not None:
             return super()._cosines_of(tile, kept)
         self._operands = _rows(tile.a), _rows(tile.b)
-        # Shape and strides without memory: copies of whole boxes take rows at multiples of 16 bytes.
+        # Shape and strides without memory; kernels of boxes take rows at multiples of 16 bytes.
         count, width = len(tile.a), len(tile.b)
         return torch.empty(count, -(-width // 8) * 8, device="meta")[:, :width]
 
