@@ -40,6 +40,37 @@ def _grid() -> list:
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize(
+    ("test", "kernels", "losses"),
+    [
+        ("fused_logsumexp", ("logsumexp", "logsumexp_tile"), ["margin_softmax"]),
+        ("fused_pairs", ("pairs",), ["pair_softmax", "multi_similarity"]),
+    ],
+)
+def test_tiles_are_those_of_the_kernels_on_products(
+    test: str, kernels: tuple[str, ...], losses: list[str], tmp_path: Path
+) -> None:
+    """Those of sums: test_fused_mutations.py."""
+    emulation.require_tools()
+    first, *others = kernels
+    sources = [f"fused/{first}_sm80.cu", "logsumexp_pairs_tile.cu", *(f"{k}.cu" for k in others)]
+    program = emulation.build_program(tmp_path, test, *sources, losses=losses)
+    for seed in range(3):
+        chosen = os.environ | {"EMULATION_SEED": str(seed)}
+        done = subprocess.run([program], capture_output=True, text=True, env=chosen)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.extended
+def test_the_check_of_a_device_compares_the_engines(extension: ModuleType) -> None:
+    with emulation.fused_engine(extension) as engine:
+        cublas = engine.__mro__[1]
+        same = fused.differences(torch.device("cpu"), (engine, engine))
+        del cublas
+    assert same == []
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize(("spec", "values", "case", "dtype"), _grid())
 def test_parity(
     spec: LossSpec, values: Values, case: Case, dtype: torch.dtype, extension: ModuleType

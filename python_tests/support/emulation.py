@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -48,6 +49,55 @@ def missing() -> str | None:
     if importlib.util.find_spec("pybind11") is None:
         return "needs pybind11"
     return None
+
+
+def require_tools() -> None:
+    """Skips a test that compiles kernels as C++ where that is not possible."""
+    if compiler() is None or cuda_headers() is None or os.uname().sysname != "Linux":
+        pytest.skip("needs a C++ compiler, CUDA's headers and Linux")
+
+
+def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] = ()) -> Path:
+    """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
+    out of alignment end it. ``losses``: those that have kernels; none: all."""
+    if losses:
+        _write_losses(folder / "unitsface", losses)
+    flags = [
+        *(
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+            "-O1",
+            "-std=c++17",
+            "-Wno-psabi",
+        ),
+        *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
+        *("-isystem", f"{cuda_headers()}"),
+        *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
+    ]
+    sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    compilations = [
+        subprocess.Popen([f"{compiler()}", *flags, "-c", source, "-o", target])
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    assert [process.wait() for process in compilations] == [0] * len(sources)
+    program = folder / "test"
+    sanitize = flags[:2]
+    subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
+    return program
+
+
+def _write_losses(folder: Path, losses: Sequence[str]) -> None:
+    """The list of losses with these alone, which is found before the whole one."""
+    whole = SOURCES / "include" / "unitsface" / "loss_list.def"
+    text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
+    kept = [
+        line
+        for line in text.splitlines()
+        if not (match := re.match(r"UF_\w+_LOSS\((\w+),", line)) or match[1] in losses
+    ]
+    folder.mkdir()
+    (folder / whole.name).write_text("\n".join(kept) + "\n")
 
 
 def build_extension(folder: Path) -> Path:

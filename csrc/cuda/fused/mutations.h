@@ -1,15 +1,21 @@
 // Planted faults: places where the emulation breaks a kernel on purpose, so that a test can show
-// that it notices (python_tests/kernels/test_fused_mutations.py has the list).
+// that it notices. python_tests/kernels/test_fused_mutations.py has the list.
 #pragma once
+
+#include <cstdlib>
 
 #include "unitsface/macros.h"
 
 namespace unitsface::cuda {
 
-#if defined(UF_EMULATED) && defined(UF_MUTATION)
-UF_HOST_DEVICE constexpr bool mutated(int fault) { return fault == UF_MUTATION; }
+// Chosen when the program runs, by EMULATION_FAULT.
+#if defined(UF_EMULATED)
+inline bool planted(int fault) {
+  static const char* chosen = std::getenv("EMULATION_FAULT");
+  return chosen != nullptr && std::atoi(chosen) == fault;
+}
 #else
-UF_HOST_DEVICE constexpr bool mutated(int) { return false; }
+UF_HOST_DEVICE constexpr bool planted(int) { return false; }
 #endif
 
 }  // namespace unitsface::cuda
