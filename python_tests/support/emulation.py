@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unitsface_kernels.backends import native
 from unitsface_kernels.backends.native import engine as native_engine
+from unitsface_kernels.backends.native.cuda_engine import CudaEngine
 from unitsface_kernels.backends.native.fused_engine import FusedEngine
 from unitsface_kernels.cache import only_one
 
@@ -165,19 +166,27 @@ def load(library: Path) -> ModuleType:
     return module
 
 
+class _OnCpu(CudaEngine):
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        # The CPU has no products of 16 bits into float32.
+        return torch.mm(left.float(), right.float(), out=out)
+
+
+class EmulatedEngine(_OnCpu):
+    """Products by Torch, the emulated kernels on them."""
+
+
+class EmulatedFusedEngine(_OnCpu, FusedEngine):
+    """The emulated fused kernels."""
+
+
 @contextmanager
-def fused_engine(module: ModuleType) -> Iterator[None]:
+def fused_kernels(module: ModuleType) -> Iterator[None]:
     """Inside, native calls on CPU tensors run the fused kernels of the emulated extension."""
-
-    class Emulated(FusedEngine):
-        def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-            # The CPU has no products of 16 bits into float32.
-            return torch.mm(left.float(), right.float(), out=out)
-
     with ExitStack() as stack:
         for target, name, value in (
             (native_engine, "extension", lambda: module),
-            (native, "make_engine", lambda call, *_: Emulated(call)),
+            (native, "make_engine", lambda call, *_: EmulatedFusedEngine(call)),
             (torch.cuda, "device", lambda _: nullcontext()),
             (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
         ):
