@@ -103,7 +103,7 @@ def test_each_fault_is_caught(gemm: Path, seed: int) -> None:
 def test_each_fault_of_an_epilogue_is_caught(tmp_path: Path) -> None:
     require_tools()
     kernels = ("fused/total_sm90.cu", "fused/total_sm80.cu", "fused/tensor_map.cu")
-    program = build_program(tmp_path, "total_sm90", *kernels)
+    program = build_program(tmp_path, "total_sm90", *kernels, losses=["uss", "uce"])
     for seed in SEEDS:
         require_caught(program, EPILOGUE_FAULTS, seed)
 

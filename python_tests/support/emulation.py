@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from unitsface_kernels.backends import native
 from unitsface_kernels.backends.native import engine as native_engine
+from unitsface_kernels.backends.native.cuda_engine import CudaEngine
 from unitsface_kernels.backends.native.fused_engine import FusedEngine
 from unitsface_kernels.backends.streaming import Call
 from unitsface_kernels.cache import only_one
@@ -57,9 +59,11 @@ def require_tools() -> None:
         pytest.skip("needs a C++ compiler, CUDA's headers and Linux")
 
 
-def build_program(folder: Path, test: str, *kernels: str) -> Path:
+def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] = ()) -> Path:
     """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
-    out of alignment end it."""
+    out of alignment end it. ``losses``: those that have kernels; none: all."""
+    if losses:
+        _write_losses(folder / "unitsface", losses)
     flags = [
         *(
             "-fsanitize=address,undefined",
@@ -68,7 +72,8 @@ def build_program(folder: Path, test: str, *kernels: str) -> Path:
             "-std=c++17",
             "-Wno-psabi",
         ),
-        *(f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-isystem", f"{cuda_headers()}"),
+        *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
+        *("-isystem", f"{cuda_headers()}"),
         *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
     ]
     sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
@@ -82,6 +87,19 @@ def build_program(folder: Path, test: str, *kernels: str) -> Path:
     sanitize = flags[:2]
     subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
     return program
+
+
+def _write_losses(folder: Path, losses: Sequence[str]) -> None:
+    """The list of losses with these alone, which is found before the whole one."""
+    whole = SOURCES / "include" / "unitsface" / "loss_list.def"
+    text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
+    kept = [
+        line
+        for line in text.splitlines()
+        if not (match := re.match(r"UF_\w+_LOSS\((\w+),", line)) or match[1] in losses
+    ]
+    folder.mkdir()
+    (folder / whole.name).write_text("\n".join(kept) + "\n")
 
 
 def build_extension(folder: Path) -> Path:
@@ -150,24 +168,35 @@ def load(library: Path) -> ModuleType:
     return module
 
 
+class _OnCpu(CudaEngine):
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        # The CPU has no products of 16 bits into float32.
+        return torch.mm(left.float(), right.float(), out=out)
+
+
+class EmulatedEngine(_OnCpu):
+    """Products by Torch, the emulated kernels on them."""
+
+
+class EmulatedFusedEngine(_OnCpu, FusedEngine):
+    """The emulated fused kernels."""
+
+
+class EmulatedHopperEngine(EmulatedFusedEngine):
+    """Those of sm_90a where there are any."""
+
+    def __init__(self, call: Call | None) -> None:
+        super().__init__(call)
+        self._suffix = "_sm90"
+
+
 @contextmanager
-def fused_engine(module: ModuleType, suffix: str = "") -> Iterator[type[FusedEngine]]:
-    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension, those
-    whose name ends with ``suffix`` where there are any."""
-
-    class Emulated(FusedEngine):
-        def __init__(self, call: Call | None) -> None:
-            super().__init__(call)
-            self._suffix = suffix
-
-        def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-            # The CPU has no products of 16 bits into float32.
-            return torch.mm(left.float(), right.float(), out=out)
-
+def fused_kernels(module: ModuleType) -> Iterator[None]:
+    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension."""
     with ExitStack() as stack:
         for target, name, value in (
             (native_engine, "extension", lambda: module),
-            (native, "make_engine", lambda call, *_: Emulated(call)),
+            (native, "make_engine", lambda call, *_: EmulatedFusedEngine(call)),
             (torch.cuda, "device", lambda _: nullcontext()),
             (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
         ):

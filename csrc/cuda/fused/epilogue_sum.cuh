@@ -134,9 +134,9 @@ __device__ __forceinline__ void sum_epilogue(const Policy& policy, const SumTile
         const float2 of_row = shared_load(&shared.rows[team.row(strip, k / 2)]);
         const float4 of_column = shared_load(&shared.columns[team.column(c, which)]);
         const bool counted = masks.counts(2 * c + which, r);
-        const PairTerms terms = evaluate_pair<kSeparate>(
-            policy, value, masks.is_same(2 * c + which, r), of_column.z, of_row.y,
-            {of_row.x, of_column.x, of_column.y});
+        const PairTerms terms =
+            evaluate_pair<kSeparate>(policy, value, masks.is_same(2 * c + which, r), of_column.z,
+                                     of_row.y, {of_row.x, of_column.x, of_column.y});
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
         row_loss[r] += counted ? terms.row_loss : 0.0f;
         row_dthreshold[r] += counted ? terms.row_dthreshold : 0.0f;
@@ -162,14 +162,14 @@ __device__ __forceinline__ void sum_epilogue(const Policy& policy, const SumTile
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = team.row(r / 2, r % 2);
-    const float loss = mutated(12) ? row_loss[r] : sum_of_row(row_loss[r]);
+    const float loss = planted(52) ? row_loss[r] : sum_of_row(row_loss[r]);
     if (lane % 4 == 0) shared_store(&shared.row_sums[0][team.column_warp()][row], loss);
     if (kSeparate && partials.row_dthreshold != nullptr) {
       const float dthreshold = sum_of_row(row_dthreshold[r]);
       if (lane % 4 == 0) shared_store(&shared.row_sums[1][team.column_warp()][row], dthreshold);
     }
   }
-  if (!mutated(16)) team.wait();
+  if (!planted(56)) team.wait();
   write_sums(shared, args, partials, tile, team);
 }
 

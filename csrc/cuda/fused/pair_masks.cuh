@@ -63,7 +63,7 @@ struct PairMasks {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) same_word |= labels[r] == label ? 1u << (first + r) : 0u;
       uint32_t inside = label >= 0 ? rows : 0u;
-      if (!mutated(15)) inside &= ~team.bit_of_row(column - shift);
+      if (!planted(55)) inside &= ~team.bit_of_row(column - shift);
       counted[c * kRows / 32] |= inside << first;
     }
     // Else the compiler keeps what each bit was made of, which takes more registers.

@@ -26,6 +26,8 @@ from . import loader
 from .cuda_engine import CudaEngine
 from .fused_engine import FusedEngine
 
+Engine = type[CudaEngine]
+
 #: One of each driver.
 LOSSES = ("uss", "uce", "margin_softmax", "pair_softmax", "multi_similarity")
 #: Of the norm of a result. Sums are added in another order; operands and gradients are the same.
@@ -34,7 +36,7 @@ TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _ROWS, _COLUMNS, _DEPTHS = 141, 150, (72, 37)
 
 
-def engine_class(device: torch.device) -> type[CudaEngine]:
+def engine_class(device: torch.device) -> Engine:
     """Raises RuntimeError if fused kernels are asked for and do not compute what cuBLAS does."""
     if os.environ.get("UNITSFACE_FUSED_CUDA") != "1":
         return CudaEngine
@@ -61,17 +63,16 @@ def require_same(index: int) -> None:
         )
 
 
-def differences(device: torch.device) -> list[str]:
-    """What the two engines disagree in; empty if nothing."""
+def differences(
+    device: torch.device, engines: tuple[Engine, Engine] = (CudaEngine, FusedEngine)
+) -> list[str]:
+    """What the second engine has other results in than the first; empty if in nothing."""
     found = []
     with torch.no_grad(), _matmuls_in_float32():
         for name in LOSSES:
             for dtype, tolerance in TOLERANCES.items():
                 for depth in _DEPTHS:
-                    results = [
-                        _results(name, dtype, depth, device, engine)
-                        for engine in (CudaEngine, FusedEngine)
-                    ]
+                    results = [_results(name, dtype, depth, device, e) for e in engines]
                     for key, want in results[0].items():
                         off = float((results[1][key] - want).norm() / want.norm())
                         # Written so that NaN is a difference.
@@ -82,7 +83,7 @@ def differences(device: torch.device) -> list[str]:
 
 
 def _results(
-    name: str, dtype: torch.dtype, depth: int, device: torch.device, engine: type[CudaEngine]
+    name: str, dtype: torch.dtype, depth: int, device: torch.device, engine: Engine
 ) -> dict[str, Tensor]:
     spec = REGISTRY[name]
     generator = torch.Generator().manual_seed(depth)
