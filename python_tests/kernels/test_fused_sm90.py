@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
     ("name", "arguments"),
     [
         pytest.param("total_sm90", [], marks=pytest.mark.extended),
-        pytest.param("logsumexp_sm90", [], marks=pytest.mark.extended),
+        pytest.param("logsumexp_sm90", [], marks=pytest.mark.slow),
         *(pytest.param(name, ["thorough"], marks=pytest.mark.slow) for name in PROGRAMS),
     ],
 )

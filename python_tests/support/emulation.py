@@ -201,4 +201,4 @@ def fused_kernels(module: ModuleType) -> Iterator[None]:
             (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
-        yield Emulated
+        yield
