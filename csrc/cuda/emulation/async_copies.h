@@ -29,23 +29,22 @@ inline size_t any_of(size_t count) {
 struct AsyncCopy {
   char* target;
   const char* source;
-  size_t bytes, size;  // read, and written: zeros are behind what was read
+  size_t bytes;
   bool landed = false;
 
   void land() {
     if (landed) return;
     landed = true;
     std::memcpy(target, source, bytes);
-    std::memset(target + bytes, 0, size - bytes);
   }
 };
 
 // The copies of one thread: groups, the last of which is open.
 class CopyGroups {
  public:
-  void start(void* target, const void* source, size_t bytes, size_t size) {
-    shared_memory.start_copy(target, size);
-    open_.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes, size});
+  void start(void* target, const void* source, size_t bytes) {
+    shared_memory.start_copy(target, bytes);
+    open_.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes});
     land_some();
   }
 
@@ -59,7 +58,7 @@ class CopyGroups {
     while (groups_.size() > pending) {
       for (AsyncCopy& copy : groups_.front()) {
         copy.land();
-        shared_memory.finish_copy(copy.target, copy.size);
+        shared_memory.finish_copy(copy.target, copy.bytes);
       }
       groups_.pop_front();
     }

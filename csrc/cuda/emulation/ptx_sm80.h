@@ -26,13 +26,11 @@ inline void declare_shared(void* memory, int bytes) {
   emulation::shared_memory.declare(memory, bytes);
 }
 
-inline void copy_async(void* target, const void* source, int bytes) {
-  if (bytes < 0 || bytes > 16) emulation::broken("cp.async reads 0 to 16 bytes");
-  if (reinterpret_cast<uintptr_t>(target) % 16 != 0 ||
-      (bytes > 0 && reinterpret_cast<uintptr_t>(source) % 16 != 0)) {
+inline void copy_async(void* target, const void* source) {
+  if ((reinterpret_cast<uintptr_t>(target) | reinterpret_cast<uintptr_t>(source)) % 16 != 0) {
     emulation::broken("addresses of cp.async are aligned to 16 bytes");
   }
-  emulation::own_copies().start(target, source, static_cast<size_t>(bytes), 16);
+  emulation::own_copies().start(target, source, 16);
 }
 inline void commit_copies() { emulation::own_copies().commit(); }
 template <int kPending>

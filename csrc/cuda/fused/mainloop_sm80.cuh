@@ -58,7 +58,8 @@ struct StageCopies {
   __device__ __forceinline__ void copy(unsigned char* stage, int step) const {
     const int offset = step * kStageDepth;
     const int left = planted(49) ? 16 : min(max(bytes - offset, 0), 16);
-    if (wide) {
+    // The last chunk of a row may end with it.
+    if (wide && (left == 0 || left == 16)) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) copy_chunk<true>(stage, offset, left, k);
     } else {
@@ -81,7 +82,11 @@ struct StageCopies {
     unsigned char* target =
         stage + (of_b ? kOperandBytes : 0) + (second ? kStep * kStageDepth : 0) + place;
     if constexpr (kWide) {
-      copy_async(target, source, count);
+      if (count > 0) {
+        copy_async(target, source);
+      } else {
+        shared_store(reinterpret_cast<uint4*>(target), make_uint4(0, 0, 0, 0));
+      }
     } else {
       copy_elements(target, source, count);
     }
@@ -132,21 +137,24 @@ __device__ __forceinline__ void add_products(BlockTeam::Values& sums, const Bloc
   // for b, columns take the place of the chunk.
   const int a_row = team.first_row() + lane % 16, a_chunk = lane / 16;
   const int b_row = team.first_column() + lane % 8 + lane / 16 * 8, b_chunk = lane / 8 % 2;
+  // The permutation of chunks has a period of 8 rows, and the second step exchanges pairs of them.
+  constexpr int kTile = 16 * kStageDepth;
+  const int a_place = planted(44) ? a_row * kStageDepth + a_chunk * 16 : swizzled(a_row, a_chunk);
+  const int b_place = kOperandBytes + swizzled(b_row, b_chunk);
   // Rounding takes registers.
 #pragma unroll(kMultiply == Multiply::kTf32 ? 1 : 2)
   for (int step = 0; step < 2; ++step) {
+    const unsigned char* a_stage = stage + (a_place ^ (32 * step));
+    const unsigned char* b_stage = stage + (b_place ^ (32 * step));
     uint32_t b[BlockTeam::kColumnTiles / 2][4];
 #pragma unroll
     for (int pair = 0; pair < BlockTeam::kColumnTiles / 2; ++pair) {
-      const int row = b_row + 16 * pair;
-      load_fragment<kMultiply>(b[pair], stage + kOperandBytes + swizzled(row, 2 * step + b_chunk));
+      load_fragment<kMultiply>(b[pair], b_stage + pair * kTile);
     }
 #pragma unroll
     for (int row_tile = 0; row_tile < BlockTeam::kRowTiles; ++row_tile) {
       uint32_t a[4];
-      const int row = a_row + 16 * row_tile, chunk = 2 * step + a_chunk;
-      const int place = planted(44) ? row * kStageDepth + chunk * 16 : swizzled(row, chunk);
-      load_fragment<kMultiply>(a, stage + place);
+      load_fragment<kMultiply>(a, a_stage + row_tile * kTile);
       if (planted(45)) {
         const uint32_t swap = a[1];
         a[1] = a[2], a[2] = swap;
