@@ -23,6 +23,10 @@ FUSED = {
     *("pair_negatives_tile", "pair_positives_tile", "pair_gradient_tile"),
 }
 
+#: Rows and columns of in-batch tiles: 32 tiles of 128 x 128 for each of 132 multiprocessors, and a
+#: gradient of 128 MB in 16 bits.
+HOPPER_BLOCK = 8192
+
 
 class FusedEngine(CudaEngine):
     """Arguments of a tile as ever, with the operands of a product in the place of its cosines."""
@@ -37,6 +41,13 @@ class FusedEngine(CudaEngine):
         on_cuda = self.device.type == "cuda"
         #: Kernels that exist for this architecture alone end with this.
         self._suffix = "_sm90" if on_cuda and _is_hopper(self.device) else ""
+
+    @property
+    def sum_block(self) -> tuple[int, int]:
+        if not self._suffix:
+            return super().sum_block
+        # No cosines have to stay in L2, and a launch is for all multiprocessors several times.
+        return HOPPER_BLOCK, HOPPER_BLOCK
 
     @property
     def total_slots(self) -> int:  # type: ignore[override]
