@@ -227,7 +227,12 @@ inline cudaError_t driver_entry_point(const char* symbol, void** function, unsig
   return cudaSuccess;
 }
 
+// Few, so that a block has several tiles.
+constexpr int kMultiprocessors = 3;
+
 }  // namespace emulation
 
+#define cudaGetDevice(device) (*(device) = 0, cudaSuccess)
+#define cudaDeviceGetAttribute(value, ...) (*(value) = emulation::kMultiprocessors, cudaSuccess)
 #define cudaGetDriverEntryPointByVersion emulation::driver_entry_point
 #define cudaFuncSetAttribute(...) cudaSuccess

@@ -6,9 +6,8 @@
 
 namespace unitsface::cuda::sm90 {
 
-// Blocks of a launch: one per multiprocessor, since a block takes all of its shared memory. The
-// number is fixed, not that of the device, so that results are the same on all of them.
-constexpr int kBlocks = 132;
+// Most blocks of a launch: no device of compute capability 9.0 has more multiprocessors.
+constexpr int kMostBlocks = 132;
 
 // Tiles of block `block` of `blocks`.
 UF_HOST_DEVICE Range range_of(const TileOrder& order, int block, int blocks) {
@@ -17,8 +16,12 @@ UF_HOST_DEVICE Range range_of(const TileOrder& order, int block, int blocks) {
           static_cast<int>(tiles * (block + 1) / blocks)};
 }
 
+// One per multiprocessor of the current device: a block takes all of its shared memory.
 inline int blocks_of(const TileOrder& order) {
-  return static_cast<int>(order.tiles() < kBlocks ? order.tiles() : kBlocks);
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device");
+  return static_cast<int>(min(order.tiles(), int64_t{min(count, kMostBlocks)}));
 }
 
 inline TensorMaps tensor_maps(const FusedOperands& operands, int64_t n, int64_t m,

@@ -143,6 +143,8 @@ __device__ __forceinline__ void initialize(const Memory& memory) {
 template <class Memory>
 __device__ __forceinline__ void produce(const TensorMaps& maps, const Memory& memory,
                                         const Range& range, int chunks) {
+  prefetch_tensor_map(&maps.a);
+  prefetch_tensor_map(&maps.b);
   Place place(range, 0);
   unsigned k = 0;
   int loaded = -1;  // row tile whose rows are there

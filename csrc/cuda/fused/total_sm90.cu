@@ -87,7 +87,8 @@ void launch_total(const Policy& policy, const FusedOperands& operands, const Sum
 }
 
 int64_t fused_sum_total_slots(int64_t n, int64_t m) {
-  return max(cuda::fused_sum_total_slots(n, m), int64_t{kBlocks * kConsumers * kWarpgroupWarps});
+  return max(cuda::fused_sum_total_slots(n, m),
+             int64_t{kMostBlocks * kConsumers * kWarpgroupWarps});
 }
 
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
