@@ -39,9 +39,22 @@ OTHER_KERNELS = (
     "nearest_tile_kernel",
     "permuted_kernel",
 )
+<<<<<<< HEAD
 #: Has kernels of its own, beside those of every architecture for the same devices.
 HOPPER = "sm_90a"
 HOPPER_KERNELS = ("fused_total_sm90_kernel", "StatisticsEpilogue", "GradientEpilogue")
+=======
+# Fused kernels (csrc/cuda/fused) by macro: two blocks of 256 threads share a multiprocessor.
+FUSED_KERNELS = {
+    "UF_SUM_LOSS": ("fused_sum_kernel", "fused_total_kernel"),
+    "UF_LOGSUMEXP_LOSS": ("fused_logsumexp_kernel", "fused_logsumexp_gradient_kernel"),
+    "UF_PAIR_LOGSUMEXP_LOSS": ("fused_pair_negatives_kernel", "fused_pair_gradient_kernel"),
+    "UF_PAIR_LOGSUMEXPS_LOSS": ("fused_pair_negatives_kernel", "fused_pair_gradient_kernel"),
+}
+FUSED_REGISTERS = 128
+# With thresholds of both directions of a pair: one block.
+SEPARATE = re.compile(r"fused_sum_kernel\w+ELb1E")
+>>>>>>> sm80
 UPDATE_RULES = ("Sgd", "MomentumSgd", "AdamW")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
@@ -128,6 +141,8 @@ def expected_kernels() -> list[tuple[str, str]]:
         ("UF_PAIR_LOGSUMEXPS_LOSS", PAIR_KERNELS),
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
+    for macro, names in FUSED_KERNELS.items():
+        expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
     expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
     expected += [
         ("update_rows_kernel", f"{len(rule)}{rule}ELi{group}E")
@@ -191,6 +206,14 @@ def test_hopper_has_its_kernels(kernels: list[Kernel]) -> None:
 
 def test_no_stack_no_spills(kernels: list[Kernel]) -> None:
     assert not wasteful(kernels)
+
+
+def test_two_blocks_of_fused_kernels_fit(kernels: list[Kernel]) -> None:
+    names = {name for of_macro in FUSED_KERNELS.values() for name in of_macro}
+    found = [k for k in kernels if any(f"{len(n)}{n}" in k.name for n in names)]
+    assert found
+    large = [k for k in found if k.registers > FUSED_REGISTERS and not SEPARATE.search(k.name)]
+    assert not large
 
 
 USAGE = """
