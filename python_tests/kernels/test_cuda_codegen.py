@@ -39,11 +39,9 @@ OTHER_KERNELS = (
     "nearest_tile_kernel",
     "permuted_kernel",
 )
-<<<<<<< HEAD
 #: Has kernels of its own, beside those of every architecture for the same devices.
 HOPPER = "sm_90a"
 HOPPER_KERNELS = ("fused_total_sm90_kernel", "StatisticsEpilogue", "GradientEpilogue")
-=======
 # Fused kernels (csrc/cuda/fused) by macro: two blocks of 256 threads share a multiprocessor.
 FUSED_KERNELS = {
     "UF_SUM_LOSS": ("fused_sum_kernel", "fused_total_kernel"),
@@ -54,7 +52,6 @@ FUSED_KERNELS = {
 FUSED_REGISTERS = 128
 # With thresholds of both directions of a pair: one block.
 SEPARATE = re.compile(r"fused_sum_kernel\w+ELb1E")
->>>>>>> sm80
 UPDATE_RULES = ("Sgd", "MomentumSgd", "AdamW")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
