@@ -17,7 +17,7 @@ FASHION := $(if $(shell command -v apt-get),$(VENV)/fashion-mnist)
 # Files whose changes require a rebuild.
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: docs env demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
+.PHONY: docs env sdist wheel try-wheel demo demo-quick losses test test-extended test-all test-slow test-paths fuzz sanitize bench lint format clean
 
 env: $(VENV)/.installed $(TRITONS)
 
@@ -93,6 +93,21 @@ $(VENV)-docs/.installed: pyproject.toml
 	$(VENV)-docs/bin/python -m pip install --quiet $$($(VENV)-docs/bin/python docs/site/requirements.py docs)
 	touch $@
 
+# For a release, in dist/; see RELEASING.md. PYTHON is the one that builds. WHEEL_FLAGS are variables of
+# packaging/wheel.sh: make wheel WHEEL_FLAGS="UNITSFACE_CUDA=ON UNITSFACE_LOCAL_VERSION=cu130"
+WHEEL_FLAGS ?=
+sdist wheel: $(VENV)-wheel/.installed
+	env $(WHEEL_FLAGS) bash packaging/wheel.sh $(VENV)-wheel/bin/python $(filter sdist,$@)
+
+# As on a fresh machine, without a compiler: make try-wheel PYTHON=python3.12 TORCH=torch==2.8.0
+try-wheel:
+	bash packaging/try_wheel.sh "$$(ls -t dist/*.whl | head -1)" $(PYTHON) "$(TORCH)"
+
+$(VENV)-wheel/.installed: packaging/requirements.txt
+	test -x $(VENV)-wheel/bin/python || $(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet -r packaging/requirements.txt
+	touch $@
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -106,4 +121,4 @@ format: env
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV) $(VENV)-docs
+	rm -rf build dist runs *.egg-info unitsface_kernels/_native*.so $(VENV) $(VENV)-docs $(VENV)-wheel

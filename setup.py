@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -19,7 +20,13 @@ ROOT = Path(__file__).resolve().parent
 #: Environment variables that are options of CMakeLists.txt.
 OPTIONS = ("UNITSFACE_CUDA", "UNITSFACE_CUDA_ARCHS")
 #: Environment variables that CMake reads once and then keeps in its cache.
-ENVIRONMENT = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS")
+ENVIRONMENT = (
+    *("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"),
+    *("CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS"),
+)
+#: One wheel for every Python from 3.10 on. Free-threaded ones have no stable ABI before 3.15; on
+#: Windows it takes another import library, and no wheels are released.
+STABLE_ABI = os.name != "nt" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 TOOLS = ("c++", "nvcc", os.environ.get("CXX", "c++"), os.environ.get("CUDACXX", "nvcc"))
 
 
@@ -29,12 +36,13 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / "cmake"
-        pybind11 = _pybind11_directory()
+        _require_tools()
         _start_anew_if_changed(build)
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
+            f"-DUNITSFACE_STABLE_ABI={'ON' if STABLE_ABI else 'OFF'}",
             f"-DCMAKE_INSTALL_PREFIX={target.parent}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
@@ -49,6 +57,12 @@ class CMakeBuild(build_ext):
         self._run(configure, "configuring")
         self._run(["cmake", "--build", str(build)], "compiling")
         self._run(["cmake", "--install", str(build)], "installing")
+
+    def copy_extensions_to_source(self) -> None:
+        # Python would prefer one that an earlier version had built for itself alone.
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            (ROOT / "unitsface_kernels" / f"_native{suffix}").unlink(missing_ok=True)
+        super().copy_extensions_to_source()
 
     @staticmethod
     def _run(command: list[str], stage: str) -> None:
@@ -88,19 +102,14 @@ class PackHeaders(build_py):
         return [(path, folder / path.relative_to(self.SOURCES)) for path in sorted(sources)]
 
 
-def _pybind11_directory() -> str:
-    """Folder of pybind11's CMake files; exits with one line if it or another tool is missing."""
+def _require_tools() -> None:
+    """Exits with one line if a tool is missing."""
     missing = [name for name in ("cmake", "ninja") if shutil.which(name) is None]
-    if importlib.util.find_spec("pybind11") is None:
-        missing.append("pybind11")
     if missing:
         sys.exit(
             f"error: building the native extension needs {', '.join(missing)}: "
             f"pip install {' '.join(missing)}, or leave out --no-build-isolation"
         )
-    import pybind11
-
-    return pybind11.get_cmake_dir()
 
 
 def _start_anew_if_changed(build: Path) -> None:
@@ -126,6 +135,7 @@ KNOWS_EXPRESSIONS = int(setuptools.__version__.split(".")[0]) >= 77
 
 setup(
     **{"license_expression" if KNOWS_EXPRESSIONS else "license": "MIT"},
-    ext_modules=[Extension("unitsface_kernels._native", sources=[])],
+    ext_modules=[Extension("unitsface_kernels._native", [], py_limited_api=STABLE_ABI)],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
     cmdclass={"build_ext": CMakeBuild, "build_py": PackHeaders},
 )

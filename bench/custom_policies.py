@@ -267,8 +267,9 @@ def page_table(workloads: dict[str, dict[str, dict[str, tuple[float, float, floa
     return "\n".join(lines)
 
 
-def fill_page(results: dict) -> None:
-    head, rest = PAGE.read_text().split(BEGIN)
+def filled(page: str, results: dict) -> str:
+    """The page with the table of these results."""
+    head, rest = page.split(BEGIN)
     _, tail = rest.split(END)
     facts = results["machine"]
     note = (
@@ -276,7 +277,7 @@ def fill_page(results: dict) -> None:
         "([all results](../bench/results/custom_policies.md))."
     )
     table = page_table(results["workloads"])
-    PAGE.write_text(f"{head}{BEGIN}\n{note}\n\n{table}\n{END}{tail}")
+    return f"{head}{BEGIN}\n{note}\n\n{table}\n{END}{tail}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -310,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.out.with_suffix(".md").write_text(text)
     print(text)
     if arguments.page:
-        fill_page(results)
+        PAGE.write_text(filled(PAGE.read_text(), results))
 
 
 if __name__ == "__main__":

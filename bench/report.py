@@ -282,11 +282,29 @@ def updated(text: str, marker: str, section: str) -> str:
     return before + begin + section + end + after
 
 
+def gpu_steps_section() -> str:
+    """The steps of docs/gpu.md, as ``python -m bench.gpu_model`` has predicted them."""
+    results = load(RESULTS / "gpu_model.json")
+    assert results is not None
+    lines = [
+        "| step | launches | predicted ms | of the GEMM roofline | host ms |",
+        "|---" * 5 + "|",
+    ]
+    chosen = ("NVIDIA H200", "3.6.0")
+    for step in (s for s in results["steps"] if (s["chip"], s["triton"]) == chosen):
+        seconds, host = step["predicted_seconds"], step["host_seconds"]
+        fraction = f"{step['predicted_roofline_fraction']:.0%}".replace("%", " %")
+        times = f"{1e3 * seconds:.2f} | {fraction} | {'-' if host is None else f'{1e3 * host:.1f}'}"
+        lines.append(f"| `{step['step']}` | {step['launches']} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
 def _generated() -> Iterator[tuple[Path, str]]:
     """Pages with their present generated content."""
     for path, marker, section in (
         (ROOT / "README.md", "measured", readme_section()),
         (RESULTS / "README.md", "targets", targets_section()),
+        (ROOT / "docs" / "gpu.md", "steps", gpu_steps_section()),
     ):
         yield path, updated(path.read_text(), marker, section)
     for device in ("cpu", "cuda"):

@@ -63,7 +63,7 @@ void add_variables(Fields<Args>& fields) {
 }
 
 template <class Args>
-Fields<Args> variable_fields(py::module_& m, const char* name) {
+Fields<Args> variable_fields(Module& m, const char* name) {
   Fields<Args> fields(m, name);
   add_variables(fields);
   return fields;
@@ -104,7 +104,7 @@ void add_gradients_of_variables(Fields<Args>& fields) {
 }
 
 template <class Args>
-void bind_sum_tile(py::module_& m, const char* name) {
+void bind_sum_tile(Module& m, const char* name) {
   auto fields = variable_fields<Args>(m, name);
   add_other_variables(fields);
   add_gradients_of_variables(fields);
@@ -151,7 +151,7 @@ void bind_sum_tile(py::module_& m, const char* name) {
 }
 
 template <class Args>
-void bind_histogram_tile(py::module_& m, const char* name) {
+void bind_histogram_tile(Module& m, const char* name) {
   Fields<Args>(m, name)
       .field("cosines", &Args::cosines, tile)
       .field("n", &Args::n)
@@ -176,7 +176,7 @@ void bind_histogram_tile(py::module_& m, const char* name) {
 }
 
 template <class Args>
-Fields<Args> pair_fields(py::module_& m, const std::string& name) {
+Fields<Args> pair_fields(Module& m, const std::string& name) {
   Fields<Args> fields(m, name.c_str());
   if constexpr (std::is_base_of_v<VariableArgs, Args>) {
     add_variables(fields);
@@ -193,7 +193,7 @@ Fields<Args> pair_fields(py::module_& m, const std::string& name) {
 }
 
 template <class N, class P, class G>
-void bind_pair_tiles(py::module_& m, const std::string& device) {
+void bind_pair_tiles(Module& m, const std::string& device) {
   auto negatives = pair_fields<N>(m, device + "PairNegatives");
   auto positives = pair_fields<P>(m, device + "PairPositives");
   auto gradient = pair_fields<G>(m, device + "PairGradient");
@@ -265,7 +265,7 @@ bool inside(const Args& t) {
 
 }  // namespace
 
-void bind_arguments(py::module_& m) {
+void bind_arguments(Module& m) {
   bind_histogram_tile<cpu::HistogramTile>(m, "CpuHistogramTile");
 #if defined(UF_WITH_CUDA)
   bind_histogram_tile<cuda::HistogramTile>(m, "CudaHistogramTile");

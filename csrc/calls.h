@@ -5,8 +5,6 @@
 
 namespace unitsface {
 
-using Params = std::vector<float>;
-
 constexpr size_t kMostParameters = 16;
 
 // Missing parameters are 0; a policy reads as many as it has.

@@ -32,11 +32,11 @@ void require_same_tile(const BoundOperands& operands, const Args& args) {
 using Floats = int64_t (*)(int64_t, int64_t);
 
 template <class Bound, class Args>
-void bind_tile(py::module_& m, const char* name,
+void bind_tile(Module& m, const char* name,
                void (*kernel)(const std::string&, const float*, const cuda::FusedOperands&,
                               const Args&, float*, void*),
-               Floats size) {
-  m.def((std::string(name) + "_workspace").c_str(), size);
+               const char* size_name, Floats size) {
+  m.def(size_name, size);
   m.def(
       name,
       [kernel, size](const std::string& loss, Params params, const BoundOperands& operands,
@@ -45,11 +45,11 @@ void bind_tile(py::module_& m, const char* name,
         kernel(loss, numbers(params, kMostParameters), operands, args,
                floats(workspace, size(args.n, args.m)), handle(stream));
       },
-      py::call_guard<py::gil_scoped_release>());
+      Unlock());
 }
 
 template <class Bound, class Args>
-void bind_tile(py::module_& m, const char* name,
+void bind_tile(Module& m, const char* name,
                void (*kernel)(const std::string&, const float*, const cuda::FusedOperands&,
                               const Args&, void*)) {
   m.def(
@@ -59,12 +59,12 @@ void bind_tile(py::module_& m, const char* name,
         require_same_tile(operands, args);
         kernel(loss, numbers(params, kMostParameters), operands, args, handle(stream));
       },
-      py::call_guard<py::gil_scoped_release>());
+      Unlock());
 }
 
 }  // namespace
 
-void bind_fused(py::module_& m, py::module_& target) {
+void bind_fused(Module& m, Module& target) {
   using namespace cuda;
   using O = BoundOperands;
   Fields<O>(m, "FusedOperands")
@@ -78,15 +78,16 @@ void bind_fused(py::module_& m, py::module_& target) {
       .field("a_stride", &O::a_stride)
       .field("b_stride", &O::b_stride)
       .check([](const O& t) { return t.fits(); }, "depth and strides of the operands");
-  bind_tile<SumTile>(target, "fused_sum_tile", &fused_sum_tile, &fused_sum_tile_workspace);
+  bind_tile<SumTile>(target, "fused_sum_tile", &fused_sum_tile, "fused_sum_tile_workspace",
+                     &fused_sum_tile_workspace);
   bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile", &fused_logsumexp_tile,
-                           &fused_logsumexp_tile_workspace);
+                           "fused_logsumexp_tile_workspace", &fused_logsumexp_tile_workspace);
   bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile",
                                    &fused_logsumexp_gradient_tile);
   bind_tile<PairNegatives>(target, "fused_pair_negatives_tile", &fused_pair_negatives_tile,
-                           &fused_pair_statistics_workspace);
+                           "fused_pair_negatives_tile_workspace", &fused_pair_statistics_workspace);
   bind_tile<PairPositives>(target, "fused_pair_positives_tile", &fused_pair_positives_tile,
-                           &fused_pair_statistics_workspace);
+                           "fused_pair_positives_tile_workspace", &fused_pair_statistics_workspace);
   bind_tile<PairGradient>(target, "fused_pair_gradient_tile", &fused_pair_gradient_tile);
   target.def("fused_sum_total_slots", &fused_sum_total_slots);
   bind_tile<SumTile>(target, "fused_sum_total", &fused_sum_total);
@@ -94,7 +95,7 @@ void bind_fused(py::module_& m, py::module_& target) {
   target.def("fused_sum_total_sm90_slots", &sm90::fused_sum_total_slots);
   bind_tile<SumTile>(target, "fused_sum_total_sm90", &sm90::fused_sum_total);
   bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile_sm90", &sm90::fused_logsumexp_tile,
-                           &fused_logsumexp_tile_workspace);
+                           "fused_logsumexp_tile_sm90_workspace", &fused_logsumexp_tile_workspace);
   bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile_sm90",
                                    &sm90::fused_logsumexp_gradient_tile);
 #endif

@@ -15,9 +15,9 @@
 
 namespace unitsface {
 
-void bind_arguments(py::module_& m);
+void bind_arguments(Module& m);
 #if defined(UF_WITH_CUDA)
-void bind_fused(py::module_& m, py::module_& cuda);
+void bind_fused(Module& m, Module& cuda);
 #endif
 
 namespace {
@@ -92,7 +92,7 @@ void require_variables(const std::string& loss, const Args& t) {
 }
 
 template <class Args>
-void bind_loss_tile(py::module_& m, const char* name,
+void bind_loss_tile(Module& m, const char* name,
                     void (*cpu::LossKernels::*member)(const float*, const Args&, int)) {
   m.def(
       name,
@@ -102,10 +102,10 @@ void bind_loss_tile(py::module_& m, const char* name,
         if constexpr (kHasVariables<Args>) require_variables(loss, args);
         run(values, args, threads);
       },
-      py::call_guard<py::gil_scoped_release>());
+      Unlock());
 }
 
-void bind_losses(py::module_& m) {
+void bind_losses(Module& m) {
   using K = cpu::LossKernels;
   bind_loss_tile(m, "sum_tile", &K::sum_tile);
   bind_loss_tile(m, "logsumexp_tile", &K::logsumexp_tile);
@@ -120,17 +120,16 @@ void bind_losses(py::module_& m) {
         const auto [run, values] = kernel_of(loss, params, &K::positive_rows);
         run(values, floats(cosine, n), n, floats(logit, n), floats(slope, n));
       },
-      py::call_guard<py::gil_scoped_release>());
+      Unlock());
   // Version of the interface of losses compiled at run time, see cpu/shared_object.h.
-  m.attr("loss_abi") = cpu::loss_abi();
+  m.set("loss_abi", cpu::loss_abi());
   m.def("pool", [] { return reinterpret_cast<std::uintptr_t>(&cpu::run_chunks); });
   m.def("register_loss", [](const std::string& loss, std::uintptr_t kernels) {
     cpu::register_loss(loss, reinterpret_cast<const K*>(kernels));
   });
 }
 
-void bind_cpu(py::module_ m) {
-  using Unlock = py::call_guard<py::gil_scoped_release>;
+void bind_cpu(Module m) {
   m.def("isa", [] { return std::string(cpu::kernels().isa); });
   m.def("flags", [] { return std::string(cpu::kernels().flags); });
   m.def("compiled_isas", &cpu::compiled_isas);
@@ -213,7 +212,7 @@ void bind_cpu(py::module_ m) {
 
 #if defined(UF_WITH_CUDA)
 template <class Args>
-void bind_cuda_pair_tile(py::module_& m, const char* name,
+void bind_cuda_pair_tile(Module& m, const char* name,
                          void (*kernel)(const std::string&, const float*, const Args&, float*,
                                         void*)) {
   m.def(
@@ -222,11 +221,10 @@ void bind_cuda_pair_tile(py::module_& m, const char* name,
                std::uintptr_t stream) {
         kernel(loss, numbers(params, kMostParameters), args, floats(workspace, 0), handle(stream));
       },
-      py::call_guard<py::gil_scoped_release>());
+      Unlock());
 }
 
-void bind_cuda(py::module_& m) {
-  using Unlock = py::call_guard<py::gil_scoped_release>;
+void bind_cuda(Module& m) {
   m.def("device_count", [] {
     std::string reason;
     const int count = cuda::device_count(&reason);
@@ -316,19 +314,33 @@ void bind_cuda(py::module_& m) {
 }
 #endif
 
-}  // namespace
-
-PYBIND11_MODULE(_native, m) {
-  m.doc() = "Tile kernels of unitsface_kernels; see csrc/include/unitsface/tile_args.h.";
-  m.attr("NO_DIAGONAL") = INT64_MIN;
-  m.attr("cuda_absence") = UF_CUDA_ABSENCE;  // Why there are no CUDA kernels; "" if there are.
+PyObject* make_module() {
+  static PyModuleDef definition = {};
+  definition.m_base = PyModuleDef_HEAD_INIT;
+  definition.m_name = "_native";
+  definition.m_doc = "Tile kernels of unitsface_kernels; see csrc/include/unitsface/tile_args.h.";
+  definition.m_size = -1;
+  PyObject* module = checked(PyModule_Create(&definition));
+  Module m(module);
+  m.set("NO_DIAGONAL", int64_t{INT64_MIN});
+  m.set("cuda_absence", std::string(UF_CUDA_ABSENCE));  // why there are no CUDA kernels, or ""
   bind_arguments(m);
-  bind_cpu(m.def_submodule("cpu"));
+  bind_cpu(m.submodule("cpu"));
 #if defined(UF_WITH_CUDA)
-  auto cuda = m.def_submodule("cuda");
+  auto cuda = m.submodule("cuda");
   bind_cuda(cuda);
   bind_fused(m, cuda);
 #endif
+  return module;
 }
 
+}  // namespace
 }  // namespace unitsface
+
+PyMODINIT_FUNC PyInit__native() {
+  try {
+    return unitsface::make_module();
+  } catch (...) {
+    return unitsface::raised();
+  }
+}

@@ -6,7 +6,8 @@ torchrun --nproc_per_node=2 train/main.py key=value ...
 
 ``python -m train`` and ``torchrun -m train`` do the same where the package can be imported.
 
-python -m train {embed | compare | enroll | search} ... uses what was trained (COMMAND --help).
+python -m train {embed | compare | enroll | search | clean} ... uses what was trained (--help).
+python -m train convert ... reads weights of other programs, and writes them for these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 
 from train.errors import exit_code
 
-COMMANDS = ("embed", "compare", "enroll", "search")  # of train/deployment
+COMMANDS = ("embed", "compare", "enroll", "search", "clean")  # of train/deployment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
         # They import Torch: an interrupt is reported here, too.
         if given and given[0] in COMMANDS:
             from train.deployment.command import run
+        elif given and given[0] == "convert":
+            from train.tools.convert import run as convert
+
+            return convert(given[1:])
         else:
             from train.command import run
         return run(given)

@@ -12,8 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import build_backbone
-from train.backbones.weights import differences, find_state, recognize
+from train.backbones.foreign import in_rgb
+from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
 from train.errors import UserError
 from train.small_files import flush, replacing
@@ -75,7 +75,8 @@ def read(path: Path) -> Any:
     try:
         if is_sharded(path):
             return uk.partial_fc.read_extra(path)
-        return uk.partial_fc.read_saved(path)
+        # Lightning's hold callbacks and the like, which are not asked for.
+        return uk.partial_fc.read_saved(path, unknown=path.suffix == ".ckpt")
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error
     except OSError as error:
@@ -87,7 +88,7 @@ def read(path: Path) -> Any:
 def read_any(path: Path) -> tuple[Path, Any]:
     """Path and contents of a file, a folder of shards, or the last checkpoint of a run folder."""
     path = found(path)
-    values = read(path)
+    values = in_rgb(read(path), path)
     if is_run(values):
         _check_run(values, path, ("config", "trainer"))
     return path, values
@@ -314,24 +315,6 @@ def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimize
         raise (DamagedError if damaged else UserError)(str(error)) from error
 
 
-def pack_names(names: Sequence[str]) -> str:
-    """Names of folders hold no zeros. Two million strings would take 10 s to load, one none."""
-    return "\0".join(names)
-
-
-def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
-    """An error unless the identities are those a checkpoint holds; earlier ones hold a list."""
-    held = held.split("\0") if isinstance(held, str) else held
-    wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
-    if wrong is None:
-        return
-    shown = [repr(given[wrong]) if wrong < len(given) else "none" for given in (held, names)]
-    raise UserError(
-        f"{path} was trained on other identities ({len(held)}) than those of data.path "
-        f"({len(names)}); of number {wrong} the names are {shown[0]} and {shown[1]}"
-    )
-
-
 def load_backbone(
     backbone: nn.Module, values: Any, *, path: Path, config: Config, averaged: bool = False
 ) -> None:
@@ -371,7 +354,8 @@ def _fitting(
         if found[0].startswith(("missing", "unexpected")):
             held = f"{held} with other tensors"
         else:
-            features = any(f.startswith(("features.", "bn5.")) for f in found)
+            own = sizes(state)
+            features = own is not None and own[1] != config.model.embedding_size
             held = f"{held} of another {'embedding' if features else 'input'} size"
     if found:
         model, size = config.model.name, config.model.input_size

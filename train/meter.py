@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train.config.sections import NO_LOSS, LossConfig
 from train.distributed import DistributedEnv
+from train.step_clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,25 @@ class Averages:
     pair_term: float
     images_per_s: float  # of all processes
     bad: BadStep | None
+    times: dict[str, float]  # milliseconds of a step on this process, by part
+    step_ms: float
+
+    def losses(self, config: LossConfig, *, has_pairs: bool) -> dict[str, float | None]:
+        """None for a term that the last step did not have."""
+        has_classes = config.class_name != NO_LOSS
+        has_classes = has_classes and not (config.class_until_filled and has_pairs)
+        return {
+            "loss": self.total,
+            "class_loss": self.class_term if has_classes else None,
+            "pair_loss": self.pair_term if has_pairs else None,
+        }
+
+    @property
+    def speed(self) -> str:
+        """Images per second, and from 5 % on the share of the time for which no batch was there."""
+        share = self.times["data_ms"] / self.step_ms
+        waiting = f", {share:.0%} waiting for data" if share >= 0.05 else ""
+        return f"{self.images_per_s:.0f} images/s{waiting}"
 
 
 class Meter:
@@ -47,6 +68,7 @@ class Meter:
 
     def __init__(self, world: DistributedEnv) -> None:
         self.world = world
+        self.clock = StepClock(world.device)
         self._restart()
 
     def _restart(self) -> None:
@@ -69,11 +91,14 @@ class Meter:
         """Every process calls."""
         assert self.sum is not None
         means = self.world.mean(self.sum / len(self.rows)).tolist()
-        speed = self.images * self.world.size / (time.perf_counter() - self.start)
+        seconds = time.perf_counter() - self.start
+        # The numbers above have come from the device: it is at the end of these steps.
+        times = self.clock.take()
+        speed, step_ms = self.images * self.world.size / seconds, seconds * 1e3 / len(self.rows)
         # The sum over processes is finite on all of them, or on none.
         bad = None if math.isfinite(means[0]) else self._first_bad()
         self._restart()
-        return Averages(*means, speed, bad)
+        return Averages(*means, speed, bad, times, step_ms)
 
     def _first_bad(self) -> BadStep | None:
         every = torch.stack(self.world.gather(torch.stack(self.rows))).tolist()

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +20,7 @@ from train.checkpoint import LAST, remove
 from train.config import Config, to_yaml
 from train.errors import UserError
 from train.small_files import replacing
+from train.trackers import Tracker, numbers
 
 try:
     import fcntl
@@ -35,7 +36,8 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 _AT_THE_END = (EVALUATION, FEATURES, "report.html")
 # Checkpoints first: a process that dies on the way must not leave them for a run to go on from.
-_OURS = ("checkpoints", METRICS, TABLE, EVALUATIONS, *_AT_THE_END, CONFIG, "tensorboard")
+_TRACKED = ("tensorboard", "wandb")  # folders of train/trackers.py
+_OURS = ("checkpoints", METRICS, TABLE, EVALUATIONS, *_AT_THE_END, CONFIG, *_TRACKED)
 
 
 # -- the lock ---------------------------------------------------------------------------------
@@ -292,15 +294,11 @@ def evaluated_steps(folder: Path) -> set[int]:
 
 
 class MetricsLog:
-    """Appends to the files of metrics and, when asked to, to TensorBoard events."""
+    """Appends to the files of metrics, and gives the numbers to ``trackers``."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool, first_step: int) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
         self._folder = folder
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._trackers = trackers
         self._files: dict[str, TextIO] = {
             name: open(folder / name, "a")  # noqa: SIM115
             for name in (METRICS, TABLE, EVALUATIONS)
@@ -310,14 +308,13 @@ class MetricsLog:
         self._append(METRICS, _json_lines([values]))
         header, row = _table([values]).splitlines(keepends=True)
         self._append(TABLE, row if self._files[TABLE].tell() else header + row)
-        self._plot("train", values, values["step"])
+        self._track("train", values, values["step"])
 
     def write_evaluation(
         self, step: int, epoch: float, metrics: Mapping[str, Mapping[str, float]]
     ) -> None:
         """Metrics of every test set, by its name."""
-        for name, values in metrics.items():
-            self._plot(f"eval/{name}", values, step)
+        self._track("eval", metrics, step)
         self._append(EVALUATIONS, _json_lines([{"step": step, "epoch": epoch, "eval": metrics}]))
 
     def _append(self, name: str, text: str) -> None:
@@ -325,15 +322,13 @@ class MetricsLog:
             self._files[name].write(text)
             self._files[name].flush()
 
-    def _plot(self, group: str, values: Mapping[str, float | None], step: int) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                if name != "step" and value is not None:
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
+    def _track(self, group: str, values: Mapping[str, Any], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.add(dict(numbers(values, group)), step)
 
     def close(self) -> None:
         for file in self._files.values():
             with suppress(OSError):  # every line has been flushed, or has raised
                 file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()

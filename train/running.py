@@ -16,10 +16,13 @@ from train.data.image_list import ImageList
 from train.distributed import open_world
 from train.errors import INTERRUPTED
 from train.evaluation.during import Evaluator
+from train.finetuning import finetune
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
+from train.starting import start_from
 from train.stopping import SAME_SIGNAL_S, stop_on_signal
+from train.trackers import check_installed
 from train.trainer import Trainer
 
 
@@ -35,6 +38,7 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
     )
     with run_folder, open_world(config.train.device, config.train.timeout_s) as world:
         world.print(headline(config.loss, world.device))
+        world.from_main(lambda: check_installed(config))
         world.from_main(run_folder.check)
         data = open_dataset(config, world.size)
         images = data.train.images
@@ -49,6 +53,10 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
             checkpoint.check_backbone(values, path=path, config=config)
         trainer = Trainer(config, world, data.train, load_weights=values is None)
         difference = ""
+        if values is None and config.train.finetune:
+            world.print(finetune(trainer, Path(config.train.finetune)))
+        if values is None and config.train.init:
+            world.print(start_from(trainer, Path(config.train.init)))
         if values is not None and path is not None:
             held, path = checkpoint.load_or_earlier(trainer.load_state, values, path, take=auto)
             difference = report(held, path, config, trainer.course, trainer.people, world.size)

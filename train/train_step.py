@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ import unitsface_kernels as uk
 from train.config import Config
 from train.data.augment import Augment, normalize, to_unit
 from train.distributed import DistributedEnv
+from train.divergence import ScaleWatch, first_bad_gradient, first_not_finite
 from train.losses import FaceLoss
+from train.step_clock import StepClock
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,12 +90,12 @@ class TrainStep:
     ema: AveragedModel | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    watch: ScaleWatch
+    clock: StepClock
 
     def __post_init__(self) -> None:
-        data = self.config.data
-        self.augment = Augment(
-            *(data.flip, data.shift, data.zoom, data.rotation, data.brightness, data.contrast)
-        )
+        data = vars(self.config.data)
+        self.augment = Augment(**{f.name: data[f.name] for f in dataclasses.fields(Augment)})
         self.parallel = data_parallel(self.module, self.world).train()
         if self.config.model.freeze_bn:  # weight and bias still learn
             for module in self.module.backbone.modules():
@@ -112,6 +115,7 @@ class TrainStep:
         Values are those of this process and stay on the device: nothing waits for it.
         """
         config, device, head, memory = self.config, self.world.device, self.head, self.memory
+        self.clock.mark()
         # Dropout draws from the global generator, augmentation from its own.
         seed = ((config.run.seed * 1_000_003 + step) * 4096 + self.world.rank) % 2**63
         torch.manual_seed(seed)
@@ -124,6 +128,7 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
+        self.clock.mark("augment")
 
         columns = None if memory is None else (memory.features, memory.labels)
         count = config.train.accumulate
@@ -142,7 +147,9 @@ class TrainStep:
                         class_term = head(features, part_labels, momentum_feats=stored)
                         total = total + config.loss.class_weight * class_term
                 terms = torch.stack([t.detach().float() for t in (total, class_term, pair_term)])
+                self.clock.mark("forward")
                 self.scaler.scale(total * weight).backward()
+                self.clock.mark("backward")
             part_terms.append(terms * weight)
             part_features.append(features.detach())
         if count > 1 and head is not None:
@@ -152,6 +159,8 @@ class TrainStep:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.coalesce()
 
+        if self.watch.suspicious:  # before an infinite norm has spoiled the others
+            self.watch.gradient = first_bad_gradient((self.module, head))
         if config.train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             if config.train.clip_classes:
@@ -163,6 +172,19 @@ class TrainStep:
         self.stepped = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        terms = sum(part_terms[1:], part_terms[0])
+        if self.scaler.is_enabled():
+            self.watch.after(
+                step + 1,
+                self.stepped,
+                terms,
+                lambda: first_not_finite(
+                    self.module.backbone,
+                    images.tensor_split(count),
+                    terms,
+                    lambda: autocast(config, device),
+                ),
+            )
 
         features = torch.cat(part_features)
         if self.stepped and memory is not None:
@@ -170,7 +192,8 @@ class TrainStep:
         if self.stepped and self.ema is not None:
             self.ema.update_parameters(self.module.backbone)
         largest = torch.linalg.vector_norm(features.float(), dim=1).max()
-        return torch.cat([sum(part_terms[1:], part_terms[0]), largest.reshape(1)])
+        self.clock.mark("optimizer")
+        return torch.cat([terms, largest.reshape(1)])
 
     @torch.no_grad()
     def _momentum_feats(self, images: Tensor) -> Tensor | None:

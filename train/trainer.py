@@ -16,20 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 import unitsface_kernels as uk
 from train import checkpoint
 from train.backbones import build_backbone
 from train.config import Config, to_dict
-from train.data.identities import Identities
+from train.data.identities import Identities, check_names, pack_names
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import DistributedEnv, Vote
+from train.divergence import ScaleWatch
 from train.errors import DivergedError, UserError
 from train.evaluation.during import Evaluator
 from train.losses import (
-    NO_LOSS,
     build_head,
     build_loss,
     first_threshold,
@@ -40,10 +39,12 @@ from train.losses import (
 )
 from train.meter import Meter, all_finite, scale_of
 from train.optimizer import build_optimizer, build_scaler
+from train.progress import Progress
 from train.resuming import check_resumable, resumed_course
 from train.run_folder import MetricsLog, evaluated_steps
 from train.schedule import Course
 from train.stopping import StoppedError, requested, took
+from train.trackers import open_trackers
 from train.train_step import BackboneAndLoss, TrainStep
 
 
@@ -53,9 +54,8 @@ class Trainer:
     # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
-    meter: Meter
     log: MetricsLog | None = None
-    bar: Any  # of tqdm
+    bar: Progress
 
     def __init__(
         self,
@@ -115,6 +115,8 @@ class Trainer:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
+        self.watch = ScaleWatch(self.scaler, world)
+        self.meter = Meter(world)
         self.ema: AveragedModel | None = None
         if train.ema:
             average = get_ema_multi_avg_fn(train.ema)
@@ -153,7 +155,7 @@ class Trainer:
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
-            "identities": checkpoint.pack_names(self.source.images.identities),
+            "identities": pack_names(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
@@ -189,7 +191,7 @@ class Trainer:
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         config, sharded = self.config, self.head is not None
         checkpoint.load_backbone(self.backbone, values, path=path, config=config)
-        checkpoint.check_names(values["identities"], self.source.images.identities, path)
+        check_names(values["identities"], self.source.images.identities, path)
         check_resumable(values, path, config, [*self.loss.state_dict()], sharded=sharded)
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:
@@ -231,19 +233,13 @@ class Trainer:
         """
         world, run, self.folder, self.evaluator = self.world, self.config.run, folder, evaluator
         vote = Vote(world, self.config.train.timeout_s)
-        self.meter = Meter(world)
         with ExitStack() as files:
-            self.bar = tqdm(
-                total=self.total_steps,
-                initial=self.step,
-                unit="step",
-                disable=not (run.progress and world.is_main),
-                dynamic_ncols=True,
-            )
+            shown = run.progress and world.is_main
+            self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
             if world.is_main:
-                log = MetricsLog(folder, tensorboard=run.tensorboard, first_step=self.step + 1)
-                self.log = files.enter_context(closing(log))
+                trackers = open_trackers(self.config, folder, self.step + 1)
+                self.log = files.enter_context(closing(MetricsLog(folder, trackers)))
             train_step = self.build_step()
             cut_off = self._catch_up()
             self.meter.restart_clock()
@@ -252,7 +248,7 @@ class Trainer:
                     if losses is not None:
                         set_epoch(losses, self.course.place(self.step)[0])
                 start = time.monotonic()
-                for images, labels in self.epoch_batches():
+                for images, labels in self.meter.clock.waiting(self.epoch_batches()):
                     lr, pairs = self.course.lr(self.step), self.has_pairs(self.step)
                     row = train_step(images, labels, step=self.step, lr=lr, pairs=pairs)
                     self.step += 1
@@ -278,6 +274,8 @@ class Trainer:
             ema=self.ema,
             optimizer=self.optimizer,
             scaler=self.scaler,
+            watch=self.watch,
+            clock=self.meter.clock,
         )
 
     def epoch_batches(self) -> Any:
@@ -350,7 +348,7 @@ class Trainer:
                 self.save(self.folder, best=True)
         if self.log is not None:
             for line in self.evaluator.lines(metrics, self.step):
-                tqdm.write(line)  # above the bar
+                self.bar.write(line)
             self.log.write_evaluation(self.step, self.course.epochs(self.step), metrics)
         return 0
 
@@ -363,37 +361,33 @@ class Trainer:
             raise DivergedError(
                 self.diagnosis(f"the loss is {loss} at step {step}", str(bad) if bad else "")
             )
-        threshold, speed = self.threshold(), averages.images_per_s
+        threshold, scaling = self.threshold(), self.watch.take()
         shown = "-" if threshold is None else f"{threshold:.3f}"
-        self.bar.set_postfix_str(f"loss {averages.total:.3f}, b/s {shown}, {speed:.0f} images/s")
+        self.bar.set_postfix_str(f"loss {averages.total:.3f}, b/s {shown}, {averages.speed}")
         if self.log is not None:
-            has_pairs, loss = self.has_pairs(self.step - 1), self.config.loss
+            has_pairs = self.has_pairs(self.step - 1)
             learned = learned_numbers(self.loss, self.head)
-            has_classes = loss.class_name != NO_LOSS
-            has_classes = has_classes and not (loss.class_until_filled and has_pairs)
             self.log.write(
                 {
                     "step": self.step,
                     "epoch": self.course.epochs(self.step),
-                    "loss": averages.total,
-                    "class_loss": averages.class_term if has_classes else None,
-                    "pair_loss": averages.pair_term if has_pairs else None,
+                    **averages.losses(self.config.loss, has_pairs=has_pairs),
                     "threshold": threshold,
                     **({"learned": learned} if learned else {}),
                     "lr": self.optimizer.param_groups[0]["lr"],
-                    "images_per_s": round(speed, 2),
+                    "images_per_s": round(averages.images_per_s, 2),
+                    **averages.times,
+                    **scaling,
                 }
             )
 
     def diagnosis(self, what: str, where: str = "") -> str:
-        """One line on a run that has diverged."""
-        amp = self.config.train.amp
-        advice = "try a smaller train.lr" + (" or train.amp=none" if amp != "none" else "")
+        """One line on a run that has diverged; every process calls."""
+        advice = "" if self.config.train.amp == "none" else " or train.amp=none"
         scales = scale_of(self.loss.class_loss, self.head, self.loss.pair_loss)
-        parts = [f"{what}; {advice}", *([where] if where else [])]
-        parts.append(f"scale {scales}, lr {self.optimizer.param_groups[0]['lr']:g}")
+        numbers = f"scale {scales}, lr {self.optimizer.param_groups[0]['lr']:g}"
         if self.scaler.is_enabled():
-            parts[-1] += f", gradients scaled by {self.scaler.get_scale():g}"
-        if self.saved_step is not None:
-            parts.append(f"the last checkpoint, of step {self.saved_step}, is kept")
-        return "; ".join(parts)
+            numbers += f", gradients scaled by {self.scaler.get_scale():g}"
+        kept = f"the last checkpoint, of step {self.saved_step}, is kept"
+        parts = [f"{what}; try a smaller train.lr{advice}", where, self.watch.not_finite(), numbers]
+        return "; ".join([*filter(None, parts), *([] if self.saved_step is None else [kept])])

@@ -39,11 +39,13 @@ class TritonLaunches:
             for name, value in zip(parameters(kernel), args, strict=False)
         }
         tensors = tuple(value for value in named.values() if isinstance(value, Array))
+        name = kernel.fn.__name__
         self._recorder.add(
             "triton",
-            kernel.fn.__name__,
+            name,
             reads=tensors,
-            bytes=sum(_bytes(name, named) for name in named),
+            writes=_changed(name, named),
+            bytes=sum(_bytes(one, named) for one in (*named, *_CHANGED.get(name, ()))),
             programs=programs,
             arguments=named,
             options=options,
@@ -51,13 +53,26 @@ class TritonLaunches:
         )
 
 
+#: Arguments that a kernel reads and writes, by kernel.
+_CHANGED = {
+    "update_rows_kernel": ("source", "first", "second"),
+    "update_rows": ("weight", "first", "second"),
+}
+
+
+def _changed(kernel: str, arguments: dict[str, Any]) -> tuple[Array, ...]:
+    found = (arguments.get(name) for name in _CHANGED.get(kernel, ()))
+    return tuple(value for value in found if isinstance(value, Array))
+
+
 def _bytes(name: str, arguments: dict[str, Any]) -> int:
     """Bytes of an argument; a matrix of which only some rows are read counts these rows."""
-    value = arguments[name]
+    value = arguments.get(name)
     if not isinstance(value, Array):
         return 0
     count, width = arguments.get("count"), arguments.get("width")
-    if name == "source" and isinstance(count, int) and isinstance(width, int):
+    some = name in ("source", "first", "second")
+    if some and isinstance(count, int) and isinstance(width, int):
         return min(count * width * value.dtype.itemsize, value.nbytes)
     return value.nbytes
 
@@ -164,7 +179,8 @@ class NativeLaunches:
                 "native",
                 name,
                 reads=tensors,
-                bytes=sum(self._bytes(key, found) for key in found),
+                writes=_changed(name, found),
+                bytes=sum(self._bytes(key, found) for key in (*found, *_CHANGED.get(name, ()))),
                 launches=LAUNCHES.get(name, lambda v: 1)(values),
                 arguments=found,
                 options={"given": given},
@@ -180,7 +196,7 @@ class NativeLaunches:
 
     @staticmethod
     def _bytes(name: str, values: dict[str, Any]) -> int:
-        value = values[name]
+        value = values.get(name)
         if not isinstance(value, Array):
             return 0
         if name in ("source", "weight", "first", "second"):

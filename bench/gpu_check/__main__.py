@@ -40,7 +40,7 @@ not by default, for a call of their own:
   bench     python -m bench and bench.heads, with all implementations
   sanitize  compute-sanitizer over the small cases
 
-Needs a Python with Torch, Triton, NumPy, pytest, setuptools, cmake, ninja and pybind11, and nvcc.
+Needs a Python with Torch, Triton, NumPy, pytest, setuptools, cmake and ninja, and nvcc.
 PYTHON names the interpreter (default: python3). The exit status is the sum of 1 (env), 2 (build,
 compile), 4 (cases, tests), 8 (sanitize), 16 (host, profile) and 32 (peers, bench) for what has
 failed; 64 for a wrong option. Wheels for a machine without a registry: hypothesis

@@ -15,7 +15,7 @@ from typing import Any
 from .files import write_json
 
 PACKAGES = (
-    *("torch", "triton", "numpy", "pytest", "setuptools", "pybind11", "cmake", "ninja"),
+    *("torch", "triton", "numpy", "pytest", "setuptools", "cmake", "ninja"),
     *("hypothesis", "pytest-xdist", "pytest-benchmark", "pytorch-metric-learning"),
     *("liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels", "siglip-kernel"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -10,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -26,6 +27,8 @@ FAMILIES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 _DOT = re.compile(r"tt\.dot .*tensor<(\d+)x(\d+)x(\w+)> \* tensor<\d+x(\d+)x\w+>")
 _LOOP = re.compile(r"scf\.for .* = %(\S+) to %(\S+) step %(\S+) ")
 _CONSTANT = re.compile(r"%(\S+) = arith\.constant (-?\d+) : i32")
+#: Where in a source file an operation comes from: at its end, and in lines of their own.
+_PLACES = re.compile(r"""^#loc.*\n| ?loc\((?:[^()"]|"[^"]*"|\([^()]*\))*\)""", re.MULTILINE)
 _BITS = {"f32": 32, "f16": 16, "bf16": 16}
 
 
@@ -68,6 +71,7 @@ class Compiled:
         iterations: of the loop over the depth, 0 where the compiler has unrolled it.
         stored: bytes that one program stores 16 at a time, which is how tiles are stored.
         loaded: bytes of one program's loads, each counted once whether in a loop or not.
+        key_of_ir: see ``key_of``.
     """
 
     triton: str
@@ -91,6 +95,7 @@ class Compiled:
     after: dict[str, int]
     stored: int
     loaded: int
+    key_of_ir: str = ""
 
     @classmethod
     def load(cls, row: dict[str, Any]) -> Compiled:
@@ -150,6 +155,17 @@ def gemm_of(ttir: str, arguments: Mapping[str, Any]) -> Gemm | None:
     return Gemm(m, n, step * -(-(last - first) // by), step, size)
 
 
+def key_of(triton: str, architecture: int, ir: str, *options: Any) -> str:
+    """Equal for compilations with equal results.
+
+    Args:
+        ir: in Triton's dialect.
+        options: what else decides what is compiled and how it is counted.
+    """
+    text = "\n".join([triton, str(architecture), _PLACES.sub("", ir), *map(str, options)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 def _products(opcode: str, gemm: Gemm) -> int:
     """Multiplications of one instruction of the tensor cores, or of one FFMA of a warp."""
     shape = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)
@@ -182,18 +198,42 @@ def _usage(tool: Path, cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
-    """Compiles a launch's kernel and counts its code; of a kernel that is not in Triton's cache,
-    since ptxas reports only then."""
+class _KnownKernelError(Exception):
+    """The kernel has been compiled before."""
+
+
+def compiled(
+    launch: Launch, triton: str, architecture: int, known: Mapping[str, Compiled]
+) -> Compiled:
+    """Compiles a launch's kernel and counts its code, unless it is one of the ``known``.
+
+    The kernel is not in Triton's cache, since ptxas reports only then.
+    """
     from triton import knobs
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    after_front_end, key, gemm = CUDABackend.make_ttgir, "", None
+
+    def stop_if_known(module: Any, metadata: Any, options: Any, *rest: Any) -> Any:
+        nonlocal key, gemm
+        ir = str(module)
+        gemm = gemm_of(ir, launch.arguments)
+        key = key_of(triton, architecture, ir, options.hash(), gemm)
+        if key in known:
+            raise _KnownKernelError
+        return after_front_end(module, metadata, options, *rest)
 
     log = io.StringIO()
-    with patch.object(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(log):
-        kernel = launch.compile()
+    front_end = patch.object(CUDABackend, "make_ttgir", staticmethod(stop_if_known))
+    try:
+        with front_end, patch.object(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(log):
+            kernel = launch.compile()
+    except _KnownKernelError:
+        return replace(known[key], label=launch.label, variant=launch.variant)
     tool = Path(knobs.nvidia.cuobjdump.path)
     usage = _usage(tool, kernel.asm["cubin"])
     code = sass.disassemble(tool, kernel.asm["cubin"])
-    gemm, warps = gemm_of(kernel.asm["ttir"], launch.arguments), kernel.metadata.num_warps
+    warps = kernel.metadata.num_warps
     products = _products_per_warp(code, gemm, warps) if gemm else 0
     found = sass.regions(code, products, one_step=gemm is not None and gemm.open)
     return Compiled(
@@ -218,6 +258,7 @@ def compiled(launch: Launch, triton: str, architecture: int) -> Compiled:
         after=dict(found.after),
         stored=32 * warps * found.stored,
         loaded=32 * warps * found.loaded,
+        key_of_ir=key,
     )
 
 
@@ -225,9 +266,12 @@ class Compiler:
     """Compiles what the fake device records, each kernel once; one per process.
 
     Triton has one active driver, which here only names its target.
+
+    Args:
+        known: kernels that need not be compiled; see :mod:`bench.gpu_model.record`.
     """
 
-    def __init__(self, architecture: int) -> None:
+    def __init__(self, architecture: int, known: Mapping[str, Compiled] | None = None) -> None:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.runtime import driver
@@ -244,6 +288,7 @@ class Compiler:
 
         driver.set_active(Driver())
         self.architecture, self.triton = architecture, triton.__version__
+        self.known = known or {}
         self.found: dict[tuple[Any, ...], Compiled] = {}
 
     def __call__(self, work: Work) -> Compiled:
@@ -252,6 +297,6 @@ class Compiler:
         launch = Launch.of(work)
         kernel = self.found.get(launch.identity)
         if kernel is None:
-            kernel = compiled(launch, self.triton, self.architecture)
+            kernel = compiled(launch, self.triton, self.architecture, self.known)
             self.found[launch.identity] = kernel
         return kernel

@@ -89,6 +89,7 @@ def _kernel_row(kernel: Compiled, steps: Iterable[tuple[str, int, Prediction]]) 
         "programs_per_sm": budget.programs,
         "issue_cycles": kernel.issue_cycles,
     }
+    del row["key_of_ir"]
     if kernel.gemm is not None:
         predicted = asdict(tile_cost(kernel, CHIPS[kernel.architecture]))
         row["tile"] = predicted | {"hbm_bytes": _memory_bytes(kernel, steps)}

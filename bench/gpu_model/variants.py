@@ -90,9 +90,7 @@ def _calls(variant: str, dtype: torch.dtype, every: bool) -> Iterator[Call]:
         # Of the others, the first of a driver and kind of threshold stands for all.
         kind: tuple[object, ...] = (spec.reduction, spec.topology, spec.threshold)
         # Kernels of the rows are generated from those that read variables.
-        # In float32 those of pairs have a few bytes of stack, and are left out.
-        if dtype != torch.float32:
-            kind += (any(v.streamed for v in spec.variables), bool(spec.variables))
+        kind += (any(v.streamed for v in spec.variables), bool(spec.variables))
         if variant == "centered classes":
             # Formulas are those of one center.
             kind = (spec.reduction, spec.topology)

@@ -1,5 +1,7 @@
 """``python -m bench.gpu_model.worker ARCHITECTURE TASK ...``: kernels and steps, as JSON lines.
 
+With ``--recorded`` kernels of ``compiled.jsonl`` are not compiled again.
+
 A process compiles for one architecture with one Triton. A task is the name of a step, whose
 kernels are compiled; ``model:STEP``, whose time is predicted as well; ``variants``, of a loss of
 each driver; ``variants:DTYPE``, those of one dtype; or ``variants:every``, of every loss.
@@ -18,13 +20,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import record
 from .chips import CHIPS
 from .compile import Compiled, Compiler
 from .predict import Group, Prediction, predict
 from .tritons import Triton
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "model:"
+MODEL, RECORDED = "model:", "--recorded"
 VARIANTS, EVERY = "variants", "every"
 
 
@@ -45,12 +48,19 @@ def run(tasks: Sequence[str], tritons: Sequence[Triton], architectures: Sequence
     return run_each([(tasks, triton, one) for triton in tritons for one in architectures])
 
 
-def run_each(works: Sequence[tuple[Sequence[str], Triton, int]]) -> Results:
-    """Each tasks with a Triton for an architecture, in worker processes; errors as of `run`."""
-    results = Results()
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
+def run_each(
+    works: Sequence[tuple[Sequence[str], Triton, int]], *options: str, processes: int | None = None
+) -> Results:
+    """Each tasks with a Triton for an architecture, in worker processes; errors as of `run`.
+
+    Args:
+        options: of the workers.
+        processes: at a time; default: as many as there are cores.
+    """
+    results, processes = Results(), processes or os.cpu_count()
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(processes) as pool:
         for (_, triton, architecture), rows in zip(
-            works, pool.map(lambda work: _rows(*work, cache), works), strict=True
+            works, pool.map(lambda work: _rows(*work, cache, options), works), strict=True
         ):
             for row in rows:
                 if "groups" in row:
@@ -62,10 +72,10 @@ def run_each(works: Sequence[tuple[Sequence[str], Triton, int]]) -> Results:
 
 
 def _rows(
-    tasks: Sequence[str], triton: Triton, architecture: int, cache: str
+    tasks: Sequence[str], triton: Triton, architecture: int, cache: str, options: Sequence[str]
 ) -> list[dict[str, Any]]:
     process = subprocess.run(
-        [sys.executable, "-m", __name__, str(architecture), *tasks],
+        [sys.executable, "-m", __name__, *options, str(architecture), *tasks],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -77,12 +87,14 @@ def _rows(
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Prediction]:
+def work(
+    architecture: int, tasks: Sequence[str], known: dict[str, Compiled]
+) -> Iterator[Compiled | Prediction]:
     from . import variants
     from .host import host_seconds
     from .steps import STEPS, record
 
-    chip, compiler = CHIPS[architecture], Compiler(architecture)
+    chip, compiler = CHIPS[architecture], Compiler(architecture, known)
     for task in tasks:
         name = task.removeprefix(MODEL)
         if task.startswith(VARIANTS):
@@ -101,6 +113,14 @@ def work(architecture: int, tasks: Sequence[str]) -> Iterator[Compiled | Predict
             yield prediction
 
 
-if __name__ == "__main__":
-    for result in work(int(sys.argv[1]), sys.argv[2:]):
+def main(architecture: str, *tasks: str) -> None:
+    known: dict[str, Compiled] = {}
+    if architecture == RECORDED:
+        architecture, *tasks = tasks
+        known = {k: kernel for k, kernel in record.load().items() if not record.is_checked(k)}
+    for result in work(int(architecture), tasks, known):
         print(json.dumps(asdict(result)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,6 +1,14 @@
 #include "cpu/pool.h"
 
+#if !defined(_WIN32)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(_M_X64)
+#include <intrin.h>
+#endif
 
 #include <atomic>
 #include <cfenv>
@@ -26,6 +34,8 @@ inline void pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
+#elif defined(_M_X64)
+  _mm_pause();
 #endif
 }
 
@@ -54,7 +64,7 @@ void unbind() {
   if (!bound) return;
   cpu_set_t all;
   std::memset(&all, 0xff, sizeof all);  // the kernel takes those that the process may use
-  pthread_setaffinity_np(pthread_self(), sizeof all, &all);
+  sched_setaffinity(0, sizeof all, &all);  // of this thread
 #endif
 }
 
@@ -171,10 +181,12 @@ Pool& pool() {
   return *found;
 }
 
+#if !defined(_WIN32)
 // A forked process has no thread but the calling one, and no use for the old pool, whose lock may
 // be held.
 [[maybe_unused]] const int forget =
     pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+#endif
 
 }  // namespace
 

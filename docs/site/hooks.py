@@ -182,6 +182,7 @@ _LATE = {
     "policy.check": "policy.checking.check",
     "partial_fc.dominant_centers": "distributed.partial_fc.class_weights.dominant_centers",
     "partial_fc.export_class_weights": "distributed.partial_fc.class_weights.export_class_weights",
+    "partial_fc.read_classes": "distributed.partial_fc.class_weights.read_classes",
 }
 
 

@@ -1,7 +1,7 @@
 """Triton's compilation of the kernels for GPUs that need not be present.
 
 ``python -m bench.gpu_model`` prints what is compiled here, and ``--update-budgets`` makes it the
-new budgets.
+new budgets. What ``python -m bench.gpu_model.scopes`` has compiled is not compiled again.
 """
 
 from __future__ import annotations
@@ -14,51 +14,29 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu_model import budgets, variants
+from bench.gpu_model import budgets, record, scopes, variants
 from bench.gpu_model.chips import CHIPS
 from bench.gpu_model.compile import Compiled
 from bench.gpu_model.steps import KERNELS, MODELED, STEPS
-from bench.gpu_model.tritons import Triton, tritons, unpacked
-from bench.gpu_model.worker import EVERY, MODEL, VARIANTS, Results, run_each
+from bench.gpu_model.worker import VARIANTS, Results
 from bench.workloads import WORKLOADS
 
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 ARCHITECTURES = tuple(CHIPS)
-#: Its time is predicted here, too.
-STEP = "class-100k"
-
-
-#: What is compiled: the named workloads for Hopper by the Triton of most servers; by it also every
-#: variant for all architectures, of every loss for Hopper, and by the others those in bfloat16 for
-#: Hopper; everything by all.
-SCOPES = ("workloads", "servers", "all")
 
 
 @cache
 def _results(scope: str) -> Results:
-    return run_each([(tasks, *place) for place, tasks in _tasks(scope).items()])
-
-
-def _tasks(scope: str) -> dict[tuple[Triton, int], list[str]]:
-    workloads = [MODEL + name if name == STEP else name for name in KERNELS]
-    # That of most servers is the last.
-    *others, servers = tritons(unpacked())
-    if scope == "workloads":
-        return {(servers, 90): workloads}
-    everything = [*workloads, f"{VARIANTS}:{EVERY}"]
-    if scope == "all":
-        return {(one, chip): everything for one in (servers, *others) for chip in ARCHITECTURES}
-    found = {(servers, chip): [*workloads, VARIANTS] for chip in ARCHITECTURES}
-    found[servers, 90] = everything
-    return found | {(other, 90): [*workloads, f"{VARIANTS}:bfloat16"] for other in others}
+    # Everything is compiled again where time does not matter.
+    return scopes.run(scope, *([] if scope == "all" else ["--recorded"]))
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        SCOPES[0],
-        pytest.param(SCOPES[1], marks=pytest.mark.extended),
-        pytest.param(SCOPES[2], marks=pytest.mark.slow),
+        scopes.SCOPES[0],
+        pytest.param(scopes.SCOPES[1], marks=pytest.mark.extended),
+        pytest.param(scopes.SCOPES[2], marks=pytest.mark.slow),
     ],
 )
 def scope(request: pytest.FixtureRequest) -> str:
@@ -107,7 +85,7 @@ def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:
     for module in pkgutil.iter_modules(package.__path__):
         members = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
         names |= {name for name in members if name.endswith("_kernel")}
-    for (triton, architecture), tasks in _tasks(scope).items():
+    for (triton, architecture), tasks in scopes.tasks(scope).items():
         place = (triton.version, architecture)
         here = [kernel for kernel in kernels if (kernel.triton, kernel.architecture) == place]
         if not tasks[-1].startswith(VARIANTS):
@@ -119,8 +97,6 @@ def test_every_kernel_is_compiled(kernels: list[Compiled], scope: str) -> None:
         dtypes = variants.dtypes(architecture) if "bfloat16" not in tasks[-1] else ["bfloat16"]
         for dtype in dtypes:
             labels = {k.kernel for k in here if k.label.startswith(dtype)}
-            if dtype == "float32":
-                labels.add("sum_variables_kernel")
             assert of_gemms - {k.kernel for k in here if k.label in KERNELS} <= labels
 
 
@@ -128,6 +104,14 @@ def test_no_kernel_spills_has_a_stack_or_serializes(kernels: list[Compiled]) -> 
     """A performance warning of ptxas is one of serialized matmuls: C7510 and its neighbors."""
     wasteful = [kernel for kernel in kernels if kernel.stack or kernel.local or kernel.warnings]
     assert not wasteful, _listed(wasteful)
+
+
+def test_the_record_is_what_is_compiled(kernels: list[Compiled]) -> None:
+    """Kernels that are compiled here although they are recorded."""
+    known = record.load()
+    for kernel in kernels:
+        if record.is_checked(kernel.key_of_ir) and kernel.key_of_ir in known:
+            assert record.row(kernel) == known[kernel.key_of_ir], str(kernel)
 
 
 def test_matmuls_run_on_tensor_cores(kernels: list[Compiled]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.cases import Case, build
 from support.evaluation import check_against_reference
-from support.grid import calls
+from support.grid import calls, extended_if
 from support.helpers import FUSED, Target
 
 from unitsface_kernels.losses import LossSpec
@@ -86,7 +86,7 @@ def _lengths() -> list:
             *kind,
             columns,
             id=f"{call.id}-{kind[0]:g}-{kind[1]}-{columns}",
-            marks=call.marks,
+            marks=[*call.marks, *extended_if(columns is not None)],
         )
         for call in calls(FUSED)
         for kind in kinds

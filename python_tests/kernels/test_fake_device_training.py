@@ -328,7 +328,7 @@ def test_host_time(backend: str) -> None:
     found = host_time(build, 512, 100_000, 512, repeats=3)
     assert 0.0 < found.fastest <= found.seconds
     # Two matmuls a tile in two passes, and what they are between.
-    assert found.tape.launches > 20
+    assert found.tape.launches > 15
     assert torch.ones(1).device.type == "cpu"
 
 

@@ -31,12 +31,16 @@ def statistics(
 ) -> ClassSums:
     count = rows.shape[0]
     unit, _ = engine.normalize_rows(rows, 0, count)
-    maximum = torch.full((count,), -torch.inf, device=DEVICE)
-    sums = ClassSums(maximum, *torch.zeros(2, count, device=DEVICE))
-    for start, stop in itertools.pairwise(waves):
+    # Of each wave on its own, as drivers have them. What was there before is not read.
+    maximum, total = torch.full((2, len(waves) - 1, count), torch.nan, device=DEVICE)
+    cosine = torch.zeros(count, device=DEVICE)
+    for k, (start, stop) in enumerate(itertools.pairwise(waves)):
         tile, _ = engine.normalize_rows(columns, start, stop, reuse=True)
+        sums = ClassSums(maximum[k], total[k], cosine)
         engine.logsumexp_tile(ClassTile(unit, tile, targets, start), sums)
-    return sums
+    largest = maximum.amax(0)
+    shift = torch.where(largest == -torch.inf, 0.0, largest)
+    return ClassSums(largest, (total * torch.exp(maximum - shift)).sum(0), cosine)
 
 
 @pytest.mark.parametrize("scale", [8.0, 2000.0])

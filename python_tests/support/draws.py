@@ -148,7 +148,7 @@ def for_all(specs: Iterable[LossSpec]) -> Callable:
                 derandomize=True,
                 deadline=None,
                 database=None,
-                max_examples=3 if target.interpreted else 8,
+                max_examples=2 if target.interpreted else 5,
                 phases=[Phase.generate] if target.interpreted else [Phase.generate, Phase.shrink],
                 suppress_health_check=list(HealthCheck),
             )

@@ -48,8 +48,6 @@ def missing() -> str | None:
     """Why nothing can be emulated here; None if it can."""
     if compiler() is None or cuda_headers() is None or os.uname().sysname != "Linux":
         return "needs a C++ compiler, CUDA's headers and Linux"
-    if importlib.util.find_spec("pybind11") is None:
-        return "needs pybind11"
     return None
 
 
@@ -104,21 +102,17 @@ def _write_losses(folder: Path, losses: Sequence[str]) -> None:
 
 def build_extension(folder: Path) -> Path:
     """Compiles the bindings with ``cuda`` and the emulated kernels; about a minute of a core."""
-    import pybind11
-
     generated = folder / "include" / "unitsface"
     generated.mkdir(parents=True)
     (generated / "cuda_absence.h").write_text('#define UF_CUDA_ABSENCE ""\n')
     flags = [
         *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w"),
         *("-DUF_WITH_CUDA", "-DUF_WITH_SM90"),
-        # pybind11 knows a type by its name, in all modules of a process.
-        "-Dunitsface=unitsface_emulated",
         f"-I{folder / 'include'}",
         f"-I{SOURCES}",
         f"-I{SOURCES / 'include'}",
         *("-isystem", f"{cuda_headers()}"),
-        *("-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")),
+        *("-isystem", sysconfig.get_path("include")),
     ]
     emulated = ["-O1", "-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"]
     kernels = [path for path in (SOURCES / "cuda").glob("*.cu") if path.stem != "device"]

@@ -15,7 +15,7 @@ rm -rf "$build/tree/python_tests" "$build/tree/unitsface_kernels"
 cp -r python_tests unitsface_kernels pyproject.toml "$build/tree"
 rm -f "$build"/tree/unitsface_kernels/_native*.so
 cmake -S . -B "$build/cmake" -G Ninja -DUNITSFACE_SANITIZE=ON -DUNITSFACE_CUDA=OFF \
-  -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+  -DPython_EXECUTABLE="$python" \
   -DCMAKE_INSTALL_PREFIX="$build/tree/unitsface_kernels" > "$build/configure.log"
 cmake --build "$build/cmake"
 cmake --install "$build/cmake" > /dev/null

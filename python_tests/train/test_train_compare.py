@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.reports import write_comparison
 from support.training import ROOT, write_faces
 
 import unitsface_kernels as uk
@@ -17,10 +18,10 @@ from train.errors import DivergedError, UserError, exit_code
 from train.evaluation.verification import Verification
 from train.losses import build_loss
 from train.run_folder import read_metrics
-from train.tools import comparison, demo
+from train.tools import comparison
 
 RESULT = Verification(
-    pairs=10,
+    pairs=104,
     positives=4,
     accuracy=0.8,
     accuracy_std=0.01,
@@ -96,17 +97,17 @@ def test_losses_are_trained_alike_and_scored_on_the_same_unseen_people(
     assert both["threshold"] == read_metrics(out / "orl" / "sphereface2+uss-0")[-1]["threshold"]
     assert both["accuracy_at_threshold"] is not None
     printed = capsys.readouterr().out
-    for path in (out / "report.md", out / demo.LOSSES_TABLE):
-        text = path.read_text()
-        assert "Smoke run" in text
-        assert "seed 0." in text
-        rows = [line for line in text.splitlines() if line.startswith("|")]
-        assert [cells(row)[0] for row in rows[2:]] == ["raw pixels", *names]
-        assert all(row in printed for row in rows)
+    text = (out / "report.md").read_text()
+    assert "Smoke run" in text
+    assert "seed 0." in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [cells(row)[0] for row in rows[2:]] == ["raw pixels", *names]
+    assert all(row in printed for row in rows)
+    assert all(speed > 0 for name in names for speed in values["images_per_s"][name])
+    page = (out / "report.html").read_text()
+    assert page.count('class="value"') == 3
+    assert page.count("<svg ") == 1
     assert not list(out.glob("*/*/checkpoints"))
-    section = demo.other_losses(out / demo.LOSSES_TABLE, tmp_path / "demo")
-    assert (out / demo.LOSSES_TABLE).read_text().strip() in section
-    assert "](../losses/report.md)" in section
 
 
 def test_sets_of_images_are_compared_on_and_a_cut_comparison_goes_on(
@@ -165,6 +166,9 @@ def test_table_has_mean_and_spread_over_seeds_and_keeps_what_did_not_diverge(
     # Deviation of 0.90 and 0.92 about their mean, with one degree of freedom lost.
     assert cells(uce)[2] == "0.910 ± 0.014"
     assert cells(uce)[5:] == ["0.300 ± 0.000"] * 2
+    # The best, and its margin where both have a result.
+    assert "- **uce** AUC 0.910 ± 0.014: the highest of 2" in text
+    assert "- **+0.000** AUC above the next, uss: " in text
 
 
 def test_comparison_in_which_everything_diverged_is_an_error(
@@ -205,6 +209,13 @@ def test_mistakes_are_one_line(
     assert exit_code(lambda: comparison.run(given)) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.extended
+def test_the_committed_page_is_that_of_the_results(tmp_path: Path) -> None:
+    page = write_comparison(tmp_path / "losses")
+    text = (ROOT / "bench/results/losses.md").read_text()
+    assert page.with_suffix(".md").read_text() == text
 
 
 def test_committed_results_have_every_loss_and_the_readme_quotes_them() -> None:

@@ -51,30 +51,34 @@ def test_unitsface_checkpoint_gives_the_published_output(
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_insightface_checkpoint_and_back(tmp_path: Path) -> None:
-    original = published("iresnet18")
+@pytest.mark.parametrize(
+    "name", ["iresnet18", pytest.param("mobilefacenet", marks=pytest.mark.extended)]
+)
+def test_insightface_checkpoint_and_back(tmp_path: Path, name: str) -> None:
+    original = published(name)
     half = {k: v.half() if v.is_floating_point() else v for k, v in original.items()}
     state = converted(
         tmp_path,
         {"epoch": 3, "state_dict_backbone": half, "state_dict_softmax_fc": {}},
-        "--model=iresnet18",
+        f"--model={name}",
     )
     assert list(state) == list(original)
     assert all(state[k].dtype == original[k].dtype for k in original)
     assert all(torch.equal(state[k], half[k].to(state[k].dtype)) for k in original)
     # backbone.pth is a bare state dict, and so is what --to insightface writes.
     back = converted(tmp_path, state, "--to=insightface")
-    assert {key: list(value.shape) for key, value in back.items()} == SHAPES["iresnet18"]
+    assert {key: list(value.shape) for key, value in back.items()} == SHAPES[name]
     assert all(torch.equal(back[k], state[k]) for k in state)
 
 
-def test_outputs_of_an_insightface_backbone_survive_conversion(tmp_path: Path) -> None:
-    state = converted(tmp_path, published("iresnet18"))
-    model = build_backbone("iresnet18").eval()
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet"])
+def test_outputs_of_an_insightface_backbone_survive_conversion(tmp_path: Path, name: str) -> None:
+    state = converted(tmp_path, published(name))
+    model = build_backbone(name).eval()
     model.load_state_dict(state)
     with torch.no_grad():
         output = model(published_input())
-    torch.testing.assert_close(output, torch.from_numpy(OUTPUTS["iresnet18"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, torch.from_numpy(OUTPUTS[name]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in SHAPES if n.startswith("iresnet")])

@@ -119,14 +119,32 @@ def test_small_dry_run_of_a_recipe(
     text = capsys.readouterr().out
     config = recipe(data, loss)
     count = config.data.num_identities
-    if config.loss.class_name == "none":
-        classes = 0
-    else:  # The first process has one class more where they do not go up.
-        classes = count if loss in PAIRS else -(-count // 8)
+    # The first process has one class more where they do not go up.
+    classes = count if loss == "uss" else 0 if loss in PAIRS else -(-count // 8)
     assert f"{config.data.num_images} images of {count} identities" in text
     assert f"{classes * 512} class weights of {classes} classes in each process" in text
     assert re.search(r"one step: 4 images of 64 classes in \d+\.\d s on cpu, loss \d+\.\d+\n", text)
+    assert re.search(r"time to the end, .* \(cpu, float32\): \d+\.\d (h|min), \d+ steps of", text)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_to_the_end_is_scaled_from_the_step(tmp_path: Path) -> None:
+    data = {"num_identities": 300, "num_images": 8000}
+    keys = {"epochs": 9, "batch_size": 80}
+    config = tiny(tmp_path / "none", tmp_path, model={"name": "conv4"}, data=data, train=keys)
+    trainer = None
+    for processes, hours in ((1, "9.0 h"), (4, "2.2 h")):
+        plan = dry_run.make_plan(config, processes)
+        trainer = trainer or dry_run.build_trainer(config, plan, 50, 4)
+        # 900 steps, each of 80 images, 20 times those of the step that took 1.8 s.
+        said = dry_run.estimate(trainer, plan, 50, 4, 1.8)
+        assert f"on this machine (cpu, float32): {hours}, 900 steps of {80 // processes} im" in said
+        assert f"the other {300 // processes - 50} classes of a process" in said
+        assert ("the exchange between processes" in said) is (processes > 1)
+    assert trainer is not None
+    assert "(cpu, float32): 18.0 min, 900" in dry_run.estimate(
+        trainer, dry_run.make_plan(config, 1), 300, 80, 1.2
+    )
 
 
 @pytest.mark.slow

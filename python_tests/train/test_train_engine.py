@@ -73,7 +73,7 @@ def test_same_seed_same_run_other_seed_other_run(faces: Path, tmp_path: Path) ->
 
 RANDOM: dict[str, dict[str, Any]] = {
     "model": {"dropout": 0.2},  # uses the global generator
-    "data": {"shift": 0.1, "brightness": 0.2},
+    "data": {"shift": 0.1, "brightness": 0.2, "crop": 0.3, "low_res": 0.3, "photometric": 0.3},
     "train": {"epochs": 3, "warmup_epochs": 0.5},
 }
 

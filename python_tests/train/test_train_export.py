@@ -15,6 +15,7 @@ from support.training import tiny, train, write_faces
 from torch import nn
 from torch.nn import functional as F
 
+from train.backbones import build_backbone
 from train.data.augment import normalize, to_unit
 from train.data.decode import to_pixels
 from train.data.orl import scan_orl
@@ -103,6 +104,22 @@ def test_scaling_is_that_of_the_decoder() -> None:
         torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float()[None]
     )[0]
     assert float((found - wanted).abs().max()) <= 1.0  # of 255; PIL rounds after either axis
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["mobilefacenet", "ghostfacenet"])
+def test_small_backbones_are_exported(name: str) -> None:
+    network = build_backbone(name, 32, 0.0, 64)
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0  # statistics are those of these images, as after training
+    with torch.no_grad():
+        network(images)
+    model = export.to_onnx(network.eval(), 32, 11, {})
+    assert {node.domain for node in model.graph.node} == {""}
+    content = model.SerializeToString()
+    assert export.compare(content, network, images) <= export.TOLERANCE
 
 
 def test_a_model_that_deviates_is_not_written(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shutil
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from support.training import arguments, tiny, write_faces
 
 from train import main
@@ -26,15 +23,8 @@ from train.evaluation.verification import all_pairs, evaluate_features
 from train.run_folder import FEATURES, write_arrays
 from train.tools import run_report
 
-SECTIONS = [
-    "Results",
-    "Training",
-    "ROC",
-    "Scores",
-    "A threshold per identity",
-    "Configuration",
-    "Versions",
-]
+SHOWN = ["Identities held out", "Test sets", "Training"]
+FOLDED = ["Metrics", "ROC", "Scores", "A threshold per identity", "Configuration"]
 HOSTILE = '<script>alert("1")</script> & "$x_{$"'
 
 
@@ -44,13 +34,14 @@ def save_features(folder: Path, features: Any, labels: Any, identities: list[str
 
 
 class Page(HTMLParser):
-    """Headings, table rows, images and every tag with its attributes."""
+    """Headings, numbers, table rows and every tag with its attributes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.headings: list[str] = []
         self.rows: list[list[str]] = []
+        self.numbers: list[str] = []
         self.text = ""
         self._inside = ""
         source = path.read_bytes()
@@ -66,6 +57,8 @@ class Page(HTMLParser):
             self.rows[-1].append("")
         elif tag == "h2":
             self.headings.append("")
+        elif ("class", "value") in attrs:
+            self._inside = "value"
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -73,6 +66,8 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
         elif self._inside == "h2":
             self.headings[-1] += data
+        elif self._inside == "value":
+            self.numbers.append(data)
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
@@ -85,15 +80,14 @@ def check_self_contained(page: Page) -> None:
     assert not {"script", "link", "iframe", "object", "embed", "base"} & {t for t, _ in page.tags}
     for tag, attributes in page.tags:
         for key, value in attributes.items():
-            assert key not in ("href", "srcset", "data", "action", "style"), (tag, key)
+            assert key not in ("src", "srcset", "data", "action"), (tag, key)
             assert not key.startswith("on"), (tag, key)
-            if key == "src":
-                assert tag == "img"
-                assert value is not None
-                assert value.startswith("data:image/png;base64,")
-    style = next(i for i, (tag, _) in enumerate(page.tags) if tag == "style")
-    assert style >= 0
-    assert "url(" not in page.text
+            if key == "href":  # marks of curves, clipped
+                assert tag == "use"
+                assert str(value).startswith("#")
+            assert "url(" not in str(value) or "url(#" in str(value), value
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
     assert "@import" not in page.text
 
 
@@ -112,6 +106,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "threshold": 0.2 + step / 100,
             "lr": 0.1 / step,
             "images_per_s": 100.0 + step,
+            "data_ms": 2.0 + step / 15,
+            "forward_ms": 12.0 - step / 15,
         }
         for step in range(1, 31)
     ]
@@ -145,13 +141,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -> None:
     page = Page(run_folder / "report.html")
     check_self_contained(page)
-    assert page.headings == SECTIONS
-    images = [a["src"] for tag, a in page.tags if tag == "img"]
-    assert len(images) == 6  # loss, speed, evaluations, ROC, histograms, identities
-    for source in images:
-        with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
-            assert image.format == "PNG"
-            assert min(image.size) > 200
+    assert page.headings == SHOWN + FOLDED
+    assert [tag for tag, _ in page.tags].count("details") == len(FOLDED)
+    figures = [str(a["aria-label"]).partition(":")[0] for tag, a in page.tags if tag == "svg"]
+    assert figures == [
+        *("ROC of all 4950 pairs", "Cosines of pairs, each kind to its own area"),
+        *("The best threshold of each identity", "Loss", "Learned threshold b / s"),
+        *("Learning rate", "Images/s", "Milliseconds of the parts of a step", "Accuracy"),
+    ]
+    assert "Constant: Auc 0.9000." in page.text  # the same for all sets, at all times
 
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     for key in ("accuracy", "auc", "best_threshold", "accuracy_at_threshold"):
@@ -161,6 +159,10 @@ def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -
     # The ROC's exact points are the evaluation's.
     assert page.row("0.01")[1] == f"{evaluation['tar_at_far']['0.01']:.4f}"
     assert "Too few negative pairs for FAR 1e-06, 1e-05, 0.0001." in page.text
+    assert len(page.numbers) == 3
+    assert page.numbers[0] == f"{100 * evaluation['tar_at_far']['0.01']:.1f} %"
+    assert page.numbers[2] == "116"  # the median of 101 to 130
+    assert "22 % of a step is waiting for data" in page.text
     assert page.row("held_out") == ["held_out", "30", "0.9500", "0.9000", "0.4000"]
     with np.load(run_folder / "features.npz") as arrays:
         unified = unify(arrays["features"], arrays["labels"], 0.5)
@@ -188,17 +190,43 @@ def test_what_a_run_has_not_written_is_reported_missing(run_folder: Path, tmp_pa
     shutil.copy(run_folder / "metrics.jsonl", tmp_path)
     page = Page(run_report.write(tmp_path))
     check_self_contained(page)
-    assert page.headings == SECTIONS
+    assert page.headings == ["Training", *FOLDED]
+    assert page.numbers == ["1.0000", "0.5000", "116"]  # loss, threshold, images/s
     assert "This run has not been evaluated." in page.text
     assert page.text.count("This run has no features.npz.") == 3
     assert "This run has no config.yaml." in page.text
-    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
     save_features(tmp_path, np.eye(3), np.zeros(3, np.int64), ["only one"])
     (tmp_path / "metrics.jsonl").write_text("")
     page = Page(run_report.write(tmp_path))
     assert "This run has not logged a step." in page.text
+    assert page.numbers == ["-", "-", "-"]
     assert "form no positive or no negative pair" in page.text
+
+
+def test_the_equal_error_rate_is_where_both_errors_are_equal(run_folder: Path) -> None:
+    with np.load(run_folder / "features.npz") as arrays:
+        scores, same = all_pairs(arrays["features"], arrays["labels"])
+    errors = [((scores[~same] >= t).mean(), (scores[same] < t).mean()) for t in np.unique(scores)]
+    false_accepts, false_rejects = min(errors, key=lambda both: abs(both[0] - both[1]))
+    shown = float(Page(run_folder / "report.html").numbers[1].removesuffix(" %"))
+    assert shown == pytest.approx(50 * (false_accepts + false_rejects), abs=0.1)
+
+
+def test_numbers_of_a_run_with_test_sets_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.1, "images_per_s": 7}\n')
+    (tmp_path / "config.yaml").write_text("[no mapping")
+    path, sets = tmp_path / "evaluations.jsonl", {"lfw": {"accuracy": 0.99, "auc": 0.9995}}
+    path.write_text(json.dumps({"step": 1, "epoch": 0.1, "eval": sets}) + "\n")
+    page = Page(run_report.write(tmp_path))
+    assert page.numbers == ["99.00 %", "0.9995", "7"]
+    assert page.headings == ["Test sets", "Training", "Scores of identities", "Configuration"]
+    sets["agedb"] = {"accuracy": 0.95, "auc": 0.98}
+    path.write_text(json.dumps({"step": 1, "epoch": 0.1, "eval": sets}) + "\n")
+    page = Page(run_report.write(tmp_path))
+    assert page.numbers == ["97.00 %", "95.00 %", "7"]
+    assert "agedb" in page.text
 
 
 def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
@@ -211,6 +239,8 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", b"[1]\n", "line 1: expected an object with an epoch"),
         ("evaluation.json", b"{", "not JSON"),
         ("evaluation.json", b"[]", "expected the figures"),
+        ("evaluation.json", b'{"accuracy": "high"}', "expected the figures"),
+        ("metrics.jsonl", b'{"epoch": "one"}\n', "line 1: expected an object with an epoch"),
         ("features.npz", b"PK", "cannot read features"),
     ):
         shutil.copytree(run_folder, folder)

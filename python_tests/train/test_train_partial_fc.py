@@ -171,6 +171,7 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.extended
 def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) -> None:
     succeed(tmp_path, 1, argv_of(faces, tmp_path / "one", run=SAVED_ONCE))
     assert len(losses(whole)) == 8

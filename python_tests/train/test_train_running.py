@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -283,13 +283,12 @@ def test_figures_go_to_all_files(tmp_path: Path) -> None:
     written: list[tuple[str, float, int]] = []
 
     class Writer:
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.append((name, value, step))
+        def add(self, values: Mapping[str, float], step: int) -> None:
+            written.extend((name, value, step) for name, value in values.items())
 
         def close(self) -> None: ...
 
-    log = MetricsLog(tmp_path, tensorboard=False, first_step=1)
-    log._writer = Writer()
+    log = MetricsLog(tmp_path, [Writer()])
     for step in (1, 2):
         log.write({"step": step, "loss": 0.5, "pair_loss": None})
     log.write_evaluation(2, 0.1, {"lfw": {"accuracy": 0.75}})

@@ -9,15 +9,20 @@ from typing import Any
 from torch import nn
 
 from train.backbones.conv4 import Conv4
-from train.backbones.resnets import IResNet, LResNet
+from train.backbones.ghost import GhostFaceNet
+from train.backbones.mobile import MobileFaceNet
+from train.backbones.resnets import IResNet, IRNet, LResNet
 from train.backbones.timm_models import PREFIX, TimmBackbone
 from train.errors import UserError
 
 __all__ = [
     "STAGES",
     "Conv4",
+    "GhostFaceNet",
+    "IRNet",
     "IResNet",
     "LResNet",
+    "MobileFaceNet",
     "TimmBackbone",
     "backbone_names",
     "build_backbone",
@@ -29,9 +34,10 @@ STAGES = IResNet.STAGES
 _BUILDERS: dict[str, Callable[[int, float, int], nn.Module]] = {
     **{
         name: partial(family, stages)
-        for family in (IResNet, LResNet)
+        for family in (IResNet, IRNet, LResNet, MobileFaceNet)
         for name, stages in family.STAGES.items()
     },
+    "ghostfacenet": GhostFaceNet,
     "conv4": Conv4,
 }
 

@@ -1,7 +1,8 @@
-"""IResNet and LResNet-E-IR, whose state dicts have the names and shapes of the published models.
+"""IResNet, IR and LResNet-E-IR, whose state dicts have the shapes of the published models.
 
-A published checkpoint therefore loads unchanged. At ``input_size`` other than 112 only the last
-linear layer differs.
+Names are those of IResNet and LResNet, too, whose published checkpoints load unchanged; those of IR
+are renamed (:mod:`train.backbones.foreign`). At ``input_size`` other than 112 only the last linear
+layer differs.
 
 Sources: Duta et al., "Improved Residual Networks for Image and Video Recognition", ICPR 2020, as in
 deepinsight/insightface, recognition/arcface_torch. Li et al., "UniTSFace: Unified Threshold
@@ -128,6 +129,36 @@ class IResNet(ResNet):
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, S, S) -> (N, D)
         x = self.dropout(torch.flatten(self.bn2(self.trunk(x)), 1))
         return float32_features(x, self.fc, self.features)
+
+
+class IRNet(IResNet):
+    """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``.
+
+    An IResNet whose very first shortcut takes every other pixel, and whose features have no learned
+    mean. Source: mk-minchul/AdaFace, net.py, mode "ir", also in mk-minchul/CVLface, models/iresnet.
+    """
+
+    STAGES: ClassVar[dict[str, tuple[int, int, int, int]]] = {
+        "ir18": (2, 2, 2, 2),
+        "ir34": (3, 4, 6, 3),
+        "ir50": (3, 4, 14, 3),
+        "ir101": (3, 13, 30, 3),
+    }
+
+    def __init__(
+        self,
+        stages: tuple[int, int, int, int],
+        input_size: int = 112,
+        dropout: float = 0.0,
+        embedding_size: int = 512,
+    ) -> None:
+        super().__init__(stages, input_size, dropout, embedding_size)
+        self.layer1[0].downsample = nn.MaxPool2d(1, 2)
+        self.features = nn.BatchNorm1d(embedding_size, affine=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
 
 
 class UnpaddedBlock(Block):

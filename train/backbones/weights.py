@@ -2,7 +2,8 @@
 
 Origins: a bare state dict (insightface's ``backbone.pth``), a training checkpoint of arcface_torch
 (``state_dict_backbone``), of UniTSFace or UniFace (``state_dict``, with the losses' tensors among
-the backbone's), or of this harness (``backbone``, and ``ema`` for averaged weights).
+the backbone's), of AdaFace or CVLFace (:mod:`train.backbones.foreign`), or of this harness
+(``backbone``, and ``ema`` for averaged weights).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from train.backbones.resnets import IResNet, LResNet
+from train.backbones.foreign import own_names
+from train.backbones.mobile import MobileFaceNet
+from train.backbones.resnets import IResNet, IRNet, LResNet
 
 # The entries under which checkpoints keep a backbone.
 ENTRIES = ("backbone", "state_dict_backbone", "state_dict")
@@ -40,7 +43,7 @@ def find_state(values: Any, *, averaged: bool = False) -> State | None:
         return None
     if not values or not all(isinstance(v, Tensor) for v in values.values()):
         return None
-    state = {_unwrapped(str(key)): value for key, value in values.items()}
+    state = own_names({_unwrapped(str(key)): value for key, value in values.items()})
     # The number of averaged steps, which AveragedModel counts beside its copy.
     state.pop("n_averaged", None)
     return {key: value for key, value in state.items() if not key.startswith(LOSSES)}
@@ -53,26 +56,42 @@ def _unwrapped(key: str) -> str:
 
 
 def recognize(state: State) -> str | None:
-    """The backbone that a state dict belongs to, from its keys alone."""
+    """The backbone that a state dict belongs to, from its keys; MobileFaceNets differ in width."""
+    if "blocks.0.ghost1.primary_conv.0.weight" in state and "gdc.0.weight" in state:
+        return "ghostfacenet"
+    if "conv_sep.layers.0.weight" in state:
+        scale = state["conv_sep.layers.0.weight"].numel() // (512 * 128)
+        return next((n for n, of in MobileFaceNet.STAGES.items() if of[0] == scale), None)
     blocks = tuple(
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
     )
-    family = LResNet if "layer1.0.bn0.weight" in state else IResNet
+    family: type[IResNet | LResNet] = IResNet
+    if "layer1.0.bn0.weight" in state:
+        family = LResNet
+    elif "layer1.0.downsample.0.weight" not in state:
+        family = IRNet
     return next((name for name, stages in family.STAGES.items() if stages == blocks), None)
 
 
 def sizes(state: State) -> tuple[int, int] | None:
     """Input size and embedding size of the backbone of a recognized state dict.
 
-    16 input sizes give the same tensors, 97 to 112 those of an IResNet for 112 and 112 to 127
-    those of an LResNet; the multiple of 16 stands for them.
+    16 input sizes give the same tensors, 112 to 127 those of an LResNet for 112 and 97 to 112 those
+    of the others; the multiple of 16 stands for them.
     """
-    last = state.get("fc5.weight", state.get("fc.weight"))
+    last = _first(state, "fc5.weight", "features.layers.2.weight", "fc.weight")
     if last is None or last.dim() not in (2, 4) or not last.numel():
         return None
-    side = last.shape[-1] if last.dim() == 4 else math.isqrt(last.shape[1] // 512)
+    # The layer over all places, if that is not the last one.
+    over = _first(state, "features.layers.0.layers.0.weight", "gdc.0.weight")
+    over = last if over is None else over
+    side = over.shape[-1] if over.dim() == 4 else math.isqrt(over.shape[1] // 512)
     return 16 * side, last.shape[0]
+
+
+def _first(state: State, *names: str) -> Tensor | None:
+    return next((state[name] for name in names if name in state), None)
 
 
 def differences(state: State, expected: State) -> list[str]:

@@ -44,6 +44,14 @@ def check(config: Config) -> None:
     _check_partial_fc(config)
     if config.train.schedule == "step" and not config.train.milestones:
         raise UserError("train.schedule=step needs train.milestones, e.g. [10,20]")
+    starts = {
+        "model.weights": config.model.weights,
+        "train.init": config.train.init,
+        "train.finetune": config.train.finetune,
+    }
+    given = [name for name, value in starts.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: the backbone can start from one only")
     if config.data.holdout == 1:
         raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
     if config.data.sampler == "balanced" and config.data.images_per_identity < 2:

@@ -174,6 +174,22 @@ class DataConfig:
     rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
     brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
     contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
+    crop: float = key(
+        0.0,
+        "probability that all but a random rectangle, of 20 % of the image or more, turns black, as"
+        " in AdaFace, whose recipes have 0.2 here and for the next two",
+        low=0.0,
+        high=1.0,
+    )
+    low_res: float = key(
+        0.0, "probability of a resolution lowered by up to a factor of 5", low=0.0, high=1.0
+    )
+    photometric: float = key(
+        0.0,
+        "probability that brightness, contrast and saturation change by up to half",
+        low=0.0,
+        high=1.0,
+    )
     sampler: str = key(
         "shuffle",
         "shuffle: every image once an epoch; balanced: batches of batch_size / images_per_identity"
@@ -244,6 +260,20 @@ class TrainConfig:
         high=0.999999,
     )
     compile: bool = key(False, "torch.compile the backbone")
+    finetune: str = key(
+        "", "run, or checkpoint of one, from whose backbone, losses and optimizer this one starts"
+    )
+    finetune_head: str = key(
+        "match",
+        "classes of train.finetune; match: those of the same names are kept, others begin at the"
+        " mean of their features; fresh: all begin anew, and losses and optimizer with them",
+        choices=("match", "fresh"),
+    )
+    init: str = key(
+        "",
+        "checkpoint of arcface_torch, AdaFace or CVLFace from whose backbone and class weights the"
+        " run starts; its classes are the identities of data.path",
+    )
 
 
 @dataclass
@@ -271,7 +301,12 @@ class RunConfig:
     )
     deterministic: bool = key(True, "deterministic convolutions on CUDA (slower)")
     tensorboard: bool = key(True, "write TensorBoard events")
-    progress: bool = key(True, "progress bar")
+    wandb: str = key(
+        "",
+        "project of Weights & Biases that gets the metrics, too; WANDB_MODE=offline keeps them in"
+        " the run folder; empty: none",
+    )
+    progress: bool = key(True, "progress: a line on a terminal, one now and then in a log")
     report: bool = key(True, "write report.html at the end")
     save_steps: int = key(0, "steps between checkpoints, besides save_every; 0: none", low=0)
     keep: int = key(

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.data.degrade import degrade
+
 
 @dataclass(frozen=True)
 class Augment:
-    """Largest changes; 0 everywhere leaves the images as they are."""
+    """Probabilities and largest changes; 0 everywhere leaves the images as they are."""
 
     flip: float = 0.0  # probability
     shift: float = 0.0  # fraction of the side
@@ -20,6 +22,10 @@ class Augment:
     rotation: float = 0.0  # degrees
     brightness: float = 0.0  # relative
     contrast: float = 0.0  # relative, about the image's own mean
+    # Probabilities of what train/data/degrade.py does, which comes first.
+    crop: float = 0.0
+    low_res: float = 0.0
+    photometric: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 3, S, S) float in [0, 1] to the same. ``generator`` is a CPU one.
@@ -29,6 +35,9 @@ class Augment:
         """
         n = len(images)
         draws = torch.rand(7, n, generator=generator)
+        chances = {"crop": self.crop, "low_res": self.low_res, "photometric": self.photometric}
+        if any(chances.values()):
+            images = degrade(images, generator, **chances)
         mirrored = draws[0] < self.flip
         signed = (draws[1:] * 2 - 1).to(images.device)
         dx, dy, zoom, rotation, contrast, brightness = signed

@@ -8,12 +8,13 @@ from argparse import BooleanOptionalAction, Namespace
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from train import subcommands
 from train.config import Config
 from train.data.records import Files
-from train.deployment import gallery
+from train.deployment import cleaning, gallery
 from train.deployment.images import BLOCK, Embedded, open_any
 from train.deployment.models import load, threshold_of
 from train.deployment.vectors import Vectors, check_name, open_text, read, writing
@@ -69,6 +70,11 @@ SEARCH: dict[str, dict[str, Any]] = {
     "--threshold": THRESHOLD,
     "--faiss": {"metavar": "INDEX", "help": "search by such an index (Flat, HNSW32) of FAISS"},
     "--out": {"type": Path, "metavar": "FILE", "help": "table separated by tabs; default: stdout"},
+}
+CLEAN: dict[str, dict[str, Any]] = {
+    "images": {"help": f"{IMAGES}, or features that embed has written"},
+    "--threshold": THRESHOLD,
+    "--out": {"type": Path, "metavar": "FILE", "help": "all findings, x.csv or x.json"},
 }
 
 
@@ -152,11 +158,37 @@ def search(arguments: Namespace) -> None:
         blocks.report()
 
 
+def clean(arguments: Namespace) -> None:
+    """Duplicate identities, identities of several people and outliers, by a threshold."""
+    if arguments.out is not None:
+        check_name(arguments.out, ".csv", ".json")
+    stored, given = arguments.images.endswith(".npy"), arguments.threshold
+    model = None if stored and given is not None else model_of(arguments)
+    found = (given, "--threshold")
+    if model is not None:
+        known = threshold_of(arguments.checkpoint, model, given)
+        if known is None:
+            raise UserError("the model has learned no threshold; name one by --threshold")
+        found = known
+    with TemporaryDirectory() as folder:
+        path = Path(arguments.images)
+        if not stored:
+            assert model is not None
+            path = Path(folder) / "features.npy"
+            blocks = embedded(arguments.images, model)
+            with writing(path) as add:
+                for block in blocks:
+                    add(block)
+            blocks.report()
+        cleaning.report(read(path), *found, arguments.out)
+
+
 COMMANDS = {
     "embed": (embed, EMBED),
     "compare": (compare, COMPARE),
     "enroll": (enroll, ENROLL),
     "search": (search, SEARCH),
+    "clean": (clean, CLEAN),
 }
 
 

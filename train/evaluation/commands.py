@@ -24,7 +24,7 @@ from train.evaluation.test_sets import FAR, BinSet, open_bin_set, open_bin_sets
 from train.evaluation.thresholds import identify, per_identity, unify
 from train.evaluation.verification import count_pairs, evaluate_features
 from train.run_folder import write_json
-from train.tools.report import layout
+from train.tools.report import Table, layout
 
 LAST: dict[str, Any] = {
     "type": int,
@@ -135,8 +135,8 @@ def pairs(arguments: Namespace) -> None:
         return
     metrics = result.to_dict()
     counts = plots.count_all(features, labels, model.device)
-    thresholds = {path: (model.threshold, result.best_threshold)}
-    out.plot("scores.png", plots.histograms({path: counts}, thresholds))
+    figure = plots.histogram(path, counts, model.threshold, result.best_threshold)
+    out.plot("scores.png", figure)
     if arguments.roc:
         curve = roc_curve(features, labels, model.device)
         print(curve)
@@ -174,8 +174,8 @@ def score_pairs(test_set: BinSet, model: Model, out: Output, name: str) -> dict[
     row = test_set.score(features, threshold=model.threshold, device=model.device)
     if out.folder is not None:
         counts = plots.count(*test_set.pair_scores(features))
-        thresholds = {name: (model.threshold, row["best_threshold"])}
-        out.plot(f"{name}-scores.png", plots.histograms({name: counts}, thresholds))
+        figure = plots.histogram(name, counts, model.threshold, row["best_threshold"])
+        out.plot(f"{name}-scores.png", figure)
     return row
 
 
@@ -274,4 +274,4 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
         row.append("-" if mean is None else f"{mean:.3f} ± {std:.3f}")
         row += [show(many.get(k)) for k in ("sample_wise", "uniform", "uniform_at_learned")]
         rows.append(row)
-    return layout(header, rows)
+    return layout(Table(header, rows))

@@ -105,17 +105,16 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def rates(self) -> dict[str, str]:
-        """TAR by FAR for a reader; rates that the negative pairs do not resolve are marked."""
+    def unresolved(self) -> list[str]:
+        """The FARs that the negative pairs do not resolve."""
         negatives = self.pairs - self.positives
-        return {
-            far: f"{tar:.3f}" if resolved(float(far), negatives) else "not resolved"
-            for far, tar in self.tar_at_far.items()
-        }
+        return [far for far in self.tar_at_far if not resolved(float(far), negatives)]
 
     def __str__(self) -> str:
         text = f"AUC {self.auc:.3f}, accuracy {self.accuracy:.3f}"
-        text += "".join(f", TAR@FAR={far} {tar}" for far, tar in self.rates().items())
+        for far, tar in self.tar_at_far.items():
+            shown = "not resolved" if far in self.unresolved() else f"{tar:.3f}"
+            text += f", TAR@FAR={far} {shown}"
         if self.threshold is not None and self.accuracy_at_threshold is not None:
             text += f", accuracy {self.accuracy_at_threshold:.3f} at b/s = {self.threshold:.3f}"
         return text

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from train.checkpoint import LAST
 from train.config import make_config, parse_overrides, read_yaml
@@ -21,12 +25,24 @@ from train.data.dataset import open_dataset, open_source
 from train.data.named import NAMED
 from train.data.sampler import steps_per_epoch
 from train.errors import DivergedError, Parser, UserError, exit_code
-from train.evaluation import baselines
+from train.evaluation import baselines, plots
 from train.evaluation.embed import embed
-from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
-from train.run_folder import EVALUATION, write_json, write_text
-from train.tools.demo import ABOUT_TAR, CONFIG, LOSSES_TABLE, columns, describe, train_one
-from train.tools.report import Code, Sections, Table, layout, mean_and_spread, write_markdown
+from train.evaluation.verification import Verification, evaluate_features
+from train.run_folder import EVALUATION, read_metrics, write_json
+from train.tools.demo import ABOUT_METRICS, CONFIG, SMOKE, describe, table, train_one
+from train.tools.report import (
+    Block,
+    Code,
+    Note,
+    Number,
+    Plot,
+    Report,
+    Table,
+    best_of,
+    layout,
+    speed_of,
+    write,
+)
 
 # Registered names and variants; "a+b" is the sum of a class loss and a pair loss. Without the
 # losses between two towers: an image has no second view here.
@@ -74,14 +90,17 @@ BEGINNINGS = {"epl": "start_epoch", "vpl": "start_iteration"}
 QUICK = ["model.input_size=16", "train.epochs=1", "train.max_steps=2"]
 # Columns of the table of several sets, for each.
 SUMMARY = ("accuracy", "AUC", "TAR@FAR=0.1")
+PIXELS = "raw pixels"
+WRITE_EVERY_S = 60.0
 
 
 @dataclass
 class Row:
-    """Results of the seeds of one entry."""
+    """One entry, by seed."""
 
-    results: list[Verification] = field(default_factory=list)
-    diverged: dict[int, str] = field(default_factory=dict)  # error by seed
+    results: dict[int, Verification] = field(default_factory=dict)
+    diverged: dict[int, str] = field(default_factory=dict)  # error
+    speeds: dict[int, float | None] = field(default_factory=dict)  # images/s in training
 
 
 @dataclass
@@ -157,7 +176,7 @@ def run_one(entry: str, arguments: list[str], folder: Path) -> tuple[Verificatio
     device = trainer.world.device
     features, labels = embed(trainer.backbone, open_source(trainer.config, data.test), device)
     result = evaluate_features(features, labels, threshold=trainer.loss.threshold(), device=device)
-    about = describe(trainer, data)
+    about = {**describe(trainer, data), "images_per_s": speed_of(read_metrics(folder))}
     write_json(folder / EVALUATION, {**result.to_dict(), "arguments": arguments, "about": about})
     return result, about
 
@@ -188,7 +207,7 @@ def open_set(name: str, given: Any) -> ImageSet:
     test = open_source(config, data.test)
     gray = [baselines.gray_vectors(source.stacked().numpy()) for source in (data.train, test)]
     pixels = evaluate_features(baselines.raw_pixels(*gray), test.images.labels)
-    images.rows["raw pixels"] = Row([pixels])
+    images.rows[PIXELS] = Row({0: pixels})
     return images
 
 
@@ -223,7 +242,8 @@ def run(argv: list[str]) -> int:
     common = ["run.tensorboard=false", "run.save_every=1000000", "run.log_every=30"]
     # Seeds one after another: a comparison that is cut off has every loss.
     runs = [(s, images, e) for s in range(given.seeds) for images in sets for e in entries]
-    for seed, images, entry in runs:
+    written = -math.inf
+    for number, (seed, images, entry) in enumerate(runs, 1):
         arguments = [*loss_arguments(entry, images.epochs, images.steps), *common]
         arguments += [*images.arguments, *(QUICK if given.quick else []), f"run.seed={seed}"]
         folder = given.out / Path(images.name).name / f"{entry}-{seed}"
@@ -235,46 +255,70 @@ def run(argv: list[str]) -> int:
             images.rows[entry].diverged[seed] = str(error)
             print(f"{what}: {error}", file=sys.stderr)
         else:
-            images.rows[entry].results.append(result)
+            images.rows[entry].results[seed] = result
+            images.rows[entry].speeds[seed] = images.about.pop("images_per_s", None)
             print(f"{what}: {result}")
         done = [s for s in sets if s.about]
-        if done:  # after every run: the next minutes may be cut off
+        # On the way, too: the rest may be cut off.
+        if done and (number == len(runs) or time.monotonic() - written > WRITE_EVERY_S):
             write_report(given.out, done, setup)
+            written = time.monotonic()
     if not done:
         raise UserError("every run diverged")
-    shown = table(done[0].rows) if len(done) == 1 else summary(done)
-    print(f"\n{layout(shown.header, shown.rows)}\n\nreport: {given.out / 'report.md'}")
+    shown = table_of(done[0]) if len(done) == 1 else summary(done)
+    print(f"\n{layout(shown)}\n\nreport: {given.out / 'report.html'}, and as text report.md")
     return 0
 
 
-def table(rows: dict[str, Row]) -> Table:
-    """A row per loss: means over the seeds, and the spread where there are several."""
-    fars = [f"{far:g}" for far in FARS]
-    cells = []
-    for entry, row in rows.items():
-        results = row.results
-        metrics = [
-            [r.accuracy for r in results],
-            [r.auc for r in results],
-            *([r.tar_at_far[far] for r in results] for far in fars),
-            [r.accuracy_at_threshold for r in results],
-            [r.threshold for r in results],
-        ]
+def table_of(images: ImageSet, about: str = "") -> Table:
+    """A row per loss."""
+    rows = {}
+    for entry, row in images.rows.items():
         note = f" ({len(row.diverged)} diverged)" if row.diverged else ""
-        cells.append([entry + note, *map(mean_and_spread, metrics)])
-    return Table(columns("loss", fars, "accuracy at threshold", "learned threshold"), cells)
+        rows[entry + note] = [*row.results.values()]
+    return table("loss", rows, about)
 
 
 def summary(sets: Sequence[ImageSet]) -> Table:
     """A row per loss with the metrics of :data:`SUMMARY` on every set."""
-    tables = [table(images.rows) for images in sets]
+    tables = [table_of(images) for images in sets]
     header = ["loss", *(f"{images.name}: {metric}" for images in sets for metric in SUMMARY)]
     places = [tables[0].header.index(metric) for metric in SUMMARY]
     rows = [
         [entry, *(cells[place] for cells in parts for place in places)]
         for entry, *parts in zip(sets[0].rows, *(t.rows for t in tables), strict=True)
     ]
-    return Table(header, rows)
+    return Table(header, rows, "Every set; more metrics of each below")
+
+
+def figure_of(images: ImageSet) -> Block:
+    """AUCs, as far as losses differ by more than the seeds of a loss do."""
+    rows = {
+        entry: [result.auc for result in row.results.values()]
+        for entry, row in images.rows.items()
+        if row.results
+    }
+    ranked = dict(sorted(rows.items(), key=lambda item: -np.mean(item[1])))
+    within = [np.std(values) for values in rows.values() if len(values) > 1]
+    if np.std([np.mean(values) for values in rows.values()]) <= np.mean(within or [0]):
+        return Note(f"{images.name}: losses differ by no more than seeds do; not drawn.")
+    return Plot(
+        plots.dots(images.name, "AUC", ranked), f"{images.name}: a dot per seed, a bar for the mean"
+    )
+
+
+def opening(sets: Sequence[ImageSet]) -> list[Number]:
+    """The best loss by its mean AUC over the sets, seed by seed."""
+    entries = [entry for entry in sets[0].rows if entry != PIXELS]
+    scores, speeds = {}, {}
+    for entry in entries:
+        rows = [images.rows[entry] for images in sets]
+        seeds = set.intersection(*(set(row.results) for row in rows))
+        if seeds:
+            scores[entry] = {s: float(np.mean([row.results[s].auc for row in rows])) for s in seeds}
+            known = [speed for row in rows for speed in row.speeds.values() if speed]
+            speeds[entry] = float(np.median(known)) if known else None
+    return best_of(scores, "AUC", speeds)
 
 
 def caption(setup: dict[str, Any], about: dict[str, Any]) -> str:
@@ -290,21 +334,23 @@ def caption(setup: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def write_report(out: Path, sets: Sequence[ImageSet], setup: dict[str, Any]) -> None:
-    """``report.md``, its results in ``report.json``, and a table for the demo's report."""
+    """``report.html``, the same as text in ``report.md``, and the results in ``report.json``."""
     stored = {
         images.name: {
             **images.about,
-            "results": {e: [r.to_dict() for r in row.results] for e, row in images.rows.items()},
+            "results": {
+                entry: [result.to_dict() for result in row.results.values()]
+                for entry, row in images.rows.items()
+            },
             "diverged": {e: row.diverged for e, row in images.rows.items() if row.diverged},
+            "images_per_s": {e: [*row.speeds.values()] for e, row in images.rows.items()},
         }
         for images in sets
     }
     write_json(out / "report.json", {**setup, "sets": stored})
-    tables = {images.name: table(images.rows) for images in sets}
     captions = {images.name: caption(setup, images.about) for images in sets}
+    tables = {images.name: table_of(images, captions[images.name]) for images in sets}
     first = sets[0].name
-    text = layout(tables[first].header, tables[first].rows)
-    write_text(out / LOSSES_TABLE, f"{captions[first]}\n\n{text}\n")
     notes = f"""\
 - Every loss trains the same network on the same batches in the same order, with the optimizer, \
 augmentation and schedule of train/configs/demo.yaml; a batch holds up to four images of an \
@@ -312,14 +358,7 @@ identity. `a+b` is the sum of both losses.
 - Numbers of a loss are those of its recipe in train/configs/loss, as published for large sets, \
 or its defaults where it has none. What begins after a number of epochs or steps (EPL's \
 prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to these images.
-- *raw pixels*: cosine of gray images minus the mean training image, without any training.
-- *accuracy*: balanced (mean of the accuracies on positive and on negative pairs), {FOLDS}-fold \
-over pairs: the threshold is the best one of the other folds.
-- {ABOUT_TAR}
-- *learned threshold*: the cosine at which the loss itself separates same from different, b/s, or \
-what SphereFace2's bias comes to; *accuracy at threshold*: balanced accuracy there, with nothing \
-fitted on the test images. A dash: the loss has no threshold, or one for each training identity.
-- With so few identities other seeds move the metrics by a few hundredths: compare losses by more.
+{ABOUT_METRICS}
 """
     notes += "".join(
         f"- {images.name}, {entry}, seed {seed}: {message}\n"
@@ -333,11 +372,21 @@ fitted on the test images. A dash: the loss has no threshold, or one for each tr
         Code(f"python train/compare_losses.py --data {first} --only {list(sets[0].rows)[1]}"),
         *(NAMED[images.name].credit for images in sets if images.name in NAMED),
     ]
-    parts: Sections = {name: [captions[name], tables[name]] for name in captions}
-    overview = ["Each set again, with more metrics, below.", summary(sets)]
-    parts = {"": parts[first]} if len(sets) == 1 else {"": overview, **parts}
-    title = "Losses compared on identities never seen in training"
-    write_markdown(out / "report.md", title, {**parts, "How it was made": made})
+    drawn = sorted(map(figure_of, sets), key=lambda block: isinstance(block, Note))
+    several = len(sets) > 1
+    report = Report(
+        "Losses compared on identities never seen in training",
+        f"{len(sets[0].rows) - 1} losses, {setup['seeds']} seeds; the numbers are those of "
+        f"{'the mean over ' if several else ''}{', '.join(captions)}.",
+        opening(sets),
+        {"Where they differ": [*([SMOKE] if setup["smoke"] else []), *drawn]},
+        {
+            **({"All sets": [summary(sets)]} if several else {}),
+            **{name: [found] for name, found in tables.items()},
+            "How it was made": made,
+        },
+    )
+    write(out, report)
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Backbone weights of other programs, or of a checkpoint, as a plain state dict.
 
-python train/convert.py INPUT OUTPUT [--model NAME] [--to insightface]
+python -m train convert INPUT OUTPUT [--model NAME] [--to insightface] [--classes FILE]
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train import checkpoint
 from train.backbones import build_backbone
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.errors import Parser, UserError, exit_code
+from train.foreign_heads import read_class_weights
 
 INSIGHTFACE_SIZES = (112, 512)
+INSIGHTFACE_MOBILE = ("mobilefacenet", "mobilefacenet_large")
 
 
 def run(argv: list[str]) -> int:
     parser = Parser(
-        prog="train/convert.py",
+        prog="python -m train convert",
         description="Write backbone weights as a plain state dict, for model.weights=OUTPUT. INPUT "
-        "is a state dict or checkpoint of insightface (arcface_torch), UniTSFace or UniFace, or a "
-        "checkpoint or run folder of this harness, of which averaged weights are preferred.",
+        "is a state dict or checkpoint of insightface (arcface_torch), AdaFace, CVLFace, UniTSFace "
+        "or UniFace, or a checkpoint or run folder of this harness, of which averaged weights are "
+        "preferred. Networks for images in BGR take RGB afterwards.",
     )
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
@@ -33,9 +37,17 @@ def run(argv: list[str]) -> int:
         "--to",
         choices=("plain", "insightface"),
         default="plain",
-        help="insightface: only what its iresnet classes take, 112 x 112 to 512 numbers",
+        help="insightface: only what its iresnet and mbf classes take, 112 x 112 to 512 numbers",
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="write the class weights of arcface_torch, AdaFace or CVLFace, too: (C, D), those of "
+        "all ranks' files beside INPUT",
     )
     arguments = parser.parse_args(argv)
+    weights = read_classes(arguments.input) if arguments.classes else None
     name, state, shape = read_weights(arguments.input)
     if arguments.model not in (None, name):
         raise UserError(f"--model={arguments.model}: {arguments.input} holds {name}")
@@ -43,7 +55,18 @@ def run(argv: list[str]) -> int:
         check_insightface(name, shape, arguments.input)
     checkpoint.save_atomically(state, arguments.output)
     print(f"{arguments.output}: {name}{_shown(shape)}, {len(state)} tensors")
+    if weights is not None:
+        checkpoint.save_atomically({"weight": weights}, arguments.classes)
+        print(f"{arguments.classes}: weights of {len(weights)} classes, {weights.shape[1]} numbers")
     return 0
+
+
+def read_classes(path: Path) -> Tensor:
+    path, values = checkpoint.read_any(path)
+    weights = read_class_weights(values, path)
+    if weights is None:
+        raise UserError(f"{path} holds no class weights of another program")
+    return weights
 
 
 def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | None]:
@@ -75,10 +98,11 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
 
 
 def check_insightface(name: str, shape: tuple[int, int] | None, path: Path) -> None:
-    if not name.startswith("iresnet") or shape != INSIGHTFACE_SIZES:
+    known = name.startswith("iresnet") or name in INSIGHTFACE_MOBILE
+    if not known or shape != INSIGHTFACE_SIZES:
         raise UserError(
-            f"--to insightface: {path} holds {name}{_shown(shape)}; its classes are iresnets "
-            "at 112 x 112, 512 features"
+            f"--to insightface: {path} holds {name}{_shown(shape)}; its classes are iresnets, "
+            "mbf and mbf_large at 112 x 112, 512 features"
         )
 
 

@@ -5,7 +5,6 @@ python train/demo.py [--out runs/demo] [--quick] [--seed 0]
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -24,7 +23,7 @@ from train.errors import Parser, exit_code
 from train.evaluation import baselines, plots
 from train.evaluation.embed import embed
 from train.evaluation.roc import roc_curve
-from train.evaluation.verification import FOLDS, Verification, all_pairs, evaluate_pairs
+from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
 from train.run_folder import (
     EVALUATION,
     FEATURES,
@@ -34,7 +33,20 @@ from train.run_folder import (
     write_json,
 )
 from train.tools import run_report
-from train.tools.report import Code, Plot, Sections, Table, layout, mean_and_spread, write_markdown
+from train.tools.report import (
+    Block,
+    Code,
+    Note,
+    Plot,
+    Report,
+    Sections,
+    Table,
+    best_of,
+    layout,
+    mean_and_spread,
+    speed_of,
+    write,
+)
 from train.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
@@ -45,11 +57,21 @@ RUNS = (
     ("CosFace + USS-m", "unitsface", ["loss.class=cosface", "loss.pair=uss"]),
 )
 QUICK = ["train.epochs=3"]
-# The table of a comparison of losses, with a caption, for this report.
-LOSSES_TABLE = "table.md"
-ABOUT_TAR = (
-    "*TAR@FAR*: share of positive pairs accepted where at most that share of negative pairs is."
+SMOKE = Note(
+    "**Smoke run.** A few epochs, to see that everything works: the trained models' metrics mean "
+    "nothing. Run without `--quick` for real ones."
 )
+# For every report of verification results.
+ABOUT_METRICS = f"""\
+- *accuracy*: balanced (mean of the accuracies on positive and on negative pairs; chance is 0.5), \
+{FOLDS}-fold over pairs: the threshold is the best one of the other folds.
+- *TAR@FAR*: share of positive pairs accepted where at most that share of negative pairs is.
+- *learned threshold*: the cosine at which the loss itself separates same from different, b/s, or \
+what SphereFace2's bias comes to; *accuracy at threshold*: balanced accuracy there, with nothing \
+fitted on the test images. A dash: the loss has no threshold, or one for each training identity.
+- *raw pixels*: cosine of gray images minus the mean training image, without any training.
+- With so few identities another seed or split moves the metrics by a few hundredths: compare by \
+more than that."""
 
 
 @dataclass
@@ -133,28 +155,34 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
         features[name] = embed(t.trainer.backbone, test, t.trainer.world.device)[0]
         thresholds[name] = t.trainer.loss.threshold()
 
-    counts, results = {}, {}
-    for name, values in features.items():
-        scores, same = all_pairs(values, labels)
-        counts[name] = plots.count(scores, same)
-        results[name] = evaluate_pairs(scores, same, threshold=thresholds[name])
-
-    setup = {"smoke": smoke, **describe(trainer, data), "seed": config.run.seed}
-    lines = {name: (thresholds[name], result.best_threshold) for name, result in results.items()}
+    results = {
+        name: evaluate_features(values, labels, threshold=thresholds[name])
+        for name, values in features.items()
+    }
     logs = {name: read_metrics(t.folder) for name, t in trained.items()}
+    shown: list[Block] = [SMOKE] if smoke else []
+    for name, values in features.items():
+        given = plots.count_all(values, labels), thresholds[name], results[name].best_threshold
+        shown.append(Plot(plots.histogram(name, *given), f"Scores of {name}"))
     curves = {name: roc_curve(values, labels) for name, values in features.items()}
-    drawings = [
-        Plot(plots.roc(curves), "ROC", "roc.png"),
-        Plot(
-            plots.histograms(counts, lines),
-            "Scores of positive and negative pairs",
-            "histograms.png",
-        ),
-        Plot(plots.loss_curves(logs), "Loss and learned threshold", "loss.png"),
-    ]
-    losses = other_losses(out.parent / "losses" / LOSSES_TABLE, out)
-    parts = sections(results, trained, setup, drawings, losses)
-    write_markdown(out / "report.md", "Face verification on people never seen in training", parts)
+    losses = {
+        name: ([line["epoch"] for line in log], [line["loss"] for line in log])
+        for name, log in logs.items()
+    }
+    setup = {"smoke": smoke, **describe(trainer, data), "seed": config.run.seed}
+    shown.append(Plot(plots.roc(curves), "ROC"))
+    shown.append(Plot(plots.curves("Loss", losses, log=True), "Training loss"))
+    ranks = {name: {config.run.seed: result.auc} for name, result in results.items()}
+    numbers = best_of(ranks, "AUC", {name: speed_of(log) for name, log in logs.items()})
+    rows = {name: [result] for name, result in results.items()}
+    found = table("method", rows, "All pairs of people never seen", folds=True)
+    comparison = [found, verdict(results, list(trained))]
+    title = "Face verification on people never seen in training"
+    about = f"{setup['model']}, {setup['epochs']} epochs, seed {setup['seed']}: trained on "
+    about += f"{setup['train_identities']} people, compared on {setup['test_identities']} others"
+    sections = {"Where they differ": shown, "Results": comparison}
+    folded = details(next(iter(results.values())), trained, setup)
+    write(out, Report(title, about, numbers, sections, folded))
     written = {
         **setup,
         "training_seconds": {name: round(t.seconds, 1) for name, t in trained.items()},
@@ -170,29 +198,28 @@ def compare(trained: dict[str, Trained], out: Path, *, smoke: bool) -> None:
         run_report.write(t.folder)
     if smoke:
         print("\nSmoke run: the trained models' metrics mean nothing.")
-    shown = table(results)
-    print(f"\n{layout(shown.header, shown.rows)}\n\n{verdict(results, list(trained))}")
-    print(f"\nreport: {out / 'report.md'}; of each run: {run_report.REPORT} in its folder")
+    print(f"\n{layout(found)}\n\n{comparison[1]}")
+    print(f"\nreport: {out / run_report.REPORT}, and as text report.md; each run has its own")
 
 
-def columns(first: str, fars: Sequence[str], at_threshold: str, threshold: str) -> list[str]:
-    """The header of a table of verification results."""
-    rates = [f"TAR@FAR={far}" for far in fars]
-    return [first, "accuracy", "AUC", *rates, at_threshold, threshold]
-
-
-def table(results: Mapping[str, Verification]) -> Table:
-    """A row per method."""
-    rows = []
-    for name, r in results.items():
-        accuracy = mean_and_spread([r.accuracy])
-        if r.accuracy_std is not None:
-            accuracy += f" ± {r.accuracy_std:.3f}"
-        learned = [r.accuracy_at_threshold, r.threshold]
-        metrics = [accuracy, mean_and_spread([r.auc]), *r.rates().values()]
-        rows.append([name, *metrics, *(mean_and_spread([value]) for value in learned)])
-    fars = list(next(iter(results.values())).tar_at_far)
-    return Table(columns("method", fars, "accuracy at b/s", "b/s"), rows)
+def table(
+    first: str, rows: Mapping[str, Sequence[Verification]], about: str = "", *, folds: bool = False
+) -> Table:
+    """A row per method: means over its results, and the spread of several, or over the folds."""
+    fars = [f"{far:g}" for far in FARS]
+    cells = []
+    for name, results in rows.items():
+        accuracy = mean_and_spread([r.accuracy for r in results])
+        if folds:
+            accuracy += f" ± {results[0].accuracy_std or 0:.3f}"
+        rates = [[r.tar_at_far[far] for r in results if far not in r.unresolved()] for far in fars]
+        learned = [[r.accuracy_at_threshold for r in results], [r.threshold for r in results]]
+        auc = mean_and_spread([r.auc for r in results])
+        tar = [mean_and_spread(of_rate) if of_rate else "not resolved" for of_rate in rates]
+        cells.append([name, accuracy, auc, *tar, *map(mean_and_spread, learned)])
+    named = [f"TAR@FAR={far}" for far in fars]
+    header = [first, "accuracy", "AUC", *named, "accuracy at threshold", "learned threshold"]
+    return Table(header, cells, about)
 
 
 def verdict(results: Mapping[str, Verification], trained: list[str]) -> str:
@@ -210,57 +237,26 @@ def verdict(results: Mapping[str, Verification], trained: list[str]) -> str:
     return "\n".join(lines)
 
 
-def other_losses(path: Path, folder: Path) -> str:
-    """The section with the comparison of losses, as far as one has been made, for ``folder``."""
-    if not path.is_file():
-        return "`make losses` compares more losses on the same people."
-    link = Path(os.path.relpath(path.parent / "report.md", folder)).as_posix()
-    return f"{path.read_text().strip()}\n\n[How it was made]({link})."
-
-
-def sections(
-    results: Mapping[str, Verification],
-    trained: Mapping[str, Trained],
-    setup: Mapping[str, Any],
-    drawings: Sequence[Plot],
-    losses: str,
+def details(
+    result: Verification, trained: Mapping[str, Trained], setup: Mapping[str, Any]
 ) -> Sections:
-    result = next(iter(results.values()))
-    smoke = (
-        "> **Smoke run.** A few epochs, to see that everything works: the trained models' "
-        "metrics mean nothing. Run without `--quick` for real ones."
-    )
     split = f"""\
 {setup["train_identities"]} people ({setup["train_images"]} photographs) of the ORL database \
-train the models; the other {setup["test_identities"]} people ({setup["test_images"]} \
-photographs) are never seen. All {result.pairs} pairs of the latter are scored: \
-{result.positives} of the same person, {result.pairs - result.positives} of different ones. The \
-split is fixed: people are ordered s1, s2, ..., s40 and the last {setup["test_identities"]} are \
-the test."""
+train the models. All {result.pairs} pairs of the last {setup["test_identities"]} people \
+({setup["test_images"]} photographs), never seen, are scored: {result.positives} of the same \
+person, {result.pairs - result.positives} of different ones."""
     notes = f"""\
-- *accuracy*: balanced (mean of the accuracies on positive and on negative pairs; chance is 0.5), \
-{FOLDS}-fold over pairs: the threshold is the best one of the other folds. Mean ± standard \
-deviation over folds.
-- {ABOUT_TAR}
-- *accuracy at b/s*: balanced accuracy at the threshold that USS learned on the training people, \
-with nothing fitted on the test people. The training people's images are packed more tightly \
-than those of people never seen, so expect less than at a threshold fitted to the latter.
-- *raw pixels*: cosine of gray images minus the mean training image. *PCA*: cosine of \
-eigenface coordinates, fitted on the training people. *CosFace* and *CosFace + USS-m*: cosine of \
-{setup["model"]} features, summed over the image and its mirror image.
-- With this few people a different seed or split moves the metrics by a few hundredths: compare \
-methods by more than that."""
+{ABOUT_METRICS}
+- *accuracy*: ± is the standard deviation over folds.
+- *learned threshold*: the training people's images are packed more tightly than those of people \
+never seen, so expect less than at a threshold fitted to the latter.
+- *PCA*: cosine of eigenface coordinates, fitted on the training people. *CosFace* and *CosFace + \
+USS-m*: cosine of {setup["model"]} features, summed over the image and its mirror image."""
     times = ", ".join(f"{name}: {t.seconds:.0f} s" for name, t in trained.items())
-    made = (
-        f"{setup['model']}, {setup['epochs']} epochs, seed {setup['seed']}. "
-        f"Training time: {times}.\nEach run on its own:"
-    )
     commands = Code("\n".join(t.command() for t in trained.values()))
-    comparison = [table(results), verdict(results, list(trained)), notes, *drawings]
     return {
-        "": [*([smoke] if setup["smoke"] else []), split, *comparison],
-        "Other losses": [losses],
-        "How it was made": [made, commands, CREDIT],
+        "What was compared": [split, notes, "`make losses` compares more losses on them."],
+        "How it was made": [f"Training time: {times}. Each run on its own:", commands, CREDIT],
     }
 
 

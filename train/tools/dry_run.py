@@ -1,5 +1,5 @@
-"""``--dry-run``: build what a configuration describes, take one step on synthetic images, and print
-the memory and steps of the run. Nothing is written, and the data need not be there.
+"""``--dry-run``: build what a configuration describes, take a step on synthetic images, and print
+the memory, steps and time of the run. Nothing is written, and the data need not be there.
 
 Tensors that grow with the classes are built for at most :data:`CLASSES_BUILT` of them and scaled to
 the real number; what the backward pass keeps is counted in the run's precision, on any device.
@@ -35,6 +35,7 @@ from train.train_step import AMP_DTYPES, autocast
 from train.trainer import Trainer
 
 CLASSES_BUILT = 65_536
+WARM_S = 10.0  # a first step that takes longer is not repeated
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,26 @@ def dry_run(config: Config, *, batch: int, processes: int) -> int:
         f"one step: {batch} images of {built} classes in {seconds:.1f} s "
         f"on {trainer.world.device.type}, loss {loss:.3f}"
     )
+    print(estimate(trainer, plan, built, batch, seconds))
     return 0
+
+
+def estimate(trainer: Trainer, plan: Plan, built: int, batch: int, seconds: float) -> str:
+    """Time to the end of the run if its steps took what this one took, by the number of images."""
+    device, amp = trainer.world.device.type, trainer.config.train.amp
+    precision = amp if device == "cuda" and amp != "none" else "float32"
+    hours = seconds * plan.images_per_process / batch * plan.total_steps / 3600
+    shown = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+    left_out = ["reading and augmenting images", "evaluations and checkpoints"]
+    left_out += ["the exchange between processes"] if plan.processes > 1 else []
+    classes = plan.classes_per_process
+    if built < classes and trainer.config.loss.class_name != NO_LOSS:
+        left_out.append(f"the other {classes - built} classes of a process")
+    return (
+        f"time to the end, estimated from this step on this machine ({device}, {precision}): "
+        f"{shown}, {plan.total_steps} steps of {plan.images_per_process} images a process; "
+        f"left out: {', '.join(left_out)}"
+    )
 
 
 def make_plan(config: Config, processes: int) -> Plan:
@@ -151,8 +171,8 @@ def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer
 
 
 def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
-    """One step with all terms of the loss; the loss, seconds, and bytes that the backward pass of
-    the backbone keeps in the run's precision, which need not be this step's.
+    """A step with all terms of the loss; the loss, the seconds of a second one, and the bytes that
+    the backward pass of the backbone keeps in the run's precision, which need not be this step's.
     """
     device = trainer.world.device
     # The last epoch's losses: some have terms that start late.
@@ -165,21 +185,30 @@ def synthetic_step(trainer: Trainer) -> tuple[float, float, int]:
     if trainer.config.model.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     trainer.module.train()
+
+    def step() -> float:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        # Reduced precision is emulated on many CPUs, which would take minutes.
+        with autocast(trainer.config, device) if device.type == "cuda" else nullcontext():
+            features = trainer.backbone(images)
+            memory = None
+            if trainer.memory is not None:
+                trainer.memory.update(features.detach(), labels)
+                memory = (trainer.memory.features, trainer.memory.labels)
+            total = trainer.loss(features, labels, memory)[0]
+            if trainer.head is not None:
+                total = total + trainer.config.loss.class_weight * trainer.head(features, labels)
+        total.backward()
+        trainer.optimizer.step()
+        return float(total.detach())
+
     start = time.perf_counter()
-    # Reduced precision is emulated on many CPUs, which would take minutes.
-    with autocast(trainer.config, device) if device.type == "cuda" else nullcontext():
-        features = trainer.backbone(images)
-        memory = None
-        if trainer.memory is not None:
-            trainer.memory.update(features.detach(), labels)
-            memory = (trainer.memory.features, trainer.memory.labels)
-        total = trainer.loss(features, labels, memory)[0]
-        if trainer.head is not None:
-            total = total + trainer.config.loss.class_weight * trainer.head(features, labels)
-    total.backward()
-    trainer.optimizer.step()
-    loss = float(total.detach())
+    loss = step()
     seconds = time.perf_counter() - start
+    if math.isfinite(loss) and seconds < WARM_S:  # the first one allocates and chooses algorithms
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
     return loss, seconds, len(images) * kept_per_image(trainer.config)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,38 @@ import numpy as np
 import torch
 
 import unitsface_kernels as uk
+from train.config import read_yaml
 from train.errors import Parser, UserError, exit_code
 from train.evaluation import plots, thresholds
 from train.evaluation.rates import without_unresolved
-from train.evaluation.roc import roc_curve
+from train.evaluation.roc import Roc, roc_curve
 from train.evaluation.verification import count_pairs
 from train.run_folder import CONFIG, EVALUATION, EVALUATIONS, FEATURES, METRICS
 from train.small_files import load_npz, parse_json, read_text
-from train.tools.report import Block, Code, Missing, Plot, Table, write_html
+from train.tools.report import (
+    Block,
+    Code,
+    Note,
+    Number,
+    Plot,
+    Report,
+    Table,
+    cell,
+    is_number,
+    speed_of,
+    whole,
+    write_html,
+)
 
 REPORT = "report.html"
+# A rate of fewer negative pairs than these is that of a few images.
+FEWEST_ACCEPTED = 10
+TITLES = {
+    "threshold": "Learned threshold b / s",
+    "lr": "Learning rate",
+    "images_per_s": "Images/s",
+    "parts": "Milliseconds of the parts of a step",
+}
 # Identities whose own threshold is farthest from the unified one.
 LISTED_IDENTITIES = 10
 ONLY_PAIRS = (
@@ -50,7 +73,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     # Text after the last end of a line is being written, or was when the process died.
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         value = parse_json(line, f"{path}, line {number}")
-        if not isinstance(value, dict) or "epoch" not in value:
+        if not isinstance(value, dict) or not is_number(value.get("epoch")):
             raise UserError(f"{path}, line {number}: expected an object with an epoch")
         found.append(value)
     return found
@@ -60,7 +83,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = parse_json(read_text(path), path)
-    if not isinstance(values, dict) or "accuracy" not in values:
+    if not isinstance(values, dict) or not is_number(values.get("accuracy")):
         raise UserError(f"{path}: expected the figures of an evaluation")
     return values
 
@@ -87,91 +110,161 @@ def _spaced(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix + name.replace("_", " "), value) for name, value in metrics.items()]
 
 
-def _results(evaluation: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> Blocks:
-    """Metrics of the final evaluation, and of every set when last evaluated."""
-    blocks: Blocks = []
+def _milliseconds(line: dict[str, Any]) -> dict[str, float]:
+    """The parts of a step by name."""
+    parts = {key.removesuffix("_ms"): v for key, v in line.items() if key.endswith("_ms")}
+    return {name: value for name, value in parts.items() if is_number(value)}
+
+
+def _numbers(
+    lines: list[dict[str, Any]],
+    evaluation: dict[str, Any] | None,
+    last: dict[str, dict[str, Any]],
+    curve: Roc | None,
+) -> list[Number]:
+    """The three at the top: of identities held out, else of test sets, else of the loss."""
+    why = "training of all processes, median over the log: data, loss and update included"
+    times = [_milliseconds(line) for line in lines]
+    if total := sum(sum(of_step.values()) for of_step in times):
+        waited = sum(of_step.get("data", 0.0) for of_step in times)
+        why += f"; {100 * waited / total:.0f} % of a step is waiting for data"
+    speed = (whole(speed_of(lines)), "images/s", why)
+    accuracies = {n: m["accuracy"] for n, m in last.items() if is_number(m.get("accuracy"))}
+    order = "a positive pair has the higher cosine with this probability"
     if evaluation is not None:
-        flat: dict[str, Any] = {}
-        for key, value in evaluation.items():
-            if isinstance(value, dict):
-                flat |= {f"{key.replace('tar_at_far', 'tar')}@far={k}": v for k, v in value.items()}
-            else:
-                flat[key] = value
-        if "pairs" in evaluation and "positives" in evaluation:
-            flat = without_unresolved(flat, evaluation["pairs"] - evaluation["positives"])
-        blocks += ["Identities held out, all pairs:", Table(["metric", "value"], _spaced(flat))]
-    last: dict[str, dict[str, Any]] = {}
+        negatives = evaluation.get("pairs", 0) - evaluation.get("positives", 0)
+        rates = {float(far): tar for far, tar in evaluation.get("tar_at_far", {}).items()}
+        rates |= {point.far: point.tar for point in curve.at} if curve else {}
+        far = min((f for f in rates if f * negatives >= FEWEST_ACCEPTED), default=None)
+        why = "balanced: the mean of those on positive and on negative pairs of identities held out"
+        first = (f"{100 * evaluation['accuracy']:.1f} %", "verification accuracy", why)
+        if far is not None:
+            why = (
+                f"of identities held out; the lowest usual rate that {FEWEST_ACCEPTED} or more of "
+                f"the {negatives} negative pairs decide"
+            )
+            first = (f"{100 * rates[far]:.1f} %", f"TAR at FAR {far:g}", why)
+        if curve is None:
+            return [first, (cell(evaluation.get("auc")), "AUC", order), speed]
+        equal = int(np.argmin(np.abs(curve.far - (1 - curve.tar))))
+        error = f"{50 * (curve.far[equal] + 1 - curve.tar[equal]):.1f} %"
+        why = "errors of both kinds at the threshold where they are equal: nothing is chosen"
+        return [first, (error, "equal error rate", why), speed]
+    if accuracies:
+        mean, worst = np.mean([*accuracies.values()]), min(accuracies, key=accuracies.__getitem__)
+        why = f"by the protocol of the test sets, mean of {len(accuracies)}, when last evaluated"
+        first = (f"{100 * mean:.2f} %", "verification accuracy", why)
+        if len(accuracies) == 1:
+            return [first, (cell(last[worst].get("auc")), "AUC", order), speed]
+        why = "accuracy on the hardest of the sets, where models differ most"
+        return [first, (f"{100 * accuracies[worst]:.2f} %", worst, why), speed]
+    line = lines[-1] if lines else {}
+    why = "the latest in the log: nothing has been evaluated" if lines else "no step was logged"
+    learned = "the cosine b / s above which two images are taken for one person"
+    threshold = (cell(line.get("threshold")), "learned threshold", learned)
+    return [(cell(line.get("loss")), "training loss", why), threshold, speed]
+
+
+def _results(evaluation: dict[str, Any] | None) -> Blocks:
+    """Every metric of the final evaluation."""
+    if evaluation is None:
+        return [Note("This run has not been evaluated on identities held out.")]
+    flat: dict[str, Any] = {}
+    for key, value in evaluation.items():
+        if isinstance(value, dict):
+            flat |= {f"{key.replace('tar_at_far', 'tar')}@far={k}": v for k, v in value.items()}
+        else:
+            flat[key] = value
+    if "pairs" in evaluation and "positives" in evaluation:
+        flat = without_unresolved(flat, evaluation["pairs"] - evaluation["positives"])
+    return [Table(["metric", "value"], _spaced(flat), "Identities held out, all pairs")]
+
+
+def _sets(last: dict[str, dict[str, Any]]) -> Table:
+    keys = list(dict.fromkeys(key for metrics in last.values() for key in metrics))
+    rows = [(name, *(metrics.get(key) for key in keys)) for name, metrics in last.items()]
+    header = ["set", *(key.replace("_", " ") for key in keys)]
+    return Table(header, rows, "Every set, when last evaluated")
+
+
+def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> Blocks:
+    """A panel for each value that changes in the course of the run or between sets."""
+    if not lines:
+        return [Note("This run has not logged a step.")]
+    panels: dict[str, dict[str, tuple[list[float], list[Any]]]] = {}
+
+    def add(panel: str, label: str, epoch: float, value: Any) -> None:
+        if is_number(value):
+            epochs, values = panels.setdefault(panel, {}).setdefault(label, ([], []))
+            epochs.append(epoch)
+            values.append(value)
+
+    terms = dict.fromkeys(("class_loss", "pair_loss"), "loss")
+    if not all(any(line.get(term) is not None for line in lines) for term in terms):
+        terms = {}  # one alone is the loss
+    for line in lines:
+        for key in ("loss", *terms, "threshold", "lr", "images_per_s"):
+            add(terms.get(key, key), key.replace("_", " "), line["epoch"], line.get(key))
+        for part, value in _milliseconds(line).items():
+            add("parts", part, line["epoch"], value)
     for line in evaluations:
         for name, metrics in line["eval"].items():
-            last[name] = {"step": line.get("step"), **metrics}
-    if last:
-        keys = list(dict.fromkeys(key for metrics in last.values() for key in metrics))
-        rows = [(name, *(metrics.get(key) for key in keys)) for name, metrics in last.items()]
-        header = ["set", *(key.replace("_", " ") for key in keys)]
-        blocks += ["Every set, when last evaluated:", Table(header, rows)]
-    return blocks or [Missing("This run has not been evaluated.")]
-
-
-def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]], name: str) -> Blocks:
-    if not lines:
-        return [Missing("This run has not logged a step.")]
-    # Epochs and values by metric and set.
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for line in evaluations:
-        for test, metrics in line["eval"].items():
             for key, value in metrics.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    epochs, values = curves.setdefault(key, {}).setdefault(test, ([], []))
-                    epochs.append(line["epoch"])
-                    values.append(value)
-    best = curves.pop("best_threshold", {})
-    blocks: Blocks = [
-        Plot(plots.loss_curves({name: lines}, best), "Loss, and the learned threshold b / s"),
-        Plot(plots.speed(lines), "Learning rate and images per second"),
-    ]
-    if curves:
-        blocks.append(Plot(plots.evaluations(curves), "Metrics of the test sets during training"))
-    return blocks
+                if key == "best_threshold":  # to be compared with the learned one
+                    add("threshold", f"best on {name}", line["epoch"], value)
+                elif key != "threshold":
+                    add(key, name, line["epoch"], value)
+    blocks: Blocks = []
+    constant = []
+    for key, found in panels.items():
+        values = {value for _, of_line in found.values() for value in of_line}
+        title = TITLES.get(key, key.replace("_", " ").capitalize())
+        if len(values) > 1:
+            blocks.append(Plot(plots.curves(title, found, log=key == "loss"), title))
+        else:
+            constant.append(f"{title} {cell(*values)}")
+    return [*blocks, *([Note(f"Constant: {', '.join(constant)}.")] if constant else [])]
 
 
 def _scores(
     found: tuple[Any, Any, list[str]] | None, learned: float | None
-) -> dict[str, list[Block]]:
-    """ROC, histograms and thresholds of the identities held out."""
+) -> tuple[Roc | None, Blocks, dict[str, Blocks]]:
+    """The ROC of the identities held out, figures, and tables by section."""
     if found is None:
-        return {title: [Missing(f"This run has no {FEATURES}.")] for title in SCORES}
+        return None, [], {title: [Note(f"This run has no {FEATURES}.")] for title in SCORES}
     features, labels, names = found
     pairs, positives = count_pairs(labels)
     if positives in (0, pairs):
-        reason = Missing("Its images form no positive or no negative pair.")
-        return {title: [reason] for title in SCORES}
+        reason = Note("Its images form no positive or no negative pair.")
+        return None, [], {title: [reason] for title in SCORES}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     curve = roc_curve(features, labels, device)
-    rates = [(f"{p.far:g}", p.tar, p.threshold, p.achieved_far) for p in curve.at]
-    roc: Blocks = [
+    unified = thresholds.unify(features, labels, learned, device)
+    spread = thresholds.per_identity(features, labels, device)
+    counts = plots.count_all(features, labels, device)
+    figures: Blocks = [
         Plot(plots.roc({"held out": curve}), f"ROC of all {pairs} pairs"),
-        Table(["FAR", "TAR", "threshold", "achieved FAR"], rates),
+        Plot(
+            plots.histogram("Scores", counts, learned, unified.best),
+            "Cosines of pairs, each kind to its own area",
+        ),
+        Plot(
+            plots.identity_thresholds(spread, learned, unified.best),
+            "The best threshold of each identity",
+        ),
     ]
+    rates = [(f"{p.far:g}", p.tar, p.threshold, p.achieved_far) for p in curve.at]
+    roc: Blocks = [Table(["FAR", "TAR", "threshold", "achieved FAR"], rates, "Points of the ROC")]
     if curve.unresolved:
         unresolved = ", ".join(f"{far:g}" for far in curve.unresolved)
-        roc.append(Missing(f"Too few negative pairs for FAR {unresolved}."))
-    unified = thresholds.unify(features, labels, learned, device)
-    counts = {"held out": plots.count_all(features, labels, device)}
-    histograms: Blocks = [
-        Plot(
-            plots.histograms(counts, {"held out": (learned, unified.best)}),
-            "Cosines of positive and of negative pairs, each to its own area",
-        ),
-        Table(
-            ["threshold", "cosine", "balanced accuracy"],
-            [
-                ("best for these pairs", unified.best, unified.accuracy_at_best),
-                ("learned b / s", learned, unified.accuracy_at_learned),
-                ("learned - best", unified.gap, None),
-            ],
-        ),
+        roc.append(Note(f"Too few negative pairs for FAR {unresolved}."))
+    cosines: list[tuple[Any, ...]] = [
+        ("best for these pairs", unified.best, unified.accuracy_at_best),
+        ("learned b / s", learned, unified.accuracy_at_learned),
+        ("learned - best", unified.gap, None),
     ]
-    spread = thresholds.per_identity(features, labels, device)
+    header = ["threshold", "cosine", "balanced accuracy"]
+    scores: Blocks = [Table(header, cosines, "One threshold for all identities")]
     center = unified.best if learned is None else learned
     far_off = np.argsort(-np.abs(spread.thresholds - center), kind="stable")[:LISTED_IDENTITIES]
     columns = (
@@ -185,25 +278,23 @@ def _scores(
     many = thresholds.identify(features, labels, learned, device)
     if many is not None:
         metrics += _spaced(many.to_dict(), "1:N ")
-    caption = "The best threshold of each identity beside the unified one"
     header = ["identity", "threshold", "accuracy", "highest negative", "lowest positive"]
     identities: Blocks = [
-        Plot(plots.identity_thresholds(spread, learned, unified.best), caption),
-        Table(["metric", "value"], metrics),
-        "Farthest from the unified threshold:",
-        Table(header, rows),
+        Table(["metric", "value"], metrics, "One threshold for each identity"),
+        Table(header, rows, "Farthest from the unified threshold"),
     ]
-    return dict(zip(SCORES, (roc, histograms, identities), strict=True))
+    return curve, figures, dict(zip(SCORES, (roc, scores, identities), strict=True))
 
 
-def _versions() -> Blocks:
-    rows = [
-        ("unitsface_kernels", uk.__version__),
-        ("Torch", torch.__version__),
-        ("NumPy", np.__version__),
-        ("Python", platform.python_version()),
-    ]
-    return ["Packages that wrote this page:", Table(["package", "version"], rows)]
+def _about(config: Path, lines: list[dict[str, Any]]) -> str:
+    """Backbone, losses, images and the last step, as far as they are known."""
+    values: dict[str, Any] = {}
+    with suppress(UserError):  # it is shown as it is, whatever it is
+        values = read_yaml(config) if config.is_file() else {}
+    keys = (("model", "name"), ("loss", "class"), ("loss", "pair"), ("data", "path"))
+    found = [str((values.get(section) or {}).get(key, "")) for section, key in keys]
+    step = f"step {lines[-1].get('step')}, epoch {lines[-1]['epoch']:g}" if lines else ""
+    return ", ".join(name for name in (*found, step) if name not in ("", "none"))
 
 
 def write(run_folder: Path) -> Path:
@@ -217,22 +308,36 @@ def write(run_folder: Path) -> Path:
     learned = evaluation.get("threshold") if evaluation else None
     if evaluation is None and lines:
         learned = lines[-1].get("threshold")
-    name, config = folder.resolve().name, folder / CONFIG
-    scores = _scores(features, learned)
-    sets = {name for line in evaluations for name in line["eval"]}
-    only_pairs = features is None and evaluation is None and bool(sets) and "held_out" not in sets
-    configuration: Block = Missing(f"This run has no {CONFIG}.")
+    last = {
+        name: {"step": line.get("step"), **metrics}
+        for line in evaluations
+        for name, metrics in line["eval"].items()
+    }
+    curve, figures, scores = _scores(features, learned)
+    only_pairs = features is None and evaluation is None and bool(last) and "held_out" not in last
+    config = folder / CONFIG
+    configuration: Block = Note(f"This run has no {CONFIG}.")
     if config.is_file():
         configuration = Code(config.read_text(encoding="utf-8"))
-    sections = {
-        "Results": [*_results(evaluation, evaluations), *([ONLY_PAIRS] if only_pairs else [])],
-        "Training": _training(lines, evaluations, name),
-        **({} if only_pairs else scores),
-        "Configuration": [configuration],
-        "Versions": _versions(),
+    versions = f"unitsface_kernels {uk.__version__}, Torch {torch.__version__}, NumPy "
+    versions += f"{np.__version__}, Python {platform.python_version()} wrote this page."
+    missing = Note("This run has not been evaluated.")
+    shown: dict[str, Blocks] = {
+        **({"Identities held out": figures} if figures else {}),
+        **({"Test sets": [_sets(last)]} if last else {}),
+        "Training": [*_training(lines, evaluations), *([] if last or evaluation else [missing])],
     }
+    folded = {
+        **({"Scores of identities": [ONLY_PAIRS]} if only_pairs else {}),
+        **({} if only_pairs else {"Metrics": _results(evaluation), **scores}),
+        "Configuration": [configuration, Note(versions)],
+    }
+    numbers = _numbers(lines, evaluation, last, curve)
     try:
-        write_html(folder / REPORT, name, sections)
+        report = Report(
+            f"Run {folder.resolve().name}", _about(config, lines), numbers, shown, folded
+        )
+        write_html(folder / REPORT, report)
     except OSError as error:
         raise UserError(f"cannot write {folder / REPORT}: {error.strerror}") from error
     return folder / REPORT

@@ -91,6 +91,12 @@ class Update:
     states: tuple[Tensor, ...]
     rule: Rule
 
+    @property
+    def for_kernels(self) -> bool:
+        """Whether kernels can make the step: they read raw float32 memory."""
+        tensors = (self.weight, *self.states)
+        return all(t.dtype == torch.float32 and is_dense(t) for t in tensors)
+
     @torch.no_grad()
     def __call__(
         self, rows: slice, gradient: Tensor, index: Tensor | None, scale: Tensor | None
@@ -101,7 +107,7 @@ class Update:
             index = dense(index[rows])
         tensors = (self.weight, *self.states)
         kernels = dispatch.row_kernels(self.weight.device)
-        if kernels is not None and all(t.dtype == torch.float32 and is_dense(t) for t in tensors):
+        if kernels is not None and self.for_kernels:
             kernels.update_rows(
                 self.rule.code,
                 self.weight,

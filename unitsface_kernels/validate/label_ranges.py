@@ -7,13 +7,25 @@ result copied to pinned memory, and reported by the first call after its arrival
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..losses import LossSpec
 
-_pending: list[tuple[torch.cuda.Event, Tensor, str]] = []
+
+class _Check(NamedTuple):
+    """A check whose numbers are on their way to pinned memory; ``is_bad`` judges them there."""
+
+    arrival: torch.cuda.Event
+    found: Tensor
+    is_bad: Callable[[Tensor], bool]
+    message: str
+
+
+_pending: list[_Check] = []
 
 
 def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
@@ -38,23 +50,30 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
     with torch.cuda.device(value.device):
         if torch.cuda.is_current_stream_capturing():
             return
-        bad = value < low if high is None else (value < low) | (value >= high)
         report_pending()
-        _report(bad.any(), message)
+
+        def outside(ends: Tensor) -> bool:
+            smallest, largest = ends.tolist()
+            return smallest < low or (high is not None and largest >= high)
+
+        # One launch; compared on the host.
+        ends = value.new_empty(2)
+        torch.aminmax(value, out=(ends[0], ends[1]))
+        _report(ends, outside, message)
 
 
 def report_pending() -> None:
     """Raise for labels of an earlier CUDA call that were found out of range."""
     # A busy device does not delay the results of another.
-    arrived: list[tuple[torch.cuda.Event, Tensor, str]] = []
-    waiting: list[tuple[torch.cuda.Event, Tensor, str]] = []
+    arrived: list[_Check] = []
+    waiting: list[_Check] = []
     for check in _pending:
-        (arrived if check[0].query() else waiting).append(check)
+        (arrived if check.arrival.query() else waiting).append(check)
     _pending[:] = waiting
-    for _, verdict, message in arrived:
-        if bool(verdict):
+    for check in arrived:
+        if check.is_bad(check.found):
             _pending.clear()
-            raise ValueError(f"{message}, got others in an earlier call")
+            raise ValueError(f"{check.message}, got others in an earlier call")
 
 
 def call_labels(
@@ -89,17 +108,17 @@ def report_later(bad: Tensor, message: str) -> None:
     """
     with torch.cuda.device(bad.device):
         if not torch.cuda.is_current_stream_capturing():
-            _report(bad, message)
+            _report(bad, bool, message)
 
 
-def _report(bad: Tensor, message: str) -> None:
-    """``bad`` is on the current device."""
+def _report(found: Tensor, is_bad: Callable[[Tensor], bool], message: str) -> None:
+    """``found`` is on the current device."""
     if os.environ.get("UNITSFACE_CHECK") == "1":
-        if bool(bad):
+        if is_bad(found):
             raise ValueError(f"{message}, got others")
         return
-    verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
-    verdict.copy_(bad, non_blocking=True)
+    arrived = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    arrived.copy_(found, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(bad.device))
-    _pending.append((event, verdict, message))
+    event.record(torch.cuda.current_stream(found.device))
+    _pending.append(_Check(event, arrived, is_bad, message))

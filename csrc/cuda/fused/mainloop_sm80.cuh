@@ -218,8 +218,9 @@ __device__ __forceinline__ void multiply_tile(BlockTeam::Values& sums, const Blo
     }
     // All have what this thread copied, and have read what it overwrites next.
     if (!planted(42)) team.wait();
-    if (step + kStages - 1 < steps + (planted(59) ? 1 : 0)) {
-      copies.copy(memory + (planted(47) ? current : next) * kStageBytes, step + kStages - 1);
+    if (step + kStages - 1 < steps) {
+      const int ahead = step + kStages - (planted(59) ? 0 : 1);
+      copies.copy(memory + (planted(47) ? current : next) * kStageBytes, ahead);
     }
     // Groups are counted: the last ones are empty.
     if (!planted(54)) commit_copies();

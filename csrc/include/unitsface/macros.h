@@ -3,6 +3,8 @@
 
 #if defined(__CUDACC__)
 #define UF_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(_MSC_VER) && !defined(__clang__)
+#define UF_HOST_DEVICE __forceinline
 #else
 #define UF_HOST_DEVICE inline __attribute__((always_inline))
 #endif

@@ -26,6 +26,7 @@ from ..streaming import (
     PairTile,
     PairWeights,
     PositiveSums,
+    Reductions,
     SumTile,
     TileVariables,
     UnitRows,
@@ -44,7 +45,7 @@ BLOCK, CUDA_BLOCK = 512, 2048
 ROWS = 4096
 
 
-class EagerEngine(UnitRows, CenterTiles):
+class EagerEngine(UnitRows, CenterTiles, Reductions):
     """See :class:`unitsface_kernels.backends.streaming.Engine`; GEMMs are in float32."""
 
     stat_dtype = torch.float64

@@ -24,6 +24,7 @@ from ..streaming import (
     PairTile,
     PairWeights,
     PositiveSums,
+    Reductions,
     SumTile,
     UnitRows,
     Variables,
@@ -36,7 +37,7 @@ from .loader import extension
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class NativeEngine(UnitRows, CenterTiles, ABC):
+class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.

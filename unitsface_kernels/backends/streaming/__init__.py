@@ -11,14 +11,13 @@ from .call import (
     CallConfig,
     CallTensors,
     ColumnSink,
-    ForwardCache,
     Gradients,
     Result,
+    RowStep,
     make_call,
 )
 from .centers import CenterTiles
 from .engine import (
-    ClassSums,
     ClassTile,
     ClassWeights,
     Engine,
@@ -32,9 +31,11 @@ from .engine import (
     TileColumns,
     UnitRows,
 )
+from .forward_cache import ForwardCache
 from .logsumexp import finish_rows
 from .mixing import Changes, Mixing
 from .other_ranks import Blocks, Towers
+from .reductions import ClassSums, Reductions, RowFactors
 from .row_formulas import row_slopes
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
@@ -85,8 +86,11 @@ __all__ = [
     "PairTile",
     "PairWeights",
     "PositiveSums",
+    "Reductions",
     "Result",
+    "RowFactors",
     "RowSelection",
+    "RowStep",
     "Shards",
     "SortedTargets",
     "SumTile",

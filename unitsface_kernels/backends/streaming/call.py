@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,13 +12,34 @@ from torch import Tensor
 
 from ...losses import LossSpec
 from ..dense import dense
+from .forward_cache import ForwardCache
 from .mixing import Mixing
 from .other_ranks import Ranks, Towers
 from .pair_counts import pair_counts
 from .shards import Shards
 
-#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite.
+#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite. If it makes
+#: a step of an optimizer with it, an attribute ``step`` may be the :class:`RowStep`.
 ColumnSink = Callable[[slice, Tensor], None]
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """A step on rows of the columns, all tensors dense and float32; see ``row_update.h``.
+
+    Attributes:
+        weight: the columns, (m, ...).
+        states: of the optimizer, of the shape of ``weight``.
+        rule: RowRule.
+        numbers: hyper-parameters by name.
+        scale: () factor of the gradient, or None.
+    """
+
+    weight: Tensor
+    states: tuple[Tensor, ...]
+    rule: int
+    numbers: Mapping[str, float]
+    scale: Tensor | None
 
 
 class Gradients(NamedTuple):
@@ -122,39 +143,6 @@ class CallConfig:
             return self.forward_has_gradients
         # One threshold or scalar for all rows would need every row's part of its gradient.
         return self.reduction != "none" or not (self.need_threshold or self.need_variables)
-
-
-@dataclass
-class ForwardCache:
-    """Data that a forward pass may leave to the backward passes of its call, beside its state.
-
-    Attributes:
-        cosines: as the columns, float32, in whose memory lie cosines until the first backward pass
-            takes it for the gradient of the columns.
-        tile_sums: (tiles, N) float32 sums of every tile of columns, as maximum and total.
-        blocks: rows and columns of the tiles of both.
-        inverse_norms: (M,) float32 of the columns, where tiles multiply these as they are.
-        num_norms: how many of them, from the first, are known.
-        num_valid_rows: of :meth:`Call.num_valid_rows`, once it is known.
-    """
-
-    blocks: tuple[int, int] = (0, 0)
-    cosines: Tensor | None = None
-    tile_sums: tuple[Tensor, Tensor] | None = None
-    inverse_norms: Tensor | None = None
-    num_norms: int = 0
-    num_valid_rows: Tensor | None = None
-    _workspace: Tensor | None = None
-
-    def workspace(self, size: int, like: Tensor) -> Tensor:
-        """(size,) float32 that the next caller overwrites."""
-        if self._workspace is None or self._workspace.numel() < size:
-            self._workspace = like.new_empty(size)
-        return self._workspace[:size]
-
-    def take_cosines(self) -> Tensor | None:
-        cosines, self.cosines = self.cosines, None
-        return cosines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,13 +298,6 @@ class Call(CallConfig):
         if self.cache is not None:
             self.cache.num_valid_rows = found
         return found
-
-    def reduced(self, per_row: Tensor) -> Tensor:
-        """The loss from those of the rows."""
-        if self.reduction == "none":
-            return per_row
-        total = per_row.sum()
-        return total / self.num_valid_rows() if self.reduction == "mean" else total
 
 
 def make_call(

@@ -82,6 +82,9 @@ def finish_columns(
         out.copy_(d_unit)
     else:
         assert norms is not None
+        alone = along is None and call.column_labels is None
+        if alone and engine.update_columns(call, part, d_unit, norms, scale, raw):
+            return
         engine.normalize_rows_backward(
             d_unit, call.columns, part.start, norms, out, scale, call.vector_index, raw
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, clear_ignored
+from .reductions import ClassSums, RowFactors
 from .selection import DeviceFilter, RowSelection
 from .values import TargetWeights, TileVariables, Variables
 
@@ -202,14 +203,6 @@ class PairWeights(NamedTuple):
     log_positives: Tensor | None = None
 
 
-class ClassSums(NamedTuple):
-    """Running ``maximum`` and ``total`` as of :class:`NegativeSums`, and the targets' cosines."""
-
-    maximum: Tensor
-    total: Tensor
-    target_cosine: Tensor
-
-
 class ClassWeights(NamedTuple):
     """Per-row factors of the gradient.
 
@@ -247,7 +240,10 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
 
 
 class Engine(Protocol):
-    """Tile work of one backend on one device, for one call."""
+    """Tile work of one backend on one device, for one call.
+
+    Methods without a text are those of ``reductions.Reductions``.
+    """
 
     @property
     def sum_block(self) -> tuple[int, int]:
@@ -327,6 +323,22 @@ class Engine(Protocol):
         which is g, or with ``raw`` (see :class:`TileColumns`) r g.
         """
 
+    def update_columns(
+        self,
+        call: Call,
+        part: slice,
+        d_unit: Tensor,
+        inverse_norms: Tensor,
+        scale: Tensor | None,
+        raw: bool,
+    ) -> bool:
+        """:meth:`normalize_rows_backward` of the columns in ``part``, and the step of ``call.sink``
+        on them, without their gradient in between.
+
+        Returns:
+            Whether the engine has made it; else nothing is done.
+        """
+
     def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
         """:meth:`normalize_rows` of a call's rows; ignored ones, which may be NaN, are 0."""
 
@@ -342,7 +354,7 @@ class Engine(Protocol):
         """
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        """Folds a tile's negatives into the sums of its rows.
+        """The sums of a tile's negatives, in place of those of :meth:`class_sums`, of none.
 
         A target inside the tile is left out of the sum, and its cosine stored.
         """
@@ -361,6 +373,23 @@ class Engine(Protocol):
             sums: of every row, by blocks of columns: (blocks, N), (blocks, N), (N,).
             values: all variables; None: the formula reads none.
         """
+
+    def class_sums(self, call: Call, panels: int) -> ClassSums: ...
+
+    def reduced(self, call: Call, losses: Tensor) -> Tensor: ...
+
+    def mean_factor(self, call: Call) -> Tensor: ...
+
+    def finish_totals(
+        self,
+        call: Call,
+        inverse_norms: Tensor,
+        loss: Tensor,
+        d_threshold: Tensor | None,
+        scale: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def row_factors(self, call: Call, state: Tensor, weights: Tensor) -> RowFactors: ...
 
     def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
         """(V, N) d loss of each row / d each variable, through targets and regularizers.
@@ -419,6 +448,17 @@ class UnitColumns:
         self: Any, source: Tensor, start: int, stop: int, index: Tensor | None = None
     ) -> TileColumns:
         return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
+
+    def update_columns(
+        self,
+        call: Call,
+        part: slice,
+        d_unit: Tensor,
+        inverse_norms: Tensor,
+        scale: Tensor | None,
+        raw: bool,
+    ) -> bool:
+        return False
 
 
 class UnitRows(UnitColumns):

@@ -66,7 +66,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     if call.shards is not None:
         sums = _of_all_shards(call.shards, sums)
     per_row, state = engine.finish_rows(call, sums, values)
-    return Result(call.reduced(per_row), state, Gradients())
+    return Result(engine.reduced(call, per_row), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:
@@ -74,15 +74,13 @@ def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Grad
     log_negatives, negative_prob, slope = state[:3].unbind(0)
     if call.spec.finish is None:
         weights, scale = split_weights(call, weights)
-        negative_weight = (weights * negative_prob).masked_fill_(call.ignored, 0.0)
-        target_weight = -negative_weight
+        negative_weight, target_weight, targets = engine.row_factors(call, state, weights)
     else:
         both = torch.where(call.ignored, 0.0, weights * torch.stack([negative_prob, state[3]]))
         both, scale = split_factors(call, both)
         weights = weights if scale is None else weights / scale
         negative_weight, target_weight = both.unbind(0)
-    # Exact even where the probability underflows: 0 times a finite slope.
-    targets = target_weight * slope
+        targets = target_weight * slope
     if call.spec.name in CUSTOM and call.spec.tiles is None:
         # Where the logits of all negatives are -inf: exp(-inf - inf) is 0.
         log_negatives = log_negatives.masked_fill(log_negatives == -torch.inf, torch.inf)
@@ -109,7 +107,8 @@ def _kept(cosines: Tensor, columns: slice, rows: slice) -> Tensor | None:
 
 
 def _keeps(call: Call, engine: Engine) -> bool:
-    if call.cache is None or not call.need_columns or not engine.keeps_cosines:
+    cache = call.cache
+    if cache is None or cache.streamed or not call.need_columns or not engine.keeps_cosines:
         return False
     assert call.columns is not None
     return call.columns.dtype == torch.float32
@@ -122,9 +121,7 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     streamed = None if values is None else values.streamed(call.spec)
     panels = against_columns(columns_of(call), count, engine.class_block)
     # One sum per tile, so that it is known how little each contributes.
-    maximum = rows.new_full((len(panels), count), -torch.inf, dtype=torch.float32)
-    total = rows.new_zeros((len(panels), count), dtype=torch.float32)
-    target_cosine = rows.new_zeros(count, dtype=torch.float32)
+    maximum, total, target_cosine = every = engine.class_sums(call, len(panels))
     cosines = None
     if _keeps(call, engine):
         cosines = rows.new_empty((call.num_vectors, rows.shape[1]), dtype=torch.float32)
@@ -141,8 +138,9 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     if call.cache is not None:
         call.cache.blocks = engine.class_block
         call.cache.cosines = cosines
-        call.cache.tile_sums = (maximum, total) if call.filters else None
-    return ClassSums(maximum, total, target_cosine)
+        filters = call.filters and not call.cache.streamed
+        call.cache.tile_sums = (maximum, total) if filters else None
+    return every
 
 
 def _tile(unit: Tensor, columns: TileColumns, targets: Tensor, place: slice) -> ClassTile:

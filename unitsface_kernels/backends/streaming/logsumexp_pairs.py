@@ -48,7 +48,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
         per_row, negative_prob = _positives(call, engine, prepared, log_negatives)
     doubtful = not_finite(call, norms_of_losses(call, engine, inverse_norms))
     per_row = torch.where(call.valid_rows, per_row, doubtful)
-    return result_of(call, per_row, torch.stack([log_negatives, negative_prob]), values)
+    return result_of(call, engine, per_row, torch.stack([log_negatives, negative_prob]), values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:

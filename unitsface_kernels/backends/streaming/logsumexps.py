@@ -51,7 +51,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     per_row = _finish(call).value(positives, negatives, call.params, of_rows)
     doubtful = not_finite(call, norms_of_losses(call, engine, inverse_norms))
     per_row = torch.where(call.valid_rows, per_row, 0.0) + doubtful
-    return result_of(call, per_row, state, values)
+    return result_of(call, engine, per_row, state, values)
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:

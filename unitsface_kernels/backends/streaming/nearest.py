@@ -53,7 +53,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     # The bits of -1, no position, would be those of a NaN.
     places = (position + 1).view(torch.float32)
     state = torch.cat([best.T, places.T, target_cosine[None]])
-    return Result(call.reduced(loss), state, Gradients())
+    return Result(engine.reduced(call, loss), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:

@@ -87,7 +87,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     # The bits of -1, no place, would be those of a NaN.
     places = (places + 1).T.contiguous().view(torch.float32)
     state = torch.cat([found.nearest.T, farthest.T, places])
-    return Result(call.reduced(loss), state, Gradients())
+    return Result(engine.reduced(call, loss), state, Gradients())
 
 
 def backward(call: Call, engine: Engine, state: Tensor, weights: Tensor) -> Gradients:

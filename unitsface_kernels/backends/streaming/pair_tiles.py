@@ -95,12 +95,14 @@ def log_of_sums(maximum: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0, -torch.inf, maximum + torch.log(total))
 
 
-def result_of(call: Call, per_row: Tensor, state: Tensor, values: Variables | None) -> Result:
+def result_of(
+    call: Call, engine: Engine, per_row: Tensor, state: Tensor, values: Variables | None
+) -> Result:
     """The result of a pass over statistics from (num_losses,) losses, which it may change."""
     if values is not None:
         per_row = per_row + variables.not_finite(call, values)
     clear_ignored(call, per_row)
-    return Result(call.reduced(per_row), state, Gradients())
+    return Result(engine.reduced(call, per_row), state, Gradients())
 
 
 # --- tiles ----------------------------------------------------------------------------------------

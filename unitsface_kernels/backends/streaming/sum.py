@@ -130,12 +130,14 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and with ``gradients`` every needed gradient for an upstream gradient of one."""
-    scale = 1.0 / call.num_valid_rows() if call.reduction == "mean" else None
-    per_row, found = _stream(call, engine, None, scale, gradients and call.need_any)
-    loss = per_row if call.reduction == "none" else per_row.sum()
+    scale = engine.mean_factor(call) if call.reduction == "mean" else None
+    loss, found = _stream(call, engine, None, scale, gradients and call.need_any)
+    whole = loss.dim() == 0
+    if not whole and call.reduction != "none":
+        loss = loss.sum()
     if call.shards is not None:
         loss = call.shards.sum(loss)
-    if scale is not None:
+    if scale is not None and not whole:
         loss = loss * scale
     return Result(loss.to(torch.float32), None, found)
 
@@ -152,8 +154,8 @@ def _stream(
     scale: Tensor | None,
     gradients: bool,
 ) -> tuple[Tensor, Gradients]:
-    """(num_losses,) losses, or parts of their total if that is all that is wanted, and the
-    gradients, weighted per row by ``weights`` and all by ``scale``.
+    """(num_losses,) losses, or () their total times ``scale`` if that is all that is wanted, and
+    the gradients, weighted per row by ``weights`` and all by ``scale``.
     """
     rows = call.rows
     unit, inverse_norms = engine.unit_rows(call)
@@ -164,18 +166,22 @@ def _stream(
     per_column = call.spec.threshold == "per_column"
     need_rows, need_columns = gradients and call.need_rows, gradients and call.need_columns
     norms = norms_of_losses(call, engine, inverse_norms)
-    doubtful = not_finite(call, norms).to(engine.stat_dtype)
     values, d_values = variables.of_call(call, engine, unit, inverse_norms), None
-    if values is not None:
-        doubtful += variables.not_finite(call, values)
-        if gradients and variables.needed(call):
-            d_values = variables.zeros_like(values, engine.stat_dtype)
     total = weights is None and call.reduction != "none" and not per_column and values is None
     slots = engine.total_slots if total else 0
-    d_threshold = None
-    if gradients and call.need_threshold:
-        size = slots or (call.num_columns if per_column else 1)
-        d_threshold = rows.new_zeros(size, dtype=engine.stat_dtype)
+    need_threshold, d_threshold = gradients and call.need_threshold, None
+    if slots:
+        parts = rows.new_zeros((1 + need_threshold, slots), dtype=engine.stat_dtype)
+        loss, d_threshold = parts[0], parts[1] if need_threshold else None
+    else:
+        loss = not_finite(call, norms).to(engine.stat_dtype)
+        if values is not None:
+            loss += variables.not_finite(call, values)
+        if need_threshold:
+            size = call.num_columns if per_column else 1
+            d_threshold = rows.new_zeros(size, dtype=engine.stat_dtype)
+    if values is not None and gradients and variables.needed(call):
+        d_values = variables.zeros_like(values, engine.stat_dtype)
     state = _Pass(
         call=call,
         engine=engine,
@@ -187,7 +193,7 @@ def _stream(
         scale=scale,
         gradient=need_rows or (need_columns and call.columns is not None),
         total=slots > 0,
-        loss=rows.new_zeros(slots, dtype=engine.stat_dtype) if slots else doubtful,
+        loss=loss,
         d_rows=zeros(rows, *rows.shape) if need_rows else None,
         threshold=zeros(rows, 1) if call.threshold is None else call.threshold,
         d_threshold=d_threshold,
@@ -208,8 +214,13 @@ def _stream(
             _against_ranks(_of_side(state, side, d_unit), side.blocks, side.ranks)
         if others:
             towers.finish(call, engine, others[1].inverse_norms, d_columns, scale)
-    # With a threshold of NaN, terms of pairs that are left out are NaN as well.
-    clear_ignored(call, doubtful)
+    if slots:
+        loss, d_threshold = engine.finish_totals(call, norms, loss, d_threshold, scale)
+    else:
+        # With a threshold of NaN, terms of pairs that are left out are NaN as well.
+        clear_ignored(call, loss)
+        if d_threshold is not None and scale is not None:
+            d_threshold = d_threshold * scale
     if d_rows is not None:
         engine.unit_rows_backward(call, d_rows, inverse_norms, scale)
     d_variables = None
@@ -219,9 +230,7 @@ def _stream(
         if call.need_variables:
             d_variables = variables.of_given(call, d_values, scale)
     if d_threshold is not None:
-        d_threshold = d_threshold.sum(0, keepdim=True) if slots else d_threshold
-        d_threshold = (d_threshold if scale is None else d_threshold * scale).to(torch.float32)
-    loss = torch.cat((state.loss, doubtful)) if slots else state.loss
+        d_threshold = d_threshold.to(torch.float32)
     return loss, Gradients(d_rows, d_columns, d_threshold, d_variables)
 
 

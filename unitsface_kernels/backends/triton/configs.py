@@ -129,8 +129,11 @@ class Config:
 
 
 def fewer_pairs(tile: TileConfig) -> TileConfig:
-    """Half of the pairs at a time, for kernels with more state than ``Config.sum_heavy`` holds."""
-    subtiles = min(2 * tile.epilogue_subtiles, 8, tile.block_n // 8)
+    """Eighths of the block, for kernels with more state than ``Config.sum_heavy`` holds.
+
+    In quarters float32 gradients of pairs with variables have a stack, with Triton 3.6.
+    """
+    subtiles = min(8, tile.block_n // 8)
     # Four warps may take all registers; else ptxas saves some, with a stack, for a fifth program.
     most = 255 if tile.num_warps == 4 else tile.max_registers
     return replace(tile, epilogue_subtiles=subtiles, max_registers=most)

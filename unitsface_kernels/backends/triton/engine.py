@@ -20,7 +20,6 @@ from ..streaming import (
     PositiveSums,
     SumTile,
     TargetWeights,
-    TileColumns,
     Variables,
     finish_rows,
     row_slopes,
@@ -39,6 +38,8 @@ from . import (
 from .filtered_matmul import TritonFilter
 from .kernels import rows
 from .matmul import addmm, matmul
+from .reductions import TritonReductions
+from .row_kernels import RowKernels
 from .workspace import DEPTH_MULTIPLE, STRIDE_MULTIPLE, Workspace, padded, shipped_config
 
 #: Rows and columns of a tile, where there are several: whole blocks of the kernels.
@@ -55,7 +56,7 @@ def _even(count: int, largest: int) -> int:
     return min(padded(max(-(-count // parts), 1), BLOCK_MULTIPLE), largest)
 
 
-class TritonEngine:
+class TritonEngine(RowKernels, TritonReductions):
     """Engine of one call; see the protocol ``streaming.engine.Engine``.
 
     Args:
@@ -106,7 +107,9 @@ class TritonEngine:
     def total_slots(self) -> int:
         spec, config = self._call.spec, self._space.config
         blocks = self.sum_block, self.class_block
-        return max(sum_tile.most_programs(spec, config, block) for block in blocks)
+        most = max(sum_tile.most_programs(spec, config, block) for block in blocks)
+        # Kernels want both kinds of parts aligned, which lie one after the other.
+        return padded(most, 4)
 
     def _pairs(self, tile: configs.TileConfig) -> int:
         """Most pairs of a tile, whose gradients or partial results have to fit the workspace."""
@@ -116,8 +119,6 @@ class TritonEngine:
         # Float32 per row and subtile: two, or two of each kind of pairs.
         numbers = 4 if self._call.spec.reduction == "logsumexps" else 2
         return size // (4 * numbers) * (tile.block_n // tile.epilogue_subtiles)
-
-    # Rows
 
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
@@ -149,137 +150,6 @@ class TritonEngine:
             num_warps=config.num_warps,
         )
         return out
-
-    def normalize_rows(
-        self,
-        source: Tensor,
-        start: int,
-        stop: int,
-        index: Tensor | None = None,
-        reuse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        return self._normalize(source, start, stop, index, reuse)
-
-    def unit_rows(self, call: Call) -> tuple[Tensor, Tensor]:
-        return self._normalize(call.rows, 0, call.rows.shape[0], labels=call.row_labels)
-
-    def _normalize(
-        self,
-        source: Tensor,
-        start: int,
-        stop: int,
-        index: Tensor | None = None,
-        reuse: bool = False,
-        labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        unit, inverse_norms = self._space.unit_tile(stop - start, source.shape[1], reuse)
-        self._write_unit(source, index, start, unit, inverse_norms, labels)
-        return unit, inverse_norms
-
-    def _write_unit(
-        self,
-        source: Tensor,
-        index: Tensor | None,
-        start: int,
-        unit: Tensor | None,
-        inverse_norms: Tensor,
-        labels: Tensor | None = None,
-    ) -> None:
-        """``unit``, if given, and ``inverse_norms`` (n,) of the rows from ``start``."""
-        count, width = inverse_norms.shape[0], source.shape[1]
-        stride = padded(width, DEPTH_MULTIPLE)
-        config = configs.rows(stride)
-        launch.run(
-            rows.normalize_rows_kernel,
-            -(-count // config.rows),
-            source,
-            index,
-            start,
-            unit,
-            stride,
-            inverse_norms,
-            count,
-            width,
-            labels,
-            ROWS=config.rows,
-            BLOCK=config.block,
-            num_warps=config.num_warps,
-        )
-
-    def tile_columns(
-        self, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        if index is None and self._call.centers == 1 and self._space.multiplies(source):
-            return TileColumns(source[start:stop], self._norms(source, start, stop), raw=True)
-        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
-
-    def _norms(self, source: Tensor, start: int, stop: int) -> Tensor:
-        """Inverse norms of the call's columns; the first pass keeps them for the others."""
-        cache, first = self._call.cache, start
-        if cache is None or start > cache.num_norms:
-            norms = self._space.factors(stop - start)
-        else:
-            if cache.inverse_norms is None:
-                cache.inverse_norms = self._space.factors(source.shape[0])
-            norms = cache.inverse_norms[start:stop]
-            first = cache.num_norms
-            cache.num_norms = max(first, stop)
-        if first < stop:
-            self._write_unit(source, None, start, None, norms)
-        return norms
-
-    def normalize_rows_backward(
-        self,
-        d_unit: Tensor,
-        source: Tensor,
-        start: int,
-        inverse_norms: Tensor,
-        out: Tensor,
-        scale: Tensor | None = None,
-        index: Tensor | None = None,
-        raw: bool = False,
-    ) -> None:
-        self._normalize_backward(d_unit, source, start, inverse_norms, out, scale, index, raw=raw)
-
-    def unit_rows_backward(
-        self, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
-    ) -> None:
-        self._normalize_backward(
-            d_unit, call.rows, 0, inverse_norms, d_unit, scale, labels=call.row_labels
-        )
-
-    def _normalize_backward(
-        self,
-        d_unit: Tensor,
-        source: Tensor,
-        start: int,
-        inverse_norms: Tensor,
-        out: Tensor,
-        scale: Tensor | None,
-        index: Tensor | None = None,
-        labels: Tensor | None = None,
-        raw: bool = False,
-    ) -> None:
-        count, width = d_unit.shape
-        config = configs.rows(width)
-        launch.run(
-            rows.normalize_rows_backward_kernel,
-            -(-count // config.rows),
-            d_unit,
-            source,
-            index,
-            start,
-            inverse_norms,
-            scale,
-            out,
-            count,
-            width,
-            labels,
-            RAW=raw,
-            ROWS=config.rows,
-            BLOCK=config.block,
-            num_warps=config.num_warps,
-        )
 
     # Tiles
 

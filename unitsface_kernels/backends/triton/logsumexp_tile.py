@@ -40,11 +40,13 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
     )
-    merge(maximum, total, rows)
+    merge(maximum, total, rows, folds=False)
 
 
-def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> None:
-    """Folds (stretches, N) partial maxima and totals into ``sums``, in order."""
+def merge(
+    maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums, folds: bool = True
+) -> None:
+    """Folds (stretches, N) partial maxima and totals into ``sums``, in order, or replaces them."""
     stretches, count = maximum.shape
     config = configs.MERGE
     launch.run(
@@ -56,6 +58,7 @@ def merge(maximum: Tensor, total: Tensor, sums: ClassSums | NegativeSums) -> Non
         sums.total,
         stretches,
         count,
+        FOLDS=folds,
         ROWS=config.rows,
         BLOCK=config.block,
         num_warps=config.num_warps,

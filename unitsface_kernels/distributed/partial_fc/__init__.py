@@ -23,6 +23,7 @@ __all__ = [
     "export_class_weights",
     "is_checkpoint",
     "load_checkpoint",
+    "read_classes",
     "read_extra",
     "read_saved",
     "save_checkpoint",
@@ -31,7 +32,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Training does without the export and what it imports."""
-    if name in ("dominant_centers", "export_class_weights"):
+    if name in ("dominant_centers", "export_class_weights", "read_classes"):
         from . import class_weights
 
         return getattr(class_weights, name)

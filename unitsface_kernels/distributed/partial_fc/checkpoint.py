@@ -212,19 +212,24 @@ def open_checkpoint(folder: Path | None, path: str | os.PathLike[str]) -> Stored
     return guarded(path, lambda: storage.Stored(folder))
 
 
-def read_saved(path: str | os.PathLike[str]) -> Any:
+def read_saved(path: str | os.PathLike[str], *, unknown: bool = False) -> Any:
     """Reads a file of ``torch.save``: tensors, on the CPU, and plain values.
 
     Differs from ``torch.load(path, map_location="cpu", weights_only=True)`` in three points:
     checksums are compared, memory is bounded by the size of the file, and parameters are returned
     as tensors.
 
+    Args:
+        path: the file.
+        unknown: dicts of their items stand in for objects of other types, such as callbacks in a
+            checkpoint of Lightning, where they are refused otherwise. Nothing of them is executed.
+
     Raises:
         OSError: the file cannot be read.
         ValueError: it is damaged, or holds something else.
     """
     try:
-        return torch_files.read_file(path)
+        return torch_files.read_file(path, unknown=unknown)
     except DamagedError as error:
         raise _unreadable(path, error) from error
 

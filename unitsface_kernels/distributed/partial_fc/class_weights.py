@@ -1,4 +1,4 @@
-"""The class matrix of a sharded checkpoint in one file."""
+"""The class matrix of a sharded checkpoint in one file, or the rows of some classes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ... import validate
 from ...subcenters import Dominant, keep_dominant
 from . import storage
-from .checkpoint import HEAD, find_checkpoint, guarded, open_checkpoint
+from .checkpoint import HEAD, OPTIMIZER, find_checkpoint, guarded, open_checkpoint
 from .storage import Rows, Stored
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -149,6 +150,54 @@ def dominant_centers(
         found = keep_dominant(block.to(feats), feats[rows], labels[rows] - place.start, angle=angle)
         center[place], kept[rows], cosine[rows] = found.center, found.kept, found.cosine
     return Dominant(torch.empty(0, size[2]), center, kept, cosine)
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """See :func:`read_classes`; names are those of the head's state dict.
+
+    Attributes:
+        rows: (m, ...) per-class tensors.
+        shared: tensors that all classes share.
+        optimizer: its state dict without what is per class; None if it was not saved.
+        states: (m, ...) of the per-class tensors, by name and by the optimizer's key.
+    """
+
+    rows: dict[str, Tensor]
+    shared: dict[str, Tensor]
+    optimizer: dict[str, Any] | None
+    states: dict[str, dict[str, Tensor]]
+
+
+def read_classes(path: str | os.PathLike[str], classes: Tensor) -> ClassRows:
+    """Some classes of a checkpoint, for a head with others; without communication.
+
+    Memory is that of the rows and of a block of the checkpoint.
+
+    Args:
+        path: as of :func:`export_class_weights`.
+        classes: (m,) int64 from 0 to C - 1, in any order; on the CPU.
+
+    Raises:
+        TypeError, ValueError: ``classes`` are none of it; no checkpoint, or a damaged one.
+    """
+    stored = open_checkpoint(find_checkpoint(path), path)
+    validate.class_index("classes", classes, torch.empty(0))
+    classes = classes.to(torch.int64)
+    found = ClassRows({}, stored.shared["tensors"], stored.shared["optimizer"], {})
+    for saved in stored.tensors:
+        size = stored.size(saved)
+        validate.in_range("classes", classes, 0, size[0])
+        rows = torch.empty(len(classes), *size[1:], dtype=stored.dtype(saved))
+        for place, block in _blocks(stored, saved, path):
+            inside = (classes >= place.start) & (classes < place.stop)
+            rows[inside] = block[classes[inside] - place.start]
+        if saved.startswith(HEAD):
+            found.rows[saved.removeprefix(HEAD)] = rows
+        else:
+            name, _, key = saved.removeprefix(OPTIMIZER).rpartition(".")
+            found.states.setdefault(name, {})[key] = rows
+    return found
 
 
 def _weights_of(stored: Stored, classes: int | None = None) -> str:

@@ -8,13 +8,16 @@ known before any weight moves, such as a loss scale that overflowed or the norm 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ... import passes
-from ...backends.streaming import Call, ColumnSink, Gradients
+from ...backends.dense import dense
+from ...backends.streaming import Call, ColumnSink, RowStep
+from ...optim.update import RowUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,28 @@ class _Pending:
     call: Call
     state: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """The step of ``update`` on rows ``index``, from their gradient times ``scale``."""
+
+    update: RowUpdate
+    index: Tensor | None
+    scale: Tensor | None
+
+    def __call__(self, rows: slice, gradient: Tensor) -> None:
+        self.update(rows, gradient, self.index, self.scale)
+
+    @cached_property
+    def step(self) -> RowStep | None:
+        """For kernels that make it; None: they cannot."""
+        update, scale = self.update, self.scale
+        if not isinstance(update, Update) or not update.for_kernels:
+            return None
+        scale = None if scale is None else dense(scale.to(torch.float32))
+        rule = update.rule
+        return RowStep(update.weight, update.states, rule.code, vars(rule), scale)
 
 
 class Fusion:
@@ -51,15 +76,7 @@ class Fusion:
             index: (K,) rows of the parameter that take part, or None.
             scale: () factor of the gradient.
         """
-        step = self._optimizer.begin_row_update(self.parameter)
-
-        def sink(rows: slice, gradient: Tensor) -> None:
-            step(rows, gradient, index, scale)
-
-        return sink
-
-    def run(self, call: Call, state: Tensor, weights: Tensor, sink: ColumnSink | None) -> Gradients:
-        return passes.backward(replace(call, sink=sink), state, weights)
+        return _Sink(self._optimizer.begin_row_update(self.parameter), index, scale)
 
     def hold(self, call: Call, state: Tensor, weights: Tensor, finite: Tensor) -> Tensor | None:
         """Leaves the update to the optimizer's step.
@@ -82,6 +99,8 @@ class Fusion:
             need_columns=True,
             need_threshold=False,
             need_variables=False,
+            # Until the step, columns need no memory.
+            cache=None,
         )
         self._pending = _Pending(columns_only, state, weights)
         if self.parameter.numel() == 0:
@@ -111,4 +130,4 @@ class Fusion:
             self._run(pending, self.update(pending.call.column_index, factor))
 
     def _run(self, pending: _Pending, sink: ColumnSink) -> None:
-        self.run(pending.call, pending.state, pending.weights, sink)
+        passes.backward(replace(pending.call, sink=sink), pending.state, pending.weights)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .permutation import draw_key, drawn_classes, places_of
 
 
@@ -37,17 +38,28 @@ def sample_classes(
     """
     drawn = draw_classes(labels, num_classes, num_sampled, draw_key(seed, rank, step))
     index = drawn.sort().values
+    kernels = dispatch.draw_kernels(labels.device)
+    if kernels is not None:
+        return index, kernels.positions(index, labels)
     return index, torch.where(labels < 0, labels, torch.searchsorted(index, labels))
 
 
 def draw_classes(labels: Tensor, num_classes: int, num_sampled: int, key: int) -> Tensor:
     """The rows of :func:`sample_classes` (K,), negatives in the order of the permutation ``key``"""
     count = min(num_sampled, num_classes)
-    places = places_of(num_classes, key, labels).sort().values
-    # Each class once: the place of one that is none is behind all others.
-    again = places[1:] == places[:-1]
-    places[1:].masked_fill_(again, num_classes)
-    positives = places.sort().values
+    positives = _distinct(places_of(num_classes, key, labels).sort().values, num_classes)
     if labels.numel() > count:
         count = max(count, int((positives < num_classes).sum()))
     return drawn_classes(num_classes, key, count, positives)
+
+
+def _distinct(places: Tensor, size: int) -> Tensor:
+    """Ascending places, each once: that of one that is none, or not the first, is ``size``, behind
+    all others.
+    """
+    kernels = dispatch.draw_kernels(places.device)
+    if kernels is not None and len(places) <= kernels.MOST_LABELS:
+        return kernels.distinct(places, size)
+    again = places[1:] == places[:-1]
+    places[1:].masked_fill_(again, size)
+    return places.sort().values

@@ -85,10 +85,16 @@ class _StorageType:
     dtype: torch.dtype
 
 
+class _Unknown(str):
+    """A name that is not known here; what it would make is a dict of its items, with no state."""
+
+
 class _Unpickler(PlainUnpickler):
-    def __init__(self, file: io.BytesIO, size: int, storages: Storages) -> None:
+    def __init__(
+        self, file: io.BytesIO, size: int, storages: Storages, *, unknown: bool = False
+    ) -> None:
         super().__init__(file, size)
-        self._storages = storages
+        self._storages, self._unknown = storages, unknown
 
     def name(self, name: str) -> Any:
         if name in _FUNCTIONS:
@@ -99,6 +105,8 @@ class _Unpickler(PlainUnpickler):
         kind = last.removesuffix("Storage")
         if module in ("torch", "torch.storage") and last != kind and kind in _STORAGES:
             return _StorageType(_STORAGES[kind])
+        if self._unknown:
+            return _Unknown(name)
         raise DamagedError(
             f"it asks for {name[:80]}; a file of tensors and plain values is expected, such as "
             "torch.save(model.state_dict(), FILE) writes"
@@ -113,7 +121,12 @@ class _Unpickler(PlainUnpickler):
         dtype = storage_type.dtype
         return _Storage(dtype, self._storages.get(key, _natural(count) * dtype.itemsize, dtype))
 
+    def new(self, cls: Any) -> Any:
+        return {} if isinstance(cls, _Unknown) else super().new(cls)
+
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if isinstance(function, _Unknown):
+            return {}
         if not isinstance(function, str) or function not in _FUNCTIONS:
             raise DamagedError("a call of what is no function")
         name = function.rsplit(".", 1)[-1]
@@ -143,6 +156,8 @@ class _Unpickler(PlainUnpickler):
 
     def set_state(self, target: Any, state: Any) -> None:
         """Versions of a state dict's modules, its only attribute."""
+        if self._unknown and type(target) is dict:
+            return
         if not isinstance(target, collections.OrderedDict) or not isinstance(state, dict):
             raise DamagedError(f"a state for {type(target).__name__}")
         if "_metadata" in state:
@@ -282,8 +297,10 @@ class _Sequence(Storages):
             data.numpy()[:] = bytearray(content)
 
 
-def read(file: BinaryIO, size: int) -> Any:
+def read(file: BinaryIO, size: int, *, unknown: bool = False) -> Any:
     """Reads a file of ``size`` bytes, tensors on the CPU; parameters become tensors.
+
+    With ``unknown``, dicts stand in for objects of other types, of which nothing is executed.
 
     Raises:
         OSError: it cannot be read.
@@ -294,10 +311,10 @@ def read(file: BinaryIO, size: int) -> Any:
             file.seek(0)
             archive = _Archive(file, size)
             pickled = archive.record("data.pkl")
-            values = _Unpickler(io.BytesIO(pickled), size, archive).load()
+            values = _Unpickler(io.BytesIO(pickled), size, archive, unknown=unknown).load()
         else:
             file.seek(0)
-            values = _read_sequence(io.BytesIO(file.read()), size)
+            values = _read_sequence(io.BytesIO(file.read()), size, unknown)
         _check_extent(values, size)
         return values
     except (OSError, DamagedError):
@@ -332,7 +349,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}{': ' if text else ''}{text[:120]}"
 
 
-def _read_sequence(file: io.BytesIO, size: int) -> Any:
+def _read_sequence(file: io.BytesIO, size: int, unknown: bool) -> Any:
     if not size:
         raise DamagedError("empty file")
     storages = _Sequence(size)
@@ -343,12 +360,12 @@ def _read_sequence(file: io.BytesIO, size: int) -> Any:
     system = _Unpickler(file, size, storages).load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise DamagedError("another order of bytes")
-    values = _Unpickler(file, size, storages).load()
+    values = _Unpickler(file, size, storages, unknown=unknown).load()
     storages.fill(file, _Unpickler(file, size, storages).load())
     return values
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
+def read_file(path: str | os.PathLike[str], *, unknown: bool = False) -> Any:
     """:func:`read` of the file at ``path``."""
     with open(path, "rb") as file:
-        return read(file, os.fstat(file.fileno()).st_size)
+        return read(file, os.fstat(file.fileno()).st_size, unknown=unknown)

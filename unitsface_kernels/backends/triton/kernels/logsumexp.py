@@ -155,14 +155,21 @@ def merge_kernel(
     total,
     stretches,
     rows,
+    FOLDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Folds (stretches, rows) statistics into the running (rows,) ones, in a fixed order."""
+    """Folds (stretches, rows) statistics into the running (rows,) ones, in a fixed order; without
+    ``FOLDS`` into none, which they replace.
+    """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = i < rows
-    largest = tl.load(maximum + i, mask=in_rows, other=-float("inf"))
-    summed = tl.load(total + i, mask=in_rows, other=0.0)
+    if FOLDS:
+        largest = tl.load(maximum + i, mask=in_rows, other=-float("inf"))
+        summed = tl.load(total + i, mask=in_rows, other=0.0)
+    else:
+        largest = tl.full((ROWS,), -float("inf"), dtype=tl.float32)
+        summed = tl.zeros((ROWS,), dtype=tl.float32)
     for start in range(0, stretches, BLOCK):
         k = start + tl.arange(0, BLOCK)
         mask = (k < stretches)[:, None] & in_rows[None, :]

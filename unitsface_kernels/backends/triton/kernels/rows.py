@@ -75,6 +75,23 @@ def normalize_rows_kernel(
             tl.store(out + target + (k + lanes)[None, :], unit, mask=inside)
 
 
+@triton.jit
+def products_along(
+    d_unit, source, inverse, in_rows, width, lanes, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """<g, u> (ROWS,) of rows at pointers (ROWS, 1), u = ``inverse`` x.
+
+    0 where the norm is clamped: it is a constant.
+    """
+    products = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for k in range(0, width, BLOCK):
+        mask = in_rows[:, None] & (k + lanes < width)[None, :]
+        x = tl.load(source + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(d_unit + (k + lanes)[None, :], mask=mask, other=0.0)
+        products += g * (x * inverse[:, None])
+    return tl.where(inverse >= 1e5, 0.0, tl.sum(products, axis=1))
+
+
 @triton.jit(do_not_specialize=["start", "count"])
 def normalize_rows_backward_kernel(
     d_unit,
@@ -104,14 +121,9 @@ def normalize_rows_backward_kernel(
     first = place[:, None] * width
     target = i[:, None].to(tl.int64) * width
     inverse = tl.load(inverse_norms + i, mask=in_rows, other=0.0)
-    products = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-    for k in range(0, width, BLOCK):
-        mask = in_rows[:, None] & (k + lanes < width)[None, :]
-        x = tl.load(source + first + (k + lanes)[None, :], mask=mask, other=0.0).to(tl.float32)
-        g = tl.load(d_unit + target + (k + lanes)[None, :], mask=mask, other=0.0)
-        products += g * (x * inverse[:, None])
-    # <g, u> u with u = r x; a clamped norm is a constant and has no such term.
-    along = tl.where(inverse >= 1e5, 0.0, tl.sum(products, axis=1))
+    along = products_along(
+        d_unit + target, source + first, inverse, in_rows, width, lanes, ROWS, BLOCK
+    )
     factor = tl.full((ROWS,), 1.0, dtype=tl.float32) if RAW else inverse
     if scale is not None:
         factor *= tl.load(scale)

@@ -1,0 +1,58 @@
+"""Time that the parts of a step take, on the clock of the device that runs them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+# Parts in their order; the first is the time for which the process has waited for a batch.
+PARTS = ("data", "augment", "forward", "backward", "optimizer")
+
+
+class StepClock:
+    """Marks between the parts of steps. On CUDA they are events: nothing waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[str, Any]] = []  # what has ended, and when
+        self._waited = 0.0
+        self._steps = 0
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches."""
+        source, end = iter(batches), object()
+        while True:
+            start = time.perf_counter()
+            batch: Any = next(source, end)
+            self._waited += time.perf_counter() - start
+            if batch is end:
+                return
+            self._steps += 1
+            yield batch
+
+    def mark(self, part: str = "") -> None:
+        """``part`` is at its end, and without it a step begins."""
+        now: Any = time.perf_counter()
+        if self._device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)
+            now.record(torch.cuda.current_stream(self._device))
+        self._marks.append((part, now))
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds of a step for each part, on average since the last call.
+
+        On CUDA called when the device is known to be at the end of these steps, or it would wait.
+        """
+        sums: dict[str, float] = defaultdict(float, data=self._waited * 1e3)
+        for (_, start), (part, end) in zip(self._marks, self._marks[1:], strict=False):
+            if part:
+                cuda = self._device.type == "cuda"
+                sums[part] += start.elapsed_time(end) if cuda else (end - start) * 1e3
+        steps = max(1, self._steps)
+        self._marks, self._waited, self._steps = [], 0.0, 0
+        return {f"{part}_ms": round(sums[part] / steps, 3) for part in PARTS}
