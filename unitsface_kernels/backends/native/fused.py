@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ... import cache
 from ..._version import __version__
-from ...losses import REGISTRY
+from ...losses import REGISTRY, LossSpec
 from ..streaming import CallConfig, CallTensors, driver, make_call
 from . import loader
 from .cuda_engine import CudaEngine
@@ -28,8 +28,6 @@ from .fused_engine import FusedEngine
 
 Engine = type[CudaEngine]
 
-#: One of each driver.
-LOSSES = ("uss", "uce", "margin_softmax", "pair_softmax", "multi_similarity")
 #: Of the norm of a result. Sums are added in another order; operands and gradients are the same.
 TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 # More than a tile in every direction, and a last one in part; depths whose rows are aligned or not.
@@ -63,29 +61,37 @@ def require_same(index: int) -> None:
         )
 
 
+def _losses() -> list[LossSpec]:
+    """The first of each driver and kind of threshold."""
+    found: dict[object, LossSpec] = {}
+    for spec in REGISTRY.values():
+        if spec.reduction != "nearest" and not spec.variables and spec.tiles is None:
+            found.setdefault((spec.reduction, spec.topology, spec.threshold), spec)
+    return list(found.values())
+
+
 def differences(
     device: torch.device, engines: tuple[Engine, Engine] = (CudaEngine, FusedEngine)
 ) -> list[str]:
     """What the second engine has other results in than the first; empty if in nothing."""
     found = []
     with torch.no_grad(), _matmuls_in_float32():
-        for name in LOSSES:
+        for spec in _losses():
             for dtype, tolerance in TOLERANCES.items():
                 for depth in _DEPTHS:
-                    results = [_results(name, dtype, depth, device, e) for e in engines]
+                    results = [_results(spec, dtype, depth, device, e) for e in engines]
                     for key, want in results[0].items():
                         off = float((results[1][key] - want).norm() / want.norm())
                         # Written so that NaN is a difference.
                         if not off <= tolerance:
-                            what = f"{name} {str(dtype).split('.')[1]} D={depth} {key}"
+                            what = f"{spec.name} {str(dtype).split('.')[1]} D={depth} {key}"
                             found.append(f"{what} by {off:.1e}")
     return found
 
 
 def _results(
-    name: str, dtype: torch.dtype, depth: int, device: torch.device, engine: Engine
+    spec: LossSpec, dtype: torch.dtype, depth: int, device: torch.device, engine: Engine
 ) -> dict[str, Tensor]:
-    spec = REGISTRY[name]
     generator = torch.Generator().manual_seed(depth)
     rows = torch.randn(_ROWS, depth, generator=generator)
     columns = torch.randn(_COLUMNS, depth, generator=generator)
