@@ -107,14 +107,16 @@ def _results(
         need_rows=True,
         need_columns=spec.topology == "class",
     )
+    by_class = spec.topology == "class"
+    thresholds = 1 if spec.threshold != "per_column" else _COLUMNS if by_class else _ROWS
     tensors = CallTensors(
         rows=rows.to(device, dtype),
         row_labels=labels.to(device),
-        columns=columns.to(device, dtype) if spec.topology == "class" else None,
-        threshold=None if spec.threshold == "none" else torch.full((1,), 0.3, device=device),
+        columns=columns.to(device, dtype) if by_class else None,
+        threshold=None
+        if spec.threshold == "none"
+        else torch.full((thresholds,), 0.3, device=device),
     )
-    if spec.threshold == "per_column":
-        tensors = tensors._replace(threshold=torch.full((_COLUMNS,), 0.3, device=device))
     call = make_call(config, tensors)
     result = driver(spec).forward(call, engine(call), gradients=True)
     gradients = result.gradients
