@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import unitsface_kernels as uk
-from train.backbones import build_backbone
 from train.backbones.foreign import in_rgb
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
@@ -333,12 +332,9 @@ def check_backbone(values: Any, *, path: Path, config: Config, averaged: bool = 
 
     Models of timm cannot be built without it.
     """
-    model = config.model
-    if not model.name.startswith("timm:"):
+    if not config.model.name.startswith("timm:"):
         with torch.device("meta"):
-            backbone = build_backbone(
-                model.name, model.input_size, model.dropout, model.embedding_size, model.options
-            )
+            backbone = config.model.build()
         _fitting(backbone.state_dict(), values, path=path, config=config, averaged=averaged)
 
 

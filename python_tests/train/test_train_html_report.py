@@ -239,7 +239,17 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", b"[1]\n", "line 1: expected an object with an epoch"),
         ("evaluation.json", b"{", "not JSON"),
         ("evaluation.json", b"[]", "expected the figures"),
-        ("evaluation.json", b'{"accuracy": "high"}', "expected the figures"),
+        *(
+            ("evaluation.json", json.dumps({"accuracy": 0.5, **more}).encode(), "expected the fig")
+            for more in (
+                {"accuracy": "high"},
+                {"pairs": "many"},
+                {"threshold": [1]},
+                {"tar_at_far": 3},
+                {"tar_at_far": {"low": 0.5}},
+                {"tar_at_far": {"0.1": None}},
+            )
+        ),
         ("metrics.jsonl", b'{"epoch": "one"}\n', "line 1: expected an object with an epoch"),
         ("features.npz", b"PK", "cannot read features"),
     ):
@@ -252,6 +262,11 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
     save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(UserError, match="labels beyond its 2 identities"):
         run_report.write(folder)
+    (folder / "features.npz").unlink()
+    # What is no evaluation of sets is left out.
+    lines = [{"epoch": 1, "eval": sets} for sets in (3, {"x": 4}, {"lfw": {"accuracy": 0.9}})]
+    (folder / "evaluations.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    assert "lfw" in run_report.write(folder).read_text()
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

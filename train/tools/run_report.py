@@ -83,9 +83,20 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = parse_json(read_text(path), path)
-    if not isinstance(values, dict) or not is_number(values.get("accuracy")):
+    try:
+        rates = values.get("tar_at_far", {})
+        figures = [values["accuracy"], *map(float, rates), *rates.values()]
+        figures += [values[k] for k in ("pairs", "positives", "threshold") if values.get(k)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        figures = [None]
+    if not all(map(is_number, figures)):
         raise UserError(f"{path}: expected the figures of an evaluation")
     return values
+
+
+def _is_of_sets(value: Any) -> bool:
+    """Whether a line of evaluations has metrics by set and name."""
+    return isinstance(value, dict) and all(isinstance(found, dict) for found in value.values())
 
 
 def _features(path: Path) -> tuple[Any, Any, list[str]] | None:
@@ -303,7 +314,7 @@ def write(run_folder: Path) -> Path:
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has no {METRICS}")
     lines, evaluations = _lines(folder / METRICS), _lines(folder / EVALUATIONS)
-    evaluations = [line for line in evaluations if isinstance(line.get("eval"), dict)]
+    evaluations = [line for line in evaluations if _is_of_sets(line.get("eval"))]
     evaluation, features = _evaluation(folder / EVALUATION), _features(folder / FEATURES)
     learned = evaluation.get("threshold") if evaluation else None
     if evaluation is None and lines:
