@@ -333,6 +333,8 @@ def test_errors() -> None:
         run(of_row=torch.ones(5, dtype=torch.int64))
     with pytest.raises(TypeError, match="got one for other"):
         run(other=torch.rand(5))
+    with pytest.raises(TypeError, match="got no value for of_row, and of_rows"):
+        run(of_row=None, of_rows=torch.rand(5))
     spec = custom.spec(Everything())
     samples = Samples(rows, labels, 0.0, None, None, None)
     with pytest.raises(TypeError, match=r"takes factor, of_row, .*, got no value for factor"):
