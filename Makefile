@@ -96,8 +96,11 @@ $(VENV)-docs/.installed: pyproject.toml
 # For a release, in dist/; see RELEASING.md. PYTHON is the one that builds. WHEEL_FLAGS are variables of
 # packaging/wheel.sh: make wheel WHEEL_FLAGS="UNITSFACE_CUDA=ON UNITSFACE_LOCAL_VERSION=cu130"
 WHEEL_FLAGS ?=
-sdist wheel: $(VENV)-wheel/.installed
-	env $(WHEEL_FLAGS) bash packaging/wheel.sh $(VENV)-wheel/bin/python $(filter sdist,$@)
+wheel: $(VENV)-wheel/.installed
+	env $(WHEEL_FLAGS) bash packaging/wheel.sh $(VENV)-wheel/bin/python
+
+sdist: $(VENV)-wheel/.installed
+	bash packaging/wheel.sh $(VENV)-wheel/bin/python sdist
 
 # As on a fresh machine, without a compiler: make try-wheel PYTHON=python3.12 TORCH=torch==2.8.0
 try-wheel:

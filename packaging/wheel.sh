@@ -36,8 +36,12 @@ if [ -n "${UNITSFACE_PLATFORM:-}" ]; then
 fi
 built=$work/built
 if [ "$(uname -s)" = Linux ]; then
+  export LDFLAGS="-Wl,--gc-sections,--exclude-libs,ALL,-s ${LDFLAGS:-}"
   # The compiler's own C++ library may be newer than those of the systems where the wheel is to run.
-  export LDFLAGS="-static-libstdc++ -Wl,--gc-sections,--exclude-libs,ALL,-s ${LDFLAGS:-}"
+  # The compilers of the manylinux images link what is newer in any case.
+  case $(${CXX:-c++} -print-file-name=libstdc++.a) in
+    /*) LDFLAGS="-static-libstdc++ $LDFLAGS" ;;
+  esac
 fi
 "$python" -m pip wheel --no-deps --no-index --no-build-isolation --wheel-dir "$built" "$sdist"
 if [ "$(uname -s)" = Linux ]; then

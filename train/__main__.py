@@ -6,8 +6,8 @@ torchrun --nproc_per_node=2 train/main.py key=value ...
 
 ``python -m train`` and ``torchrun -m train`` do the same where the package can be imported.
 
-python -m train {embed | compare | enroll | search | clean} ... uses what was trained (--help).
-python -m train convert ... reads weights of other programs, and writes them for these.
+python -m train {embed | compare | enroll | search | clean} ... uses a trained model (--help).
+python -m train convert ... converts weights from other programs, and to insightface's names.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         # They import Torch: an interrupt is reported here, too.
+        if given[:1] == ["convert"]:
+            from train.tools.convert import run
+
+            return run(given[1:])
         if given and given[0] in COMMANDS:
             from train.deployment.command import run
-        elif given and given[0] == "convert":
-            from train.tools.convert import run as convert
-
-            return convert(given[1:])
         elif given and given[0].isidentifier():
             known = ", ".join((*COMMANDS, "convert"))
             raise UserError(f"unknown command '{given[0]}'; commands: {known}; to train: key=value")

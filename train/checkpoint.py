@@ -12,8 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 from torch import nn
 
 import unitsface_kernels as uk
-from train.backbones import build_backbone
 from train.backbones.foreign import in_rgb
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
@@ -316,29 +314,6 @@ def load_sharded(path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimize
         raise (DamagedError if damaged else UserError)(str(error)) from error
 
 
-def pack_names(names: Sequence[str]) -> str:
-    """Names of folders hold no zeros. Two million strings would take 10 s to load, one none."""
-    return "\0".join(names)
-
-
-def unpack_names(held: str | list[str]) -> list[str]:
-    """Earlier checkpoints hold a list."""
-    return held.split("\0") if isinstance(held, str) else held
-
-
-def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
-    """An error unless the identities are those a checkpoint holds."""
-    held = unpack_names(held)
-    wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
-    if wrong is None:
-        return
-    shown = [repr(given[wrong]) if wrong < len(given) else "none" for given in (held, names)]
-    raise UserError(
-        f"{path} was trained on other identities ({len(held)}) than those of data.path "
-        f"({len(names)}); of number {wrong} the names are {shown[0]} and {shown[1]}"
-    )
-
-
 def load_backbone(
     backbone: nn.Module, values: Any, *, path: Path, config: Config, averaged: bool = False
 ) -> None:
@@ -357,12 +332,9 @@ def check_backbone(values: Any, *, path: Path, config: Config, averaged: bool = 
 
     Models of timm cannot be built without it.
     """
-    model = config.model
-    if not model.name.startswith("timm:"):
+    if not config.model.name.startswith("timm:"):
         with torch.device("meta"):
-            backbone = build_backbone(
-                model.name, model.input_size, model.dropout, model.embedding_size, model.options
-            )
+            backbone = config.model.build()
         _fitting(backbone.state_dict(), values, path=path, config=config, averaged=averaged)
 
 

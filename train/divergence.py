@@ -1,10 +1,11 @@
-"""What is not finite in a run that diverges, and what a gradient scaler makes of it in float16."""
+"""What is not finite in a run that diverges, and the steps that a gradient scaler skips."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,10 @@ ADVICE = (
 
 
 class ScaleWatch:
-    """Steps that a gradient scaler has skipped, all of whose processes skip the same.
+    """Counts the steps that a gradient scaler skips; all processes skip the same ones.
 
-    A run none of whose steps counts any more is an error; one whose scale sinks below
-    :data:`LOWEST_SCALE` is warned of, once. Either names what is not finite.
+    :data:`SKIPS_IN_A_ROW` of them are an error, and a scale below :data:`LOWEST_SCALE` is a
+    warning, once. Both name what is not finite.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler, world: DistributedEnv) -> None:
@@ -47,7 +48,7 @@ class ScaleWatch:
     def after(self, step: int, stepped: bool, terms: Tensor, find: Callable[[], str]) -> None:
         """``terms``: losses of the step; ``find()`` names what is not finite in its forward pass.
 
-        A skipped step is one for which the processor has waited anyway.
+        The scaler has waited for the device, so that reading values of a skipped step is free.
 
         Raises:
             DivergedError: on all processes.
@@ -65,7 +66,8 @@ class ScaleWatch:
         if not stuck and (scale >= LOWEST_SCALE or self._warned):
             return
         self._warned = True
-        course = ", ".join([*self._course[:1], "...", *self._course[-3:]])
+        scales = self._course
+        course = ", ".join(scales if len(scales) < 5 else [scales[0], "...", *scales[-3:]])
         what = f"the scale of gradients sinks below {LOWEST_SCALE:g}, where small ones are lost: "
         if stuck:
             what = f"the last {self.in_a_row} steps were skipped, the scale of gradients halved: "
@@ -108,14 +110,15 @@ def first_not_finite(
             return f"the weight backbone.{name}"
     found: list[str] = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def check(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            if not found and not torch.isfinite(output).all():
-                dtype = str(output.dtype).removeprefix("torch.")
-                found.append(
-                    f"the output of backbone.{name} ({type(module).__name__}, {dtype}; its input "
-                    f"reaches {float(given[0].abs().max()):.3g})"
-                )
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def check(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            # Layers of other packages may take and return anything.
+            if found or not isinstance(output, Tensor) or torch.isfinite(output).all():
+                return
+            inputs = [x for x in given if isinstance(x, Tensor) and x.numel()]
+            reach = f"; its input reaches {float(inputs[0].abs().max()):.3g}" if inputs else ""
+            dtype = str(output.dtype).removeprefix("torch.")
+            found.append(f"the output of backbone.{name} ({type(module).__name__}, {dtype}{reach})")
 
         return check
 

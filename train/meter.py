@@ -57,7 +57,7 @@ class Averages:
 
     @property
     def speed(self) -> str:
-        """Images per second, and from 5 % on the share of the time for which no batch was there."""
+        """Images per second, and the share of the time spent waiting for batches from 5 % on."""
         share = self.times["data_ms"] / self.step_ms
         waiting = f", {share:.0%} waiting for data" if share >= 0.05 else ""
         return f"{self.images_per_s:.0f} images/s{waiting}"

@@ -47,11 +47,11 @@ class Progress:
             self._draw()
 
     def set_postfix_str(self, text: str) -> None:
-        """What stands behind the steps from now on."""
+        """Text to be shown after the steps from now on."""
         self.text = text
 
     def write(self, line: str) -> None:
-        """A line on standard output that stays, above the one that is drawn anew."""
+        """Print a line on standard output; the progress line moves below it."""
         shown = self.enabled and self.terminal and self.drawn_step is not None
         if shown:
             self.stream.write("\r\x1b[K")

@@ -67,7 +67,7 @@ def check_resumable(
     if optimizer != config.train.optimizer:
         raise UserError(
             f"{path} holds the state of {optimizer}; leave train.optimizer as it was, or begin a "
-            "run with its weights as model.weights"
+            "run from its weights by train.finetune"
         )
     if is_sharded(path) != sharded:
         shards = "no shards of classes" if sharded else "shards of classes"
@@ -83,7 +83,7 @@ def check_resumable(
         if before != now and has_state:
             raise UserError(
                 f"{path} holds another loss, the state of loss.{part}={before}, not of {now}; "
-                f"leave loss.{part} as it was, or begin a run with its weights as model.weights"
+                f"leave loss.{part} as it was, or begin a run from its weights by train.finetune"
             )
     if config.loss.memory and values.get("memory") is None:
         raise UserError(f"{path} was trained without loss.memory and holds none")

@@ -251,10 +251,15 @@ def _json_lines(lines: list[dict[str, Any]]) -> str:
 
 
 def _table(lines: list[dict[str, Any]]) -> str:
-    """CSV, with the names of the columns."""
+    """CSV, with the names of the columns: all that any line has."""
+    columns = [*dict.fromkeys(name for line in lines for name in line)]
+    rows = [[line.get(name) for name in columns] for line in lines]
+    return _rows([columns, *rows] if lines else [])
+
+
+def _rows(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([*lines[:1], *(values.values() for values in lines)])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -303,11 +308,19 @@ class MetricsLog:
             name: open(folder / name, "a")  # noqa: SIM115
             for name in (METRICS, TABLE, EVALUATIONS)
         }
+        with open(folder / TABLE, newline="") as table:
+            self._columns = next(csv.reader(table), [])
 
     def write(self, values: dict[str, Any]) -> None:
         self._append(METRICS, _json_lines([values]))
-        header, row = _table([values]).splitlines(keepends=True)
-        self._append(TABLE, row if self._files[TABLE].tell() else header + row)
+        if values.keys() <= set(self._columns):
+            self._append(TABLE, _rows([[values.get(name) for name in self._columns]]))
+        else:  # the first line, or one of a version that knows more
+            table = _table(read_metrics(self._folder))
+            self._files[TABLE].close()
+            write_text(self._folder / TABLE, table)
+            self._files[TABLE] = open(self._folder / TABLE, "a")  # noqa: SIM115
+            self._columns = next(csv.reader(table.splitlines()))
         self._track("train", values, values["step"])
 
     def write_evaluation(

@@ -16,11 +16,10 @@ from train.data.image_list import ImageList
 from train.distributed import open_world
 from train.errors import INTERRUPTED
 from train.evaluation.during import Evaluator
-from train.finetuning import finetune
 from train.losses import headline
 from train.resuming import report
 from train.run_folder import RunFolder
-from train.starting import start_from
+from train.starting.start import load_start
 from train.stopping import SAME_SIGNAL_S, stop_on_signal
 from train.trackers import check_installed
 from train.trainer import Trainer
@@ -51,12 +50,10 @@ def train(config: Config, path: Path | None, values: dict[str, Any] | None, *, a
             world.print(f"warning: {warning}", file=sys.stderr)
         if values is not None and path is not None:
             checkpoint.check_backbone(values, path=path, config=config)
-        trainer = Trainer(config, world, data.train, load_weights=values is None)
+        trainer = Trainer(config, world, data.train)
         difference = ""
-        if values is None and config.train.finetune:
-            world.print(finetune(trainer, Path(config.train.finetune)))
-        if values is None and config.train.init:
-            world.print(start_from(trainer, Path(config.train.init)))
+        if values is None and (started := load_start(trainer)):
+            world.print(started)
         if values is not None and path is not None:
             held, path = checkpoint.load_or_earlier(trainer.load_state, values, path, take=auto)
             difference = report(held, path, config, trainer.course, trainer.people, world.size)

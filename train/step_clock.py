@@ -1,4 +1,4 @@
-"""Time that the parts of a step take, on the clock of the device that runs them."""
+"""Time of the parts of a step, measured by the clock of the device that runs them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-# Parts in their order; the first is the time for which the process has waited for a batch.
+# Parts in their order; the first is the time that the process spends waiting for a batch.
 PARTS = ("data", "augment", "forward", "backward", "optimizer")
 
 
 class StepClock:
-    """Marks between the parts of steps. On CUDA they are events: nothing waits for the device."""
+    """Marks the ends of the parts of steps, on CUDA by events: nothing waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -24,7 +24,7 @@ class StepClock:
         self._steps = 0
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches."""
+        """The same batches; the time spent waiting for them is added up."""
         source, end = iter(batches), object()
         while True:
             start = time.perf_counter()
@@ -36,7 +36,7 @@ class StepClock:
             yield batch
 
     def mark(self, part: str = "") -> None:
-        """``part`` is at its end, and without it a step begins."""
+        """The end of ``part``; without a name, the beginning of a step."""
         now: Any = time.perf_counter()
         if self._device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)
@@ -46,7 +46,7 @@ class StepClock:
     def take(self) -> dict[str, float]:
         """Milliseconds of a step for each part, on average since the last call.
 
-        On CUDA called when the device is known to be at the end of these steps, or it would wait.
+        On CUDA, call it when the device is known to have finished these steps; else it waits.
         """
         sums: dict[str, float] = defaultdict(float, data=self._waited * 1e3)
         for (_, start), (part, end) in zip(self._marks, self._marks[1:], strict=False):

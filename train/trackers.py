@@ -1,4 +1,4 @@
-"""Copies of the metrics: ``run.tensorboard``, and ``run.wandb`` for Weights & Biases."""
+"""Metrics for TensorBoard (``run.tensorboard``) and Weights & Biases (``run.wandb``)."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project ``run.wandb``, which a resumed training goes on with.
+    """A run in the project ``run.wandb``; a resumed training continues it.
 
-    Mode, entity and the like are those of wandb's own variables: WANDB_MODE=offline, WANDB_ENTITY.
+    Mode and entity are set by wandb's own variables: WANDB_MODE=offline, WANDB_ENTITY.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -90,7 +90,7 @@ class WeightsAndBiases:
             )
         except Exception as error:  # of its server, its settings or its files
             raise UserError(f"run.wandb={config.run.wandb}: {error}") from error
-        # Its own count never goes back, as a run does that goes on from an earlier checkpoint.
+        # wandb's own count cannot go back, as a run resumed from an earlier checkpoint does.
         self._run.define_metric("*", step_metric="step")
 
     def add(self, values: Mapping[str, float], step: int) -> None:

@@ -19,9 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import unitsface_kernels as uk
 from train import checkpoint
-from train.backbones import build_backbone
 from train.config import Config, to_dict
-from train.data.identities import Identities
+from train.data.identities import Identities, check_names, pack_names
 from train.data.loader import ImageSource
 from train.data.sampler import epoch_order, rank_batches
 from train.distributed import DistributedEnv, Vote
@@ -54,18 +53,10 @@ class Trainer:
     # Set by ``fit``: the folder of the run, and on the first process the files of its metrics.
     folder: Path
     evaluator: Evaluator | None
-    meter: Meter
     log: MetricsLog | None = None
     bar: Progress
 
-    def __init__(
-        self,
-        config: Config,
-        world: DistributedEnv,
-        source: ImageSource,
-        *,
-        load_weights: bool = True,
-    ) -> None:
+    def __init__(self, config: Config, world: DistributedEnv, source: ImageSource) -> None:
         self.config, self.world, self.source = config, world, source
         self.people = Identities.of(source.images)
         train, model, identities = config.train, config.model, len(source.images.identities)
@@ -79,8 +70,7 @@ class Trainer:
             )
 
         torch.manual_seed(config.run.seed)  # the same initial weights on every process
-        sizes = model.input_size, model.dropout, model.embedding_size
-        self.backbone = build_backbone(model.name, *sizes, model.options)
+        self.backbone = model.build()
         sharded = shards_classes(config.loss, config.partial_fc, world.size)
         counts = torch.from_numpy(self.people.counts)
         self.loss = build_loss(
@@ -102,9 +92,6 @@ class Trainer:
                 device=world.device,
                 counts=counts,
             )
-        if model.weights and load_weights:
-            path, state = checkpoint.read_any(Path(model.weights))
-            checkpoint.load_backbone(self.backbone, state, path=path, config=config, averaged=True)
         self.module = BackboneAndLoss(self.backbone, self.loss).to(world.device)
         # Not part of the module: data-parallel training would broadcast it at every step, and it
         # is the same on every process anyway.
@@ -117,6 +104,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
         self.scaler = build_scaler(config, world)
         self.watch = ScaleWatch(self.scaler, world)
+        self.meter = Meter(world)
         self.ema: AveragedModel | None = None
         if train.ema:
             average = get_ema_multi_avg_fn(train.ema)
@@ -155,7 +143,7 @@ class Trainer:
         values = {
             "format": checkpoint.FORMAT,
             "config": to_dict(self.config),
-            "identities": checkpoint.pack_names(self.source.images.identities),
+            "identities": pack_names(self.source.images.identities),
             "backbone": self.backbone.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "loss": self.loss.state_dict(),
@@ -188,10 +176,18 @@ class Trainer:
         if self.world.is_main:
             checkpoint.keep(path, self.step, self.config.run.keep, best=best)
 
+    def load_backbone(self, values: Any, path: Path) -> None:
+        """Begin with the backbone of a file, its averaged weights where it has some."""
+        checkpoint.load_backbone(
+            self.backbone, values, path=path, config=self.config, averaged=True
+        )
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.backbone.state_dict())
+
     def load_state(self, values: dict[str, Any], path: Path) -> None:
         config, sharded = self.config, self.head is not None
         checkpoint.load_backbone(self.backbone, values, path=path, config=config)
-        checkpoint.check_names(values["identities"], self.source.images.identities, path)
+        check_names(values["identities"], self.source.images.identities, path)
         check_resumable(values, path, config, [*self.loss.state_dict()], sharded=sharded)
         checkpoint.load_module(self.loss, values["loss"], what="loss", path=path)
         if self.memory is not None:
@@ -233,14 +229,11 @@ class Trainer:
         """
         world, run, self.folder, self.evaluator = self.world, self.config.run, folder, evaluator
         vote = Vote(world, self.config.train.timeout_s)
-        self.meter = Meter(world)
         with ExitStack() as files:
             shown = run.progress and world.is_main
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
-            if world.is_main:
-                trackers = open_trackers(self.config, folder, self.step + 1)
-                self.log = files.enter_context(closing(MetricsLog(folder, trackers)))
+            world.from_main(lambda: self._open_log(files))
             train_step = self.build_step()
             cut_off = self._catch_up()
             self.meter.restart_clock()
@@ -264,6 +257,10 @@ class Trainer:
             vote.finish()
         self.stopped_by = self.stopped_by or cut_off
         return self.at_end and not cut_off
+
+    def _open_log(self, files: ExitStack) -> None:
+        trackers = open_trackers(self.config, self.folder, self.step + 1)
+        self.log = files.enter_context(closing(MetricsLog(self.folder, trackers)))
 
     def build_step(self) -> TrainStep:
         return TrainStep(

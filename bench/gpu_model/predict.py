@@ -158,16 +158,22 @@ def _steps(work: Work, gemm: TileGemm) -> float:
 
 
 def gemm_seconds(gemm: Gemm, chip: Chip) -> float:
-    """Time of a library GEMM by how its output blocks fill the SMs; a deep one is split."""
-    m, n = chip.gemm_block
-    blocks = -(-gemm.m // m) * -(-gemm.n // n) * gemm.batch
-    parts = min(max(chip.sms // blocks, 1), max(gemm.k // chip.split_depth, 1))
+    """Time of a library GEMM."""
+    rate = gemm_rate(gemm.m, gemm.n, gemm.k, chip, gemm.batch)
+    return gemm.flops / rate * gemm.dtype.itemsize / 2
+
+
+def gemm_rate(m: int, n: int, k: int, chip: Chip, batch: int = 1) -> float:
+    """FLOP/s in bf16, by how its output blocks fill the SMs; a deep one is split."""
+    block_m, block_n = chip.gemm_block
+    blocks = -(-m // block_m) * -(-n // block_n) * batch
+    parts = min(max(chip.sms // blocks, 1), max(k // chip.split_depth, 1))
     waves = -(-blocks * parts // chip.sms)
     rate = chip.gemm_rate * blocks * parts / (waves * chip.sms)
     if parts > 1:
         rate *= chip.split_efficiency
     # The rate of a large GEMM already has the last wave of a usual one.
-    return gemm.flops / min(rate, chip.gemm_rate) * gemm.dtype.itemsize / 2
+    return min(rate, chip.gemm_rate)
 
 
 def _memory_bytes(work: Work, cache: Cache) -> float:

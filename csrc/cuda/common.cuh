@@ -57,7 +57,7 @@ inline bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+UF_HOST_DEVICE int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -7,8 +7,9 @@
 
 #include "common.cuh"
 #include "kernels.h"
+#include "pair_kind.cuh"
+#include "partials.h"
 #include "unitsface/losses.h"
-#include "unitsface/pair_logit.h"
 
 namespace unitsface::cuda {
 
@@ -21,45 +22,6 @@ constexpr int kGradientSpan = kGradientItems * kLanes, kGradientBlockRows = 64;
 int64_t pair_statistics_workspace(int64_t n, int64_t m) {
   return 2 * (divide_up(m, kSpan) * n + divide_up(n, kDepth) * m);
 }
-
-// Two numbers per row or column, interpreted by LogSums or PlainSums.
-struct Statistic {
-  float first, second;
-};
-
-// exp(z - shift) is 0 for z = -inf, even if every value so far was -inf.
-UF_HOST_DEVICE float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
-
-// A maximum and the sum of exp(z - maximum). The sum carries NaN, which fmaxf drops.
-struct LogSums {
-  static UF_HOST_DEVICE Statistic none() { return {-INFINITY, 0.0f}; }
-  static UF_HOST_DEVICE Statistic fold(Statistic a, Statistic b) {
-    const float maximum = fmaxf(a.first, b.first);
-    const float shift = shift_of(maximum);
-    return {maximum, a.second * expf(a.first - shift) + b.second * expf(b.first - shift)};
-  }
-};
-
-struct PlainSums {
-  static UF_HOST_DEVICE Statistic none() { return {0.0f, 0.0f}; }
-  static UF_HOST_DEVICE Statistic fold(Statistic a, Statistic b) {
-    return {a.first + b.first, a.second + b.second};
-  }
-};
-
-// Partials of one direction: [segments, length] of the first numbers, then of the second.
-struct Partials {
-  float* data;
-  int64_t segments, length;
-
-  UF_HOST_DEVICE void write(int64_t segment, int64_t position, Statistic value) const {
-    data[segment * length + position] = value.first;
-    data[(segments + segment) * length + position] = value.second;
-  }
-  UF_HOST_DEVICE Statistic read(int64_t segment, int64_t position) const {
-    return {data[segment * length + position], data[(segments + segment) * length + position]};
-  }
-};
 
 // Position of a warp: eight rows of one span per block.
 struct RowPlace {
@@ -99,21 +61,6 @@ __device__ __forceinline__ ColumnPlace column_place(int64_t n, int64_t m, int64_
                             static_cast<uint64_t>(place.first_row);
   place.skipped = excluded < kDepth ? static_cast<int>(excluded) : -1;
   return place;
-}
-
-// Whether a pair is of the kind that a log-sum-exp is over.
-template <bool kPositive>
-UF_HOST_DEVICE bool is_of_kind(int64_t label, int64_t other) {
-  return label >= 0 && other >= 0 && (label == other) == kPositive;
-}
-
-template <bool kPositive, class Policy>
-UF_HOST_DEVICE float logit_of_kind(const Policy& policy, float cosine) {
-  if constexpr (kPositive) {
-    return policy.positive(cosine).value;
-  } else {
-    return policy.negative(cosine).value;
-  }
 }
 
 template <class Policy, bool kPositive, bool kVector>
@@ -267,18 +214,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       static_cast<int>(min(args.m - first_column, static_cast<int64_t>(kGradientSpan)));
 
   int64_t labels[kGradientItems];
-  float log_negatives[kGradientItems] = {}, negative[kGradientItems] = {};
-  float positive[kGradientItems] = {}, log_positives[kGradientItems] = {};
+  PairSide columns[kGradientItems] = {};
 #pragma unroll
   for (int k = 0; k < kGradientItems; ++k) {
     const int column = Lane::first(lane) + Lane::offset(k);
     const int64_t j = first_column + column;
     labels[k] = column < width ? __ldg(args.b_labels + j) : -1;
     if (kBoth && column < width) {
-      log_negatives[k] = __ldg(args.b_log_negatives + j);
-      negative[k] = __ldg(args.b_negative_weight + j);
-      positive[k] = __ldg(args.b_positive_weight + j);
-      if (kTwo) log_positives[k] = __ldg(args.b_log_positives + j);
+      columns[k] = {__ldg(args.b_log_negatives + j), __ldg(args.b_negative_weight + j),
+                    __ldg(args.b_positive_weight + j),
+                    kTwo ? __ldg(args.b_log_positives + j) : 0.0f};
     }
   }
   for (int64_t row = first_row + warp * kGradientRows; row < end_row;
@@ -295,10 +240,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t i = row + r;
       if (i >= end_row) break;
       const int64_t label = __ldg(args.a_labels + i);
-      const float row_log_negatives = __ldg(args.a_log_negatives + i);
-      const float row_negative = __ldg(args.a_negative_weight + i);
-      const float row_positive = __ldg(args.a_positive_weight + i);
-      const float row_log_positives = kTwo ? __ldg(args.a_log_positives + i) : 0.0f;
+      const PairSide side = {__ldg(args.a_log_negatives + i), __ldg(args.a_negative_weight + i),
+                             __ldg(args.a_positive_weight + i),
+                             kTwo ? __ldg(args.a_log_positives + i) : 0.0f};
       const uint64_t excluded = static_cast<uint64_t>(i) + static_cast<uint64_t>(args.diagonal) -
                                 static_cast<uint64_t>(first_column);
       const int skipped =
@@ -307,23 +251,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < kGradientItems; ++k) {
         const bool same = labels[k] == label;
-        const Logit z = pair_logit(policy, cosines[r][k], same);
-        float slope;
-        if (kTwo) {
-          slope = pair_slope_of_two(z.value, same, row_log_negatives, row_log_positives,
-                                    row_negative, row_positive);
-          if (kBoth)
-            slope += pair_slope_of_two(z.value, same, log_negatives[k], log_positives[k],
-                                       negative[k], positive[k]);
-        } else {
-          slope = pair_slope(z.value - row_log_negatives, same, row_negative, row_positive);
-          if (kBoth)
-            slope += pair_slope(z.value - log_negatives[k], same, negative[k], positive[k]);
-        }
+        const float slope =
+            pair_gradient<kTwo, kBoth>(policy, cosines[r][k], same, side, columns[k]);
         const bool counted = label >= 0 && labels[k] >= 0 && skipped != Lane::offset(k) &&
                              (Policy::kPositives || !same);
         // Selected, not multiplied: the cosine of an excluded pair may be NaN.
-        gradient[k] = counted ? slope * z.dcosine * args.gradient_scale : 0.0f;
+        gradient[k] = counted ? slope * args.gradient_scale : 0.0f;
       }
       Lane::write(args.gradient, args.gradient_dtype, i * args.stride + first_column, lane, width,
                   gradient);
@@ -342,10 +275,12 @@ struct Directions {
 };
 
 template <class Fold>
-void launch_fold(const Partials& partials, float* first, float* second, void* stream) {
+void fold_partials(const Partials& partials, float* first, float* second, void* stream) {
   launch("pair tile (fold)", fold_partials_kernel<Fold>, divide_up(partials.length, kLanes), 1,
          stream, partials, first, second);
 }
+template void fold_partials<LogSums>(const Partials&, float*, float*, void*);
+template void fold_partials<PlainSums>(const Partials&, float*, float*, void*);
 
 // Running values of a log-sum-exp; those of the columns may be null.
 struct Running {
@@ -361,11 +296,11 @@ void launch_statistics(const Policy& policy, const PairNegatives& args, const Ru
          vector ? pair_negatives_rows_kernel<Policy, kPositive, true>
                 : pair_negatives_rows_kernel<Policy, kPositive, false>,
          to.row_blocks(), 1, stream, policy, args, to.rows);
-  launch_fold<LogSums>(to.rows, running.a_maximum, running.a_total, stream);
+  fold_partials<LogSums>(to.rows, running.a_maximum, running.a_total, stream);
   if (running.b_maximum == nullptr) return;
   launch("pair_negatives_tile (columns)", pair_negatives_columns_kernel<Policy, kPositive>,
          to.column_blocks(), 1, stream, policy, args, to.columns);
-  launch_fold<LogSums>(to.columns, running.b_maximum, running.b_total, stream);
+  fold_partials<LogSums>(to.columns, running.b_maximum, running.b_total, stream);
 }
 
 template <bool kTwo, class Policy>
@@ -390,11 +325,11 @@ void launch_pair_positives(const Policy& policy, const PairPositives& args, floa
     const Directions to(args.n, args.m, workspace);
     launch("pair_positives_tile", pair_positives_rows_kernel<Policy>, to.row_blocks(), 1, stream,
            policy, args, to.rows);
-    launch_fold<PlainSums>(to.rows, args.a_loss, args.a_negative_prob, stream);
+    fold_partials<PlainSums>(to.rows, args.a_loss, args.a_negative_prob, stream);
     if (args.b_loss == nullptr) return;
     launch("pair_positives_tile (columns)", pair_positives_columns_kernel<Policy>,
            to.column_blocks(), 1, stream, policy, args, to.columns);
-    launch_fold<PlainSums>(to.columns, args.b_loss, args.b_negative_prob, stream);
+    fold_partials<PlainSums>(to.columns, args.b_loss, args.b_negative_prob, stream);
   }
 }
 

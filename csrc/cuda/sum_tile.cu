@@ -8,6 +8,8 @@
 
 #include "common.cuh"
 #include "kernels.h"
+#include "partials.h"
+#include "sum_terms.cuh"
 #include "unitsface/losses.h"
 
 namespace unitsface::cuda {
@@ -35,41 +37,6 @@ struct SumGrid {
 int64_t sum_tile_workspace(int64_t n, int64_t m) {
   const SumGrid grid(n, m);
   return 2 * (grid.column_blocks * n + grid.row_blocks * m);
-}
-
-// Null: not computed.
-struct SumPartials {
-  float* row_loss;           // [column_blocks, n]
-  float* row_dthreshold;     // [column_blocks, n]
-  float* column_loss;        // [row_blocks, m]
-  float* column_dthreshold;  // [row_blocks, m], or [blocks] for a scalar threshold
-  unsigned column_blocks;
-  int64_t block_rows;
-};
-
-struct PairTerms {
-  float row_loss, column_loss, gradient, row_dthreshold, column_dthreshold;
-};
-
-struct PairWeights {
-  float row;     // of the pair as one of row i
-  float mirror;  // of the pair as one of row j, in the gradient
-  float other;   // the same, in the threshold's gradient
-};
-
-// kSeparate: the two directions of a pair have thresholds of their own.
-template <bool kSeparate, class Policy>
-UF_HOST_DEVICE PairTerms evaluate_pair(const Policy& policy, float cosine, bool positive,
-                                       float column_threshold, float row_threshold,
-                                       const PairWeights& weights) {
-  const Term row = policy.evaluate(cosine, column_threshold, positive);
-  if (!kSeparate) {
-    return {row.value, row.value, (weights.row + weights.mirror) * row.dcosine, 0.0f,
-            (weights.row + weights.other) * row.dthreshold};
-  }
-  const Term column = policy.evaluate(cosine, row_threshold, positive);
-  return {row.value, column.value, weights.row * row.dcosine + weights.mirror * column.dcosine,
-          weights.other * column.dthreshold, weights.row * row.dthreshold};
 }
 
 template <class Policy, bool kSeparate, bool kVector>
@@ -226,26 +193,47 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(const Additions 
   job.out[i] += sum;
 }
 
+SumPartials sum_partials(const SumTile& args, float* workspace, int64_t column_blocks,
+                         int64_t row_blocks, int64_t block_rows) {
+  const bool both = args.b_loss != nullptr;
+  SumPartials partials = {};
+  partials.column_blocks = static_cast<unsigned>(column_blocks);
+  partials.block_rows = block_rows;
+  const int64_t row_count = column_blocks * args.n;
+  partials.row_loss = workspace;
+  if (args.per_column && both && args.a_dthreshold != nullptr && args.b_dthreshold != nullptr) {
+    partials.row_dthreshold = workspace + row_count;
+  }
+  if (both) partials.column_loss = workspace + 2 * row_count;
+  if (args.b_dthreshold != nullptr) {
+    partials.column_dthreshold = workspace + 2 * row_count + row_blocks * args.m;
+  }
+  return partials;
+}
+
+void add_partials(const SumPartials& partials, const SumTile& args, int64_t column_blocks,
+                  int64_t row_blocks, void* stream) {
+  const int64_t thresholds = args.per_column ? args.m : 1;
+  const Additions additions = {
+      {partials.row_loss, args.a_loss, args.n, column_blocks},
+      {partials.row_dthreshold, args.a_dthreshold, args.n, column_blocks},
+      {partials.column_loss, args.b_loss, args.m, row_blocks},
+      {partials.column_dthreshold, args.b_dthreshold, thresholds,
+       args.per_column ? row_blocks : row_blocks * column_blocks},
+  };
+  const bool columns = args.b_loss != nullptr || args.per_column;
+  const int64_t longest = columns ? std::max(args.n, args.m) : args.n;
+  launch("sum_tile (partials)", add_partials_kernel, divide_up(longest, kLanes), 4, stream,
+         additions);
+}
+
 template <class Policy>
 void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace, void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const SumGrid grid(args.n, args.m);
-  const bool both = args.b_loss != nullptr;
-  const bool separate = args.per_column && (args.mirrored || both);
-  const bool row_dthreshold =
-      args.per_column && both && args.a_dthreshold != nullptr && args.b_dthreshold != nullptr;
-
-  SumPartials partials = {};
-  partials.column_blocks = static_cast<unsigned>(grid.column_blocks);
-  partials.block_rows = grid.block_rows;
-  const int64_t row_count = grid.column_blocks * args.n;
-  const int64_t column_count = grid.row_blocks * args.m;
-  partials.row_loss = workspace;
-  if (row_dthreshold) partials.row_dthreshold = workspace + row_count;
-  if (both) partials.column_loss = workspace + 2 * row_count;
-  if (args.b_dthreshold != nullptr) {
-    partials.column_dthreshold = workspace + 2 * row_count + column_count;
-  }
+  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
+  const SumPartials partials =
+      sum_partials(args, workspace, grid.column_blocks, grid.row_blocks, grid.block_rows);
 
   const bool vector =
       vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
@@ -255,17 +243,7 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace
           : (vector ? sum_tile_kernel<Policy, false, true> : sum_tile_kernel<Policy, false, false>);
   launch("sum_tile", kernel, grid.blocks(), 1, stream, policy, args, partials);
 
-  const int64_t thresholds = args.per_column ? args.m : 1;
-  const Additions additions = {
-      {partials.row_loss, args.a_loss, args.n, grid.column_blocks},
-      {partials.row_dthreshold, args.a_dthreshold, args.n, grid.column_blocks},
-      {partials.column_loss, args.b_loss, args.m, grid.row_blocks},
-      {partials.column_dthreshold, args.b_dthreshold, thresholds,
-       args.per_column ? grid.row_blocks : grid.blocks()},
-  };
-  const int64_t longest = both || args.per_column ? std::max(args.n, args.m) : args.n;
-  launch("sum_tile (partials)", add_partials_kernel, divide_up(longest, kLanes), 4, stream,
-         additions);
+  add_partials(partials, args, grid.column_blocks, grid.row_blocks, stream);
 }
 
 void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* workspace,

@@ -9,6 +9,7 @@ import resource
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,36 @@ def test_hostile_files_are_refused_within_their_size(name: str, tmp_path: Path) 
         read_saved(path)
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_is_executed_where_unknown_objects_are_passed_over(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(HOSTILE[name]())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    names = {"os.system": {}, "torch.load": {}, "bytearray": {}, "memory of an index": "os.system"}
+    refused = pytest.raises(ValueError, match="cannot read checkpoint")
+    with nullcontext() if name in names else refused:
+        assert read_saved(path, unknown=True) == names[name]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+class _Holder(dict[str, Any]):
+    """A type that no other program knows."""
+
+
+def test_unknown_objects_become_dicts_of_their_items(tmp_path: Path) -> None:
+    held = _Holder(a=1, t=torch.ones(2))
+    held.state = "left out"  # type: ignore[attr-defined]
+    torch.save({"held": held, "kind": _Holder, _Holder: 3, "path": tmp_path}, tmp_path / "x.ckpt")
+    found = read_saved(tmp_path / "x.ckpt", unknown=True)
+    assert type(found["held"]) is dict
+    assert _same(found["held"], {"a": 1, "t": torch.ones(2)})
+    name = f"{__name__}._Holder"
+    assert found["kind"] == name
+    assert found[name] == 3
+    assert found["path"] == {}
+    with pytest.raises(ValueError, match=r"it asks for .*_Holder"):
+        read_saved(tmp_path / "x.ckpt")

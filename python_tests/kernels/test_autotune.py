@@ -359,6 +359,8 @@ def test_when_a_search_is_made(
     asked: list[bool] = []
 
     class Fake:
+        is_empty = False
+
         def config(self, key: str, kind: str, base: configs.Config, run, search: bool):
             asked.append(search)
             return base

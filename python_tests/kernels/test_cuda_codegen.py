@@ -39,6 +39,19 @@ OTHER_KERNELS = (
     "nearest_tile_kernel",
     "permuted_kernel",
 )
+#: Has kernels of its own, beside those of every architecture for the same devices.
+HOPPER = "sm_90a"
+HOPPER_KERNELS = ("fused_total_sm90_kernel", "StatisticsEpilogue", "GradientEpilogue")
+# Fused kernels (csrc/cuda/fused) by macro: two blocks of 256 threads share a multiprocessor.
+FUSED_KERNELS = {
+    "UF_SUM_LOSS": ("fused_sum_kernel", "fused_total_kernel"),
+    "UF_LOGSUMEXP_LOSS": ("fused_logsumexp_kernel", "fused_logsumexp_gradient_kernel"),
+    "UF_PAIR_LOGSUMEXP_LOSS": ("fused_pair_negatives_kernel", "fused_pair_gradient_kernel"),
+    "UF_PAIR_LOGSUMEXPS_LOSS": ("fused_pair_negatives_kernel", "fused_pair_gradient_kernel"),
+}
+FUSED_REGISTERS = 128
+# With thresholds of both directions of a pair: one block.
+SEPARATE = re.compile(r"fused_sum_kernel\w+ELb1E")
 UPDATE_RULES = ("Sgd", "MomentumSgd", "AdamW")
 ELEMENT_TYPES = ("f", "13__nv_bfloat16", "6__half")
 
@@ -125,6 +138,8 @@ def expected_kernels() -> list[tuple[str, str]]:
         ("UF_PAIR_LOGSUMEXPS_LOSS", PAIR_KERNELS),
     ):
         expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
+    for macro, names in FUSED_KERNELS.items():
+        expected += [(n, f"{len(policy)}{policy}E") for n in names for policy in policies(macro)]
     expected += [("histogram_tile_kernel", f"CountingE{k}E") for k in range(3)]
     expected += [
         ("update_rows_kernel", f"{len(rule)}{rule}ELi{group}E")
@@ -142,7 +157,7 @@ def expected_kernels() -> list[tuple[str, str]]:
 
 def missing(kernels: list[Kernel]) -> list[tuple[str, str, str]]:
     """(arch, kernel, policy) that are expected for every architecture of the build."""
-    archs = sorted({kernel.arch for kernel in kernels})
+    archs = sorted({kernel.arch for kernel in kernels} - {HOPPER})
     return [
         (arch, name, argument)
         for arch in archs
@@ -178,8 +193,24 @@ def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> 
         assert {f"sm_{arch}" for arch in re.findall(r"\d+\w*", wanted)} <= archs
 
 
+def test_hopper_has_its_kernels(kernels: list[Kernel]) -> None:
+    found = [kernel.name for kernel in kernels if kernel.arch == HOPPER]
+    if not any(kernel.arch == "sm_90" for kernel in kernels):
+        assert not found
+    else:
+        assert [name for name in HOPPER_KERNELS if not any(name in k for k in found)] == []
+
+
 def test_no_stack_no_spills(kernels: list[Kernel]) -> None:
     assert not wasteful(kernels)
+
+
+def test_two_blocks_of_fused_kernels_fit(kernels: list[Kernel]) -> None:
+    names = {name for of_macro in FUSED_KERNELS.values() for name in of_macro}
+    found = [k for k in kernels if any(f"{len(n)}{n}" in k.name for n in names)]
+    assert found
+    large = [k for k in found if k.registers > FUSED_REGISTERS and not SEPARATE.search(k.name)]
+    assert not large
 
 
 USAGE = """

@@ -14,12 +14,11 @@ import pytest
 import torch
 from support import emulation
 from support.cases import CASES, Case, Problem, build
-from support.evaluation import expected
+from support.evaluation import expected, expected_of_cuda_kernels
 from support.fake_device import DTYPES
 from support.given_variables import streams
 from support.grid import FIRST, extended_if
 from support.helpers import Target
-from support.rounding import Precision, spreads
 from support.tolerances import check_all
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     reason = emulation.missing()
     if reason is not None:
         pytest.skip(reason)
-    return emulation.build_extension(tmp_path_factory.mktemp("emulated"))
+    return emulation.shared_extension(tmp_path_factory)
 
 
 def _needs_interpreter() -> None:
@@ -99,14 +98,7 @@ def _check_replay(
 def _expected(problem: Problem, dtype: torch.dtype, backend: str):
     if backend == "triton":
         return expected(Target("triton", "cpu"), problem, dtype)
-    exact = problem.converted(torch.float64)
-
-    def evaluate() -> dict[str, Tensor]:
-        loss, gradients = exact.evaluate("reference")
-        return {"loss": loss, **gradients}
-
-    dtypes = {name: getattr(problem, name).dtype for name in problem.leaves()}
-    return spreads(evaluate, Precision(dtype, truncated=False), dtypes)
+    return expected_of_cuda_kernels(problem, dtype)
 
 
 def _grid(short: bool) -> list:

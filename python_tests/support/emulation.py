@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from unitsface_kernels.backends import native
+from unitsface_kernels.backends.native import engine as native_engine
+from unitsface_kernels.backends.native.cuda_engine import CudaEngine
+from unitsface_kernels.backends.native.fused_engine import FusedEngine
+from unitsface_kernels.backends.streaming import Call
+from unitsface_kernels.cache import only_one
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATION = SOURCES / "cuda" / "emulation"
@@ -36,13 +51,63 @@ def missing() -> str | None:
     return None
 
 
-def build_extension(folder: Path) -> ModuleType:
+def require_tools() -> None:
+    """Skips a test that compiles kernels as C++ where that is not possible."""
+    if compiler() is None or cuda_headers() is None or os.uname().sysname != "Linux":
+        pytest.skip("needs a C++ compiler, CUDA's headers and Linux")
+
+
+def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] = ()) -> Path:
+    """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
+    out of alignment end it. ``losses``: those that have kernels; none: all."""
+    if losses:
+        _write_losses(folder / "unitsface", losses)
+    flags = [
+        *(
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+            "-O1",
+            "-std=c++17",
+            "-Wno-psabi",
+        ),
+        *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
+        *("-isystem", f"{cuda_headers()}"),
+        *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
+    ]
+    sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    compilations = [
+        subprocess.Popen([f"{compiler()}", *flags, "-c", source, "-o", target])
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    assert [process.wait() for process in compilations] == [0] * len(sources)
+    program = folder / "test"
+    sanitize = flags[:2]
+    subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
+    return program
+
+
+def _write_losses(folder: Path, losses: Sequence[str]) -> None:
+    """The list of losses with these alone, which is found before the whole one."""
+    whole = SOURCES / "include" / "unitsface" / "loss_list.def"
+    text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
+    kept = [
+        line
+        for line in text.splitlines()
+        if not (match := re.match(r"UF_\w+_LOSS\((\w+),", line)) or match[1] in losses
+    ]
+    folder.mkdir()
+    (folder / whole.name).write_text("\n".join(kept) + "\n")
+
+
+def build_extension(folder: Path) -> Path:
     """Compiles the bindings with ``cuda`` and the emulated kernels; about a minute of a core."""
     generated = folder / "include" / "unitsface"
     generated.mkdir(parents=True)
     (generated / "cuda_absence.h").write_text('#define UF_CUDA_ABSENCE ""\n')
     flags = [
-        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-DUF_WITH_CUDA"),
+        *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-w"),
+        *("-DUF_WITH_CUDA", "-DUF_WITH_SM90"),
         f"-I{folder / 'include'}",
         f"-I{SOURCES}",
         f"-I{SOURCES / 'include'}",
@@ -51,7 +116,9 @@ def build_extension(folder: Path) -> ModuleType:
     ]
     emulated = ["-O1", "-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"]
     kernels = [path for path in (SOURCES / "cuda").glob("*.cu") if path.stem != "device"]
-    plain = [SOURCES / "module.cpp", SOURCES / "arguments.cpp", EMULATION / "extension.cpp"]
+    kernels += (SOURCES / "cuda" / "fused").glob("*.cu")
+    plain = [SOURCES / f"{name}.cpp" for name in ("module", "arguments", "fused")]
+    plain.append(EMULATION / "extension.cpp")
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -66,9 +133,66 @@ def build_extension(folder: Path) -> ModuleType:
     library = folder / "_native.so"
     link = [str(compiler()), "-shared", *map(str, objects), "-o", str(library)]
     subprocess.run(link, check=True)
+    return library
+
+
+def shared_extension(factory: pytest.TempPathFactory) -> ModuleType:
+    """The module, compiled once for all processes of a run of the tests."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "emulated"
+    folder.mkdir(exist_ok=True)
+    library = folder / "_native.so"
+    with only_one(library, seconds=600.0):
+        if not library.exists():
+            build = folder / "build"
+            shutil.rmtree(build, ignore_errors=True)
+            build.mkdir()
+            os.replace(build_extension(build), library)
+    return load(library)
+
+
+def load(library: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("emulated._native", library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class _OnCpu(CudaEngine):
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        # The CPU has no products of 16 bits into float32.
+        return torch.mm(left.float(), right.float(), out=out)
+
+
+class EmulatedEngine(_OnCpu):
+    """Products by Torch, the emulated kernels on them."""
+
+
+class EmulatedFusedEngine(_OnCpu, FusedEngine):
+    """The emulated fused kernels."""
+
+
+class EmulatedHopperEngine(EmulatedFusedEngine):
+    """Those of sm_90a where there are any."""
+
+    def __init__(self, call: Call | None) -> None:
+        super().__init__(call)
+        self._suffix = "_sm90"
+
+
+@contextmanager
+def fused_kernels(module: ModuleType) -> Iterator[None]:
+    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension."""
+    with ExitStack() as stack:
+        for target, name, value in (
+            (native_engine, "extension", lambda: module),
+            (native, "make_engine", lambda call, *_: EmulatedFusedEngine(call)),
+            (torch.cuda, "device", lambda _: nullcontext()),
+            (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
+        ):
+            stack.enter_context(mock.patch.object(target, name, value))
+        yield

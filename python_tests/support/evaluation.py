@@ -28,6 +28,15 @@ def precision(target: Target, dtype: torch.dtype) -> Precision:
 
 def expected(target: Target, problem: Problem, dtype: torch.dtype) -> dict[str, Spread]:
     """ "loss" and the gradients by name, and what rounding may do to them."""
+    return _expected(problem, precision(target, dtype))
+
+
+def expected_of_cuda_kernels(problem: Problem, dtype: torch.dtype) -> dict[str, Spread]:
+    """The same of the extension's CUDA kernels, wherever they run: operands keep their dtype."""
+    return _expected(problem, Precision(dtype, truncated=False))
+
+
+def _expected(problem: Problem, rounding: Precision) -> dict[str, Spread]:
     exact = problem.converted(torch.float64)
 
     def evaluate() -> dict[str, Tensor]:
@@ -35,7 +44,7 @@ def expected(target: Target, problem: Problem, dtype: torch.dtype) -> dict[str, 
         return {"loss": loss, **gradients}
 
     dtypes = {name: getattr(problem, name).dtype for name in problem.leaves()}
-    return spreads(evaluate, precision(target, dtype), dtypes)
+    return spreads(evaluate, rounding, dtypes)
 
 
 def check_against_reference(

@@ -18,6 +18,7 @@ from train.config import Config, make_config  # noqa: E402
 from train.data.dataset import open_dataset  # noqa: E402
 from train.distributed import DistributedEnv  # noqa: E402
 from train.run_folder import prepare, read_metrics  # noqa: E402
+from train.starting.start import load_start  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
 CPU = DistributedEnv(0, 1, torch.device("cpu"))
@@ -72,7 +73,9 @@ def arguments(config: Config) -> list[str]:
 
 
 def trainer_of(config: Config) -> Trainer:
-    return Trainer(config, CPU, open_dataset(config).train)
+    trainer = Trainer(config, CPU, open_dataset(config).train)
+    load_start(trainer)
+    return trainer
 
 
 def train(config: Config, stop_after: int | None = None) -> Trainer:

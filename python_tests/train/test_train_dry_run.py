@@ -227,6 +227,19 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     assert error.count("\n") == 1
 
 
+def test_what_a_run_starts_from_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the file the backbone: the classes of a dry run are made up."""
+    faces = write_faces(tmp_path / "faces", identities=2, images=2)
+    torch.save(trainer_of(tiny(faces, tmp_path)).backbone.state_dict(), tmp_path / "weights.pt")
+    given = [f"data.path={faces}", *SMALL]
+    for key in ("model.weights", "train.init", "train.finetune"):
+        assert main([*given, f"{key}={tmp_path / 'weights.pt'}"]) == 0
+        assert main([*given, f"{key}={tmp_path / 'none.pt'}"]) == 2
+        assert f"error: {key}: no such checkpoint: " in capsys.readouterr().err
+
+
 def test_later_files_win(tmp_path: Path) -> None:
     for name, lr in (("a", 0.1), ("b", 0.2)):
         (tmp_path / f"{name}.yaml").write_text(f"train: {{lr: {lr}, epochs: 3}}\n")

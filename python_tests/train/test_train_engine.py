@@ -27,6 +27,7 @@ from train.errors import UserError
 from train.main import main
 from train.optimizer import build_optimizer
 from train.run_folder import read_metrics
+from train.step_clock import PARTS
 from train.trainer import Trainer
 
 
@@ -45,6 +46,7 @@ def test_loss_falls_and_the_run_folder_is_complete(faces: Path, tmp_path: Path) 
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert lines[-1]["epoch"] == 10.0
     keys = "step, epoch, loss, class_loss, pair_loss, threshold, lr, images_per_s"
+    keys += "".join(f", {part}_ms" for part in PARTS)
     assert ", ".join(lines[0]) == keys
     for line in lines:
         assert line["loss"] == pytest.approx(line["class_loss"] + line["pair_loss"], rel=1e-5)

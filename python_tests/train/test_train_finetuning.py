@@ -13,11 +13,12 @@ from test_train_partial_fc import argv_of, succeed
 from torch.nn import functional as F
 
 from train import checkpoint
+from train.data.identities import unpack_names
 from train.data.loader import open_images
 from train.errors import USER_ERROR, UserError
 from train.evaluation.embed import embed
-from train.finetuning import finetune
 from train.main import load_config, main
+from train.starting.finetuning import finetune
 from train.trainer import Trainer
 from unitsface_kernels import partial_fc
 
@@ -142,6 +143,36 @@ def test_another_loss_keeps_the_class_weights_alone(
     assert trainer.threshold() == before.threshold()
 
 
+@pytest.mark.parametrize("before", [{"class": "none"}, {"class": "uce", "pair": "none"}])
+def test_without_class_weights_of_this_shape_all_classes_are_new(
+    faces: Path, others: Path, tmp_path: Path, before: dict[str, Any]
+) -> None:
+    train(of(faces, tmp_path / "run", loss=before, train={"max_steps": 1}))
+    # Two centers: weights of another shape, of the same loss.
+    loss = {**before, "class": "uce", "class_options": {"centers": 2}}
+    trainer, said = started(others, tmp_path / "run", loss=loss)
+    assert said.endswith(
+        ": 0 identities kept, 5 dropped, 4 new, which begin at their mean features; it has no "
+        "class weights of this shape; the optimizer begins anew"
+    )
+    source = open_images(trainer.source.images, 16, on_error="fail", cache="always")
+    features, labels = embed(trainer.backbone, source, torch.device("cpu"))
+    unit = F.normalize(torch.from_numpy(features), dim=1)
+    for label, weight in enumerate(weights(trainer)[:, 0]):
+        mean = F.normalize(unit[labels == label].mean(0), dim=0)
+        torch.testing.assert_close(F.normalize(weight, dim=0), mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [{"state": 3}, {"param_groups": [4]}, {"state": {0: [1]}}])
+def test_a_state_that_is_none_is_named(
+    runs: dict[str, tuple[Path, Trainer]], others: Path, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    values = checkpoint.read(checkpoint.last(runs["whole"][0]))
+    torch.save({**values, "optimizer": {**values["optimizer"], **damage}}, tmp_path / "run.pt")
+    with pytest.raises(UserError, match=r"run\.pt holds no state of SGD"):
+        started(others, tmp_path / "run.pt")
+
+
 def test_adamw_several_centers_and_averages(faces: Path, others: Path, tmp_path: Path) -> None:
     sections: dict[str, dict[str, Any]] = {
         "loss": {"class": "arcface", "class_options": {"centers": 2}, "pair": "none"},
@@ -199,7 +230,9 @@ def test_the_command_trains_on_and_resumes(
     assert "2 identities kept, 3 dropped, 2 new" in capsys.readouterr().out
     assert main(["--resume", f"run.dir={tmp_path / 'new'}", "train.epochs=2"]) == 0
     assert "finetuning" not in capsys.readouterr().out
-    assert main([*arguments(config), f"train.finetune={tmp_path}"]) == USER_ERROR
+    other = [f"train.finetune={tmp_path}", f"run.dir={tmp_path / 'other'}"]
+    assert main([*arguments(config), *other]) == USER_ERROR
+    assert "error: train.finetune: no such checkpoint: " in capsys.readouterr().err
 
 
 @pytest.mark.extended
@@ -219,8 +252,8 @@ def test_processes_take_their_classes(tmp_path: Path) -> None:
     trainer = trainer_of(load_config(argv)[0])
     finetune(trainer, tmp_path / "run")
     one = weights(trainer)
-    held = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
-    names = checkpoint.unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
+    held = unpack_names(partial_fc.read_extra(tmp_path / "run")["identities"])
+    names = unpack_names(partial_fc.read_extra(tmp_path / "new")["identities"])
     before, three = (
         partial_fc.read_classes(tmp_path / name, torch.arange(count)).rows["loss.weight"]
         for name, count in (("run", 12), ("new", 11))

@@ -26,8 +26,9 @@ from train.backbones import build_backbone
 from train.config import make_config
 from train.errors import UserError
 from train.evaluation.model import load_model
-from train.foreign_heads import read_class_weights
-from train.starting import start_from
+from train.starting.foreign import start_from
+from train.starting.foreign_classes import read_class_weights
+from train.tools.convert import read_classes
 
 C = 7  # classes
 
@@ -136,8 +137,7 @@ def test_adaface_in_bgr_is_the_same_network_in_rgb(
     assert torch.equal(torch.load(classes)["weight"], kernel.T)
     with torch.no_grad():
         expected = net(IMAGES.flip(1))
-    for file in (out, tmp_path / "adaface.ckpt"):  # as it is, too
-        torch.testing.assert_close(outputs(file), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs(out), expected, rtol=1e-4, atol=1e-5)
     values = checkpoint.read(tmp_path / "adaface.ckpt")
     assert values["hyper_parameters"] == {"use_mxrecord": True, "head": "adaface"}
     assert values["callbacks"]["pytorch_lightning.ModelCheckpoint"]["x"] == {}
@@ -147,7 +147,8 @@ def test_adaface_in_bgr_is_the_same_network_in_rgb(
         checkpoint.read(tmp_path / "adaface.pt")
 
 
-@pytest.mark.parametrize("color", [pytest.param("RGB", marks=pytest.mark.extended), "'BGR'"])
+@pytest.mark.extended
+@pytest.mark.parametrize("color", ["RGB", "'BGR'"])
 def test_cvlface_says_its_colors_beside_the_weights(
     net: PublishedNet, tmp_path: Path, color: str
 ) -> None:
@@ -203,24 +204,31 @@ def arcface(folder: Path, weight: Tensor, ranks: int, size: int = 16) -> Path:
     return folder / "checkpoint_gpu_0.pt"
 
 
-def test_shards_of_arcface_torch_are_put_together_and_trained_on(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("enabled", ["never", "always"])
+def test_shards_of_arcface_torch_are_put_together(
+    faces: Path, tmp_path: Path, enabled: str
 ) -> None:
     weight = torch.randn(C, 512)
     file = arcface(tmp_path, weight, ranks=3)
-    for enabled in ("never", "always"):
-        sections: dict[str, dict[str, Any]] = {
-            "train": {"epochs": 1, "lr": 0.0, "init": str(file), "ema": 0.9},
-            "partial_fc": {"enabled": enabled},
-        }
-        trainer = trainer_of(tiny(faces, tmp_path / "run", **sections))
-        said = start_from(trainer, file)
-        assert f"iresnet18 and {C} classes in the order of data.path" in said
-        own = trainer.head.loss.weight if trainer.head else trainer.loss.class_loss.weight
-        assert torch.equal(own, weight)
-        expected = torch.load(file)["state_dict_backbone"]
-        for model in (trainer.backbone, trainer.evaluated):
-            assert torch.equal(model.state_dict()["fc.weight"], expected["fc.weight"])
+    sections: dict[str, dict[str, Any]] = {
+        "train": {"init": str(file), "ema": 0.9},
+        "partial_fc": {"enabled": enabled},
+    }
+    trainer = trainer_of(tiny(faces, tmp_path / "run", **sections))
+    said = start_from(trainer, file)
+    assert f"iresnet18 and {C} classes in the order of data.path" in said
+    own = trainer.head.loss.weight if trainer.head else trainer.loss.class_loss.weight
+    assert torch.equal(own, weight)
+    expected = torch.load(file)["state_dict_backbone"]
+    for model in (trainer.backbone, trainer.evaluated):
+        assert torch.equal(model.state_dict()["fc.weight"], expected["fc.weight"])
+
+
+@pytest.mark.extended
+def test_a_run_begins_with_a_checkpoint_of_arcface_torch_and_goes_on_without_it(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = arcface(tmp_path, torch.randn(C, 512), ranks=3)
     config = tiny(faces, tmp_path / "run", train={"epochs": 1, "init": str(file)})
     assert main(arguments(config)) == 0
     assert f"starting from {file}: iresnet18 and {C} classes" in capsys.readouterr().out
@@ -254,8 +262,41 @@ def test_mistakes_name_the_file_and_the_remedy(faces: Path, tmp_path: Path) -> N
     refused("are no shards of a head: \\[7, 2, 2\\]|no matrix")
     torch.save(values["state_dict_backbone"], file)
     refused(r"no class weights of another program; model.weights=.* starts from its backbone")
+    for loss, given in (
+        ({"class": "none"}, "none has no weights of classes"),
+        ({"class_options": {"centers": 2}}, rf"cosface has class weights \({C}, 2, 512\)"),
+    ):
+        arcface(tmp_path, weight, ranks=3)
+        trainer = trainer_of(tiny(faces, tmp_path / "run", loss=loss))
+        refused(rf"loss.class: expected .* one weight vector per class, \(C, D\); {given}")
     with pytest.raises(UserError, match="can start from one only"):
         tiny(faces, tmp_path, model={"weights": "a"}, train={"init": "b"})
+
+
+def test_files_that_only_look_like_these_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("color_space: BGR")
+    first, flat = "net.input_layer.0.weight", torch.ones(3)
+    mobile = {"conv_sep.layers.0.weight": torch.ones(512, 128, 1, 1), "fc.weight": torch.ones(2, 2)}
+    for number, values in enumerate(
+        (
+            {1: flat},
+            {first: flat},
+            {first: 3},
+            {"state_dict": {f"model.{first.removeprefix('net.')}": flat}},
+            {**mobile, "features.layers.0.layers.0.weight": flat},
+            {"state_dict_softmax_fc": 3},
+        )
+    ):
+        torch.save(values, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt"):
+            load_model(tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt"):
+            read_classes(tmp_path / "x.pt")
+        trainer = {"state_dict_backbone": {}, "state_dict_softmax_fc": {"weight": torch.ones(2, 2)}}
+        torch.save(trainer, tmp_path / "checkpoint_gpu_0.pt")
+        torch.save(values if number else [flat], tmp_path / "checkpoint_gpu_1.pt")
+        with pytest.raises(UserError, match="checkpoint_gpu_"):
+            read_classes(tmp_path / "checkpoint_gpu_0.pt")
 
 
 @pytest.mark.extended

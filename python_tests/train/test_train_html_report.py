@@ -106,6 +106,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "threshold": 0.2 + step / 100,
             "lr": 0.1 / step,
             "images_per_s": 100.0 + step,
+            "data_ms": 2.0 + step / 15,
+            "forward_ms": 12.0 - step / 15,
         }
         for step in range(1, 31)
     ]
@@ -145,7 +147,7 @@ def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -
     assert figures == [
         *("ROC of all 4950 pairs", "Cosines of pairs, each kind to its own area"),
         *("The best threshold of each identity", "Loss", "Learned threshold b / s"),
-        *("Learning rate", "Images/s", "Accuracy"),
+        *("Learning rate", "Images/s", "Milliseconds of the parts of a step", "Accuracy"),
     ]
     assert "Constant: Auc 0.9000." in page.text  # the same for all sets, at all times
 
@@ -160,6 +162,7 @@ def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -
     assert len(page.numbers) == 3
     assert page.numbers[0] == f"{100 * evaluation['tar_at_far']['0.01']:.1f} %"
     assert page.numbers[2] == "116"  # the median of 101 to 130
+    assert "22 % of a step is waiting for data" in page.text
     assert page.row("held_out") == ["held_out", "30", "0.9500", "0.9000", "0.4000"]
     with np.load(run_folder / "features.npz") as arrays:
         unified = unify(arrays["features"], arrays["labels"], 0.5)
@@ -192,7 +195,7 @@ def test_what_a_run_has_not_written_is_reported_missing(run_folder: Path, tmp_pa
     assert "This run has not been evaluated." in page.text
     assert page.text.count("This run has no features.npz.") == 3
     assert "This run has no config.yaml." in page.text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
     save_features(tmp_path, np.eye(3), np.zeros(3, np.int64), ["only one"])
     (tmp_path / "metrics.jsonl").write_text("")
@@ -236,7 +239,17 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
         ("metrics.jsonl", b"[1]\n", "line 1: expected an object with an epoch"),
         ("evaluation.json", b"{", "not JSON"),
         ("evaluation.json", b"[]", "expected the figures"),
-        ("evaluation.json", b'{"accuracy": "high"}', "expected the figures"),
+        *(
+            ("evaluation.json", json.dumps({"accuracy": 0.5, **more}).encode(), "expected the fig")
+            for more in (
+                {"accuracy": "high"},
+                {"pairs": "many"},
+                {"threshold": [1]},
+                {"tar_at_far": 3},
+                {"tar_at_far": {"low": 0.5}},
+                {"tar_at_far": {"0.1": None}},
+            )
+        ),
         ("metrics.jsonl", b'{"epoch": "one"}\n', "line 1: expected an object with an epoch"),
         ("features.npz", b"PK", "cannot read features"),
     ):
@@ -249,6 +262,11 @@ def test_damaged_files_are_one_line(run_folder: Path, tmp_path: Path) -> None:
     save_features(folder, np.ones((3, 2)), np.array([0, 1, 2]), ["a", "b"])
     with pytest.raises(UserError, match="labels beyond its 2 identities"):
         run_report.write(folder)
+    (folder / "features.npz").unlink()
+    # What is no evaluation of sets is left out.
+    lines = [{"epoch": 1, "eval": sets} for sets in (3, {"x": 4}, {"lfw": {"accuracy": 0.9}})]
+    (folder / "evaluations.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    assert "lfw" in run_report.write(folder).read_text()
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

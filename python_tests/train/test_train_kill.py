@@ -64,7 +64,7 @@ def step_saved(run: Path) -> int:
 
 def without_speed(run: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in line.items() if name != "images_per_s"}
+        {k: value for k, value in line.items() if k != "images_per_s" and not k.endswith("_ms")}
         for line in read_metrics(run)
     ]
 

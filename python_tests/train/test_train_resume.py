@@ -14,6 +14,7 @@ import torch
 from support.training import CPU, arguments, assert_same_state, tiny, train, trainer_of, write_faces
 
 from train import checkpoint
+from train.data.identities import check_names, pack_names
 from train.data.image_list import whole
 from train.data.records import Encoded
 from train.errors import UserError
@@ -70,12 +71,12 @@ def test_an_average_that_begins_late_begins_with_the_weights(faces: Path, tmp_pa
 
 def test_other_people_are_named_and_earlier_checkpoints_still_known(tmp_path: Path) -> None:
     path, names = tmp_path / "last.pt", ["anna", "bert", "carla"]
-    for held in (checkpoint.pack_names(names), names):
-        checkpoint.check_names(held, names, path)
+    for held in (pack_names(names), names):
+        check_names(held, names, path)
         with pytest.raises(UserError, match=r"number 1 the names are 'bert' and 'bruno'"):
-            checkpoint.check_names(held, ["anna", "bruno", "carla"], path)
+            check_names(held, ["anna", "bruno", "carla"], path)
         with pytest.raises(UserError, match=r"\(3\).*\(4\); of number 3 .* none and 'dora'"):
-            checkpoint.check_names(held, [*names, "dora"], path)
+            check_names(held, [*names, "dora"], path)
 
 
 def test_figures_of_an_end_that_is_yet_to_come_are_not_kept(faces: Path, tmp_path: Path) -> None:

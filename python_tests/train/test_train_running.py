@@ -29,7 +29,7 @@ from torch import nn
 
 from train import checkpoint
 from train.checkpoint import keep
-from train.config import make_config
+from train.config import Config, make_config
 from train.data.dataset import scan
 from train.data.loader import open_images
 from train.distributed import DistributedEnv, Vote
@@ -277,6 +277,31 @@ def test_every_process_embeds_its_share_and_gets_all(faces: Path) -> None:
         for (features, labels), (expected, expected_labels) in zip(of_rank, alone, strict=True):
             torch.testing.assert_close(features, expected)
             assert torch.equal(labels, expected_labels)
+
+
+def test_a_table_gets_columns_that_an_earlier_version_did_not_have(tmp_path: Path) -> None:
+    old = '{"step": 1, "loss": 0.5, "gone": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(old)
+    (tmp_path / "metrics.csv").write_text("step,loss,gone\n1,0.5,2\n")
+    log = MetricsLog(tmp_path)
+    for step in (2, 3):
+        log.write({"step": step, "data_ms": 7, "loss": 0.25})
+    log.close()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,loss,gone,data_ms", "1,0.5,2,", "2,0.25,,7", "3,0.25,,7"]
+
+
+def test_columns_that_a_resumed_run_adds_have_a_name(tmp_path: Path) -> None:
+    """Such as those of an earlier version's run, or of one that goes on in float16."""
+    for values in ({"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "grad_scale": 8.0}):
+        log = MetricsLog(tmp_path)
+        log.write(values)
+        log.write({"step": values["step"] + 10, "loss": 1.0})
+        log.close()
+    expected = "step,loss,grad_scale\n1,0.5,\n11,1.0,\n2,0.25,8.0\n12,1.0,\n"
+    assert (tmp_path / "metrics.csv").read_text() == expected
+    prepare(tmp_path, Config(), resume_step=20)
+    assert (tmp_path / "metrics.csv").read_text() == expected
 
 
 def test_figures_go_to_all_files(tmp_path: Path) -> None:

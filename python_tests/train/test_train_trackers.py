@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support.ranks import run_ranks
 from support.training import arguments, tiny, train, write_faces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from train import trainer as trainer_module
+from train.data.dataset import open_dataset
+from train.distributed import DistributedEnv
+from train.errors import UserError
 from train.main import main
-from train.run_folder import MetricsLog, read_metrics
+from train.run_folder import MetricsLog, prepare, read_metrics
 from train.trackers import numbers, open_trackers
+from train.trainer import Trainer
 
 SMALL: dict[str, Any] = {"model": {"name": "conv4"}, "train": {"epochs": 2}}
 
@@ -114,6 +121,29 @@ def test_what_wandb_refuses_is_one_line(
     config = tiny(faces, tmp_path / "run", **SMALL, run={"wandb": "refused"})
     assert main(arguments(config)) == 2
     assert capsys.readouterr().err == "error: run.wandb=refused: api_key not configured more\n"
+
+
+def _refused(rank: int, faces: Path, run: Path) -> list[str]:
+    def refuse(*_: object) -> None:
+        raise UserError(f"refused on process {rank}")
+
+    trainer_module.open_trackers = refuse
+    config = tiny(faces, run, **SMALL)
+    world = DistributedEnv(rank, 2, torch.device("cpu"))
+    trainer = Trainer(config, world, open_dataset(config).train)
+    if rank == 0:
+        prepare(run, config, resume_step=None)
+    try:
+        trainer.fit(run)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+@pytest.mark.extended
+def test_a_tracker_that_is_refused_ends_all_processes(faces: Path, tmp_path: Path) -> None:
+    found = run_ranks(2, _refused, faces, tmp_path / "run", timeout=60.0)
+    assert found == [["refused on process 0"]] * 2
 
 
 def test_wandb_is_not_imported_unless_asked_for(faces: Path, tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def in_rgb(values: Any, path: Path) -> Any:
         return values
     with open(settings, errors="replace") as file:
         flipped = _BGR.search(file.read(100_000)) is not None
-    return {**values, first: values[first].flip(1)} if flipped else values
+    return {**values, first: _flipped(values[first])} if flipped else values
+
+
+def _flipped(weight: Any) -> Any:
+    """A convolution for the other order of colors; what is none is named when it is loaded."""
+    return weight.flip(1) if isinstance(weight, Tensor) and weight.dim() == 4 else weight
 
 
 def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -55,7 +60,7 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if _FIRST not in state:
         return state
     if adaface:
-        state[_FIRST] = state[_FIRST].flip(1)
+        state[_FIRST] = _flipped(state[_FIRST])
     # A stage begins where the number of channels changes; the first shortcut has no weights.
     numbers = sorted({int(k.split(".")[1]) for k in state if re.match(r"body\.\d{1,4}\.", k)})
     blocks, stage, place = {}, 1, -1

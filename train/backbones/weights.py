@@ -86,6 +86,8 @@ def sizes(state: State) -> tuple[int, int] | None:
     # The layer over all places, if that is not the last one.
     over = _first(state, "features.layers.0.layers.0.weight", "gdc.0.weight")
     over = last if over is None else over
+    if over.dim() not in (2, 4):
+        return None
     side = over.shape[-1] if over.dim() == 4 else math.isqrt(over.shape[1] // 512)
     return 16 * side, last.shape[0]
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 import unitsface_kernels as uk
-from train.backbones import backbone_names
+from train.backbones import backbone_names, build_backbone
 from train.config.keys import about, key, key_name
 
 NO_LOSS = "none"
@@ -49,7 +51,9 @@ class ModelConfig:
         " trained weights, and for runs that must not depend on the number of processes",
     )
     channels_last: bool = key(True, "channels-last memory format (faster convolutions)")
-    weights: str = key("", "backbone state dict to start from, e.g. a published .pth file")
+    weights: str = key(
+        "", "file, such as a published .pth, or run whose backbone alone the run starts from"
+    )
     embedding_size: int = key(512, "numbers in a feature", low=1)
     options: dict[str, Any] = field(
         default_factory=dict,
@@ -58,6 +62,10 @@ class ModelConfig:
             " model.options={img_size: 112, patch_size: 8, global_pool: ''}"
         ),
     )
+
+    def build(self) -> nn.Module:
+        sizes = self.input_size, self.dropout, self.embedding_size
+        return build_backbone(self.name, *sizes, self.options)
 
 
 @dataclass
@@ -261,18 +269,20 @@ class TrainConfig:
     )
     compile: bool = key(False, "torch.compile the backbone")
     finetune: str = key(
-        "", "run, or checkpoint of one, from whose backbone, losses and optimizer this one starts"
+        "",
+        "run, or checkpoint of one, from whose backbone, losses and optimizer this one starts;"
+        " identities may be others and are compared by name",
     )
     finetune_head: str = key(
         "match",
-        "classes of train.finetune; match: those of the same names are kept, others begin at the"
-        " mean of their features; fresh: all begin anew, and losses and optimizer with them",
+        "match: classes of train.finetune with the same names are kept, others begin at the mean of"
+        " their features; fresh: all classes, losses and the optimizer begin anew",
         choices=("match", "fresh"),
     )
     init: str = key(
         "",
         "checkpoint of arcface_torch, AdaFace or CVLFace from whose backbone and class weights the"
-        " run starts; its classes are the identities of data.path",
+        " run starts; its classes must be the identities of data.path, in the same order",
     )
 
 

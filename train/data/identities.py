@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,3 +74,29 @@ def check_same(world: DistributedEnv, what: str, images: ImageList) -> None:
             f"{what} is not the same on all processes: process 0 has, and in brackets process "
             f"{others[0]}, {said}"
         )
+
+
+# -- names in checkpoints --------------------------------------------------------------------------
+
+
+def pack_names(names: Sequence[str]) -> str:
+    """Names of folders hold no zeros. Two million strings would take 10 s to load, one none."""
+    return "\0".join(names)
+
+
+def unpack_names(held: str | list[str]) -> list[str]:
+    """Earlier checkpoints hold a list."""
+    return held.split("\0") if isinstance(held, str) else held
+
+
+def check_names(held: str | list[str], names: Sequence[str], path: Path) -> None:
+    """An error unless the identities are those a checkpoint holds."""
+    held = unpack_names(held)
+    wrong = next((i for i, (a, b) in enumerate(zip_longest(held, names)) if a != b), None)
+    if wrong is None:
+        return
+    shown = [repr(given[wrong]) if wrong < len(given) else "none" for given in (held, names)]
+    raise UserError(
+        f"{path} was trained on other identities ({len(held)}) than those of data.path "
+        f"({len(names)}); of number {wrong} the names are {shown[0]} and {shown[1]}"
+    )

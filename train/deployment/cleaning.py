@@ -1,9 +1,10 @@
 """Faults of a data set of identities, by one threshold of the cosine.
 
-The mean cosine of all pairs of two sets of images decides, as one pair's would: it is the product
-of the means of their unit features. Every identity is split into parts, whose images belong
-together; its main part is the largest. What else it has are outliers (one image) or other people
-(several), and main parts of two identities that belong together are one person twice.
+Two sets of images are compared by the mean cosine of all their pairs, which is the inner product of
+the means of their unit features. Every identity is split into parts of images that reach the
+threshold with each other; the largest is its main part. Its other parts are outliers (one image) or
+other people (several images). Two main parts that reach the threshold are duplicates: one person
+under two identities.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Finding:
 def parts_of(features: NDArray[np.float32], threshold: float) -> list[Rows]:
     """Rows of (n, D) unit features in parts, the largest first; in memory O(n).
 
-    A part begins with the images near the one that is nearest to all that are left, takes those
-    whose mean cosine with it reaches the threshold, and gives back the farthest one as long as its
-    mean cosine with the others does not.
+    A part begins with the image nearest to all that are left, and those that reach the threshold
+    with it. Images whose mean cosine with the part reaches the threshold are added; then the
+    farthest image is removed as long as its mean cosine with the others is below the threshold.
     """
     found, left = [], np.arange(len(features))
     while len(left):

@@ -89,16 +89,21 @@ def embedded(images: str, model: Model) -> Embedded:
     return Embedded(model, open_any(images, skip=model.config.data.on_error == "skip"))
 
 
-def embed(arguments: Namespace) -> None:
-    """Unit features of images, with their names, identities and norms."""
-    check_name(arguments.out, ".npy", ".parquet")
-    blocks = embedded(arguments.images, model_of(arguments))
-    count = 0
-    with writing(arguments.out) as add:
+def write_features(images: str, model: Model, out: Path) -> int:
+    """The number of images whose features are in the file."""
+    blocks, count = embedded(images, model), 0
+    with writing(out) as add:
         for block in blocks:
             add(block)
             count += len(block)
     blocks.report()
+    return count
+
+
+def embed(arguments: Namespace) -> None:
+    """Unit features of images, with their names, identities and norms."""
+    check_name(arguments.out, ".npy", ".parquet")
+    count = write_features(arguments.images, model_of(arguments), arguments.out)
     print(f"{arguments.out}: {count} features")
 
 
@@ -165,24 +170,18 @@ def clean(arguments: Namespace) -> None:
     """Duplicate identities, identities of several people and outliers, by a threshold."""
     if arguments.out is not None:
         check_name(arguments.out, ".csv", ".json")
-    stored, given = arguments.images.endswith(".npy"), arguments.threshold
-    model = None if stored and given is not None else model_of(arguments)
-    found = (given, "--threshold")
-    if model is not None:
-        known = threshold_of(arguments.checkpoint, model, given)
-        if known is None:
-            raise UserError("the model has learned no threshold; name one by --threshold")
-        found = known
+    path, given = Path(arguments.images), arguments.threshold
+    if path.suffix == ".npy" and given is not None:
+        cleaning.report(read(path), given, "--threshold", arguments.out)
+        return
+    model = model_of(arguments)
+    found = threshold_of(arguments.checkpoint, model, given)
+    if found is None:
+        raise UserError("the model has learned no threshold; name one by --threshold")
     with TemporaryDirectory() as folder:
-        path = Path(arguments.images)
-        if not stored:
-            assert model is not None
+        if path.suffix != ".npy":
             path = Path(folder) / "features.npy"
-            blocks = embedded(arguments.images, model)
-            with writing(path) as add:
-                for block in blocks:
-                    add(block)
-            blocks.report()
+            write_features(arguments.images, model, path)
         cleaning.report(read(path), *found, arguments.out)
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from train import checkpoint
-from train.backbones import build_backbone
 from train.backbones.weights import find_state, recognize, sizes
 from train.config import COMMAND_LINE, Config, make_config, of_a_run, parse_overrides
 from train.data.image_list import whole
@@ -77,9 +76,7 @@ def load_model(
         config = evaluation_config(overrides, (str(path), {"model": _published(values, path)}))
     model = config.model
     checkpoint.check_backbone(values, path=path, config=config, averaged=True)
-    backbone = build_backbone(
-        model.name, model.input_size, model.dropout, model.embedding_size, model.options
-    )
+    backbone = model.build()
     # What was evaluated in training: the average over steps, if there is one.
     checkpoint.load_backbone(backbone, values, path=path, config=config, averaged=True)
     device = choose_device(config.train.device, 0)
@@ -89,7 +86,7 @@ def load_model(
 
 
 def _published(values: Any, path: Path) -> dict[str, Any]:
-    """Weights of insightface, UniTSFace or UniFace, or what train/convert.py has written."""
+    """The ``model`` section of published weights, or of what train/convert.py has written."""
     state = find_state(values, averaged=True) or {}
     name, found = recognize(state), sizes(state)
     if name is None or found is None:

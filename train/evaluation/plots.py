@@ -40,8 +40,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def svg(figure: Figure, caption: str) -> str:
-    """Markup that scales, has the fonts and colors of the page, whose caption stands beside it, and
-    is read out as the caption with the ends of its curves.
+    """SVG markup that scales and takes the fonts and colors of the page. The page shows the
+    caption; screen readers read it, and the first and last values of the curves.
     """
     (axes,) = figure.axes
     axes.set_title("")

@@ -16,7 +16,7 @@ from train import checkpoint
 from train.backbones import build_backbone
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.errors import Parser, UserError, exit_code
-from train.foreign_heads import read_class_weights
+from train.starting.foreign_classes import read_class_weights
 
 INSIGHTFACE_SIZES = (112, 512)
 INSIGHTFACE_MOBILE = ("mobilefacenet", "mobilefacenet_large")

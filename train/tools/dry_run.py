@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from train.backbones import build_backbone
 from train.config import Config
 from train.data.dataset import scan
 from train.data.image_list import ImageList, split_identities
@@ -31,6 +30,7 @@ from train.distributed import DistributedEnv, choose_device, place
 from train.errors import DivergedError, UserError
 from train.losses import NO_LOSS, set_epoch, shards_classes
 from train.schedule import learning_rate
+from train.starting.start import load_start
 from train.train_step import AMP_DTYPES, autocast
 from train.trainer import Trainer
 
@@ -81,6 +81,7 @@ def dry_run(config: Config, *, batch: int, processes: int) -> int:
     plan = make_plan(config, processes)
     built = min(plan.classes_per_process, CLASSES_BUILT)
     trainer = build_trainer(config, plan, built, batch)
+    load_start(trainer, backbone_only=True)
     loss, seconds, activations = synthetic_step(trainer)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss of a synthetic step is {loss}")
@@ -221,9 +222,7 @@ def kept_per_image(config: Config) -> int:
     model, dtype = config.model, AMP_DTYPES.get(config.train.amp)
     kept = []
     with FakeTensorMode():
-        backbone = build_backbone(
-            *(model.name, model.input_size, model.dropout, model.embedding_size), model.options
-        )
+        backbone = model.build()
         for batch in (2, 4):
             counter = Kept([*backbone.parameters(), *backbone.buffers()])
             images = torch.empty(batch, 3, model.input_size, model.input_size)

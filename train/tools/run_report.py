@@ -44,7 +44,12 @@ from train.tools.report import (
 REPORT = "report.html"
 # A rate of fewer negative pairs than these is that of a few images.
 FEWEST_ACCEPTED = 10
-TITLES = {"threshold": "Learned threshold b / s", "lr": "Learning rate", "images_per_s": "Images/s"}
+TITLES = {
+    "threshold": "Learned threshold b / s",
+    "lr": "Learning rate",
+    "images_per_s": "Images/s",
+    "parts": "Milliseconds of the parts of a step",
+}
 # Identities whose own threshold is farthest from the unified one.
 LISTED_IDENTITIES = 10
 ONLY_PAIRS = (
@@ -78,9 +83,20 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = parse_json(read_text(path), path)
-    if not isinstance(values, dict) or not is_number(values.get("accuracy")):
+    try:
+        rates = values.get("tar_at_far", {})
+        figures = [values["accuracy"], *map(float, rates), *rates.values()]
+        figures += [values[k] for k in ("pairs", "positives", "threshold") if values.get(k)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        figures = [None]
+    if not all(map(is_number, figures)):
         raise UserError(f"{path}: expected the figures of an evaluation")
     return values
+
+
+def _is_of_sets(value: Any) -> bool:
+    """Whether a line of evaluations has metrics by set and name."""
+    return isinstance(value, dict) and all(isinstance(found, dict) for found in value.values())
 
 
 def _features(path: Path) -> tuple[Any, Any, list[str]] | None:
@@ -105,6 +121,12 @@ def _spaced(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix + name.replace("_", " "), value) for name, value in metrics.items()]
 
 
+def _milliseconds(line: dict[str, Any]) -> dict[str, float]:
+    """The parts of a step by name."""
+    parts = {key.removesuffix("_ms"): v for key, v in line.items() if key.endswith("_ms")}
+    return {name: value for name, value in parts.items() if is_number(value)}
+
+
 def _numbers(
     lines: list[dict[str, Any]],
     evaluation: dict[str, Any] | None,
@@ -113,6 +135,10 @@ def _numbers(
 ) -> list[Number]:
     """The three at the top: of identities held out, else of test sets, else of the loss."""
     why = "training of all processes, median over the log: data, loss and update included"
+    times = [_milliseconds(line) for line in lines]
+    if total := sum(sum(of_step.values()) for of_step in times):
+        waited = sum(of_step.get("data", 0.0) for of_step in times)
+        why += f"; {100 * waited / total:.0f} % of a step is waiting for data"
     speed = (whole(speed_of(lines)), "images/s", why)
     accuracies = {n: m["accuracy"] for n, m in last.items() if is_number(m.get("accuracy"))}
     order = "a positive pair has the higher cosine with this probability"
@@ -190,6 +216,8 @@ def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]]) ->
     for line in lines:
         for key in ("loss", *terms, "threshold", "lr", "images_per_s"):
             add(terms.get(key, key), key.replace("_", " "), line["epoch"], line.get(key))
+        for part, value in _milliseconds(line).items():
+            add("parts", part, line["epoch"], value)
     for line in evaluations:
         for name, metrics in line["eval"].items():
             for key, value in metrics.items():
@@ -287,7 +315,7 @@ def write(run_folder: Path) -> Path:
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has no {METRICS}")
     lines, evaluations = _lines(folder / METRICS), _lines(folder / EVALUATIONS)
-    evaluations = [line for line in evaluations if isinstance(line.get("eval"), dict)]
+    evaluations = [line for line in evaluations if _is_of_sets(line.get("eval"))]
     evaluation, features = _evaluation(folder / EVALUATION), _features(folder / FEATURES)
     learned = evaluation.get("threshold") if evaluation else None
     if evaluation is None and lines:

@@ -20,7 +20,8 @@ from .variable import SIDES, Variable
 
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
-p v value dcosine dthreshold cosine threshold positive negative evaluate Term Logit Softplus
+p v value dcosine dthreshold cosine threshold positive negative evaluate logit weight Term Logit
+Softplus kThresholdSlope kWeighted kUniformSlope
 unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
 WithSlopes Values kScalars kRows kColumns
 softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
@@ -95,6 +96,12 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     if form.kind == "logsumexps" or (form.kind == "logsumexp" and form.formula.topology == "pair"):
         positives = "true" if form.positive is not None else "false"
         lines.append(f"static constexpr bool kPositives = {positives};")
+    if form.logit is not None:
+        lines.append(f"static constexpr float kThresholdSlope = {_literal(form.threshold_slope)};")
+        weighted = "false" if form.weights is None else "true"
+        lines.append(f"static constexpr bool kWeighted = {weighted};")
+        shared = "true" if form.logit.dcosine.uniform else "false"
+        lines.append(f"static constexpr bool kUniformSlope = {shared};")
     streamed = streamed_of(form.formula).values()
     if streamed:
         counts = (f"k{side.title()}s = {_count(streamed, side)}" for side in SIDES)
@@ -134,7 +141,12 @@ def _functions(form: KernelForm, names: Mapping[Expression, str]) -> list[list[s
     formula = form.formula
     if form.term is not None:
         arguments = "float cosine, float threshold, bool positive"
-        return [_function(form, "Term", "evaluate", arguments, form.term, names)]
+        functions = [_function(form, "Term", "evaluate", arguments, form.term, names)]
+        if form.logit is not None:
+            functions.append(_function(form, "Logit", "logit", arguments, form.logit, names))
+        if form.weights is not None:
+            functions.append(_weight(form.weights, names))
+        return functions
     sides = {"positive": form.positive, "negative": form.negative}
     if formula.variables and formula.topology == "class":
         # The target's logit is differentiated on N numbers, see ``streaming/variables.py``.
@@ -144,6 +156,13 @@ def _functions(form: KernelForm, names: Mapping[Expression, str]) -> list[list[s
         for name, slopes in sides.items()
         if slopes is not None
     ]
+
+
+def _weight(weights: tuple[Expression, Expression], names: Mapping[Expression, str]) -> list[str]:
+    outputs = dict(zip(("yes", "no"), weights, strict=True))
+    _, texts = straight_line(CPP, outputs, names)
+    choice = f"positive ? {texts['yes']} : {texts['no']}"
+    return [f"UF_HOST_DEVICE float weight(bool positive) const {{ return {choice}; }}"]
 
 
 def _function(

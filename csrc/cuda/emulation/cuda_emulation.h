@@ -4,7 +4,8 @@
 // reaches aborts.
 //
 // It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
-// races that need another order of threads.
+// races that need another order of threads. Asynchronous copies, their barriers and the tensor
+// cores of Hopper are in machine.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,12 +19,18 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
+
+// Kernels are compiled for the emulation.
+#define UF_EMULATED 1
 
 #undef __shared__
 #undef __launch_bounds__
 #define __shared__ static
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 using std::max;
 using std::min;
@@ -39,11 +46,25 @@ inline bool descending = false;
 inline bool mixed = false;
 inline int64_t launches = 0;
 
+// Ends the process where a rule of the PTX ISA or of CUDA C++ is broken.
+[[noreturn]] inline void broken(const char* rule) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "rule: %s\n", rule);
+  std::abort();
+}
+
+// What asynchronous instructions leave to be done at the start and at the end of a block.
+inline std::vector<void (*)()> block_starts, block_ends;
+// What may happen when no thread can go on; true if something did.
+inline std::vector<bool (*)()> block_idles;
+
 struct Block {
   struct Fiber {
     ucontext_t context;
     std::vector<char> stack = std::vector<char>(kStackBytes);
     bool done = false;
+    const std::function<bool()>* ready = nullptr;  // what the thread waits for, if it said so
+    const char* waits_for = "a barrier or shuffle";
   };
   struct Warp {
     float slots[2][kLanes];
@@ -57,8 +78,23 @@ struct Block {
   std::function<void()> body;
   int current = 0, arrived = 0;
   int64_t generation = 0, progress = 0;
+  size_t dynamic_bytes = 0;  // of shared memory
 
   void yield() { swapcontext(&fibers[current].context, &scheduler); }
+
+  // Until `ready`, which some other thread or copy makes true.
+  void wait(const char* what, const std::function<bool()>& ready) {
+    if (ready()) return;
+    Fiber& fiber = fibers[current];
+    const char* before = std::exchange(fiber.waits_for, what);
+    fiber.ready = &ready;
+    do {
+      yield();
+    } while (!ready());
+    fiber.ready = nullptr;
+    fiber.waits_for = before;
+    ++progress;
+  }
 
   void synchronize() {
     const int64_t mine = generation;
@@ -86,6 +122,10 @@ struct Block {
     return slots[source];
   }
 
+  static bool idle() {
+    return std::any_of(block_idles.begin(), block_idles.end(), [](auto wake) { return wake(); });
+  }
+
   void run(int threads);
 };
 
@@ -109,6 +149,7 @@ inline void Block::run(int threads) {
   if (static_cast<int>(fibers.size()) != threads) fibers = std::vector<Fiber>(threads);
   warps.assign((threads + kLanes - 1) / kLanes, Warp());
   arrived = 0;
+  for (const auto start : block_starts) start();
   for (Fiber& fiber : fibers) {
     fiber.done = false;
     getcontext(&fiber.context);
@@ -123,14 +164,23 @@ inline void Block::run(int threads) {
     for (int turn = 0; turn < threads; ++turn) {
       current = descending ? threads - 1 - turn : turn;
       if (fibers[current].done) continue;
+      ++left;
+      if (fibers[current].ready != nullptr && !(*fibers[current].ready)()) continue;
       swapcontext(&scheduler, &fibers[current].context);
-      left += !fibers[current].done;
+      left -= fibers[current].done;
     }
-    if (left > 0 && progress == before) {
+    if (left > 0 && progress == before && !idle()) {
       std::fprintf(stderr, "%d threads wait for threads that never come\n", left);
+      const char* last = nullptr;
+      for (const Fiber& fiber : fibers) {
+        if (fiber.done || fiber.waits_for == last) continue;
+        last = fiber.waits_for;
+        std::fprintf(stderr, "rule: every wait ends: %s\n", last);
+      }
       std::abort();
     }
   }
+  for (const auto end : block_ends) end();
 }
 
 template <class... Parameters, class... Arguments>
@@ -138,6 +188,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
                    const Arguments&... arguments) {
   ++launches;
   if (mixed) descending = static_cast<uint32_t>(launches) * 2654435761u >> 31 != 0;
+  block.dynamic_bytes = config->dynamicSmemBytes;
   block.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {

@@ -9,6 +9,14 @@
 //
 //   Term evaluate(float cosine, float threshold, bool positive) const;
 //
+// where the term is a weight times the softplus of z for a negative, of -z for a positive, also
+//
+//   static constexpr float kThresholdSlope;   // d z / d threshold: -1, 0 or 1
+//   static constexpr bool kWeighted;          // false: weights are 1, and there is no weight()
+//   static constexpr bool kUniformSlope;      // d z / d cosine is the same for all pairs
+//   Logit logit(float cosine, float threshold, bool positive) const;   // z
+//   float weight(bool positive) const;
+//
 // or, if they meet in a log-sum-exp,
 //
 //   Logit positive(float cosine) const;   // called once per row
@@ -85,5 +93,12 @@ constexpr bool kHasPositive = false;
 template <class Policy>
 constexpr bool kHasPositive<Policy, std::void_t<decltype(std::declval<Policy>().positive(0.0f))>> =
     true;
+
+// Whether the policy's term is a softplus of a logit that is linear in the cosine.
+template <class Policy, class = void>
+constexpr bool kLinearLogit = false;
+template <class Policy>
+constexpr bool kLinearLogit<Policy, std::void_t<decltype(Policy::kUniformSlope)>> =
+    Policy::kUniformSlope;
 
 }  // namespace unitsface

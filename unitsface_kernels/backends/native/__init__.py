@@ -48,9 +48,9 @@ def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine],
         eager.warn(call.spec.name, reason)
         return eager.EagerEngine(call)
     if call.rows.is_cuda:
-        from .cuda_engine import CudaEngine
+        from . import fused
 
-        return CudaEngine(call)
+        return fused.engine_class(call.rows.device)(call)
     from .cpu_engine import CpuEngine
 
     return CpuEngine(call)

@@ -34,7 +34,8 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), elements * matrix.element_size()
 
 
-def _matrix(value: Tensor | None) -> tuple[int, int] | None:
+def matrix_address(value: Tensor | None) -> tuple[int, int] | None:
+    """Of a matrix, which may have strides, or of a dense vector."""
     if value is None or value.dim() == 1:
         return address(value)
     return strided_address(value)
@@ -57,9 +58,9 @@ def variables_of(
     }
     for name, value in values._asdict().items():
         if value is not None:
-            found[name] = _matrix(value)
+            found[name] = matrix_address(value)
     if slopes is not None:
-        found.update(zip(names, map(_matrix, slopes), strict=False))
+        found.update(zip(names, map(matrix_address, slopes), strict=False))
     return found
 
 
@@ -68,5 +69,5 @@ def slopes_of(tile: PairTile) -> dict[str, Any]:
     slopes = tile.d_variables
     if slopes is None:
         return {}
-    found: dict[str, Any] = dict(zip(BY_DIRECTION, map(_matrix, slopes), strict=True))
+    found: dict[str, Any] = dict(zip(BY_DIRECTION, map(matrix_address, slopes), strict=True))
     return {**found, "both_slopes": slopes.b_rows is not None}

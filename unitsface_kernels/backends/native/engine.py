@@ -31,7 +31,7 @@ from ..streaming import (
     finish_rows,
     row_slopes,
 )
-from .arguments import BY_ROW, address, slopes_of, variables_of
+from .arguments import BY_ROW, address, matrix_address, slopes_of, variables_of
 from .loader import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -175,8 +175,16 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         """``out``, or ``fallback`` if the kernels cannot write its dtype."""
         return out
 
+    def _cosines_of(
+        self, tile: SumTile | ClassTile | PairTile, kept: Tensor | None = None
+    ) -> Tensor:
+        """(n, m) cosines that a tile's kernel reads; ``kept``: where they stay for another pass."""
+        if isinstance(tile, PairTile):
+            return self.cosines(tile.a, tile.b)
+        return self._columns(tile, kept)
+
     def sum_tile(self, tile: SumTile) -> Tensor | None:
-        cosines = self._columns(tile)
+        cosines = self._cosines_of(tile)
         n, m = cosines.shape
         gradient = self._gradient_workspace(cosines) if tile.gradient else None
         d_rows = d_columns = tile.d_threshold
@@ -185,13 +193,13 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            cosines=address(cosines),
-            gradient=address(gradient),
+            cosines=matrix_address(cosines),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             n=n,
             m=m,
-            stride=m,
+            stride=cosines.stride(0),
             a_labels=address(tile.a_labels),
             b_labels=address(tile.b_labels),
             a_threshold=address(tile.a_threshold),
@@ -211,7 +219,7 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         return None if gradient is None else self._of_vectors(gradient)
 
     def logsumexp_tile(self, tile: ClassTile, rows: ClassSums) -> None:
-        cosines = self._columns(tile, tile.cosines)
+        cosines = self._cosines_of(tile, tile.cosines)
         arguments = self.native.LogsumexpTile(
             **self._classes(tile, cosines),
             maximum=address(rows.maximum),
@@ -253,11 +261,11 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     row_slopes = staticmethod(row_slopes)
 
     def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
-        cosines = self._columns(tile) if tile.cosines is None else self._kept(tile.cosines)
+        cosines = self._cosines_of(tile) if tile.cosines is None else self._kept(tile.cosines)
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
-            gradient=address(gradient),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             log_negatives=address(rows.log_negatives),
@@ -312,7 +320,7 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         rows: NegativeSums | PairSums,
         columns: NegativeSums | PairSums | None,
     ) -> None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
         if columns is not None:
             sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
@@ -324,7 +332,7 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     def pair_positives_tile(
         self, tile: PairTile, rows: PositiveSums, columns: PositiveSums | None
     ) -> None:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         self._kernel(
             "pair_positives_tile",
             self.loss,
@@ -345,12 +353,12 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     def pair_gradient_tile(
         self, tile: PairTile, rows: PairWeights, columns: PairWeights | None
     ) -> Tensor:
-        cosines = self.cosines(tile.a, tile.b)
+        cosines = self._cosines_of(tile)
         gradient = self._gradient_workspace(cosines)
         arguments = self._arguments(
             "PairGradient",
             **self._pairs(tile, cosines),
-            gradient=address(gradient),
+            gradient=matrix_address(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             a_log_negatives=address(rows.log_negatives),
@@ -370,10 +378,10 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         """The arguments that all tiles against classes have."""
         n, m = cosines.shape
         return {
-            "cosines": address(cosines),
+            "cosines": matrix_address(cosines),
             "n": n,
             "m": m,
-            "stride": m,
+            "stride": cosines.stride(0),
             "targets": address(tile.targets),
             "start": tile.start,
         }
@@ -382,10 +390,10 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
         return {
-            "cosines": address(cosines),
+            "cosines": matrix_address(cosines),
             "n": n,
             "m": m,
-            "stride": m,
+            "stride": cosines.stride(0),
             "a_labels": address(tile.a_labels),
             "b_labels": address(tile.b_labels),
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,

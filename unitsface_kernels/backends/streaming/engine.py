@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, clear_ignored
-from .reductions import ClassSums, RowFactors
+from .reductions import ClassSums, Reductions
 from .selection import DeviceFilter, RowSelection
 from .values import TargetWeights, TileVariables, Variables
 
@@ -239,11 +239,8 @@ def part(vectors: Vectors, rows: slice | Tensor) -> Vectors:
     return type(vectors)(*some)
 
 
-class Engine(Protocol):
-    """Tile work of one backend on one device, for one call.
-
-    Methods without a text are those of ``reductions.Reductions``.
-    """
+class Engine(Reductions, Protocol):
+    """Tile work of one backend on one device, for one call."""
 
     @property
     def sum_block(self) -> tuple[int, int]:
@@ -374,23 +371,6 @@ class Engine(Protocol):
             values: all variables; None: the formula reads none.
         """
 
-    def class_sums(self, call: Call, panels: int) -> ClassSums: ...
-
-    def reduced(self, call: Call, losses: Tensor) -> Tensor: ...
-
-    def mean_factor(self, call: Call) -> Tensor: ...
-
-    def finish_totals(
-        self,
-        call: Call,
-        inverse_norms: Tensor,
-        loss: Tensor,
-        d_threshold: Tensor | None,
-        scale: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]: ...
-
-    def row_factors(self, call: Call, state: Tensor, weights: Tensor) -> RowFactors: ...
-
     def row_slopes(self, call: Call, values: Variables, weights: TargetWeights) -> Tensor:
         """(V, N) d loss of each row / d each variable, through targets and regularizers.
 
@@ -449,15 +429,7 @@ class UnitColumns:
     ) -> TileColumns:
         return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
 
-    def update_columns(
-        self,
-        call: Call,
-        part: slice,
-        d_unit: Tensor,
-        inverse_norms: Tensor,
-        scale: Tensor | None,
-        raw: bool,
-    ) -> bool:
+    def update_columns(self, *_: Any, **__: Any) -> bool:
         return False
 
 

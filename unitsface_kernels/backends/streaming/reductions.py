@@ -6,7 +6,7 @@ small call on a GPU these are most of the launches.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ class RowFactors(NamedTuple):
     target_cosine: Tensor
 
 
-class Reductions:
+class Reductions(Protocol):
     """Parts of :class:`Engine` that every engine has, if it does not have its own."""
 
-    def class_sums(self: Any, call: Call, panels: int) -> ClassSums:
+    def class_sums(self, call: Call, panels: int) -> ClassSums:
         """Sums (panels, N), (panels, N), (N,) that no tile has been folded into."""
         rows, count = call.rows, call.rows.shape[0]
         return ClassSums(
@@ -42,19 +42,19 @@ class Reductions:
             rows.new_zeros(count, dtype=torch.float32),
         )
 
-    def reduced(self: Any, call: Call, losses: Tensor) -> Tensor:
+    def reduced(self, call: Call, losses: Tensor) -> Tensor:
         """The loss from those of the rows (num_losses,)."""
         if call.reduction == "none":
             return losses
         total = losses.sum()
         return total / call.num_valid_rows() if call.reduction == "mean" else total
 
-    def mean_factor(self: Any, call: Call) -> Tensor:
+    def mean_factor(self, call: Call) -> Tensor:
         """() one over the number of rows that have a loss."""
         return 1.0 / call.num_valid_rows()
 
     def finish_totals(
-        self: Any,
+        self,
         call: Call,
         inverse_norms: Tensor,
         loss: Tensor,
@@ -79,7 +79,7 @@ class Reductions:
             d_threshold = None if d_threshold is None else d_threshold * scale
         return total, d_threshold
 
-    def row_factors(self: Any, call: Call, state: Tensor, weights: Tensor) -> RowFactors:
+    def row_factors(self, call: Call, state: Tensor, weights: Tensor) -> RowFactors:
         """Factors of the gradients of a ``logsumexp`` loss over classes without ``finish``.
 
         Args:

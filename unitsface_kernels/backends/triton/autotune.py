@@ -183,6 +183,11 @@ class Tuner:
         self._known: dict[tuple[str, Config], Config] = {}
         self._lock = threading.Lock()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no result of any search: most processes never make one."""
+        return not self._known and not self._store.entries
+
     def config(self, key: str, kind: str, base: Config, run: Run, search: bool) -> Config:
         """The configuration for ``key``; with ``search``, one is looked for if there is none."""
         found = self._known.get((key, base))
@@ -310,7 +315,10 @@ def config(call: Call, stage: Stage, run: Run, search: bool = True) -> Config:
     search = search and mode == "1" and call.need_any and call.num_columns > 0
     # Timing synchronizes, which would end the capture.
     search = search and not torch.cuda.is_current_stream_capturing()
-    return _tuner(call.rows.device.index).config(key_of(call, kind), kind, base, run, search)
+    tuner = _tuner(call.rows.device.index)
+    if tuner.is_empty and not search:
+        return base
+    return tuner.config(key_of(call, kind), kind, base, run, search)
 
 
 __all__ = ["Choice", "Tuner", "config", "key_of", "kind_of", "shape_class", "tile_configs", "waves"]

@@ -17,7 +17,7 @@ PART_OF_ROWS = 8
 
 
 class RowKernels:
-    """Of an engine with the attributes below."""
+    """Kernels over the rows of an engine, which has the attributes below."""
 
     _call: Call
     _space: Workspace

@@ -20,6 +20,7 @@ from ...backends.streaming import (
     Call,
     CallConfig,
     CallTensors,
+    ColumnSink,
     ForwardCache,
     Gradients,
     Mixing,
@@ -211,7 +212,7 @@ class _Comparison:
     variables: Tensor | None
     cache: ForwardCache
 
-    def call(self, config: CallConfig | None = None) -> Call:
+    def call(self, config: CallConfig | None = None, sink: ColumnSink | None = None) -> Call:
         step, threshold = self.step, self.threshold
         config = config or self.config
         if threshold is not None and self.task.per_class and step.index is not None:
@@ -228,7 +229,7 @@ class _Comparison:
         shards = Shards(step.group) if world_size(step.group) > 1 else None
         call = make_call(config, tensors, self.cache, shards)
         # Unlike a caller's index, it is in range by the way it was drawn.
-        return replace(call, column_index=step.index, mixing=self.task.mixing)
+        return replace(call, column_index=step.index, mixing=self.task.mixing, sink=sink)
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
@@ -278,10 +279,10 @@ class _Comparison:
         self, fusion: Fusion, state: Tensor, grad_loss: Tensor, finite: Tensor | None
     ) -> Gradients:
         now = fusion.when == "backward"
-        call = self.call(replace(self.config, need_columns=now))
-        weights = passes.row_weights(call, grad_loss)
         sink = fusion.update(self.step.index) if now else None
-        d_rows, _, d_threshold, d_variables = fusion.run(call, state, weights, sink)
+        call = self.call(replace(self.config, need_columns=now), sink)
+        weights = passes.row_weights(call, grad_loss)
+        d_rows, _, d_threshold, d_variables = passes.backward(call, state, weights)
         if now:
             return Gradients(d_rows, None, d_threshold, d_variables)
         assert finite is not None

@@ -8,6 +8,7 @@ known before any weight moves, such as a loss scale that overflowed or the norm 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ... import passes
 from ...backends.dense import dense
-from ...backends.streaming import Call, ColumnSink, Gradients, RowStep
+from ...backends.streaming import Call, ColumnSink, RowStep
 from ...optim.update import RowUpdate, Update
 
 
@@ -39,7 +40,7 @@ class _Sink:
     def __call__(self, rows: slice, gradient: Tensor) -> None:
         self.update(rows, gradient, self.index, self.scale)
 
-    @property
+    @cached_property
     def step(self) -> RowStep | None:
         """For kernels that make it; None: they cannot."""
         update, scale = self.update, self.scale
@@ -76,9 +77,6 @@ class Fusion:
             scale: () factor of the gradient.
         """
         return _Sink(self._optimizer.begin_row_update(self.parameter), index, scale)
-
-    def run(self, call: Call, state: Tensor, weights: Tensor, sink: ColumnSink | None) -> Gradients:
-        return passes.backward(replace(call, sink=sink), state, weights)
 
     def hold(self, call: Call, state: Tensor, weights: Tensor, finite: Tensor) -> Tensor | None:
         """Leaves the update to the optimizer's step.
@@ -132,4 +130,4 @@ class Fusion:
             self._run(pending, self.update(pending.call.column_index, factor))
 
     def _run(self, pending: _Pending, sink: ColumnSink) -> None:
-        self.run(pending.call, pending.state, pending.weights, sink)
+        passes.backward(replace(pending.call, sink=sink), pending.state, pending.weights)

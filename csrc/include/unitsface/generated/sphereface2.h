@@ -25,6 +25,9 @@ inline namespace UF_ISA {
 // negative_weight = x8 * (1 - alpha)
 struct SphereFace2 {
   static constexpr int kParameters = 14;
+  static constexpr float kThresholdSlope = 1.0f;
+  static constexpr bool kWeighted = true;
+  static constexpr bool kUniformSlope = false;
   float k0;  // -cos(where(margin_type == "A", margin, 0))
   float k1;  // cos(where(margin_type == "A", margin, 0))
   float k2;  // sin(where(margin_type == "A", margin, 0))
@@ -71,6 +74,21 @@ struct SphereFace2 {
     const float dcosine = x5 * (scale * choose(margin_gradient_is_exact, x7, 1.0f));
     return {value, dcosine, x5};
   }
+
+  UF_HOST_DEVICE Logit logit(float cosine, float threshold, bool positive) const {
+    const bool is0 = cosine < k0;
+    const float x0 = sine_of_cosine(cosine);
+    const float x1 = choose(all_bits(is0), -1.0f, k1 * cosine - k2 * x0);
+    const float x2 = 0.5f * choose(all_bits(positive), x1, cosine) + 0.5f;
+    const float x3 = pow_positive(x2, t);
+    const float x4 = (is0 ? 0.0f : k2 * (cosine / (x0 < 0.0001f ? 0.0001f : x0)) + k1);
+    const float x5 = k7 * (x3 / (x2 < 1e-30f ? 1e-30f : x2) * (positive ? x4 : 1.0f));
+    const float value = k4 * x3 + (positive ? threshold - k5 : threshold + k6);
+    const float dcosine = scale * choose(margin_gradient_is_exact, x5, 1.0f);
+    return {value, dcosine};
+  }
+
+  UF_HOST_DEVICE float weight(bool positive) const { return positive ? k10 : k11; }
 };
 
 }  // namespace UF_ISA

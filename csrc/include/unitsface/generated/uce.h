@@ -14,6 +14,9 @@ inline namespace UF_ISA {
 // negative = scale * cosine - threshold
 struct UCE {
   static constexpr int kParameters = 5;
+  static constexpr float kThresholdSlope = -1.0f;
+  static constexpr bool kWeighted = true;
+  static constexpr bool kUniformSlope = true;
   float k0;  // scale * (1 - adaptive_margin)
   float scale;
   float margin_times_scale;  // margin * scale
@@ -30,6 +33,13 @@ struct UCE {
     const float x2 = (positive ? -1.0f : negative_weight) * part0.sigmoid;
     return {(positive ? 1.0f : negative_weight) * part0.value, x2 * scale, -x2};
   }
+
+  UF_HOST_DEVICE Logit logit(float cosine, float threshold, bool positive) const {
+    const float x0 = (positive ? threshold + margin_times_scale : threshold);
+    return {(positive ? k0 : scale) * cosine - x0, scale};
+  }
+
+  UF_HOST_DEVICE float weight(bool positive) const { return positive ? 1.0f : negative_weight; }
 };
 
 }  // namespace UF_ISA

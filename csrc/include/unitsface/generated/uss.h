@@ -14,6 +14,9 @@ inline namespace UF_ISA {
 // negative = scale * cosine - threshold
 struct USS {
   static constexpr int kParameters = 2;
+  static constexpr float kThresholdSlope = -1.0f;
+  static constexpr bool kWeighted = false;
+  static constexpr bool kUniformSlope = true;
   float scale;
   float margin_times_scale;  // margin * scale
 
@@ -25,6 +28,11 @@ struct USS {
     const auto part0 = softplus(x1);
     const float x2 = (positive ? -part0.sigmoid : part0.sigmoid);
     return {part0.value, x2 * scale, -x2};
+  }
+
+  UF_HOST_DEVICE Logit logit(float cosine, float threshold, bool positive) const {
+    const float value = scale * cosine - (positive ? threshold + margin_times_scale : threshold);
+    return {value, scale};
   }
 };
 

@@ -1,4 +1,4 @@
-"""A run that starts from another one, with other identities: by name, classes are kept or new."""
+"""``train.finetune``: a run that starts from another one; identities are matched by name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import unitsface_kernels as uk
 from train import checkpoint
+from train.data.identities import unpack_names
 from train.errors import UserError
 from train.evaluation.embed import embed
 from train.evaluation.test_sets import open_uncached
@@ -25,7 +26,7 @@ WEIGHT, PROTOTYPES = "class_loss.weight", "class_loss.prototypes"
 
 @dataclass(frozen=True)
 class _Held:
-    """What a checkpoint has of the losses, by the names of :class:`train.losses.FaceLoss`."""
+    """The losses in a checkpoint, by the names of tensors in :class:`train.losses.FaceLoss`."""
 
     tensors: dict[str, Tensor]
     rows: dict[str, Tensor]  # (K, ...) of the kept classes, of tensors that have one per class
@@ -35,7 +36,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Classes of a tensor that were there before."""
+    """The classes of a tensor that are in the checkpoint, too."""
 
     places: Tensor  # (K,) rows of the tensor
     index: Tensor  # (K,) labels in the checkpoint
@@ -52,7 +53,8 @@ def finetune(trainer: Trainer, run: Path) -> str:
     """Load what ``train.finetune`` has learned; every process calls. A line on what was kept.
 
     The optimizer's state is taken over where optimizer and losses are the run's, and classes in
-    shards as they were there; that of new classes is zero.
+    shards as they were there; that of new classes is zero. Where the run has no class weights of
+    this shape, all classes are new.
 
     Raises:
         UserError: no checkpoint of a run, or one of another backbone.
@@ -60,34 +62,34 @@ def finetune(trainer: Trainer, run: Path) -> str:
     path = checkpoint.found(run)
     values = checkpoint.read_run(path)
     config, names = trainer.config, trainer.source.images.identities
-    checkpoint.load_backbone(trainer.backbone, values, path=path, config=config, averaged=True)
-    if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(trainer.backbone.state_dict())
+    trainer.load_backbone(values, path)
     begin = f"finetuning {path} of step {values['trainer']['step']}"
     if config.train.finetune_head == "fresh":
         return f"{begin}: its backbone"
-    held_names = checkpoint.unpack_names(values["identities"])
+    held_names = unpack_names(values["identities"])
     labels = {name: i for i, name in enumerate(held_names)}
     classes = np.array([labels.get(name, -1) for name in names], dtype=np.int64)
-    new = np.flatnonzero(classes < 0)
-    own = _tensors(trainer.loss, "")
-    if trainer.head is not None:
-        own |= _tensors(trainer.head, "class_")
+    own = loss_tensors(trainer)
     with torch.no_grad():
-        continues = _take(trainer, own, values, path, classes)
-        if len(new) and WEIGHT in own:
+        taken, continues = _take(trainer, own, values, path, classes)
+        has_weights, fits = WEIGHT in own, WEIGHT in taken
+        if has_weights and not fits:
+            classes = np.full_like(classes, -1)
+        new = np.flatnonzero(classes < 0)
+        if len(new) and has_weights:
             _warm_start(trainer, own, new, classes)
     for module in (trainer.loss, trainer.head):
         if module is not None:  # what a module keeps beside its tensors follows
             module.load_state_dict(module.state_dict())
     kept = len(classes) - len(new)
-    warm = ", which begin at their mean features" if len(new) and WEIGHT in own else ""
-    return (
+    said = [
         f"{begin}: {kept} identities kept"
         f"{'' if trainer.source.images.named else ' (by their numbers: they have no names)'}, "
-        f"{len(held_names) - kept} dropped, {len(new)} new{warm}"
-        f"{'' if continues else '; the optimizer begins anew'}"
-    )
+        f"{len(held_names) - kept} dropped, {len(new)} new"
+        f"{', which begin at their mean features' if len(new) and has_weights else ''}"
+    ]
+    said += ["it has no class weights of this shape"] if has_weights and not fits else []
+    return "; ".join([*said, *([] if continues else ["the optimizer begins anew"])])
 
 
 def _take(
@@ -96,8 +98,10 @@ def _take(
     values: dict[str, Any],
     path: Path,
     classes: NDArray[np.int64],
-) -> bool:
-    """Losses, and the optimizer's state, if it fits: returned."""
+) -> tuple[set[str], bool]:
+    """Names of the tensors of the losses that were taken over, and whether the state of the
+    optimizer was.
+    """
     loss, head = trainer.config.loss, trainer.head
     every = shard = _Kept.of(classes)
     if head is not None:
@@ -107,6 +111,7 @@ def _take(
     before = values["config"].get("loss", {})
     same = {"class": before.get("class") == loss.class_name}
     same["pair"] = before.get("pair") == loss.pair_name
+    taken = set()
     for name, tensor in own.items():
         if not same[name.split("_")[0]] and name != WEIGHT:
             continue  # of another loss it means something else
@@ -118,14 +123,22 @@ def _take(
                 tensor[kept[name].places] = rows.to(tensor)
         elif whole is not None and whole.shape == tensor.shape:
             tensor.copy_(whole)
+        else:
+            continue
+        taken.add(name)
     optimizer = values["config"].get("train", {}).get("optimizer", "sgd")
-    fits = all(same.values()) and optimizer == trainer.config.train.optimizer
+    learned = {name for name, tensor in own.items() if isinstance(tensor, nn.Parameter)}
+    fits = all(same.values()) and learned <= taken and optimizer == trainer.config.train.optimizer
     fits = fits and checkpoint.is_sharded(path) == (head is not None)
-    return fits and _take_state(trainer, held, own, kept, path)
+    return taken, fits and _take_state(trainer, held, own, kept, path)
 
 
-def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return _named(module.state_dict(keep_vars=True), prefix)
+def loss_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Parameters and buffers of the losses, by the same names with and without shards."""
+    own = _named(trainer.loss.state_dict(keep_vars=True), "")
+    if trainer.head is not None:
+        own |= _named(trainer.head.state_dict(keep_vars=True))
+    return own
 
 
 def _named(state: dict[str, Any], prefix: str = "class_") -> dict[str, Tensor]:
@@ -135,7 +148,7 @@ def _named(state: dict[str, Any], prefix: str = "class_") -> dict[str, Tensor]:
 
 
 def _read(values: dict[str, Any], path: Path, kept: dict[str, _Kept]) -> _Held:
-    count = len(checkpoint.unpack_names(values["identities"]))
+    count = len(unpack_names(values["identities"]))
     tensors = _named(values["loss"], "")
     rows = {
         name: t[kept[name].index]
@@ -150,8 +163,8 @@ def _read(values: dict[str, Any], path: Path, kept: dict[str, _Kept]) -> _Held:
     except ValueError as error:
         raise UserError(str(error)) from error
     states: dict[str, dict[str, Tensor]] = {}
-    for name, values in found.states.items():
-        for key, value in values.items():
+    for name, state in found.states.items():
+        for key, value in state.items():
             (own,) = _named({name: value})
             states.setdefault(own, {})[key] = value
     tensors, rows = tensors | _named(found.shared), rows | _named(found.rows)
@@ -161,25 +174,29 @@ def _read(values: dict[str, Any], path: Path, kept: dict[str, _Kept]) -> _Held:
 def _take_state(
     trainer: Trainer, held: _Held, own: dict[str, Tensor], kept: dict[str, _Kept], path: Path
 ) -> bool:
+    """Whether the optimizer has gone on with the state of the run: all of it, or none."""
     groups = trainer.optimizer.param_groups
     before = {} if held.optimizer is None else held.optimizer
-    if [len(g["params"]) for g in before.get("param_groups", [])] != [
-        len(g["params"]) for g in groups
-    ]:
-        return False
     names = {id(tensor): name for name, tensor in own.items()}
     state: dict[int, dict[str, Any]] = {}
-    for i, parameter in enumerate(p for group in groups for p in group["params"]):
-        name = names.get(id(parameter), "")
-        state[i] = {**before["state"].get(i, {})}
-        for key, value in [*state[i].items(), *held.states.get(name, {}).items()]:
-            if name in held.rows and isinstance(value, Tensor) and value.dim():
-                rows = value if name in held.states else value[kept[name].index]
-                state[i][key] = torch.zeros(len(parameter), *rows.shape[1:], dtype=rows.dtype)
-                state[i][key][kept[name].places] = rows
-    groups = trainer.optimizer.state_dict()["param_groups"]
+    try:
+        counts = [len(group["params"]) for group in before.get("param_groups", [])]
+        if counts != [len(group["params"]) for group in groups]:
+            return False
+        for i, parameter in enumerate(p for group in groups for p in group["params"]):
+            name = names.get(id(parameter), "")
+            state[i] = {**before["state"].get(i, {})}
+            for key, value in [*state[i].items(), *held.states.get(name, {}).items()]:
+                if name in held.rows and isinstance(value, Tensor) and value.dim():
+                    rows = value if name in held.states else value[kept[name].index]
+                    state[i][key] = torch.zeros(len(parameter), *rows.shape[1:], dtype=rows.dtype)
+                    state[i][key][kept[name].places] = rows
+    except Exception as error:  # a file may hold anything
+        raise UserError(f"{path} holds no state of {type(trainer.optimizer).__name__}") from error
+    own_groups = trainer.optimizer.state_dict()["param_groups"]
     state = {i: values for i, values in state.items() if values}
-    checkpoint.load_optimizer(trainer.optimizer, {"state": state, "param_groups": groups}, path)
+    values = {"state": state, "param_groups": own_groups}
+    checkpoint.load_optimizer(trainer.optimizer, values, path)
     return True
 
 
@@ -191,19 +208,20 @@ def _warm_start(
     Weights are as long as the others on average. Of several centers it is the first one.
     """
     weight, prototypes = own[WEIGHT], own.get(PROTOTYPES)
+    centers = weight if weight.dim() == 2 else weight[:, 0]
     first = 0 if trainer.head is None else trainer.head.shard.start
     norms = weight.norm(dim=-1)
     norms = norms[_Kept.of(classes[first : first + len(weight)]).places.to(norms.device)]
     parts = trainer.world.gather_objects((float(norms.sum()), norms.numel()))
     total, count = (sum(part) for part in zip(*parts, strict=True))
-    means = F.normalize(_mean_features(trainer, new), dim=1).to(weight)
-    for label, mean in zip(new.tolist(), means, strict=True):
-        row = label - first
-        if 0 <= row < len(weight) and mean.any():  # an image of it could be read
-            place = weight[row] if weight.dim() == 2 else weight[row, 0]
-            place.copy_(mean * (total / count if count else place.norm()))
-            if prototypes is not None:
-                prototypes[row] = mean
+    means = F.normalize(_mean_features(trainer, new), dim=1)
+    rows = torch.from_numpy(new) - first
+    # Of this process, with an image that could be read.
+    chosen = (rows >= 0) & (rows < len(weight)) & means.any(1)
+    rows, means = rows[chosen].to(weight.device), means[chosen].to(weight)
+    centers[rows] = means * (total / count if count else centers[rows].norm(dim=1, keepdim=True))
+    if prototypes is not None:
+        prototypes[rows] = means
 
 
 def _mean_features(trainer: Trainer, new: NDArray[np.int64]) -> Tensor:

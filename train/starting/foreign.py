@@ -1,4 +1,4 @@
-"""A run that starts from the backbone and the class weights of another program."""
+"""``train.init``: a run that starts from backbone and class weights of another program."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from train import checkpoint
 from train.errors import UserError
-from train.foreign_heads import read_class_weights
+from train.starting.finetuning import WEIGHT, loss_tensors
+from train.starting.foreign_classes import read_class_weights
 from train.trainer import Trainer
-
-_WEIGHTS = ("class_loss.weight", "class_loss.head.weight", "loss.weight", "loss.head.weight")
 
 
 @torch.no_grad()
@@ -25,23 +23,24 @@ def start_from(trainer: Trainer, file: Path) -> str:
     """
     path, values = checkpoint.read_any(file)
     config = trainer.config
-    checkpoint.load_backbone(trainer.backbone, values, path=path, config=config, averaged=True)
-    if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(trainer.backbone.state_dict())
+    trainer.load_backbone(values, path)
     weights = read_class_weights(values, path)
     if weights is None:
         raise UserError(
-            f"train.init: {path} holds no class weights of another program; model.weights={path} "
+            f"{path} holds no class weights of another program; model.weights={path} "
             "starts from its backbone alone"
         )
     names = trainer.source.images.identities
-    losses: nn.Module = trainer.loss if trainer.head is None else trainer.head
-    own = next((p for name, p in losses.named_parameters() if name in _WEIGHTS), None)
+    own = loss_tensors(trainer).get(WEIGHT)
     if own is None or own.dim() != 2:
-        raise UserError(f"train.init: loss.class={config.loss.class_name} has no weight per class")
+        given = "no weights of classes" if own is None else f"class weights {tuple(own.shape)}"
+        raise UserError(
+            f"loss.class: expected a loss with one weight vector per class, (C, D); "
+            f"{config.loss.class_name} has {given}"
+        )
     if weights.shape != (len(names), own.shape[1]):
         raise UserError(
-            f"train.init: {path} holds {len(weights)} classes of {weights.shape[1]} numbers; "
+            f"{path} holds {len(weights)} classes of {weights.shape[1]} numbers; "
             f"data.path has {len(names)} identities to train on (without those of data.holdout), "
             f"and model.embedding_size is {own.shape[1]}"
         )

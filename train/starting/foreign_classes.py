@@ -1,4 +1,4 @@
-"""Class weights in checkpoints of other programs, put together from the files of all ranks."""
+"""Class weights in checkpoints of other programs, joined from the files of all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from train import checkpoint
 from train.errors import UserError
 
-# Names of a rank's file; of arcface_torch a rank's checkpoint, of CVLFace a file beside model.pt.
+# Names of a rank's file: the checkpoint itself in arcface_torch, beside model.pt in CVLFace.
 _ARCFACE = re.compile(r"(checkpoint_gpu_)\d+(\.pt)")
 _CVLFACE = "classifier_rank", ".pt"
 # Of an arcface_torch checkpoint, of CVLFace's PartialFC and of its FC.
@@ -40,11 +40,14 @@ def read_class_weights(values: Any, path: Path) -> Tensor | None:
     if "state_dict_softmax_fc" in values:
         match = _ARCFACE.fullmatch(path.name)
         parts = _ranks(path, *match.groups()) if match else [(path, values)]
-        steps = {(part.get("epoch"), part.get("global_step")) for _, part in parts}
+        held = [(p, part if isinstance(part, dict) else {}) for p, part in parts]
+        steps = {f"epoch {p.get('epoch')}, step {p.get('global_step')}" for _, p in held}
         if len(steps) > 1:
-            raise UserError(f"{path} and the files beside it are of different steps: {steps}")
-        return _joined([(p, part.get("state_dict_softmax_fc")) for p, part in parts])
-    return _joined(_ranks(path, *_CVLFACE)) if any(k.startswith("net.") for k in values) else None
+            shown = "; ".join(sorted(steps))
+            raise UserError(f"{path} and the files beside it are of different steps: {shown}")
+        return _joined([(p, part.get("state_dict_softmax_fc")) for p, part in held])
+    cvlface = any(str(key).startswith("net.") for key in values)
+    return _joined(_ranks(path, *_CVLFACE)) if cvlface else None
 
 
 def _ranks(path: Path, begin: str, end: str) -> list[tuple[Path, Any]]:

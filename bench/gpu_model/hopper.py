@@ -1,0 +1,146 @@
+"""The persistent CUDA C++ kernels for sm_90a: counted per tile, and their predicted time.
+
+Predicted times are those of the model's assumptions (``chips.py``); no device has run the kernels.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import sass
+from .chips import H200, Chip
+from .predict import gemm_rate
+
+#: Rows and columns of a tile, depth of a chunk.
+TILE, CHUNK = 128, 64
+CONSUMER_WARPS = 4
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as nvcc compiles it.
+
+    Attributes:
+        stack, spilled: bytes.
+        warnings: numbers of ptxas performance warnings.
+        tile: instructions of a consumer's warp outside its loop over the depth, for each tile.
+        chunk: the same for each chunk of the depth.
+        producer_tile, producer_chunk: of the warp that copies.
+    """
+
+    name: str
+    stack: int
+    spilled: int
+    warnings: tuple[str, ...]
+    tile: int
+    chunk: int
+    producer_tile: int
+    producer_chunk: int
+
+    def issue_cycles(self, depth: int) -> float:
+        """Of a tile: an SM issues from four warps per cycle."""
+        chunks = -(-depth // CHUNK)
+        consumer = self.tile + chunks * self.chunk
+        return (CONSUMER_WARPS * consumer + self.producer_tile + chunks * self.producer_chunk) / 4
+
+
+def compile_kernels(nvcc: str, disassembler: str, source: str, folder: Path) -> list[Compiled]:
+    """The kernels of a source in csrc/cuda/fused, compiled and disassembled."""
+    cubin = folder / "kernels.cubin"
+    command = [
+        *(nvcc, "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xptxas=-v"),
+        *(f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-cubin", "-o", f"{cubin}"),
+        f"{SOURCES / 'cuda' / 'fused' / source}",
+    ]
+    log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    dump = [disassembler, "-sass", f"{cubin}"]
+    text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    warnings = tuple(sorted(set(re.findall(r"\bC75\d\d\b", log))))
+    found = []
+    for part in text.split("Function : ")[1:]:
+        name = part.split()[0]
+        usage = log.split(f"Function properties for {name}\n")[1].split("\n")[0]
+        stack, stores, loads = (int(n) for n in re.findall(r"(\d+) bytes", usage))
+        found.append(Compiled(name, stack, stores + loads, warnings, *_counts(sass.parse(part))))
+    return found
+
+
+def _counts(code: list[sass.Instruction]) -> tuple[int, int, int, int]:
+    """``tile`` to ``producer_chunk`` of :class:`Compiled`.
+
+    Loops are found by what is in them. Branches that are seldom taken are counted as taken, and of
+    the loops over the depth, one for each dtype, one.
+    """
+
+    def names(loop: tuple[int, int]) -> Counter[str]:
+        return Counter(i.name for i in code[loop[0] : loop[1] + 1])
+
+    def size(loop: tuple[int, int]) -> int:
+        return loop[1] - loop[0] + 1
+
+    loops = sass.loops(code)
+    multiplying = sorted((loop for loop in loops if names(loop)["HGMMA"]), key=size)
+    depth = [loop for loop in multiplying if names(loop)["HGMMA"] == 2 * CHUNK // 16]
+    depth = [loop for loop in depth if size(loop) == size(depth[0])]
+    # Waits in out-of-line code look like loops too: the tile loop starts before both of the depth.
+    around = [loop for loop in multiplying if names(loop)["HGMMA"] > 2 * CHUNK // 16]
+    tile = min(around, key=size)
+    copying = [loop for loop in loops if names(loop)["UTMALDG"] == 2 and not names(loop)["HGMMA"]]
+    inner, outer = min(copying, key=size), max(copying, key=size)
+    return (
+        size(tile) - sum(map(size, depth)),
+        max(map(size, depth)),
+        size(outer) - size(inner),
+        size(inner),
+    )
+
+
+def l2_bytes(depth: int, rows: int, columns: int, chip: Chip = H200) -> float:
+    """Of a tile: its columns, its gradient of 16 bits, and its share of the resident rows."""
+    tiles = -(-rows // TILE) * -(-columns // TILE)
+    per_block = tiles / min(tiles, chip.sms)
+    # A range of tiles starts within a row tile: on average one more than those it has.
+    row_tiles = per_block * TILE / columns + 1
+    return 2.0 * (TILE * depth + TILE * TILE + TILE * depth * min(row_tiles / per_block, 1.0))
+
+
+def tile_cycles(kernel: Compiled, depth: int, rows: int, columns: int, chip: Chip = H200) -> float:
+    """Predicted, in the middle of a range: one warpgroup multiplies, the other does the rest."""
+    tensor = TILE * TILE * depth / chip.tensor_fma
+    issue = kernel.issue_cycles(depth) / chip.issue_efficiency
+    l2 = l2_bytes(depth, rows, columns, chip) / chip.l2_rate
+    return sum(part**chip.overlap for part in (tensor, issue, l2)) ** (1 / chip.overlap)
+
+
+@dataclass(frozen=True)
+class PairStep:
+    """Predicted seconds of a training step of in-batch pairs; ``roofline``: of its products alone,
+    half of the matrix forward and all of it backward, at the rate of a large GEMM."""
+
+    tiles: float
+    products: float
+    roofline: float
+
+    @property
+    def fraction(self) -> float:
+        return self.roofline / (self.tiles + self.products)
+
+
+def pair_step(kernel: Compiled, count: int, depth: int, block: int, chip: Chip = H200) -> PairStep:
+    """Every block of the upper triangle of a (count, count) matrix is one launch and one or two
+    GEMMs; ``block``: its rows and columns."""
+    blocks = count // block
+    launches = blocks * (blocks + 1) / 2
+    cycles = tile_cycles(kernel, depth, block, block, chip)
+    tiles = (block // TILE) ** 2
+    # The longest range, and before and after it a tile of which nothing overlaps.
+    longest = -(-tiles // min(tiles, chip.sms)) + 1
+    of_tiles = launches * (longest * cycles / chip.clock + chip.kernel_seconds)
+    flops = 2.0 * count * count * depth
+    of_products = flops / gemm_rate(block, depth, block, chip)
+    return PairStep(of_tiles, of_products, 1.5 * flops / chip.gemm_rate)

@@ -1,0 +1,339 @@
+// Cosines of tiles with the instructions of sm_90a, by blocks that stay on their multiprocessor.
+//
+// A block takes a range of tiles, row by row. The rows of the current tiles stay in shared memory;
+// one thread has columns copied into a ring of stages. Two warpgroups take tiles in turn: while one
+// multiplies, the other works on its products. The depth is cut into chunks of 128 bytes, which
+// have the 128-byte swizzle everywhere.
+#pragma once
+
+#include "accumulator.cuh"
+#include "operands.h"
+#include "ptx_sm90.cuh"
+
+namespace unitsface::cuda::sm90 {
+
+constexpr int kWarpgroup = 128;
+constexpr int kWarpgroupWarps = kWarpgroup / kLanes;
+constexpr int kConsumers = 2;
+constexpr int kBlockThreads = (1 + kConsumers) * kWarpgroup;
+constexpr int kChunk = 64;      // elements of the depth
+constexpr int kMostChunks = 8;  // of resident rows
+constexpr int kChunkBytes = kTileRows * kChunk * 2;
+static_assert(kTileRows == kTileColumns, "chunks of rows and of columns are alike");
+
+// Registers per thread: launched with 168, of which the copying warpgroup gives most away.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+// The threads of a consumer wait for each other at a named barrier of their own.
+struct ConsumerBarrier {
+  static constexpr int kFirst = 3;
+
+  int consumer;
+
+  __device__ __forceinline__ void operator()() const {
+    named_barrier_sync(kFirst + consumer, kWarpgroup);
+  }
+};
+
+// A tile's rows are two halves of 64, of each of which a warp has a strip of 16.
+using ConsumerTeam = Team<2, 16, kWarpgroupWarps, 1, 64, ConsumerBarrier>;
+using Products = ConsumerTeam::Values;
+
+// A number that is the same in all lanes of a warp, so that the compiler knows.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+
+__device__ __forceinline__ ConsumerTeam team_of(int consumer) {
+  return {static_cast<int>(threadIdx.x) % kWarpgroup, {consumer}};
+}
+
+// Tensors of a launch, as copies see them: boxes are chunks of operands, and strips of gradients.
+struct TensorMaps {
+  CUtensorMap a, b, gradient;
+};
+
+// Slabs of 16 rows and 64 columns of a gradient on its way to memory.
+constexpr int kSlabRows = 16, kSlabColumns = 64;
+constexpr int kSlabBytes = kSlabRows * kSlabColumns * 2;
+
+// Shared memory: rows, stages of columns, kWarpSlabs slabs for each warp, mbarriers.
+template <int kStages_, int kWarpSlabs_>
+struct Memory {
+  static constexpr int kStages = kStages_, kWarpSlabs = kWarpSlabs_;
+  static constexpr int kColumns = kMostChunks * kChunkBytes;
+  static constexpr int kSlabs = kColumns + kStages * kChunkBytes;
+  static constexpr int kBarriers = kSlabs + kConsumers * kWarpgroupWarps * kWarpSlabs * kSlabBytes;
+  static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kStages) * 8;
+  static_assert(kBytes <= 232448, "227 KB");
+
+  unsigned char* base;
+
+  __device__ __forceinline__ unsigned char* rows(int chunk) const {
+    return base + chunk * kChunkBytes;
+  }
+  __device__ __forceinline__ unsigned char* columns(int stage) const {
+    return base + kColumns + stage * kChunkBytes;
+  }
+  __device__ __forceinline__ unsigned char* slabs(int warp) const {
+    return base + kSlabs + warp * kWarpSlabs * kSlabBytes;
+  }
+  __device__ __forceinline__ unsigned char* end() const { return base + kBytes; }
+  __device__ __forceinline__ uint64_t* barriers() const {
+    return reinterpret_cast<uint64_t*>(base + kBarriers);
+  }
+  __device__ __forceinline__ uint64_t* rows_full(int chunk) const { return barriers() + chunk; }
+  __device__ __forceinline__ uint64_t* rows_empty(int chunk) const {
+    return barriers() + kMostChunks + chunk;
+  }
+  __device__ __forceinline__ uint64_t* full(int stage) const {
+    return barriers() + 2 * kMostChunks + stage;
+  }
+  __device__ __forceinline__ uint64_t* empty(int stage) const { return full(kStages) + stage; }
+};
+
+// Tiles first ... last - 1 of a matrix, counted row by row.
+struct Range {
+  int column_tiles, first, last;
+};
+
+// Position in a range.
+struct Place {
+  int row_tile, column_tile;
+
+  __device__ __forceinline__ explicit Place(const Range& range, int skipped)
+      : row_tile(range.first / range.column_tiles), column_tile(range.first % range.column_tiles) {
+    skip(range, skipped);
+  }
+  __device__ __forceinline__ void skip(const Range& range, int tiles) {
+    column_tile += tiles;
+    while (column_tile >= range.column_tiles) {
+      column_tile -= range.column_tiles;
+      ++row_tile;
+    }
+  }
+};
+
+// Ring of stages: the k-th chunk of columns is in stage k % kStages.
+template <int kStages>
+__device__ __forceinline__ int stage_of(unsigned k) {
+  return static_cast<int>(k % kStages);
+}
+template <int kStages>
+__device__ __forceinline__ unsigned phase_of(unsigned k) {
+  return k / kStages & 1;
+}
+
+// Set up by the whole block before its threads part.
+template <class Memory>
+__device__ __forceinline__ void initialize(const Memory& memory) {
+  if (threadIdx.x == 0) {
+    for (int chunk = 0; chunk < kMostChunks; ++chunk) {
+      mbarrier_init(memory.rows_full(chunk), 1);
+      mbarrier_init(memory.rows_empty(chunk), kConsumers * kWarpgroupWarps);
+    }
+    for (int stage = 0; stage < Memory::kStages; ++stage) {
+      mbarrier_init(memory.full(stage), 1);
+      mbarrier_init(memory.empty(stage), kWarpgroupWarps);
+    }
+    if (!planted(1)) fence_mbarrier_init();
+  }
+  if (!planted(2)) named_barrier_sync(0, kBlockThreads);
+}
+
+// One thread: copies all chunks of the range's tiles.
+template <class Memory>
+__device__ __forceinline__ void produce(const TensorMaps& maps, const Memory& memory,
+                                        const Range& range, int chunks) {
+  prefetch_tensor_map(&maps.a);
+  prefetch_tensor_map(&maps.b);
+  Place place(range, 0);
+  unsigned k = 0;
+  int loaded = -1;  // row tile whose rows are there
+  unsigned segment = 0;
+#pragma unroll 1
+  for (int t = range.first; t < range.last; ++t) {
+    const bool fresh = place.row_tile != loaded;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
+      if (fresh) {
+        if (!planted(3)) mbarrier_wait(memory.rows_empty(chunk), (segment & 1) ^ 1);
+        mbarrier_arrive_expect(memory.rows_full(chunk), kChunkBytes);
+        tma_load(memory.rows(chunk), &maps.a, memory.rows_full(chunk), chunk * kChunk,
+                 place.row_tile * kTileRows);
+      }
+      const int stage = stage_of<Memory::kStages>(k);
+      if (!planted(4)) {
+        mbarrier_wait(memory.empty(stage), phase_of<Memory::kStages>(k) ^ (planted(5) ? 0 : 1));
+      }
+      mbarrier_arrive_expect(memory.full(stage), planted(6)   ? 2 * kChunkBytes
+                                                 : planted(7) ? kChunkBytes / 2
+                                                              : kChunkBytes);
+      tma_load(memory.columns(planted(8) ? 0 : stage), &maps.b, memory.full(stage), chunk * kChunk,
+               place.column_tile * kTileColumns);
+    }
+    if (fresh) {
+      loaded = place.row_tile;
+      ++segment;
+    }
+    place.skip(range, 1);
+  }
+}
+
+// A warp's arrival.
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  if (threadIdx.x % kLanes == 0) mbarrier_arrive(barrier);
+}
+
+// Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
+// rows; the rows are given back if nobody needs them any more.
+template <bool kHalf, class Memory>
+__device__ __forceinline__ void multiply(Products& products, const Memory& memory, unsigned& k,
+                                         unsigned segment, bool last, int chunks) {
+#pragma unroll 1
+  for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
+    const int stage = stage_of<Memory::kStages>(k);
+    if (!planted(9)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
+    if (!planted(10)) {
+      mbarrier_wait(memory.full(stage), phase_of<Memory::kStages>(k) ^ (planted(11) ? 1 : 0));
+    }
+    const uint64_t stride = planted(12) ? 512 : 1024;
+    const uint64_t a = descriptor(memory.rows(chunk), stride);
+    const uint64_t b = descriptor(memory.columns(stage), stride) ^ (planted(13) ? 3ull << 62 : 0);
+    if (!planted(14)) wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kChunk / 16; ++step) {
+      // 16 elements on are 2 units of 16 bytes.
+      const int on = planted(15) ? 4 * step : 2 * step;
+      wgmma<kHalf>(products.value[0], a + on, b + on, chunk > 0 || step > 0);
+      wgmma<kHalf>(products.value[1], a + on + (kChunkBytes / 2 >> 4), b + on,
+                   chunk > 0 || step > 0);
+    }
+    wgmma_commit();
+    if (chunk == 0) continue;
+    if (!planted(16)) wgmma_wait<1>();
+    arrive(memory.empty(stage_of<Memory::kStages>(planted(26) ? k : k - 1)));
+    if (last) arrive(memory.rows_empty(chunk - 1));
+  }
+}
+
+// A consumer's tiles. All threads of the warpgroup call work.prepare(tile), while the products are
+// under way, and work(tile, products). `half`: the operands are float16, not bfloat16.
+template <class Memory, class Work>
+__device__ __forceinline__ void consume(const Memory& memory, const Range& range,
+                                        const TileOrder& order, int chunks, bool half, int consumer,
+                                        Work& work) {
+  constexpr int kTurn = 1;  // named barriers kTurn + consumer: the consumer may multiply
+  if (consumer == 1 && range.first < range.last) {
+    named_barrier_arrive(kTurn, kConsumers * kWarpgroup);
+  }
+  Place place(range, consumer);
+  const int first_row_tile = range.first / range.column_tiles;
+  unsigned k = consumer * chunks;
+  unsigned released = 0;  // segments of rows
+#pragma unroll 1
+  for (int t = range.first + consumer; t < range.last; t += kConsumers) {
+    const unsigned segment = static_cast<unsigned>(place.row_tile - first_row_tile);
+    for (; released < segment; ++released) {
+      // Rows of which this consumer has no tile.
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        mbarrier_wait(memory.rows_full(chunk), released & 1);
+        arrive(memory.rows_empty(chunk));
+      }
+    }
+    const bool last = place.column_tile + kConsumers >= range.column_tiles;
+    Products products;
+    named_barrier_sync(kTurn + consumer, planted(17) ? kWarpgroup : kConsumers * kWarpgroup);
+    if (half) {
+      multiply<true>(products, memory, k, segment, last, chunks);
+    } else {
+      multiply<false>(products, memory, k, segment, last, chunks);
+    }
+    if (t + 1 < range.last && !planted(18)) {
+      named_barrier_arrive(kTurn + 1 - consumer, kConsumers * kWarpgroup);
+    }
+    const Tile tile = order.of(place.row_tile, place.column_tile);
+    work.prepare(tile);
+    if (!planted(19)) wgmma_wait<0>();
+    use_registers(products.value[0]);
+    use_registers(products.value[1]);
+    arrive(memory.empty(stage_of<Memory::kStages>(k - 1)));
+    if (last) {
+      arrive(memory.rows_empty(chunks - 1));
+      ++released;
+    }
+    k += chunks;  // of the other consumer
+    work(tile, products);
+    place.skip(range, kConsumers);
+  }
+}
+
+// What a block does: a thread copies, and two warpgroups are consumers. `work(consumer)` is called
+// by all threads of each of them.
+template <class Memory, class Work>
+__device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory& memory,
+                                          const Range& range, int chunks, const Work& work) {
+  initialize(memory);
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
+  if (warpgroup == 0) {
+    registers_decrease<kProducerRegisters>();
+    if (threadIdx.x == 0) produce(maps, memory, range, chunks);
+    return;
+  }
+  if (planted(27)) {
+    registers_increase<kConsumerRegisters + 8>();
+  } else {
+    registers_increase<kConsumerRegisters>();
+  }
+  work(warpgroup - 1);
+}
+
+__device__ __forceinline__ uint32_t pack(bool half, float low, float high) {
+  uint32_t word;
+  if (half) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    memcpy(&word, &pair, 4);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    memcpy(&word, &pair, 4);
+  }
+  return word;
+}
+
+// A tile of 16-bit numbers through the warp's slabs: what is outside is not written.
+template <int kWarpSlabs>
+__device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char* slabs,
+                                           const Tile& tile, const Products& values, bool half,
+                                           int warp) {
+  const int lane = threadIdx.x % kLanes;
+  // Lane l names row l % 8 of matrix l / 8: rows + 0, rows + 8, and the same of the next 8 columns.
+  const int row = lane % 16, next = lane / 16;
+#pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    const int rows = part / 2, columns = part % 2;
+    unsigned char* slab = slabs + part % kWarpSlabs * kSlabBytes;
+    if (lane == 0 && !planted(20)) tma_store_wait_read<kWarpSlabs - 1>();
+    if (!planted(21)) warp_sync();
+#pragma unroll
+    for (int j = 0; j < kSlabColumns / 16; ++j) {
+      const float (&left)[4] = values.value[rows][8 * columns + 2 * j];
+      const float (&right)[4] = values.value[rows][8 * columns + 2 * j + 1];
+      const uint32_t words[4] = {pack(half, left[0], left[1]), pack(half, left[2], left[3]),
+                                 pack(half, right[0], right[1]), pack(half, right[2], right[3])};
+      const int piece = 2 * j + next;
+      store_matrices(slab + row * 128 + (planted(22) ? piece : piece ^ row % 8) * 16, words);
+    }
+    if (!planted(23)) fence_proxy_async();
+    if (!planted(24)) warp_sync();
+    if (lane == 0) {
+      tma_store(slab, map, static_cast<int>(tile.column()) + kSlabColumns * columns,
+                static_cast<int>(tile.row()) + 64 * rows + kSlabRows * warp);
+      tma_store_commit();
+    }
+  }
+}
+
+// Before a warp's slabs end.
+__device__ __forceinline__ void finish_stores() {
+  if (threadIdx.x % kLanes == 0 && !planted(25)) tma_store_wait_read<0>();
+}
+
+}  // namespace unitsface::cuda::sm90

@@ -1,0 +1,60 @@
+// Tiles of `sum` losses, for sm_80 and later.
+
+#include "epilogue_sum.cuh"
+#include "gradient_store.cuh"
+#include "kernels.h"
+#include "mainloop_sm80.cuh"
+#include "unitsface/losses.h"
+
+namespace unitsface::cuda {
+
+int64_t fused_sum_tile_workspace(int64_t n, int64_t m) {
+  const TileOrder order(n, m);
+  return 2 * (order.column_tiles * n + order.row_tiles * m);
+}
+
+template <class Policy, bool kSeparate>
+__global__ void __launch_bounds__(kThreads, kSeparate ? 1 : 2)
+    fused_sum_kernel(const Policy policy, const FusedOperands operands, const SumTile args,
+                     const SumPartials partials, const TileOrder order,
+                     const GradientTile gradient) {
+  static_assert(RegisterSink<BlockTeam>::kBytes + sizeof(SumShared) <= kPipelineBytes,
+                "the epilogue takes the place of the pipeline");
+  alignas(128) __shared__ unsigned char memory[kPipelineBytes];
+  declare_shared(memory, kPipelineBytes);
+  const BlockTeam team{static_cast<int>(threadIdx.x), {}};
+  BlockTeam::Values values;
+  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
+  const Tile tile = order.at(computed_again(blockIdx.x));
+  const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
+  sum_epilogue<kSeparate>(policy, args, partials, tile, team, values, sink,
+                          memory + RegisterSink<BlockTeam>::kBytes);
+}
+
+template <class Policy>
+void launch_fused_sum(const Policy& policy, const FusedOperands& operands, const SumTile& args,
+                      float* workspace, void* stream) {
+  if (args.n == 0 || args.m == 0) return;
+  const TileOrder order(args.n, args.m);
+  const SumPartials partials =
+      sum_partials(args, workspace, order.column_tiles, order.row_tiles, kTileRows);
+  const GradientTile gradient(args.gradient, args.gradient_dtype, args.stride);
+  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
+  launch("fused_sum_tile",
+         separate ? fused_sum_kernel<Policy, true> : fused_sum_kernel<Policy, false>, order.tiles(),
+         1, stream, policy, operands, args, partials, order, gradient);
+  add_partials(partials, args, order.column_tiles, order.row_tiles, stream);
+}
+
+void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
+                    const SumTile& args, float* workspace, void* stream) {
+  const auto run = [&](const auto& policy) {
+    launch_fused_sum(policy, operands, args, workspace, stream);
+  };
+#define UF_SUM_LOSS(name, Policy) \
+  if (loss == #name) return with_policy<Policy>(loss, params, run);
+#include "unitsface/loss_list.def"
+  throw std::invalid_argument("no sum loss is called " + loss);
+}
+
+}  // namespace unitsface::cuda

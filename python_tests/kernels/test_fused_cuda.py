@@ -1,0 +1,128 @@
+"""The fused CUDA kernels (csrc/cuda/fused), emulated: parity, whole losses through their engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from support import emulation
+from support.cases import HALF, Case, Values, build
+from support.evaluation import expected_of_cuda_kernels
+from support.given_variables import streams
+from support.grid import FIRST, interpreted, parity_cases, small
+from support.tolerances import check_all
+from torch import Tensor
+
+from unitsface_kernels.backends.native import fused
+from unitsface_kernels.backends.native.cuda_engine import CudaEngine
+from unitsface_kernels.backends.native.fused_engine import FusedEngine
+from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
+from unitsface_kernels.losses import LossSpec
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="session")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    reason = emulation.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return emulation.shared_extension(tmp_path_factory)
+
+
+def _grid() -> list:
+    """As of an interpreter, which takes as long."""
+    return [
+        pytest.param(spec, values, small(case), dtype, id=f"{name}-{str(dtype).split('.')[1]}")
+        for name, spec, values, case in parity_cases()
+        for dtype in DTYPES
+        if interpreted(spec, values, case, dtype)
+        and spec.reduction != "nearest"
+        and not streams(spec)
+        and (dtype == torch.float32 or (case.name in HALF and not values and spec in FIRST))
+    ]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("test", "kernels", "losses"),
+    [
+        ("fused_logsumexp", ("logsumexp", "logsumexp_tile"), ["margin_softmax"]),
+        ("fused_pairs", ("pairs",), ["pair_softmax", "multi_similarity"]),
+    ],
+)
+def test_tiles_are_those_of_the_kernels_on_products(
+    test: str, kernels: tuple[str, ...], losses: list[str], tmp_path: Path
+) -> None:
+    """Those of sums: test_fused_mutations.py."""
+    emulation.require_tools()
+    first, *others = kernels
+    sources = [f"fused/{first}_sm80.cu", "logsumexp_pairs_tile.cu", *(f"{k}.cu" for k in others)]
+    program = emulation.build_program(tmp_path, test, *sources, losses=losses)
+    for seed in range(3):
+        chosen = os.environ | {"EMULATION_SEED": str(seed)}
+        done = subprocess.run([program], capture_output=True, text=True, env=chosen)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+class _Wrong(emulation.EmulatedFusedEngine):
+    """Differs in the gradient of one driver."""
+
+    def logsumexp_gradient_tile(self, tile: ClassTile, rows: ClassWeights) -> Tensor:
+        return 1.1 * super().logsumexp_gradient_tile(tile, rows)
+
+
+@pytest.mark.extended
+def test_the_check_of_a_device_compares_the_engines(extension: ModuleType) -> None:
+    with emulation.fused_kernels(extension):
+        found = fused.differences(torch.device("cpu"), (emulation.EmulatedEngine, _Wrong))
+    assert found
+    for text in found:
+        assert text.startswith("margin_softmax")
+        assert " loss " not in text
+
+
+def test_a_verdict_is_kept_and_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checked = []
+
+    def differences(device: torch.device) -> list[str]:
+        checked.append(device.index)
+        return ["uss float32 D=72 rows by 3.0e-01"]
+
+    monkeypatch.setattr(fused, "differences", differences)
+    monkeypatch.setattr(fused, "_name", lambda device: "Some device")
+    monkeypatch.setattr(fused, "_path", lambda device: tmp_path / f"{device.index}.json")
+    for index in (0, 0, 1):  # as three processes
+        with pytest.raises(
+            RuntimeError, match=r"Some device the fused CUDA kernels differ.*3\.0e-01"
+        ):
+            fused.require_same.__wrapped__(index)
+    assert checked == [0, 1]
+
+
+def test_only_the_environment_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(fused, "require_same", checked.append)
+    device = torch.device("cuda", 0)
+    monkeypatch.delenv("UNITSFACE_FUSED_CUDA", raising=False)
+    assert fused.engine_class(device) is CudaEngine
+    assert checked == []
+    monkeypatch.setenv("UNITSFACE_FUSED_CUDA", "1")
+    assert fused.engine_class(device) is FusedEngine
+    assert checked == [0]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("spec", "values", "case", "dtype"), _grid())
+def test_parity(
+    spec: LossSpec, values: Values, case: Case, dtype: torch.dtype, extension: ModuleType
+) -> None:
+    problem = build(case, spec, values, dtype)
+    want = expected_of_cuda_kernels(problem, dtype)
+    with emulation.fused_kernels(extension):
+        loss, gradients = problem.evaluate("native")
+    check_all({"loss": loss, **gradients}, want)

@@ -1,0 +1,115 @@
+"""The emulation of Hopper notices faults: each is planted into the kernels, and ends the program
+with the name of the rule that it breaks. The places are ``planted(...)`` in csrc/cuda/fused.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.emulation import build_program, require_tools
+
+#: Copies that land at the last moment, and at random ones.
+SEEDS = (0, 1)
+
+NEVER_ENDS = "every wait ends: mbarrier.try_wait: a phase whose arrivals or bytes never come"
+OVERWRITTEN = "a copy does not overwrite one that nobody has waited for"
+TOO_MANY = "an mbarrier has no more arrivals in a phase than its count"
+UNFENCED = "fence.proxy.async between the writes of threads and a bulk store that reads them"
+UNREAD = "cp.async.bulk.wait_group.read before the buffer of a bulk store is written again"
+UNSEEN = "a wait for the phase of a copy before wgmma reads it"
+UNFINISHED = "cp.async.bulk.wait_group before the block ends"
+REUSED = "a copy does not overwrite what is still being read"
+
+#: What is done wrong, and the rules of which one is named; which one depends on the order.
+FAULTS = {
+    1: ("no fence after mbarrier.init", "fence.mbarrier_init before the asynchronous proxy"),
+    2: ("no barrier after mbarrier.init", "a barrier between mbarrier.init and the use"),
+    3: ("rows copied before the last ones are released", TOO_MANY, OVERWRITTEN, REUSED),
+    4: ("columns copied before their stage is released", TOO_MANY, OVERWRITTEN, REUSED),
+    5: ("wrong phase of an empty stage", NEVER_ENDS),
+    6: ("expect-tx of one tile too many", NEVER_ENDS),
+    7: ("expect-tx of half a tile", "mbarrier.expect_tx announces the bytes of every copy"),
+    8: ("a copy into the wrong stage", "wgmma reads what a copy has written", OVERWRITTEN, REUSED),
+    9: ("no wait for rows", UNSEEN),
+    10: ("no wait for columns", UNSEEN),
+    11: ("wrong phase of a full stage", NEVER_ENDS, UNSEEN),
+    12: ("wrong stride of a descriptor", "a descriptor reads rows and columns in the order"),
+    13: ("wrong swizzle of a descriptor", "a descriptor has the swizzle of the copy"),
+    14: ("no wgmma.fence", "wgmma.fence before the first wgmma of a group"),
+    15: (
+        "a descriptor steps beyond its chunk",
+        "wgmma reads what a copy has written",
+        "a descriptor reads rows and columns in the order",
+    ),
+    16: ("no wgmma.wait_group before a stage is released", REUSED),
+    17: ("wrong count of a named barrier", "all threads of a named barrier give the same count"),
+    18: ("no arrival at a named barrier", "every wait ends: bar.sync"),
+    19: ("no wgmma.wait_group before the epilogue", "wgmma.wait_group before the registers"),
+    20: ("a store's buffer written before it was read", UNREAD),
+    21: ("no barrier after wait_group.read", "a barrier between wait_group.read and the next"),
+    22: ("a store's buffer without swizzle", "the rows of a stmatrix lie in different banks"),
+    23: ("no fence.proxy.async before a store", UNFENCED),
+    24: (
+        "no barrier between fence.proxy.async and a store",
+        UNFENCED,
+        "a barrier between fence.proxy.async and a bulk store",
+    ),
+    25: (
+        "the block ends before its stores have read",
+        "cp.async.bulk.wait_group before the block ends",
+    ),
+    26: ("the wrong stage is released", NEVER_ENDS, TOO_MANY, REUSED),
+    27: ("setmaxnreg of more registers than there are", "every wait ends: setmaxnreg.inc"),
+}
+#: The same of what only kernels with an epilogue do.
+EPILOGUE_FAULTS = {
+    28: (
+        "no barrier between the labels' writes and reads",
+        "a barrier between writing shared memory and reading it",
+    ),
+}
+
+
+def run(program: Path, fault: int, seed: int) -> subprocess.CompletedProcess[str]:
+    chosen = {"EMULATION_FAULT": str(fault), "EMULATION_SEED": str(seed)}
+    return subprocess.run([program], capture_output=True, text=True, env=os.environ | chosen)
+
+
+def require_caught(program: Path, faults: dict[int, tuple[str, ...]], seed: int) -> None:
+    missed = {}
+    for fault, (what, *rules) in faults.items():
+        done = run(program, fault, seed)
+        if done.returncode == 0 or not any(f"rule: {rule}" in done.stderr for rule in rules):
+            missed[fault, what] = (done.returncode, done.stderr[-500:])
+    assert not missed
+
+
+@pytest.fixture(scope="module")
+def gemm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_tools()
+    return build_program(tmp_path_factory.mktemp("gemm"), "gemm_sm90", "fused/tensor_map.cu")
+
+
+@pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.extended)])
+def test_each_fault_is_caught(gemm: Path, seed: int) -> None:
+    assert run(gemm, 0, seed).returncode == 0
+    require_caught(gemm, FAULTS, seed)
+
+
+@pytest.mark.extended
+def test_each_fault_of_an_epilogue_is_caught(tmp_path: Path) -> None:
+    require_tools()
+    kernels = ("fused/total_sm90.cu", "fused/total_sm80.cu", "fused/tensor_map.cu")
+    program = build_program(tmp_path, "total_sm90", *kernels, losses=["uss", "uce"])
+    for seed in SEEDS:
+        require_caught(program, EPILOGUE_FAULTS, seed)
+
+
+def test_the_list_has_every_fault() -> None:
+    folder = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "fused"
+    text = "".join(path.read_text() for path in sorted(folder.glob("*sm90*")))
+    missing = [k for k in FAULTS | EPILOGUE_FAULTS if f"planted({k})" not in text]
+    assert not missing
