@@ -63,7 +63,7 @@ void unbind() {
   }
   if (!bound) return;
   cpu_set_t all;
-  std::memset(&all, 0xff, sizeof all);  // the kernel takes those that the process may use
+  std::memset(&all, 0xff, sizeof all);     // the kernel takes those that the process may use
   sched_setaffinity(0, sizeof all, &all);  // of this thread
 #endif
 }

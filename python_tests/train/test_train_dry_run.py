@@ -230,7 +230,7 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 def test_what_a_run_starts_from_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the file the backbone: the classes of a dry run are made up."""
+    """The backbone of the file; the classes of a dry run are made up."""
     faces = write_faces(tmp_path / "faces", identities=2, images=2)
     torch.save(trainer_of(tiny(faces, tmp_path)).backbone.state_dict(), tmp_path / "weights.pt")
     given = [f"data.path={faces}", *SMALL]

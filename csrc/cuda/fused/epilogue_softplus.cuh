@@ -55,9 +55,9 @@ __device__ __forceinline__ void clear_row(typename Team::Values& values, int r) 
 // multiplied.
 template <class Policy, class Team>
 __device__ __forceinline__ void softplus_epilogue(const Policy& policy, const SumTile& args,
-                                               float threshold, const Tile& tile, const Team& team,
-                                               typename Team::Values& values,
-                                               const SoftplusShared& shared, Totals& totals) {
+                                                  float threshold, const Tile& tile,
+                                                  const Team& team, typename Team::Values& values,
+                                                  const SoftplusShared& shared, Totals& totals) {
   static_assert(Policy::kUniformSlope, "a finite slope for any cosine");
   constexpr int kRows = 2 * Team::kRowTiles;
   // With fewer rows at a time, columns are read more often, and fewer registers are needed.
