@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from train.errors import exit_code
+from train.errors import UserError, exit_code
 
 COMMANDS = ("embed", "compare", "enroll", "search", "clean")  # of train/deployment
 
@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             return run(given[1:])
         if given and given[0] in COMMANDS:
             from train.deployment.command import run
+        elif given and given[0].isidentifier():
+            known = ", ".join((*COMMANDS, "convert"))
+            raise UserError(f"unknown command '{given[0]}'; commands: {known}; to train: key=value")
         else:
             from train.command import run
         return run(given)

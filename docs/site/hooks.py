@@ -28,6 +28,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "RELEASING.md": "releasing.md",
     **{
         f"bench/results/{path.name}": f"results/{path.name}"
         for path in sorted((ROOT / "bench" / "results").glob("*.md"))
@@ -92,6 +93,8 @@ def _page_of(path: str, origin: str) -> str:
         raise PluginError(f"{origin} links to {path}, which is not a file")
     if path in PAGES:
         return PAGES[path]
+    if path.endswith(".md") and not path.startswith("docs/"):
+        raise PluginError(f"{origin} links to {path}, which is missing in PAGES and in nav")
     if not path.startswith("docs/") or path.endswith(".py"):
         return SOURCES + path
     inside = path.removeprefix("docs/")

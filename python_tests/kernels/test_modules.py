@@ -370,6 +370,19 @@ def test_presets_keep_their_margins_and_take_the_rest() -> None:
             CLASS_LOSSES[name](8, 4, m1=1.0)
 
 
+@pytest.mark.parametrize("name", ["cosface", "arcface", "subcenter_arcface", "sphereface"])
+def test_a_margin_is_changed_under_the_name_of_its_constructor(name: str) -> None:
+    torch.manual_seed(0)
+    feats, labels = torch.randn(6, 8), torch.arange(6) % 4
+    changed, made = CLASS_LOSSES[name](8, 4, scale=9.0), CLASS_LOSSES[name](8, 4, 9.0, 1.2)
+    made.load_state_dict(changed.state_dict())
+    before = changed(feats, labels)
+    changed.margin = 1.2
+    assert changed.margin == made.margin == 1.2
+    assert torch.equal(changed(feats, labels), made(feats, labels))
+    assert not torch.equal(changed(feats, labels), before)
+
+
 @pytest.mark.parametrize("name", ["margin_softmax", "uce", "class_bce", "sphereface2", "npt"])
 def test_a_subset_of_the_classes(name: str) -> None:
     module = CLASS_LOSSES[name](8, 40, init_std=2.0)

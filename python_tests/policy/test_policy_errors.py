@@ -304,3 +304,26 @@ def test_a_number_of_numpy_is_a_number() -> None:
     assert repr(formula.negative) == "2 * cosine + 1"
     mask = _define(lambda self, c: policy.where(np.float64(0.5) > c, c, -c)).formula
     assert repr(mask.negative) == "where(cosine < 0.5, cosine, -cosine)"
+
+
+@pytest.mark.parametrize("name", ["negativ", "negatives", "positive_weights", "finnish"])
+def test_a_misspelled_method_is_named(name: str) -> None:
+    with pytest.raises(FormulaError, match=rf"Wrong\.{name} is never called; is \w+ meant\?"):
+        _define(lambda self, c: c, **{name: lambda self, c: c})
+
+
+def test_helper_methods_have_other_names() -> None:
+    helpers = {"hinge": _identity, "_negative": _identity}
+    made = _define(lambda self, c: self.hinge(c) + self._negative(c), **helpers)
+    assert repr(made.formula.negative) == "cosine + cosine"
+
+
+def test_methods_of_tensors_are_answered_with_the_vocabulary() -> None:
+    with pytest.raises(FormulaError, match=r"no attribute 'clamp'; .* policy's functions"):
+        _define(lambda self, c: c.clamp(min=0))
+
+
+def test_a_constant_of_the_class_is_no_number() -> None:
+    made = _define(lambda self, c: c - self.shift, shift=0.3)
+    with pytest.raises(TypeError, match=r"got shift; is shift annotated as a policy\.Number\?"):
+        made(shift=0.2)

@@ -333,6 +333,11 @@ def test_errors() -> None:
         run(of_row=torch.ones(5, dtype=torch.int64))
     with pytest.raises(TypeError, match="got one for other"):
         run(other=torch.rand(5))
+    misspelled: dict[str, Any] = {
+        "of_rows" if name == "of_row" else name: given[name] for name in given
+    }
+    with pytest.raises(TypeError, match="got no value for of_row, and of_rows"):
+        fused_pair_loss(Everything(), rows, labels, b=0.0, backend="reference", **misspelled)
     spec = custom.spec(Everything())
     samples = Samples(rows, labels, 0.0, None, None, None)
     with pytest.raises(TypeError, match=r"takes factor, of_row, .*, got no value for factor"):

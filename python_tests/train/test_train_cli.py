@@ -13,8 +13,9 @@ from support.training import ROOT, arguments, tiny, write_faces
 from test_train_partial_fc import start as start_ranks
 
 from train import checkpoint
+from train.__main__ import main
 from train.distributed import choose_device
-from train.errors import INTERRUPTED, UserError
+from train.errors import INTERRUPTED, USER_ERROR, UserError, explained
 from train.run_folder import read_metrics
 from train.stopping import stop_on_signal
 
@@ -138,3 +139,26 @@ def test_asking_for_a_missing_gpu_is_a_user_error(monkeypatch: pytest.MonkeyPatc
     assert choose_device("auto", 0).index == 0
     with pytest.raises(UserError, match="process 1 has no GPU: 1 here"):
         choose_device("auto", 1)
+
+
+def test_unknown_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serch", "x.jpg"]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown command 'serch'; commands: embed, compare,")
+
+
+def test_packages_of_the_extra_are_named() -> None:
+    said = explained(ModuleNotFoundError("No module named 'yaml'", name="yaml"))
+    assert str(said) == "the package yaml is not installed; pip install -e '.[train]'"
+    assert explained(ModuleNotFoundError("No module named 'train.x'", name="train.x")) is None
+
+
+def test_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "a.jpg", "b.jpg"]) == USER_ERROR
+    assert (
+        capsys.readouterr().err
+        == "error: no run in runs/train; name a model by --checkpoint PATH\n"
+    )

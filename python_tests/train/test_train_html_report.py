@@ -149,7 +149,7 @@ def test_page_is_complete_self_contained_and_shows_the_files(run_folder: Path) -
         *("The best threshold of each identity", "Loss", "Learned threshold b / s"),
         *("Learning rate", "Images/s", "Milliseconds of the parts of a step", "Accuracy"),
     ]
-    assert "Constant: Auc 0.9000." in page.text  # the same for all sets, at all times
+    assert "Constant: AUC 0.9000." in page.text  # the same for all sets, at all times
 
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     for key in ("accuracy", "auc", "best_threshold", "accuracy_at_threshold"):

@@ -79,6 +79,9 @@ CLEAN: dict[str, dict[str, Any]] = {
 
 
 def model_of(arguments: Namespace) -> Model:
+    default = arguments.checkpoint == COMMON["--checkpoint"]["default"]
+    if default and not arguments.checkpoint.exists():
+        raise UserError(f"no run in {arguments.checkpoint}; name a model by --checkpoint PATH")
     return load(arguments.checkpoint, arguments.overrides, arguments.batch_size, arguments.flip)
 
 

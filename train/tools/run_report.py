@@ -230,6 +230,7 @@ def _training(lines: list[dict[str, Any]], evaluations: list[dict[str, Any]]) ->
     for key, found in panels.items():
         values = {value for _, of_line in found.values() for value in of_line}
         title = TITLES.get(key, key.replace("_", " ").capitalize())
+        title = title.upper() if key.startswith(("auc", "tar@far")) else title
         if len(values) > 1:
             blocks.append(Plot(plots.curves(title, found, log=key == "loss"), title))
         else:

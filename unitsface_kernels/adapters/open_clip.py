@@ -35,7 +35,9 @@ class _Ranks(nn.Module):
         validate.integer("rank", rank)
         validate.positive_int("world_size", world_size)
         if use_horovod:
-            raise ValueError(f"use_horovod must be False: ranks are Torch's, got {use_horovod}")
+            raise ValueError(
+                f"use_horovod must be False: ranks are torch.distributed's, got {use_horovod}"
+            )
         self.rank = rank
         self.world_size = world_size
         self.backend = backend
@@ -87,8 +89,8 @@ class ClipLoss(_Ranks):
         super().__init__(rank, world_size, use_horovod, backend)
         if world_size > 1 and local_loss and not gather_with_grad:
             raise ValueError(
-                "gather_with_grad must be True with local_loss, which else drops gradients, got "
-                f"{gather_with_grad}"
+                "gather_with_grad must be True with local_loss, which otherwise drops gradients, "
+                f"got {gather_with_grad}"
             )
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad

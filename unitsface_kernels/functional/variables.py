@@ -51,7 +51,9 @@ def packed(
         what = "no value" if name in names else "one"
         loss = spec.name if spec.formula is None else spec.formula.name
         takes = ", ".join(names) or "no variables"
-        raise TypeError(f"{loss} takes {takes}, got {what} for {name}")
+        unknown = [name for name in given if name not in names]
+        besides = f", and {', '.join(unknown)}" if what == "no value" and unknown else ""
+        raise TypeError(f"{loss} takes {takes}, got {what} for {name}{besides}")
     if not wanted:
         return None
     values = [_of_call(variable, given[variable.name], tensors) for variable in wanted]

@@ -84,8 +84,25 @@ class NormFaceLoss(MarginSoftmaxLoss):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
 
 
-class CosFaceLoss(MarginSoftmaxLoss):
+class _OneMargin(MarginSoftmaxLoss):
+    """A preset with one margin, an attribute under its constructor's name and the function's."""
+
+    _margin: str
+
+    @property
+    def margin(self) -> float | Tensor:
+        value: float | Tensor = getattr(self, self._margin)
+        return value
+
+    @margin.setter
+    def margin(self, value: float | Tensor) -> None:
+        setattr(self, self._margin, value)
+
+
+class CosFaceLoss(_OneMargin):
     """Additive cosine margin (Wang et al., "CosFace", CVPR 2018, eq. 4)."""
+
+    _margin = "m3"
 
     def __init__(
         self,
@@ -98,8 +115,10 @@ class CosFaceLoss(MarginSoftmaxLoss):
         super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, margin, **kwargs)
 
 
-class ArcFaceLoss(MarginSoftmaxLoss):
+class ArcFaceLoss(_OneMargin):
     """Additive angular margin in radians (Deng et al., "ArcFace", CVPR 2019, eq. 3)."""
+
+    _margin = "m2"
 
     def __init__(
         self,
@@ -112,13 +131,15 @@ class ArcFaceLoss(MarginSoftmaxLoss):
         super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
 
 
-class SubCenterArcFaceLoss(MarginSoftmaxLoss):
+class SubCenterArcFaceLoss(_OneMargin):
     """ArcFace with K = ``centers`` vectors per class (Deng et al., "Sub-center ArcFace: Boosting
     Face Recognition by Large-Scale Noisy Web Faces", ECCV 2020, section 3).
 
     The cosine with a class is that with its nearest center, so that noisy samples may gather at
     another one than the clean ones. ``subcenters.keep_dominant`` drops the others in the end.
     """
+
+    _margin = "m2"
 
     def __init__(
         self,
@@ -134,8 +155,10 @@ class SubCenterArcFaceLoss(MarginSoftmaxLoss):
         )
 
 
-class SphereFaceLoss(MarginSoftmaxLoss):
+class SphereFaceLoss(_OneMargin):
     """Multiplicative angular margin (Liu et al., "SphereFace Revived", TPAMI 2022: R, hard)."""
+
+    _margin = "m1"
 
     def __init__(
         self,

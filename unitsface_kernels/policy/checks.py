@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from functools import cache
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .derive import derivative
-from .expression import Expression, Lines, fail, topological, value_of
+from .expression import Expression, Line, Lines, fail, topological, value_of
 from .formula import COSINE, Formula, default_params
 from .operations import OPERATIONS
 from .variable import TARGET_COSINE
@@ -112,3 +114,13 @@ def _at(value: Tensor, place: tuple[int, int]) -> float:
 def _spread(value: Tensor) -> Tensor:
     """A value by others and cosines; their number does not depend on normalization."""
     return value.expand(len(_OTHERS), _cosines(True).numel())
+
+
+def refuse_misspelled(cls: type, known: tuple[str, ...]) -> None:
+    """An error for a method of a name so close to a known one that a formula was meant."""
+    for name, value in vars(cls).items():
+        if name.startswith("_") or name in known or not inspect.isfunction(value):
+            continue
+        if meant := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+            line = Line(value.__code__.co_filename, value.__code__.co_firstlineno)
+            fail(f"{cls.__name__}.{name} is never called; is {meant[0]} meant?", line)

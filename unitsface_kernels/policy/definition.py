@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from .checks import check_finite
+from .checks import check_finite, refuse_misspelled
 from .expression import (
     Expression,
     FormulaError,
@@ -135,9 +135,9 @@ class Policy:
         known = {parameter.name: parameter for parameter in self.formula.numbers}
         for name in values:
             if name not in known:
-                raise TypeError(
-                    f"{type(self).__name__} takes {', '.join(known) or 'no parameters'}, got {name}"
-                )
+                takes = f"{type(self).__name__} takes {', '.join(known) or 'no parameters'}"
+                hint = f"; is {name} annotated as a policy.Number?" if hasattr(self, name) else ""
+                raise TypeError(f"{takes}, got {name}{hint}")
         for name, parameter in known.items():
             setattr(self, name, values.get(name, parameter.default))
 
@@ -230,6 +230,7 @@ def _trace(cls: type[Policy]) -> Formula:
                 fail(f"{cls.__name__}.{name} is a name that variables cannot have")
             variables.append(Variable(name, kind))  # type: ignore[arg-type]
             setattr(this, name, leaf(name, kind))
+    refuse_misspelled(cls, _METHODS)
     terms = {name: _call(cls, this, name, COSINE) for name in ("positive", "negative")}
     for name, term in terms.items():
         if term is not None and "cosine" in term.reads:
@@ -315,7 +316,10 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
         raise
     except Exception as error:
         # Raised within the method: name the last line of it that was reached.
-        raise FormulaError(f"{_reached(error, line)}\n  {error}") from error
+        hint = ""
+        if isinstance(error, AttributeError) and isinstance(error.obj, Expression):
+            hint = "; a formula is written with policy's functions, such as policy.exp(c)"
+        raise FormulaError(f"{_reached(error, line)}\n  {error}{hint}") from error
     what = f"{cls.__name__}.{name}"
     if found is None:
         fail(f"{what} returns nothing", line)
@@ -328,6 +332,7 @@ def _call(cls: type[Policy], this: Policy, name: str, *arguments: Expression) ->
 
 
 _WEIGHTS = "positive_weight", "negative_weight"
+_METHODS = ("positive", "negative", *_WEIGHTS, "finish", "triplet", "regularizer")
 #: Methods without which a combination has no kernels.
 _SIDES = {
     ("pair", "logsumexp"): ("negative",),
