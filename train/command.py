@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, take one step on synthetic images, print what the run would take",
+        help="build everything, take two steps on synthetic images, print what the run would take",
     )
     parser.add_argument("--dry-run-batch", type=int, default=4, metavar="N", help="images of it")
     parser.add_argument(

@@ -101,7 +101,7 @@ def _counts(code: list[sass.Instruction]) -> tuple[int, int, int, int]:
 
 
 def l2_bytes(depth: int, rows: int, columns: int, chip: Chip = H200) -> float:
-    """Of a tile: its columns, its gradient of 16 bits, and its share of the resident rows."""
+    """Bytes of a tile: its columns, its gradient of 16 bits, and its share of the resident rows."""
     tiles = -(-rows // TILE) * -(-columns // TILE)
     per_block = tiles / min(tiles, chip.sms)
     # A range of tiles starts within a row tile: on average one more than those it has.

@@ -214,6 +214,8 @@ def test_fresh_takes_the_backbone_and_mistakes_are_named(
         started(others, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="the backbone can start from one only"):
         of(others, run, train={"finetune": "a"}, model={"weights": "b"})
+    with pytest.raises(UserError, match="expected train.finetune with it"):
+        tiny(others, run, train={"finetune_head": "fresh"})
 
 
 def test_the_command_trains_on_and_resumes(

@@ -52,6 +52,8 @@ def check(config: Config) -> None:
     given = [name for name, value in starts.items() if value]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: the backbone can start from one only")
+    if config.train.finetune_head != "match" and not config.train.finetune:
+        raise UserError("train.finetune_head: expected train.finetune with it, a run to start from")
     if config.data.holdout == 1:
         raise UserError("data.holdout: expected 0 or at least 2 identities, got 1")
     if config.data.sampler == "balanced" and config.data.images_per_identity < 2:
