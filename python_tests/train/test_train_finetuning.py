@@ -201,7 +201,7 @@ def test_fresh_takes_the_backbone_and_mistakes_are_named(
     runs: dict[str, tuple[Path, Trainer]], others: Path, tmp_path: Path
 ) -> None:
     run, before = runs["whole"]
-    trainer, said = started(others, run, train={"finetune_head": "fresh"})
+    trainer, said = started(others, run, train={"finetune": str(run), "finetune_head": "fresh"})
     assert said.endswith(": its backbone")
     assert not trainer.optimizer.state
     assert not torch.equal(weights(trainer)[[1, 2]], weights(before)[[1, 3]])
@@ -214,7 +214,7 @@ def test_fresh_takes_the_backbone_and_mistakes_are_named(
         started(others, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="the backbone can start from one only"):
         of(others, run, train={"finetune": "a"}, model={"weights": "b"})
-    with pytest.raises(UserError, match="expected train.finetune with it"):
+    with pytest.raises(UserError, match=r"expected train\.finetune with it"):
         tiny(others, run, train={"finetune_head": "fresh"})
 
 
