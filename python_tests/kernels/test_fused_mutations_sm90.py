@@ -15,7 +15,7 @@ from support.emulation import build_program, require_tools
 SEEDS = (0, 1)
 
 NEVER_ENDS = "every wait ends: mbarrier.try_wait: a phase whose arrivals or bytes never come"
-OVERWRITTEN = "a copy does not overwrite one that nobody has waited for"
+OVERWRITTEN = "a copy does not overwrite one without a wait between them"
 TOO_MANY = "an mbarrier has no more arrivals in a phase than its count"
 UNFENCED = "fence.proxy.async between the writes of threads and a bulk store that reads them"
 UNREAD = "cp.async.bulk.wait_group.read before the buffer of a bulk store is written again"

@@ -113,7 +113,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         try:
             yield Browser(commands, answers)
         finally:
-            os.close(commands)  # it ends when nobody can give a command any more
+            os.close(commands)  # it ends when no process holds the pipe
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:

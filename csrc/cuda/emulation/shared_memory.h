@@ -14,7 +14,7 @@ class SharedMemory {
   struct Word {
     int writer = kNobody, reader = kNobody;
     int64_t written = -1, read = -1;  // generations of the block's barrier
-    int in_flight = 0;                // asynchronous copies to it that nobody has waited for
+    int in_flight = 0;                // asynchronous copies to it that no thread has waited for
   };
 
   // Looks at an access (pointer, bytes, whether it writes) to memory with rules of its own, of

@@ -127,7 +127,7 @@ struct Tma {
       for (const Wgmma* reader : grain.readers) require_seen(reader);
       require(grain.copy < 0 ||
                   machine.clocks[block.current][machine.threads + grain.barrier] > grain.phase,
-              "a copy does not overwrite one that nobody has waited for");
+              "a copy does not overwrite one without a wait between them");
       grain.landing = 1;
       grain.copy = id;
       grain.row = static_cast<int>(row);

@@ -184,7 +184,7 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
 }
 
 // Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
-// rows; the rows are given back if nobody needs them any more.
+// rows; the rows are released after their last use.
 template <bool kHalf, class Memory>
 __device__ __forceinline__ void multiply(Products& products, const Memory& memory, unsigned& k,
                                          unsigned segment, bool last, int chunks) {
