@@ -78,8 +78,7 @@ inline PyObject* raised() noexcept {
   return nullptr;
 }
 
-// --- types
-// ----------------------------------------------------------------------------------------
+// --- types ------------------------------------------------------------------------------------
 
 // A Python object that is an argument struct, and its type; see fields.h.
 template <class Args>
@@ -90,8 +89,7 @@ struct Instance {
 template <class Args>
 inline PyTypeObject* instance_type = nullptr;
 
-// --- conversions
-// ----------------------------------------------------------------------------------
+// --- conversions ------------------------------------------------------------------------------
 
 using Params = std::vector<float>;
 
@@ -190,8 +188,7 @@ PyObject* to_python(const std::pair<A, B>& values) {
   return PyTuple_Pack(2, first.get(), second.get());
 }
 
-// --- functions
-// ------------------------------------------------------------------------------------
+// --- functions --------------------------------------------------------------------------------
 
 // The interpreter's lock is released while the function runs.
 struct Unlock {};
@@ -215,10 +212,11 @@ class Callable {
   virtual ~Callable() = default;
   virtual PyObject* call(PyObject* const* args, Py_ssize_t count, PyObject* names) = 0;
 
-  // A new function of Python.
-  PyObject* function(const char* name) {
+  // A new function of Python, which keeps the address of its name.
+  PyObject* function(std::string name) {
     const auto run = &Callable::run;
-    definition_ = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run)),
+    name_ = std::move(name);
+    definition_ = {name_.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run)),
                    METH_FASTCALL | METH_KEYWORDS, nullptr};
     const Owned self(PyCapsule_New(this, nullptr, nullptr));
     return checked(PyCFunction_NewEx(&definition_, self.get(), nullptr));
@@ -234,6 +232,7 @@ class Callable {
     }
   }
 
+  std::string name_;
   PyMethodDef definition_ = {};
 };
 

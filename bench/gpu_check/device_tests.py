@@ -25,6 +25,7 @@ FILES = (
     "distributed/test_partial_fc.py",
     "kernels/test_triton_kernels.py",
     "kernels/test_triton_sum_tile.py",
+    "kernels/test_triton_reductions.py",
     "kernels/test_triton_row_kernels.py",
     "kernels/test_triton_scaling.py",
     "kernels/test_filtered_matmul.py",

@@ -43,7 +43,7 @@ class Compiled:
     producer_chunk: int
 
     def issue_cycles(self, depth: int) -> float:
-        """Of a tile: an SM issues from four warps per cycle."""
+        """Issue cycles of a tile: an SM issues from four warps per cycle."""
         chunks = -(-depth // CHUNK)
         consumer = self.tile + chunks * self.chunk
         return (CONSUMER_WARPS * consumer + self.producer_tile + chunks * self.producer_chunk) / 4

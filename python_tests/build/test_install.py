@@ -144,7 +144,7 @@ def _declared(*groups: str) -> set[str]:
     ("folder", "groups"),
     [
         ("unitsface_kernels", ["dependencies", "metric-learning"]),
-        ("train", ["dependencies", "train", "timm", "export", "deployment"]),
+        ("train", ["dependencies", "train", "timm", "export", "deployment", "wandb"]),
         ("bench", ["dependencies", "bench", "train"]),
     ],
 )

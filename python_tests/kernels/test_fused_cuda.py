@@ -58,7 +58,7 @@ def _grid() -> list:
 def test_tiles_are_those_of_the_kernels_on_products(
     test: str, kernels: tuple[str, ...], losses: list[str], tmp_path: Path
 ) -> None:
-    """Those of sums: test_fused_mutations.py."""
+    """Seeds of log-sum-exps; test_fused_mutations.py has those of sums."""
     emulation.require_tools()
     first, *others = kernels
     sources = [f"fused/{first}_sm80.cu", "logsumexp_pairs_tile.cu", *(f"{k}.cu" for k in others)]

@@ -177,7 +177,7 @@ class EmulatedFusedEngine(_OnCpu, FusedEngine):
 
 
 class EmulatedHopperEngine(EmulatedFusedEngine):
-    """Those of sm_90a where there are any."""
+    """Kernels of sm_90a where there are any."""
 
     def __init__(self, call: Call | None) -> None:
         super().__init__(call)

@@ -35,7 +35,7 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
 
 
 def matrix_address(value: Tensor | None) -> tuple[int, int] | None:
-    """Of a matrix, which may have strides, or of a dense vector."""
+    """Address of a matrix, which may have strides, or of a dense vector."""
     if value is None or value.dim() == 1:
         return address(value)
     return strided_address(value)
