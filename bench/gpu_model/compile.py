@@ -203,23 +203,29 @@ class _KnownKernelError(Exception):
 
 
 def compiled(
-    launch: Launch, triton: str, architecture: int, known: Mapping[str, Compiled]
+    launch: Launch,
+    triton: str,
+    architecture: int,
+    known: Mapping[str, Compiled],
+    sources: dict[str, tuple[str, str]],
 ) -> Compiled:
     """Compiles a launch's kernel and counts its code, unless it is one of the ``known``.
 
-    The kernel is not in Triton's cache, since ptxas reports only then.
+    ``sources``: IR and options of what this process has compiled, by Triton's hash. Triton keeps
+    kernels: of another launch of the same one neither its front end nor ptxas says anything.
     """
     from triton import knobs
     from triton.backends.nvidia.compiler import CUDABackend
 
-    after_front_end, key, gemm = CUDABackend.make_ttgir, "", None
+    after_front_end, source = CUDABackend.make_ttgir, None
+
+    def key(ir: str, options: str) -> str:
+        return key_of(triton, architecture, ir, options, gemm_of(ir, launch.arguments))
 
     def stop_if_known(module: Any, metadata: Any, options: Any, *rest: Any) -> Any:
-        nonlocal key, gemm
-        ir = str(module)
-        gemm = gemm_of(ir, launch.arguments)
-        key = key_of(triton, architecture, ir, options.hash(), gemm)
-        if key in known:
+        nonlocal source
+        source = str(module), options.hash()
+        if key(*source) in known:
             raise _KnownKernelError
         return after_front_end(module, metadata, options, *rest)
 
@@ -229,11 +235,15 @@ def compiled(
         with front_end, patch.object(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(log):
             kernel = launch.compile()
     except _KnownKernelError:
-        return replace(known[key], label=launch.label, variant=launch.variant)
+        assert source is not None
+        return replace(known[key(*source)], label=launch.label, variant=launch.variant)
+    if source is None:
+        source = sources[kernel.hash]
+    sources[kernel.hash] = source
     tool = Path(knobs.nvidia.cuobjdump.path)
     usage = _usage(tool, kernel.asm["cubin"])
     code = sass.disassemble(tool, kernel.asm["cubin"])
-    warps = kernel.metadata.num_warps
+    gemm, warps = gemm_of(kernel.asm["ttir"], launch.arguments), kernel.metadata.num_warps
     products = _products_per_warp(code, gemm, warps) if gemm else 0
     found = sass.regions(code, products, one_step=gemm is not None and gemm.open)
     return Compiled(
@@ -258,7 +268,7 @@ def compiled(
         after=dict(found.after),
         stored=32 * warps * found.stored,
         loaded=32 * warps * found.loaded,
-        key_of_ir=key,
+        key_of_ir=key(*source),
     )
 
 
@@ -289,6 +299,7 @@ class Compiler:
         driver.set_active(Driver())
         self.architecture, self.triton = architecture, triton.__version__
         self.known = known or {}
+        self._sources: dict[str, tuple[str, str]] = {}
         self.found: dict[tuple[Any, ...], Compiled] = {}
 
     def __call__(self, work: Work) -> Compiled:
@@ -297,6 +308,6 @@ class Compiler:
         launch = Launch.of(work)
         kernel = self.found.get(launch.identity)
         if kernel is None:
-            kernel = compiled(launch, self.triton, self.architecture, self.known)
+            kernel = compiled(launch, self.triton, self.architecture, self.known, self._sources)
             self.found[launch.identity] = kernel
         return kernel
