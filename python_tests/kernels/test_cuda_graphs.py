@@ -74,7 +74,7 @@ def test_launches_do_not_depend_on_the_data(
         leaves = one.leaves()
         one.loss("triton", **leaves).backward()
         sequences.append(list(launches))
-    assert len(sequences[0]) > 2
+    assert len(sequences[0]) >= 2
     assert sequences[0] == sequences[1]
 
 

@@ -71,7 +71,8 @@ def test_heads(name: str, backend: str) -> None:
     check_streams(tape, tape.work[0].stream)
     assert tape.waits() == []
     if HEADS[name].optimizer != "none" and name != "gradient":
-        assert len(tape.of("native")) > 0
+        steps = [work for work in tape.of("triton") if work.name == "update_rows_kernel"]
+        assert steps or tape.of("native")
     if HEADS[name].when:
         # docs/distributed.md: "their gradient is never stored".
         assert tape.largest_bytes < classes * SIZE * 4 / 1.5

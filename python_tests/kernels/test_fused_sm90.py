@@ -14,6 +14,7 @@ from support.emulation import build_program, require_tools
 
 from unitsface_kernels.backends.native import fused
 from unitsface_kernels.backends.native.fused_engine import FusedEngine
+from unitsface_kernels.losses import REGISTRY
 
 #: Sources of each program, and the losses that it has.
 PROGRAMS = {
@@ -67,7 +68,8 @@ def test_engine_gets_the_same_from_both_kernels(
     engines = emulation.EmulatedFusedEngine, emulation.EmulatedHopperEngine
     with emulation.fused_kernels(module):
         wanted, results = (
-            fused._results(name, dtype, 72, torch.device("cpu"), engine) for engine in engines
+            fused._results(REGISTRY[name], dtype, 72, torch.device("cpu"), engine)
+            for engine in engines
         )
     for key, want in wanted.items():
         difference = float((results[key] - want).norm() / want.norm())
