@@ -48,17 +48,14 @@ def run(tasks: Sequence[str], tritons: Sequence[Triton], architectures: Sequence
     return run_each([(tasks, triton, one) for triton in tritons for one in architectures])
 
 
-def run_each(
-    works: Sequence[tuple[Sequence[str], Triton, int]], *options: str, processes: int | None = None
-) -> Results:
+def run_each(works: Sequence[tuple[Sequence[str], Triton, int]], *options: str) -> Results:
     """Each tasks with a Triton for an architecture, in worker processes; errors as of `run`.
 
     Args:
         options: of the workers.
-        processes: at a time; default: as many as there are cores.
     """
-    results, processes = Results(), processes or os.cpu_count()
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(processes) as pool:
+    results = Results()
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
         for (_, triton, architecture), rows in zip(
             works, pool.map(lambda work: _rows(*work, cache, options), works), strict=True
         ):
@@ -90,9 +87,8 @@ def _rows(
 def work(
     architecture: int, tasks: Sequence[str], known: dict[str, Compiled]
 ) -> Iterator[Compiled | Prediction]:
-    from . import variants
+    from . import steps, variants
     from .host import host_seconds
-    from .steps import STEPS, record
 
     chip, compiler = CHIPS[architecture], Compiler(architecture, known)
     for task in tasks:
@@ -102,14 +98,14 @@ def work(
             names = [name for name in given if name != EVERY] or variants.dtypes(architecture)
             tape = variants.record(chip.device, names, every=EVERY in given)
         else:
-            tape = record(STEPS[name], chip.device)
+            tape = steps.record(steps.STEPS[name], chip.device)
         before = len(compiler.found)
         for launch in tape.of("triton"):
             compiler(launch)
         yield from list(compiler.found.values())[before:]
         if task.startswith(MODEL):
-            prediction = predict(tape, name, STEPS[name].flops, chip, compiler)
-            prediction.host_seconds = host_seconds(STEPS[name], chip.device, tape)
+            prediction = predict(tape, name, steps.STEPS[name].flops, chip, compiler)
+            prediction.host_seconds = host_seconds(steps.STEPS[name], chip.device, tape)
             yield prediction
 
 
