@@ -20,7 +20,7 @@ BRITISH = re.compile(
 )
 #: Programs do not know, ask, want, notice, forget or believe, and are not told.
 PERSONAL = re.compile(
-    r"\b(?:asks|asked (?:for|of)|(?:is|are|was|be|been|if|cannot be) told|told apart|forgets|notices"
+    r"\b(?:asks|asked (?:for|of)|(?:is|are|was|be|been|if) told|told apart|forgets|notices"
     r"|unnoticed|knows|wants|remembers|believes|thinks|pretends|speaks|hopes|blames|owes"
     r"|somebody|someone|nobody|everybody|anybody|whoever|in none's way)\b",
     re.IGNORECASE,

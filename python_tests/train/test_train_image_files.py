@@ -1,4 +1,4 @@
-"""Image files by their bytes: what is beside the pixels, and small files that would need much memory."""
+"""Image files by their bytes: what is beside the pixels, and small files of large images."""
 
 from __future__ import annotations
 
