@@ -13,7 +13,7 @@ from unitsface_kernels import dispatch, functional
 
 MOST_FRAMES = 9
 #: A tile's kernel begins with its GEMM, which the engine of the CPU has a few helpers for.
-MOST_FRAMES_TO_GEMM = 13
+MOST_FRAMES_TO_GEMM = 14
 
 pytestmark = pytest.mark.skipif(
     dispatch.unavailable("native", "cpu", torch.float32) is not None,
