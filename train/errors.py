@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from train.stopping import end_on_signal
@@ -45,16 +46,13 @@ class UserError(Exception):
 def printable(message: object) -> str:
     """A message as one line of printable text, whatever names and contents it includes."""
     text = _shortened(" ".join(str(message).split()))
-    return text if text.isprintable() else _shortened("".join(map(_shown, text)))
+    shown = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return _shortened("".join(shown))
 
 
 def _shortened(text: str) -> str:
     half = LONGEST // 2 - 3
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class DivergedError(UserError):
@@ -65,6 +63,17 @@ class LostProcessError(UserError):
     """Another process of the run has ended or does not respond; its own output has the reason."""
 
     code = LOST_PROCESS
+
+
+@contextmanager
+def reported(
+    what: object, *kinds: type[Exception], error: type[Exception] = UserError
+) -> Iterator[None]:
+    """An exception of these kinds (none: of the system) as an ``error``: what failed, and why."""
+    try:
+        yield
+    except kinds or OSError as caught:
+        raise error(f"{what}: {getattr(caught, 'strerror', None) or caught}") from caught
 
 
 class Parser(argparse.ArgumentParser):
