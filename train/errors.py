@@ -70,9 +70,10 @@ def reported(
     what: object, *kinds: type[Exception], error: type[Exception] = UserError
 ) -> Iterator[None]:
     """An exception of these kinds (none: of the system) as an ``error``: what failed, and why."""
+    kinds = kinds or (OSError,)
     try:
         yield
-    except kinds or OSError as caught:
+    except kinds as caught:
         raise error(f"{what}: {getattr(caught, 'strerror', None) or caught}") from caught
 
 

@@ -61,16 +61,14 @@ def parse(argv: list[str]) -> Namespace:
     )
     for sub in commands:
         for flag, key in ALIASES.items():
-            value = f"{key}={{}}".format
             metavar = key.partition(".")[2].upper()
-            sub.add_argument(
-                flag,
-                dest="aliases",
-                action="append",
-                type=value,
-                metavar=metavar,
-                help=f"deprecated: {key}={metavar}",
-            )
+            about = {"metavar": metavar, "help": f"deprecated: {key}={metavar}"}
+            keep: dict[str, Any] = {
+                "dest": "aliases",
+                "action": "append",
+                "type": f"{key}={{}}".format,
+            }
+            sub.add_argument(flag, **keep, **about)
     found = subcommands.parse(parser, argv)
     for override in found.aliases or ():
         flag = next(f for f, key in ALIASES.items() if override.startswith(f"{key}="))
@@ -80,15 +78,11 @@ def parse(argv: list[str]) -> Namespace:
     return found
 
 
-def run(argv: list[str]) -> int:
-    arguments = parse(argv)
+def run(argv: list[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     COMMANDS[arguments.command][0](arguments)
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

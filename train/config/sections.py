@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import backbone_names, build_backbone
-from train.config.keys import about, key, key_name
+from train.config.keys import key, key_name
 
 NO_LOSS = "none"
 SCHEDULES = ("constant", "polynomial", "cosine", "step")
@@ -55,12 +54,10 @@ class ModelConfig:
         "", "file, such as a published .pth, or run whose backbone alone the run starts from"
     )
     embedding_size: int = key(512, "numbers in a feature", low=1)
-    options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about(
-            "keywords of timm.create_model for timm:MODEL, e.g."
-            " model.options={img_size: 112, patch_size: 8, global_pool: ''}"
-        ),
+    options: dict[str, Any] = key(
+        dict,
+        "keywords of timm.create_model for timm:MODEL, e.g."
+        " model.options={img_size: 112, patch_size: 8, global_pool: ''}",
     )
 
     def build(self) -> nn.Module:
@@ -86,27 +83,17 @@ class LossConfig:
     )
     class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)
     pair_weight: float = key(1.0, "factor of the pair loss in the sum", low=0.0)
-    class_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about(
-            "constructor arguments of the class loss, e.g. loss.class_options.margin=0.4"
-        ),
+    class_options: dict[str, Any] = key(
+        dict, "constructor arguments of the class loss, e.g. loss.class_options.margin=0.4"
     )
-    pair_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about("constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"),
+    pair_options: dict[str, Any] = key(
+        dict, "constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"
     )
-    class_learned: list[str] = field(
-        default_factory=list,
-        metadata=about(
-            "numbers of the class loss that are learned from their value on, e.g. [scale]"
-        ),
+    class_learned: list[str] = key(
+        list, "numbers of the class loss that are learned from their value on, e.g. [scale]"
     )
-    pair_learned: list[str] = field(
-        default_factory=list,
-        metadata=about(
-            "numbers of the pair loss that are learned from their value on, e.g. [scale]"
-        ),
+    pair_learned: list[str] = key(
+        list, "numbers of the pair loss that are learned from their value on, e.g. [scale]"
     )
     class_momentum: bool = key(
         False,
@@ -239,10 +226,7 @@ class TrainConfig:
     schedule: str = key("polynomial", "learning-rate schedule", choices=SCHEDULES)
     warmup_epochs: float = key(0.0, "linear warm-up", low=0.0)
     power: float = key(2.0, "exponent of the polynomial schedule", low=0.0)
-    milestones: list[float] = field(
-        default_factory=list,
-        metadata=about("epochs at which the step schedule multiplies lr by gamma"),
-    )
+    milestones: list[float] = key(list, "epochs at which the step schedule multiplies lr by gamma")
     gamma: float = key(0.1, "factor of the step schedule", low=0.0)
     amp: str = key("none", "autocast dtype", choices=("none", "bf16", "fp16"))
     timeout_s: float = key(
@@ -289,10 +273,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     every: int = key(0, "steps between evaluations; 0: after the last step only", low=0)
-    sets: list[str] = field(
-        default_factory=list,
-        metadata=about("verification sets (.bin files) besides the identities held out"),
-    )
+    sets: list[str] = key(list, "verification sets (.bin files) besides the identities held out")
     best: str = key(
         "accuracy", "metric, averaged over the sets that have it, by which the best is kept"
     )
@@ -346,11 +327,6 @@ def iter_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
             yield f"{section}.{key_name(f)}", f
 
 
-@functools.cache
-def _kinds() -> dict[str, str]:
-    return {key: str(f.type) for key, f in iter_keys()}
-
-
 def kind_of(key: str) -> str:
     """The type of a ``section.key`` as it is declared; empty for an unknown one."""
-    return _kinds().get(key, "")
+    return next((str(f.type) for known, f in iter_keys() if known == key), "")

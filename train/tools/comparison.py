@@ -211,7 +211,7 @@ def open_set(name: str, given: Any) -> ImageSet:
     return images
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train/compare_losses.py", description=__doc__)
     parser.add_argument("--out", default="runs/losses", type=Path, help="folder of the report")
     parser.add_argument("--seeds", default=1, type=int, help="runs of each loss: seeds 0, 1, ...")
@@ -389,9 +389,5 @@ prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to t
     write(out, report)
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

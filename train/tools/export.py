@@ -46,7 +46,7 @@ CHALLENGE_BYTES = 1024 * 2**20
 CHALLENGE_MEMBER = "model.onnx"
 
 
-def _parse(argv: list[str]) -> Namespace:
+def _parse(argv: list[str] | None) -> Namespace:
     parser = Parser(prog="train/export.py", description="Export a trained backbone as ONNX.")
     parser.add_argument(
         "checkpoint",
@@ -212,7 +212,7 @@ def _faces(path: str, size: int) -> Any:
     return normalize(to_unit(open_images(chosen, size, on_error="fail", cache="always").stacked()))
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         import onnx
@@ -251,9 +251,5 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

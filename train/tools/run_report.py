@@ -355,16 +355,12 @@ def write(run_folder: Path) -> Path:
     return folder / REPORT
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train/html_report.py", description="A run as one HTML page.")
     parser.add_argument("run_folder", type=Path, help="run.dir of a run, finished or not")
     print(f"report: {write(parser.parse_args(argv).run_folder)}")
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))
