@@ -51,8 +51,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_text(path: Path) -> str:
+@contextmanager
+def reading_text(path: Path) -> Iterator[None]:
     with reported(f"{path}: not a text file", UnicodeDecodeError), reported(f"cannot read {path}"):
+        yield
+
+
+def read_text(path: Path) -> str:
+    with reading_text(path):
         return path.read_text(encoding="utf-8")
 
 
