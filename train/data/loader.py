@@ -129,6 +129,7 @@ def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArra
         raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
 
 
+_WITHOUT = "data.workers=0 decodes in the training process"
 # Errors of decoding processes that could not hand over a batch; the last loader's.
 _lost: SimpleQueue[str] | None = None
 
@@ -157,7 +158,7 @@ def lost_worker(error: Exception) -> UserError:
         how = re.search(r"is (killed by signal: [^.]*)|(exit code \d+)", text)
         return UserError(
             f"a decoding process has died{f' ({how[1] or how[2]})' if how else ''}, of an image or "
-            "for want of memory; data.workers=0 decodes in the training process"
+            f"for want of memory; {_WITHOUT}"
         )
     return UserError(
         f"{reason}: shared memory is too small for the batches under way; enlarge /dev/shm (docker "
@@ -181,10 +182,8 @@ def _received(loader: Iterable[T]) -> Iterator[T]:
             raise
         raise lost_worker(error) from error
     except (OSError, EOFError) as error:  # descriptors or a folder for sockets are short
-        raise UserError(
-            f"cannot take a batch from a decoding process: {error}; data.workers=0 decodes in the "
-            "training process"
-        ) from error
+        said = f"cannot take a batch from a decoding process: {error}; {_WITHOUT}"
+        raise UserError(said) from error
     finally:
         del batches  # signals them to end
         for process in workers:  # they ignore SIGTERM, and may be waiting for a disk

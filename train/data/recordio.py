@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from train.data.image_list import ImageList, Problems, numbered
 from train.data.recordio_format import read_heads, read_record, split_record
 from train.data.records import OpenFiles, RecordError
-from train.errors import UserError
+from train.errors import UserError, reported
 
 # Numbers of records are stored as float32, which holds every integer up to here.
 EXACT = 1 << 24
@@ -44,10 +44,9 @@ class RecordFile:
         return len(self.keys)
 
     def read(self, index: int) -> bytes:
-        try:
+        failed = f"cannot read image {self.name(index)}"
+        with reported(failed, RecordError, error=RecordError):
             labels, image = split_record(read_record(self.files, int(self.offsets[index])))
-        except RecordError as error:
-            raise RecordError(f"cannot read image {self.name(index)}: {error}") from error
         if labels[0] != self.labels[index]:
             raise RecordError(
                 f"{self.name(index)}: its label is {labels[0]:g}, "
@@ -76,10 +75,8 @@ def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
             raise UserError(f"data.path: no such file: {needed}")
     classes = _read_property(rec.with_name("property"))
     index = _Index(OpenFiles([str(rec)]), *_read_index(rec.with_suffix(".idx")), Problems(skip))
-    try:
+    with reported("data.path", RecordError):
         images, labels = index.images()
-    except RecordError as error:
-        raise UserError(f"data.path: {error}") from error
     ok = (labels >= 0) & (labels == np.floor(labels)) & (labels < (classes or EXACT))
     for i in np.flatnonzero(~ok & ~np.isnan(labels)).tolist():  # without a label: reported before
         least = "a whole number from 0 to"
@@ -97,11 +94,8 @@ def _read_property(path: Path) -> int | None:
     """The number of classes: the first of ``classes,height,width``."""
     if not path.is_file():
         return None
-    try:
-        with open(path, "rb") as file:
-            text = file.read(100).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with reported(f"cannot read {path}"), open(path, "rb") as file:
+        text = file.read(100).decode("ascii", "replace").strip()
     first = text.split(",")[0].strip()
     if not first.isdigit() or int(first) == 0:
         raise UserError(f"{path}: expected 'classes,height,width', got '{text}'")
@@ -110,14 +104,12 @@ def _read_property(path: Path) -> int | None:
 
 def _read_index(path: Path) -> tuple[Numbers, Numbers]:
     """Keys in ascending order, and their byte offsets."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file, an error below
-            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UserError(f"{path}: expected lines of a number, a tab, a byte: {error}") from error
+    expected = f"{path}: expected lines of a number, a tab, a byte"
+    with reported(expected, ValueError, OverflowError, OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an empty file, an error below
+        table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
     if table.shape[1:] != (2,) or not len(table):
-        raise UserError(f"{path}: expected lines of a number, a tab, a byte; found {table.shape}")
+        raise UserError(f"{expected}; found {table.shape}")
     keys, offsets = table[:, 0], table[:, 1]
     if not (np.diff(keys) > 0).all():
         order = np.argsort(keys, kind="stable")

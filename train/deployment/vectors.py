@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.small_files import replacing
 
 COLUMNS = ("name", "identity", "norm")
@@ -75,12 +75,10 @@ def check_name(path: Path, *endings: str) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Vectors], None]]:
     """A function that appends rows; the file, and the table beside it, appear at the end."""
-    try:
+    with reported(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with (_write_parquet if path.suffix == ".parquet" else _write_npy)(path) as add:
             yield add
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -109,12 +107,9 @@ def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
 
 
 def _parquet(path: Path) -> Any:
-    try:
+    needed = f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
+    with reported(needed, ImportError):
         import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
-        ) from error
     return pyarrow
 
 
