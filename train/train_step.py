@@ -137,7 +137,8 @@ class TrainStep:
         for number, (part, part_labels) in enumerate(parts, 1):
             weight = len(part) / len(images)
             # The last part averages the gradients of all over the processes.
-            with nullcontext() if number == count else self._no_sync():
+            several = isinstance(self.parallel, DistributedDataParallel) and number < count
+            with self.parallel.no_sync() if several else nullcontext():
                 with autocast(config, device):
                     stored = self._momentum_feats(part)
                     total, class_term, pair_term, features = self.parallel(
@@ -202,8 +203,3 @@ class TrainStep:
             return None
         assert self.ema is not None
         return self.ema.module.eval()(images)
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        if isinstance(self.parallel, DistributedDataParallel):
-            return self.parallel.no_sync()
-        return nullcontext()

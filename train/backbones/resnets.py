@@ -37,7 +37,7 @@ def fixed_scale(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
 class Block(nn.Module):
     """BN - conv - BN - PReLU - conv(stride) - BN plus a shortcut, with no activation after."""
 
-    norms: ClassVar[tuple[str, str, str]]  # names of the three
+    norms: ClassVar[tuple[str, str, str]] = ("bn1", "bn2", "bn3")
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """The stages that both families share."""
 
-    block: ClassVar[type[Block]]
+    block: ClassVar[type[Block]] = Block
 
     def __init__(self, stages: Stages, input_size: int) -> None:
         super().__init__()
@@ -94,10 +94,6 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-class ImprovedBlock(Block):
-    norms = ("bn1", "bn2", "bn3")
-
-
 class IResNet(ResNet):
     """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``."""
 
@@ -108,7 +104,6 @@ class IResNet(ResNet):
         "iresnet100": (3, 13, 30, 3),
         "iresnet200": (6, 26, 60, 6),
     }
-    block = ImprovedBlock
 
     def __init__(
         self, stages: Stages, input_size: int, dropout: float, embedding_size: int

@@ -35,6 +35,11 @@ def key(
     return field(default=default, metadata=about)
 
 
+def share(default: float, help: str) -> Any:
+    """A field for a number between 0 and 1."""
+    return key(default, help, low=0.0, high=1.0)
+
+
 def key_name(f: dataclasses.Field[Any]) -> str:
     """The user's name of a field: ``loss.class`` cannot be an attribute in Python."""
     return str(f.metadata.get("name") or f.name)

@@ -12,18 +12,10 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import backbone_names, build_backbone
-from train.config.keys import key, key_name
+from train.config.keys import key, key_name, share
 
 NO_LOSS = "none"
 SCHEDULES = ("constant", "polynomial", "cosine", "step")
-
-
-def class_loss_names() -> list[str]:
-    return sorted(uk.CLASS_LOSSES)
-
-
-def pair_loss_names() -> list[str]:
-    return sorted(uk.PAIR_LOSSES)
 
 
 def shardable_names() -> list[str]:
@@ -72,14 +64,14 @@ class LossConfig:
         "sample-to-class loss; package.module:Class is a policy of your own",
         name="class",
         own=True,
-        choices=lambda: [NO_LOSS, *class_loss_names()],
+        choices=lambda: [NO_LOSS, *sorted(uk.CLASS_LOSSES)],
     )
     pair_name: str = key(
         "uss",
         "sample-to-sample loss; package.module:Class is a policy of your own",
         name="pair",
         own=True,
-        choices=lambda: [NO_LOSS, *pair_loss_names()],
+        choices=lambda: [NO_LOSS, *sorted(uk.PAIR_LOSSES)],
     )
     class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)
     pair_weight: float = key(1.0, "factor of the pair loss in the sum", low=0.0)
@@ -124,9 +116,7 @@ class PartialFCConfig:
         " below 1 or a fused optimizer; never: every process holds all of them",
         choices=("auto", "always", "never"),
     )
-    sample_rate: float = key(
-        1.0, "fraction of the classes that a step compares with", low=0.0, high=1.0
-    )
+    sample_rate: float = share(1.0, "fraction of the classes that a step compares with")
     fused_optimizer: str = key(
         "none",
         "steps of the class weights without memory for their gradient: within the backward pass,"
@@ -163,27 +153,20 @@ class DataConfig:
     images_per_identity: int = key(
         0, "group this many images of an identity in a batch; 0: plain shuffle", low=0
     )
-    flip: float = key(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    flip: float = share(0.5, "probability of a horizontal flip")
     shift: float = key(0.0, "largest shift, as a fraction of the side", low=0.0, high=0.5)
     zoom: float = key(0.0, "largest relative change of size", low=0.0, high=0.5)
     rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
-    brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
-    contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
-    crop: float = key(
+    brightness: float = share(0.0, "largest relative brightness change")
+    contrast: float = share(0.0, "largest relative contrast change")
+    crop: float = share(
         0.0,
         "probability that all but a random rectangle, of 20 % of the image or more, turns black, as"
         " in AdaFace, whose recipes have 0.2 here and for the next two",
-        low=0.0,
-        high=1.0,
     )
-    low_res: float = key(
-        0.0, "probability of a resolution lowered by up to a factor of 5", low=0.0, high=1.0
-    )
-    photometric: float = key(
-        0.0,
-        "probability that brightness, contrast and saturation change by up to half",
-        low=0.0,
-        high=1.0,
+    low_res: float = share(0.0, "probability of a resolution lowered by up to a factor of 5")
+    photometric: float = share(
+        0.0, "probability that brightness, contrast and saturation change by up to half"
     )
     sampler: str = key(
         "shuffle",
@@ -214,7 +197,7 @@ class TrainConfig:
     max_steps: int = key(0, "stop (and end the schedule) after this many steps; 0: no limit", low=0)
     batch_size: int = key(64, "images per step, summed over all processes", low=2)
     lr: float = key(0.1, "peak learning rate", low=0.0)
-    momentum: float = key(0.9, "momentum of SGD, first beta of AdamW", low=0.0, high=1.0)
+    momentum: float = share(0.9, "momentum of SGD, first beta of AdamW")
     weight_decay: float = key(
         5e-4, "weight decay (none on thresholds and learned numbers)", low=0.0
     )
