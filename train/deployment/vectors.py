@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from train.small_files import replacing
 COLUMNS = ("name", "identity", "norm")
 # Names of files may be no text.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_HEADER = 128  # bytes, a multiple of 64 as the format asks for
 
 
 @dataclass(frozen=True)
@@ -90,20 +88,18 @@ def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
     ):
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        shape = [0, 0]
-        file.write(bytes(_HEADER))
+        head: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (0, 0)}
+        # Of one length whatever the number of rows, which is known at the end.
+        np.lib.format.write_array_header_1_0(file, head)
 
         def add(part: Vectors) -> None:
-            shape[:] = shape[0] + len(part), part.features.shape[1]
+            head["shape"] = head["shape"][0] + len(part), part.features.shape[1]
             file.write(np.ascontiguousarray(part.features, dtype="<f4").data)
             writer.writerows(zip(part.names, part.identities, part.norms, strict=True))
 
         yield add
-        # The number of rows is known now: memory holds a block of them at a time.
         file.seek(0)
-        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape[0]}, {shape[1]}), }}"
-        magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10)
-        file.write(magic + head.ljust(_HEADER - 11).encode() + b"\n")
+        np.lib.format.write_array_header_1_0(file, head)
 
 
 def _parquet(path: Path) -> Any:
