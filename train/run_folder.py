@@ -188,12 +188,7 @@ def _move_aside(folder: Path) -> Path | None:
 
 
 def prepare(
-    folder: Path,
-    config: Config,
-    *,
-    resume_step: int | None,
-    auto: bool = False,
-    own: bool = True,
+    folder: Path, config: Config, *, resume_step: int | None, auto: bool = False, own: bool = True
 ) -> Path | None:
     """Create the folder and write its configuration; where an earlier run was moved to, if any.
 

@@ -93,8 +93,7 @@ class LossConfig:
         " VPL's published option momentum does with 0.999",
     )
     pair_across_ranks: bool = key(
-        True,
-        "pairs of the pair loss are those of all processes' batches; false: of one process's",
+        True, "pairs of the pair loss are those of all processes' batches; false: of one process's"
     )
     backend: str = key("auto", "kernel backend of both losses")
     memory: bool = key(
@@ -103,8 +102,7 @@ class LossConfig:
         " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
     )
     class_until_filled: bool = key(
-        False,
-        "the class loss only trains while the memory fills; then the pair loss goes on alone",
+        False, "the class loss only trains while the memory fills; then the pair loss goes on alone"
     )
 
 

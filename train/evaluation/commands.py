@@ -51,7 +51,7 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
     "--last": LAST,
 }
 VERIFICATION: dict[str, dict[str, Any]] = {
-    "sets": {"nargs": "+", "metavar": "SET", "help": "e.g. lfw.bin cfp_fp.bin"},
+    "sets": {"nargs": "+", "metavar": "SET", "help": "e.g. lfw.bin cfp_fp.bin"}
 }
 
 

@@ -31,14 +31,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--images": {"type": Path, "help": "folder of the loosely cropped faces"},
     "--protocol": {"default": "both", "choices": ("11", "1N", "both")},
     "--set": {"default": "ijbc", "choices": ("ijbc", "ijbb")},
-    "--no-norm-weight": {
-        "action": "store_true",
-        "help": "images weigh alike, not by feature norm",
-    },
-    "--no-detector-weight": {
-        "action": "store_true",
-        "help": "ignore the face detector's scores",
-    },
+    "--no-norm-weight": {"action": "store_true", "help": "images weigh alike, not by feature norm"},
+    "--no-detector-weight": {"action": "store_true", "help": "ignore the face detector's scores"},
     "--write-features": {
         "type": Path,
         "metavar": "FILE",

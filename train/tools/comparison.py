@@ -56,7 +56,7 @@ ENTRIES = (
 )
 # Entries that are another one with other options, as published: its recipe has their source.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "elasticface_cos": ("elasticface", {"kind": "cos", "margin": 0.35, "std": 0.05}),
+    "elasticface_cos": ("elasticface", {"kind": "cos", "margin": 0.35, "std": 0.05})
 }
 RECIPES = CONFIG.parent / "loss"
 # Dozens of runs in an hour, and positives in every batch.

@@ -24,14 +24,7 @@ from train.evaluation import baselines, plots
 from train.evaluation.embed import embed
 from train.evaluation.roc import roc_curve
 from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
-from train.run_folder import (
-    EVALUATION,
-    FEATURES,
-    RunFolder,
-    read_metrics,
-    write_arrays,
-    write_json,
-)
+from train.run_folder import EVALUATION, FEATURES, RunFolder, read_metrics, write_arrays, write_json
 from train.tools import run_report
 from train.tools.report import (
     Block,
