@@ -220,7 +220,8 @@ class Trainer:
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
             world.from_main(lambda: self._open_log(files))
-            train_step = self.build_step()
+            parts = self.module, self.head, self.memory, self.ema, self.optimizer, self.scaler
+            train_step = TrainStep(self.config, world, *parts, self.watch, self.meter.clock)
             cut_off = self._catch_up()
             self.meter.restart_clock()
             while not self.at_end and not cut_off and not self.stopped_by:
@@ -247,20 +248,6 @@ class Trainer:
     def _open_log(self, files: ExitStack) -> None:
         trackers = open_trackers(self.config, self.folder, self.step + 1)
         self.log = files.enter_context(closing(MetricsLog(self.folder, trackers)))
-
-    def build_step(self) -> TrainStep:
-        return TrainStep(
-            config=self.config,
-            world=self.world,
-            module=self.module,
-            head=self.head,
-            memory=self.memory,
-            ema=self.ema,
-            optimizer=self.optimizer,
-            scaler=self.scaler,
-            watch=self.watch,
-            clock=self.meter.clock,
-        )
 
     def epoch_batches(self) -> Any:
         """The batches of the current epoch that are still to come."""

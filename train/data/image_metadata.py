@@ -58,21 +58,21 @@ def bare(encoded: bytes, max_pixels: int) -> Bare:
     return Bare(encoded)
 
 
+_OTHERS = {
+    rb".{4}ftyp(avif|avis)": "AVIF",
+    rb".{4}ftyp(heic|heix)": "HEIC",
+    rb".{4}ftyp": "HEIF",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\0\0\0\x0cJXL |\xff\x0a": "JPEG XL",
+    rb"\s*(?i:<!doctype|<html|<\?xml|<svg)": "HTML or SVG",
+    rb"version https://git-lfs": "Git LFS (a pointer: git lfs pull)",
+}
+
+
 def kind_of(encoded: bytes) -> str | None:
     """Name of a format that is not read; None if it is unknown."""
     head = encoded[:64]
-    if head[4:8] == b"ftyp":
-        brands = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
-        return brands.get(head[8:12], "HEIF")
-    if head.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
-        return "JPEG 2000"
-    if head.startswith((b"\0\0\0\x0cJXL ", b"\xff\x0a")):
-        return "JPEG XL"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
-        return "HTML or SVG"
-    if head.startswith(b"version https://git-lfs"):
-        return "Git LFS (a pointer: git lfs pull)"
-    return None
+    return next((kind for start, kind in _OTHERS.items() if re.match(start, head, re.S)), None)
 
 
 def _upright(exif: bytes, xmp: bytes) -> int:

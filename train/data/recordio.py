@@ -55,11 +55,11 @@ class RecordFile:
         return image
 
     def name(self, index: int) -> str:
-        return _name(self.files, int(self.keys[index]))
+        return _name(self.files, self.keys[index])
 
 
-def _name(files: OpenFiles, key: int) -> str:
-    return f"{files.paths[0]}, record {key}"
+def _name(files: OpenFiles, key: int | np.integer) -> str:
+    return f"{files.paths[0]}, record {int(key)}"
 
 
 def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
@@ -81,8 +81,7 @@ def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
     for i in np.flatnonzero(~ok & ~np.isnan(labels)).tolist():  # without a label: reported before
         least = "a whole number from 0 to"
         most = f"{classes - 1} (property: {classes} classes)" if classes else str(EXACT - 1)
-        name = _name(index.files, int(index.keys[images[i]]))
-        index.problems.add(name, f"its label is {labels[i]:g}, expected {least} {most}")
+        index.wrong(index.keys[images[i]], f"its label is {labels[i]:g}, expected {least} {most}")
     images, numbers = images[ok], labels[ok].astype(np.int32)
     if not len(images):
         raise UserError(f"data.path: no images in {rec}")
@@ -129,6 +128,9 @@ class _Index:
     offsets: Numbers
     problems: Problems
 
+    def wrong(self, key: int | np.integer, reason: str) -> None:
+        self.problems.add(_name(self.files, key), reason)
+
     def images(self) -> tuple[Numbers, NDArray[np.float64]]:
         """Rows of the images in order of keys, and labels; NaN where there is a problem."""
         self._check_offsets()
@@ -140,14 +142,14 @@ class _Index:
                 labels, image = split_record(record)
                 layout = [] if image else labels[:2].tolist()
             except RecordError as error:
-                self.problems.add(_name(self.files, 0), str(error))
+                self.wrong(0, str(error))
                 # Its labels are lost: records of identities are those without an image.
                 rows = np.delete(np.arange(len(self.keys)), first)
                 return rows, self._own_labels(rows)
         if len(layout) < 2:
             rows = np.arange(len(self.keys))
             return rows, self._own_labels(rows)
-        n1, n2 = (int(n) if np.isfinite(n) and n == np.floor(n) else -1 for n in layout)
+        n1, n2 = (int(n) if float(n).is_integer() else -1 for n in layout)
         if not 1 <= n1 <= n2:
             name = _name(self.files, 0)
             raise RecordError(f"{name}: expected two ascending numbers, got {layout}")
@@ -176,7 +178,7 @@ class _Index:
             )
         keys = np.arange(first, stop, dtype=np.int64)
         for key in keys[self._rows(keys) < 0].tolist():
-            self.problems.add(_name(self.files, key), "it is not in the .idx file")
+            self.wrong(key, "it is not in the .idx file")
         return keys
 
     def _rows(self, keys: Numbers) -> Numbers:
@@ -194,22 +196,15 @@ class _Index:
         same = np.flatnonzero(np.diff(self.offsets[order]) == 0)
         for i in same.tolist():
             one, other = self.keys[order[i]], self.keys[order[i + 1]]
-            self.problems.add(
-                _name(self.files, int(other)), f"the .idx file puts it where record {one} is"
-            )
+            self.wrong(other, f"the .idx file puts it where record {one} is")
         # Dropped records are reported above, or skipped.
-        self._drop(order[same + 1])
+        dropped = order[same + 1]
+        self.keys, self.offsets = np.delete(self.keys, dropped), np.delete(self.offsets, dropped)
         size = self.files.size(0)
         outside = np.flatnonzero((self.offsets < 0) | (self.offsets >= size))
         for i in outside.tolist():
-            self.problems.add(
-                _name(self.files, int(self.keys[i])),
-                f"byte {self.offsets[i]} of the .idx file is beyond the file's end, {size} bytes",
-            )
-
-    def _drop(self, rows: Numbers) -> None:
-        if len(rows):
-            self.keys, self.offsets = np.delete(self.keys, rows), np.delete(self.offsets, rows)
+            reason = f"byte {self.offsets[i]} of the .idx file is beyond the file's end"
+            self.wrong(self.keys[i], f"{reason}, {size} bytes")
 
     def _own_labels(self, rows: Numbers) -> NDArray[np.float64]:
         heads, errors = read_heads(self.files, self.offsets[rows])
@@ -219,7 +214,7 @@ class _Index:
         for i in np.flatnonzero(heads["image_bytes"] == 0).tolist():
             errors.setdefault(i, "it holds no image")
         for i, reason in errors.items():
-            self.problems.add(_name(self.files, int(self.keys[rows[i]])), reason)
+            self.wrong(self.keys[rows[i]], reason)
             labels[i] = np.nan
         return labels
 
@@ -236,11 +231,9 @@ class _Index:
         readable = (start["image_bytes"] >= 0) & (last["image_bytes"] >= 0)
         agree = start["label"] == last["label"]
         for i in np.flatnonzero(readable & ~agree).tolist():
-            self.problems.add(
-                _name(self.files, int(identities[i])),
-                f"records {first[i]} and {end[i] - 1} of this identity have labels "
-                f"{start['label'][i]:g} and {last['label'][i]:g}",
-            )
+            found = f"{start['label'][i]:g} and {last['label'][i]:g}"
+            ends_of = f"records {first[i]} and {end[i] - 1} of this identity"
+            self.wrong(identities[i], f"{ends_of} have labels {found}")
         agree &= readable
         counts = (end - first)[agree]
         if counts.sum() > len(labels):
@@ -260,7 +253,7 @@ class _Index:
         ok &= (first >= 1) & (first <= end) & (end <= images + 1)
         for i in np.flatnonzero(~ok).tolist():
             reason = f"expected the range of an identity's records, got {heads[i].tolist()[:2]}"
-            self.problems.add(_name(self.files, int(identities[i])), errors.get(i, reason))
+            self.wrong(identities[i], errors.get(i, reason))
         ok &= first < end
         return identities[ok], first[ok], end[ok]
 
