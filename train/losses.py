@@ -122,17 +122,16 @@ class FaceLoss(nn.Module):
         term is left out where the pair term is there. ``momentum_feats``: (N, D) features that the
         class loss stores in place of these.
         """
+
+        def term(loss: nn.Module | None, wanted: bool, given: dict[str, Tensor]) -> Tensor:
+            if loss is None:
+                return torch.zeros((), device=features.device)
+            return loss(features, labels, **given) if wanted else _nothing(loss, features.device)
+
         stored = {} if momentum_feats is None else {"momentum_feats": momentum_feats}
-        class_term = pair_term = torch.zeros((), device=features.device)
-        if self.class_loss is not None and not (pairs and self.class_until_pairs):
-            class_term = self.class_loss(features, labels, **stored)
-        elif self.class_loss is not None:
-            class_term = class_term + _nothing(self.class_loss)
-        if self.pair_loss is not None and pairs:
-            columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
-            pair_term = self.pair_loss(features, labels, **columns)
-        elif self.pair_loss is not None:
-            pair_term = pair_term + _nothing(self.pair_loss)
+        columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
+        class_term = term(self.class_loss, not (pairs and self.class_until_pairs), stored)
+        pair_term = term(self.pair_loss, pairs, columns)
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
@@ -153,12 +152,12 @@ def learned_numbers(loss: FaceLoss, head: uk.PartialFC | None) -> dict[str, floa
     }
 
 
-def _nothing(loss: nn.Module) -> Tensor:
+def _nothing(loss: nn.Module, device: torch.device) -> Tensor:
     """0 with gradients of zero for all parameters, from empty sums: data-parallel training waits
     for the gradient of every one.
     """
     empty = (p.flatten()[:0].sum() for p in loss.parameters())
-    return sum(empty, torch.zeros(()))
+    return sum(empty, torch.zeros((), device=device))
 
 
 def set_epoch(losses: nn.Module, epoch: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,21 +35,14 @@ class BackboneAndLoss(nn.Module):
         self.backbone = backbone
         self.loss = loss
 
-    def forward(
-        self,
-        images: Tensor | None,
-        labels: Tensor | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        pairs: bool = True,
-        momentum_feats: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """The terms of :class:`FaceLoss`, and the features; without images, some function of all
-        parameters.
+    def forward(self, images: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+        """The terms of :class:`FaceLoss`, which takes what is ``given`` beside the features, and
+        the features; without images, some function of all parameters.
         """
-        if images is None or labels is None:
+        if images is None:
             return (sum((p.sum() for p in self.parameters() if p.requires_grad), 0.0),)
         features = self.backbone(images)
-        return (*self.loss(features, labels, memory, pairs, momentum_feats), features)
+        return (*self.loss(features, *given), features)
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
@@ -175,17 +169,9 @@ class TrainStep:
         self.scaler.update()
         terms = sum(part_terms[1:], part_terms[0])
         if self.scaler.is_enabled():
-            self.watch.after(
-                step + 1,
-                self.stepped,
-                terms,
-                lambda: first_not_finite(
-                    self.module.backbone,
-                    images.tensor_split(count),
-                    terms,
-                    lambda: autocast(config, device),
-                ),
-            )
+            tried = self.module.backbone, images.tensor_split(count), terms
+            find = partial(first_not_finite, *tried, lambda: autocast(config, device))
+            self.watch.after(step + 1, self.stepped, terms, find)
 
         features = torch.cat(part_features)
         if self.stepped and memory is not None:
