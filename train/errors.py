@@ -69,7 +69,9 @@ class LostProcessError(UserError):
 def reported(
     what: object, *kinds: type[Exception], error: type[Exception] = UserError
 ) -> Iterator[None]:
-    """An exception of these kinds (none: of the system) as an ``error``: what failed, and why."""
+    """Raises exceptions of these kinds, by default the system's, as an ``error``: what failed, and
+    why.
+    """
     kinds = kinds or (OSError,)
     try:
         yield
