@@ -220,8 +220,7 @@ class Trainer:
             self.bar = Progress(self.total_steps, self.step, enabled=shown)
             files.enter_context(closing(self.bar))
             world.from_main(lambda: self._open_log(files))
-            parts = self.module, self.head, self.memory, self.ema, self.optimizer, self.scaler
-            train_step = TrainStep(self.config, world, *parts, self.watch, self.meter.clock)
+            train_step = self.build_step()
             cut_off = self._catch_up()
             self.meter.restart_clock()
             while not self.at_end and not cut_off and not self.stopped_by:
@@ -248,6 +247,10 @@ class Trainer:
     def _open_log(self, files: ExitStack) -> None:
         trackers = open_trackers(self.config, self.folder, self.step + 1)
         self.log = files.enter_context(closing(MetricsLog(self.folder, trackers)))
+
+    def build_step(self) -> TrainStep:
+        parts = self.module, self.head, self.memory, self.ema, self.optimizer, self.scaler
+        return TrainStep(self.config, self.world, *parts, self.watch, self.meter.clock)
 
     def epoch_batches(self) -> Any:
         """The batches of the current epoch that are still to come."""
