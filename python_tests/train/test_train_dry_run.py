@@ -91,10 +91,10 @@ def test_every_combination_is_a_configuration(data: str, loss: str) -> None:
 def test_learning_rates_are_the_published_ones(data: str, steps: int, at: dict[int, float]) -> None:
     config = recipe(data)
     plan = dry_run.make_plan(config, 1)
-    assert plan.steps_per_epoch == steps
-    assert plan.total_steps == steps * config.train.epochs
+    assert plan.course.steps_per_epoch == steps
+    assert plan.course.total_steps == steps * config.train.epochs
     for step, expected in at.items():
-        rate = learning_rate(config.train, step, plan.total_steps, steps)
+        rate = learning_rate(config.train, step, plan.course.total_steps, steps)
         assert rate == pytest.approx(expected, rel=2e-5)
 
 

@@ -157,7 +157,8 @@ def test_every_process_gets_what_the_others_skipped(
     source = open_images(scan(str(data)), 16, on_error="skip", cache="never")
     backbone = train(tiny(data, tmp_path / "run"), 1).backbone
     other = {source.images.name(3): "cannot be read"}
-    monkeypatch.setattr(DistributedEnv, "gather_objects", lambda self, value: [value, (other, 0)])
+    other_process = other, 0, None  # what it skipped, no signal, no features
+    monkeypatch.setattr(DistributedEnv, "gather_objects", lambda self, own: [own, other_process])
     embed(backbone, source, CPU.device)
     assert source.readable().tolist() == [True, True, True, False]
 
