@@ -65,7 +65,7 @@ CASES = (
     Case("tiles-none", rows=1030, dim=33, reduction="none", topology="pair", heavy=True),
 )
 #: Of every policy whose kernels differ; one with a variable of every kind, and one over classes,
-#: take all cases.
+#: take all cases but those of several tiles, of which the first one takes one.
 OFTEN = {"memory", "none", "subset"}
 
 
@@ -76,7 +76,8 @@ def _grid() -> list:
         compiled = of in (*POLICIES, Tempered, Scales)
         for case in CASES:
             if case.applies(custom.spec(of())):
-                rare = of not in (Everything, Curricular) and (case.heavy or case.name not in OFTEN)
+                rare = of not in (Everything, Curricular) and case.name not in OFTEN
+                rare |= case.heavy and (of is not Everything or case.name != "tiles")
                 marks = extended_if(not compiled or rare)
                 name = f"{of.__name__}-{case.name}"
                 found.append(pytest.param(of, case, torch.float32, id=name, marks=marks))
