@@ -250,10 +250,10 @@ def test_the_checks_can_fail() -> None:
         pytest.param("logsumexp_tile", [], marks=pytest.mark.extended),
         pytest.param("logsumexp_pairs_tile", [], marks=pytest.mark.extended),
         pytest.param("nearest_tile", [], marks=pytest.mark.extended),
-        ("normalize_rows", []),
-        ("histogram_tile", []),
+        pytest.param("normalize_rows", [], marks=pytest.mark.extended),
+        pytest.param("histogram_tile", [], marks=pytest.mark.extended),
         ("permuted", []),
-        ("update_rows", []),
+        pytest.param("update_rows", [], marks=pytest.mark.extended),
         *(
             pytest.param(name, ["thorough"], marks=pytest.mark.slow)
             for name in ("sum_tile", "logsumexp_tile", "logsumexp_pairs_tile", "nearest_tile")

@@ -22,7 +22,7 @@ from train.starting.start import load_start  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
 CPU = DistributedEnv(0, 1, torch.device("cpu"))
-# Known by its tensors, as Conv-4 is not, and more than ten times as long a run.
+# Known by its tensors, as Conv-4 is not.
 IRESNET = {"name": "iresnet18"}
 
 
