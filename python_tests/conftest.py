@@ -59,6 +59,11 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Extension modules look for what was not freed."""
+    gc.unfreeze()
+
+
 # Each keeps a worker busy for most of a minute: the others fill up what these leave of the time.
 LONGEST = (
     "test_cuda_codegen",
