@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import ROOT, tiny, trainer_of, write_faces
+from support.training import IRESNET, ROOT, tiny, trainer_of, write_faces
 
 from train.config import Config
 from train.errors import UserError
@@ -232,7 +232,10 @@ def test_what_a_run_starts_from_is_loaded(
 ) -> None:
     """The backbone of the file; the classes of a dry run are made up."""
     faces = write_faces(tmp_path / "faces", identities=2, images=2)
-    torch.save(trainer_of(tiny(faces, tmp_path)).backbone.state_dict(), tmp_path / "weights.pt")
+    torch.save(
+        trainer_of(tiny(faces, tmp_path, model=IRESNET)).backbone.state_dict(),
+        tmp_path / "weights.pt",
+    )
     given = [f"data.path={faces}", *SMALL]
     for key in ("model.weights", "train.init", "train.finetune"):
         assert main([*given, f"{key}={tmp_path / 'weights.pt'}"]) == 0

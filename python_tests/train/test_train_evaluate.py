@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.evaluation_formats import orl_pairs, python2_bin
-from support.training import CPU, arguments, tiny, train, write_faces
+from support.training import CPU, IRESNET, arguments, tiny, train, write_faces
 
 from train import evaluate, main
 from train.data.dataset import scan
@@ -41,7 +41,7 @@ def test_published_weights_are_evaluated_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
-    trainer = train(tiny(data, tmp_path / "run", train={"epochs": 1}))
+    trainer = train(tiny(data, tmp_path / "run", model=IRESNET, train={"epochs": 1}))
     wrapped = {f"module.{k}": v for k, v in trainer.backbone.state_dict().items()}
     torch.save({"state_dict_backbone": wrapped, "epoch": 1}, tmp_path / "published.pt")
     figures = []
