@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import pytest
 from support.emulation import compiler as find_compiler
 from support.emulation import cuda_headers
+
+from bench.gpu_model.sass import find_cuobjdump
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 LARGEST_REGISTERS = 255
@@ -70,20 +71,6 @@ def find_extension() -> Path | None:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     found = [path for folder in folders for path in sorted(Path(folder).glob("_native*.so"))]
     return found[0] if found else None
-
-
-def find_cuobjdump() -> str | None:
-    beside = []
-    if nvcc := shutil.which("nvcc"):
-        beside.append(Path(nvcc).resolve().parent)
-    if home := os.environ.get("CUDA_HOME"):
-        beside.append(Path(home) / "bin")
-    # find_spec does not run Triton.
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin:
-        beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    candidates = [shutil.which("cuobjdump"), *(shutil.which("cuobjdump", path=p) for p in beside)]
-    return next((path for path in candidates if path), None)
 
 
 def parse_resource_usage(text: str) -> list[Kernel]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -19,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.gpu_model.fused_sm80 import write_losses
 from unitsface_kernels.backends import native
 from unitsface_kernels.backends.native import engine as native_engine
 from unitsface_kernels.backends.native.cuda_engine import CudaEngine
@@ -28,6 +28,7 @@ from unitsface_kernels.cache import only_one
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATION = SOURCES / "cuda" / "emulation"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 def cuda_headers() -> Path | None:
@@ -61,15 +62,9 @@ def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] 
     """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
     out of alignment end it. ``losses``: those that have kernels; none: all."""
     if losses:
-        _write_losses(folder / "unitsface", losses)
+        write_losses(folder / "unitsface", losses)
     flags = [
-        *(
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=undefined",
-            "-O1",
-            "-std=c++17",
-            "-Wno-psabi",
-        ),
+        *(*SANITIZE, "-O1", "-std=c++17", "-Wno-psabi"),
         *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
         *("-isystem", f"{cuda_headers()}"),
         *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
@@ -82,22 +77,8 @@ def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] 
     ]
     assert [process.wait() for process in compilations] == [0] * len(sources)
     program = folder / "test"
-    sanitize = flags[:2]
-    subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
+    subprocess.run([f"{compiler()}", *SANITIZE, *objects, "-o", program], check=True)
     return program
-
-
-def _write_losses(folder: Path, losses: Sequence[str]) -> None:
-    """The list of losses with these alone, which is found before the whole one."""
-    whole = SOURCES / "include" / "unitsface" / "loss_list.def"
-    text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
-    kept = [
-        line
-        for line in text.splitlines()
-        if not (match := re.match(r"UF_\w+_LOSS\((\w+),", line)) or match[1] in losses
-    ]
-    folder.mkdir()
-    (folder / whole.name).write_text("\n".join(kept) + "\n")
 
 
 def build_extension(folder: Path) -> Path:
@@ -185,12 +166,14 @@ class EmulatedHopperEngine(EmulatedFusedEngine):
 
 
 @contextmanager
-def fused_kernels(module: ModuleType) -> Iterator[None]:
-    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension."""
+def fused_kernels(module: ModuleType, hopper: bool = False) -> Iterator[None]:
+    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension;
+    ``hopper``: those of sm_90a where there are any."""
+    engine = EmulatedHopperEngine if hopper else EmulatedFusedEngine
     with ExitStack() as stack:
         for target, name, value in (
             (native_engine, "extension", lambda: module),
-            (native, "make_engine", lambda call, *_: EmulatedFusedEngine(call)),
+            (native, "make_engine", lambda call, *_: engine(call)),
             (torch.cuda, "device", lambda _: nullcontext()),
             (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
         ):
