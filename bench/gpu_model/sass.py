@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -75,6 +78,21 @@ class Regions:
     iterations: float
     stored: int
     loaded: int
+
+
+def find_cuobjdump() -> str | None:
+    """On PATH, beside nvcc, or in Triton."""
+    beside = []
+    if nvcc := shutil.which("nvcc"):
+        beside.append(Path(nvcc).resolve().parent)
+    if home := os.environ.get("CUDA_HOME"):
+        beside.append(Path(home) / "bin")
+    # find_spec does not run Triton.
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin:
+        beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    candidates = [shutil.which("cuobjdump"), *(shutil.which("cuobjdump", path=p) for p in beside)]
+    return next((path for path in candidates if path), None)
 
 
 def disassemble(tool: Path, cubin: bytes) -> list[Instruction]:

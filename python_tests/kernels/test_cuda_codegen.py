@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.emulation import SOURCES, build_program, require_tools
+
+from bench.gpu_model.sass import find_cuobjdump
 
 LARGEST_REGISTERS = 255
 
@@ -74,20 +75,6 @@ def find_extension() -> Path | None:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     found = [path for folder in folders for path in sorted(Path(folder).glob("_native*.so"))]
     return found[0] if found else None
-
-
-def find_cuobjdump() -> str | None:
-    beside = []
-    if nvcc := shutil.which("nvcc"):
-        beside.append(Path(nvcc).resolve().parent)
-    if home := os.environ.get("CUDA_HOME"):
-        beside.append(Path(home) / "bin")
-    # find_spec does not run Triton.
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin:
-        beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    candidates = [shutil.which("cuobjdump"), *(shutil.which("cuobjdump", path=p) for p in beside)]
-    return next((path for path in candidates if path), None)
 
 
 def parse_resource_usage(text: str) -> list[Kernel]:

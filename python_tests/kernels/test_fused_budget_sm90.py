@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from kernels.test_cuda_codegen import find_cuobjdump
 
-from bench.gpu_model import hopper
+from bench.gpu_model import hopper, sass
 
 DEPTH = 512
 #: Rows and columns of an in-batch tile that fills the chip for several waves.
@@ -18,7 +17,7 @@ L2_BYTES = 176 << 10
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[hopper.Compiled]:
-    nvcc, disassembler = shutil.which("nvcc"), find_cuobjdump()
+    nvcc, disassembler = shutil.which("nvcc"), sass.find_cuobjdump()
     if nvcc is None or disassembler is None:
         pytest.skip("needs nvcc and cuobjdump")
     folder = tmp_path_factory.mktemp("total")

@@ -10,20 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 from support import emulation
-from support.cases import HALF, Case, Values, build
-from support.evaluation import expected_of_cuda_kernels
-from support.given_variables import streams
-from support.grid import FIRST, interpreted, parity_cases, small
-from support.tolerances import check_all
+from support.fused_grid import Emulated, Entry, check_runs, grid
 from torch import Tensor
 
 from unitsface_kernels.backends.native import fused
 from unitsface_kernels.backends.native.cuda_engine import CudaEngine
 from unitsface_kernels.backends.native.fused_engine import FusedEngine
 from unitsface_kernels.backends.streaming import ClassTile, ClassWeights
-from unitsface_kernels.losses import LossSpec
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +25,6 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     if reason is not None:
         pytest.skip(reason)
     return emulation.shared_extension(tmp_path_factory)
-
-
-def _grid() -> list:
-    """As of an interpreter, which takes as long."""
-    return [
-        pytest.param(spec, values, small(case), dtype, id=f"{name}-{str(dtype).split('.')[1]}")
-        for name, spec, values, case in parity_cases()
-        for dtype in DTYPES
-        if interpreted(spec, values, case, dtype)
-        and spec.reduction != "nearest"
-        and not streams(spec)
-        and (dtype == torch.float32 or (case.name in HALF and not values and spec in FIRST))
-    ]
 
 
 @pytest.mark.extended
@@ -116,13 +96,13 @@ def test_only_the_environment_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> 
     assert checked == [0]
 
 
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory, extension: ModuleType) -> Emulated:
+    assert extension.__file__ is not None
+    return Emulated(Path(extension.__file__))
+
+
 @pytest.mark.extended
-@pytest.mark.parametrize(("spec", "values", "case", "dtype"), _grid())
-def test_parity(
-    spec: LossSpec, values: Values, case: Case, dtype: torch.dtype, extension: ModuleType
-) -> None:
-    problem = build(case, spec, values, dtype)
-    want = expected_of_cuda_kernels(problem, dtype)
-    with emulation.fused_kernels(extension):
-        loss, gradients = problem.evaluate("native")
-    check_all({"loss": loss, **gradients}, want)
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in grid()])
+def test_parity(entry: Entry, emulated: Emulated) -> None:
+    check_runs(entry, emulated.runs(entry))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -21,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.gpu_model.fused_sm80 import write_losses
 from unitsface_kernels.backends import native
 from unitsface_kernels.backends.native import engine as native_engine
 from unitsface_kernels.backends.native.cuda_engine import CudaEngine
@@ -80,7 +80,7 @@ def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] 
         if program.exists():
             return program
         if losses:
-            _write_losses(folder / "unitsface", losses)
+            write_losses(folder / "unitsface", losses)
         sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
         objects = [folder / f"{source.stem}.o" for source in sources]
         compilations = [
@@ -100,19 +100,6 @@ def _digest_of_sources() -> str:
     for path in sorted(p for p in SOURCES.rglob("*") if p.is_file()):
         found.update(f"{path}\n".encode() + path.read_bytes())
     return found.hexdigest()
-
-
-def _write_losses(folder: Path, losses: Sequence[str]) -> None:
-    """The list of losses with these alone, which is found before the whole one."""
-    whole = SOURCES / "include" / "unitsface" / "loss_list.def"
-    text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
-    kept = [
-        line
-        for line in text.splitlines()
-        if not (match := re.match(r"UF_\w+_LOSS\((\w+),", line)) or match[1] in losses
-    ]
-    folder.mkdir()
-    (folder / whole.name).write_text("\n".join(kept) + "\n")
 
 
 def build_extension(folder: Path) -> Path:
@@ -200,12 +187,14 @@ class EmulatedHopperEngine(EmulatedFusedEngine):
 
 
 @contextmanager
-def fused_kernels(module: ModuleType) -> Iterator[None]:
-    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension."""
+def fused_kernels(module: ModuleType, hopper: bool = False) -> Iterator[None]:
+    """Inside, native calls on CPU tensors run the fused kernels of the emulated extension;
+    ``hopper``: those of sm_90a where there are any."""
+    engine = EmulatedHopperEngine if hopper else EmulatedFusedEngine
     with ExitStack() as stack:
         for target, name, value in (
             (native_engine, "extension", lambda: module),
-            (native, "make_engine", lambda call, *_: EmulatedFusedEngine(call)),
+            (native, "make_engine", lambda call, *_: engine(call)),
             (torch.cuda, "device", lambda _: nullcontext()),
             (torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0)),
         ):

@@ -12,7 +12,8 @@ inline uint64_t chance = [] {
   const char* seed = std::getenv("EMULATION_SEED");
   return seed == nullptr ? 1u : std::strtoull(seed, nullptr, 10);
 }();
-inline const bool always_late = chance == 0;
+inline bool always_late = chance == 0;
+inline void choose_order(uint64_t seed) { chance = seed, always_late = seed == 0; }
 
 // True in one of four cases.
 inline bool by_chance() {

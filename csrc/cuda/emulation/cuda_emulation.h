@@ -44,7 +44,7 @@ constexpr size_t kStackBytes = 128 << 10;
 inline bool descending = false;
 // Every launch in one of the two orders, as if by chance.
 inline bool mixed = false;
-inline int64_t launches = 0;
+inline int64_t launches = 0, dynamic_launches = 0;  // of these, with dynamic shared memory
 
 // Ends the process where a rule of the PTX ISA or of CUDA C++ is broken.
 [[noreturn]] inline void broken(const char* rule) {
@@ -187,6 +187,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                    const Arguments&... arguments) {
   ++launches;
+  if (config->dynamicSmemBytes > 0) ++dynamic_launches;
   if (mixed) descending = static_cast<uint32_t>(launches) * 2654435761u >> 31 != 0;
   block.dynamic_bytes = config->dynamicSmemBytes;
   block.body = [&] { kernel(static_cast<Parameters>(arguments)...); };

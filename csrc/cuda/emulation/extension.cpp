@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "async_copies.h"
 #include "cpu/kernels.h"
 #include "cuda/kernels.h"
 
@@ -12,6 +13,15 @@ extern "C" {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return ""; }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
+
+// For tests, beside the module's functions: EMULATION_SEED while the process runs, and how many of
+// the launches were of kernels for sm_90a, which alone have dynamic shared memory.
+__attribute__((visibility("default"))) void emulation_seed(uint64_t seed) {
+  emulation::choose_order(seed);
+}
+__attribute__((visibility("default"))) int64_t emulation_hopper_launches() {
+  return emulation::dynamic_launches;
+}
 }
 
 namespace unitsface {
