@@ -21,20 +21,20 @@ _STANDS_IN = str(Path(__file__).parent)
 
 
 class Calls(NamedTuple):
-    """Of Python functions, generators' resumptions included, and of C functions."""
+    """Calls of Python functions, generators' resumptions included, and of C functions."""
 
     python: int
     c: int
 
 
 def calls(build: Build, rows: int, columns: int, size: int = 512, *, chip: Chip = H200) -> Calls:
-    """Those of a step of ``rows`` against ``columns`` (0: in-batch) of ``size`` features."""
+    """Calls in a step of ``rows`` against ``columns`` (0: in-batch) of ``size`` features."""
     with small_step(build, (rows, columns, size), chip) as (step, _):
         return counted(step)
 
 
 def counted(step: Callable[[], object]) -> Calls:
-    """Those of this thread in ``step``, without itself."""
+    """Calls that this thread makes in ``step``."""
     python = c = 0
 
     def stands_in(frame: FrameType | None) -> bool:

@@ -309,12 +309,9 @@ class Call(CallConfig):
 
 
 class ShardPart(NamedTuple):
-    """What a call has of a step of :class:`PartialFC`; see :class:`Call`.
+    """Fields of :class:`Call` in partial FC. Unlike a caller's, the index is known to be in range."""
 
-    ``index``, unlike a caller's, is in range by the way it was drawn.
-    """
-
-    index: Tensor | None = None
+    column_index: Tensor | None = None
     mixing: Mixing | None = None
     sink: ColumnSink | None = None
     shards: Shards | None = None
@@ -353,7 +350,7 @@ def make_call(
         row_labels=_labels(row_labels),
         columns=columns,
         column_labels=None if column_labels is None else _labels(column_labels),
-        column_index=column_index if part.index is None else part.index,
+        column_index=column_index if part.column_index is None else part.column_index,
         threshold=threshold,
         variables=variables,
         centers=centers,

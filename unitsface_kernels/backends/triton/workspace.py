@@ -51,7 +51,7 @@ def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, 
 
 def _end(rows: Tensor, depth: int) -> int:
     """The first element of their memory behind ``depth`` elements of the last one."""
-    return rows.storage_offset() + (len(rows) - 1) * rows.stride(0) + depth
+    return int(rows.storage_offset()) + (len(rows) - 1) * rows.stride(0) + depth
 
 
 def _held(rows: Tensor) -> int:
