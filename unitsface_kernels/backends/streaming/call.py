@@ -309,7 +309,7 @@ class Call(CallConfig):
 
 
 class ShardPart(NamedTuple):
-    """Fields of :class:`Call` in partial FC. Unlike a caller's, the index is known to be in range."""
+    """Fields of :class:`Call` in partial FC; unlike a caller's, the index is surely in range."""
 
     column_index: Tensor | None = None
     mixing: Mixing | None = None
