@@ -32,7 +32,7 @@ def loss_alone(config: CallConfig, *tensors: Any) -> Tensor:
 
 
 def applies(tensors: CallTensors) -> bool:
-    """Whether nothing but autograd watches: no dispatch mode, no tensor subclass."""
+    """Whether only autograd is active: no dispatch mode, no tensor subclass."""
     if torch._C._len_torch_dispatch_stack():
         return False
     for tensor in passes.differentiable(tensors):
