@@ -32,15 +32,13 @@ def loss_alone(config: CallConfig, *tensors: Any) -> Tensor:
 
 
 def applies(tensors: CallTensors) -> bool:
-    """Whether only autograd is active: no tracing, no dispatch mode, no tensor subclass."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(
-            t is None or type(t) in (Tensor, torch.nn.Parameter)
-            for t in passes.differentiable(tensors)
-        )
-    )
+    """Whether only autograd is active: no dispatch mode, no tensor subclass."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    for tensor in passes.differentiable(tensors):
+        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
+            return False
+    return True
 
 
 class FusedLoss(Function):
@@ -72,18 +70,26 @@ class FusedLoss(Function):
             return (None,) * len(ctx.needs_input_grad)
         *saved, state = ctx.saved_tensors
         tensors = CallTensors(*saved)
-        with torch.no_grad():
-            known = ctx.known
-            if not ctx.keeps:
-                ctx.known = None
-            if known is None:
-                gradients = _computed(ctx, tensors, state, grad_loss)
-            elif ctx.keeps:
-                gradients = passes.times(known, grad_loss)
-            else:
-                gradients = passes.scaled(known, grad_loss, tensors)
-            gradients = passes.of_inputs(tensors, *gradients)
-        return passes.by_input(tensors, grad_loss, gradients)
+        if not torch.is_grad_enabled():
+            gradients = _gradients(ctx, tensors, state, grad_loss)
+        else:
+            with torch.no_grad():
+                gradients = _gradients(ctx, tensors, state, grad_loss)
+            gradients = passes.final(tensors, grad_loss, gradients)
+        return passes.by_input(gradients)
+
+
+def _gradients(ctx, tensors: CallTensors, state: Tensor | None, grad_loss: Tensor) -> Gradients:
+    known = ctx.known
+    if not ctx.keeps:
+        ctx.known = None
+    if known is None:
+        gradients = _computed(ctx, tensors, state, grad_loss)
+    elif ctx.keeps:
+        gradients = passes.times(known, grad_loss)
+    else:
+        gradients = passes.scaled(known, grad_loss, tensors)
+    return passes.of_inputs(tensors, *gradients)
 
 
 def _computed(ctx, tensors: CallTensors, state: Tensor | None, grad_loss: Tensor) -> Gradients:

@@ -82,11 +82,12 @@ def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
         from .compiled import constant
 
         # The answer depends on the installation alone.
-        return constant(_resolve, backend, device, dtype)
-    return _resolve(backend, device, dtype)
+        return constant(resolve_eagerly, backend, device, dtype)
+    return resolve_eagerly(backend, device, dtype)
 
 
-def _resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
+def resolve_eagerly(backend: str, device: Device, dtype: torch.dtype) -> str:
+    """:func:`resolve` where nothing is being compiled."""
     choice("backend", backend, ("auto", *BACKENDS))
     if backend == "auto":
         backend = os.environ.get("UNITSFACE_BACKEND", "auto")

@@ -30,8 +30,13 @@ def make_engine(
 
     With ``UNITSFACE_CHECK=1`` operands (``weights``: upstream gradients) and tiles are checked.
     """
-    made = backend.make_engine(call, stage, gradients, lambda engine: run(_for_call(engine, call)))
-    engine = _for_call(made, call)
+    trial = run
+    as_it_is = call.spec.normalize and call.mixing is None
+    if not as_it_is:
+        trial = lambda engine: run(_for_call(engine, call))  # noqa: E731
+    engine = backend.make_engine(call, stage, gradients, trial)
+    if not as_it_is:
+        engine = _for_call(engine, call)
     if os.environ.get("UNITSFACE_CHECK") != "1":
         return engine
     from .backends.streaming.checked import checked
@@ -125,12 +130,8 @@ def scaled(
     if not grad_loss.is_cuda and grad_loss.item() == 1.0:
         return gradients
     inputs = (None,) * 4 if tensors is None else differentiable(tensors)
-    return Gradients(
-        *(
-            None if gradient is None else _scaled(gradient, grad_loss, like)
-            for gradient, like in zip(gradients, inputs, strict=True)
-        )
-    )
+    pairs = zip(gradients, inputs, strict=True)
+    return Gradients(*[None if g is None else _scaled(g, grad_loss, like) for g, like in pairs])
 
 
 def differentiable(tensors: CallTensors) -> tuple[Tensor | None, ...]:
@@ -184,10 +185,13 @@ class Final(Function):
     backward = staticmethod(no_second_derivative)
 
 
-def by_input(tensors: CallTensors, grad_loss: Tensor, gradients: Gradients) -> tuple:
+def final(tensors: CallTensors, grad_loss: Tensor, gradients: Gradients) -> Gradients:
+    """Gradients that depend on the call's tensors, see :class:`Final`."""
+    inputs = (grad_loss, *differentiable(tensors))
+    return Gradients(*Final.apply(*inputs, *gradients)[len(inputs) :])
+
+
+def by_input(gradients: Gradients) -> tuple:
     """Gradients in the order of an autograd function's inputs ``(config, *tensors)``."""
-    if torch.is_grad_enabled():
-        inputs = (grad_loss, *differentiable(tensors))
-        gradients = Final.apply(*inputs, *gradients)[len(inputs) :]
     d_rows, d_columns, d_threshold, d_variables = gradients
     return None, d_rows, None, d_columns, None, None, d_threshold, d_variables

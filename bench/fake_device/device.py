@@ -14,8 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitsface_kernels import autograd
+from unitsface_kernels.backends import triton
 from unitsface_kernels.backends.native import engine, loader
-from unitsface_kernels.backends.triton import autotune, launch, matmul
+from unitsface_kernels.backends.triton import autotune, launch, matmul, workspace
 from unitsface_kernels.backends.triton.autotune_store import Store
 from unitsface_kernels.validate import label_ranges
 
@@ -87,7 +88,7 @@ def fake_device(
         package_patches(patch, native, TritonLaunches(recorder))
         # Fake tensors are subclasses seen by a dispatch mode, for which a call would take the
         # operators of ``ops.py`` instead of the kernels.
-        patch(autograd, applies=lambda tensors: not torch.compiler.is_compiling())
+        patch(autograd, applies=lambda tensors: True)
         stack.enter_context(recorder.mode)
         stack.enter_context(recorder)
         stack.enter_context(cuda.on_stream(cuda.Stream()))
@@ -108,6 +109,8 @@ def package_patches(patch: Callable[..., None], native: Any, run_triton: Any) ->
     # Answers that processes keep: this device's are not those of the next.
     patch(matmul, _mixes=cache(matmul._mixes.__wrapped__))
     patch(autotune, _tuner=cache(_no_results))
+    patch(workspace, _of_device=cache(workspace._of_device.__wrapped__))
+    patch(triton, _usable=set())
     patch(label_ranges, _pending=[])
 
 

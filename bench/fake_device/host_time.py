@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Any
 from unittest import mock
@@ -70,7 +71,22 @@ def host_time(
     repeats: int = 20,
 ) -> HostTime:
     """Times a step of ``rows`` against ``columns`` (0: in-batch) of ``size`` features."""
-    tape, blocks = _recorded(build, (rows, columns, size), chip)
+    times = []
+    with small_step(build, (rows, columns, size), chip) as (step, tape):
+        for _ in range(repeats):
+            start = time.thread_time()
+            step()
+            times.append(time.thread_time() - start)
+    return HostTime(statistics.median(times), min(times), repeats, tape)
+
+
+@contextmanager
+def small_step(
+    build: Build, shape: tuple[int, int, int], chip: Chip
+) -> Iterator[tuple[Callable[[], object], Tape]]:
+    """Yields a step of ``shape`` on small tensors, run three times, and its tape in true size."""
+    rows, columns, size = shape
+    tape, blocks = _recorded(build, shape, chip)
     heights = [min(height, rows) for height, _ in blocks]
     widths = [min(width, columns or rows) for _, width in blocks]
     by_rows = max(min(heights, default=SMALLEST) / SMALLEST, 1.0)
@@ -78,8 +94,7 @@ def host_time(
     if not columns:
         by_columns = by_rows
     small = ceil(rows / by_rows), ceil(columns / by_columns), min(size, WIDTH)
-    times = []
-    with _posing(chip, (by_rows, by_columns), (rows, columns, size)) as launched:
+    with _posing(chip, (by_rows, by_columns), shape) as launched:
         step = build(*small)
         for _ in range(3):
             launched.clear()
@@ -89,11 +104,7 @@ def host_time(
             raise RuntimeError(
                 f"small tensors take {len(launched)} launches, the true ones {len(want)}"
             )
-        for _ in range(repeats):
-            start = time.thread_time()
-            step()
-            times.append(time.thread_time() - start)
-    return HostTime(statistics.median(times), min(times), repeats, tape)
+        yield step, tape
 
 
 def _recorded(
@@ -125,7 +136,9 @@ def _blocks(replacement: Callable[[property], property]) -> Iterator[None]:
         for engine in ENGINES:
             for name in BLOCKS:
                 found = engine.__dict__[name]
-                if not isinstance(found, property):
+                if isinstance(found, cached_property):
+                    found = property(found.func)
+                elif not isinstance(found, property):
                     found = property(lambda _, constant=found: constant)
                 stack.enter_context(mock.patch.object(engine, name, replacement(found)))
         yield
@@ -195,9 +208,13 @@ def _true_shape(engine: Any, shape: tuple[int, int, int], by: float) -> Iterator
         with mock.patch.object(engine, "_rows", min(rows, LEAST_ROWS)):
             yield
         return
-    posed = torch.empty(1, dtype=call.rows.dtype).expand(rows, size)
-    columns = round(call.num_columns * by)
-    with mock.patch.dict(call.__dict__, rows=posed, num_columns=columns):
+    one = torch.empty(1, dtype=call.rows.dtype)
+    posed, columns = {"rows": one.expand(rows, size)}, round(call.num_columns * by)
+    if call.column_index is not None:
+        posed["column_index"] = one.expand(columns)
+    elif call.columns is not None:
+        posed["columns"] = one.expand(columns * call.centers, size)
+    with mock.patch.dict(call.__dict__, posed):
         yield
 
 

@@ -14,6 +14,7 @@ from support.grid import extended_if
 from torch import distributed, nn
 
 from bench.fake_device import FakeDevice, HostWaitError, Tape, fake_device
+from bench.fake_device.calls import calls
 from bench.fake_device.host_time import host_time
 from bench.fake_device.steps import HeadStep, loss_step, module_step
 from bench.workloads import WORKLOADS
@@ -331,6 +332,21 @@ def test_host_time(backend: str) -> None:
     # Two matmuls a tile in two passes, and what they are between.
     assert found.tape.launches > 15
     assert torch.ones(1).device.type == "cpu"
+
+
+# Of Python and of C functions together, with Python 3.11 and Torch 2.13, and a twentieth more.
+CALLS = {"pair-8k": 410, "class-100k": 610, "sampled, fused": 1210}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_of_a_step(name: str) -> None:
+    """The host's work of a small step, which is most of its time there."""
+    build, shape = HEADS["sampled, fused"].build("triton"), (1024, 1_000_000)
+    if name in WORKLOADS:
+        workload = WORKLOADS[name]
+        build, shape = loss_step(workload, "triton"), (workload.rows, workload.columns)
+    found = calls(build, *shape)
+    assert 100 < found.python + found.c <= CALLS[name], found
 
 
 @pytest.mark.extended

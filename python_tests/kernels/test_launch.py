@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+#: Of Python and of C functions for a launch of a kernel over rows that has been compiled.
+MOST_CALLS = 33
+
 
 def test_a_cached_launch_is_tritons_own(tmp_path: Path) -> None:
     pytest.importorskip("triton")
@@ -30,6 +33,7 @@ def _run() -> None:
     from triton.compiler.compiler import CompiledKernel
     from triton.runtime import driver
 
+    from bench.fake_device.calls import counted
     from unitsface_kernels.backends.triton import launch
     from unitsface_kernels.backends.triton.kernels import rows
 
@@ -87,6 +91,9 @@ def _run() -> None:
     launch.run(kernel, 1, *arguments(memory, start=5), **options)
     assert len(launch._ready) == len(cases) - 1
     assert launch.run(kernel, 0, *cases[0], **options) is None
+    # The way from the package to the driver: Triton's part of it, too.
+    found = counted(lambda: launch.run(kernel, 1, *cases[0], **options))
+    assert found.python + found.c <= MOST_CALLS, found
     print(len(set(hashes)), "kernels")
 
 

@@ -15,16 +15,15 @@ def is_dense(tensor: Tensor) -> bool:
     allocate, such as a file's read from its middle.
     """
     return (
-        tensor.is_contiguous()
-        and not tensor.is_neg()
-        and tensor.data_ptr() % tensor.element_size() == 0
+        tensor.is_contiguous() and not tensor.is_neg() and tensor.data_ptr() % tensor.itemsize == 0
     )
 
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor without its graph; a copy only if it is not dense."""
     tensor = tensor.detach()
-    if is_dense(tensor):
+    # As ``is_dense``, without its frame.
+    if tensor.is_contiguous() and not tensor.is_neg() and tensor.data_ptr() % tensor.itemsize == 0:
         return tensor
     tensor = tensor.resolve_neg().contiguous()
     return tensor if is_dense(tensor) else tensor.clone()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ from .numbers import Values, apart
 from .variables import (
     Variables,
     most_identities,
-    needs_gradient,
     of_identities,
     packed,
 )
@@ -155,17 +153,19 @@ def _call(
     identities: int | None = None,
     both: bool = False,
 ) -> tuple[CallConfig, CallTensors]:
+    eager = not torch.compiler.is_compiling()
     spec, values, given = apart(spec, values, options.variables, tensors.rows)
-    backend, params = check_options(spec, values, tensors.rows, b, options)
+    backend, params = check_options(spec, values, tensors.rows, b, options, eager)
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
-    if not torch.compiler.is_compiling():
+    if eager:
         identities = most_identities(spec, given, identities)
         validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
     if spec.variables or given:
         variables = packed(spec, given, tensors)
+    recorded = torch.is_grad_enabled()
     config = CallConfig(
         spec,
         params,
@@ -174,28 +174,67 @@ def _call(
         matmul_dtype(rows),
         self_offset,
         float(options.skip_tolerance),
-        *(needs_gradient(tensor) for tensor in (rows, columns, threshold, variables)),
+        need_rows=recorded and rows.requires_grad,
+        need_columns=recorded and columns is not None and columns.requires_grad,
+        need_threshold=recorded and threshold is not None and threshold.requires_grad,
+        need_variables=recorded and variables is not None and variables.requires_grad,
+        both=both,
     )
-    if both:
-        config = replace(config, both=True)
-    return config, tensors._replace(threshold=threshold, variables=variables)
+    everything = *tensors[:5], threshold, variables
+    return config, CallTensors(*everything)
 
 
 def check_options(
-    spec: LossSpec, values: Values, feats: Tensor, b: float | Tensor | None, options: Options
+    spec: LossSpec,
+    values: Values,
+    feats: Tensor,
+    b: float | Tensor | None,
+    options: Options,
+    eager: bool = False,
 ) -> tuple[str, tuple[float, ...]]:
-    """The backend that runs a call, and the parameters as kernels receive them."""
-    validate.parameters(spec, values)
-    validate.choice("reduction", options.reduction, validate.REDUCTIONS)
-    validate.number("skip_tolerance", options.skip_tolerance, at_least=0.0)
+    """The backend that runs a call, and the parameters as kernels receive them.
+
+    ``eager``: nothing is being compiled, which would trace the dictionary of what has passed.
+    """
+    if not eager:
+        _check_numbers(spec, values, options)
+    elif _passed.get(key := _key_of_numbers(spec, values, options)) is not spec:
+        _check_numbers(spec, values, options)
+        if len(_passed) >= _MOST_PASSED:
+            _passed.clear()
+        _passed[key] = spec
     if spec.threshold == "scalar":
         validate.threshold("b", b, feats)
-    backend = dispatch.resolve(options.backend, feats.device, feats.dtype)
+    resolve = dispatch.resolve_eagerly if eager else dispatch.resolve
+    backend = resolve(options.backend, feats.device, feats.dtype)
     params = spec.pack(values)
     if not spec.normalize and backend != "reference":
         scaled = (feats.is_cuda or backend == "triton") and matmul_dtype(feats) == torch.float16
         _refuse_unbounded(spec, params, options.skip_tolerance, scaled)
     return backend, params
+
+
+#: The loss by the numbers and words that it passed its checks with: they are the same every step.
+_passed: dict[tuple[object, ...], LossSpec] = {}
+_MOST_PASSED = 1024
+
+
+def _key_of_numbers(spec: LossSpec, values: Values, options: Options) -> tuple[object, ...]:
+    """What :func:`_check_numbers` reads; empty for what has no hash, which never passes."""
+    read = (options.reduction, options.skip_tolerance, *values.values())
+    # True is no float, though it equals 1.
+    key = (id(spec), *values, *read, *map(type, read))
+    try:
+        hash(key)
+    except TypeError:
+        return ()
+    return key
+
+
+def _check_numbers(spec: LossSpec, values: Values, options: Options) -> None:
+    validate.parameters(spec, values)
+    validate.choice("reduction", options.reduction, validate.REDUCTIONS)
+    validate.number("skip_tolerance", options.skip_tolerance, at_least=0.0)
 
 
 def _refuse_unbounded(
@@ -220,6 +259,8 @@ def runner(config: CallConfig, tensors: CallTensors) -> Callable[..., Tensor]:
     """The function of (config, \\*tensors) that computes the loss of a call."""
     if config.backend == "reference":
         return reference.similarity_loss
+    if torch.compiler.is_compiling():
+        return ops.loss
     refuse_transforms(*passes.differentiable(tensors))
     if not autograd.applies(tensors):
         return ops.loss
@@ -266,9 +307,10 @@ def threshold_of_columns(
 
 def refuse_transforms(*tensors: Tensor | None) -> None:
     """The operator would drop torch.func and forward-mode tangents silently."""
-    if torch.compiler.is_compiling():
-        return
-    dual = any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    # Outside of every dual level there are no tangents to look for.
+    dual = forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
     if dual or torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "fused losses run neither under torch.func transforms (grad, vmap, jvp, ...) nor "

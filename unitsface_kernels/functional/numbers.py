@@ -26,7 +26,10 @@ def apart(
     Raises:
         TypeError, ValueError: of a tensor, a wrong type, shape, device or, on the CPU, value.
     """
-    if not any(isinstance(value, Tensor) for value in values.values()):
+    for value in values.values():
+        if isinstance(value, Tensor):
+            break
+    else:
         return spec, values, variables
     numbers = dict(values)
     tensors: dict[str, Tensor] = {}

@@ -26,7 +26,7 @@ from ..distributed.pairs.exchange import EXCHANGES
 from ..losses import LossSpec
 from . import call
 from .call import Options, Samples
-from .variables import packed, with_gradient
+from .variables import needs_gradient, packed, with_gradient
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _check(
     if backend != "reference":
         call.refuse_transforms(rows, columns, *held.values())
     variables = packed(spec, options.variables, samples.tensors())
-    needs = tuple(call.needs_gradient(value) for value in (rows, columns, b, variables))
+    needs = tuple(needs_gradient(value) for value in (rows, columns, b, variables))
     dtype = call.matmul_dtype(rows)
     config = CallConfig(spec, params, options.reduction, backend, dtype, None, 0.0, *needs)
     same: dict[str, object] = {

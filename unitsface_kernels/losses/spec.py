@@ -128,14 +128,12 @@ class LossSpec:
 
     def pack(self, values: Mapping[str, float | str | Tensor]) -> tuple[float, ...]:
         """Hyper-parameters as floats, in order."""
-        packed = []
-        for parameter in self.parameters:
-            value = values[parameter.name]
-            if parameter.choices:
-                packed.append(float(parameter.choices.index(str(value))))
-            else:
-                packed.append(float(value))
-        return tuple(packed)
+        return tuple(
+            [
+                float(p.choices.index(str(values[p.name])) if p.choices else values[p.name])
+                for p in self.parameters
+            ]
+        )
 
     def kernel_params(self, params: tuple[float, ...]) -> tuple[float, ...]:
         """What the kernels receive for packed hyper-parameters: the constants of the formula."""

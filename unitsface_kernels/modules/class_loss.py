@@ -222,8 +222,12 @@ class RegisteredClassLoss(RegisteredLoss, ShardableLoss):
         return None if self.spec.threshold == "none" else getattr(self, self._threshold_name)
 
     def comparisons(self) -> list[Comparison]:
-        threshold, kept = self._threshold(), self.variables()
-        return [Comparison(self.spec, self.values(), self.weight, threshold, variables=kept)]
+        (spec, values), kept = self._chosen(), self.variables()
+        return [Comparison(spec, values, self.weight, self._threshold(), variables=kept)]
+
+    def _chosen(self) -> tuple[LossSpec, dict[str, float | str | Tensor]]:
+        """The loss of the comparison, and its numbers."""
+        return self.spec, self.values()
 
     def forward(self, feats: Tensor, labels: Tensor, class_index: Tensor | None = None) -> Tensor:
         return self.compare(feats, self.weight, labels, class_index=class_index)

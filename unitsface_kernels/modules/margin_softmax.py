@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from ..losses import LossSpec
 from ..losses.filtered_margin_softmax import SPEC, chosen
-from .class_loss import Comparison, RegisteredClassLoss
+from .class_loss import RegisteredClassLoss
 
 _DEFAULT = SPEC.default
 
@@ -59,10 +59,8 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
     ) -> None:
         super().__init__(locals())
 
-    def comparisons(self) -> list[Comparison]:
-        (block,) = super().comparisons()
-        spec, values = chosen(block.values)
-        return [replace(block, spec=spec, values=values)]
+    def _chosen(self) -> tuple[LossSpec, dict[str, float | str | Tensor]]:
+        return chosen(self.values())
 
     def _shown(self) -> dict[str, Any]:
         shown, limit = super()._shown(), self.interclass_filtering_threshold

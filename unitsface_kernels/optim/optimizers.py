@@ -109,7 +109,9 @@ class RowOptimizer(torch.optim.Optimizer):
         try:
             for parameter in own:
                 parameter.grad = None
-            self._base_step()
+            # Without a gradient it would change nothing.
+            if any(p.grad is not None for p in self._parameters()):
+                self._base_step()
         finally:
             for parameter, gradient in own.items():
                 parameter.grad = gradient

@@ -19,10 +19,12 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def is_tensor(name: str, value: object) -> Tensor:
     """A tensor that has a shape and, behind its strides, memory."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
-        raise TypeError(f"{name} must be initialized, got {type(value).__name__}")
+    # Before ``isinstance``, which for classes of parameters runs Python.
+    if type(value) is not Tensor and type(value) is not torch.nn.Parameter:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+            raise TypeError(f"{name} must be initialized, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
@@ -89,6 +91,8 @@ MOST_CENTERS = 256
 
 def centers(value: object, spec: LossSpec | None = None) -> None:
     """Number of vectors of a class, of a loss ``spec``."""
+    if type(value) is int and value == 1:
+        return
     positive_int("centers", value)
     number("centers", value, at_most=MOST_CENTERS)
     if spec is not None and value != 1 and any(v.name == COLUMN_NORM for v in spec.variables):

@@ -65,11 +65,10 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
 def report_pending() -> None:
     """Raise for labels of an earlier CUDA call that were found out of range."""
     # A busy device does not delay the results of another.
-    arrived: list[_Check] = []
-    waiting: list[_Check] = []
-    for check in _pending:
-        (arrived if check.arrival.query() else waiting).append(check)
-    _pending[:] = waiting
+    arrived = [check for check in _pending if check.arrival.query()]
+    if not arrived:
+        return
+    _pending[:] = [check for check in _pending if all(check is not one for one in arrived)]
     for check in arrived:
         if check.is_bad(check.found):
             _pending.clear()

@@ -14,6 +14,7 @@ from .call import (
     Gradients,
     Result,
     RowStep,
+    ShardPart,
     make_call,
 )
 from .centers import CenterTiles
@@ -91,6 +92,7 @@ __all__ = [
     "RowFactors",
     "RowSelection",
     "RowStep",
+    "ShardPart",
     "Shards",
     "SortedTargets",
     "SumTile",

@@ -182,30 +182,35 @@ class Call(CallConfig):
     ranks: Ranks | None = None
     towers: Towers | None = None
 
-    @cached_property
+    @property
     def kernel_params(self) -> tuple[float, ...]:
-        """See :meth:`LossSpec.kernel_params`."""
+        """See :meth:`LossSpec.kernel_params`, which keeps what it computes."""
         return self.spec.kernel_params(self.params)
 
-    @cached_property
+    @property
     def num_columns(self) -> int:
         if self.column_index is not None:
             return self.column_index.shape[0]
         if self.columns is None and self.column_labels is not None:
             return self.column_labels.shape[0]
-        return self.rows.shape[0] if self.columns is None else len(self.columns) // self.centers
+        columns = self.rows if self.columns is None else self.columns
+        return columns.shape[0] // self.centers
 
     @property
     def num_vectors(self) -> int:
         """Vectors of the columns that take part, of each as many as it has centers."""
         return self.num_columns * self.centers
 
-    @cached_property
+    @property
     def vector_index(self) -> Tensor | None:
         """Rows of ``columns`` of the columns that take part; None: all."""
+        return self.column_index if self.centers == 1 else self._vector_index
+
+    @cached_property
+    def _vector_index(self) -> Tensor | None:
         index = self.column_index
-        if index is None or self.centers == 1:
-            return index
+        if index is None:
+            return None
         every = torch.arange(self.centers, device=index.device)
         return (index[:, None] * self.centers + every).flatten()
 
@@ -220,11 +225,13 @@ class Call(CallConfig):
         """Number of losses: one per row, and with ``both`` one per column."""
         return self.rows.shape[0] + (self.num_columns if self.both else 0)
 
-    @cached_property
+    @property
     def labels_of_losses(self) -> Tensor:
         """(num_losses,)."""
-        if not self.both:
-            return self.row_labels
+        return self._both_labels if self.both else self.row_labels
+
+    @cached_property
+    def _both_labels(self) -> Tensor:
         assert self.column_labels is not None
         return torch.cat([self.row_labels, self.column_labels])
 
@@ -240,9 +247,10 @@ class Call(CallConfig):
         # slope of a sum's terms has no useful bound, and tiles of a log-sum-exp without a gradient
         # of cosines would still have one of variables. With several centers, which of them a target
         # has is known in its tile alone.
+        if not self.skip_tolerance > 0.0:
+            return False
         streamed = any(variable.streamed for variable in self.spec.variables)
-        plain = self.sink is None and not streamed and not self.both and self.centers == 1
-        return self.skip_tolerance > 0.0 and plain
+        return self.sink is None and not streamed and not self.both and self.centers == 1
 
     @cached_property
     def pair_counts(self) -> tuple[Tensor, Tensor]:
@@ -300,11 +308,23 @@ class Call(CallConfig):
         return found
 
 
+class ShardPart(NamedTuple):
+    """Fields of :class:`Call` in partial FC; unlike a caller's, the index is surely in range."""
+
+    column_index: Tensor | None = None
+    mixing: Mixing | None = None
+    sink: ColumnSink | None = None
+    shards: Shards | None = None
+
+
+_WHOLE = ShardPart()
+
+
 def make_call(
     config: CallConfig,
     tensors: CallTensors,
     cache: ForwardCache | None = None,
-    shards: Shards | None = None,
+    part: ShardPart = _WHOLE,
 ) -> Call:
     """Kernels read raw memory: what they rely on is made true here, for all of them."""
     rows, row_labels, columns, column_labels, column_index, threshold, variables = tensors
@@ -315,34 +335,38 @@ def make_call(
             offset = max(-rows.shape[0], min(config.self_offset, columns.shape[0]))
             static = {**static, "self_offset": offset}
         columns = dense(columns)
-    column_index = _labels(column_index)
-    if column_index is not None and column_index.is_cuda:
-        assert columns is not None
-        # The error for an index out of range comes later, see ``validate.in_range``.
-        column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
+    if column_index is not None:
+        column_index = _labels(column_index)
+        if column_index.is_cuda:
+            assert columns is not None
+            # The error for an index out of range comes later, see ``validate.in_range``.
+            column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
     if columns is not None and columns.dim() == 3 and config.spec.topology == "class":
         centers, columns = columns.shape[1], columns.flatten(0, 1)
-    if threshold is not None:
-        threshold = dense(threshold.to(torch.float32).reshape(-1))
-    if variables is not None:
-        variables = dense(variables.to(torch.float32).reshape(-1))
+    threshold, variables = _vector(threshold), _vector(variables)
     return Call(
         **static,
         rows=dense(rows),
-        row_labels=dense(row_labels.to(torch.int64)),
+        row_labels=_labels(row_labels),
         columns=columns,
-        column_labels=_labels(column_labels),
-        column_index=column_index,
+        column_labels=None if column_labels is None else _labels(column_labels),
+        column_index=column_index if part.column_index is None else part.column_index,
         threshold=threshold,
         variables=variables,
         centers=centers,
+        mixing=part.mixing,
         cache=cache,
-        shards=shards,
+        shards=part.shards,
+        sink=part.sink,
     )
 
 
-def _labels(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else dense(tensor.to(torch.int64))
+def _labels(tensor: Tensor) -> Tensor:
+    return dense(tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64))
+
+
+def _vector(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else dense(tensor.to(torch.float32).reshape(-1))
 
 
 def thresholds_in_use(call: Call) -> Tensor | None:

@@ -90,7 +90,7 @@ class _Pass:
         ``both``: rows that the columns are, whose losses the tile serves as well.
         """
         threshold = self.threshold
-        if diagonal is not None and not rows.start - rows.stop < diagonal < len(b):
+        if diagonal is not None and not rows.start - rows.stop < diagonal < b.shape[0]:
             diagonal = None  # the tile is beside it
         per_column, place = self.call.spec.threshold == "per_column", shifted(rows, self.own)
         a_threshold = threshold[place] if per_column else threshold
@@ -206,7 +206,8 @@ def _stream(
         # Their first rows travel while the own block is computed.
         blocks = remote_blocks(call)
         _in_batch(state)
-        _against_ranks(state, blocks, call.ranks)
+        if call.ranks is not None:
+            _against_ranks(state, blocks, call.ranks)
     else:
         others = towers.sides(call, engine, unit, inverse_norms)
         d_columns = _against_columns(state, need_columns)

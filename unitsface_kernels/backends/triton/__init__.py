@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,24 @@ if TYPE_CHECKING:
     from ..streaming import Call, Engine
     from .autotune import Stage
     from .configs import Config
+    from .engine import TritonEngine
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MINIMUM_CAPABILITY = (8, 0)
 MINIMUM_TRITON = (3, 4)
+
+
+#: Devices that can run the kernels, which does not change.
+_usable: set[torch.device] = set()
+
+
+@cache
+def _modules() -> tuple[ModuleType, ModuleType, type[TritonEngine]]:
+    """What needs Triton: an import statement in a function takes longer than the look-up here."""
+    from . import autotune, launch
+    from .engine import TritonEngine
+
+    return autotune, launch, TritonEngine
 
 
 @cache
@@ -47,8 +62,9 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         return f"it computes in {names} only"
-    from . import launch
-
+    if device in _usable:
+        return None
+    _, launch, _ = _modules()
     if device.type == "cpu":
         if launch.INTERPRETED:
             return None
@@ -63,16 +79,20 @@ def unavailable(device: torch.device | str, dtype: torch.dtype) -> str | None:
     if capability < MINIMUM_CAPABILITY:
         need, have = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
         return f"it needs compute capability {need}, this device has {have}"
+    if device.index is not None:
+        _usable.add(device)
     return None
 
 
-def context(call: Call) -> ExitStack:
+def context(call: Call) -> AbstractContextManager[object]:
     """Kernels launch on the tensors' device; autocast must not touch the library's matmuls."""
-    stack = ExitStack()
     device = call.rows.device
+    guard = torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
+    if not torch.is_autocast_enabled(device.type):
+        return guard
+    stack = ExitStack()
     stack.enter_context(torch.autocast(device.type, enabled=False))
-    if device.type == "cuda":
-        stack.enter_context(torch.cuda.device(device))
+    stack.enter_context(guard)
     return stack
 
 
@@ -80,22 +100,20 @@ def make_engine(
     call: Call, stage: Stage, gradients: bool, run: Callable[[Engine], object]
 ) -> Engine:
     """The engine of a pass, with the tile sizes found for it; see ``passes.py``."""
-    from . import autotune
-    from .engine import TritonEngine
-
+    autotune, _, engine = _modules()
     in_forward = gradients and call.need_any and call.spec.reduction == "sum"
     yields = stage == "backward" or in_forward
     # What a first pass finds out about its tiles is of use if those of the second are the same.
     tiles = yields or (call.filters and call.need_any)
 
     def trial(config: Config) -> object:
-        return run(TritonEngine(call, tiles, config=config))
+        return run(engine(call, tiles, config=config))
 
     # Losses alone are another kernel than the one that is searched for.
     search = (yields or call.spec.reduction != "sum") and _repeatable(call)
     # With several centers most of the time is that of a kernel without a choice.
     search = search and call.centers == 1
-    return TritonEngine(call, tiles, config=autotune.config(call, stage, trial, search))
+    return engine(call, tiles, config=autotune.config(call, stage, trial, search))
 
 
 def _repeatable(call: Call) -> bool:

@@ -295,7 +295,8 @@ def _tuner(device: int) -> Tuner:
 
 def _mode() -> str:
     mode = os.environ.get("UNITSFACE_AUTOTUNE", "")
-    choice("UNITSFACE_AUTOTUNE", mode, ("", "0", "1"))
+    if mode:
+        choice("UNITSFACE_AUTOTUNE", mode, ("", "0", "1"))
     return mode
 
 
@@ -308,15 +309,17 @@ def config(call: Call, stage: Stage, run: Run, search: bool = True) -> Config:
         run: executes the stage with a configuration; what a search times.
         search: whether the stage is one to measure: not one that leaves gradients out.
     """
-    base = shipped_config(call)
-    kind, mode = kind_of(call, stage), _mode()
-    if kind is None or mode == "0" or not call.rows.is_cuda or call.rows.numel() == 0:
+    base, mode = shipped_config(call), _mode()
+    if mode == "0" or not call.rows.is_cuda or call.rows.numel() == 0:
         return base
     search = search and mode == "1" and call.need_any and call.num_columns > 0
     # Timing synchronizes, which would end the capture.
     search = search and not torch.cuda.is_current_stream_capturing()
     tuner = _tuner(call.rows.device.index)
     if tuner.is_empty and not search:
+        return base
+    kind = kind_of(call, stage)
+    if kind is None:
         return base
     return tuner.config(key_of(call, kind), kind, base, run, search)
 

@@ -7,7 +7,7 @@ confirms without a GPU; they are where a measurement on one should start.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -280,6 +280,7 @@ def merge_nearest(slots: int) -> RowConfig:
     return RowConfig(rows=min(512 // slots, 32), block=32, num_warps=4)
 
 
+@lru_cache(maxsize=256)
 def rows(width: int) -> RowConfig:
     """Rows of ``width`` elements: 2048 at a time, 16 per thread; a wide row in several steps."""
     block = min(max(1 << (width - 1).bit_length(), 64), 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class TritonEngine(RowKernels, TritonReductions):
         self._wave = self._space.config.wave
         self.device_filter = TritonFilter(self._space)
 
-    @property
+    @cached_property
     def sum_block(self) -> tuple[int, int]:
         wave = self._wave
         largest = wave.gradient_rows if self._gradients else wave.rows
@@ -93,7 +94,7 @@ class TritonEngine(RowKernels, TritonReductions):
         block = _even(self._call.rows.shape[0], min(largest, _floor(side, STRIDE_MULTIPLE)))
         return block, block
 
-    @property
+    @cached_property
     def class_block(self) -> tuple[int, int]:
         call, wave = self._call, self._wave
         size = call.compute_dtype.itemsize
@@ -106,8 +107,10 @@ class TritonEngine(RowKernels, TritonReductions):
     @property
     def total_slots(self) -> int:
         spec, config = self._call.spec, self._space.config
-        blocks = self.sum_block, self.class_block
-        most = max(sum_tile.most_programs(spec, config, block) for block in blocks)
+        most = sum_tile.most_programs(spec, config, self.sum_block)
+        # Without columns or other ranks no tile is one of these.
+        if self._call.columns is not None or self._call.ranks is not None:
+            most = max(most, sum_tile.most_programs(spec, config, self.class_block))
         # Kernels want both kinds of parts aligned, which lie one after the other.
         return padded(most, 4)
 
@@ -129,7 +132,8 @@ class TritonEngine(RowKernels, TritonReductions):
             columns = torch.arange(count, dtype=torch.int32, device=row_labels.device)
             return torch.where(row_labels == -2, count, row_labels).to(torch.int32), columns
         both = [row_labels] if column_labels is row_labels else [row_labels, column_labels]
-        slots = 1 << max(2 * sum(len(labels) for labels in both) - 1, 1).bit_length()
+        count = sum([labels.shape[0] for labels in both])
+        slots = 1 << max(2 * count - 1, 1).bit_length()
         # The last one stands in where nothing is looked up.
         table = self._space.empty(slots + 1, torch.int64).fill_(-1)
         narrow = [self._narrow(labels, table) for labels in both]
@@ -140,11 +144,11 @@ class TritonEngine(RowKernels, TritonReductions):
         config = configs.VECTOR
         launch.run(
             rows.narrow_labels_kernel,
-            -(-labels.numel() // config.block),
+            -(-labels.shape[0] // config.block),
             labels,
-            labels.numel(),
+            labels.shape[0],
             table,
-            table.numel() - 1,
+            table.shape[0] - 1,
             out,
             BLOCK=config.block,
             num_warps=config.num_warps,

@@ -49,6 +49,8 @@ def observed() -> Iterator[list[Any]]:
 
 # Compiled kernels and the rest of their arguments, by all that Triton's specialization looks at.
 _ready: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+# What launches pass beside tensors, and beside functions as constants.
+_VALUES = frozenset((int, bool, float, str, tuple, type(None)))
 # By kernel: positions of the integers that are not specialized on their value.
 _numbers: dict[int, tuple[int, ...]] = {}
 
@@ -58,28 +60,29 @@ def _key(kernel: KernelInterface, args: tuple[Any, ...], options: dict[str, Any]
 
     Kernels exist as long as their module, and are cheaper to hash by their id.
     """
-    aspects: list[Any] = [id(kernel), driver.active.get_current_device()]
     addresses = 0
     for argument in args:
-        if isinstance(argument, Tensor):
+        if type(argument) not in _VALUES:
             addresses |= argument.data_ptr()
-            aspects.append(argument.dtype)
-        else:
-            # A tuple has hyper-parameters, which are floats.
-            aspects.append(len(argument) if isinstance(argument, tuple) else argument)
     if addresses & 15:
         return None
+    # A tuple has hyper-parameters, which are floats.
+    aspects = [
+        a.dtype if (kind := type(a)) not in _VALUES else len(a) if kind is tuple else a
+        for a in args
+    ]
     numbers = _numbers.get(id(kernel))
     if numbers is None:
         free = [i for i, parameter in enumerate(kernel.params) if parameter.do_not_specialize]
         numbers = _numbers[id(kernel)] = tuple(free)
     for position in numbers:
         # 32 bits or 64.
-        aspects[position + 2] = -(2**31) <= args[position] < 2**31
-    for name, value in options.items():
-        aspects.append(name)
-        aspects.append(id(value) if isinstance(value, KernelInterface) else value)
-    return tuple(aspects)
+        aspects[position] = -(2**31) <= args[position] < 2**31
+    constants = [
+        v if type(v) in _VALUES or not isinstance(v, KernelInterface) else id(v)
+        for v in options.values()
+    ]
+    return id(kernel), driver.active.get_current_device(), *aspects, *options, *constants
 
 
 def run(kernel: KernelInterface, programs: int, *args: Any, **options: Any) -> Any:

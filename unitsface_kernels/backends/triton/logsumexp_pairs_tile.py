@@ -80,7 +80,7 @@ def _launch(
         tile.a_labels,
         tile.b_labels,
         *arguments,
-        space.call.kernel_params,
+        space.params,
         **counts(tile.variables),
         TRIANGLE=_is_triangle(config, tile),
         EXCLUDE=tile.diagonal is not None,

@@ -35,7 +35,7 @@ def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
         total,
         rows.target_cosine,
         *_values(tile),
-        space.call.kernel_params,
+        space.params,
         **_constants(space, tile),
         EPILOGUE_SUBTILES=config.epilogue_subtiles,
         PRECISION=space.precision,
@@ -81,7 +81,7 @@ def finish_rows(space: Workspace, sums: ClassSums) -> tuple[Tensor, Tensor]:
         count,
         # All shards together have the target of every row that takes part.
         0 if call.shards is None else ELSEWHERE,
-        call.kernel_params,
+        space.params,
         POSITIVE=space.logsumexp_policy.positive,
         BLOCK=configs.VECTOR.block,
         num_warps=configs.VECTOR.num_warps,
@@ -118,7 +118,7 @@ def gradient(space: Workspace, tile: ClassTile, rows: ClassWeights) -> Tensor:
         *(tile.selection or (None, None)),
         *_values(tile),
         *sums,
-        space.call.kernel_params,
+        space.params,
         **_constants(space, tile),
         PRECISION=space.precision,
     )

@@ -90,7 +90,7 @@ def gradient_of(space: Workspace, tile: SumTile) -> Tensor | None:
 
 def _policy_of(space: Workspace, gradient: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of both kernels that follow from the loss, and where gradients go."""
-    policy, params = space.sum_policy, space.call.kernel_params
+    policy, params = space.sum_policy, space.params
     weights = policy.weights(params)
     arguments = (
         gradient,
@@ -115,7 +115,7 @@ def constants_of(space: Workspace, tile: SumTile, grid: Grid) -> dict[str, Any]:
 
 
 def _add_totals(space: Workspace, tile: SumTile, grid: Grid, gradient: Tensor | None) -> None:
-    assert grid.programs <= len(tile.a_loss)
+    assert grid.programs <= tile.a_loss.shape[0]
     arguments, policy = _policy_of(space, gradient)
     launch.run_tile(
         sum_total.sum_total_kernel,

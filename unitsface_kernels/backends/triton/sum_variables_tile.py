@@ -49,7 +49,7 @@ def run(space: Workspace, tile: SumTile) -> Tensor | None:
         gradient,
         0 if gradient is None else gradient.stride(0),
         space.scale if gradient is not None else None,
-        space.call.kernel_params,
+        space.params,
         PAIR=space.terms_policy.term,
         **counts(values),
         ONE_THRESHOLD=threshold == "scalar",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -35,15 +37,25 @@ def operands(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, int, int, int, int, 
     Of columns without numbers ``a`` has the cosines, see ``centers_tile.py``.
     """
     if not b.shape[1]:
-        return a, a, a.stride(0), 0, len(a), len(b), 0
-    depth = padded(a.shape[1], DEPTH_MULTIPLE)
-    for rows in (a, b):
-        end = rows.storage_offset() + (len(rows) - 1) * rows.stride(0) + depth
-        held = rows.untyped_storage().nbytes() // rows.element_size()
-        assert rows.stride(1) == 1
-        assert rows.stride(0) >= depth
-        assert end <= held
-    return a, b, a.stride(0), b.stride(0), len(a), len(b), depth
+        return a, a, a.stride(0), 0, a.shape[0], b.shape[0], 0
+    (rows, width), columns = a.shape, b.shape[0]
+    (a_stride, a_step), (b_stride, b_step) = a.stride(), b.stride()
+    depth = padded(width, DEPTH_MULTIPLE)
+    assert a_step == b_step == 1
+    assert min(a_stride, b_stride) >= depth
+    if depth > width:
+        assert _end(a, depth) <= _held(a)
+        assert _end(b, depth) <= _held(b)
+    return a, b, a_stride, b_stride, rows, columns, depth
+
+
+def _end(rows: Tensor, depth: int) -> int:
+    """The first element of their memory behind ``depth`` elements of the last one."""
+    return int(rows.storage_offset()) + (len(rows) - 1) * rows.stride(0) + depth
+
+
+def _held(rows: Tensor) -> int:
+    return rows.untyped_storage().nbytes() // rows.element_size()
 
 
 def uses_tf32() -> bool:
@@ -58,14 +70,24 @@ def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
     """The configuration of ``configs.py`` for a call; ``capability`` None: of its device."""
     tf32 = call.compute_dtype == torch.float32 and uses_tf32()
     device = call.rows.device
-    found = launch.capability(device) if capability is None else capability
-    return configs.select(found, call.compute_dtype, tf32, device_memory(device))
+    if capability is None:
+        if device.index is not None:
+            return _of_device(device, call.compute_dtype, tf32)
+        capability = launch.capability(device)
+    return configs.select(capability, call.compute_dtype, tf32, device_memory(device))
+
+
+@cache
+def _of_device(device: torch.device, dtype: torch.dtype, tf32: bool) -> configs.Config:
+    """What a device is does not change; asking for it takes longer than a look-up by its name."""
+    return configs.select(launch.capability(device), dtype, tf32, device_memory(device))
 
 
 class Workspace:
     """Memory that every tile of a call reuses, so that they stay in the L2 cache.
 
     Attributes:
+        params: see :meth:`LossSpec.kernel_params`.
         precision: of float32 GEMMs, as ``tl.dot`` names it.
         scale, inverse_scale: float16 only, (1,): factor of the current gradient tile and its
             inverse; else None.
@@ -81,6 +103,7 @@ class Workspace:
         self.inverse_scale: Tensor | None = None
         # The formula of a nearest loss is eager.
         self._policy = None if call.spec.triplet is not None else policy_of(call.spec)
+        self.params = call.kernel_params
         self._held: dict[str, Tensor] = {}
         # Most tiles have the shape of the one before: each view is made once.
         self._views: dict[tuple[str, int, int, int], Tensor] = {}
@@ -135,7 +158,8 @@ class Workspace:
         """
         shape = (count, padded(width, DEPTH_MULTIPLE))
         if not reuse:
-            return self.empty(shape, self.call.compute_dtype)[:, :width], self.empty(count)
+            unit = self.empty(shape, self.call.compute_dtype)
+            return (unit if shape[1] == width else unit[:, :width]), self.empty(count)
         columns = self._kept("columns", shape, width, self.call.compute_dtype)
         return columns, self._kept("norms", (1, count), count, torch.float32)[0]
 
@@ -162,10 +186,14 @@ class Workspace:
         found = self._views.get(key)
         if found is None:
             size, held = shape[0] * shape[1], self._held.get(name)
-            if held is None or held.numel() < size:
+            if held is None:
+                held = self._held[name] = self.empty(size, dtype)
+            elif held.shape[0] < size:
                 held = self._held[name] = self.empty(size, dtype)
                 self._views = {k: view for k, view in self._views.items() if k[0] != name}
-            found = held[:size].view(shape)[:, :width]
+            found = (held if held.shape[0] == size else held[:size]).view(shape)
+            if width < shape[1]:
+                found = found[:, :width]
             self._views[key] = found
         return found
 

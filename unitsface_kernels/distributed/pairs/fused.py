@@ -94,7 +94,9 @@ class _PairLoss(Function):
                 exchanges[0].num_valid_rows = num_valid_rows
                 gradients = _computed(ctx.setting, call, exchanges, upstream, state)
             gradients = passes.of_inputs(tensors, *gradients)
-        return passes.by_input(tensors, upstream, gradients)
+        if torch.is_grad_enabled():
+            gradients = passes.final(tensors, upstream, gradients)
+        return passes.by_input(gradients)
 
 
 def _scaled(setting: Setting, upstream: Tensor, known: Gradients, in_batch: bool) -> Gradients:

@@ -24,6 +24,7 @@ from ...backends.streaming import (
     ForwardCache,
     Gradients,
     Mixing,
+    ShardPart,
     Shards,
     make_call,
 )
@@ -123,7 +124,8 @@ class _ShardedLoss(Function):
         total, states = None, []
         ctx.known, ctx.caches = [], []
         caches = [ForwardCache(streamed=task.fusion is not None) for task in step.tasks]
-        for comparison in _comparisons(ctx, step, parameters, caches):
+        ctx.configs = _configs(step, ctx.needs_input_grad[2:])
+        for comparison in _comparisons(ctx.configs, step, parameters, caches):
             task, call = comparison.task, comparison.call()
             known = task.fusion is None and call.need_any and call.forward_has_gradients
             result = passes.forward(call, gradients=known)
@@ -158,7 +160,8 @@ class _ShardedLoss(Function):
                 grad_loss = start_gather_rows(grad_loss, step.counts, step.group)()
                 grad_loss = grad_loss / world_size(step.group)
             d_rows, found = None, []
-            for number, comparison in enumerate(_comparisons(ctx, step, parameters, ctx.caches)):
+            comparisons = _comparisons(ctx.configs, step, parameters, ctx.caches)
+            for number, comparison in enumerate(comparisons):
                 known, ctx.known[number] = ctx.known[number], None
                 share = comparison.task.share
                 upstream = grad_loss * share if share != 1.0 else grad_loss
@@ -184,19 +187,33 @@ class _ShardedLoss(Function):
         return None, own, *found
 
 
+def _configs(step: Step, needs: Sequence[bool]) -> list[CallConfig]:
+    """The tasks' configurations, with the gradients that are needed of each of their tensors."""
+    found = []
+    for number, task in enumerate(step.tasks):
+        columns, threshold, variables = needs[_EACH * number : _EACH * (number + 1)]
+        found.append(
+            replace(
+                task.config,
+                need_columns=columns,
+                need_threshold=threshold,
+                need_variables=variables,
+            )
+        )
+    return found
+
+
 def _comparisons(
-    ctx,
+    configs: Sequence[CallConfig],
     step: Step,
     parameters: Sequence[Tensor | None],
     caches: Sequence[ForwardCache],
 ) -> Iterator[_Comparison]:
-    for number, (task, cache) in enumerate(zip(step.tasks, caches, strict=True)):
+    for number, each in enumerate(zip(step.tasks, configs, caches, strict=True)):
+        task, config, cache = each
         first = _EACH * number
         columns, threshold, variables = parameters[first : first + _EACH]
-        needs = ctx.needs_input_grad[2 + first : 2 + first + _EACH]
         assert columns is not None
-        needed = zip(("need_columns", "need_threshold", "need_variables"), needs, strict=True)
-        config = replace(task.config, **dict(needed))
         yield _Comparison(step, task, config, columns, threshold, variables, cache)
 
 
@@ -227,9 +244,8 @@ class _Comparison:
         if self.task.anchors is not None:
             return self.task.anchors.call(config, tensors._replace(column_index=step.index))
         shards = Shards(step.group) if world_size(step.group) > 1 else None
-        call = make_call(config, tensors, self.cache, shards)
-        # Unlike a caller's index, it is in range by the way it was drawn.
-        return replace(call, column_index=step.index, mixing=self.task.mixing, sink=sink)
+        part = ShardPart(step.index, self.task.mixing, sink, shards)
+        return make_call(config, tensors, self.cache, part)
 
     def gradients(
         self, state: Tensor, known: Gradients | None, grad_loss: Tensor, finite: Tensor | None
@@ -280,7 +296,10 @@ class _Comparison:
     ) -> Gradients:
         now = fusion.when == "backward"
         sink = fusion.update(self.step.index) if now else None
-        call = self.call(replace(self.config, need_columns=now), sink)
+        config = self.config
+        if config.need_columns != now:
+            config = replace(config, need_columns=now)
+        call = self.call(config, sink)
         weights = passes.row_weights(call, grad_loss)
         d_rows, _, d_threshold, d_variables = passes.backward(call, state, weights)
         if now:

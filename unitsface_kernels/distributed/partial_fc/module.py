@@ -354,7 +354,8 @@ class PartialFC(nn.Module):
         index, positions = sample_classes(
             local, size, count, seed=self.seed, rank=rank, step=self.step
         )
-        self._drawn = len(index)
+        if self._drawn != index.shape[0]:
+            self._drawn = index.shape[0]
         return index, positions
 
     def _compare(

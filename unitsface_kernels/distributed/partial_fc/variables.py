@@ -32,7 +32,9 @@ def resolved(
     for comparison in loss.comparisons():
         given = {**comparison.variables, **variables}
         spec, values, own = apart(comparison.spec, comparison.values, given, feats)
-        found.append((replace(comparison, spec=spec, values=values), own or {}))
+        if spec is not comparison.spec or values is not comparison.values:
+            comparison = replace(comparison, spec=spec, values=values)
+        found.append((comparison, own or {}))
     return found
 
 
@@ -51,6 +53,8 @@ def of_step(
         index: rows of the shard that take part; None: all.
         counts: every rank's rows.
     """
+    if type(loss).step_variables is ShardableLoss.step_variables:
+        return {}
     rank = own_rank(group)
     own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     loss.drawn = index
