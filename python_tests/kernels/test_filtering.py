@@ -344,7 +344,7 @@ def test_negligible_tiles(seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_absolute_sums_on_the_cpu(dtype: torch.dtype) -> None:
-    """Of tiles of no whole number of chunks or vectors; NaN stays in its row and column."""
+    """Tiles are no whole number of chunks or vectors; NaN stays in its row and column."""
     engine = CpuEngine(None, torch.device("cpu"))
     for shape in ((70, 131), (1, 3), (5, 0)):
         tile = torch.randn(shape).to(dtype)
