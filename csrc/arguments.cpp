@@ -426,11 +426,8 @@ void bind_arguments(Module& m) {
       .optional("second", &R::second, matrix)
       .field("rows", &R::rows)
       .check(inside, "rows are outside the weight")
-      .check(
-          [](const R& t) {
-            return t.rule != RowRule::kAdamW || (t.first != nullptr && t.second != nullptr);
-          },
-          "AdamW has two states");
+      .check([](const R& t) { return t.rule != RowRule::kAdamW || (t.first && t.second); },
+             "AdamW has two states");
   using T = PermutedArgs;
   Fields<T>(m, "Permuted")
       .field("key", &T::key)
