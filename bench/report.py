@@ -287,7 +287,7 @@ def gpu_steps_section() -> str:
     results = load(RESULTS / "gpu_model.json")
     assert results is not None
     lines = [
-        "| step | launches | predicted ms | of the GEMM roofline | host ms |",
+        "| step | launches | predicted ms | predicted part of the GEMM roofline | host ms |",
         "|---" * 5 + "|",
     ]
     chosen = ("NVIDIA H200", "3.6.0")

@@ -334,6 +334,14 @@ void bind_arguments(Module& m) {
       .field("m", &S::m)
       .field("k", &S::k)
       .field("out", &S::out, [](const S& t) { return t.n * t.m * t.k * size_of(t.dtype); });
+  using A = AbsoluteSumsArgs;
+  Fields<A>(m, "AbsoluteSums")
+      .field("tile", &A::tile, [](const A& t) { return t.n * t.m * size_of(t.dtype); })
+      .field("dtype", &A::dtype)
+      .field("n", &A::n)
+      .field("m", &A::m)
+      .field("by_column", &A::by_column)
+      .field("sums", &A::sums, [](const A& t) { return t.by_column ? t.m : t.n; });
   using U = NormalizeRowsArgs;
   Fields<U>(m, "NormalizeRows")
       .field("source", &U::source,
@@ -418,11 +426,8 @@ void bind_arguments(Module& m) {
       .optional("second", &R::second, matrix)
       .field("rows", &R::rows)
       .check(inside, "rows are outside the weight")
-      .check(
-          [](const R& t) {
-            return t.rule != RowRule::kAdamW || (t.first != nullptr && t.second != nullptr);
-          },
-          "AdamW has two states");
+      .check([](const R& t) { return t.rule != RowRule::kAdamW || (t.first && t.second); },
+             "AdamW has two states");
   using T = PermutedArgs;
   Fields<T>(m, "Permuted")
       .field("key", &T::key)

@@ -182,6 +182,13 @@ void bind_cpu(Module m) {
       },
       Unlock());
   m.def(
+      "absolute_sums",
+      [](const AbsoluteSumsArgs& args, int threads) {
+        require_type(args.dtype);
+        cpu::kernels().absolute_sums(args, threads);
+      },
+      Unlock());
+  m.def(
       "permuted",
       [](const PermutedArgs& args, int threads) { cpu::kernels().permuted(args, threads); },
       Unlock());

@@ -2,6 +2,7 @@
 // UF_ISA_FLAGS holding the compiler's options.
 #include <cstring>
 
+#include "cpu/absolute_sums.h"
 #include "cpu/centers.h"
 #include "cpu/histogram_tile.h"
 #include "cpu/kernels.h"
@@ -46,6 +47,7 @@ extern const Kernels UF_JOIN(kernels_, UF_ISA) = {
     nearest_tile,
     largest_of_centers,
     spread_over_centers,
+    absolute_sums,
     permuted,
     update_rows,
     nullptr,

@@ -27,6 +27,7 @@ struct Kernels {
   void (*nearest_tile)(const NearestTileArgs&, int threads);
   void (*largest_of_centers)(const LargestOfCentersArgs&, int threads);
   void (*spread_over_centers)(const SpreadOverCentersArgs&, int threads);
+  void (*absolute_sums)(const AbsoluteSumsArgs&, int threads);
   void (*permuted)(const PermutedArgs&, int threads);
   void (*update_rows)(const UpdateRowsArgs&, int threads);
   // Null where the set has no GEMM of that type.

@@ -1,6 +1,7 @@
 // The kernels of a policy, by the way in which its pairs combine.
 #pragma once
 
+#include "cpu/denormals.h"
 #include "cpu/logsumexp_pairs_gradient_tile.h"
 #include "cpu/logsumexp_pairs_tile.h"
 #include "cpu/logsumexp_tile.h"
@@ -12,6 +13,7 @@ inline namespace UF_ISA {
 
 template <class Policy, class Args, void (*kKernel)(const Policy, const Args&, int)>
 void with_policy(const float* params, const Args& t, int threads) {
+  [[maybe_unused]] const FlushDenormals flush{};
   kKernel(Policy(params), t, threads);
 }
 

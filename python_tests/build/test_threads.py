@@ -15,6 +15,7 @@ from support.cases import problem
 from support.helpers import ROOT, run_python
 from torch import Tensor
 
+from unitsface_kernels import fused_uss_loss
 from unitsface_kernels.backends.native import rows
 from unitsface_kernels.losses import REGISTRY
 
@@ -136,6 +137,26 @@ def test_all_threads_treat_denormals_as_the_calling_one() -> None:
             torch.set_num_threads(threads)
             torch.set_flush_denormal(False)
         assert bool((weight == (0.0 if flush else 1e-39)).all())
+
+
+def test_kernels_of_losses_flush_denormals() -> None:
+    """On all their threads, and for as long as they run: csrc/cpu/denormals.h."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor does not flush denormals")
+    feats = torch.randn(2100, 8, requires_grad=True)
+    # Half of the smallest sigmoid, e^-87, is denormal.
+    loss = fused_uss_loss(
+        *(feats, torch.arange(2100), 300.0),
+        scale=0.5,
+        margin=0.0,
+        reduction="sum",
+        backend="native",
+    )
+    loss.backward()
+    assert loss.item() > 0.0
+    assert not bool(feats.grad.any())
+    # The calling thread keeps its mode.
+    assert bool((torch.full((8,), 1e-39) * torch.ones(8)).all())
 
 
 @linux

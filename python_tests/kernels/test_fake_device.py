@@ -28,6 +28,7 @@ from torch import Tensor
 from bench.fake_device import A100, B200, CHIPS, H200, Array, Chip, Gemm, HostWaitError, fake_device
 from bench.fake_device.operators import refusals
 from unitsface_kernels import (
+    CosFaceLoss,
     fused_clip_loss,
     fused_margin_softmax_loss,
     fused_siglip_loss,
@@ -99,6 +100,36 @@ def test_a_step_can_be_captured(backend: str, spec: LossSpec) -> None:
             found = record(spec, KINDS[name], torch.bfloat16, backend, capturing=True)
             check_capturable(found.tape)
             check_streams(found.tape, found.stream)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_whole_step_can_be_captured(backend: str) -> None:
+    """The step of docs/cuda_graphs.md: backbone, head under autocast, and Torch's optimizer."""
+    with fake_device(H200, capturing=True) as device:
+        model = torch.nn.Linear(512, 512, device="cuda", dtype=torch.bfloat16)
+        head = CosFaceLoss(512, 100_000, backend=backend).cuda()
+        optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], capturable=True)
+        # The constructor would compare it with 0, before the capture.
+        optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
+        images = torch.empty(512, 512, device="cuda", dtype=torch.bfloat16)
+        labels = torch.empty(512, device="cuda", dtype=torch.int64)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = head(model(images), labels)
+            loss.backward()
+            optimizer.step()
+
+        step()
+        stream = torch.cuda.current_stream().cuda_stream
+        with device.recording() as tape:
+            step()
+    check_capturable(tape)
+    check_streams(tape, stream)
+    assert tape.of(backend)
+    # The optimizer's operators on both parameters of the backbone and on the class weights.
+    assert [work.name for work in tape.work].count("aten.addcdiv_.default") == 3
 
 
 @pytest.mark.parametrize(

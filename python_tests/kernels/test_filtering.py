@@ -346,6 +346,18 @@ def test_negligible_tiles(seed: int) -> None:
         assert bool((spent + table[~skipped][lightest].double() > tolerance).any())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_absolute_sums_on_the_cpu(dtype: torch.dtype) -> None:
+    """Tiles are no whole number of chunks or vectors; NaN stays in its row and column."""
+    engine = CpuEngine(None, torch.device("cpu"))
+    for shape in ((70, 131), (1, 3), (5, 0)):
+        tile = torch.randn(shape).to(dtype)
+        tile[3:4, 5:6] = math.nan
+        for dim in (0, 1):
+            want = tile.float().abs().sum(dim)
+            torch.testing.assert_close(engine.absolute_sums(tile, dim), want, equal_nan=True)
+
+
 def test_negligible_tiles_with_nan() -> None:
     table = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
     assert filtering.negligible(table, 1.0) == [False, True]

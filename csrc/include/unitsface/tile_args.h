@@ -230,6 +230,15 @@ struct SpreadOverCentersArgs {
 
 constexpr int64_t kMostCenters = 256;
 
+// Sums of |tile|, of a row or of a column each.
+struct AbsoluteSumsArgs {
+  const void* tile;  // [n, m]
+  DType dtype;
+  int64_t n, m;
+  bool by_column;
+  float* sums;  // [m] by column, else [n]
+};
+
 // unit = source[index] / max(norm, 1e-5), inverse_norms = 1 / max(norm, 1e-5). Both are NaN for a
 // row with an element that is not finite.
 struct NormalizeRowsArgs {
