@@ -61,7 +61,7 @@ def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] 
     """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
     out of alignment end it. ``losses``: those that have kernels; none: all."""
     if losses:
-        _write_losses(folder / "unitsface", losses)
+        write_losses(folder / "unitsface", losses)
     flags = [
         *(
             "-fsanitize=address,undefined",
@@ -87,7 +87,7 @@ def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] 
     return program
 
 
-def _write_losses(folder: Path, losses: Sequence[str]) -> None:
+def write_losses(folder: Path, losses: Sequence[str]) -> None:
     """The list of losses with these alone, which is found before the whole one."""
     whole = SOURCES / "include" / "unitsface" / "loss_list.def"
     text = whole.read_text().replace('#include "', f'#include "{whole.parent}/')
