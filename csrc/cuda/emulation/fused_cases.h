@@ -53,7 +53,13 @@ struct Operands {
     return result;
   }
 
-  // The same, with rows `row_stride` apart.
+  // NaN in rows and columns that are ignored.
+  void spoil(const Buffer<int64_t>& a_labels, const Buffer<int64_t>& b_labels) {
+    spoil(a, a_labels);
+    spoil(b, b_labels);
+  }
+
+  // The cosines, with rows `row_stride` apart.
   std::vector<float> spread(int64_t row_stride) const {
     const std::vector<float> dense = cosines();
     std::vector<float> result(n * row_stride);
@@ -75,6 +81,12 @@ struct Operands {
         const float scale = 1.7f / std::sqrt(static_cast<float>(depth));
         set_element(rows.data, kind.dtype, i * stride + k, scale * uniform(-1.0f, 1.0f));
       }
+    }
+  }
+
+  void spoil(Buffer<char>& rows, const Buffer<int64_t>& labels) const {
+    for (int64_t i = 0; i < labels.size; ++i) {
+      if (labels.data[i] < 0) set_element(rows.data, kind.dtype, i * stride, kNaN);
     }
   }
 

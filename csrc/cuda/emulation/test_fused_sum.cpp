@@ -14,6 +14,7 @@ struct SumCase {
   bool per_column, mirrored, both, weights, dthreshold, gradient;
   DType gradient_dtype;
   int64_t diagonal;
+  bool not_finite = false;  // ignored rows and columns are NaN
 };
 
 // What a tile adds to.
@@ -39,7 +40,7 @@ struct Sums {
 
 void test_sum(const SumCase& c) {
   const float params[] = {16.0f, 1.6f, 1.6f, 0.25f, -16.0f};
-  const Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
+  Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
   const int64_t stride = c.m + c.gradient_gap;
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);
   Buffer<float> a_threshold(c.n, 3.0f), b_threshold(c.per_column ? c.m : 1, 3.0f);
@@ -52,6 +53,7 @@ void test_sum(const SumCase& c) {
   for (Buffer<float>* values : {&a_threshold, &b_threshold, &a_weights, &b_weights}) {
     for (int64_t k = 0; k < values->size; ++k) (*values)[k] = uniform(-1.0f, 2.0f);
   }
+  if (c.not_finite) operands.spoil(a_labels, b_labels);
   std::vector<float> cosines = operands.spread(stride);
   cuda::SumTile args = {};
   args.cosines = cosines.data();

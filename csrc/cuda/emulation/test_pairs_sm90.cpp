@@ -21,16 +21,14 @@ void test_served() {
   for (const auto& s : shapes) {
     for (const bool two : {false, true}) {
       for (const bool both : {false, true}) {
-        const Kind kind = kKinds[k % 2];
+        const Kind kind = kKinds[(k + k / 4) % 2];
         const Operands operands(kind, s[0], s[1], s[2], 8);
         expect(
             cuda::sm90::supports(operands.given(), s[0], s[1], operands.a.data, kind.dtype, s[1]),
             1.0, 0.0, "supports", s[0], s[1]);
+        const int64_t diagonal = k % 3 == 0 ? INT64_MIN : k % 3 == 1 ? -3 : 128;
         test_pairs({two ? "multi_similarity" : "pair_softmax", two, kind, s[0], s[1], s[2], 8, both,
-                    kind.dtype,
-                    k % 3 == 0   ? INT64_MIN
-                    : k % 3 == 1 ? -3
-                                 : 128});
+                    kind.dtype, diagonal, k / 3 % 2 == 0});
         ++k;
       }
     }

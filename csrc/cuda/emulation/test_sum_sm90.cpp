@@ -20,7 +20,7 @@ void test_served() {
       for (const bool both : {false, true}) {
         SumCase c = {};
         c.loss = loss;
-        c.kind = kKinds[k % 2];
+        c.kind = kKinds[(k + k / 4) % 2];
         c.n = shape[0], c.m = shape[1], c.depth = shape[2];
         c.gap = c.gradient_gap = 8;
         c.both = both;
@@ -31,6 +31,7 @@ void test_served() {
         c.gradient = k % 7 != 6;
         c.gradient_dtype = c.kind.dtype;
         c.diagonal = k % 3 == 0 ? INT64_MIN : k % 3 == 1 ? -3 : 128;
+        c.not_finite = k / 3 % 2 == 0;
         const Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
         expect(cuda::sm90::supports(operands.given(), c.n, c.m, operands.a.data, c.kind.dtype,
                                     c.m + c.gradient_gap),
