@@ -94,10 +94,19 @@ void bind_fused(Module& m, Module& target) {
 #if defined(UF_WITH_SM90)
   target.def("fused_sum_total_sm90_slots", &sm90::fused_sum_total_slots);
   bind_tile<SumTile>(target, "fused_sum_total_sm90", &sm90::fused_sum_total);
+  bind_tile<SumTile>(target, "fused_sum_tile_sm90", &sm90::fused_sum_tile,
+                     "fused_sum_tile_sm90_workspace", &fused_sum_tile_workspace);
   bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile_sm90", &sm90::fused_logsumexp_tile,
                            "fused_logsumexp_tile_sm90_workspace", &fused_logsumexp_tile_workspace);
   bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile_sm90",
                                    &sm90::fused_logsumexp_gradient_tile);
+  bind_tile<PairNegatives>(
+      target, "fused_pair_negatives_tile_sm90", &sm90::fused_pair_negatives_tile,
+      "fused_pair_negatives_tile_sm90_workspace", &fused_pair_statistics_workspace);
+  bind_tile<PairPositives>(
+      target, "fused_pair_positives_tile_sm90", &sm90::fused_pair_positives_tile,
+      "fused_pair_positives_tile_sm90_workspace", &fused_pair_statistics_workspace);
+  bind_tile<PairGradient>(target, "fused_pair_gradient_tile_sm90", &sm90::fused_pair_gradient_tile);
 #endif
 }
 

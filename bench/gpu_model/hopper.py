@@ -50,11 +50,12 @@ class Compiled:
 
 
 def compile_kernels(nvcc: str, disassembler: str, source: str, folder: Path) -> list[Compiled]:
-    """The kernels of a source in csrc/cuda/fused, compiled and disassembled."""
+    """The kernels of a source in csrc/cuda/fused, compiled and disassembled: of all losses, or of
+    those in ``folder/unitsface/loss_list.def``."""
     cubin = folder / "kernels.cubin"
     command = [
         *(nvcc, "-std=c++17", "-gencode", "arch=compute_90a,code=sm_90a", "-Xptxas=-v"),
-        *(f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-cubin", "-o", f"{cubin}"),
+        *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}", "-cubin", "-o", f"{cubin}"),
         f"{SOURCES / 'cuda' / 'fused' / source}",
     ]
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr

@@ -40,7 +40,10 @@ OTHER_KERNELS = (
 )
 #: Has kernels of its own, beside those of every architecture for the same devices.
 HOPPER = "sm_90a"
-HOPPER_KERNELS = ("fused_total_sm90_kernel", "StatisticsEpilogue", "GradientEpilogue")
+HOPPER_KERNELS = (
+    *("fused_total_sm90_kernel", "SumEpilogue", "StatisticsEpilogue", "16GradientEpilogue"),
+    *("PairNegativesEpilogue", "PairPositivesEpilogue", "PairGradientEpilogue"),
+)
 # Fused kernels (csrc/cuda/fused) by macro: two blocks of 256 threads share a multiprocessor.
 FUSED_KERNELS = {
     "UF_SUM_LOSS": ("fused_sum_kernel", "fused_total_kernel"),

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from bench.gpu_model import hopper, sass
+from bench.gpu_model.fused_sm80 import write_losses
 
 DEPTH = 512
 #: Rows and columns of an in-batch tile that fills the chip for several waves.
 BLOCK = 8192
 ISSUE_CYCLES = 4500
 L2_BYTES = 176 << 10
+#: The same of kernels with sums per row, and per column where the last part is ``Lb1E``: by source,
+#: its losses and parts of the mangled names.
+BUDGETS = {
+    ("sum_sm90.cu", ("uss", "uce")): {
+        "SumEpilogueINS_8baseline3USSELb0E": 5200,
+        "SumEpilogueINS_8baseline3USSELb1E": 6600,
+        "SumEpilogueINS_8baseline3UCEELb0E": 6300,
+        "SumEpilogueINS_8baseline3UCEELb1E": 8600,
+    },
+    ("pairs_sm90.cu", ("pair_softmax", "multi_similarity")): {
+        "PairGradientEpilogueINS_8baseline11PairSoftmaxELb0ELb0E": 3500,
+        "PairGradientEpilogueINS_8baseline11PairSoftmaxELb0ELb1E": 4900,
+        "PairGradientEpilogueINS_8baseline15MultiSimilarityELb1ELb0E": 3600,
+        "PairGradientEpilogueINS_8baseline15MultiSimilarityELb1ELb1E": 4700,
+        "PairNegativesEpilogueINS_8baseline11PairSoftmaxELb0ELb0E": 3800,
+        "PairNegativesEpilogueINS_8baseline11PairSoftmaxELb0ELb1E": 4500,
+        "PairNegativesEpilogueINS_8baseline15MultiSimilarityELb1ELb0E": 4900,
+        "PairNegativesEpilogueINS_8baseline15MultiSimilarityELb1ELb1E": 7200,
+        "PairPositivesEpilogueINS_8baseline11PairSoftmaxELb0E": 4600,
+        "PairPositivesEpilogueINS_8baseline11PairSoftmaxELb1E": 6100,
+    },
+}
+
+
+def compiled(source: str, folder: Path) -> list[hopper.Compiled]:
+    nvcc, disassembler = shutil.which("nvcc"), sass.find_cuobjdump()
+    if nvcc is None or disassembler is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    return hopper.compile_kernels(nvcc, disassembler, source, folder)
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[hopper.Compiled]:
-    nvcc, disassembler = shutil.which("nvcc"), sass.find_cuobjdump()
-    if nvcc is None or disassembler is None:
-        pytest.skip("needs nvcc and cuobjdump")
-    folder = tmp_path_factory.mktemp("total")
-    return hopper.compile_kernels(nvcc, disassembler, "total_sm90.cu", folder)
+    return compiled("total_sm90.cu", tmp_path_factory.mktemp("total"))
 
 
 def uss(kernels: list[hopper.Compiled]) -> hopper.Compiled:
@@ -44,3 +71,17 @@ def test_totals_keep_to_their_budget(kernels: list[hopper.Compiled]) -> None:
 def test_predicted_share_of_the_roofline(kernels: list[hopper.Compiled]) -> None:
     step = hopper.pair_step(uss(kernels), 32768, DEPTH, BLOCK)
     assert 0.75 <= step.fraction < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "losses"), BUDGETS)
+def test_sums_of_rows_keep_to_their_budget(
+    source: str, losses: tuple[str, ...], tmp_path: Path
+) -> None:
+    write_losses(tmp_path / "unitsface", losses)
+    budgets = BUDGETS[source, losses]
+    found = compiled(source, tmp_path)
+    assert [(k.stack, k.spilled, k.warnings) for k in found] == [(0, 0, ())] * len(budgets)
+    for name, cycles in budgets.items():
+        (kernel,) = [k for k in found if name in k.name]
+        assert 0.9 * cycles < kernel.issue_cycles(DEPTH) < cycles, kernel.name

@@ -73,6 +73,21 @@ EPILOGUE_FAULTS = {
         "a barrier between writing shared memory and reading it",
     ),
 }
+#: The same of pairs of samples.
+PAIR_FAULTS = {
+    41: (
+        "no barrier between the columns' writes and reads",
+        "a barrier between writing shared memory and reading it",
+    ),
+    42: (
+        "no barrier before the warps' sums of a column are folded",
+        "a barrier between writing shared memory and reading it",
+    ),
+    43: (
+        "lanes without positives pass by the sum of a column",
+        "every wait ends: a barrier or shuffle",
+    ),
+}
 
 
 def run(program: Path, fault: int, seed: int) -> subprocess.CompletedProcess[str]:
@@ -116,8 +131,21 @@ def test_each_fault_of_an_epilogue_is_caught(tmp_path: Path) -> None:
         require_caught(program, EPILOGUE_FAULTS, seed)
 
 
+@pytest.mark.slow
+def test_each_fault_of_pairs_is_caught(tmp_path: Path) -> None:
+    require_tools()
+    kernels = [
+        *("fused/pairs_sm90.cu", "fused/pairs_sm80.cu", "fused/tensor_map.cu"),
+        *("logsumexp_tile.cu", "logsumexp_pairs_tile.cu"),
+    ]
+    losses = ["pair_softmax", "multi_similarity"]
+    program = build_program(tmp_path, "pairs_sm90", *kernels, losses=losses)
+    for seed in SEEDS:
+        require_caught(program, PAIR_FAULTS, seed)
+
+
 def test_the_list_has_every_fault() -> None:
     folder = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "fused"
     text = "".join(path.read_text() for path in sorted(folder.glob("*sm90*")))
-    missing = [k for k in FAULTS | EPILOGUE_FAULTS if f"planted({k})" not in text]
+    missing = [k for k in FAULTS | EPILOGUE_FAULTS | PAIR_FAULTS if f"planted({k})" not in text]
     assert not missing

@@ -30,6 +30,19 @@ PROGRAMS = {
         ],
         ["margin_softmax"],
     ),
+    "pairs_sm90": (
+        [
+            *("fused/pairs_sm90.cu", "fused/pairs_sm80.cu", "fused/tensor_map.cu"),
+            *("logsumexp_tile.cu", "logsumexp_pairs_tile.cu"),
+        ],
+        ["pair_softmax", "multi_similarity"],
+    ),
+    "sum_sm90": (
+        [
+            *("fused/sum_sm90.cu", "fused/sum_sm80.cu", "fused/tensor_map.cu", "sum_tile.cu"),
+        ],
+        ["uss", "uce"],
+    ),
 }
 SEEDS = (0, 1, 2)
 
@@ -38,7 +51,10 @@ SEEDS = (0, 1, 2)
     ("name", "arguments"),
     [
         pytest.param("total_sm90", [], marks=pytest.mark.extended),
-        pytest.param("logsumexp_sm90", [], marks=pytest.mark.slow),
+        *(
+            pytest.param(name, [], marks=pytest.mark.slow)
+            for name in ("logsumexp_sm90", "pairs_sm90", "sum_sm90")
+        ),
         *(pytest.param(name, ["thorough"], marks=pytest.mark.slow) for name in PROGRAMS),
     ],
 )
@@ -57,7 +73,7 @@ def test_kernels_compute_what_loops_compute(
 
 @pytest.mark.extended
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["uss", "uce", "margin_softmax"])
+@pytest.mark.parametrize("name", ["uss", "uce", "margin_softmax", "pair_softmax", "circle"])
 def test_engine_gets_the_same_from_both_kernels(
     name: str, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

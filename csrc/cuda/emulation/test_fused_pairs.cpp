@@ -15,6 +15,7 @@ struct PairCase {
   bool both;
   DType gradient_dtype;
   int64_t diagonal;
+  bool not_finite = false;  // ignored rows and columns are NaN
 };
 
 // Two numbers per row and per column, of negatives and of positives.
@@ -65,13 +66,14 @@ void set_positives(cuda::PairPositives& args, const PairCase& c, Statistics& s) 
 
 void test_pairs(const PairCase& c) {
   const float params[16] = {8.0f, 0.3f, 0.4f, 2.0f, 0.1f};
-  const Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
+  Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);
   for (Buffer<int64_t>* labels : {&a_labels, &b_labels}) {
     for (int64_t k = 0; k < labels->size; ++k) {
       (*labels)[k] = integer(0, 7) == 0 ? -integer(1, 2) : (integer(0, 5) << 33) + 5;
     }
   }
+  if (c.not_finite) operands.spoil(a_labels, b_labels);
   std::vector<float> cosines = operands.spread(c.m);
   Buffer<float> workspace(cuda::pair_statistics_workspace(c.n, c.m), kNaN);
   Buffer<float> own(cuda::fused_pair_statistics_workspace(c.n, c.m), kNaN);

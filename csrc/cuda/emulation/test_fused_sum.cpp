@@ -8,11 +8,13 @@ using namespace unitsface;
 using namespace unitsface::checks;
 
 struct SumCase {
+  const char* loss = "uss";
   Kind kind;
   int64_t n, m, depth, gap, gradient_gap;
   bool per_column, mirrored, both, weights, dthreshold, gradient;
   DType gradient_dtype;
   int64_t diagonal;
+  bool not_finite = false;  // ignored rows and columns are NaN
 };
 
 // What a tile adds to.
@@ -37,8 +39,8 @@ struct Sums {
 };
 
 void test_sum(const SumCase& c) {
-  const float params[] = {16.0f, 1.6f};
-  const Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
+  const float params[] = {16.0f, 1.6f, 1.6f, 0.25f, -16.0f};
+  Operands operands(c.kind, c.n, c.m, c.depth, c.gap);
   const int64_t stride = c.m + c.gradient_gap;
   Buffer<int64_t> a_labels(c.n, 0), b_labels(c.m, 0);
   Buffer<float> a_threshold(c.n, 3.0f), b_threshold(c.per_column ? c.m : 1, 3.0f);
@@ -51,6 +53,7 @@ void test_sum(const SumCase& c) {
   for (Buffer<float>* values : {&a_threshold, &b_threshold, &a_weights, &b_weights}) {
     for (int64_t k = 0; k < values->size; ++k) (*values)[k] = uniform(-1.0f, 2.0f);
   }
+  if (c.not_finite) operands.spoil(a_labels, b_labels);
   std::vector<float> cosines = operands.spread(stride);
   cuda::SumTile args = {};
   args.cosines = cosines.data();
@@ -69,11 +72,11 @@ void test_sum(const SumCase& c) {
   Sums wanted(c), got(c);
   wanted.add_to(args, c);
   Buffer<float> workspace(cuda::sum_tile_workspace(c.n, c.m), kNaN);
-  cuda::sum_tile("uss", params, args, workspace.data, nullptr);
+  cuda::sum_tile(c.loss, params, args, workspace.data, nullptr);
   got.add_to(args, c);
   args.cosines = nullptr;
   Buffer<float> own(cuda::fused_sum_tile_workspace(c.n, c.m), kNaN);
-  cuda::fused_sum_tile("uss", params, operands.given(), args, own.data, nullptr);
+  cuda::fused_sum_tile(c.loss, params, operands.given(), args, own.data, nullptr);
 
   const double size = 2e-5;
   expect_same(got.a_loss, wanted.a_loss, size, "a_loss");

@@ -28,15 +28,7 @@ void test_total(const char* name, const std::vector<float>& params, const TotalC
       (*labels)[k] = integer(0, 7) == 0 ? -integer(1, 2) : (integer(0, 3) << 33) + 5;
     }
   }
-  if (c.not_finite) {
-    const auto spoil = [&](Buffer<char>& rows, Buffer<int64_t>& labels) {
-      for (int64_t i = 0; i < labels.size; ++i) {
-        if (labels[i] < 0) set_element(rows.data, c.kind.dtype, i * operands.stride, kNaN);
-      }
-    };
-    spoil(operands.a, a_labels);
-    spoil(operands.b, b_labels);
-  }
+  if (c.not_finite) operands.spoil(a_labels, b_labels);
   const std::vector<float> cosines = operands.cosines();
   Buffer<float> threshold(1, 1.5f);
   Buffer<float> loss(cuda::sm90::fused_sum_total_slots(c.n, c.m), 0.25f),
