@@ -22,6 +22,9 @@ UNREAD = "cp.async.bulk.wait_group.read before the buffer of a bulk store is wri
 UNSEEN = "a wait for the phase of a copy before wgmma reads it"
 UNFINISHED = "cp.async.bulk.wait_group before the block ends"
 REUSED = "a copy does not overwrite what is still being read"
+REUSED_ELSEWHERE = "a copy does not overwrite what another block still reads"
+UNRELEASED = "a barrier between wgmma.wait_group and the next copy"
+UNCOUNTED = "mbarrier.expect_tx counts what other blocks copy, too"
 
 #: What is done wrong, and the rules of which one is named; which one depends on the order.
 FAULTS = {
@@ -44,7 +47,7 @@ FAULTS = {
         "wgmma reads what a copy has written",
         "a descriptor reads rows and columns in the order",
     ),
-    16: ("no wgmma.wait_group before a stage is released", REUSED),
+    16: ("no wgmma.wait_group before a stage is released", REUSED, REUSED_ELSEWHERE),
     17: ("wrong count of a named barrier", "all threads of a named barrier give the same count"),
     18: ("no arrival at a named barrier", "every wait ends: bar.sync"),
     19: ("no wgmma.wait_group before the epilogue", "wgmma.wait_group before the registers"),
@@ -63,6 +66,37 @@ FAULTS = {
     ),
     26: ("the wrong stage is released", NEVER_ENDS, TOO_MANY, REUSED),
     27: ("setmaxnreg of more registers than there are", "every wait ends: setmaxnreg.inc"),
+    # Of clusters.
+    71: ("an empty stage counts one block's arrivals", TOO_MANY, UNRELEASED, REUSED_ELSEWHERE),
+    72: (
+        "a barrier of the block alone after mbarrier.init",
+        "a cluster barrier between mbarrier.init and the use by another block",
+    ),
+    73: (
+        "both blocks copy the same share",
+        "a copy does not write what another one is writing",
+        OVERWRITTEN,
+    ),
+    74: ("a share is copied to its own block alone", NEVER_ENDS),
+    75: (
+        "expect-tx without the other block's share",
+        UNCOUNTED,
+        "mbarrier.expect_tx announces the bytes of every copy",
+    ),
+    76: ("a stage is released to its own block alone", NEVER_ENDS),
+    77: ("both arrivals at the first block", TOO_MANY, UNRELEASED, NEVER_ENDS),
+    78: (
+        "no cluster barrier before a block ends",
+        "a block has not ended when others access its shared memory",
+        "a cluster barrier between arrivals at another block's mbarriers and its end",
+    ),
+    79: (
+        "a block does not wait for the other one's consumers",
+        UNCOUNTED,
+        UNRELEASED,
+        REUSED_ELSEWHERE,
+    ),
+    80: ("a block without rows does not release its stages", NEVER_ENDS),
 }
 #: The same of what only kernels with an epilogue do.
 EPILOGUE_FAULTS = {
