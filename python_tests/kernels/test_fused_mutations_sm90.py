@@ -97,6 +97,14 @@ FAULTS = {
         REUSED_ELSEWHERE,
     ),
     80: ("a block without rows does not release its stages", NEVER_ENDS),
+    # Of rows that pass through the ring.
+    81: (
+        "a chunk of rows into the wrong stage",
+        "wgmma reads what a copy has written",
+        "a copy does not write what another one is writing",
+        OVERWRITTEN,
+        REUSED,
+    ),
 }
 #: The same of what only kernels with an epilogue do.
 EPILOGUE_FAULTS = {

@@ -73,10 +73,11 @@ void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, sm90::Grid grid
 int main(int argc, char**) {
   return checks::run(argc, [] {
     // Row tiles of one column tile each, of odd and of even numbers of them; depths of one chunk,
-    // of some, and of all that fit; more blocks than row tiles; clusters of two, of which the
-    // second block has rows or none.
+    // of some, of all that fit, and of more; more blocks than row tiles; clusters of two, of which
+    // the second block has rows or none.
     test_gemm(130, 20, 24, DType::kBFloat16, {1, 1});
     test_gemm(300, 300, 136, DType::kFloat16, {2, 2});
+    test_gemm(130, 20, 530, DType::kBFloat16, {1, 1});
     if (!thorough) return;
     test_gemm(300, 300, 136, DType::kFloat16, {2, 1});
     test_gemm(1, 1, 1, DType::kBFloat16, {1, 1});
@@ -88,5 +89,7 @@ int main(int argc, char**) {
     test_gemm(520, 100, 64, DType::kBFloat16, {4, 2});
     test_gemm(256, 640, 512, DType::kFloat16, {4, 2});
     test_gemm(1000, 200, 72, DType::kBFloat16, {6, 2});
+    test_gemm(200, 300, 1500, DType::kFloat16, {2, 2});
+    test_gemm(300, 200, 776, DType::kBFloat16, {4, 2});
   });
 }

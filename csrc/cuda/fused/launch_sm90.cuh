@@ -3,6 +3,7 @@
 
 #include "mainloop_sm90.cuh"
 #include "tensor_map.h"
+#include "tile_store_sm90.cuh"
 
 namespace unitsface::cuda::sm90 {
 
