@@ -87,8 +87,8 @@ def _counts(code: list[sass.Instruction]) -> tuple[int, int, int, int]:
         return loop[1] - loop[0] + 1
 
     def smallest(name: str, count: int) -> list[tuple[int, int]]:
-        """Of the loops with so many of an instruction, for each set of them the smallest; first
-        those that wait most: of rows that stay in shared memory, not of deeper ones."""
+        """The smallest loop around each set of ``count`` of an instruction; first those that wait
+        most: of rows that stay in shared memory, not of deeper ones."""
         found: dict[tuple[int, ...], tuple[int, int]] = {}
         for loop in sorted(loops, key=size):
             places = tuple(k for k in range(loop[0], loop[1] + 1) if code[k].name == name)

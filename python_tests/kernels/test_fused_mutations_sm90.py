@@ -106,6 +106,8 @@ FAULTS = {
         REUSED,
     ),
 }
+#: The same of what shows only where some copies land early.
+EARLY_FAULTS = {82: ("rows are released before every lane has seen them", NEVER_ENDS)}
 #: The same of what only kernels with an epilogue do.
 EPILOGUE_FAULTS = {
     28: (
@@ -138,7 +140,7 @@ def gemm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("seed", [SEEDS[0], pytest.param(SEEDS[1], marks=pytest.mark.extended)])
 def test_each_fault_is_caught(gemm: Path, seed: int) -> None:
     assert run(gemm, 0, seed).returncode == 0
-    require_caught(gemm, FAULTS, seed)
+    require_caught(gemm, FAULTS if seed == 0 else FAULTS | EARLY_FAULTS, seed)
 
 
 @pytest.mark.extended
@@ -153,5 +155,6 @@ def test_each_fault_of_an_epilogue_is_caught(tmp_path: Path) -> None:
 def test_the_list_has_every_fault() -> None:
     folder = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "fused"
     text = "".join(path.read_text() for path in sorted(folder.glob("*sm90*")))
-    missing = [k for k in FAULTS | EPILOGUE_FAULTS if f"planted({k})" not in text]
+    faults = FAULTS | EARLY_FAULTS | EPILOGUE_FAULTS
+    missing = [k for k in faults if f"planted({k})" not in text]
     assert not missing
