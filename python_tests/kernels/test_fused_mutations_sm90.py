@@ -23,7 +23,7 @@ UNSEEN = "a wait for the phase of a copy before wgmma reads it"
 UNFINISHED = "cp.async.bulk.wait_group before the block ends"
 REUSED = "a copy does not overwrite what is still being read"
 REUSED_ELSEWHERE = "a copy does not overwrite what another block still reads"
-UNRELEASED = "a barrier between wgmma.wait_group and the next copy"
+OVERTAKEN = (REUSED, REUSED_ELSEWHERE, "a barrier between wgmma.wait_group and the next copy")
 UNCOUNTED = "mbarrier.expect_tx counts what other blocks copy, too"
 
 #: What is done wrong, and the rules of which one is named; which one depends on the order.
@@ -67,7 +67,7 @@ FAULTS = {
     26: ("the wrong stage is released", NEVER_ENDS, TOO_MANY, REUSED),
     27: ("setmaxnreg of more registers than there are", "every wait ends: setmaxnreg.inc"),
     # Of clusters.
-    71: ("an empty stage counts one block's arrivals", TOO_MANY, UNRELEASED, REUSED_ELSEWHERE),
+    71: ("an empty stage counts one block's arrivals", TOO_MANY, *OVERTAKEN),
     72: (
         "a barrier of the block alone after mbarrier.init",
         "a cluster barrier between mbarrier.init and the use by another block",
@@ -84,18 +84,13 @@ FAULTS = {
         "mbarrier.expect_tx announces the bytes of every copy",
     ),
     76: ("a stage is released to its own block alone", NEVER_ENDS),
-    77: ("both arrivals at the first block", TOO_MANY, UNRELEASED, NEVER_ENDS),
+    77: ("both arrivals at the first block", TOO_MANY, NEVER_ENDS, *OVERTAKEN),
     78: (
         "no cluster barrier before a block ends",
         "a block has not ended when others access its shared memory",
         "a cluster barrier between arrivals at another block's mbarriers and its end",
     ),
-    79: (
-        "a block does not wait for the other one's consumers",
-        UNCOUNTED,
-        UNRELEASED,
-        REUSED_ELSEWHERE,
-    ),
+    79: ("a block does not wait for the other one's consumers", UNCOUNTED, *OVERTAKEN),
     80: ("a block without rows does not release its stages", NEVER_ENDS),
     # Of rows that pass through the ring.
     81: (
