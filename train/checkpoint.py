@@ -74,7 +74,7 @@ def read(path: Path) -> Any:
     try:
         if is_sharded(path):
             return uk.partial_fc.read_extra(path)
-        # Lightning's hold callbacks and the like, which are not asked for.
+        # Lightning's hold callbacks and the like, which are not read.
         return uk.partial_fc.read_saved(path, unknown=path.suffix == ".ckpt")
     except FileNotFoundError as error:
         raise UserError(f"no such checkpoint: {path}") from error

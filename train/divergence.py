@@ -77,7 +77,7 @@ class ScaleWatch:
         self._world.print(f"warning: {said}", file=sys.stderr)
 
     def not_finite(self, find: Callable[[], str] | None = None) -> str:
-        """What is not finite, on the first process that knows; every process calls."""
+        """What is not finite, on the first process that has it; every process calls."""
         own = self.found or (find() if find else "") or self.gradient
         every = self._world.gather_objects(own)
         rank = next((rank for rank, text in enumerate(every) if text), None)

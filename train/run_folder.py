@@ -24,7 +24,7 @@ from train.trackers import Tracker, numbers
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two starts in one folder are not noticed
+except ImportError:  # not on Windows, where two starts in one folder are not detected
     fcntl = None  # type: ignore[assignment]
 
 METRICS = "metrics.jsonl"
@@ -315,7 +315,7 @@ class MetricsLog:
         self._append(METRICS, _json_lines([values]))
         if values.keys() <= set(self._columns):
             self._append(TABLE, _rows([[values.get(name) for name in self._columns]]))
-        else:  # the first line, or one of a version that knows more
+        else:  # the first line, or one of a later version
             table = _table(read_metrics(self._folder))
             self._files[TABLE].close()
             write_text(self._folder / TABLE, table)

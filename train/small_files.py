@@ -1,5 +1,5 @@
-"""Files of a run: written whole or not at all; JSON and NumPy arrays of which nothing is trusted
-are read with errors in one line, within memory of their size.
+"""Files of a run: written whole or not at all; JSON and NumPy arrays are read within memory of
+their size, with errors in one line.
 """
 
 from __future__ import annotations

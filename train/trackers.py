@@ -33,7 +33,7 @@ def check_installed(config: Config) -> None:
 
 
 def open_trackers(config: Config, folder: Path, first_step: int) -> list[Tracker]:
-    """What the configuration asks for; metrics from ``first_step`` on will be added."""
+    """The trackers of the configuration; metrics from ``first_step`` on will be added."""
     found: list[Tracker] = []
     if config.run.tensorboard:
         found.append(TensorBoard(folder, first_step))

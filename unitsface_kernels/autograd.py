@@ -32,7 +32,7 @@ def loss_alone(config: CallConfig, *tensors: Any) -> Tensor:
 
 
 def applies(tensors: CallTensors) -> bool:
-    """Whether nothing but autograd watches: no tracing, no dispatch mode, no tensor subclass."""
+    """Whether only autograd is active: no tracing, no dispatch mode, no tensor subclass."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -1,4 +1,4 @@
-"""The backend that runs a call, and the error where the one asked for cannot."""
+"""The backend that runs a call, and the error where the named one cannot."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
 
     Raises:
         ValueError: unknown name, or a named backend that cannot run the call. There is no
-            fallback from a backend asked for by name.
+            fallback from a backend that is named.
     """
     if torch.compiler.is_compiling():
         # Imported here, as it needs Dynamo, which takes longer to import than Torch.

@@ -28,7 +28,7 @@ unless ``answer`` gives what the host would read; then it is recorded as work of
 
 Tensors of the CPU stay real. Fake tensors are Torch's (``FakeTensorMode``); see
 :class:`recorder.FakeMode` for how they are on CUDA in a build without it. The recorder counts what
-Python asks for: kernels that an operator of Torch launches beyond one are approximate, and memory
+Python requests: kernels that an operator of Torch launches beyond one are approximate, and memory
 that it takes and frees inside is not seen.
 """
 

@@ -1,4 +1,4 @@
-"""Chips that a fake device can be: what the package asks a device for, from the vendor's tables."""
+"""Chips that a fake device can be: the properties that the package queries, from vendor tables."""
 
 from __future__ import annotations
 

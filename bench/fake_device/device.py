@@ -35,7 +35,7 @@ class FakeDevice:
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
-        """Collects the work that is asked for inside."""
+        """Collects the work that is enqueued inside."""
         with self._recorder.recording() as tape:
             yield tape
 
@@ -71,7 +71,7 @@ def fake_device(
         chip: what the device is.
         answer: returns what the host waits for, from the operator's name and its arguments: a
             number, or a tensor of the CPU. None: waiting is an error.
-        capturing: whether a CUDA graph is being captured, as the package asks.
+        capturing: whether a CUDA graph is being captured.
     """
     recorder = Recorder(lambda: cuda.Stream.current.cuda_stream, answer)
     native = NativeLaunches(recorder, loader.extension())
@@ -95,7 +95,7 @@ def fake_device(
 
 
 def package_patches(patch: Callable[..., None], native: Any, run_triton: Any) -> None:
-    """Replaces what launches kernels, and what the package remembers of devices.
+    """Replaces what launches kernels, and what the package caches per device.
 
     Args:
         patch: called with a target and new values of its attributes.

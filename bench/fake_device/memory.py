@@ -30,7 +30,7 @@ class Memory:
         self._numbers: dict[int, int] = {}
         self._bases: list[int] = [FIRST_ADDRESS]
         self._sizes: list[int] = [0]
-        #: What was last asked for its address, by address and bytes.
+        #: The tensor whose address was last read, by address and bytes.
         self._pointers: dict[tuple[int, int], Array] = {}
 
     def array(self, tensor: Tensor) -> Array:
@@ -73,7 +73,7 @@ class Memory:
         self.live -= rounded(size)
 
     def find(self, address: int, size: int) -> Array:
-        """The tensor at an address; bytes, of which ``size``, if none was asked for it.
+        """The tensor at an address; ``size`` bytes if no tensor's was read.
 
         Raises:
             ValueError: they do not lie within one allocation.

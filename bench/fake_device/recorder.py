@@ -1,4 +1,4 @@
-"""The mode under which CUDA tensors are fake, and everything asked of the device is recorded."""
+"""The mode under which CUDA tensors are fake, and all work of the device is recorded."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
-        """Collects what is asked of the device inside."""
+        """Collects the device's work inside."""
         live = self.memory.live
         before, self.tape = self.tape, Tape(start_bytes=live, peak_bytes=live)
         try:

@@ -87,7 +87,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Work:
-    """One thing that the host asked the device for.
+    """One request of the host to the device.
 
     Attributes:
         order: from 0.

@@ -37,7 +37,7 @@ SIZES = {"rows": 1 << 20, "columns": 300_000}
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory of the code; nothing where no tool can tell."""
+    """Registers, stack and local memory of the code; nothing without a tool that reads them."""
     packed = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     tool = packed if packed.exists() else shutil.which("cuobjdump")
     if tool is None:

@@ -41,7 +41,7 @@ def _launch_seconds(launch: Launch) -> float:
             for arg in launch.args
         ]
         compiled = launch.compile()
-        # Loaded, as far as Triton can tell.
+        # Triton takes it for loaded.
         compiled.module, compiled.function, compiled._run = True, 0, lambda *_: None
         times = []
         with patch.dict(backend._ready, clear=True):

@@ -88,7 +88,7 @@ class Launch:
 
     @cached_property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for launches of the same compiled kernel, as far as the arguments tell."""
+        """Equal for launches of the same compiled kernel, by their arguments."""
         arguments = self.arguments
         for parameter in self.kernel.params:
             value = arguments[parameter.name]

@@ -1,6 +1,6 @@
 """``python -m bench.gpu_model.scopes``: compiles what the tests look at, and records it.
 
-Kernels that the record has are not compiled again, unless ``--all`` asks for it.
+Kernels that the record has are not compiled again, except with ``--all``.
 """
 
 from __future__ import annotations

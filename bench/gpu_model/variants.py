@@ -31,7 +31,7 @@ BLOCK = 128
 #: launches (a tile on the diagonal of a batch, one beside it, a memory, losses only, row weights),
 #: those of policies.py included. The other dtypes differ in element size and in the conversion of
 #: gradients: the variant with the most state and the two logsumexp kernels stand for the rest. All
-#: are of the first loss of each driver and, if asked for, in bfloat16 of every loss. Where dtypes
+#: are of the first loss of each driver and, on request, in bfloat16 of every loss. Where dtypes
 #: differ, no architecture does anything of its own (float16 has bfloat16's tensor-core instructions
 #: and registers, float32 runs on ordinary multiplications): one architecture stands for all.
 VARIANTS = {

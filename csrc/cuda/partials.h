@@ -17,7 +17,7 @@ struct SumPartials {
   int64_t block_rows;
 };
 
-// Of the sums that `args` wants; `workspace` has sum_tile_workspace floats, or as many with other
+// Of the sums that `args` has; `workspace` has sum_tile_workspace floats, or as many with other
 // numbers of blocks.
 SumPartials sum_partials(const SumTile& args, float* workspace, int64_t column_blocks,
                          int64_t row_blocks, int64_t block_rows);

@@ -1,7 +1,7 @@
 """Makes the site of the files that GitHub shows: hooks of MkDocs.
 
 Files beside docs/ become pages, notebooks too; the API pages list the names of ``__all__``, so that
-none is forgotten. Links are written for GitHub and led to pages here. Formulas become MathML while
+none is left out. Links are written for GitHub and led to pages here. Formulas become MathML while
 the site is built: a browser needs no script and no network for them.
 """
 

@@ -428,9 +428,9 @@ def test_an_option_of_earlier_versions_names_its_replacement(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([option, "nobody"])
+        main([option, "absent"])
     told = capsys.readouterr().err
-    assert "unknown implementation nobody" in told
+    assert "unknown implementation absent" in told
     assert ("--contestants is deprecated, use --implementations" in told) == (
         option == "--contestants"
     )

@@ -20,7 +20,7 @@ from bench.gpu_check.stages import BUDGET, Options, stages
 
 STAGES = {stage.name: stage for stage in stages(Options("python3", "/out"))}
 DEFAULT = [name for name, stage in STAGES.items() if stage.by_default]
-# In place of every program: prints its arguments, reports if told to, and fails or hangs
+# In place of every program: prints its arguments, reports if REPORT is set, and fails or hangs
 # where it should.
 STAND_IN = """#!/usr/bin/env bash
 echo "called $*"

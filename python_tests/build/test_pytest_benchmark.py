@@ -19,7 +19,7 @@ def test_memory_throughput_and_errors_are_recorded(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "pytest", "bench/", "--benchmark-only", "--device=cpu"]
-    # pytest-benchmark refuses to measure in a worker of xdist, which it knows by the environment.
+    # pytest-benchmark does not measure in a worker of xdist, which it finds by the environment.
     own = {name: text for name, text in os.environ.items() if "XDIST" not in name}
     done = subprocess.run(
         [*command, "-k", "small and (native or eager)", f"--benchmark-json={out}"],

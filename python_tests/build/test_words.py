@@ -1,4 +1,6 @@
-"""The words of code and pages: American spelling, and docstrings that state their subject."""
+"""The words of code and pages: American spelling, impersonal verbs, and docstrings that state their
+subject.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import ast
 import re
 import subprocess
 
+import pytest
 from support.helpers import ROOT
 
 BRITISH = re.compile(
@@ -13,6 +16,13 @@ BRITISH = re.compile(
     r"|\bcentre|(?:label|model|cancel|travel|signal)l(?:ed|ing)\b"
     r"|(?:normal|optim|serial|recogn|initial|organ|minim|maxim|general|synchron|summar|util)is"
     r"(?:e|es|ed|ing|ation)\b|analys(?:e|es|ed|ing)\b",
+    re.IGNORECASE,
+)
+#: Programs do not know, ask, want, notice, forget or believe, and are not told.
+PERSONAL = re.compile(
+    r"\b(?:asks|asked (?:for|of)|(?:is|are|was|be|been|if) told|told apart|forgets|notices"
+    r"|unnoticed|knows|wants|remembers|believes|thinks|pretends|speaks|hopes|blames|owes"
+    r"|somebody|someone|nobody|everybody|anybody|whoever|in none's way)\b",
     re.IGNORECASE,
 )
 #: Words of a sentence whose subject is elsewhere.
@@ -33,10 +43,14 @@ def _tracked(*suffixes: str) -> list[str]:
 _HERE = "python_tests/build/test_words.py"
 
 
-def test_spelling_is_american() -> None:
-    for name in _tracked(".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".yaml", ".toml", ".sh"):
+TEXTS = (".py", ".h", ".cpp", ".cu", ".cuh", ".def", ".md", ".ipynb", ".yaml", ".toml", ".sh")
+
+
+@pytest.mark.parametrize("words", [BRITISH, PERSONAL], ids=["american", "impersonal"])
+def test_words_of_all_texts(words: re.Pattern[str]) -> None:
+    for name in (*_tracked(*TEXTS), "Makefile", "CMakeLists.txt"):
         for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
-            word = BRITISH.search(line)
+            word = words.search(line)
             assert word is None, f"{name}:{number}: {word[0] if word else ''}"
 
 
@@ -56,5 +70,9 @@ def test_the_search_finds_words() -> None:
         assert BRITISH.search(f"some {word} here"), word
     for word in ("neighbors", "modeled", "parallel", "noise", "promise", "optimistic", "disguised"):
         assert BRITISH.search(f"some {word} here") is None, word
+    for text in ("the driver knows", "it asks for more", "Nobody reads it", "cannot be told apart"):
+        assert PERSONAL.search(text), text
+    for text in ("known sizes", "the number asked", "tolerances", "tasks", "a wanted gradient"):
+        assert PERSONAL.search(text) is None, text
     assert FRAGMENT.match("Of the rows.")
     assert FRAGMENT.match("Offsets of rows.") is None

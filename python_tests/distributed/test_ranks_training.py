@@ -33,7 +33,7 @@ def _counts_of_step(step: int, size: int) -> list[int]:
     return [(3 * step + 5 * rank) % 9 for rank in range(size)]
 
 
-def _trained(rank: int, size: int, remembers: bool) -> dict[str, Any]:
+def _trained(rank: int, size: int, with_memory: bool) -> dict[str, Any]:
     """Twenty steps on the share of ``rank``; size 0: alone, on the batches of ``rank`` ranks."""
     torch.manual_seed(0)
     single = size == 0
@@ -47,7 +47,7 @@ def _trained(rank: int, size: int, remembers: bool) -> dict[str, Any]:
         own = slice(None) if single else own_rows(counts, rank)
         x, labels = normal(sum(counts), D, seed=step), identities(sum(counts), seed=100 + step)
         # Copies: the backward pass follows the update.
-        columns = (memory.features.clone(), memory.labels.clone()) if remembers else ()
+        columns = (memory.features.clone(), memory.labels.clone()) if with_memory else ()
         optimizer.zero_grad()
         loss, feats = wrapped(x[own], labels[own], *columns)
         memory.update(feats, labels[own])
@@ -62,11 +62,11 @@ def _trained(rank: int, size: int, remembers: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "size", [1, 3, *(pytest.param(k, marks=pytest.mark.extended) for k in (2, 4))]
 )
-@pytest.mark.parametrize("remembers", [False, True], ids=["batch", "memory"])
-def test_training_is_that_of_one_process(size: int, remembers: bool) -> None:
+@pytest.mark.parametrize("with_memory", [False, True], ids=["batch", "memory"])
+def test_training_is_that_of_one_process(size: int, with_memory: bool) -> None:
     """Batches of unequal sizes, some of them empty."""
-    found = run_ranks(size, _trained, size, remembers)
-    want = _trained(size, 0, remembers)
+    found = run_ranks(size, _trained, size, with_memory)
+    want = _trained(size, 0, with_memory)
     torch.manual_seed(0)
     assert relative_norm(_Model(None).layer.weight.detach(), want["state"]["layer.weight"]) > 0.1
     for of_rank in found:

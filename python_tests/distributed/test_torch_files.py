@@ -195,7 +195,7 @@ def test_nothing_is_executed_where_unknown_objects_are_passed_over(
 
 
 class _Holder(dict[str, Any]):
-    """A type that no other program knows."""
+    """A type that no other program has."""
 
 
 def test_unknown_objects_become_dicts_of_their_items(tmp_path: Path) -> None:
@@ -209,5 +209,5 @@ def test_unknown_objects_become_dicts_of_their_items(tmp_path: Path) -> None:
     assert found["kind"] == name
     assert found[name] == 3
     assert found["path"] == {}
-    with pytest.raises(ValueError, match=r"it asks for .*_Holder"):
+    with pytest.raises(ValueError, match=r"it refers to .*_Holder"):
         read_saved(tmp_path / "x.ckpt")

@@ -1,4 +1,4 @@
-"""Encoded images: pixels of the size asked for, or the reason why there are none."""
+"""Encoded images: pixels of the requested size, or the reason why there are none."""
 
 from __future__ import annotations
 

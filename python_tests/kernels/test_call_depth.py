@@ -12,6 +12,8 @@ import unitsface_kernels as uk
 from unitsface_kernels import dispatch, functional
 
 MOST_FRAMES = 9
+#: A tile's kernel begins with its GEMM, which the engine of the CPU has a few helpers for.
+MOST_FRAMES_TO_GEMM = 14
 
 pytestmark = pytest.mark.skipif(
     dispatch.unavailable("native", "cpu", torch.float32) is not None,
@@ -94,8 +96,12 @@ def _logsumexps_of_towers() -> torch.Tensor:
         ("sum_tile", _sum_of_towers),
         ("pair_negatives_tile", _logsumexps_of_towers),
         ("normalize_rows", _sum),
+        ("gemm", _sum),
+        ("gemm", _logsumexp),
+        ("gemm", _logsumexp_of_pairs),
     ],
 )
 def test_few_frames_to_the_launch(kernel: str, call: Callable[[], object]) -> None:
     frames = _frames_to(kernel, call)
-    assert len(frames) <= MOST_FRAMES, " > ".join(frames)
+    most = MOST_FRAMES_TO_GEMM if kernel == "gemm" else MOST_FRAMES
+    assert len(frames) <= most, " > ".join(frames)

@@ -79,7 +79,7 @@ def test_launches_do_not_depend_on_the_data(
 
 
 def test_labels_of_a_capture_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check leaves an event behind that a later call asks; neither may be captured."""
+    """A check leaves an event behind that a later call queries; neither may be captured."""
 
     class OnCuda(Tensor):
         is_cuda = property(lambda self: True)
@@ -122,7 +122,7 @@ def test_a_captured_step_replays(
     torch.cuda.current_stream().wait_stream(stream)
 
     graph = torch.cuda.CUDAGraph()
-    # The search of the warm-up was not asked for; here it would be.
+    # The warm-up searched for none; here a search would start.
     monkeypatch.setenv("UNITSFACE_AUTOTUNE", "1")
     with torch.cuda.graph(graph):
         captured = step()

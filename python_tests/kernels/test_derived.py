@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -11,11 +12,19 @@ from support.cases import problem
 from torch import Tensor
 
 import unitsface_kernels as uk
+from unitsface_kernels import modules
 from unitsface_kernels.functional.derived import public_function
 from unitsface_kernels.losses import REGISTRY, LossSpec
 from unitsface_kernels.modules.derived import module_of
 
 SPECS = pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
+
+
+def _sizes(spec: LossSpec) -> tuple[int, ...]:
+    """What the constructor of a derived module takes first."""
+    if spec.topology == "class":
+        return 7, 11
+    return (512,) if spec.threshold == "per_column" else ()
 
 
 @SPECS
@@ -46,9 +55,7 @@ def test_a_derived_function_is_the_one_written_by_hand(spec: LossSpec) -> None:
 def test_a_derived_module_computes_the_loss_and_trains(spec: LossSpec) -> None:
     made = module_of(spec)
     p = problem(spec, rows=9, dim=7)
-    sizes: tuple[int, ...] = (7, 11) if spec.topology == "class" else ()
-    if spec.topology == "pair" and spec.threshold == "per_column":
-        sizes = (512,)
+    sizes = _sizes(spec)
     module = made(*sizes)
     assert all(bool((t == 0).all()) for n, t in module.named_parameters() if n == "threshold")
     feats = p.rows.detach().requires_grad_()
@@ -64,3 +71,20 @@ def test_a_derived_module_computes_the_loss_and_trains(spec: LossSpec) -> None:
     assert all(t.grad is not None for t in (feats, *tensors.values()))
     assert torch.equal(copy.deepcopy(module)(feats, p.labels, **p.variables), loss)
     assert all(f"{name}=" in repr(module) for name in list(spec.defaults())[:1])
+
+
+@SPECS
+def test_a_derived_module_is_pickled_and_shows_its_arguments(
+    spec: LossSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name in the package, where a loss without a module of its own has it."""
+    made = module_of(spec)
+    monkeypatch.setattr(modules, made.__name__, made, raising=False)
+    sizes = _sizes(spec)
+    module = pickle.loads(pickle.dumps(made(*sizes)))
+    assert type(module) is made
+    arguments = inspect.signature(made).parameters
+    assert ["self", *arguments] == list(inspect.signature(made.__init__).parameters)
+    assert spec.defaults().keys() <= arguments.keys()
+    with pytest.raises(TypeError, match="temperature"):
+        made(*sizes, temperature=1.0)

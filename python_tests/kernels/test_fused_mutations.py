@@ -1,4 +1,4 @@
-"""The emulation of cp.async, ldmatrix and mma.sync notices faults: each is planted into the
+"""The emulation of cp.async, ldmatrix and mma.sync finds faults: each is planted into the
 kernels, and ends the program with the name of the rule that it breaks, or with results that differ.
 The places are ``planted(...)`` in csrc/cuda/fused.
 """

@@ -1,4 +1,4 @@
-"""The emulation of Hopper notices faults: each is planted into the kernels, and ends the program
+"""The emulation of Hopper finds faults: each is planted into the kernels, and ends the program
 with the name of the rule that it breaks. The places are ``planted(...)`` in csrc/cuda/fused.
 """
 

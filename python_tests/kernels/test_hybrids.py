@@ -281,6 +281,20 @@ def test_vpl_goes_on_where_it_was_saved() -> None:
         other = copy.deepcopy(module)
 
 
+@pytest.mark.parametrize("momentum", [False, True])
+def test_vpl_does_not_count_a_call_that_raises(momentum: bool) -> None:
+    module = VPLLoss(D, C, start_iteration=0)
+    feats, labels = _batch(Target("reference", "cpu"))
+    module(feats, labels)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match="momentum_feats" if momentum else "labels"):
+        module(feats, labels if momentum else labels[1:], feats[1:] if momentum else None)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    module(feats, labels)
+    assert int(module.iteration) == 2
+
+
 @pytest.mark.parametrize(
     ("make", "error", "part"),
     [

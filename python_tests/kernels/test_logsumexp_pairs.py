@@ -26,7 +26,7 @@ each_loss = pytest.mark.parametrize(
 @each_target
 @pytest.mark.parametrize("memory", [False, True], ids=["batch", "memory"])
 def test_rows_whose_negatives_are_all_left_out(target: Target, memory: bool) -> None:
-    """-inf, and a gradient of exactly nothing; the other rows do not notice."""
+    """-inf, and a gradient of exactly nothing; the other rows are unchanged."""
     # Rows 0 and 1 are opposite to every other identity, which the lower bound leaves out.
     feats = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.2], [-1.0, -0.2], [-0.9, 0.5]])
     feats = feats.to(target.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import unitsface_kernels
 from unitsface_kernels import CLASS_LOSSES, PAIR_LOSSES, UniTSFaceLoss
 from unitsface_kernels.losses import REGISTRY, TOWERS
+from unitsface_kernels.modules import DERIVED
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
@@ -200,6 +201,7 @@ SHOWN = {key: {"scale": 9.0} for key in (*CLASS_LOSSES, *PAIR_LOSSES, "unitsface
 SHOWN |= {"npt": {"margin": 2.5}, "multi_similarity": {"beta": 9.0}, "adacos": {"dynamic": False}}
 SHOWN |= {"contrastive": {"negative_margin": 2.5}, "batch_hard": {"margin": 2.5}}
 SHOWN |= {"simple": {"r": 2.5}, "simple_proxy": {"r": 2.5}, "proxy_anchor": {"alpha": 2.5}}
+SHOWN |= {name: {} for name in DERIVED if "scale" not in REGISTRY[name].defaults()}
 MODULES = {
     **{name: lambda c=c, n=name: c(8, 4, **SHOWN[n]) for name, c in CLASS_LOSSES.items()},
     **{name: lambda c=c: _pair_module(c) for name, c in PAIR_LOSSES.items()},
@@ -366,8 +368,9 @@ def test_presets_keep_their_margins_and_take_the_rest() -> None:
     for name in ("normface", "cosface", "arcface", "sphereface"):
         module = CLASS_LOSSES[name](8, 4, adaptive_margin=0.3, margin_gradient="detached")
         assert module.adaptive_margin == 0.3
-        with pytest.raises(TypeError, match="m1"):
-            CLASS_LOSSES[name](8, 4, m1=1.0)
+        own = "it has no margin" if name == "normface" else "its margin is margin="
+        with pytest.raises(TypeError, match=rf"Loss does not take m3 \({own}; .* got m3=0.2$"):
+            CLASS_LOSSES[name](8, 4, m3=0.2)
 
 
 @pytest.mark.parametrize("name", ["cosface", "arcface", "subcenter_arcface", "sphereface"])

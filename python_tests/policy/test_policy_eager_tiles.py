@@ -186,7 +186,7 @@ def test_warns_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_on_a_device_memory_is_bounded_and_nothing_waits(name: str, kind: str) -> None:
-    """A custom loss on CUDA tensors where the native backend is asked for."""
+    """A custom loss on CUDA tensors with the native backend."""
     if not KINDS[kind].applies(CUSTOM[name]):
         return
     eager.warn.cache_clear()

@@ -44,7 +44,7 @@ def _pairs(rank: int, backend: str) -> None:
             got = loss(part, labels[own])
             found = torch.autograd.grad(got, [part, *loss.parameters()])
             check_same(f"{name} {exchange}: loss", got, want, SAME_LOSS)
-            # As averaging by data parallelism wants it.
+            # As averaging by data parallelism needs it.
             check_same(f"{name}: feats", found[0], 2 * wanted[0][own], SAME_GRADIENT)
             for a, b in zip(found[1:], wanted[1:], strict=True):
                 check_same(f"{name}: threshold", a, b, SAME_GRADIENT)
@@ -136,7 +136,7 @@ def test_a_head_of_a_policy() -> None:
         PartialFC(Cosine(), D, C, margin=0.3)
     with pytest.raises(ValueError, match="loss must be one of"):
         PartialFC(Contrastive(), D, C)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="got 'reference', which knows no shards"):
+    with pytest.raises(ValueError, match="got 'reference', which has no shards"):
         PartialFC(Cosine(), D, C, backend="reference")
     with pytest.raises(ValueError, match="scale must be > 0"):
         PartialFC(Cosine(scale=0.0), D, C)

@@ -79,7 +79,7 @@ def check_matmuls(tape: Tape, aligned: bool = True) -> None:
 
 
 def check_streams(tape: Tape, stream: int) -> None:
-    """Everything is on the current stream, in the order in which it was asked for."""
+    """Everything is on the current stream, in the order of the calls."""
     assert stream != 0
     assert {work.stream for work in tape.work} == {stream}
     assert [work.order for work in tape.work] == list(range(len(tape.work)))

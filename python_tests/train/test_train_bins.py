@@ -211,7 +211,7 @@ def test_shapes_of_huge_numbers_take_no_time(
         with pytest.raises(UserError, match="more values than such a file has"):
             _open(path)
     path.write_bytes(b"c" + b"m" * 100_000 + b"\n" + b"n" * 100_000 + b"\n.")
-    with pytest.raises(UserError, match=r"it asks for m+\.n+;") as error:
+    with pytest.raises(UserError, match=r"it refers to m+\.n+;") as error:
         _open(path)
     assert len(str(error.value)) < 500
 

@@ -44,7 +44,7 @@ FAULTY: dict[str, Sequence[tuple[int, int]]] = {
     "fay": [(6, 2)],
     "fay-2": [(6, 3)],
     "gus": [(7, 1)],
-    "hal": [(8, 4), (9, 1)],  # an image of nobody else
+    "hal": [(8, 4), (9, 1)],  # an image of no other person
 }
 
 

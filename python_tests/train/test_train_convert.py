@@ -12,7 +12,7 @@ from test_train_backbones import OUTPUTS, SHAPES, fill, published_input
 
 from train import checkpoint
 from train.backbones import build_backbone
-from train.backbones.weights import find_state, recognize
+from train.backbones.weights import find_state, recognize, sizes
 from train.errors import UserError
 from train.tools import convert
 
@@ -85,6 +85,15 @@ def test_outputs_of_an_insightface_backbone_survive_conversion(tmp_path: Path, n
 def test_architecture_is_recognized_by_the_published_names(name: str) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}
     assert recognize(state) == name
+
+
+@pytest.mark.parametrize("size", [48, 112])
+def test_conv4_is_recognized_with_its_sizes(tmp_path: Path, size: int) -> None:
+    state = build_backbone("conv4", size, embedding_size=24).state_dict()
+    assert recognize(state) == "conv4"
+    assert sizes(state) == (size, 24)
+    plain = converted(tmp_path, state, "--model=conv4")
+    assert all(torch.equal(plain[key], state[key]) for key in state)
 
 
 def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(
@@ -161,7 +170,7 @@ def test_mistakes_name_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     del state["extra.weight"]
     state["bn1.weight"] = torch.zeros(3)
     refused(state, r"bn1.weight is \(3,\), expected \(64,\)")
-    refused({"a": torch.zeros(2)}, r"no backbone known here \(1 tensors\)")
+    refused({"a": torch.zeros(2)}, "holds 1 tensors that are those of none of .*conv4")
     refused([1, 2], "holds no backbone state dict")
     refused({}, "holds no backbone state dict")
     refused(other, "holds lresnet50e_ir at 112 x 112", "--to=insightface")
@@ -172,5 +181,5 @@ def test_mistakes_name_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_whole_pickled_models_are_not_unpickled(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "in.pth")
-    with pytest.raises(UserError, match=r"cannot read checkpoint .*in\.pth: it asks for torch.nn"):
+    with pytest.raises(UserError, match=r"cannot read checkpoint .*in\.pth: it refers to torch.nn"):
         convert.run([str(tmp_path / "in.pth"), str(tmp_path / "out.pt")])

@@ -217,7 +217,7 @@ def test_downscaling_is_antialiased(tmp_path: Path) -> None:
 def test_unreadable_image_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
-    images = whole(Files([str(path)]), [0], ["someone"])
+    images = whole(Files([str(path)]), [0], ["name"])
     with pytest.raises(UserError, match=r"cannot read image .*bad\.png"):
         open_images(images, 16, on_error="fail")
 

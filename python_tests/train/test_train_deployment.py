@@ -39,7 +39,7 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def test_the_command_line_knows_all_commands() -> None:
+def test_the_command_line_has_all_commands() -> None:
     assert tuple(command.COMMANDS) == COMMANDS
     assert main(["embed", "nothing"]) == 2
 
@@ -207,7 +207,7 @@ def test_people_are_enrolled_replaced_and_found(
     np.testing.assert_allclose(known.norms, np.reshape(each.norms, (3, 4)).mean(1), rtol=1e-5)
 
     # One image of a new person, then another image in its place.
-    for image, message in ((1, "1 people enrolled, 0 replaced, 4"), (2, "1 replaced, 4 in all")):
+    for image, message in ((1, "1 person enrolled, 0 replaced, 4"), (2, "1 replaced, 4 in all")):
         photo = data / "person2" / f"{image}.png"
         assert call(run, "enroll", photo, "--name", "Ada", "--gallery", gallery) == 0
         assert message in capsys.readouterr().out

@@ -156,7 +156,7 @@ def graph(
     features: int = 512,
     half: bool = False,
 ) -> Any:
-    """A graph of the right form, or wrong in what is asked for."""
+    """A graph of the right form, or wrong in one respect."""
     kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     values = np.zeros(1, np.float16 if half else np.float32)
     data = onnx.helper.make_tensor_value_info("data", kind, shape)

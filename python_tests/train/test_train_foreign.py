@@ -114,7 +114,7 @@ def test_adaface_in_bgr_is_the_same_network_in_rgb(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kernel = torch.randn(512, C)
-    # Callbacks under their classes, paths, settings of a type of Lightning's, and what no one asks.
+    # Callbacks under their classes, paths, settings of a type of Lightning's, and what is not read.
     module = types.ModuleType("pytorch_lightning")
     for name, base in (("ModelCheckpoint", object), ("AttributeDict", dict)):
         setattr(module, name, type(name, (base,), {"__module__": module.__name__}))
@@ -143,7 +143,7 @@ def test_adaface_in_bgr_is_the_same_network_in_rgb(
     assert values["callbacks"]["pytorch_lightning.ModelCheckpoint"]["x"] == {}
     # By another name such objects are refused, as ever.
     os.rename(tmp_path / "adaface.ckpt", tmp_path / "adaface.pt")
-    with pytest.raises(UserError, match="it asks for"):
+    with pytest.raises(UserError, match="it refers to"):
         checkpoint.read(tmp_path / "adaface.pt")
 
 

@@ -227,7 +227,7 @@ def test_keys_far_apart_take_no_memory(tmp_path: Path) -> None:
     reindex(tmp_path, {10**15: 0, 1: None})
     patch(tmp_path, 0, 32, "<ff", 1e15, 1e15)
     for skip in (False, True):
-        with pytest.raises(UserError, match=r"record 0: it speaks of .* lists 26"):
+        with pytest.raises(UserError, match=r"record 0: it holds .* lists 26"):
             scan(str(tmp_path), skip=skip)
 
 

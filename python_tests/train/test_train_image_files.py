@@ -1,4 +1,4 @@
-"""Image files by their bytes: what is beside the pixels, and small files that ask for much."""
+"""Image files by their bytes: what is beside the pixels, and small files of large images."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_orientation_in_xmp_and_in_a_raw_profile(text: str) -> None:
         assert to_image(encoded).size == PICTURE.size[::-1]
 
 
-# -- small files that ask for much --------------------------------------------------------------
+# -- small files that would need much memory ----------------------------------------------------
 
 MANY = [(300 + i, 1, 700_000, 0) for i in range(60_000)]  # every tag has the same 700 kB
 DEFLATED = zlib.compress(bytes(1 << 28))

@@ -99,7 +99,7 @@ def test_a_signal_ends_a_run_and_the_checkpoint_of_before_stays(
 
 
 def _one_stands_still(rank: int) -> None:
-    """The second process is halted in its second step, then the first is asked to end."""
+    """The second process is halted in its second step, then the first is stopped by a signal."""
     stopping.PATIENCE_S = SECONDS
     end_step = Trainer._end_step
 

@@ -76,7 +76,7 @@ def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
     found = start(tmp_path, 3, argv(faces, run, **evaluated), change=sigterm)
     assert [code for code, _ in found] == [0, 0, 0], found
     step = len(losses(run))
-    assert step in (6, 7)  # asked for in the 6th, agreed on one later
+    assert step in (6, 7)  # requested in the 6th, agreed on one later
     said = f"stopped at step {step} of 8; continue with --resume"
     assert [output.count(said) for _, output in found] == [1, 0, 0]
     succeed(tmp_path, 3, ["--resume", "auto", f"run.dir={run}"])

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from train.backbones.conv4 import CHANNELS
 from train.backbones.foreign import own_names
 from train.backbones.mobile import MobileFaceNet
 from train.backbones.resnets import IResNet, IRNet, LResNet
@@ -62,6 +63,8 @@ def recognize(state: State) -> str | None:
     if "conv_sep.layers.0.weight" in state:
         scale = state["conv_sep.layers.0.weight"].numel() // (512 * 128)
         return next((n for n, of in MobileFaceNet.STAGES.items() if of[0] == scale), None)
+    if "trunk.0.0.weight" in state and "fc.weight" in state:
+        return "conv4"
     blocks = tuple(
         len({k.split(".")[1] for k in state if k.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
@@ -77,8 +80,8 @@ def recognize(state: State) -> str | None:
 def sizes(state: State) -> tuple[int, int] | None:
     """Input size and embedding size of the backbone of a recognized state dict.
 
-    16 input sizes give the same tensors, 112 to 127 those of an LResNet for 112 and 97 to 112 those
-    of the others; the multiple of 16 stands for them.
+    16 input sizes give the same tensors, 112 to 127 those of an LResNet or a Conv-4 for 112 and 97
+    to 112 those of the others; the multiple of 16 stands for them.
     """
     last = _first(state, "fc5.weight", "features.layers.2.weight", "fc.weight")
     if last is None or last.dim() not in (2, 4) or not last.numel():
@@ -88,7 +91,8 @@ def sizes(state: State) -> tuple[int, int] | None:
     over = last if over is None else over
     if over.dim() not in (2, 4):
         return None
-    side = over.shape[-1] if over.dim() == 4 else math.isqrt(over.shape[1] // 512)
+    channels = CHANNELS if "trunk.0.0.weight" in state else 512
+    side = over.shape[-1] if over.dim() == 4 else math.isqrt(over.shape[1] // channels)
     return 16 * side, last.shape[0]
 
 

@@ -179,7 +179,7 @@ class _Index:
         stop = min(end, last + 1)
         if stop - first > 2 * len(self.keys):  # mostly gaps: record 0 is wrong
             raise RecordError(
-                f"{_name(self.files, 0)}: it speaks of records {first} to {end - 1}; "
+                f"{_name(self.files, 0)}: it holds records {first} to {end - 1}; "
                 f"the .idx file lists {len(self.keys)}"
             )
         keys = np.arange(first, stop, dtype=np.int64)

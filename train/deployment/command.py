@@ -134,9 +134,8 @@ def enroll(arguments: Namespace) -> None:
     people = gallery.templates(blocks)
     replaced, count = gallery.enroll(arguments.gallery, people)
     blocks.report()
-    print(
-        f"{arguments.gallery}: {len(people)} people enrolled, {replaced} replaced, {count} in all"
-    )
+    enrolled = "1 person" if len(people) == 1 else f"{len(people)} people"
+    print(f"{arguments.gallery}: {enrolled} enrolled, {replaced} replaced, {count} in all")
 
 
 def search(arguments: Namespace) -> None:

@@ -19,13 +19,13 @@ from train.small_files import replacing
 COLUMNS = ("name", "identity", "norm")
 # Names of files may be no text.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_HEADER = 128  # bytes, a multiple of 64 as the format asks for
+_HEADER = 128  # bytes, a multiple of 64 as the format requires
 
 
 @dataclass(frozen=True)
 class Vectors:
     """Rows of one file. ``norms`` are the lengths of features as the backbone gave them, which
-    several losses train to tell the quality of an image.
+    several losses train to measure the quality of an image.
     """
 
     features: NDArray[np.float32]  # (N, D) of length 1

@@ -40,7 +40,7 @@ def embed(
     what others have skipped.
 
     Raises:
-        StoppedError: on all processes, where a signal has asked one of them to stop.
+        StoppedError: on all processes, where one of them has received a signal to stop.
     """
     world = world or DistributedEnv(0, 1, device)
     # Module by module: some may be in evaluation mode while the rest is trained.

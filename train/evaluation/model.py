@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from train import checkpoint
+from train.backbones import backbone_names
 from train.backbones.weights import find_state, recognize, sizes
 from train.config import COMMAND_LINE, Config, make_config, of_a_run, parse_overrides
 from train.data.image_list import whole
@@ -90,5 +91,6 @@ def _published(values: Any, path: Path) -> dict[str, Any]:
     state = find_state(values, averaged=True) or {}
     name, found = recognize(state), sizes(state)
     if name is None or found is None:
-        raise UserError(f"{path} is no checkpoint, and no weights of a backbone known here")
+        names = ", ".join(backbone_names())
+        raise UserError(f"{path} is neither a checkpoint nor the weights of one of {names}")
     return {"name": name, "input_size": found[0], "embedding_size": found[1]}

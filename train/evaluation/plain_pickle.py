@@ -98,7 +98,7 @@ class _Unpickler(uk.partial_fc.PlainUnpickler):
     def name(self, name: str) -> str:
         if name not in _NAMES:
             module, _, last = name.rpartition(".")
-            raise DamagedError(f"it asks for {module[:60]}.{last[:60]}")
+            raise DamagedError(f"it refers to {module[:60]}.{last[:60]}")
         return name
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:

@@ -30,7 +30,7 @@ POSITIVE, NEGATIVE = COLORS[2], COLORS[3]
 LEARNED, BEST = {"color": "black"}, {"color": "black", "linestyle": ":"}
 # Inches: text is legible where a panel fills the width of a phone.
 WIDTH, HEIGHT = 4.4, 3.1
-# More points cannot be told apart: curves are averaged, of identities every n-th is drawn.
+# More points cannot be distinguished: curves are averaged, of identities every n-th is drawn.
 MOST_POINTS = 400
 LONGEST_LABEL = 34
 

@@ -26,7 +26,7 @@ BINS = 2**16
 class RatePoint:
     """The lowest threshold that accepts at most a fraction ``far`` of the negative pairs."""
 
-    far: float  # as asked
+    far: float  # requested
     tar: float
     threshold: float
     achieved_far: float

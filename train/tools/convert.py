@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from train import checkpoint
-from train.backbones import build_backbone
+from train.backbones import backbone_names, build_backbone
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.errors import Parser, UserError, exit_code
 from train.starting.foreign_classes import read_class_weights
@@ -85,7 +85,10 @@ def read_weights(path: Path) -> tuple[str, dict[str, Any], tuple[int, int] | Non
         return str(model["name"]), state, None
     name = recognize(state)
     if name is None:
-        raise UserError(f"{path} holds no backbone known here ({len(state)} tensors)")
+        names = ", ".join(backbone_names())
+        raise UserError(
+            f"{path} holds {len(state)} tensors that are those of none of the backbones {names}"
+        )
     found = sizes(state)
     input_size, embedding_size = found or INSIGHTFACE_SIZES
     with torch.device("meta"):

@@ -19,10 +19,10 @@ DEFAULT_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class TarAtFar:
-    """See :func:`tar_at_far`; one entry per rate that was asked for.
+    """See :func:`tar_at_far`; one entry per requested rate.
 
     Attributes:
-        far: (F,) float64 as asked.
+        far: (F,) float64, the requested rates.
         threshold: (F,) float32; a pair is accepted if its score is at least this.
         tar: (F,) float64 share of the positive pairs that are accepted.
         achieved_far: (F,) float64 share of the negative pairs that are accepted, at most ``far``.

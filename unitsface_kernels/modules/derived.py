@@ -40,8 +40,17 @@ class _DerivedPairLoss(RegisteredPairLoss):
             shape = (given["num_identities"],) if self.spec.threshold == "per_column" else ()
             self.threshold = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, feats: Tensor, labels: Tensor, **batch: Any) -> Tensor:  # type: ignore[override]
-        return self._compare({"feats": feats, "labels": labels, **batch})
+    def forward(  # type: ignore[override]
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        memory: Tensor | None = None,
+        memory_labels: Tensor | None = None,
+        batch_offset: int | None = None,
+        **variables: float | Tensor,
+    ) -> Tensor:
+        batch = {"memory": memory, "memory_labels": memory_labels, "batch_offset": batch_offset}
+        return self._compare({"feats": feats, "labels": labels, **batch, **variables})
 
     def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {} if self.spec.threshold == "none" else {"b": self.threshold}
@@ -63,23 +72,25 @@ def module_of(spec: LossSpec) -> type[RegisteredClassLoss] | type[RegisteredPair
         options = {name: value for name, value in options.items() if name != "centers"}
         options |= {"init_std": None, "centers": 1}
     signature = Signature(
-        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in sizes]
+        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *sizes)]
         + [
             Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value)
             for name, value in options.items()
         ]
     )
 
-    def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:  # noqa: N807
+    def __init__(*arguments: Any, **keywords: Any) -> None:  # noqa: N807
         bound = signature.bind(*arguments, **keywords)
         bound.apply_defaults()
-        base.__init__(self, bound.arguments)
+        given = dict(bound.arguments)
+        base.__init__(given.pop("self"), given)
 
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     name = "".join(word.capitalize() for word in spec.name.split("_")) + "Loss"
     members = {
         "__init__": __init__,
-        "__signature__": signature,
-        "__module__": __name__,
+        # The package, which has it as an attribute: it is pickled by this name.
+        "__module__": __package__,
         "__doc__": f"The loss ``{spec.name}``; see :func:`{spec.function}`.",
         "loss": spec.name,
     }

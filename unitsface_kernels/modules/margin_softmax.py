@@ -71,6 +71,19 @@ class MarginSoftmaxLoss(RegisteredClassLoss):
         return shown
 
 
+def _preset(
+    module: MarginSoftmaxLoss, given: dict[str, Any], **margins: float | Tensor
+) -> dict[str, Any]:
+    """Keywords of the base class: the margins of a preset, and the others that were given."""
+    for name in margins.keys() & given.keys():
+        own = "its margin is margin=" if isinstance(module, _OneMargin) else "it has no margin"
+        raise TypeError(
+            f"{type(module).__name__} does not take {name} ({own}; MarginSoftmaxLoss takes m1, m2 "
+            f"and m3), got {name}={given[name]!r}"
+        )
+    return {**margins, **given}
+
+
 class NormFaceLoss(MarginSoftmaxLoss):
     """Cosine softmax without margin (Wang et al., "NormFace", ACM MM 2017, eq. 7)."""
 
@@ -81,7 +94,8 @@ class NormFaceLoss(MarginSoftmaxLoss):
         scale: float | Tensor = _DEFAULT.scale,
         **kwargs: Any,
     ) -> None:
-        super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, 0.0, **kwargs)
+        margins = _preset(self, kwargs, m1=1.0, m2=0.0, m3=0.0)
+        super().__init__(embedding_size, num_classes, scale, **margins)
 
 
 class _OneMargin(MarginSoftmaxLoss):
@@ -112,7 +126,8 @@ class CosFaceLoss(_OneMargin):
         margin: float | Tensor = 0.4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(embedding_size, num_classes, scale, 1.0, 0.0, margin, **kwargs)
+        margins = _preset(self, kwargs, m1=1.0, m2=0.0, m3=margin)
+        super().__init__(embedding_size, num_classes, scale, **margins)
 
 
 class ArcFaceLoss(_OneMargin):
@@ -128,7 +143,8 @@ class ArcFaceLoss(_OneMargin):
         margin: float | Tensor = 0.5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(embedding_size, num_classes, scale, 1.0, margin, 0.0, **kwargs)
+        margins = _preset(self, kwargs, m1=1.0, m2=margin, m3=0.0)
+        super().__init__(embedding_size, num_classes, scale, **margins)
 
 
 class SubCenterArcFaceLoss(_OneMargin):
@@ -150,9 +166,8 @@ class SubCenterArcFaceLoss(_OneMargin):
         centers: int = 3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            embedding_size, num_classes, scale, 1.0, margin, 0.0, centers=centers, **kwargs
-        )
+        margins = _preset(self, kwargs, m1=1.0, m2=margin, m3=0.0)
+        super().__init__(embedding_size, num_classes, scale, centers=centers, **margins)
 
 
 class SphereFaceLoss(_OneMargin):
@@ -168,4 +183,5 @@ class SphereFaceLoss(_OneMargin):
         margin: float | Tensor = 1.7,
         **kwargs: Any,
     ) -> None:
-        super().__init__(embedding_size, num_classes, scale, margin, 0.0, 0.0, **kwargs)
+        margins = _preset(self, kwargs, m1=margin, m2=0.0, m3=0.0)
+        super().__init__(embedding_size, num_classes, scale, **margins)

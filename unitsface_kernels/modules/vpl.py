@@ -143,22 +143,19 @@ class VPLLoss(ComposedLoss, FeatureStore):
         self, feats: Tensor, labels: Tensor, momentum_feats: Tensor | None = None
     ) -> Tensor:
         check_stored(self, feats, momentum_feats)
-        if self.training:
-            self._advance()
         loss = self.head.compare(feats, self._mixed_weight(), labels)
         if self.training:
+            self._count()
             self.update(feats if momentum_feats is None else momentum_feats, labels)
         return loss
 
-    def _advance(self) -> None:
+    def _count(self) -> None:
         self._iteration += 1
         self.iteration.fill_(self._iteration)
 
-    def begin_step(self, feats: Tensor, labels: Tensor) -> None:
-        self._advance()
-
     @torch.no_grad()
     def end_step(self, feats: Tensor, labels: Tensor) -> None:
+        self._count()
         self._store(feats.float(), labels)
 
     def rows_from_normal(self, name: str, normal: Tensor) -> Tensor:
@@ -174,9 +171,11 @@ class VPLLoss(ComposedLoss, FeatureStore):
         return block.mixed_columns()
 
     def _mixing(self) -> Mixing | None:
-        if not self.training or self._iteration <= self.start_iteration or self.mix == 0.0:
+        # The step in progress, which is counted after its loss: a call that raises is none.
+        step = self._iteration + 1
+        if not self.training or step <= self.start_iteration or self.mix == 0.0:
             return None
-        fresh = (self.stamps > 0) & (self._iteration - self.stamps <= self.max_age)
+        fresh = (self.stamps > 0) & (step - self.stamps <= self.max_age)
         return Mixing(self.features, fresh.to(self.features.dtype) * self.mix, self._moment)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from .expression import Expression, is_const, topological, value_of
 from .text import comparison
 
-# How tightly a piece of text binds: the level of an operand has to be at least the one asked for.
+# How tightly a piece of text binds: the level of an operand has to be at least the required one.
 _CHOICE, _MASKS, _COMPARISON, _SUM, _PRODUCT, _CALL = range(6)
 #: Own level, and what the arguments need: no operation may be reordered.
 _LEVELS = {

@@ -62,7 +62,7 @@ COSINES = leaf("nearest", "argument"), leaf("target", "argument")
 
 
 def number_bindings(formula: Formula, params: tuple[float, ...]) -> dict[Expression, float]:
-    """The leaves of the numbers with their values, as ``eager.evaluate`` wants them."""
+    """The leaves of the numbers with their values, as ``eager.evaluate`` takes them."""
     return {
         leaf(n.name, "number", n.choices): value
         for n, value in zip(formula.numbers, params, strict=True)

@@ -157,7 +157,7 @@ def _bounds(parameter: Parameter) -> tuple[float | None, float | None, float | N
 
 
 def _readable(value: Tensor) -> bool:
-    """Whether the host has the elements, and nothing but autograd watches how they are read."""
+    """Whether the host has the elements, and no mode but autograd is active."""
     return (
         not torch.compiler.is_compiling()
         and value.device.type == "cpu"

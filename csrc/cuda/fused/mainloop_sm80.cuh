@@ -15,7 +15,7 @@ constexpr int kStages = 3;
 constexpr int kStageDepth = 64;  // bytes of a row
 constexpr int kOperandBytes = kTileRows * kStageDepth;
 constexpr int kStageBytes = 2 * kOperandBytes;
-// As much as a kernel has without asking for more; two blocks fit on every multiprocessor.
+// As much as a kernel has without opting in to more; two blocks fit on every multiprocessor.
 constexpr int kPipelineBytes = kStages * kStageBytes;
 static_assert(kPipelineBytes <= 48 << 10, "static shared memory");
 
@@ -116,7 +116,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
   }
 }
 
-// Words of a fragment. What the type of a product asks for is done once for all its products.
+// Words of a fragment. Conversions that the type needs are done once per fragment, not once per
+// multiplication.
 template <Multiply kMultiply>
 __device__ __forceinline__ void load_fragment(uint32_t (&words)[4], const unsigned char* row) {
   load_matrices(words, row + (planted(53) ? 8 : 0));

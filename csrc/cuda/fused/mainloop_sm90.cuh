@@ -48,7 +48,7 @@ struct ConsumerBarrier {
 using ConsumerTeam = Team<2, 16, kWarpgroupWarps, 1, 64, ConsumerBarrier>;
 using Products = ConsumerTeam::Values;
 
-// A number that is the same in all lanes of a warp, so that the compiler knows.
+// A number that is the same in all lanes of a warp, made so for the compiler.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
 
 __device__ __forceinline__ ConsumerTeam team_of(int consumer) {

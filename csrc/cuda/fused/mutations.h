@@ -1,5 +1,5 @@
 // Planted faults: places where the emulation breaks a kernel on purpose, so that a test can show
-// that it notices. python_tests/kernels/test_fused_mutations.py and
+// that it finds. python_tests/kernels/test_fused_mutations.py and
 // test_fused_mutations_sm90.py have the lists.
 #pragma once
 

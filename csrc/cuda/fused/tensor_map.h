@@ -11,7 +11,7 @@ namespace unitsface::cuda::sm90 {
 bool mappable(const void* data, int64_t rows, int64_t columns, int64_t stride);
 
 // Boxes of box_rows x box_columns, with the 128-byte swizzle in shared memory. Throws
-// std::runtime_error if the driver has no such function or refuses.
+// std::runtime_error if the driver has no such function or returns an error.
 CUtensorMap tensor_map(const void* data, DType dtype, int64_t rows, int64_t columns, int64_t stride,
                        int box_rows, int box_columns);
 

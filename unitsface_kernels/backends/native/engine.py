@@ -51,7 +51,7 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     total_slots = 0
     #: A workspace would do as well where GEMMs are cheaper than memory.
     keeps_cosines = False
-    #: Decisions of gradient filtering are the host's: library GEMMs have the sizes that it knows.
+    #: Decisions of gradient filtering are the host's: library GEMMs have sizes of the host.
     device_filter: DeviceFilter | None = None
     #: Prefix of the extension's argument types that depend on the device.
     arguments_prefix: str

@@ -1,6 +1,6 @@
 """Which engine serves CUDA tensors, and the check that the kernels which multiply themselves pass.
 
-``UNITSFACE_FUSED_CUDA=1`` asks for these. No device has been seen to run them: before the first use
+``UNITSFACE_FUSED_CUDA=1`` selects these. No device has been seen to run them: before the first use
 on a device, they and cuBLAS with the kernels on its products compute one small case of each kind.
 The verdict is kept in the package's cache folder, one for each device, driver and build.
 """
@@ -35,7 +35,7 @@ _ROWS, _COLUMNS, _DEPTHS = 141, 150, (72, 37)
 
 
 def engine_class(device: torch.device) -> Engine:
-    """Raises RuntimeError if fused kernels are asked for and do not compute what cuBLAS does."""
+    """Raises RuntimeError if fused kernels are selected and do not compute what cuBLAS does."""
     if os.environ.get("UNITSFACE_FUSED_CUDA") != "1":
         return CudaEngine
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -11,7 +11,7 @@ from .engine import Engine, UnitRows
 
 
 def for_call(engine: Engine, call: Call) -> Engine:
-    """The engine of a pass, whose "unit" rows are at unit length only if the loss wants that."""
+    """The engine of a pass, whose "unit" rows are at unit length only if the loss normalizes."""
     return engine if call.spec.normalize else cast(Engine, _AsTheyAre(engine))
 
 
@@ -35,8 +35,8 @@ class _AsTheyAre(UnitRows):
         index: Tensor | None = None,
         reuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        # Norms tell which rows are not finite, and formulas read them. The other engine knows in
-        # which dtype and with which strides its tiles want rows.
+        # Norms show which rows are not finite, and formulas read them. The other engine chooses
+        # the dtype and the strides of its tiles' rows.
         rows, inverse_norms = self._engine.normalize_rows(source, start, stop, index, reuse)
         rows.copy_(_rows(source, start, stop, index))
         # All of a row is NaN where some is infinite, as at unit length: terms could be finite.

@@ -133,7 +133,7 @@ class DeviceTargets:
         self._targets = SortedTargets(places, rows, slope)
 
     def parts(self, tiles: list[slice]) -> list[slice]:
-        """The tiles themselves: which targets lie there, the device knows."""
+        """The tiles themselves: which targets they hold is known on the device only."""
         return tiles
 
     def add(self, part: slice, tile: slice, d_unit: Tensor, factors: Tensor | None) -> None:

@@ -5,7 +5,7 @@ nothing is searched for; ``1``, what is missing is searched for, by the first ca
 gradients for its loss, shape and dtype; ``0``, neither. Without a result the configuration is
 the shipped one (``configs.py``). Only CUDA tensors have results.
 
-A search times the stage of the call that asked for it (forward or backward, with its own tensors,
+A search times the stage of the call that starts it (forward or backward, with its own tensors,
 library GEMMs included), because where a gradient tile lies when the GEMMs read it is part
 of what a configuration decides. It is never made while a CUDA graph is being captured, and a
 configuration that has run in a process stays in use there: results read from disk are read once.

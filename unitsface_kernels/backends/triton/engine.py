@@ -61,7 +61,7 @@ class TritonEngine(RowKernels, TritonReductions):
 
     Args:
         call: the call.
-        gradients: whether tiles of gradients will be asked for; without, tiles are as large as
+        gradients: whether the pass has tiles of gradients; without, tiles are as large as
             their partial results allow, so that one launch does as much as possible.
         capability: compute capability to configure for; None: of the call's device.
         config: launches; None: those shipped for the capability.

@@ -41,10 +41,10 @@ def _addmm_mixed(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @cache
 def _mixes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch.addmm takes a float32 sum beside 16-bit factors; older Torch refuses it.
+    """Whether torch.addmm takes a float32 sum beside 16-bit factors; older Torch raises.
 
     Tried on a GEMM of its own, so that an error of a real one, such as a lack of memory,
-    is never taken for a refusal. Any other error is raised and nothing is remembered.
+    is never taken for a missing operation. Any other error is raised and nothing is cached.
     """
     factor = torch.zeros(16, 16, dtype=dtype, device=device)
     total = torch.zeros(16, 16, dtype=torch.float32, device=device)

@@ -140,7 +140,7 @@ class _ShardedLoss(Function):
         ctx.save_for_backward(*parameters, *states, guard)
         ctx.set_materialize_grads(False)
         assert total is not None
-        # Asked for by an optimizer that makes its step later alone.
+        # Read only by an optimizer that makes its step later.
         at_step = any(t.fusion is not None and t.fusion.when == "step" for t in step.tasks)
         ctx.finite = torch.isfinite(total).all() if at_step else None
         return total[step.own_rows] if step.reduction == "none" else total

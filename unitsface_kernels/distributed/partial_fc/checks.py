@@ -21,5 +21,5 @@ def refuse_reference(backend: str, why: str | None = None) -> None:
     if backend == "reference":
         raise ValueError(
             "backend must be 'native' or 'triton' for sharded classes, got 'reference', which "
-            f"knows no shards{'' if why is None else f' ({why})'}"
+            f"has no shards{'' if why is None else f' ({why})'}"
         )

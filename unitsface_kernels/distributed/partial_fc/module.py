@@ -186,7 +186,7 @@ class PartialFC(nn.Module):
                     module._buffers[name] = empty
 
     def _mark_coalesced(self, parameter: Tensor) -> None:
-        """A sparse gradient that is accumulated forgets that its indices ascend.
+        """Accumulation clears the flag of a sparse gradient that its indices ascend.
 
         Its readers would sort and copy it. The sum of two has more entries than a draw.
         """

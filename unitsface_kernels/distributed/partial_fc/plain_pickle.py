@@ -40,7 +40,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
     def name(self, name: str) -> Any:
         """The value of a global, such as a dtype; a function for :meth:`call` stays its name."""
-        raise DamagedError(f"it asks for {name[:80]}")
+        raise DamagedError(f"it refers to {name[:80]}")
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         raise DamagedError(f"it calls {str(function)[:80]}")

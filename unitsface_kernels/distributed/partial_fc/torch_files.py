@@ -108,7 +108,7 @@ class _Unpickler(PlainUnpickler):
         if self._unknown:
             return _Unknown(name)
         raise DamagedError(
-            f"it asks for {name[:80]}; a file of tensors and plain values is expected, such as "
+            f"it refers to {name[:80]}; a file of tensors and plain values is expected, such as "
             "torch.save(model.state_dict(), FILE) writes"
         )
 

@@ -71,7 +71,7 @@ def check_backends(policy: Policy, backends: Sequence[str] | None) -> list[Findi
         except Exception as error:  # whatever a backend raises is a finding
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             cannot = isinstance(error, (ValueError, RuntimeError, NotImplementedError))
-            # One that was asked for has to run.
+            # A requested one has to run.
             ran = not cannot or backends is not None
             found.append(Finding("loss and gradients", backend, torch.nan, reason, ran))
             continue
