@@ -69,7 +69,7 @@ def test_kernels_of_classes_keep_to_their_budget(tmp_path: Path) -> None:
     assert all(0.8 * ISSUE_CYCLES_CLASSES < c < ISSUE_CYCLES_CLASSES for c in cycles)
 
     def predicted(row_tiles: int, peers: int) -> float:
-        """Of both passes over the classes, idle blocks of clusters included."""
+        """Cycles of both passes over the classes, idle blocks of clusters included."""
         rows = row_tiles * hopper.TILE
         busy = row_tiles / (-(-row_tiles // peers) * peers)
         tiles = (

@@ -102,7 +102,7 @@ FAULTS = {
     ),
 }
 #: The same of what shows only where some copies land early.
-EARLY_FAULTS = {82: ("rows are released before every lane has seen them", NEVER_ENDS)}
+EARLY_FAULTS = {82: ("rows are released before all lanes have waited for them", NEVER_ENDS)}
 #: The same of what only kernels with an epilogue do.
 EPILOGUE_FAULTS = {
     28: (

@@ -295,7 +295,7 @@ __device__ __forceinline__ void consume(const Memory& memory, const Range& range
       // Rows of which this consumer has no tile.
       for (int chunk = 0; chunk < chunks; ++chunk) {
         mbarrier_wait(memory.rows_full(chunk), released & 1);
-        // Every lane has seen this phase before the next one may begin.
+        // All lanes are past this phase before the next one may begin.
         if (!planted(82)) warp_sync();
         arrive(memory.rows_empty(chunk));
       }
