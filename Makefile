@@ -53,7 +53,8 @@ losses: env $(FASHION)
 	$(BIN)/python train/compare_losses.py --seeds 3 --data orl $(if $(FASHION),fashion_mnist) $(ARGS)
 
 # Most tests keep one core busy. The tests of a file share expensive fixtures: one worker per file.
-PYTEST := $(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# They start many processes, which find the modules compiled.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest python_tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: env
 	$(PYTEST)
@@ -62,7 +63,9 @@ test: env
 test-extended: env
 	$(PYTEST) -m "extended and not slow"
 
-test-all: test test-extended
+# Both in one run, which trains and compiles once what they share.
+test-all: env
+	$(PYTEST) -m "not slow"
 
 test-slow: env
 	$(BIN)/python -m pytest python_tests -m slow

@@ -19,25 +19,25 @@ from train.errors import UserError, exit_code
 COMMANDS = ("embed", "compare", "enroll", "search", "clean")  # of train/deployment
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
+    # Commands import Torch: an interrupt is reported here, too.
+    if given[:1] == ["convert"]:
+        from train.tools.convert import run
 
-    def command() -> int:
-        # They import Torch: an interrupt is reported here, too.
-        if given[:1] == ["convert"]:
-            from train.tools.convert import run
+        return run(given[1:])
+    if given and given[0] in COMMANDS:
+        from train.deployment.command import run
+    elif given and given[0].isidentifier():
+        known = ", ".join((*COMMANDS, "convert"))
+        raise UserError(f"unknown command '{given[0]}'; commands: {known}; to train: key=value")
+    else:
+        from train.command import run
+    return run(given)
 
-            return run(given[1:])
-        if given and given[0] in COMMANDS:
-            from train.deployment.command import run
-        elif given and given[0].isidentifier():
-            known = ", ".join((*COMMANDS, "convert"))
-            raise UserError(f"unknown command '{given[0]}'; commands: {known}; to train: key=value")
-        else:
-            from train.command import run
-        return run(given)
 
-    return exit_code(command)
+def main(argv: list[str] | None = None) -> int:
+    return exit_code(lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import unitsface_kernels as uk
 from train.backbones.foreign import in_rgb
 from train.backbones.weights import differences, find_state, recognize, sizes
 from train.config import Config
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.small_files import flush, replacing
 
 LAST = Path("checkpoints") / "last.pt"
@@ -50,11 +50,9 @@ def last(run_dir: Path) -> Path:
 
 def found(path: Path) -> Path:
     """A checkpoint as given, or the last one of a run's folder or its folder of checkpoints."""
-    if not path.is_dir() or (path / LAST.parent).is_dir():
-        return last(path) if path.is_dir() else path
-    if path.name == LAST.parent.name:
+    if path.is_dir() and path.name == LAST.parent.name and not (path / path.name).is_dir():
         return last(path.parent)
-    return path if uk.partial_fc.is_checkpoint(path) else last(path)
+    return last(path) if path.is_dir() and not uk.partial_fc.is_checkpoint(path) else path
 
 
 def exists(path: Path) -> bool:
@@ -223,22 +221,19 @@ def _same(a: Path, b: Path) -> bool:
 
 
 def save_atomically(values: dict[str, Any], path: Path) -> None:
-    try:
+    # Torch reports a full disk as a RuntimeError.
+    with reported(f"cannot write checkpoint {path}", OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             torch.save(values, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"cannot write checkpoint {path}: {error}") from error
 
 
 def save_sharded(
     values: dict[str, Any], path: Path, head: uk.PartialFC, optimizer: torch.optim.Optimizer
 ) -> None:
     """Writes a checkpoint as a folder; every process calls."""
-    try:
+    with reported(f"cannot write checkpoint {path}", OSError, ValueError):
         uk.partial_fc.save_checkpoint(path, head, optimizer, values)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write checkpoint {path}: {error}") from error
 
 
 def keep(last: Path, step: int, count: int, *, best: bool = False) -> None:
@@ -248,7 +243,7 @@ def keep(last: Path, step: int, count: int, *, best: bool = False) -> None:
     One more name is of no use for a single one. Checkpoints of later steps go too: they are of a
     course that this run has left.
     """
-    try:
+    with reported(f"cannot keep checkpoint {last}"):
         if count > 1:
             _name(last, f"step-{step:06d}{last.suffix}")
         steps = _steps(last)
@@ -262,8 +257,6 @@ def keep(last: Path, step: int, count: int, *, best: bool = False) -> None:
                 remove(hidden)
         if best:
             _name(last, f"best{last.suffix}")
-    except OSError as error:
-        raise UserError(f"cannot keep checkpoint {last}: {error}") from error
 
 
 def _name(last: Path, name: str) -> None:

@@ -119,16 +119,8 @@ class DistributedEnv:
             values /= self.size
         return values
 
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """Every process's tensor, all of one shape, in order."""
-        if self.size == 1:
-            return [values]
-        found = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(found, values.contiguous())
-        return found
-
     def gather_objects(self, value: T) -> list[T]:
-        """Every process's small value, in order."""
+        """Every process's value, in order."""
         found: list[Any] = [None] * self.size
         if self.size == 1:
             return [value]

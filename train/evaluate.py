@@ -17,7 +17,6 @@ if not __package__:  # started as a script
     start("train.evaluate")
 
 from train import subcommands
-from train.config import parse_overrides
 from train.errors import exit_code
 from train.evaluation import commands, ijb, megaface
 from train.evaluation.embed import BATCH_SIZE
@@ -52,43 +51,29 @@ COMMON: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str]) -> Namespace:
-    parser, commands = subcommands.parser_of(
+    keys, rest, given = list[str](), list[str](), iter(argv)
+    for text in given:
+        flag, equals, value = text.partition("=")
+        if flag in ALIASES:
+            keys.append(f"{ALIASES[flag]}={value if equals else next(given, '')}")
+            print(f"warning: {flag} is deprecated, use {keys[-1]}", file=sys.stderr)
+        else:
+            rest.append(text)
+    parser = subcommands.parser_of(
         COMMANDS,
         COMMON,
         prog="train/evaluate.py",
         about=str(__doc__).split("\n")[0],
         keys="data.on_error=skip data.workers=0",
     )
-    for sub in commands:
-        for flag, key in ALIASES.items():
-            value = f"{key}={{}}".format
-            metavar = key.partition(".")[2].upper()
-            sub.add_argument(
-                flag,
-                dest="aliases",
-                action="append",
-                type=value,
-                metavar=metavar,
-                help=f"deprecated: {key}={metavar}",
-            )
-    found = subcommands.parse(parser, argv)
-    for override in found.aliases or ():
-        flag = next(f for f, key in ALIASES.items() if override.startswith(f"{key}="))
-        print(f"warning: {flag} is deprecated, use {override}", file=sys.stderr)
-    found.overrides = [*(found.aliases or ()), *found.overrides]
-    parse_overrides(found.overrides)  # a mistake is found before a checkpoint is read
-    return found
+    return subcommands.parse(parser, [*keys, *rest])
 
 
-def run(argv: list[str]) -> int:
-    arguments = parse(argv)
+def run(argv: list[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     COMMANDS[arguments.command][0](arguments)
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

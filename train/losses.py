@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import unitsface_kernels as uk
+from train.config import Config
 from train.config.keys import names_class
-from train.config.sections import (
-    NO_LOSS,
-    LossConfig,
-    PartialFCConfig,
-    shardable_names,
-)
+from train.config.sections import NO_LOSS, LossConfig, PartialFCConfig, shardable_names
 from train.distributed import lost_process
-from train.errors import UserError
-from train.own_loss import build_own, default_numbers, policy_and_options
+from train.errors import UserError, reported
+from train.own_loss import MODULES, default_numbers, policy_and_options
+
+REGISTRIES: dict[str, dict[str, Any]] = {"class": uk.CLASS_LOSSES, "pair": uk.PAIR_LOSSES}
+
+
+# What the harness sets itself; `reduction`, since it needs one number per step.
+_SET = ("embedding_size", "num_classes", "num_identities", "counts", "backend")
+_SET += ("reduction", "group", "exchange")
 
 
 def _parameters(cls: type) -> dict[str, Any]:
@@ -27,61 +30,59 @@ def _parameters(cls: type) -> dict[str, Any]:
     classes' constructors.
     """
     found: dict[str, Any] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
-        found |= {name: default for name, default in named.items() if name not in found}
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = [*inspect.signature(vars(base)["__init__"]).parameters.values()][1:]
+        for parameter in parameters:
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                found.setdefault(parameter.name, parameter.default)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return found
 
 
-def _with_learned(
-    key: str, name: str, options: dict[str, Any], learned: list[str]
-) -> dict[str, Any]:
-    """The options of a loss, of which the numbers ``learned`` are parameters."""
-    if not learned or name == NO_LOSS:
-        return options
+def _chosen(config: LossConfig, key: str) -> tuple[str, dict[str, Any]]:
+    """Name of the class or the pair loss, and its options, of which learned numbers are parameters.
+
+    Raises:
+        UserError: the loss has no such option or number.
+    """
+    name, given, learned = (getattr(config, f"{key}_{p}") for p in ("name", "options", "learned"))
+    if name == NO_LOSS:
+        return name, {}
     if names_class(name):
         defaults = default_numbers(key, name)
     else:
-        losses = uk.CLASS_LOSSES if key == "class" else uk.PAIR_LOSSES
-        defaults = _parameters(losses[name])
+        defaults = _parameters(REGISTRIES[key][name])
+        accepted = [p for p in defaults if p not in _SET]
+        for option in given:
+            if option not in accepted:
+                takes = ", ".join(accepted) or "no options"
+                raise UserError(f"loss.{key}_options.{option}: {name} takes {takes}")
     settings = ("skip_tolerance", "init_std", "init_threshold")
     # What has no number as its default has one that depends on the others.
-    values = {n: options.get(n, v) for n, v in defaults.items() if isinstance(v, float | None)}
+    values = {n: given.get(n, v) for n, v in defaults.items() if isinstance(v, float | None)}
     numbers = [n for n, v in values.items() if n not in settings and isinstance(v, float | int)]
-    found = dict(options)
+    options = dict(given)
     for number in learned:
         if number not in numbers:
             has = ", ".join(numbers) or "none"
             raise UserError(f"loss.{key}_learned: {name} has the numbers {has}, got {number}")
-        found[number] = nn.Parameter(torch.tensor(float(values[number])))
-    return found
+        options[number] = nn.Parameter(torch.tensor(float(values[number])))
+    return name, options
 
 
-def _construct(
-    key: str, name: str, cls: type[nn.Module], given: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
-    """``cls(**given, **options)``, passing of ``given`` only what its constructor takes."""
-    parameters = _parameters(cls)
-    _check_options(key, name, [p for p in parameters if p not in given], options)
-    try:
-        return cls(**{k: v for k, v in given.items() if k in parameters}, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"loss.{key}={name}: {error}") from error
-
-
-def _check_options(key: str, name: str, known: list[str], options: dict[str, Any]) -> None:
-    # The harness sets `reduction`, since it needs one number per step.
-    accepted = [p for p in known if p not in ("reduction", "group", "exchange")]
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f"loss.{key}_options.{option}: {name} takes {', '.join(accepted) or 'no options'}"
-            )
+def _build(config: LossConfig, key: str, given: dict[str, Any]) -> nn.Module | None:
+    """The class or the pair loss, passing of ``given`` only what its constructor takes."""
+    name, options = _chosen(config, key)
+    if name == NO_LOSS:
+        return None
+    cls: Any = REGISTRIES[key].get(name, MODULES[key])
+    policy: list[Any] = []
+    if names_class(name):
+        *policy, options = policy_and_options(key, name, options)
+    taken = {k: v for k, v in given.items() if k in _parameters(cls)}
+    with reported(f"loss.{key}={name}", TypeError, ValueError):
+        return cls(*policy, **taken, **options)
 
 
 class FaceLoss(nn.Module):
@@ -121,17 +122,16 @@ class FaceLoss(nn.Module):
         term is left out where the pair term is there. ``momentum_feats``: (N, D) features that the
         class loss stores in place of these.
         """
+
+        def term(loss: nn.Module | None, wanted: bool, given: dict[str, Tensor]) -> Tensor:
+            if loss is None:
+                return torch.zeros((), device=features.device)
+            return loss(features, labels, **given) if wanted else _nothing(loss, features.device)
+
         stored = {} if momentum_feats is None else {"momentum_feats": momentum_feats}
-        class_term = pair_term = torch.zeros((), device=features.device)
-        if self.class_loss is not None and not (pairs and self.class_until_pairs):
-            class_term = self.class_loss(features, labels, **stored)
-        elif self.class_loss is not None:
-            class_term = class_term + _nothing(self.class_loss)
-        if self.pair_loss is not None and pairs:
-            columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
-            pair_term = self.pair_loss(features, labels, **columns)
-        elif self.pair_loss is not None:
-            pair_term = pair_term + _nothing(self.pair_loss)
+        columns = {} if memory is None else {"memory": memory[0], "memory_labels": memory[1]}
+        class_term = term(self.class_loss, not (pairs and self.class_until_pairs), stored)
+        pair_term = term(self.pair_loss, pairs, columns)
         total = self.class_weight * class_term + self.pair_weight * pair_term
         return total, class_term, pair_term
 
@@ -152,12 +152,12 @@ def learned_numbers(loss: FaceLoss, head: uk.PartialFC | None) -> dict[str, floa
     }
 
 
-def _nothing(loss: nn.Module) -> Tensor:
+def _nothing(loss: nn.Module, device: torch.device) -> Tensor:
     """0 with gradients of zero for all parameters, from empty sums: data-parallel training waits
     for the gradient of every one.
     """
     empty = (p.flatten()[:0].sum() for p in loss.parameters())
-    return sum(empty, torch.zeros(()))
+    return sum(empty, torch.zeros((), device=device))
 
 
 def set_epoch(losses: nn.Module, epoch: int) -> None:
@@ -220,78 +220,40 @@ def build_loss(
         "backend": config.backend,
         "group": group if config.pair_across_ranks else None,
     }
-    class_loss = pair_loss = None
-    if config.class_name != NO_LOSS and not sharded:
-        options = _with_learned(
-            "class", config.class_name, config.class_options, config.class_learned
-        )
-        class_loss = _build("class", config.class_name, options, given)
-    if config.pair_name != NO_LOSS:
-        options = _with_learned("pair", config.pair_name, config.pair_options, config.pair_learned)
-        pair_loss = _build("pair", config.pair_name, options, given)
+    class_loss = None if sharded else _build(config, "class", given)
     weights = config.class_weight, config.pair_weight
-    return FaceLoss(class_loss, pair_loss, *weights, config.class_until_filled)
-
-
-def _build(key: str, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:
-    if names_class(name):
-        taken = ("embedding_size", "num_classes") if key == "class" else ("num_identities", "group")
-        return build_own(key, name, options, {k: given[k] for k in (*taken, "backend")})
-    losses = uk.CLASS_LOSSES if key == "class" else uk.PAIR_LOSSES
-    return _construct(key, name, losses[name], given, options)
+    return FaceLoss(class_loss, _build(config, "pair", given), *weights, config.class_until_filled)
 
 
 def shards_classes(loss: LossConfig, partial_fc: PartialFCConfig, processes: int) -> bool:
     """True where a configuration's class loss has its classes in shards, :func:`build_head`."""
     shardable = names_class(loss.class_name) or loss.class_name in shardable_names()
-    if not shardable or partial_fc.enabled == "never":
-        return False
-    if loss.class_until_filled:
+    if not shardable or partial_fc.enabled == "never" or loss.class_until_filled:
         return False
     asked = partial_fc.sample_rate < 1.0 or partial_fc.fused_optimizer != "none"
     return partial_fc.enabled == "always" or asked or processes > 1
 
 
 def build_head(
-    config: LossConfig,
-    num_classes: int,
-    embedding_size: int,
-    *,
-    sample_rate: float,
-    seed: int,
-    device: torch.device,
-    counts: Tensor | None = None,
+    config: Config, num_classes: int, *, device: torch.device, counts: Tensor | None = None
 ) -> uk.PartialFC:
     """The class loss with its classes spread over all processes; ``counts``: as there."""
-    name = config.class_name
-    options = _with_learned("class", name, config.class_options, config.class_learned)
-    head: Any = name
+    name, options = _chosen(config.loss, "class")
+    loss: Any = name
     if names_class(name):
-        head, options = policy_and_options("class", name, options)
-    else:
-        own = ("embedding_size", "num_classes", "backend", "counts")
-        takes = _parameters(uk.CLASS_LOSSES[name])
-        _check_options("class", name, [p for p in takes if p not in own], options)
-        if "counts" in takes:
-            options = {**options, "counts": counts}
-    try:
-        return uk.PartialFC(
-            *(head, embedding_size, num_classes, sample_rate),
-            seed=seed,
-            device=device,
-            backend=config.backend,
-            **options,
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"loss.class={name}: {error}") from error
+        loss, options = policy_and_options("class", name, options)
+    elif "counts" in _parameters(uk.CLASS_LOSSES[name]):
+        options["counts"] = counts
+    sizes = config.model.embedding_size, num_classes, config.partial_fc.sample_rate
+    with reported(f"loss.class={name}", TypeError, ValueError):
+        settings = {"seed": config.run.seed, "device": device, "backend": config.loss.backend}
+        return uk.PartialFC(loss, *sizes, **settings, **options)
 
 
 def headline(loss: LossConfig, device: torch.device) -> str:
     """The first line of a training: what computes, and which losses (section ``loss``)."""
-    try:
+    with reported("loss.backend", ValueError):
         backend = uk.resolve_backend(loss.backend, device, torch.float32)
-    except ValueError as error:
-        raise UserError(f"loss.backend: {error}") from error
     where = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device
     names = [name for name in (loss.class_name, loss.pair_name) if name != NO_LOSS]
     return f"device {where}, loss backend {backend}, losses {' + '.join(names) or NO_LOSS}"

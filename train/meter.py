@@ -101,7 +101,7 @@ class Meter:
         return Averages(*means, speed, bad, times, step_ms)
 
     def _first_bad(self) -> BadStep | None:
-        every = torch.stack(self.world.gather(torch.stack(self.rows))).tolist()
+        every = self.world.gather_objects(torch.stack(self.rows).tolist())
         for k in range(len(self.rows)):
             for rank, rows in enumerate(every):
                 if not math.isfinite(rows[k][0]):

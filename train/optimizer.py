@@ -11,7 +11,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 import unitsface_kernels as uk
 from train.config import Config
 from train.distributed import DistributedEnv
-from train.errors import UserError
+from train.errors import reported
 
 
 def build_optimizer(
@@ -33,22 +33,18 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
     if thresholds:
         groups.append({"params": thresholds, "lr_scale": train.threshold_lr, "weight_decay": 0.0})
+    given: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     optimizer: torch.optim.Optimizer
     if train.optimizer == "adamw":
         adamw = torch.optim.AdamW if head is None else uk.SampledAdamW
-        betas = (train.momentum, 0.999)
-        optimizer = adamw(groups, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
+        optimizer = adamw(groups, betas=(train.momentum, 0.999), **given)
     else:
         sgd = torch.optim.SGD if head is None else uk.SampledSGD
-        optimizer = sgd(
-            groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
-        )
+        optimizer = sgd(groups, momentum=train.momentum, **given)
     fused = config.partial_fc.fused_optimizer
     if head is not None and fused != "none":
-        try:
+        with reported(f"partial_fc.fused_optimizer={fused}", ValueError):
             head.fuse(optimizer, fused)
-        except ValueError as error:
-            raise UserError(f"partial_fc.fused_optimizer={fused}: {error}") from error
     return optimizer
 
 

@@ -20,13 +20,9 @@ from train.config.keys import names_class
 from train.errors import UserError
 
 #: Of ``loss.class`` and of ``loss.pair``: the policies, their modules, and the options of these.
-_KINDS: dict[str, tuple[type[Any], type[nn.Module], tuple[str, ...]]] = {
-    "class": (
-        *(uk.policy.Class, uk.ClassLoss),
-        ("thresholds", "init_threshold", "skip_tolerance", "init_std"),
-    ),
-    "pair": (*(uk.policy.Pair, uk.PairLoss), ("thresholds", "init_threshold", "skip_tolerance")),
-}
+_POLICIES: dict[str, type[Any]] = {"class": uk.policy.Class, "pair": uk.policy.Pair}
+MODULES: dict[str, type[nn.Module]] = {"class": uk.ClassLoss, "pair": uk.PairLoss}
+_OPTIONS = ("thresholds", "init_threshold", "skip_tolerance")
 
 
 def refuse_stored(
@@ -34,7 +30,7 @@ def refuse_stored(
 ) -> None:
     """An error where a checkpoint names a class that none of the user's layers names."""
     held = stored.get("loss")
-    for key in _KINDS if isinstance(held, dict) else ():
+    for key in _POLICIES if isinstance(held, dict) else ():
         name = held.get(key)
         named = [v["loss"] for _, v in layers if isinstance(v.get("loss"), dict)]
         if names_class(name) and not any(key in section for section in named):
@@ -55,14 +51,14 @@ def policy_and_options(key: str, name: str, options: dict[str, Any]) -> tuple[An
     given = [v for v in cls.formula.variables if v.given]
     # As the modules: the columns of a class loss are the classes.
     of_calls = ("row",) if key == "class" else ("row", "column")
-    unknown = [v.name for v in given if v.kind in of_calls]
+    unknown = ", ".join(v.name for v in given if v.kind in of_calls)
     if unknown:
         raise UserError(
-            f"loss.{key}={name}: training has no values of {', '.join(unknown)}, which the "
-            "formula needs in every step"
+            f"loss.{key}={name}: training has no values of {unknown}, which the formula needs in "
+            "every step"
         )
-    kept = [v.name for v in given]
-    known = [*numbers, *kept, *_KINDS[key][2]]
+    known = [*numbers, *(v.name for v in given), *_OPTIONS]
+    known += ["init_std"] if key == "class" else []
     for option in options:
         if option not in known:
             raise UserError(f"loss.{key}_options.{option}: {name} takes {', '.join(known)}")
@@ -75,17 +71,8 @@ def default_numbers(key: str, name: str) -> dict[str, float | str]:
     return {number.name: number.default for number in _find(key, name).formula.numbers}
 
 
-def build_own(key: str, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:
-    """The module of the policy ``name``; ``given``: sizes and settings of the harness."""
-    policy, rest = policy_and_options(key, name, options)
-    try:
-        return _KINDS[key][1](policy, **given, **rest)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"loss.{key}={name}: {error}") from error
-
-
 def _find(key: str, name: str) -> type[Any]:
-    base = _KINDS[key][0]
+    base = _POLICIES[key]
     module, _, attribute = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:

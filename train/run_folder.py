@@ -11,14 +11,14 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.checkpoint import LAST, remove
 from train.config import Config, to_yaml
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.small_files import replacing
 from train.trackers import Tracker, numbers
 
@@ -146,22 +146,16 @@ class RunFolder(RunLock):
             self._lock()
 
     def _lock(self) -> None:
-        try:
+        with reported(f"run.dir: cannot write in {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.take()
-        except OSError as error:
-            raise UserError(f"run.dir: cannot write in {self.folder}: {error.strerror}") from error
 
     def prepare(self, config: Config, *, resume_step: int | None) -> Path | None:
         """:func:`prepare`, where no other run has come first."""
         self._lock()
         self.check()
-        return prepare(
-            self.folder, config, resume_step=resume_step, auto=self.auto, own=self.resume
-        )
-
-    def __enter__(self) -> RunFolder:
-        return self
+        given = {"auto": self.auto, "own": self.resume}
+        return prepare(self.folder, config, resume_step=resume_step, **given)
 
 
 def _has_checkpoints(folder: Path) -> bool:
@@ -194,12 +188,7 @@ def _move_aside(folder: Path) -> Path | None:
 
 
 def prepare(
-    folder: Path,
-    config: Config,
-    *,
-    resume_step: int | None,
-    auto: bool = False,
-    own: bool = True,
+    folder: Path, config: Config, *, resume_step: int | None, auto: bool = False, own: bool = True
 ) -> Path | None:
     """Create the folder and write its configuration; where an earlier run was moved to, if any.
 
@@ -209,7 +198,7 @@ def prepare(
     ``own`` it is like a fresh one.
     """
     moved = None
-    try:
+    with reported(f"run.dir: cannot write in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         if (own and resume_step is not None) or (auto and _is_cut_off(folder)):
             # A resumed run removes only what describes its end, which is still ahead.
@@ -227,8 +216,6 @@ def prepare(
         write_text(folder / TABLE, _table(lines))
         write_text(folder / EVALUATIONS, _json_lines(_until(folder / EVALUATIONS, resume_step)))
         write_text(folder / CONFIG, to_yaml(config))
-    except OSError as error:
-        raise UserError(f"run.dir: cannot write in {folder}: {error.strerror}") from error
     return moved
 
 
@@ -239,27 +226,23 @@ def _until(path: Path, step: int | None) -> list[dict[str, Any]]:
     """Lines of the steps up to this one. A last line without an end is that of a dying process."""
     if step is None or not path.exists():
         return []
-    try:
+    with reported(f"{path} is damaged", ValueError, KeyError, TypeError):
         lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         return [values for values in lines if values["step"] <= step]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _json_lines(lines: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(values) + "\n" for values in lines)
 
 
-def _table(lines: list[dict[str, Any]]) -> str:
-    """CSV, with the names of the columns: all that any line has."""
-    columns = [*dict.fromkeys(name for line in lines for name in line)]
-    rows = [[line.get(name) for name in columns] for line in lines]
-    return _rows([columns, *rows] if lines else [])
-
-
-def _rows(rows: list[list[Any]]) -> str:
+def _table(lines: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
+    """CSV; without given columns with all that any line has, and their names."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    names = columns or [*dict.fromkeys(name for line in lines for name in line)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    if names and not columns:
+        writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 
@@ -302,25 +285,21 @@ class MetricsLog:
     """Appends to the files of metrics, and gives the numbers to ``trackers``."""
 
     def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
-        self._folder = folder
-        self._trackers = trackers
-        self._files: dict[str, TextIO] = {
-            name: open(folder / name, "a")  # noqa: SIM115
-            for name in (METRICS, TABLE, EVALUATIONS)
-        }
-        with open(folder / TABLE, newline="") as table:
+        self._folder, self._trackers = folder, trackers
+        self._read_columns()
+
+    def _read_columns(self) -> None:
+        with open(self._folder / TABLE, "a+", newline="") as table:
+            table.seek(0)
             self._columns = next(csv.reader(table), [])
 
     def write(self, values: dict[str, Any]) -> None:
         self._append(METRICS, _json_lines([values]))
         if values.keys() <= set(self._columns):
-            self._append(TABLE, _rows([[values.get(name) for name in self._columns]]))
+            self._append(TABLE, _table([values], self._columns))
         else:  # the first line, or one of a later version
-            table = _table(read_metrics(self._folder))
-            self._files[TABLE].close()
-            write_text(self._folder / TABLE, table)
-            self._files[TABLE] = open(self._folder / TABLE, "a")  # noqa: SIM115
-            self._columns = next(csv.reader(table.splitlines()))
+            write_text(self._folder / TABLE, _table(read_metrics(self._folder)))
+            self._read_columns()
         self._track("train", values, values["step"])
 
     def write_evaluation(
@@ -331,17 +310,13 @@ class MetricsLog:
         self._append(EVALUATIONS, _json_lines([{"step": step, "epoch": epoch, "eval": metrics}]))
 
     def _append(self, name: str, text: str) -> None:
-        with _named(self._folder / name):
-            self._files[name].write(text)
-            self._files[name].flush()
+        with _named(self._folder / name), open(self._folder / name, "a") as file:
+            file.write(text)
 
     def _track(self, group: str, values: Mapping[str, Any], step: int) -> None:
         for tracker in self._trackers:
             tracker.add(dict(numbers(values, group)), step)
 
     def close(self) -> None:
-        for file in self._files.values():
-            with suppress(OSError):  # every line has been flushed, or has raised
-                file.close()
         for tracker in self._trackers:
             tracker.close()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def start(module: str) -> None:
-    """Run ``main()`` of a module of this package and exit with its code."""
+    """Run ``run()`` of a module of this package and exit with its code."""
     # A script's own folder stands first on the path, where the package's parent belongs.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from train.errors import exit_code
 
     # Imports take seconds, in which an interrupt is one line, too.
-    sys.exit(exit_code(lambda: importlib.import_module(module).main()))
+    sys.exit(exit_code(lambda: importlib.import_module(module).run()))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import UserError
+from train.errors import UserError, reported
 
 # By how much a member of an archive may be larger than its compressed bytes; deflate reaches 1000.
 _MOST_EXPANDED = 20
@@ -51,22 +51,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def reading_text(path: Path) -> Iterator[None]:
+    with reported(f"{path}: not a text file", UnicodeDecodeError), reported(f"cannot read {path}"):
+        yield
+
+
 def read_text(path: Path) -> str:
-    try:
+    with reading_text(path):
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file: {error.reason}") from error
 
 
 def parse_json(text: str, where: Path | str) -> Any:
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{where}: not JSON: it is nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+    except (RecursionError, ValueError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else error
+        raise UserError(f"{where}: not JSON: {reason}") from error
 
 
 def read_npy(file: BinaryIO, size: int) -> NDArray[Any]:
@@ -100,26 +102,20 @@ def read_npy(file: BinaryIO, size: int) -> NDArray[Any]:
 
 
 def load_npy(path: Path) -> NDArray[Any]:
-    try:
-        with open(path, "rb") as file:
-            return read_npy(file, os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ArrayError as error:
-        raise UserError(f"{path}: {error}") from error
+    with reported(path, ArrayError), reported(f"cannot read {path}"), open(path, "rb") as file:
+        return read_npy(file, os.fstat(file.fileno()).st_size)
 
 
 def load_npz(path: Path, *names: str) -> list[NDArray[Any]]:
     """Arrays of these names, in their order."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = []
-            for name in names:
-                member = archive.getinfo(f"{name}.npy")
-                if member.file_size > _MOST_EXPANDED * member.compress_size + 4096:
-                    raise ArrayError(f"{name} is {member.file_size} bytes when unpacked")
-                with archive.open(member) as file:
-                    found.append(read_npy(file, member.file_size))  # type: ignore[arg-type]
-            return found
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise UserError(f"{path}: cannot read {', '.join(names)}: {error}") from error
+    found = []
+    # zipfile raises many kinds for damaged archives.
+    failed = reported(f"{path}: cannot read {', '.join(names)}", Exception)
+    with failed, zipfile.ZipFile(path) as archive:
+        for name in names:
+            member = archive.getinfo(f"{name}.npy")
+            if member.file_size > _MOST_EXPANDED * member.compress_size + 4096:
+                raise ArrayError(f"{name} is {member.file_size} bytes when unpacked")
+            with archive.open(member) as file:
+                found.append(read_npy(file, member.file_size))  # type: ignore[arg-type]
+    return found

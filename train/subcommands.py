@@ -21,13 +21,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parser_of(
-    commands: Commands, common: Options, *, prog: str, about: str, keys: str
-) -> tuple[Parser, list[Parser]]:
-    """The parser, and those of the commands; ``keys`` are examples."""
+def parser_of(commands: Commands, common: Options, *, prog: str, about: str, keys: str) -> Parser:
+    """The parser of several commands; ``keys`` are examples."""
     parser = Parser(prog=prog, description=about)
     listed = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = []
     for name, (run, options) in commands.items():
         described = str(run.__doc__)
         sub = listed.add_parser(
@@ -38,8 +35,7 @@ def parser_of(
         )
         for flag, settings in {**common, **options}.items():
             sub.add_argument(flag, **settings)
-        parsers.append(sub)
-    return parser, parsers
+    return parser
 
 
 def parse(parser: Parser, argv: list[str]) -> Namespace:

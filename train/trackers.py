@@ -6,17 +6,10 @@ import importlib.util
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from train.config import Config, to_dict
 from train.errors import UserError
-
-
-class Tracker(Protocol):
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step, by names such as ``train/loss``."""
-
-    def close(self) -> None: ...
 
 
 def check_installed(config: Config) -> None:
@@ -58,6 +51,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of a step, by names such as ``train/loss``."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -98,3 +92,6 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases

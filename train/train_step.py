@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,21 +35,14 @@ class BackboneAndLoss(nn.Module):
         self.backbone = backbone
         self.loss = loss
 
-    def forward(
-        self,
-        images: Tensor | None,
-        labels: Tensor | None = None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        pairs: bool = True,
-        momentum_feats: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """The terms of :class:`FaceLoss`, and the features; without images, some function of all
-        parameters.
+    def forward(self, images: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
+        """The terms of :class:`FaceLoss`, which takes what is ``given`` beside the features, and
+        the features; without images, some function of all parameters.
         """
-        if images is None or labels is None:
+        if images is None:
             return (sum((p.sum() for p in self.parameters() if p.requires_grad), 0.0),)
         features = self.backbone(images)
-        return (*self.loss(features, labels, memory, pairs, momentum_feats), features)
+        return (*self.loss(features, *given), features)
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
@@ -137,7 +131,8 @@ class TrainStep:
         for number, (part, part_labels) in enumerate(parts, 1):
             weight = len(part) / len(images)
             # The last part averages the gradients of all over the processes.
-            with nullcontext() if number == count else self._no_sync():
+            several = isinstance(self.parallel, DistributedDataParallel) and number < count
+            with self.parallel.no_sync() if several else nullcontext():
                 with autocast(config, device):
                     stored = self._momentum_feats(part)
                     total, class_term, pair_term, features = self.parallel(
@@ -174,17 +169,9 @@ class TrainStep:
         self.scaler.update()
         terms = sum(part_terms[1:], part_terms[0])
         if self.scaler.is_enabled():
-            self.watch.after(
-                step + 1,
-                self.stepped,
-                terms,
-                lambda: first_not_finite(
-                    self.module.backbone,
-                    images.tensor_split(count),
-                    terms,
-                    lambda: autocast(config, device),
-                ),
-            )
+            tried = self.module.backbone, images.tensor_split(count), terms
+            find = partial(first_not_finite, *tried, lambda: autocast(config, device))
+            self.watch.after(step + 1, self.stepped, terms, find)
 
         features = torch.cat(part_features)
         if self.stepped and memory is not None:
@@ -202,8 +189,3 @@ class TrainStep:
             return None
         assert self.ema is not None
         return self.ema.module.eval()(images)
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        if isinstance(self.parallel, DistributedDataParallel):
-            return self.parallel.no_sync()
-        return nullcontext()

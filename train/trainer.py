@@ -72,33 +72,19 @@ class Trainer:
         torch.manual_seed(config.run.seed)  # the same initial weights on every process
         self.backbone = model.build()
         sharded = shards_classes(config.loss, config.partial_fc, world.size)
-        counts = torch.from_numpy(self.people.counts)
-        self.loss = build_loss(
-            config.loss,
-            identities,
-            model.embedding_size,
-            counts=counts,
-            sharded=sharded,
-            group=world.group,
-        )
+        counts, size = torch.from_numpy(self.people.counts), model.embedding_size
+        given = {"counts": counts, "sharded": sharded, "group": world.group}
+        self.loss = build_loss(config.loss, identities, size, **given)
         self.head: uk.PartialFC | None = None
         if sharded:
-            self.head = build_head(
-                config.loss,
-                identities,
-                model.embedding_size,
-                sample_rate=config.partial_fc.sample_rate,
-                seed=config.run.seed,
-                device=world.device,
-                counts=counts,
-            )
+            self.head = build_head(config, identities, device=world.device, counts=counts)
         self.module = BackboneAndLoss(self.backbone, self.loss).to(world.device)
         # Not part of the module: data-parallel training would broadcast it at every step, and it
         # is the same on every process anyway.
         self.memory: uk.FeatureMemory | None = None
         if config.loss.memory:
-            self.memory = uk.FeatureMemory(identities, model.embedding_size).to(world.device)
-        try_loss(self.loss, model.embedding_size, world.device, self.head)
+            self.memory = uk.FeatureMemory(identities, size).to(world.device)
+        try_loss(self.loss, size, world.device, self.head)
         if model.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config, self.backbone, self.loss, self.head)
@@ -263,18 +249,8 @@ class Trainer:
         self.log = files.enter_context(closing(MetricsLog(self.folder, trackers)))
 
     def build_step(self) -> TrainStep:
-        return TrainStep(
-            config=self.config,
-            world=self.world,
-            module=self.module,
-            head=self.head,
-            memory=self.memory,
-            ema=self.ema,
-            optimizer=self.optimizer,
-            scaler=self.scaler,
-            watch=self.watch,
-            clock=self.meter.clock,
-        )
+        parts = self.module, self.head, self.memory, self.ema, self.optimizer, self.scaler
+        return TrainStep(self.config, self.world, *parts, self.watch, self.meter.clock)
 
     def epoch_batches(self) -> Any:
         """The batches of the current epoch that are still to come."""
@@ -288,8 +264,8 @@ class Trainer:
             sampler=self.config.data.sampler,
             batch_size=batch_size,
         )
-        world = {"rank": self.world.rank, "world_size": self.world.size}
-        batches = rank_batches(order[done:], batch_size=batch_size, **world)
+        rank, size = self.world.rank, self.world.size
+        batches = rank_batches(order[done:], batch_size=batch_size, rank=rank, world_size=size)
         return self.source.batches(batches[: self.total_steps - self.step])
 
     def has_pairs(self, step: int) -> bool:

@@ -32,13 +32,13 @@ each_fused_class_call = pytest.mark.parametrize(
 def _guards() -> list:
     """Calls whose graphs have guards or symbols of their own: an eager formula has those of its
     loss; of the operator, which is one for all, a loss of each driver and topology stands for the
-    others, and of each topology in ``make test``."""
+    others, and of each topology on a compiled backend in ``make test``."""
     fused = calls(FUSED, representatives(REGISTRY.values()))
     first = {param.values[0]: set() for param in fused}
     found = []
     for param in fused:
         target, spec = param.values
-        later = spec.topology in first[target]
+        later = target.interpreted or spec.topology in first[target]
         first[target].add(spec.topology)
         found.append(pytest.param(target, spec, id=param.id, marks=extended_if(later)))
     return [*calls([t for t in TARGETS if t not in FUSED], of_operator=True), *found]
@@ -207,15 +207,19 @@ def test_compile_of_changing_numbers(target: Target, spec: LossSpec) -> None:
 
 @pytest.mark.parametrize("target", [t for t in FUSED if not t.interpreted], ids=str)
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "compiler"),
     [
-        pytest.param(spec, id=spec.name, marks=extended_if(spec.name != "uss"))
-        for spec in representatives(REGISTRY.values())
+        # What Inductor compiles but its kernels, whose compilation takes half a minute.
+        pytest.param(REGISTRY["uss"], "aot_eager_decomp_partition", id="without kernels"),
+        *(
+            pytest.param(spec, "inductor", id=spec.name, marks=pytest.mark.extended)
+            for spec in representatives(REGISTRY.values())
+        ),
     ],
 )
-def test_compile_with_inductor(target: Target, spec: LossSpec) -> None:
+def test_compile_with_inductor(target: Target, spec: LossSpec, compiler: str) -> None:
     p = problem(spec, target.device, rows=9, columns=6)
-    _check_compiled(p, target.backend, "inductor")
+    _check_compiled(p, target.backend, compiler)
 
 
 # --- autocast -------------------------------------------------------------------------------------

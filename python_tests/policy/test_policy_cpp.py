@@ -277,6 +277,7 @@ extern "C" __global__ void run(const float* p, const float* cosine, float thresh
 """
 
 
+@pytest.mark.extended
 def test_all_functions_compile_for_gpus_without_stack(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:

@@ -240,10 +240,16 @@ def test_copies_pickles_and_state_dicts_are_equal(name: str) -> None:
     assert module.policy.margin != 0.9
 
 
+# The operator is one for all backends.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=extended_if(n not in ("pair", "class"))) for n in COMPILED]
+    ("target", "name"),
+    [
+        pytest.param(t, n, marks=extended_if(t.interpreted or n not in ("pair", "class")))
+        for t in TARGETS
+        for n in COMPILED
+    ],
+    ids=str,
 )
-@each_target
 def test_compiled_in_one_graph(target: Target, name: str) -> None:
     module = COMPILED[name]().to(target.device)
     module.backend = target.backend

@@ -102,7 +102,7 @@ def test_processes_compile_together_once(fresh: Path, tmp_path: Path) -> None:
     "damage",
     [
         "truncated",
-        "digest",
+        pytest.param("digest", marks=pytest.mark.extended),
         pytest.param("no digest", marks=pytest.mark.extended),
         pytest.param("empty", marks=pytest.mark.extended),
     ],

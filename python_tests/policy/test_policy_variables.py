@@ -39,10 +39,14 @@ needs_native = pytest.mark.skipif(
     dispatch.unavailable("native", "cpu", torch.float32) is not None,
     reason="needs the native backend",
 )
-#: Of log-sum-exps and triplets only what `make test` compiles elsewhere, too.
+#: A variable of every kind, and one over classes: they have what the others have one at a time.
+FIRST = (Everything, Curricular)
 each_policy = pytest.mark.parametrize(
     "of",
-    [*POLICIES, *(pytest.param(of, marks=extended_if(of is not Scales)) for of in ROWWISE)],
+    [
+        pytest.param(of, marks=extended_if(of not in (*FIRST, Scales)))
+        for of in (*POLICIES, *ROWWISE)
+    ],
     ids=lambda of: of.__name__,
 )
 
@@ -64,8 +68,8 @@ CASES = (
     Case("tiles-columns", rows=40, columns=1700, dim=33, labels="ignored", heavy=True),
     Case("tiles-none", rows=1030, dim=33, reduction="none", topology="pair", heavy=True),
 )
-#: Of every policy whose kernels differ; one with a variable of every kind, and one over classes,
-#: take all cases.
+#: Of log-sum-exps over pairs; ``FIRST`` take all cases but those of several tiles, of which the
+#: first one takes one.
 OFTEN = {"memory", "none", "subset"}
 
 
@@ -76,11 +80,12 @@ def _grid() -> list:
         compiled = of in (*POLICIES, Tempered, Scales)
         for case in CASES:
             if case.applies(custom.spec(of())):
-                rare = of not in (Everything, Curricular) and (case.heavy or case.name not in OFTEN)
+                rare = of not in FIRST and (of in POLICIES or case.name not in OFTEN)
+                rare |= case.heavy and (of is not Everything or case.name != "tiles")
                 marks = extended_if(not compiled or rare)
                 name = f"{of.__name__}-{case.name}"
                 found.append(pytest.param(of, case, torch.float32, id=name, marks=marks))
-        name, marks = f"{of.__name__}-bfloat16", extended_if(of in ROWWISE)
+        name, marks = f"{of.__name__}-bfloat16", extended_if(of not in FIRST)
         found.append(pytest.param(of, CASES[2], torch.bfloat16, id=name, marks=marks))
     return found
 
@@ -171,21 +176,17 @@ def test_parity_without_a_compiler(
     check_against_reference(NATIVE, make(of, case), torch.float32)
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:.*Triton:RuntimeWarning")
 @pytest.mark.parametrize(
     ("of", "kind"),
     [
         (Tempered, "in-batch"),
-        *(
-            pytest.param(*each, marks=extended_if(True))
-            for each in (
-                (Tempered, "memory with gradient"),
-                (Scales, "in-batch"),
-                (Everything, "in-batch"),
-                (Curricular, "classes"),
-                (Triplets, "classes"),
-            )
-        ),
+        (Tempered, "memory with gradient"),
+        (Scales, "in-batch"),
+        (Everything, "in-batch"),
+        (Curricular, "classes"),
+        (Triplets, "classes"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -264,7 +265,7 @@ def test_a_retained_graph_and_numbers(of: type[policy.Policy]) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("of", [Everything, Curricular], ids=lambda of: of.__name__)
+@pytest.mark.parametrize("of", FIRST, ids=lambda of: of.__name__)
 def test_compiled(of: type[policy.Policy]) -> None:
     p = make(of, Case("ad hoc", rows=9, columns=10))
     _, eager = p.evaluate("native")

@@ -168,13 +168,13 @@ def losses(topology: str = "any", reduction: str = "any") -> list[LossSpec]:
     ]
 
 
-def check_equal(p: Problem, got: Evaluation, want: Evaluation) -> None:
+def check_equal(p: Problem, got: Evaluation, *wanted: Evaluation) -> None:
     """Two float32 evaluations of the loss of ``p`` agree but for the rounding of both."""
     target = Target("reference", str(p.rows.device))
     rounding = expected(target, p, torch.float32)
-    loss, gradients = want
-    assert got[1].keys() == gradients.keys()
-    for name, value in {"loss": loss, **gradients}.items():
-        found = got[0] if name == "loss" else got[1][name]
-        spread = replace(rounding[name], want=value.double())
-        check(name, found, spread, computations=2.0)
+    for loss, gradients in wanted:
+        assert got[1].keys() == gradients.keys()
+        for name, value in {"loss": loss, **gradients}.items():
+            found = got[0] if name == "loss" else got[1][name]
+            spread = replace(rounding[name], want=value.double())
+            check(name, found, spread, computations=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -11,6 +12,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
@@ -24,10 +26,11 @@ from unitsface_kernels.backends.native import engine as native_engine
 from unitsface_kernels.backends.native.cuda_engine import CudaEngine
 from unitsface_kernels.backends.native.fused_engine import FusedEngine
 from unitsface_kernels.backends.streaming import Call
-from unitsface_kernels.cache import only_one
+from unitsface_kernels.cache import only_one, private_folder
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATION = SOURCES / "cuda" / "emulation"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def cuda_headers() -> Path | None:
@@ -59,32 +62,44 @@ def require_tools() -> None:
 
 def build_program(folder: Path, test: str, *kernels: str, losses: Sequence[str] = ()) -> Path:
     """``emulation/test_<test>.cpp`` with kernels, paths in csrc/cuda; accesses out of bounds or
-    out of alignment end it. ``losses``: those that have kernels; none: all."""
-    if losses:
-        _write_losses(folder / "unitsface", losses)
+    out of alignment end it. ``losses``: those that have kernels; none: all.
+
+    It is compiled in ``folder``, once for all tests of a run, and kept in the cache folder.
+    """
     flags = [
-        *(
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=undefined",
-            "-O1",
-            "-std=c++17",
-            "-Wno-psabi",
-        ),
-        *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
+        *SANITIZE,
+        *("-O1", "-std=c++17", "-Wno-psabi"),
+        *(f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
         *("-isystem", f"{cuda_headers()}"),
         *("-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"),
     ]
-    sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    compilations = [
-        subprocess.Popen([f"{compiler()}", *flags, "-c", source, "-o", target])
-        for source, target in zip(sources, objects, strict=True)
-    ]
-    assert [process.wait() for process in compilations] == [0] * len(sources)
-    program = folder / "test"
-    sanitize = flags[:2]
-    subprocess.run([f"{compiler()}", *sanitize, *objects, "-o", program], check=True)
+    parts = (test, kernels, tuple(losses), flags, compiler(), _digest_of_sources())
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    program = private_folder("emulated") / f"{test}-{digest}"
+    with only_one(program, seconds=600.0):
+        if program.exists():
+            return program
+        if losses:
+            _write_losses(folder / "unitsface", losses)
+        sources = [EMULATION / f"test_{test}.cpp", *(SOURCES / "cuda" / name for name in kernels)]
+        objects = [folder / f"{source.stem}.o" for source in sources]
+        compilations = [
+            subprocess.Popen([f"{compiler()}", f"-I{folder}", *flags, "-c", source, "-o", target])
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        assert [process.wait() for process in compilations] == [0] * len(sources)
+        linked = program.with_name(f"{program.name}.part")
+        subprocess.run([f"{compiler()}", *SANITIZE, *objects, "-o", linked], check=True)
+        os.replace(linked, program)
     return program
+
+
+@cache
+def _digest_of_sources() -> str:
+    found = hashlib.sha256()
+    for path in sorted(p for p in SOURCES.rglob("*") if p.is_file()):
+        found.update(f"{path}\n".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _write_losses(folder: Path, losses: Sequence[str]) -> None:

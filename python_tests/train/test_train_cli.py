@@ -35,7 +35,7 @@ def test_script_trains_from_any_folder_with_a_progress_bar(tmp_path: Path) -> No
     config = tiny(Path("faces"), Path("run"), run={"progress": True})
     done = start([sys.executable, MAIN, *arguments(config)], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "16 images of 4 identities, iresnet18 at 16" in done.stdout
+    assert "16 images of 4 identities, conv4 at 16" in done.stdout
     assert "b/s" in done.stderr
     assert "images/s" in done.stderr
     assert len(read_metrics(tmp_path / "run")) == 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import tiny, train, trainer_of, write_faces
+from support.training import IRESNET, tiny, train, trainer_of, write_faces
 from test_train_backbones import OUTPUTS, SHAPES, fill, published_input
 
 from train import checkpoint
@@ -100,7 +100,9 @@ def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(
     tmp_path: Path,
 ) -> None:
     faces = write_faces(tmp_path / "faces", identities=2, images=4)
-    config = tiny(faces, tmp_path / "run", train={"epochs": 1}, model={"embedding_size": 24})
+    config = tiny(
+        faces, tmp_path / "run", train={"epochs": 1}, model=IRESNET | {"embedding_size": 24}
+    )
     trainer = train(config)
     out = tmp_path / "out.pt"
     assert convert.run([str(tmp_path / "run"), str(out), "--model=iresnet18"]) == 0
@@ -119,7 +121,7 @@ def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(
     assert all(torch.equal(plain[key], trained[key] + 1) for key in trained)
 
     for weights in (out, last):
-        sections = {"model": {"embedding_size": 24, "weights": str(weights)}}
+        sections = {"model": IRESNET | {"embedding_size": 24, "weights": str(weights)}}
         start = trainer_of(tiny(faces, tmp_path / "other", **sections)).backbone.state_dict()
         assert all(torch.equal(start[key], plain[key]) for key in plain)
     # Resuming goes on from the weights that were trained.
@@ -131,6 +133,7 @@ def test_own_checkpoint_prefers_averaged_weights_and_serves_as_model_weights(
 def test_shards_of_classes_are_no_hindrance(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", identities=2, images=4)
     sections: dict[str, dict[str, Any]] = {
+        "model": IRESNET,
         "train": {"epochs": 1},
         "partial_fc": {"enabled": "always"},
     }

@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import assert_same_state, losses, tiny, train, trainer_of, write_faces
+from support.training import (
+    IRESNET,
+    assert_same_state,
+    losses,
+    tiny,
+    train,
+    trainer_of,
+    write_faces,
+)
 
 from train import checkpoint
+from train.backbones import build_backbone
 from train.errors import UserError
 from train.evaluation.model import load_model
 from train.main import load_config, main
@@ -185,9 +194,10 @@ def test_what_does_not_fit_the_run_is_refused_before_it_takes_memory_or_ends_at_
     wrong = {k: {"momentum_buffer": torch.zeros(3)} for k in values["optimizer"]["state"]}
     refused("holds the state of other parameters", optimizer={"state": wrong})
     refused("holds the state of another optimizer", optimizer={"param_groups": 3})
-    large = tiny(faces, tmp_path, model={"embedding_size": 10**9})
+    large = tiny(faces, tmp_path, model=IRESNET | {"embedding_size": 10**9})
+    known = values | {"backbone": build_backbone("iresnet18", 16).state_dict()}
     with pytest.raises(UserError, match="iresnet18 of another embedding size"):
-        checkpoint.check_backbone(values, path=path, config=large)
+        checkpoint.check_backbone(known, path=path, config=large)
 
 
 def test_files_before_torch_1_6_are_read_or_refused_in_one_line(tmp_path: Path) -> None:

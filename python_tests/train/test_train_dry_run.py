@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import ROOT, tiny, trainer_of, write_faces
+from support.training import IRESNET, ROOT, tiny, trainer_of, write_faces
 
 from train.config import Config
 from train.errors import UserError
@@ -91,10 +91,10 @@ def test_every_combination_is_a_configuration(data: str, loss: str) -> None:
 def test_learning_rates_are_the_published_ones(data: str, steps: int, at: dict[int, float]) -> None:
     config = recipe(data)
     plan = dry_run.make_plan(config, 1)
-    assert plan.steps_per_epoch == steps
-    assert plan.total_steps == steps * config.train.epochs
+    assert plan.course.steps_per_epoch == steps
+    assert plan.course.total_steps == steps * config.train.epochs
     for step, expected in at.items():
-        rate = learning_rate(config.train, step, plan.total_steps, steps)
+        rate = learning_rate(config.train, step, plan.course.total_steps, steps)
         assert rate == pytest.approx(expected, rel=2e-5)
 
 
@@ -232,7 +232,10 @@ def test_what_a_run_starts_from_is_loaded(
 ) -> None:
     """The backbone of the file; the classes of a dry run are made up."""
     faces = write_faces(tmp_path / "faces", identities=2, images=2)
-    torch.save(trainer_of(tiny(faces, tmp_path)).backbone.state_dict(), tmp_path / "weights.pt")
+    torch.save(
+        trainer_of(tiny(faces, tmp_path, model=IRESNET)).backbone.state_dict(),
+        tmp_path / "weights.pt",
+    )
     given = [f"data.path={faces}", *SMALL]
     for key in ("model.weights", "train.init", "train.finetune"):
         assert main([*given, f"{key}={tmp_path / 'weights.pt'}"]) == 0

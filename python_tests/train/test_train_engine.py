@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.training import (
+    IRESNET,
     arguments,
     assert_same_state,
     losses,
@@ -208,7 +209,7 @@ def test_moved_run_resumes_where_it_lies_without_its_starting_weights(
 
 
 def test_wrong_checkpoints_are_errors_that_name_their_content(faces: Path, tmp_path: Path) -> None:
-    small = trainer_of(tiny(faces, tmp_path)).backbone.state_dict()
+    small = trainer_of(tiny(faces, tmp_path, model=IRESNET)).backbone.state_dict()
     torch.save(small, tmp_path / "small.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")
@@ -227,14 +228,14 @@ def test_wrong_checkpoints_are_errors_that_name_their_content(faces: Path, tmp_p
     ):
         model["weights"] = str(tmp_path / str(model["weights"]))
         with pytest.raises(UserError, match=message):
-            trainer_of(tiny(faces, tmp_path, model=model))
+            trainer_of(tiny(faces, tmp_path, model=IRESNET | model))
 
 
 def test_resuming_needs_the_same_architecture_people_and_losses(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    train(tiny(faces, folder, train={"max_steps": 1}))
+    train(tiny(faces, folder, model=IRESNET, train={"max_steps": 1}))
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     other = write_faces(tmp_path / "other", identities=3, images=4)
     for override, message in (

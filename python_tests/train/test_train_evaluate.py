@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.evaluation_formats import orl_pairs, python2_bin
-from support.training import CPU, arguments, tiny, train, write_faces
+from support.training import CPU, IRESNET, arguments, tiny, train, write_faces
 
 from train import evaluate, main
 from train.data.dataset import scan
@@ -41,7 +41,7 @@ def test_published_weights_are_evaluated_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_faces(tmp_path / "data", identities=3, images=4)
-    trainer = train(tiny(data, tmp_path / "run", train={"epochs": 1}))
+    trainer = train(tiny(data, tmp_path / "run", model=IRESNET, train={"epochs": 1}))
     wrapped = {f"module.{k}": v for k, v in trainer.backbone.state_dict().items()}
     torch.save({"state_dict_backbone": wrapped, "epoch": 1}, tmp_path / "published.pt")
     figures = []
@@ -157,7 +157,8 @@ def test_every_process_gets_what_the_others_skipped(
     source = open_images(scan(str(data)), 16, on_error="skip", cache="never")
     backbone = train(tiny(data, tmp_path / "run"), 1).backbone
     other = {source.images.name(3): "cannot be read"}
-    monkeypatch.setattr(DistributedEnv, "gather_objects", lambda self, value: [value, (other, 0)])
+    other_process = other, 0, None  # what it skipped, no signal, no features
+    monkeypatch.setattr(DistributedEnv, "gather_objects", lambda self, own: [own, other_process])
     embed(backbone, source, CPU.device)
     assert source.readable().tolist() == [True, True, True, False]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.training import arguments, tiny, trainer_of, write_faces
+from support.training import IRESNET, arguments, tiny, trainer_of, write_faces
 from torch import Tensor, nn
 
 from train import checkpoint
@@ -211,6 +211,7 @@ def test_shards_of_arcface_torch_are_put_together(
     weight = torch.randn(C, 512)
     file = arcface(tmp_path, weight, ranks=3)
     sections: dict[str, dict[str, Any]] = {
+        "model": IRESNET,
         "train": {"init": str(file), "ema": 0.9},
         "partial_fc": {"enabled": enabled},
     }
@@ -229,7 +230,7 @@ def test_a_run_begins_with_a_checkpoint_of_arcface_torch_and_goes_on_without_it(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = arcface(tmp_path, torch.randn(C, 512), ranks=3)
-    config = tiny(faces, tmp_path / "run", train={"epochs": 1, "init": str(file)})
+    config = tiny(faces, tmp_path / "run", model=IRESNET, train={"epochs": 1, "init": str(file)})
     assert main(arguments(config)) == 0
     assert f"starting from {file}: iresnet18 and {C} classes" in capsys.readouterr().out
     # The run itself is gone on with, not the file.

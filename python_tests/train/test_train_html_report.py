@@ -286,7 +286,7 @@ def test_a_finished_run_leaves_a_page(tmp_path: Path, capsys: pytest.CaptureFixt
     page = Page(tmp_path / "run" / "report.html")
     figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert page.row("auc")[1] == f"{figures['auc']:.4f}"
-    assert "name: iresnet18" in page.text
+    assert "name: conv4" in page.text
 
 
 def test_counts_are_those_of_the_list_of_pairs() -> None:

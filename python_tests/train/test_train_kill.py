@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support.ranks import forkserver
-from support.training import ROOT, arguments, assert_same_state, tiny, write_faces
+from support.training import IRESNET, ROOT, arguments, assert_same_state, tiny, write_faces
 
 from train import checkpoint
 from train.main import main
@@ -95,7 +95,8 @@ def test_killed_ten_times_at_any_moment_it_ends_like_a_run_left_alone(tmp_path: 
         config = tiny(
             Path("orl"),
             tmp_path / run,
-            model={"dropout": 0.1},
+            # Steps that take longer than a signal.
+            model=IRESNET | {"dropout": 0.1},
             data={"shift": 0.1, "brightness": 0.2, "holdout": 4},
             loss={"memory": True},
             train={"epochs": 2, "batch_size": BATCH, "max_steps": STEPS, "ema": 0.9},
@@ -151,6 +152,7 @@ def test_a_killed_script_goes_on_by_the_same_command(faces: Path, tmp_path: Path
     send it; another takes its run to the end.
     """
     sections: dict[str, dict[str, Any]] = {
+        "model": IRESNET,
         "data": {"holdout": 4, "cache": "never", "workers": 1},
         "train": {"epochs": 8},
         "eval": {"every": 5},

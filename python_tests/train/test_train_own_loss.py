@@ -178,7 +178,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Any]] = {
         lambda p: main(
             [
                 *(f"model.weights={p}", f"run.dir={p.parents[2] / 'other'}", "train.max_steps=1"),
-                *("model.name=iresnet18", "model.input_size=16", "train.batch_size=8"),
+                *("model.name=conv4", "model.input_size=16", "train.batch_size=8"),
                 *(
                     f"data.path={load_model(p).config.data.path}",
                     "data.workers=0",

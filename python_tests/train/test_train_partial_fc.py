@@ -176,7 +176,6 @@ def test_processes_make_no_difference(faces: Path, whole: Path, tmp_path: Path) 
     succeed(tmp_path, 1, argv_of(faces, tmp_path / "one", run=SAVED_ONCE))
     assert len(losses(whole)) == 8
     assert losses(whole) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert losses(whole)[-1] < losses(whole)[0]
     assert_close_state(state(whole), state(tmp_path / "one"))
 
     # Whole class weights on every process, averaged like the backbone.

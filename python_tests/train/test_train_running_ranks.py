@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import ROOT, assert_same_state, losses, write_faces
+from support.training import IRESNET, ROOT, assert_same_state, losses, write_faces
 from test_train_partial_fc import (
     SAVED_ONCE,
     argv_of,
@@ -25,7 +25,7 @@ from test_train_partial_fc import (
 )
 
 from train import checkpoint
-from train.backbones import IResNet
+from train.backbones import Conv4
 from train.errors import USER_ERROR
 from train.run_folder import METRICS
 
@@ -87,13 +87,13 @@ def test_a_signal_to_one_process_stops_all_at_a_step_and_the_run_goes_on(
 
 def spoil_features(rank: int) -> None:
     """The second process's features are infinite in the 4th step."""
-    forward, calls = IResNet.forward, [0]
+    forward, calls = Conv4.forward, [0]
 
-    def spoiled(self: IResNet, x: torch.Tensor) -> torch.Tensor:
+    def spoiled(self: Conv4, x: torch.Tensor) -> torch.Tensor:
         calls[0] += self.training
         return forward(self, x) * (math.inf if rank == 1 and calls[0] == 4 else 1.0)
 
-    IResNet.forward = spoiled  # type: ignore[method-assign]
+    Conv4.forward = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.extended
@@ -132,7 +132,8 @@ def test_parts_of_a_batch_are_averaged_once(faces: Path, tmp_path: Path) -> None
 @pytest.mark.extended
 def test_torchrun_passes_a_signal_on_and_all_is_saved(faces: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    given = argv(faces, run, train={"epochs": 500})
+    # Steps that take longer than a signal.
+    given = argv(faces, run, model=IRESNET, train={"epochs": 500})
     script = str(ROOT / "train" / "main.py")
     said = tmp_path / "output"
     agent = start_agent(said, script, given, "--standalone", "--nproc_per_node=2")

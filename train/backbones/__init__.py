@@ -71,5 +71,5 @@ def build_backbone(
         UserError: a model of timm that cannot be built or does not take such images.
     """
     if name.startswith(PREFIX):
-        return TimmBackbone(name, input_size, dropout, embedding_size, options)
+        return TimmBackbone(name, input_size, dropout, embedding_size, options or {})
     return _BUILDERS[name](input_size, dropout, embedding_size)

@@ -17,9 +17,7 @@ class Conv4(nn.Module):
     "Matching Networks for One Shot Learning", NeurIPS 2016, and the head of the other backbones.
     """
 
-    def __init__(
-        self, input_size: int = 112, dropout: float = 0.0, embedding_size: int = 512
-    ) -> None:
+    def __init__(self, input_size: int, dropout: float, embedding_size: int) -> None:
         super().__init__()
         self.input_size = input_size
         blocks = (

@@ -98,17 +98,12 @@ class GhostBottleneck(nn.Module):
 class GhostFaceNet(nn.Module):
     """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``."""
 
-    def __init__(
-        self, input_size: int = 112, dropout: float = 0.0, embedding_size: int = 512
-    ) -> None:
+    def __init__(self, input_size: int, dropout: float, embedding_size: int) -> None:
         super().__init__()
         self.input_size = input_size
         channels = channels_of(16 * WIDTH)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
-        )
+        stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(channels), nn.PReLU(channels))
         blocks = []
         for kernel, within, out, excite, stride in BLOCKS:
             within, out = channels_of(within * WIDTH), channels_of(out * WIDTH)

@@ -26,25 +26,20 @@ class Layers(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def convolution(
-    channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, pad: int = 0
-) -> Layers:
+def convolution(channels: int, out: int, kernel: int = 1, **options: int) -> Layers:
     """Convolution, BatchNorm and PReLU."""
-    return Layers(*_linear(channels, out, kernel, stride, groups, pad), nn.PReLU(out))
+    return Layers(*_linear(channels, out, kernel, **options), nn.PReLU(out))
 
 
-def _linear(
-    channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, pad: int = 0
-) -> tuple[nn.Module, nn.Module]:
-    sizes = kernel, stride, pad
-    return nn.Conv2d(channels, out, *sizes, groups=groups, bias=False), nn.BatchNorm2d(out)
+def _linear(channels: int, out: int, kernel: int = 1, **options: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, kernel, bias=False, **options), nn.BatchNorm2d(out)]  # type: ignore[arg-type]
 
 
 def bottleneck(channels: int, out: int, width: int, stride: int = 1) -> Layers:
     """Pointwise to ``width`` channels, 3 x 3 depthwise, pointwise without activation."""
     return Layers(
         convolution(channels, width),
-        convolution(width, width, 3, stride, groups=width, pad=1),
+        convolution(width, width, 3, stride=stride, groups=width, padding=1),
         Layers(*_linear(width, out)),
         residual=stride == 1,
     )
@@ -76,18 +71,14 @@ class MobileFaceNet(nn.Module):
     """
 
     # Scale, and blocks in each of the four stages, by name.
-    STAGES: ClassVar[dict[str, tuple[int, int, int, int, int]]] = {
+    STAGES: ClassVar[dict[str, tuple[int, ...]]] = {
         "mobilefacenet": (2, 1, 4, 6, 2),
         "mobilefacenet_1x": (1, 1, 4, 6, 2),  # the paper's
         "mobilefacenet_large": (4, 2, 8, 12, 4),
     }
 
     def __init__(
-        self,
-        stages: tuple[int, int, int, int, int],
-        input_size: int = 112,
-        dropout: float = 0.0,
-        embedding_size: int = 512,
+        self, stages: tuple[int, ...], input_size: int, dropout: float, embedding_size: int
     ) -> None:
         super().__init__()
         self.input_size = input_size
@@ -97,9 +88,9 @@ class MobileFaceNet(nn.Module):
         def stage(channels: int, width: int, count: int) -> Layers:
             return Layers(*(bottleneck(channels, channels, width) for _ in range(count)))
 
-        first = convolution(narrow, narrow, 3, groups=64, pad=1)
+        first = convolution(narrow, narrow, 3, groups=64, padding=1)
         self.layers = nn.Sequential(
-            convolution(3, narrow, 3, stride=2, pad=1),
+            convolution(3, narrow, 3, stride=2, padding=1),
             first if blocks[0] == 1 else stage(narrow, 128, blocks[0]),
             bottleneck(narrow, narrow, 128, stride=2),
             stage(narrow, 128, blocks[1]),

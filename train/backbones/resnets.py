@@ -12,10 +12,12 @@ CVI-SZU/UniTSFace; the same network serves CVI-SZU/UniFace.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+Stages = tuple[int, int, int, int]  # blocks in each of the four stages
 
 
 def float32_features(x: Tensor, linear: nn.Module, norm: nn.Module) -> Tensor:
@@ -35,7 +37,7 @@ def fixed_scale(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
 class Block(nn.Module):
     """BN - conv - BN - PReLU - conv(stride) - BN plus a shortcut, with no activation after."""
 
-    norms: ClassVar[tuple[str, str, str]]  # names of the three
+    norms: ClassVar[tuple[str, str, str]] = ("bn1", "bn2", "bn3")
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -70,9 +72,9 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """The stages that both families share."""
 
-    block: ClassVar[type[Block]]
+    block: ClassVar[type[Block]] = Block
 
-    def __init__(self, stages: tuple[int, int, int, int], input_size: int) -> None:
+    def __init__(self, stages: Stages, input_size: int) -> None:
         super().__init__()
         self.input_size = input_size
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -92,29 +94,19 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-class ImprovedBlock(Block):
-    norms = ("bn1", "bn2", "bn3")
-
-
 class IResNet(ResNet):
     """(N, 3, S, S) normalized images to (N, D) float32 features, S = ``input_size``."""
 
-    # Blocks in each of the four stages, by name.
-    STAGES: ClassVar[dict[str, tuple[int, int, int, int]]] = {
+    STAGES: ClassVar[dict[str, Stages]] = {
         "iresnet18": (2, 2, 2, 2),
         "iresnet34": (3, 4, 6, 3),
         "iresnet50": (3, 4, 14, 3),
         "iresnet100": (3, 13, 30, 3),
         "iresnet200": (6, 26, 60, 6),
     }
-    block = ImprovedBlock
 
     def __init__(
-        self,
-        stages: tuple[int, int, int, int],
-        input_size: int = 112,
-        dropout: float = 0.0,
-        embedding_size: int = 512,
+        self, stages: Stages, input_size: int, dropout: float, embedding_size: int
     ) -> None:
         super().__init__(stages, input_size)
         self.bn2 = nn.BatchNorm2d(512)
@@ -138,23 +130,17 @@ class IRNet(IResNet):
     mean. Source: mk-minchul/AdaFace, net.py, mode "ir", also in mk-minchul/CVLface, models/iresnet.
     """
 
-    STAGES: ClassVar[dict[str, tuple[int, int, int, int]]] = {
+    STAGES: ClassVar[dict[str, Stages]] = {
         "ir18": (2, 2, 2, 2),
         "ir34": (3, 4, 6, 3),
         "ir50": (3, 4, 14, 3),
         "ir101": (3, 13, 30, 3),
     }
 
-    def __init__(
-        self,
-        stages: tuple[int, int, int, int],
-        input_size: int = 112,
-        dropout: float = 0.0,
-        embedding_size: int = 512,
-    ) -> None:
-        super().__init__(stages, input_size, dropout, embedding_size)
+    def __init__(self, stages: Stages, *sizes: Any) -> None:
+        super().__init__(stages, *sizes)
         self.layer1[0].downsample = nn.MaxPool2d(1, 2)
-        self.features = nn.BatchNorm1d(embedding_size, affine=False)
+        self.features = nn.BatchNorm1d(self.fc.out_features, affine=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -182,7 +168,7 @@ class LResNet(ResNet):
     the PReLUs above 0.01, which this one does not.
     """
 
-    STAGES: ClassVar[dict[str, tuple[int, int, int, int]]] = {
+    STAGES: ClassVar[dict[str, Stages]] = {
         "lresnet50e_ir": (3, 4, 14, 3),
         "lresnet100e_ir": (3, 13, 30, 3),
         "lresnet200e_ir": (3, 33, 60, 3),
@@ -190,11 +176,7 @@ class LResNet(ResNet):
     block = UnpaddedBlock
 
     def __init__(
-        self,
-        stages: tuple[int, int, int, int],
-        input_size: int = 112,
-        dropout: float = 0.0,
-        embedding_size: int = 512,
+        self, stages: Stages, input_size: int, dropout: float, embedding_size: int
     ) -> None:
         super().__init__(stages, input_size)
         self.bn4 = nn.BatchNorm2d(512)

@@ -17,21 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from train.backbones.resnets import fixed_scale, float32_features
-from train.errors import UserError
+from train.errors import UserError, reported
 
 PREFIX = "timm:"
 # Options that the harness sets itself.
 RESERVED = ("pretrained", "num_classes", "in_chans", "checkpoint_path")
+_ERRORS = (RuntimeError, TypeError, ValueError, AssertionError)  # what its models raise
 
 
 def import_timm(name: str) -> ModuleType:
-    try:
-        import timm
+    failed = f"model.name={name}: timm needs torchvision, and cannot be imported here"
     # A torchvision that was built for another torch raises RuntimeError.
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"model.name={name}: timm needs torchvision, and cannot be imported here: {error}"
-        ) from error
+    with reported(failed, ImportError, RuntimeError):
+        import timm
     return timm
 
 
@@ -46,25 +44,22 @@ class TimmBackbone(nn.Module):
     def __init__(
         self,
         name: str,
-        input_size: int = 112,
-        dropout: float = 0.0,
-        embedding_size: int = 512,
-        options: dict[str, Any] | None = None,
+        input_size: int,
+        dropout: float,
+        embedding_size: int,
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
         self.input_size = input_size
-        timm, options = import_timm(name), options or {}
+        timm = import_timm(name)
         for key in RESERVED:
             if key in options:
                 raise UserError(f"model.options.{key}: not for the user to choose (model.weights?)")
-        try:
-            model = timm.create_model(
+        given = f" with model.options={options}" if options else ""
+        with reported(f"model.name={name}{given}", OSError, *_ERRORS):
+            self.model = timm.create_model(
                 name.removeprefix(PREFIX), pretrained=False, num_classes=0, **options
             )
-        except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-            given = f" with model.options={options}" if options else ""
-            raise UserError(f"model.name={name}{given}: {error}") from error
-        self.model = model
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self._width(name), embedding_size)
         self.features = fixed_scale(nn.BatchNorm1d(embedding_size))
@@ -74,15 +69,13 @@ class TimmBackbone(nn.Module):
         """Numbers that the model makes of an image, found by showing it one."""
         size = self.input_size
         self.model.eval()
-        try:
+        with reported(
+            f"model.name={name} takes no images of model.input_size={size} "
+            f"(is it model.options.img_size={size} that is missing?)",
+            *_ERRORS,
+        ):
             output = self.model(torch.zeros(1, 3, size, size))
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"model.name={name} takes no images of model.input_size={size} "
-                f"(is it model.options.img_size={size} that is missing?): {error}"
-            ) from error
-        finally:
-            self.model.train()
+        self.model.train()
         return int(output.numel())
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, S, S) -> (N, D)

@@ -22,10 +22,7 @@ _EFFECTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("run.seed", "data.sampler", "data.images_per_identity"), OTHER_ORDER),
     (("data.path", "data.holdout"), "the identities to train on are the same"),
-    (
-        ("model.weights", "train.init", "train.finetune"),
-        "none: the weights are the checkpoint's",
-    ),
+    (("model.weights", "train.init", "train.finetune"), "none: the weights are the checkpoint's"),
     (("train.ema",), "the average begins with the weights where the checkpoint has none"),
     (
         (

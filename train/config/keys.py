@@ -11,7 +11,8 @@ from typing import Any
 _CLASS = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*:[a-z_]\w*", re.ASCII | re.IGNORECASE)
 
 
-def about(
+def key(
+    default: Any,
     help: str,
     *,
     name: str | None = None,
@@ -20,25 +21,23 @@ def about(
     high: float | None = None,
     once: bool = False,
     own: bool = False,
-) -> dict[str, Any]:
-    """The metadata of a field. ``choices`` is a sequence, or a function giving one; ``once`` is
-    for what is true of one start only: it is neither written into a run nor read from a file.
-    ``own``: beside the choices, the name of a class of the user's own.
+) -> Any:
+    """A field with this default, or a new list or dict of that type.
+
+    ``choices`` is a sequence, or a function giving one; ``once`` is for what is true of one start
+    only: it is neither written into a run nor read from a file. ``own``: beside the choices, the
+    name of a class of the user's own.
     """
-    return {
-        "help": help,
-        "name": name,
-        "choices": choices,
-        "low": low,
-        "high": high,
-        "once": once,
-        "own": own,
-    }
+    about = {"help": help, "name": name, "choices": choices, "low": low, "high": high}
+    about |= {"once": once, "own": own}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
 
 
-def key(default: Any, help: str, **bounds: Any) -> Any:
-    """A field with this default."""
-    return field(default=default, metadata=about(help, **bounds))
+def share(default: float, help: str) -> Any:
+    """A field for a number between 0 and 1."""
+    return key(default, help, low=0.0, high=1.0)
 
 
 def key_name(f: dataclasses.Field[Any]) -> str:

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import yaml
 from train.config import text
 from train.config.keys import choices_of
 from train.config.rules import check
-from train.config.sections import Config, iter_keys, kind_of
-from train.errors import UserError
+from train.config.sections import Config, iter_keys, kind_of, section_types
+from train.errors import UserError, reported
 
 COMMAND_LINE = "command line"
 # Sources of timm's models that are fetched.
@@ -33,10 +35,8 @@ def _rename(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
             key = f"{section}.{name}"
             if key not in known:
                 raise UserError(f"{source}: unknown key '{key}'{_suggest(key, known)}")
-            try:
+            with reported(f"{source}: {key}", ValueError):
                 found = _convert(value, str(known[key].type))
-            except ValueError as error:
-                raise UserError(f"{source}: {key}: {error}") from error
             renamed.setdefault(str(section), {})[known[key].name] = found
     return renamed
 
@@ -62,11 +62,11 @@ def _convert(value: Any, kind: str) -> Any:
         return [_convert(item, kind.removeprefix("list[").removesuffix("]")) for item in value]
     if kind.endswith(" | None") and value is None:
         return None
-    accepts, wanted = _SCALARS[kind.removesuffix(" | None")]
-    try:
-        return accepts(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"expected {wanted}, got {_shown(value)}") from None
+    types, convert, wanted = _SCALARS[kind.removesuffix(" | None")]
+    with suppress(ValueError, OverflowError):
+        if type(value) in types and "\0" not in str(value):
+            return convert(value)
+    raise ValueError(f"expected {wanted}, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
@@ -76,41 +76,23 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else shown if len(shown) < 100 else f"{shown[:100]}..."
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str | int | float) or "\0" in str(value):
-        raise ValueError
-    return str(value)
-
-
-def _int(value: Any) -> int:
-    if type(value) not in (str, int):
-        raise ValueError
-    return int(value)
-
-
-def _float(value: Any) -> float:
-    if type(value) not in (str, int, float):
-        raise ValueError
-    return float(value)
-
-
 _BOOLS = {
     **dict.fromkeys(("yes", "y", "on", "true"), True),
     **dict.fromkeys(("no", "n", "off", "false"), False),
 }
 
 
-def _bool(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in _BOOLS:
-        return _BOOLS[value.lower()]
-    return value if isinstance(value, bool) else _int(value) != 0
+def _bool(value: str | int) -> bool:
+    found = _BOOLS.get(value.lower()) if isinstance(value, str) else None
+    return int(value) != 0 if found is None else found
 
 
-_SCALARS: dict[str, tuple[Any, str]] = {
-    "str": (_text, "text"),
-    "int": (_int, "a whole number"),
-    "float": (_float, "a number"),
-    "bool": (_bool, "true or false"),
+# The types that are taken, the conversion, and what is expected.
+_SCALARS: dict[str, tuple[tuple[type, ...], Callable[[Any], Any], str]] = {
+    "str": ((str, int, float, bool), str, "text"),
+    "int": ((str, int), int, "a whole number"),
+    "float": ((str, int, float), float, "a number"),
+    "bool": ((str, int, bool), _bool, "true or false"),
 }
 
 
@@ -174,9 +156,7 @@ def make_config(*layers: tuple[str, dict[str, Any]]) -> Config:
             f"{where}: model.name={named} would be fetched from the network, which is done for a "
             f"name on the command line only (model.name=...)"
         )
-    config = Config(
-        **{f.name: f.default_factory(**merged[f.name]) for f in dataclasses.fields(Config)}  # type: ignore[misc]
-    )
+    config = Config(**{name: cls(**merged[name]) for name, cls in section_types().items()})
     check(config)
     return config
 
@@ -207,9 +187,6 @@ def describe_keys() -> str:
     for key, f in iter_keys():
         section, name = key.split(".")
         default = yaml.safe_dump(defaults[section][name], default_flow_style=True).split("\n")[0]
-        lines.append(f"  {key}={default}")
-        choices = choices_of(f)
-        lines.append(
-            f"      {f.metadata['help']}" + (f" ({', '.join(choices)})" if choices else "")
-        )
+        choices = f" ({', '.join(choices_of(f))})" if choices_of(f) else ""
+        lines += [f"  {key}={default}", f"      {f.metadata['help']}{choices}"]
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,18 +12,10 @@ from torch import nn
 
 import unitsface_kernels as uk
 from train.backbones import backbone_names, build_backbone
-from train.config.keys import about, key, key_name
+from train.config.keys import key, key_name, share
 
 NO_LOSS = "none"
 SCHEDULES = ("constant", "polynomial", "cosine", "step")
-
-
-def class_loss_names() -> list[str]:
-    return sorted(uk.CLASS_LOSSES)
-
-
-def pair_loss_names() -> list[str]:
-    return sorted(uk.PAIR_LOSSES)
 
 
 def shardable_names() -> list[str]:
@@ -55,12 +46,10 @@ class ModelConfig:
         "", "file, such as a published .pth, or run whose backbone alone the run starts from"
     )
     embedding_size: int = key(512, "numbers in a feature", low=1)
-    options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about(
-            "keywords of timm.create_model for timm:MODEL, e.g."
-            " model.options={img_size: 112, patch_size: 8, global_pool: ''}"
-        ),
+    options: dict[str, Any] = key(
+        dict,
+        "keywords of timm.create_model for timm:MODEL, e.g."
+        " model.options={img_size: 112, patch_size: 8, global_pool: ''}",
     )
 
     def build(self) -> nn.Module:
@@ -75,38 +64,28 @@ class LossConfig:
         "sample-to-class loss; package.module:Class is a policy of your own",
         name="class",
         own=True,
-        choices=lambda: [NO_LOSS, *class_loss_names()],
+        choices=lambda: [NO_LOSS, *sorted(uk.CLASS_LOSSES)],
     )
     pair_name: str = key(
         "uss",
         "sample-to-sample loss; package.module:Class is a policy of your own",
         name="pair",
         own=True,
-        choices=lambda: [NO_LOSS, *pair_loss_names()],
+        choices=lambda: [NO_LOSS, *sorted(uk.PAIR_LOSSES)],
     )
     class_weight: float = key(1.0, "factor of the class loss in the sum", low=0.0)
     pair_weight: float = key(1.0, "factor of the pair loss in the sum", low=0.0)
-    class_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about(
-            "constructor arguments of the class loss, e.g. loss.class_options.margin=0.4"
-        ),
+    class_options: dict[str, Any] = key(
+        dict, "constructor arguments of the class loss, e.g. loss.class_options.margin=0.4"
     )
-    pair_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=about("constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"),
+    pair_options: dict[str, Any] = key(
+        dict, "constructor arguments of the pair loss, e.g. loss.pair_options.margin=0.1"
     )
-    class_learned: list[str] = field(
-        default_factory=list,
-        metadata=about(
-            "numbers of the class loss that are learned from their value on, e.g. [scale]"
-        ),
+    class_learned: list[str] = key(
+        list, "numbers of the class loss that are learned from their value on, e.g. [scale]"
     )
-    pair_learned: list[str] = field(
-        default_factory=list,
-        metadata=about(
-            "numbers of the pair loss that are learned from their value on, e.g. [scale]"
-        ),
+    pair_learned: list[str] = key(
+        list, "numbers of the pair loss that are learned from their value on, e.g. [scale]"
     )
     class_momentum: bool = key(
         False,
@@ -114,8 +93,7 @@ class LossConfig:
         " VPL's published option momentum does with 0.999",
     )
     pair_across_ranks: bool = key(
-        True,
-        "pairs of the pair loss are those of all processes' batches; false: of one process's",
+        True, "pairs of the pair loss are those of all processes' batches; false: of one process's"
     )
     backend: str = key("auto", "kernel backend of both losses")
     memory: bool = key(
@@ -124,8 +102,7 @@ class LossConfig:
         " pair loss, as published; the first epoch fills the memory and leaves the pair loss out",
     )
     class_until_filled: bool = key(
-        False,
-        "the class loss only trains while the memory fills; then the pair loss goes on alone",
+        False, "the class loss only trains while the memory fills; then the pair loss goes on alone"
     )
 
 
@@ -137,9 +114,7 @@ class PartialFCConfig:
         " below 1 or a fused optimizer; never: every process holds all of them",
         choices=("auto", "always", "never"),
     )
-    sample_rate: float = key(
-        1.0, "fraction of the classes that a step compares with", low=0.0, high=1.0
-    )
+    sample_rate: float = share(1.0, "fraction of the classes that a step compares with")
     fused_optimizer: str = key(
         "none",
         "steps of the class weights without memory for their gradient: within the backward pass,"
@@ -176,27 +151,20 @@ class DataConfig:
     images_per_identity: int = key(
         0, "group this many images of an identity in a batch; 0: plain shuffle", low=0
     )
-    flip: float = key(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    flip: float = share(0.5, "probability of a horizontal flip")
     shift: float = key(0.0, "largest shift, as a fraction of the side", low=0.0, high=0.5)
     zoom: float = key(0.0, "largest relative change of size", low=0.0, high=0.5)
     rotation: float = key(0.0, "largest rotation in degrees", low=0.0, high=180.0)
-    brightness: float = key(0.0, "largest relative brightness change", low=0.0, high=1.0)
-    contrast: float = key(0.0, "largest relative contrast change", low=0.0, high=1.0)
-    crop: float = key(
+    brightness: float = share(0.0, "largest relative brightness change")
+    contrast: float = share(0.0, "largest relative contrast change")
+    crop: float = share(
         0.0,
         "probability that all but a random rectangle, of 20 % of the image or more, turns black, as"
         " in AdaFace, whose recipes have 0.2 here and for the next two",
-        low=0.0,
-        high=1.0,
     )
-    low_res: float = key(
-        0.0, "probability of a resolution lowered by up to a factor of 5", low=0.0, high=1.0
-    )
-    photometric: float = key(
-        0.0,
-        "probability that brightness, contrast and saturation change by up to half",
-        low=0.0,
-        high=1.0,
+    low_res: float = share(0.0, "probability of a resolution lowered by up to a factor of 5")
+    photometric: float = share(
+        0.0, "probability that brightness, contrast and saturation change by up to half"
     )
     sampler: str = key(
         "shuffle",
@@ -227,7 +195,7 @@ class TrainConfig:
     max_steps: int = key(0, "stop (and end the schedule) after this many steps; 0: no limit", low=0)
     batch_size: int = key(64, "images per step, summed over all processes", low=2)
     lr: float = key(0.1, "peak learning rate", low=0.0)
-    momentum: float = key(0.9, "momentum of SGD, first beta of AdamW", low=0.0, high=1.0)
+    momentum: float = share(0.9, "momentum of SGD, first beta of AdamW")
     weight_decay: float = key(
         5e-4, "weight decay (none on thresholds and learned numbers)", low=0.0
     )
@@ -239,10 +207,7 @@ class TrainConfig:
     schedule: str = key("polynomial", "learning-rate schedule", choices=SCHEDULES)
     warmup_epochs: float = key(0.0, "linear warm-up", low=0.0)
     power: float = key(2.0, "exponent of the polynomial schedule", low=0.0)
-    milestones: list[float] = field(
-        default_factory=list,
-        metadata=about("epochs at which the step schedule multiplies lr by gamma"),
-    )
+    milestones: list[float] = key(list, "epochs at which the step schedule multiplies lr by gamma")
     gamma: float = key(0.1, "factor of the step schedule", low=0.0)
     amp: str = key("none", "autocast dtype", choices=("none", "bf16", "fp16"))
     timeout_s: float = key(
@@ -289,10 +254,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     every: int = key(0, "steps between evaluations; 0: after the last step only", low=0)
-    sets: list[str] = field(
-        default_factory=list,
-        metadata=about("verification sets (.bin files) besides the identities held out"),
-    )
+    sets: list[str] = key(list, "verification sets (.bin files) besides the identities held out")
     best: str = key(
         "accuracy", "metric, averaged over the sets that have it, by which the best is kept"
     )
@@ -346,11 +308,6 @@ def iter_keys() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
             yield f"{section}.{key_name(f)}", f
 
 
-@functools.cache
-def _kinds() -> dict[str, str]:
-    return {key: str(f.type) for key, f in iter_keys()}
-
-
 def kind_of(key: str) -> str:
     """The type of a ``section.key`` as it is declared; empty for an unknown one."""
-    return _kinds().get(key, "")
+    return next((str(f.type) for known, f in iter_keys() if known == key), "")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
+from yaml import MappingNode, ScalarNode
 
 from train.config.sections import kind_of
-from train.errors import UserError
+from train.errors import UserError, reported
 
 # No configuration is larger; aliases within it may not expand to more values either.
 MAX_CHARACTERS = 100_000
@@ -18,124 +21,110 @@ MAX_VALUES = 100_000
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\'', re.DOTALL)
 _ITEM = re.compile(rf"\s*({_QUOTED.pattern}|[^,]*?)\s*(?:,|$)", re.DOTALL)
 # YAML 1.1 takes 1e3 for text.
-_FLOAT = re.compile(
-    r"""[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+
-    |\.[0-9_]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|\.(?:inf|Inf|INF))$
-    |\.(?:nan|NaN|NAN)$""",
-    re.VERBOSE,
-)
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$")
 _TAG = "tag:yaml.org,2002:"
 
 
-class Scalar(NamedTuple):
-    text: str
-    value: Any  # what YAML makes of it
+_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
 class Loader(yaml.SafeLoader):
-    """Scalars keep their text; only what a configuration is made of, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key in seen and key != "<<":
-                raise yaml.MarkedYAMLError(f"'{key}' is there twice", node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    """Finds the types of scalars: only those that a configuration is made of."""
 
 
 class Dumper(yaml.SafeDumper):
     """Quotes what :class:`Loader` would not take for text."""
 
 
-def _scalar(kind: str) -> Any:
-    construct = yaml.SafeLoader.yaml_constructors[_TAG + kind]
-    return lambda loader, node: Scalar(node.value, construct(loader, node))
-
-
-_KINDS = {name: yaml.SafeLoader.yaml_constructors[_TAG + name] for name in ("seq", "map")}
-_KINDS.update({name: _scalar(name) for name in ("null", "bool", "int", "float", "str")})
-Loader.yaml_constructors = {
-    None: yaml.SafeLoader.yaml_constructors[None],
-    **{_TAG + name: construct for name, construct in _KINDS.items()},
-}
 for _cls in (Loader, Dumper):
     _cls.yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0].removeprefix(_TAG) in (*_KINDS, "merge")]
+        first: [pair for pair in pairs if pair[0] in (*_TAGS, f"{_TAG}merge")]
         for first, pairs in _cls.yaml_implicit_resolvers.items()
     }
     _cls.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+0123456789."))
 
 
-def load(text: str, what: str) -> Any:
-    """YAML with a :class:`Scalar` for every scalar; ``what`` is named in errors."""
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"{what}: more than {MAX_CHARACTERS} characters are no configuration")
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    """Errors of YAML in one line; ``what`` is named."""
+    kinds = yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError
     try:
-        return yaml.load(text, Loader)  # of SafeLoader
+        with reported(f"{what} is not valid YAML", *kinds):
+            yield
     except RecursionError as error:
         raise UserError(f"{what} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError) as error:
-        raise UserError(f"{what} is not valid YAML: {error}") from error
 
 
-def read(path: str | Path) -> Any:
+def load(text: str, what: str) -> yaml.Node | None:
+    """The nodes of a document in YAML."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{what}: more than {MAX_CHARACTERS} characters are no configuration")
+    with _parsing(what):
+        return yaml.compose(text, Loader)
+
+
+def read(path: str | Path) -> yaml.Node | None:
     """:func:`load` of a file."""
     what = f"configuration {path}"
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} is not valid YAML: {error}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {what}: {reason}") from error
+    with (
+        reported(f"cannot read {what}", OSError, ValueError),  # ValueError: a zero in the path
+        reported(f"{what} is not valid YAML", UnicodeDecodeError),
+        open(path, encoding="utf-8") as file,
+    ):
+        text = file.read(MAX_CHARACTERS + 1)
     return load(text, what)
 
 
-def by_type(value: Any, kind: str, what: str) -> Any:
+def by_type(node: yaml.Node | None, kind: str, what: str) -> Any:
     """Plain values out of :func:`load` for a key of this type; see ``kind_of``."""
     left = [MAX_VALUES]
+    constructor = yaml.constructor.SafeConstructor()
 
-    def plain(value: Any) -> Any:
+    def plain(node: yaml.Node) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise UserError(f"{what}: more than {MAX_VALUES} values are no configuration")
-        if isinstance(value, Scalar):
-            return value.text if kind in ("str", "list[str]") else value.value
-        if value is None:  # of an empty document
-            return None
-        if isinstance(value, dict):
-            return {_name(key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value]
+        if node.tag not in _TAGS:
+            raise yaml.MarkedYAMLError(f"it has a {node.tag}", node.start_mark)
+        if isinstance(node, ScalarNode):
+            texts = kind in ("str", "list[str]")
+            return node.value if texts else constructor.construct_object(node)
+        if isinstance(node, MappingNode):
+            return {name: plain(item) for name, item in _items(node).items()}
+        return [plain(item) for item in node.value]
 
-    try:
-        return plain(value)
-    except RecursionError as error:
-        raise UserError(f"{what} is nested too deeply") from error
-
-
-def _name(key: Any) -> str:
-    return key.text if isinstance(key, Scalar) else str(key)
+    with _parsing(what):
+        return None if node is None else plain(node)
 
 
-def sections(values: Any, source: str) -> dict[str, Any]:
+def _items(node: MappingNode) -> dict[str, yaml.Node]:
+    """Its values by name, with those of the mappings that it merges; no name is there twice."""
+    names = [str(key.value) for key, _ in node.value]
+    for name in names:
+        if names.count(name) > 1 and name != "<<":
+            raise yaml.MarkedYAMLError(f"'{name}' is there twice", node.start_mark)
+    merged = MappingNode(node.tag, [*node.value])
+    yaml.constructor.SafeConstructor().flatten_mapping(merged)
+    return {str(key.value): value for key, value in merged.value}
+
+
+def sections(node: yaml.Node | None, source: str) -> dict[str, Any]:
     """Nested plain values of a whole file, every key's by its own type."""
-    if values is None or values == {} or (isinstance(values, Scalar) and values.value is None):
+    if node is None or (isinstance(node, ScalarNode) and node.tag == f"{_TAG}null"):
         return {}
-    if not isinstance(values, dict):
-        kind = "a list" if isinstance(values, list) else "text"
+    if not isinstance(node, MappingNode):
+        kind = "text" if isinstance(node, ScalarNode) else "a list"
         raise UserError(f"{source}: expected sections of keys, got {kind}")
     found: dict[str, Any] = {}
-    for name, entries in values.items():
-        section = _name(name)
-        if not isinstance(entries, dict):
-            found[section] = by_type(entries, "", source)
-            continue
-        found[section] = {
-            _name(key): by_type(value, kind_of(f"{section}.{_name(key)}"), source)
-            for key, value in entries.items()
-        }
+    with _parsing(f"configuration {source}"):
+        for section, entries in _items(node).items():
+            if isinstance(entries, MappingNode):
+                found[section] = {
+                    name: by_type(value, kind_of(f"{section}.{name}"), source)
+                    for name, value in _items(entries).items()
+                }
+            else:
+                found[section] = by_type(entries, "", source)
     return found
 
 

@@ -52,19 +52,12 @@ def balanced_order(
     starts = np.cumsum(counts) - counts
 
     # A block ends after n visits, or earlier where n and k have a common divisor.
-    visits_per_block = counts // np.gcd(counts, k)
-    n = counts[chosen]
-    block, within = np.divmod(visits, visits_per_block[chosen])
-    # The blocks of an identity that this epoch touches are neighbors.
-    low = np.full(len(identities), np.iinfo(np.int64).max)
-    high = np.full(len(identities), -1)
-    np.minimum.at(low, chosen, block)
-    np.maximum.at(high, chosen, block)
-    blocks = np.where(high >= 0, high - low + 1, 0)
-    table, at = _permutations(starts, counts, low, blocks, seed)
-    at = at[np.cumsum(blocks)[chosen] - blocks[chosen] + block - low[chosen]]
-    places = (within[:, None] * k + np.arange(k)) % n[:, None]
-    return images[table[at[:, None] + places]].reshape(-1)
+    block, within = np.divmod(visits, (counts // np.gcd(counts, k))[chosen])
+    touched, which = np.unique(block * len(identities) + chosen, return_inverse=True)
+    number, owner = np.divmod(touched, len(identities))
+    table, begins = _permutations(starts[owner], counts[owner], number, seed)
+    places = (within[:, None] * k + np.arange(k)) % counts[chosen][:, None]
+    return images[table[begins[which][:, None] + places]].reshape(-1)
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:
@@ -106,21 +99,15 @@ def _keep_out(order: Rows, seen: Rows, ahead: int) -> None:
     order[conflicts], order[free] = order[free], order[conflicts]
 
 
-def _permutations(
-    starts: Rows, counts: Rows, low: Rows, blocks: Rows, seed: int
-) -> tuple[Rows, Rows]:
-    """For every identity, permutations of its images in ``blocks`` blocks from ``low`` on.
+def _permutations(starts: Rows, sizes: Rows, numbers: Rows, seed: int) -> tuple[Rows, Rows]:
+    """Permutations of ``sizes`` images from ``starts`` on, in the block of this number of each.
 
     They lie one after another in the first array; the second says where each begins.
     """
-    owner = np.repeat(np.arange(len(blocks)), blocks)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    sizes = counts[owner]
     begins = np.cumsum(sizes) - sizes
-    permutation = np.repeat(np.arange(len(owner)), sizes)
-    place = np.arange(len(permutation)) - begins[permutation]
-    image = starts[owner][permutation] + place
-    keys = _hash(_hash(np.uint64(seed % 2**64), low[owner] + number)[permutation], image)
+    permutation = np.repeat(np.arange(len(sizes)), sizes)
+    image = (starts - begins)[permutation] + np.arange(len(permutation))
+    keys = _hash(_hash(np.uint64(seed % 2**64), numbers)[permutation], image)
     # 32 bits decide; images that agree in them keep their order.
     keys = (permutation.astype(np.uint64) << np.uint64(32)) | (keys >> np.uint64(32))
     return image[np.argsort(keys, kind="stable")], begins

@@ -31,11 +31,7 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
     left = len(source.images.identities)
     if left < 2:
         raise UserError(f"data.path: {left} identity left after skipping unreadable images, need 2")
-    batch = min(config.train.batch_size, len(source.images))
-    if batch // world_size < 2:
-        raise UserError(
-            f"a batch of {batch} images over {world_size} processes: BatchNorm needs 2 in each"
-        )
+    check_batch(config, len(source.images), world_size)
     if data.sampler == "balanced":
         check_balanced(
             left,
@@ -44,6 +40,14 @@ def open_dataset(config: Config, world_size: int = 1) -> Dataset:
             world_size=world_size,
         )
     return Dataset(source, test)
+
+
+def check_batch(config: Config, images: int, processes: int) -> None:
+    batch = min(config.train.batch_size, images)
+    if batch // processes < 2:
+        raise UserError(
+            f"a batch of {batch} images over {processes} processes: BatchNorm needs 2 in each"
+        )
 
 
 def scan(path: str, *, skip: bool = False) -> ImageList:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from train.data.image_list import ImageList, whole
 from train.data.records import Encoded
-from train.errors import UserError
+from train.errors import UserError, reported
 
 CREDIT = (
     "Fashion-MNIST is by Zalando SE, under the MIT license: H. Xiao, K. Rasul and R. Vollgraf, "
@@ -55,8 +55,5 @@ def scan_fashion_mnist() -> ImageList:
 
 def _read(path: Path, header: int) -> NDArray[np.uint8]:
     """The numbers of an IDX file of bytes."""
-    try:
-        with gzip.open(path) as file:
-            return np.frombuffer(file.read(), np.uint8, offset=header)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with reported(f"cannot read {path}", OSError, ValueError), gzip.open(path) as file:
+        return np.frombuffer(file.read(), np.uint8, offset=header)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from train.data.image_list import ImageList, Problems, whole
 from train.data.records import Files
-from train.errors import UserError, printable
+from train.errors import UserError, printable, reported
 
 # Endings of what train.data.decode reads; .jfif is JPEG as browsers on Windows save it.
 _ENDINGS = (
@@ -72,10 +72,8 @@ def scan_folder(
     labels: list[int] = []
     identities: list[str] = []
     problems, left_out = Problems(skip), LeftOut()
-    try:
+    with reported(f"data.path: cannot read {root}"):
         folders, beside = _entries(root)
-    except OSError as error:
-        raise UserError(f"data.path: cannot read {root}: {error.strerror}") from error
     left_out.add("file(s) outside of the identities' folders", sorted(beside))
     left_out.add("folder(s) of the system", [f for f in _SYSTEM_FOLDERS if f in folders])
     for name in sorted(set(folders).difference(_SYSTEM_FOLDERS), key=natural_key):
@@ -127,15 +125,11 @@ def _advice(root: Path, suffixes: frozenset[str]) -> str:
 
 def has_images(root: Path) -> bool:
     """True if any sub-folder holds an image."""
-
-    def files() -> Iterator[str]:
-        for name in _entries(root)[0]:
-            try:
-                yield from _entries(root / name)[1]
-            except OSError:  # reported where it is listed
-                continue
-
-    return any(is_image(name) for name in files())
+    for name in _entries(root)[0]:
+        with suppress(OSError):  # reported where it is listed
+            if any(map(is_image, _entries(root / name)[1])):
+                return True
+    return False
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:

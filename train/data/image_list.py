@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,9 @@ class ImageList:
         # Counted, not sorted: a sort of 42 million labels takes longer than reading the index.
         found = np.bincount(labels, minlength=len(self.identities)) > 0
         numbers = np.cumsum(found) - 1
-        return ImageList(
-            records=self.records,
-            rows=self.rows[chosen],
-            labels=numbers[labels],
-            identities=[self.identities[label] for label in np.flatnonzero(found)],
-            named=self.named,
-        )
+        kept = [self.identities[label] for label in np.flatnonzero(found)]
+        rows, labels = self.rows[chosen], numbers[labels]
+        return replace(self, rows=rows, labels=labels, identities=kept, left_out={})
 
 
 def whole(

@@ -58,21 +58,21 @@ def bare(encoded: bytes, max_pixels: int) -> Bare:
     return Bare(encoded)
 
 
+_OTHERS = {
+    rb".{4}ftyp(avif|avis)": "AVIF",
+    rb".{4}ftyp(heic|heix)": "HEIC",
+    rb".{4}ftyp": "HEIF",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\0\0\0\x0cJXL |\xff\x0a": "JPEG XL",
+    rb"\s*(?i:<!doctype|<html|<\?xml|<svg)": "HTML or SVG",
+    rb"version https://git-lfs": "Git LFS (a pointer: git lfs pull)",
+}
+
+
 def kind_of(encoded: bytes) -> str | None:
     """Name of a format that is not read; None if it is unknown."""
     head = encoded[:64]
-    if head[4:8] == b"ftyp":
-        brands = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
-        return brands.get(head[8:12], "HEIF")
-    if head.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
-        return "JPEG 2000"
-    if head.startswith((b"\0\0\0\x0cJXL ", b"\xff\x0a")):
-        return "JPEG XL"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
-        return "HTML or SVG"
-    if head.startswith(b"version https://git-lfs"):
-        return "Git LFS (a pointer: git lfs pull)"
-    return None
+    return next((kind for start, kind in _OTHERS.items() if re.match(start, head, re.S)), None)
 
 
 def _upright(exif: bytes, xmp: bytes) -> int:
@@ -216,20 +216,20 @@ _TIFF_TAGS = (
 
 
 def _tiff(encoded: bytes, max_pixels: int) -> Bare:
-    where = tiff_tags.layout(encoded)
-    if where is None:
+    found = tiff_tags.read(encoded)
+    if found is None:
         return Bare(encoded)
     kept: dict[int, tiff_tags.Tag] = {}
     upright = None
-    for tag in tiff_tags.tags(encoded, where):
+    for tag in found.tags:
         if tag.number in _TIFF_TAGS:
             kept.setdefault(tag.number, tag)
         elif tag.number == tiff_tags.ORIENTATION:
-            upright = upright or tag.integer(encoded, where.order)
+            upright = upright or tag.value
 
     def value(number: int, default: int) -> int:
-        found = kept[number].integer(encoded, where.order) if number in kept else None
-        return default if found is None else found
+        held = kept[number].value if number in kept else None
+        return default if held is None else held
 
     bits, kind = value(_BITS, 1), value(_SAMPLE_FORMAT, 1)
     if bits > 16 or kind not in _UNSIGNED:
@@ -239,10 +239,10 @@ def _tiff(encoded: bytes, max_pixels: int) -> Bare:
             "known; save it with 8 or 16 unsigned bits"
         )
     _check_tiff(kept, value, len(encoded), max_pixels)
-    entries = b"".join(encoded[tag.at : tag.at + where.entry.size] for tag in kept.values())
+    entries = b"".join(tag.entry for tag in kept.values())
     # The offset of the next image is 0: there is none.
-    directory = where.count.pack(len(kept)) + entries + bytes(where.inline)
-    shorter = encoded[: where.at] + directory + encoded[where.at + len(directory) :]
+    directory = found.count.pack(len(kept)) + entries + bytes(found.inline)
+    shorter = encoded[: found.at] + directory + encoded[found.at + len(directory) :]
     upright = upright if upright in range(1, 9) else 1
     inverted = value(_PHOTOMETRIC, 1) == 0
     return Bare(shorter, upright, (1 << bits) - 1 if bits > 8 else 0xFFFF, inverted)

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any, TypeVar
@@ -32,8 +32,12 @@ CACHE_LIMIT_BYTES = 512 * 2**20
 Batches = Sequence[Sequence[int]] | NDArray[np.int64]
 
 
+_Sample = tuple[np.ndarray, int, dict[str, str]]
+_SKIP = "data.on_error=skip leaves such images out"
+
+
 @dataclass
-class ImageSource:
+class ImageSource(Dataset[_Sample]):
     """Images of an :class:`ImageList` by index; ``skipped`` collects one message per bad image."""
 
     images: ImageList
@@ -56,7 +60,7 @@ class ImageSource:
         fork = "fork" if self.workers and sys.platform == "linux" else None
         _lost = get_context(fork).SimpleQueue() if self.workers else None
         loader: DataLoader[_Sample] = DataLoader(
-            _Decoded(self.images, self.size, self.skip_unreadable, self.max_pixels),
+            replace(self, skipped={}),
             batch_sampler=indices,  # type: ignore[arg-type]  # of an array, its rows
             num_workers=self.workers,
             # Forked workers share the arrays of the image list; others would each get a copy.
@@ -69,10 +73,32 @@ class ImageSource:
             self.skipped.update(errors)
             if errors and not self.skip_unreadable:
                 message = next(iter(errors.values()))
-                raise UserError(f"{message} (data.on_error=skip leaves such images out)")
+                raise UserError(f"{message} ({_SKIP})")
             if (labels < 0).any():
                 raise UserError(f"none of the {len(self.images)} images can be read")
             yield pixels, labels
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """(3, size, size); only errors name the image, as some storages must read its name."""
+        encoded = self.images.read(index)
+        try:
+            return to_pixels(encoded, self.size, self.max_pixels)
+        except PixelError as error:
+            raise RecordError(f"cannot read image {self.images.name(index)}: {error}") from error
+
+    def __getitem__(self, index: int) -> _Sample:
+        """In a decoding process. An unreadable image comes back as a message, not an exception:
+        those lose their type on the way out. When skipping, the next readable image takes its
+        place, so that batches keep their size on every process.
+        """
+        errors: dict[str, str] = {}
+        for offset in range(len(self.images) if self.skip_unreadable else 1):
+            i = (index + offset) % len(self.images)
+            try:
+                return self.decode(i), int(self.images.labels[i]), errors
+            except RecordError as error:
+                errors[self.images.name(i)] = str(error)
+        return np.zeros((3, self.size, self.size), np.uint8), -1, errors
 
     def readable(self) -> NDArray[np.bool_]:
         """(len(images),): false for those skipped, in whose place ``batches`` gave another."""
@@ -99,36 +125,27 @@ def open_images(
 ) -> ImageSource:
     """Decode a small set at once, dropping bad files from it; a large one is decoded in batches."""
     skip = on_error == "skip"
+    source = ImageSource(images, size, skip, workers, max_pixels=max_pixels)
     fits = len(images) * 3 * size * size <= CACHE_LIMIT_BYTES
     if cache == "never" or (cache == "auto" and not fits):
-        return ImageSource(images, size, skip, workers, max_pixels=max_pixels)
-    arrays: list[np.ndarray] = []
-    good: list[int] = []
-    skipped: dict[str, str] = {}
+        return source
+    arrays: dict[int, NDArray[np.uint8]] = {}
     for i in range(len(images)):
         try:
-            arrays.append(_pixels(images, i, size, max_pixels))
-            good.append(i)
+            arrays[i] = source.decode(i)
         except RecordError as error:
             if not skip:
-                raise UserError(f"{error} (data.on_error=skip leaves such images out)") from error
-            skipped[images.name(i)] = str(error)
+                raise UserError(f"{error} ({_SKIP})") from error
+            source.skipped[images.name(i)] = str(error)
     if not arrays:
-        raise UserError(f"none of the {len(images)} images can be read: {next(iter(skipped))}, ...")
-    kept = images if len(good) == len(images) else images.keep(good)
-    pixels = torch.from_numpy(np.stack(arrays))
-    return ImageSource(kept, size, skip, 0, pixels, skipped, max_pixels)
+        example = next(iter(source.skipped))
+        raise UserError(f"none of the {len(images)} images can be read: {example}, ...")
+    kept = images if len(arrays) == len(images) else images.keep([*arrays])
+    pixels = torch.from_numpy(np.stack([*arrays.values()]))
+    return replace(source, images=kept, workers=0, pixels=pixels)
 
 
-def _pixels(images: ImageList, index: int, size: int, max_pixels: int) -> NDArray[np.uint8]:
-    """(3, size, size); only errors name the image, as some storages must read its name."""
-    encoded = images.read(index)
-    try:
-        return to_pixels(encoded, size, max_pixels)
-    except PixelError as error:
-        raise RecordError(f"cannot read image {images.name(index)}: {error}") from error
-
-
+_WITHOUT = "data.workers=0 decodes in the training process"
 # Errors of decoding processes that could not hand over a batch; the last loader's.
 _lost: SimpleQueue[str] | None = None
 
@@ -157,7 +174,7 @@ def lost_worker(error: Exception) -> UserError:
         how = re.search(r"is (killed by signal: [^.]*)|(exit code \d+)", text)
         return UserError(
             f"a decoding process has died{f' ({how[1] or how[2]})' if how else ''}, of an image or "
-            "for want of memory; data.workers=0 decodes in the training process"
+            f"for want of memory; {_WITHOUT}"
         )
     return UserError(
         f"{reason}: shared memory is too small for the batches under way; enlarge /dev/shm (docker "
@@ -181,42 +198,13 @@ def _received(loader: Iterable[T]) -> Iterator[T]:
             raise
         raise lost_worker(error) from error
     except (OSError, EOFError) as error:  # descriptors or a folder for sockets are short
-        raise UserError(
-            f"cannot take a batch from a decoding process: {error}; data.workers=0 decodes in the "
-            "training process"
-        ) from error
+        said = f"cannot take a batch from a decoding process: {error}; {_WITHOUT}"
+        raise UserError(said) from error
     finally:
         del batches  # signals them to end
         for process in workers:  # they ignore SIGTERM, and may be waiting for a disk
             if process.is_alive():
                 process.kill()
-
-
-_Sample = tuple[np.ndarray, int, dict[str, str]]
-
-
-class _Decoded(Dataset[_Sample]):
-    """An unreadable image comes back as a message, not an exception: those lose their type on
-    the way out of a worker. When skipping, the next readable image takes its place, so that
-    batches keep their size on every process.
-    """
-
-    def __init__(self, images: ImageList, size: int, skip: bool, max_pixels: int) -> None:
-        self.images, self.size, self.skip, self.max_pixels = images, size, skip, max_pixels
-
-    def __getitem__(self, index: int) -> _Sample:
-        errors: dict[str, str] = {}
-        for offset in range(len(self.images) if self.skip else 1):
-            i = (index + offset) % len(self.images)
-            try:
-                pixels = _pixels(self.images, i, self.size, self.max_pixels)
-                return pixels, int(self.images.labels[i]), errors
-            except RecordError as error:
-                errors[self.images.name(i)] = str(error)
-        return np.zeros((3, self.size, self.size), np.uint8), -1, errors
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, dict[str, str]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from train.data.image_list import ImageList, Problems, numbered
 from train.data.recordio_format import read_heads, read_record, split_record
 from train.data.records import OpenFiles, RecordError
-from train.errors import UserError
+from train.errors import UserError, reported
 
 # Numbers of records are stored as float32, which holds every integer up to here.
 EXACT = 1 << 24
@@ -44,10 +44,9 @@ class RecordFile:
         return len(self.keys)
 
     def read(self, index: int) -> bytes:
-        try:
+        failed = f"cannot read image {self.name(index)}"
+        with reported(failed, RecordError, error=RecordError):
             labels, image = split_record(read_record(self.files, int(self.offsets[index])))
-        except RecordError as error:
-            raise RecordError(f"cannot read image {self.name(index)}: {error}") from error
         if labels[0] != self.labels[index]:
             raise RecordError(
                 f"{self.name(index)}: its label is {labels[0]:g}, "
@@ -56,11 +55,11 @@ class RecordFile:
         return image
 
     def name(self, index: int) -> str:
-        return _name(self.files, int(self.keys[index]))
+        return _name(self.files, self.keys[index])
 
 
-def _name(files: OpenFiles, key: int) -> str:
-    return f"{files.paths[0]}, record {key}"
+def _name(files: OpenFiles, key: int | np.integer) -> str:
+    return f"{files.paths[0]}, record {int(key)}"
 
 
 def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
@@ -76,16 +75,13 @@ def scan_recordio(path: str | Path, *, skip: bool = False) -> ImageList:
             raise UserError(f"data.path: no such file: {needed}")
     classes = _read_property(rec.with_name("property"))
     index = _Index(OpenFiles([str(rec)]), *_read_index(rec.with_suffix(".idx")), Problems(skip))
-    try:
+    with reported("data.path", RecordError):
         images, labels = index.images()
-    except RecordError as error:
-        raise UserError(f"data.path: {error}") from error
     ok = (labels >= 0) & (labels == np.floor(labels)) & (labels < (classes or EXACT))
     for i in np.flatnonzero(~ok & ~np.isnan(labels)).tolist():  # without a label: reported before
         least = "a whole number from 0 to"
         most = f"{classes - 1} (property: {classes} classes)" if classes else str(EXACT - 1)
-        name = _name(index.files, int(index.keys[images[i]]))
-        index.problems.add(name, f"its label is {labels[i]:g}, expected {least} {most}")
+        index.wrong(index.keys[images[i]], f"its label is {labels[i]:g}, expected {least} {most}")
     images, numbers = images[ok], labels[ok].astype(np.int32)
     if not len(images):
         raise UserError(f"data.path: no images in {rec}")
@@ -97,11 +93,8 @@ def _read_property(path: Path) -> int | None:
     """The number of classes: the first of ``classes,height,width``."""
     if not path.is_file():
         return None
-    try:
-        with open(path, "rb") as file:
-            text = file.read(100).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with reported(f"cannot read {path}"), open(path, "rb") as file:
+        text = file.read(100).decode("ascii", "replace").strip()
     first = text.split(",")[0].strip()
     if not first.isdigit() or int(first) == 0:
         raise UserError(f"{path}: expected 'classes,height,width', got '{text}'")
@@ -110,14 +103,12 @@ def _read_property(path: Path) -> int | None:
 
 def _read_index(path: Path) -> tuple[Numbers, Numbers]:
     """Keys in ascending order, and their byte offsets."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file, an error below
-            table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UserError(f"{path}: expected lines of a number, a tab, a byte: {error}") from error
+    expected = f"{path}: expected lines of a number, a tab, a byte"
+    with reported(expected, ValueError, OverflowError, OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an empty file, an error below
+        table = np.loadtxt(path, dtype=np.int64, delimiter="\t", ndmin=2, comments=None)
     if table.shape[1:] != (2,) or not len(table):
-        raise UserError(f"{path}: expected lines of a number, a tab, a byte; found {table.shape}")
+        raise UserError(f"{expected}; found {table.shape}")
     keys, offsets = table[:, 0], table[:, 1]
     if not (np.diff(keys) > 0).all():
         order = np.argsort(keys, kind="stable")
@@ -137,6 +128,9 @@ class _Index:
     offsets: Numbers
     problems: Problems
 
+    def wrong(self, key: int | np.integer, reason: str) -> None:
+        self.problems.add(_name(self.files, key), reason)
+
     def images(self) -> tuple[Numbers, NDArray[np.float64]]:
         """Rows of the images in order of keys, and labels; NaN where there is a problem."""
         self._check_offsets()
@@ -148,14 +142,14 @@ class _Index:
                 labels, image = split_record(record)
                 layout = [] if image else labels[:2].tolist()
             except RecordError as error:
-                self.problems.add(_name(self.files, 0), str(error))
+                self.wrong(0, str(error))
                 # Its labels are lost: records of identities are those without an image.
                 rows = np.delete(np.arange(len(self.keys)), first)
                 return rows, self._own_labels(rows)
         if len(layout) < 2:
             rows = np.arange(len(self.keys))
             return rows, self._own_labels(rows)
-        n1, n2 = (int(n) if np.isfinite(n) and n == np.floor(n) else -1 for n in layout)
+        n1, n2 = (int(n) if float(n).is_integer() else -1 for n in layout)
         if not 1 <= n1 <= n2:
             name = _name(self.files, 0)
             raise RecordError(f"{name}: expected two ascending numbers, got {layout}")
@@ -184,7 +178,7 @@ class _Index:
             )
         keys = np.arange(first, stop, dtype=np.int64)
         for key in keys[self._rows(keys) < 0].tolist():
-            self.problems.add(_name(self.files, key), "it is not in the .idx file")
+            self.wrong(key, "it is not in the .idx file")
         return keys
 
     def _rows(self, keys: Numbers) -> Numbers:
@@ -202,22 +196,15 @@ class _Index:
         same = np.flatnonzero(np.diff(self.offsets[order]) == 0)
         for i in same.tolist():
             one, other = self.keys[order[i]], self.keys[order[i + 1]]
-            self.problems.add(
-                _name(self.files, int(other)), f"the .idx file puts it where record {one} is"
-            )
+            self.wrong(other, f"the .idx file puts it where record {one} is")
         # Dropped records are reported above, or skipped.
-        self._drop(order[same + 1])
+        dropped = order[same + 1]
+        self.keys, self.offsets = np.delete(self.keys, dropped), np.delete(self.offsets, dropped)
         size = self.files.size(0)
         outside = np.flatnonzero((self.offsets < 0) | (self.offsets >= size))
         for i in outside.tolist():
-            self.problems.add(
-                _name(self.files, int(self.keys[i])),
-                f"byte {self.offsets[i]} of the .idx file is beyond the file's end, {size} bytes",
-            )
-
-    def _drop(self, rows: Numbers) -> None:
-        if len(rows):
-            self.keys, self.offsets = np.delete(self.keys, rows), np.delete(self.offsets, rows)
+            reason = f"byte {self.offsets[i]} of the .idx file is beyond the file's end"
+            self.wrong(self.keys[i], f"{reason}, {size} bytes")
 
     def _own_labels(self, rows: Numbers) -> NDArray[np.float64]:
         heads, errors = read_heads(self.files, self.offsets[rows])
@@ -227,7 +214,7 @@ class _Index:
         for i in np.flatnonzero(heads["image_bytes"] == 0).tolist():
             errors.setdefault(i, "it holds no image")
         for i, reason in errors.items():
-            self.problems.add(_name(self.files, int(self.keys[rows[i]])), reason)
+            self.wrong(self.keys[rows[i]], reason)
             labels[i] = np.nan
         return labels
 
@@ -244,11 +231,9 @@ class _Index:
         readable = (start["image_bytes"] >= 0) & (last["image_bytes"] >= 0)
         agree = start["label"] == last["label"]
         for i in np.flatnonzero(readable & ~agree).tolist():
-            self.problems.add(
-                _name(self.files, int(identities[i])),
-                f"records {first[i]} and {end[i] - 1} of this identity have labels "
-                f"{start['label'][i]:g} and {last['label'][i]:g}",
-            )
+            found = f"{start['label'][i]:g} and {last['label'][i]:g}"
+            ends_of = f"records {first[i]} and {end[i] - 1} of this identity"
+            self.wrong(identities[i], f"{ends_of} have labels {found}")
         agree &= readable
         counts = (end - first)[agree]
         if counts.sum() > len(labels):
@@ -268,7 +253,7 @@ class _Index:
         ok &= (first >= 1) & (first <= end) & (end <= images + 1)
         for i in np.flatnonzero(~ok).tolist():
             reason = f"expected the range of an identity's records, got {heads[i].tolist()[:2]}"
-            self.problems.add(_name(self.files, int(identities[i])), errors.get(i, reason))
+            self.wrong(identities[i], errors.get(i, reason))
         ok &= first < end
         return identities[ok], first[ok], end[ok]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from train.errors import reported
 
 # No photograph of a face is larger; nothing larger is read into memory.
 MAX_BYTES = 64 * 2**20
@@ -20,13 +22,9 @@ class RecordError(Exception):
     """A record that cannot be read; the message names the file and the record."""
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecordError(f"cannot read {what}: {reason}") from error
+def _reading(what: str) -> AbstractContextManager[None]:
+    # ValueError: a name that no file can have.
+    return reported(f"cannot read {what}", OSError, ValueError, error=RecordError)
 
 
 class Records(Protocol):

@@ -30,7 +30,7 @@ from train.data.folder import IMAGE_SUFFIXES, LeftOut, natural_key
 from train.data.image_list import ImageList, Problems, numbered
 from train.data.records import MAX_BYTES, OpenFiles, RecordError
 from train.data.tar_index import Member, read_members, shown
-from train.errors import UserError
+from train.errors import UserError, reported
 
 # A sample with one of the first has it for its image, whatever else it has.
 IMAGES = ("jpg", "jpeg", "png")
@@ -85,10 +85,8 @@ def scan_shards(path: str | Path, *, skip: bool = False) -> ImageList:
 
     ``skip`` leaves out what is wrong with its reason.
     """
-    try:
+    with reported("shards are read with webdataset: pip install webdataset", ImportError):
         import webdataset  # noqa: F401  # here, so that the processes below need not
-    except ImportError as error:
-        raise UserError("shards are read with webdataset: pip install webdataset") from error
     paths = list_shards(str(path))
     problems, left_out = Problems(skip), LeftOut()
     shard, offset, size, label = [], [], [], []
@@ -131,19 +129,20 @@ def _expand(pattern: str) -> list[str]:
     from braceexpand import UnbalancedBracesError, braceexpand
 
     folder = os.path.dirname(re.split(r"[{*?\[]", pattern, maxsplit=1)[0])
-    if ".." in Path(pattern[len(folder) :]).parts or "/.." in pattern[len(folder) :]:
-        raise UserError(f"data.path: {pattern} leads outside of {folder or 'its folder'}")
+
+    def check(name: str) -> None:
+        if re.search(r"(^|/)\.\.", name[len(folder) :]):
+            raise UserError(f"data.path: {pattern} leads outside of {folder or 'its folder'}")
+
+    check(pattern)
     ranges = re.findall(r"\{(-?[0-9]{1,9})\.\.(-?[0-9]{1,9})", pattern)
     if math.prod(abs(int(a) - int(b)) + 1 for a, b in ranges) > MOST_SHARDS:
         raise UserError(f"data.path: {pattern} means more than {MOST_SHARDS} shards")
-    try:
+    with reported(f"data.path: {pattern}: braces do not match", UnbalancedBracesError):
         names = list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
-        raise UserError(f"data.path: {pattern}: braces do not match") from error
     found: list[str] = []
     for name in names:
-        if any(part == ".." for part in Path(name[len(folder) :]).parts):
-            raise UserError(f"data.path: {pattern} leads outside of {folder or 'its folder'}")
+        check(name)
         found += glob.glob(name) if any(c in name for c in "*?[") else [name]
     return list(dict.fromkeys(found))
 

@@ -10,6 +10,7 @@ Sources: POSIX.1-2001, pax; GNU tar, "Basic Tar Format".
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,8 +73,10 @@ def _members(file: BinaryIO, path: str, wrong: list[tuple[str, str]]) -> Iterato
                 extended |= _records(content)
             at = _after(data, member.size)
             continue
-        name = extended.get("path", member.name)
-        length = _size(extended.get("size"), member.size)
+        name, written = extended.get("path", member.name), extended.get("size", str(member.size))
+        if not re.fullmatch("-?[0-9]{1,19}", written):
+            raise _DamageError(f"a size of {written[:20]!r}")
+        length = int(written)
         sparse = any(key.startswith("GNU.sparse.") for key in extended)
         extended = {}
         if member.type == tarfile.GNUTYPE_SPARSE:
@@ -95,7 +98,7 @@ def _members(file: BinaryIO, path: str, wrong: list[tuple[str, str]]) -> Iterato
             wrong.append((where, "refused: links, devices and the like are not data"))
         elif len(name) > _MOST_NAME:
             wrong.append((where, f"refused: its name has {len(name)} characters"))
-        elif _leads_away(name):
+        elif name.startswith(("/", "\\")) or "\0" in name or ".." in re.split(r"[/\\]", name):
             wrong.append((where, "refused: its name leads out of the archive"))
         else:
             yield Member(name, data, length)
@@ -115,14 +118,6 @@ def _after(data: int, length: int) -> int:
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
-
-
-def _size(written: str | None, header: int) -> int:
-    if written is None:
-        return header
-    if not (written.isascii() and written.isdigit() and len(written) < 20):
-        raise _DamageError(f"a size of {written[:20]!r}")
-    return int(written)
 
 
 def _records(content: bytes) -> dict[str, str]:
@@ -145,11 +140,6 @@ def _hidden(name: str) -> bool:
     """Whether a name is hidden, as macOS's '._x.jpg' (attributes of x.jpg) and '__MACOSX' are."""
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") and part.strip(".") for part in parts)
-
-
-def _leads_away(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return name.startswith(("/", "\\")) or ".." in parts or "\0" in name
 
 
 def _ends(file: BinaryIO, offset: int, size: int) -> bool:

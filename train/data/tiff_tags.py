@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 ORIENTATION = 0x112
@@ -16,41 +17,26 @@ _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: 
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Position of the first directory; ``order`` is a byte order of ``struct``."""
-
-    order: str
-    at: int
-    count: struct.Struct
-    entry: struct.Struct
-    inline: int  # bytes of a value that stand in its entry; also those of an offset
+class Tag:
+    number: int
+    count: int  # of its values
+    size: int  # bytes of these
+    value: int | None  # the first, if that is an integer within the file
+    entry: bytes
 
 
 @dataclass(frozen=True)
-class Tag:
-    number: int
-    kind: int
-    count: int
-    at: int  # of its entry
-    data_at: int
+class Directory:
+    """The first one of a file."""
 
-    @property
-    def size(self) -> int:
-        return self.count * _BYTES.get(self.kind, 1)
-
-    def integer(self, tiff: bytes, order: str) -> int | None:
-        """The first value, if that is an integer within the file."""
-        code = _CODES.get(self.kind)
-        if code is None or self.count < 1:
-            return None
-        try:
-            return int(struct.unpack_from(order + code, tiff, self.data_at)[0])
-        except struct.error:
-            return None
+    at: int
+    tags: Iterator[Tag]  # as far as the bytes go
+    count: struct.Struct  # form of the number of tags, before them
+    inline: int  # bytes of a value that stand in its entry; also those of an offset
 
 
-def layout(tiff: bytes) -> Layout | None:
-    """Byte order and form of a TIFF file; None if the bytes do not begin like one."""
+def read(tiff: bytes) -> Directory | None:
+    """The directory of a TIFF file; None if the bytes do not begin like one."""
     order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(tiff[:4])
     if order is None:
         return None
@@ -60,26 +46,30 @@ def layout(tiff: bytes) -> Layout | None:
         (at,) = struct.unpack_from(f"{order}{entry[-1]}", tiff, inline)
     except struct.error:
         return None
-    return Layout(order, at, struct.Struct(order + count), struct.Struct(order + entry), inline)
+    number = struct.Struct(order + count)
+    return Directory(
+        at, _tags(tiff, order, at, number, struct.Struct(order + entry)), number, inline
+    )
 
 
-def tags(tiff: bytes, where: Layout) -> Iterator[Tag]:
-    """The entries of the first directory, as far as the bytes go."""
-    size = where.entry.size
-    if where.at + where.count.size > len(tiff):
-        return
-    (count,) = where.count.unpack_from(tiff, where.at)
-    start = where.at + where.count.size
-    for at in range(start, min(start + count * size, len(tiff) - size + 1), size):
-        number, kind, values, offset = where.entry.unpack_from(tiff, at)
-        outside = values * _BYTES.get(kind, 1) > where.inline
-        yield Tag(number, kind, values, at, offset if outside else at + size - where.inline)
+def _tags(
+    tiff: bytes, order: str, at: int, number: struct.Struct, entry: struct.Struct
+) -> Iterator[Tag]:
+    (count,) = number.unpack_from(tiff, at) if at + number.size <= len(tiff) else (0,)
+    start = at + number.size
+    inline = (entry.size - 4) // 2  # beside number and type it has a count and a value
+    for at in range(start, min(start + count * entry.size, len(tiff) - entry.size + 1), entry.size):
+        tag, kind, values, offset = entry.unpack_from(tiff, at)
+        size, value = values * _BYTES.get(kind, 1), None
+        if kind in _CODES and values:
+            with suppress(struct.error, OverflowError):
+                where = offset if size > inline else at + entry.size - inline
+                (value,) = struct.unpack_from(order + _CODES[kind], tiff, where)
+        yield Tag(tag, values, size, value, tiff[at : at + entry.size])
 
 
 def orientation(exif: bytes) -> int | None:
     """EXIF's orientation, 1 to 8; None if there is none, whatever else is wrong with it."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    where = layout(exif)
-    found = (t for t in tags(exif, where) if t.number == ORIENTATION) if where else ()
-    values = (tag.integer(exif, where.order) for tag in found if where)
-    return next((value for value in values if value is not None and 1 <= value <= 8), None)
+    found = read(exif.removeprefix(b"Exif\0\0"))
+    values = (tag.value for tag in found.tags if tag.number == ORIENTATION) if found else ()
+    return next((value for value in values if value in range(1, 9)), None)

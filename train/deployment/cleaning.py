@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.deployment.vectors import Vectors, open_text
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.run_folder import write_json
 from unitsface_kernels import metrics
 
@@ -164,7 +164,7 @@ def report(images: Vectors, threshold: float, source: str, out: Path | None) -> 
     if out is None:
         return
     rows = [asdict(finding) for finding in found]
-    try:
+    with reported(f"cannot write {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".json":
             write_json(out, {"threshold": threshold, "source": source, **counted, "findings": rows})
@@ -173,6 +173,4 @@ def report(images: Vectors, threshold: float, source: str, out: Path | None) -> 
                 writer = csv.DictWriter(file, [field.name for field in fields(Finding)])
                 writer.writeheader()
                 writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     print(f"{out}: {len(rows)} findings")

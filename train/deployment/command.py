@@ -194,7 +194,7 @@ COMMANDS = {
 
 
 def run(argv: list[str]) -> int:
-    parser, _ = subcommands.parser_of(
+    parser = subcommands.parser_of(
         COMMANDS,
         COMMON,
         prog="python -m train",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from train.deployment.images import BLOCK
 from train.deployment.vectors import Vectors, read, writing
-from train.errors import UserError
+from train.errors import UserError, reported
 from unitsface_kernels import metrics
 
 # (n, D) unit features to cosines and rows of the gallery, (n, k) each, the nearest first.
@@ -72,16 +72,12 @@ def searcher(gallery: Vectors, k: int, factory: str | None = None) -> Search:
             return found.scores.numpy(), found.index.numpy()
 
         return search
-    try:
+    with reported("--faiss needs FAISS: pip install faiss-cpu", ImportError):
         import faiss
-    except ImportError as error:
-        raise UserError("--faiss needs FAISS: pip install faiss-cpu") from error
-    try:
+    with reported(f"--faiss {factory}", RuntimeError):
         index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(np.ascontiguousarray(features[:: max(1, len(features) // 2**18)]))
         for start in range(0, len(features), BLOCK):
             index.add(np.ascontiguousarray(features[start : start + BLOCK]))
-    except RuntimeError as error:
-        raise UserError(f"--faiss {factory}: {error}") from error
     return lambda queries: index.search(queries, k)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train import checkpoint
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.evaluation.model import Model, evaluation_config, load_model
 from train.run_folder import EVALUATION
 from train.small_files import parse_json, read_text
@@ -23,20 +23,16 @@ class OnnxBackbone(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        try:
+        with reported(f"{path} needs onnxruntime: pip install onnxruntime", ImportError):
             import onnxruntime
-        except ImportError as error:
-            raise UserError(f"{path} needs onnxruntime: pip install onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        except Exception as error:  # its exceptions have no common base
-            raise UserError(f"onnxruntime cannot load {path}: {error}") from error
+        with reported(f"cannot read {path}"):
+            content = path.read_bytes()
+        # Its exceptions have no common base.
+        with reported(f"onnxruntime cannot load {path}", Exception):
+            providers = ["CPUExecutionProvider"]
+            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         given, outputs = self.session.get_inputs(), self.session.get_outputs()
         shape = given[0].shape if len(given) == 1 else []
         square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]
@@ -46,10 +42,8 @@ class OnnxBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         parts = images.split(1) if self.one_by_one else (images,)
-        try:
+        with reported("onnxruntime", Exception):
             found = [self.session.run(None, {self.input: part.numpy()})[0] for part in parts]
-        except Exception as error:  # its exceptions have no common base
-            raise UserError(f"onnxruntime: {error}") from error
         return torch.from_numpy(np.concatenate(found)).flatten(1)
 
 

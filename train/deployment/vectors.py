@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.small_files import replacing
 
 COLUMNS = ("name", "identity", "norm")
 # Names of files may be no text.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_HEADER = 128  # bytes, a multiple of 64 as the format requires
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,10 @@ def check_name(path: Path, *endings: str) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Vectors], None]]:
     """A function that appends rows; the file, and the table beside it, appear at the end."""
-    try:
+    with reported(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with (_write_parquet if path.suffix == ".parquet" else _write_npy)(path) as add:
             yield add
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -92,29 +88,24 @@ def _write_npy(path: Path) -> Iterator[Callable[[Vectors], None]]:
     ):
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        shape = [0, 0]
-        file.write(bytes(_HEADER))
+        head: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (0, 0)}
+        # Of one length whatever the number of rows, which is known at the end.
+        np.lib.format.write_array_header_1_0(file, head)
 
         def add(part: Vectors) -> None:
-            shape[:] = shape[0] + len(part), part.features.shape[1]
+            head["shape"] = head["shape"][0] + len(part), part.features.shape[1]
             file.write(np.ascontiguousarray(part.features, dtype="<f4").data)
             writer.writerows(zip(part.names, part.identities, part.norms, strict=True))
 
         yield add
-        # The number of rows is known now: memory holds a block of them at a time.
         file.seek(0)
-        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape[0]}, {shape[1]}), }}"
-        magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10)
-        file.write(magic + head.ljust(_HEADER - 11).encode() + b"\n")
+        np.lib.format.write_array_header_1_0(file, head)
 
 
 def _parquet(path: Path) -> Any:
-    try:
+    needed = f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
+    with reported(needed, ImportError):
         import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f"{path} needs pyarrow: pip install pyarrow, or name a .npy file"
-        ) from error
     return pyarrow
 
 

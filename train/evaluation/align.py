@@ -16,6 +16,7 @@ from PIL import Image
 
 from train.data.decode import PixelError, to_image
 from train.data.records import Files, RecordError
+from train.errors import reported
 
 SIDE = 112
 # x, y of landmarks in the aligned image; the center of the first pixel is (0, 0).
@@ -73,10 +74,8 @@ class AlignedFaces:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        try:
+        with reported(f"cannot read image {self.paths[index]}", PixelError, error=RecordError):
             image = to_image(Files(self.paths).read(index))
-        except PixelError as error:
-            raise RecordError(f"cannot read image {self.paths[index]}: {error}") from error
         encoded = io.BytesIO()
         align(image, self.landmarks[index]).save(encoded, "PPM")
         return encoded.getvalue()

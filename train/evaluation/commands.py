@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from train.data.dataset import open_source, scan
 from train.data.image_list import ImageList
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.evaluation import plots
 from train.evaluation.model import Model, load_model
 from train.evaluation.rates import resolved
@@ -51,7 +51,7 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
     "--last": LAST,
 }
 VERIFICATION: dict[str, dict[str, Any]] = {
-    "sets": {"nargs": "+", "metavar": "SET", "help": "e.g. lfw.bin cfp_fp.bin"},
+    "sets": {"nargs": "+", "metavar": "SET", "help": "e.g. lfw.bin cfp_fp.bin"}
 }
 
 
@@ -60,11 +60,9 @@ class Output:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        try:
-            if folder is not None:
+        if folder is not None:
+            with reported(f"--out: cannot make the folder {folder}"):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
 
     def json(self, name: str, values: Any) -> None:
         if self.folder is not None:
@@ -237,7 +235,7 @@ def _thresholds_of_folder(
     return {
         "unified": unified.to_dict(),
         "per_identity": spread.to_dict(unified),
-        "identification": None if many is None else many.to_dict(),
+        "identification": None if many is None else asdict(many),
     }
 
 

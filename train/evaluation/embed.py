@@ -18,9 +18,7 @@ BATCH_SIZE = 50
 
 def _flip_sum(backbone: nn.Module, images: Tensor, flip: bool) -> Tensor:
     """(N, 3, S, S) to (N, D): features of the image, with ``flip`` plus its mirror image's."""
-    if not flip:
-        return backbone(images)
-    return backbone(images) + backbone(images.flip(3))
+    return backbone(images) + backbone(images.flip(3)) if flip else backbone(images)
 
 
 @torch.inference_mode()
@@ -46,8 +44,8 @@ def embed(
     # Module by module: some may be in evaluation mode while the rest is trained.
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
-    rows = np.array_split(np.arange(len(source.images)), world.size)[world.rank].tolist()
-    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    share = np.array_split(np.arange(len(source.images)), world.size)[world.rank].tolist()
+    parts = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for pixels, label in source.batches(parts):
@@ -58,25 +56,12 @@ def embed(
         labels.append(label)
     for module in training:
         module.training = True
-    stops = []
-    for skipped, stop in world.gather_objects((source.skipped, requested())):
+    own = (torch.cat(features), torch.cat(labels)) if features else None
+    every = world.gather_objects((source.skipped, requested(), own))
+    for skipped, _, _ in every:
         source.skipped.update(skipped)
-        stops.append(stop)
-    if any(stops):
-        raise StoppedError(max(stops))
-    if world.size == 1:
-        return torch.cat(features).numpy(), torch.cat(labels).numpy()
-    return _gather_rows(features, world).numpy(), _gather_rows(labels, world).numpy()
-
-
-def _gather_rows(parts: list[Tensor], world: DistributedEnv) -> Tensor:
-    """The rows of all processes in order; a process without any need not know their shape."""
-    own = torch.cat(parts) if parts else torch.empty(0)
-    shape = [len(own), *own.shape[1:]] if parts else [0]
-    shapes = world.gather_objects((shape, own.dtype))
-    longest, dtype = max(shapes, key=lambda given: given[0][0])
-    padded = torch.zeros(longest, dtype=dtype)
-    if parts:
-        padded[: len(own)] = own
-    found = world.gather(padded.to(world.device))
-    return torch.cat([rows[: given[0][0]].cpu() for rows, given in zip(found, shapes, strict=True)])
+    if stop := max(stop for _, stop, _ in every):
+        raise StoppedError(stop)
+    columns = zip(*(part for _, _, part in every if part), strict=True)
+    found, found_labels = (torch.cat(column).numpy() for column in columns)
+    return found, found_labels

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.evaluation import ijb_meta
 from train.evaluation.align import AlignedFaces
 from train.evaluation.commands import Output, load
@@ -31,14 +31,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--images": {"type": Path, "help": "folder of the loosely cropped faces"},
     "--protocol": {"default": "both", "choices": ("11", "1N", "both")},
     "--set": {"default": "ijbc", "choices": ("ijbc", "ijbb")},
-    "--no-norm-weight": {
-        "action": "store_true",
-        "help": "images weigh alike, not by feature norm",
-    },
-    "--no-detector-weight": {
-        "action": "store_true",
-        "help": "ignore the face detector's scores",
-    },
+    "--no-norm-weight": {"action": "store_true", "help": "images weigh alike, not by feature norm"},
+    "--no-detector-weight": {"action": "store_true", "help": "ignore the face detector's scores"},
     "--write-features": {
         "type": Path,
         "metavar": "FILE",
@@ -100,11 +94,9 @@ def _features(faces: Faces, arguments: Namespace) -> tuple[NDArray[np.float32], 
     features, read = load(arguments).embed_records(AlignedFaces(paths, faces.landmarks))
     if arguments.write_features is not None:
         features[~read] = np.nan
-        try:
-            with open(arguments.write_features, "wb") as file:
-                np.save(file, features)
-        except OSError as error:
-            raise UserError(f"cannot write {arguments.write_features}: {error}") from error
+        path = arguments.write_features
+        with reported(f"cannot write {path}"), open(path, "wb") as file:
+            np.save(file, features)
     return features, read
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.evaluation.lists import inside, integers, lines, whole_numbers
 
 Ints = NDArray[np.int64]
@@ -134,10 +134,9 @@ def read_subjects(path: Path) -> Subjects:
 
 
 def _cells(where: Path | str, line: str) -> list[str]:
-    try:
+    # Such as a field of more than 128 kB.
+    with reported(f"{where}: not a line of a CSV file", csv.Error):
         return next(csv.reader([line]), [])
-    except csv.Error as error:  # such as a field of more than 128 kB
-        raise UserError(f"{where}: not a line of a CSV file: {error}") from error
 
 
 def _template_lines(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -9,22 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import UserError
-from train.small_files import load_npy
+from train.small_files import load_npy, reading_text
 
 _MOST_NAME = 4096  # characters, as file systems allow
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """``("<path>, line <n>", line)`` of every line that is not blank, stripped."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if stripped := line.strip():
-                    yield f"{path}, line {number}", stripped
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file: {error.reason}") from error
+    with reading_text(path), open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if stripped := line.strip():
+                yield f"{path}, line {number}", stripped
 
 
 def inside(name: str, where: str) -> str:

@@ -39,10 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--probes": {"type": Path, "required": True, "help": "folder of FaceScrub's images"},
     "--gallery": {"type": Path, "required": True, "help": "folder of the distractors"},
     **{
-        f"--{name}-list": {
-            "type": Path,
-            "help": f"{listed} or the devkit's JSON; else all images",
-        }
+        f"--{name}-list": {"type": Path, "help": f"{listed} or the devkit's JSON; else all images"}
         for name, listed in (("probe", "facescrub_lst"), ("gallery", "megaface_lst"))
     },
     "--probe-noises": {"type": Path, "help": "facescrub_noises.txt"},

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.folder import LeftOut, is_image
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.evaluation.lists import inside, lines
 from train.small_files import parse_json, read_text
 
@@ -124,29 +124,24 @@ def without_noises(listed: Listed, noises: frozenset[str], parts: int) -> Listed
 def write_feature(path: Path, feature: NDArray[np.float32]) -> None:
     """A (D,) feature."""
     header = HEADER.pack(len(feature), 1, 4, CV_32F)
-    try:
+    with reported(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(header + feature.astype("<f4").tobytes())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_feature(path: Path) -> NDArray[np.float32]:
     """The numbers of a matrix, flat."""
-    try:
-        with open(path, "rb") as file:
-            header = file.read(HEADER.size)
-            if len(header) < HEADER.size:
-                raise FeatureError(f"{path}: cut off in its header of 16 bytes")
-            rows, columns, stride, kind = HEADER.unpack(header)
-            sizes = f"{rows} x {columns}, {stride} bytes per row, type {kind}"
-            if kind != CV_32F or min(rows, columns) < 1 or stride != 4 * columns:
-                raise FeatureError(f"{path}: expected a float32 matrix without gaps, got {sizes}")
-            if rows * columns > LARGEST:
-                raise FeatureError(f"{path}: expected at most {LARGEST} numbers, got {sizes}")
-            data = file.read(rows * stride + 1)
-    except OSError as error:
-        raise FeatureError(f"cannot read {path}: {error.strerror or error}") from error
+    with reported(f"cannot read {path}", error=FeatureError), open(path, "rb") as file:
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
+            raise FeatureError(f"{path}: cut off in its header of 16 bytes")
+        rows, columns, stride, kind = HEADER.unpack(header)
+        sizes = f"{rows} x {columns}, {stride} bytes per row, type {kind}"
+        if kind != CV_32F or min(rows, columns) < 1 or stride != 4 * columns:
+            raise FeatureError(f"{path}: expected a float32 matrix without gaps, got {sizes}")
+        if rows * columns > LARGEST:
+            raise FeatureError(f"{path}: expected at most {LARGEST} numbers, got {sizes}")
+        data = file.read(rows * stride + 1)
     if len(data) != rows * stride:
         has = "more" if len(data) > rows * stride else str(len(data))
         raise FeatureError(f"{path}: expected {rows * stride} bytes of numbers, it has {has}")

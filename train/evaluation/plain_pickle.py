@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import unitsface_kernels as uk
-from train.errors import UserError
+from train.errors import UserError, reported
 
 DamagedError = uk.partial_fc.DamagedError
 
@@ -51,7 +51,7 @@ class Array:
     data: bytes = b""
     dtype: DType | None = None
 
-    def set(self, shape: Any, dtype: Any, data: Any) -> None:
+    def set(self, shape: Any, dtype: Any, data: Any) -> Array:
         if not isinstance(data, bytes) or not isinstance(dtype, DType):
             raise DamagedError("an array of objects")
         # Bounded, or the product of many long numbers would take hours.
@@ -60,6 +60,7 @@ class Array:
         if not whole or math.prod(shape) * int(dtype.code[1]) != len(data):
             raise DamagedError("an array whose shape is not that of its data")
         self.data, self.dtype = data, dtype
+        return self
 
     def values(self) -> NDArray[Any]:
         """Flat."""
@@ -104,40 +105,33 @@ class _Unpickler(uk.partial_fc.PlainUnpickler):
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         if not isinstance(function, str) or function not in _NAMES:
             raise DamagedError("a call of what is no function")
-        name = function.rpartition(".")[2]
-        if name == "dtype":
-            code = _text(arguments[0])
-            if not re.fullmatch("b1|[iu][1248]", code):
-                raise DamagedError(f"an array of dtype {code[:20]!r}")
-            return DType(code)
-        if name == "_reconstruct":
-            if arguments[0] != "numpy.ndarray":
-                raise DamagedError("an array of another class than numpy.ndarray")
-            return Array()
-        if name == "_frombuffer":
-            data, dtype, shape, _ = arguments
-            array = Array()
-            array.set(shape, dtype, data)
-            return array
-        if name == "scalar":
-            dtype, data = arguments
-            if not isinstance(dtype, DType) or not isinstance(data, bytes):
-                raise DamagedError("a number that is an object")
-            return dtype.values(data).item()
-        if name == "encode":
-            return self.encode(arguments)
-        raise DamagedError(f"a call of {name}")
+        match function.rpartition(".")[2]:
+            case "dtype":
+                code = _text(arguments[0])
+                if not re.fullmatch("b1|[iu][1248]", code):
+                    raise DamagedError(f"an array of dtype {code[:20]!r}")
+                return DType(code)
+            case "_reconstruct":
+                if arguments[0] != "numpy.ndarray":
+                    raise DamagedError("an array of another class than numpy.ndarray")
+                return Array()
+            case "_frombuffer":
+                data, dtype, shape, _ = arguments
+                return Array().set(shape, dtype, data)
+            case "scalar":
+                return Array().set((), *arguments).values().item()
+            case "encode":
+                return self.encode(arguments)
+        raise DamagedError(f"a call of {function}")
 
     def set_state(self, target: Any, state: Any) -> None:
-        kind = type(target).__name__
-        if isinstance(target, DType) and isinstance(state, tuple) and len(state) > 1:
-            target.order = _text(state[1])
-            if target.order in ("<", ">", "|", "="):
-                return
-        if isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:
-            _, shape, dtype, _, data = state
-            return target.set(shape, dtype, data)
-        raise DamagedError(f"an unknown state of {kind}")
+        match target, state:
+            case DType(), (_, order, *_) if _text(order) in ("<", ">", "|", "="):
+                target.order = _text(order)
+            case Array(), (_, shape, dtype, _, data):
+                target.set(shape, dtype, data)
+            case _:
+                raise DamagedError(f"an unknown state of {type(target).__name__}")
 
     def _bytearray8(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
@@ -152,10 +146,8 @@ def read_plain(path: Path) -> Any:
     Raises:
         UserError: if the file cannot be read, is damaged, or holds anything else.
     """
-    try:
+    with reported(f"cannot read {path}"):
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     unpickler = _Unpickler(data)
     try:
         return unpickler.load()

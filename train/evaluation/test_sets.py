@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from train.config import Config
@@ -22,6 +21,7 @@ from train.evaluation.verification import (
     FARS,
     FOLDS,
     Bools,
+    Device,
     Floats,
     auc,
     best_threshold,
@@ -40,18 +40,11 @@ class HeldOut:
     name: str = "held_out"
     # By which a best model may be chosen.
     metrics: ClassVar[Sequence[str]] = (
-        "accuracy",
-        "auc",
-        *(f"tar@far={far:g}" for far in FARS),
-        "accuracy_at_threshold",
+        *("accuracy", "auc", *(f"tar@far={far:g}" for far in FARS), "accuracy_at_threshold"),
     )
 
     def score(
-        self,
-        features: NDArray[np.float32],
-        *,
-        threshold: float | None = None,
-        device: torch.device | str = "cpu",
+        self, features: Floats, *, threshold: float | None = None, device: Device = "cpu"
     ) -> dict[str, float]:
         """Metrics of flip-summed (N, D) features of all images in order.
 
@@ -79,18 +72,11 @@ class BinSet:
     source: ImageSource
     same: Bools  # (P,)
     metrics: ClassVar[Sequence[str]] = (
-        "accuracy",
-        "auc",
-        f"val@far={FAR:g}",
-        "accuracy_at_threshold",
+        *("accuracy", "auc", f"val@far={FAR:g}", "accuracy_at_threshold"),
     )
 
     def score(
-        self,
-        features: NDArray[np.float32],
-        *,
-        threshold: float | None = None,
-        device: torch.device | str = "cpu",
+        self, features: Floats, *, threshold: float | None = None, device: Device = "cpu"
     ) -> dict[str, float]:
         """Metrics of (2P, D) flip-summed features. Accuracies are fractions of all pairs.
 
@@ -115,12 +101,12 @@ class BinSet:
             metrics["skipped_pairs"] = len(self.same) - len(same)
         return metrics
 
-    def pair_scores(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], Bools]:
+    def pair_scores(self, features: Floats) -> tuple[NDArray[np.float64], Bools]:
         """Cosines and same-identity flags of the pairs that could be read."""
         distances, same = self._distances(features)
         return 1 - distances / 2, same
 
-    def _distances(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], Bools]:
+    def _distances(self, features: Floats) -> tuple[NDArray[np.float64], Bools]:
         """Squared distances of unit features, as the protocol has them, and flags."""
         if len(features) != 2 * len(self.same) or not np.isfinite(features).all():
             raise UserError(f"{self.name}: expected {2 * len(self.same)} finite features")

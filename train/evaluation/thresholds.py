@@ -84,9 +84,6 @@ class Identification:
     uniform_threshold: float
     uniform_at_learned: float | None  # nothing fitted
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def identify(
     features: Floats, labels: Labels, learned: float | None = None, device: Device = "cpu"
@@ -102,19 +99,15 @@ def identify(
     rates = metrics.classification_accuracy(feats, gallery, classes)
     at_learned = None
     if learned is not None:
-        own, other = _extremes(
-            feats, classes, gallery, torch.arange(len(gallery), device=device), paired=False
-        )
+        columns = torch.arange(len(gallery), device=device)
+        own, other = _extremes(feats, classes, gallery, columns, paired=False)
         at_learned = float(((own >= learned) & (other < learned)).double().mean())
     return Identification(
-        identities=len(gallery),
-        probes=len(feats),
-        sample_wise=rates.sample_wise,
-        class_wise=rates.class_wise,
-        class_uniform=rates.class_uniform,
-        uniform=rates.uniform,
-        uniform_threshold=rates.threshold,
-        uniform_at_learned=at_learned,
+        len(gallery),
+        len(feats),
+        *(rates.sample_wise, rates.class_wise, rates.class_uniform, rates.uniform),
+        rates.threshold,
+        at_learned,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from train import checkpoint
-from train.errors import UserError
+from train.errors import UserError, reported
 from train.starting.finetuning import finetune
 from train.starting.foreign import start_from
 from train.trainer import Trainer
@@ -31,10 +31,8 @@ def load_start(trainer: Trainer, *, backbone_only: bool = False) -> str:
         ("train.finetune", config.train.finetune, finetune),
     ):
         if file:
-            try:
+            with reported(key, UserError):
                 return (_backbone if backbone_only else load)(trainer, Path(file))
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from error
     return ""
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+import unitsface_kernels as uk
 from train.checkpoint import LAST
 from train.config import make_config, parse_overrides, read_yaml
-from train.config.sections import NO_LOSS, class_loss_names, pair_loss_names
+from train.config.sections import NO_LOSS
 from train.data.dataset import open_dataset, open_source
 from train.data.named import NAMED
 from train.data.sampler import steps_per_epoch
@@ -47,39 +48,15 @@ from train.tools.report import (
 # Registered names and variants; "a+b" is the sum of a class loss and a pair loss. Without the
 # losses between two towers: an image has no second view here.
 ENTRIES = (
-    "cosface",
-    "arcface",
-    "adaface",
-    "magface",
-    "elasticface",
-    "elasticface_cos",
-    "class_margin",
-    "curricularface",
-    "mv_softmax",
-    "subcenter_arcface",
-    "adacos",
-    "sphereface2",
-    "uce",
-    "class_bce",
-    "npt",
-    "epl",
-    "unpg",
-    "vpl",
-    "proxy_nca",
-    "proxy_anchor",
-    "uss",
-    "contrastive",
-    "batch_hard",
-    "multi_similarity",
-    "circle",
-    "simple",
-    "cosface+uss",
-    "cosface+pair_bce",
-    "cosface+pair_softmax",
+    *("cosface", "arcface", "adaface", "magface", "elasticface", "elasticface_cos"),
+    *("class_margin", "curricularface", "mv_softmax", "subcenter_arcface", "adacos", "sphereface2"),
+    *("uce", "class_bce", "npt", "epl", "unpg", "vpl", "proxy_nca", "proxy_anchor"),
+    *("uss", "contrastive", "batch_hard", "multi_similarity", "circle", "simple"),
+    *("cosface+uss", "cosface+pair_bce", "cosface+pair_softmax"),
 )
 # Entries that are another one with other options, as published: its recipe has their source.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "elasticface_cos": ("elasticface", {"kind": "cos", "margin": 0.35, "std": 0.05}),
+    "elasticface_cos": ("elasticface", {"kind": "cos", "margin": 0.35, "std": 0.05})
 }
 RECIPES = CONFIG.parent / "loss"
 # Dozens of runs in an hour, and positives in every batch.
@@ -118,11 +95,10 @@ class ImageSet:
 def find_losses(entry: str) -> tuple[str, str] | None:
     """Class loss and pair loss of an entry, or None where it does not name registered ones."""
     entry, _ = VARIANTS.get(entry, (entry, {}))
-    classes, pairs = class_loss_names(), pair_loss_names()
     class_name, _, pair_name = entry.partition("+")
-    if class_name in pairs and not pair_name:
-        return NO_LOSS, class_name
-    if class_name in classes and (pair_name in pairs or entry == class_name):
+    if entry in uk.PAIR_LOSSES:
+        return NO_LOSS, entry
+    if class_name in uk.CLASS_LOSSES and (pair_name in uk.PAIR_LOSSES or entry == class_name):
         return class_name, pair_name or NO_LOSS
     return None
 
@@ -130,9 +106,10 @@ def find_losses(entry: str) -> tuple[str, str] | None:
 def check_entries(names: Sequence[str]) -> list[str]:
     for name in names:
         if find_losses(name) is None:
+            classes, pairs = (", ".join(sorted(r)) for r in (uk.CLASS_LOSSES, uk.PAIR_LOSSES))
             raise UserError(
-                f"--only: expected a class loss ({', '.join(class_loss_names())}), a pair loss "
-                f"({', '.join(pair_loss_names())}) or class+pair, got '{name}'"
+                f"--only: expected a class loss ({classes}), a pair loss ({pairs}) or class+pair, "
+                f"got '{name}'"
             )
     return list(dict.fromkeys(names))
 
@@ -211,7 +188,7 @@ def open_set(name: str, given: Any) -> ImageSet:
     return images
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train/compare_losses.py", description=__doc__)
     parser.add_argument("--out", default="runs/losses", type=Path, help="folder of the report")
     parser.add_argument("--seeds", default=1, type=int, help="runs of each loss: seeds 0, 1, ...")
@@ -389,9 +366,5 @@ prototypes, VPL's mixing) begins after a tenth of the run. Nothing is tuned to t
     write(out, report)
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

@@ -22,7 +22,7 @@ INSIGHTFACE_SIZES = (112, 512)
 INSIGHTFACE_MOBILE = ("mobilefacenet", "mobilefacenet_large")
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m train convert",
         description="Write backbone weights as a plain state dict, for model.weights=OUTPUT. INPUT "
@@ -113,9 +113,5 @@ def _shown(shape: tuple[int, int] | None) -> str:
     return "" if shape is None else f" at {shape[0]} x {shape[0]}, {shape[1]} features"
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

@@ -24,14 +24,7 @@ from train.evaluation import baselines, plots
 from train.evaluation.embed import embed
 from train.evaluation.roc import roc_curve
 from train.evaluation.verification import FARS, FOLDS, Verification, evaluate_features
-from train.run_folder import (
-    EVALUATION,
-    FEATURES,
-    RunFolder,
-    read_metrics,
-    write_arrays,
-    write_json,
-)
+from train.run_folder import EVALUATION, FEATURES, RunFolder, read_metrics, write_arrays, write_json
 from train.tools import run_report
 from train.tools.report import (
     Block,
@@ -120,7 +113,7 @@ def describe(trainer: Trainer, data: Dataset) -> dict[str, Any]:
     }
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train/demo.py", description=__doc__)
     parser.add_argument("--out", default="runs/demo", type=Path, help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="smoke run: numbers mean nothing")
@@ -260,9 +253,5 @@ USS-m*: cosine of {setup["model"]} features, summed over the image and its mirro
     }
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

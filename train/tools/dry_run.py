@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from train.config import Config
-from train.data.dataset import scan
+from train.data.dataset import check_batch, scan
 from train.data.image_list import ImageList, split_identities
 from train.data.loader import ImageSource
 from train.data.named import holdout_of
 from train.data.records import Encoded
-from train.data.sampler import steps_per_epoch
 from train.distributed import DistributedEnv, choose_device, place
 from train.errors import DivergedError, UserError
 from train.losses import NO_LOSS, set_epoch, shards_classes
-from train.schedule import learning_rate
+from train.schedule import Course
 from train.starting.start import load_start
 from train.train_step import AMP_DTYPES, autocast
 from train.trainer import Trainer
@@ -42,14 +41,15 @@ WARM_S = 10.0  # a first step that takes longer is not repeated
 class Plan:
     """Sizes of a run on the real data."""
 
-    images: int
+    course: Course
     identities: int
     source: str  # origin of these numbers
-    steps_per_epoch: int
-    total_steps: int
     processes: int
-    images_per_process: int
     sharded: bool
+
+    @property
+    def images_per_process(self) -> int:
+        return math.ceil(self.course.batch / self.processes)
 
     @property
     def classes_per_process(self) -> int:
@@ -99,7 +99,7 @@ def estimate(trainer: Trainer, plan: Plan, built: int, batch: int, seconds: floa
     """Time to the end of the run if its steps took what this one took, by the number of images."""
     device, amp = trainer.world.device.type, trainer.config.train.amp
     precision = amp if device == "cuda" and amp != "none" else "float32"
-    hours = seconds * plan.images_per_process / batch * plan.total_steps / 3600
+    hours = seconds * plan.images_per_process / batch * plan.course.total_steps / 3600
     shown = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
     left_out = ["reading and augmenting images", "evaluations and checkpoints"]
     left_out += ["the exchange between processes"] if plan.processes > 1 else []
@@ -108,14 +108,14 @@ def estimate(trainer: Trainer, plan: Plan, built: int, batch: int, seconds: floa
         left_out.append(f"the other {classes - built} classes of a process")
     return (
         f"time to the end, estimated from this step on this machine ({device}, {precision}): "
-        f"{shown}, {plan.total_steps} steps of {plan.images_per_process} images a process; "
+        f"{shown}, {plan.course.total_steps} steps of {plan.images_per_process} images a process; "
         f"left out: {', '.join(left_out)}"
     )
 
 
 def make_plan(config: Config, processes: int) -> Plan:
     """Sizes of the data, and what follows; the configuration's own where there is no data."""
-    data, train = config.data, config.train
+    data = config.data
     try:
         found = scan(data.path)
         found, _ = split_identities(found, holdout_of(data.path, data.holdout))
@@ -128,23 +128,9 @@ def make_plan(config: Config, processes: int) -> Plan:
             ) from error
         images, identities = data.num_images, data.num_identities
         source = f"as data.num_images and data.num_identities have it ({error})"
-    batch = min(train.batch_size, images)
-    if batch // processes < 2:
-        raise UserError(
-            f"a batch of {batch} images over {processes} processes: BatchNorm needs 2 in each"
-        )
-    per_epoch = steps_per_epoch(images, train.batch_size)
-    total = train.epochs * per_epoch
-    return Plan(
-        images=images,
-        identities=identities,
-        source=source,
-        steps_per_epoch=per_epoch,
-        total_steps=min(total, train.max_steps) if train.max_steps else total,
-        processes=processes,
-        images_per_process=math.ceil(batch / processes),
-        sharded=shards_classes(config.loss, config.partial_fc, processes),
-    )
+    check_batch(config, images, processes)
+    sharded = shards_classes(config.loss, config.partial_fc, processes)
+    return Plan(Course(config.train, images), identities, source, processes, sharded)
 
 
 def build_trainer(config: Config, plan: Plan, built: int, batch: int) -> Trainer:
@@ -290,17 +276,15 @@ def describe(trainer: Trainer, config: Config, plan: Plan, memory: Memory) -> No
     model, train = config.model, config.train
     backbone = sum(p.numel() for p in trainer.backbone.parameters())
     classes = 0 if config.loss.class_name == NO_LOSS else plan.classes_per_process
-    rates = [
-        learning_rate(train, step, plan.total_steps, plan.steps_per_epoch)
-        for step in range(plan.total_steps)
-    ]
+    course = plan.course
+    rates = [course.lr(step) for step in range(course.total_steps)]
     precision = "" if train.amp == "none" else f", {train.amp}"
     print(
         f"model: {model.name} at {model.input_size} x {model.input_size}, "
         f"{model.embedding_size} features\n"
-        f"data: {plan.images} images of {plan.identities} identities, {plan.source}\n"
-        f"steps: {plan.steps_per_epoch} an epoch of {train.batch_size} images, "
-        f"{plan.total_steps} in all\n"
+        f"data: {course.images} images of {plan.identities} identities, {plan.source}\n"
+        f"steps: {course.steps_per_epoch} an epoch of {train.batch_size} images, "
+        f"{course.total_steps} in all\n"
         f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} at its peak, {rates[-1]:.3g} last\n"
         f"processes: {plan.processes}, with {plan.images_per_process} images each\n"
         f"parameters: {backbone} of the backbone, {classes * model.embedding_size} class weights "

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from train.data.augment import normalize, to_unit
 from train.data.dataset import scan
 from train.data.loader import open_images
-from train.errors import Parser, UserError, exit_code
+from train.errors import Parser, UserError, exit_code, reported
 from train.evaluation.model import load_model
 from train.small_files import replacing
 
@@ -46,7 +46,7 @@ CHALLENGE_BYTES = 1024 * 2**20
 CHALLENGE_MEMBER = "model.onnx"
 
 
-def _parse(argv: list[str]) -> Namespace:
+def _parse(argv: list[str] | None) -> Namespace:
     parser = Parser(prog="train/export.py", description="Export a trained backbone as ONNX.")
     parser.add_argument(
         "checkpoint",
@@ -71,17 +71,16 @@ def _parse(argv: list[str]) -> Namespace:
     if arguments.onnx is None and arguments.zip is None:
         raise UserError("nothing to write: name a file with --onnx or --zip")
     low, high = OPSETS
+    side = arguments.input_size
     if arguments.zip is not None:
         high = CHALLENGE_OPSET
-        if arguments.input_size not in (None, CHALLENGE_SIZE):
-            raise UserError(
-                f"--input-size: MFR-Ongoing takes {CHALLENGE_SIZE}, got {arguments.input_size}"
-            )
+        if side not in (None, CHALLENGE_SIZE):
+            raise UserError(f"--input-size: MFR-Ongoing takes {CHALLENGE_SIZE}, got {side}")
     if not low <= arguments.opset <= high:
         with_zip = " with --zip" if arguments.zip is not None else ""
         raise UserError(f"--opset: expected {low} to {high}{with_zip}, got {arguments.opset}")
-    if arguments.input_size is not None and arguments.input_size < 16:
-        raise UserError(f"--input-size: expected at least 16, got {arguments.input_size}")
+    if side is not None and side < 16:
+        raise UserError(f"--input-size: expected at least 16, got {side}")
     return arguments
 
 
@@ -116,23 +115,21 @@ def to_onnx(network: Any, size: int, opset: int, properties: dict[str, str]) -> 
     import onnx
 
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    failed = f"opset {opset} cannot express this backbone"
+    with warnings.catch_warnings(), reported(failed, torch.onnx.errors.OnnxExporterError):
         # That it is the older exporter.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            torch.onnx.export(
-                network,
-                (torch.zeros(2, 3, size, size),),
-                buffer,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-                opset_version=opset,
-                dynamo=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise UserError(f"opset {opset} cannot express this backbone: {error}") from error
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, size, size),),
+            buffer,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            opset_version=opset,
+            dynamo=False,
+        )
     model = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
@@ -145,10 +142,9 @@ def compare(content: bytes, network: Any, images: Any) -> float:
     """
     import onnxruntime
 
-    try:
+    # Its exceptions have no common base.
+    with reported("onnxruntime cannot load the exported model", Exception):
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
-        raise UserError(f"onnxruntime cannot load the exported model: {error}") from error
     worst = 0.0
     for batch in (images[:1], images[1:]):
         with torch.inference_mode():
@@ -195,12 +191,10 @@ def submission(content: bytes) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with reported(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _faces(path: str, size: int) -> Any:
@@ -212,7 +206,7 @@ def _faces(path: str, size: int) -> Any:
     return normalize(to_unit(open_images(chosen, size, on_error="fail", cache="always").stacked()))
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         import onnx
@@ -251,9 +245,5 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))

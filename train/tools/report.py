@@ -9,20 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from train.evaluation import plots
 from train.run_folder import write_text
-
-STYLE = Path(__file__).with_suffix(".css")
-# Nothing is run and nothing fetched, should text ever come through as markup.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -161,77 +158,19 @@ def _markdown(block: Block) -> str:
 
 def write_html(path: Path, report: Report) -> None:
     """One file in ASCII, whatever the encoding it is written in."""
-    numbers = "".join(
-        f'<div><dt>{escape(what)}</dt><dd class="value">{escape(value)}</dd>'
-        f"<dd>{escape(why)}</dd></div>\n"
-        for value, what, why in report.numbers
-    )
-    parts = [f'<dl class="numbers">\n{numbers}</dl>']
-    for heading, blocks in report.shown.items():
-        parts += [f"<h2>{escape(heading)}</h2>", _blocks(blocks)]
-    for heading, blocks in report.folded.items():
-        summary = f"<summary><h2>{escape(heading)}</h2></summary>"
-        parts.append(f"<details>{summary}\n{_blocks(blocks)}\n</details>")
-    title = escape(report.title)
-    text = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{STYLE.read_text()}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p class="note">{escape(report.about)}</p>
-{chr(10).join(parts)}
-</main>
-</body>
-</html>
-"""
-    write_text(path, text.encode("ascii", "xmlcharrefreplace").decode("ascii"))
+    folder = FileSystemLoader(Path(__file__).parent)
+    pages = Environment(autoescape=True, loader=folder, trim_blocks=True, undefined=StrictUndefined)
+    pages.filters |= {
+        "cell": cell,
+        "inline": _inline,
+        "kind": lambda block: type(block).__name__,
+        "runs": lambda blocks: groupby(blocks, lambda block: isinstance(block, Plot)),
+        "svg": lambda block: Markup(plots.svg(block.drawing, block.caption)),
+    }
+    text = pages.get_template("report.html.jinja").render(report=report)
+    write_text(path, text.lstrip().encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
 
-def _blocks(blocks: Sequence[Block]) -> str:
-    """Figures that follow one another are side by side, where there is room."""
-    parts = []
-    for figures, group in groupby(blocks, lambda block: isinstance(block, Plot)):
-        text = "\n".join(map(_html, group))
-        parts.append(f'<div class="figures">\n{text}\n</div>' if figures else text)
-    return "\n".join(parts)
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Table():
-            caption, rows = escape(block.caption), "\n".join(map(_row, block.rows))
-            header = "".join(f'<th scope="col">{escape(name)}</th>' for name in block.header)
-            return (
-                f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table>'
-                f"<caption><span>{caption}</span></caption>\n<thead><tr>{header}</tr></thead>\n"
-                f"<tbody>\n{rows}\n</tbody></table></div>"
-            )
-        case Plot():
-            drawing = plots.svg(block.drawing, block.caption)
-            return f"<figure><figcaption>{escape(block.caption)}</figcaption>{drawing}</figure>"
-        case Code():
-            return f'<pre tabindex="0">{escape(block.text)}</pre>'
-        case Note():
-            return f'<p class="note">{_inline(block.text)}</p>'
-    if block.startswith("- "):
-        items = "".join(f"<li>{_inline(line[2:])}</li>\n" for line in block.strip().splitlines())
-        return f"<ul>\n{items}</ul>"
-    return f"<p>{_inline(block)}</p>"
-
-
-def _inline(text: str) -> str:
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"(?<!\w)\*+([^*]+)\*+(?!\w)", r"<em>\1</em>", text)
-
-
-def _row(values: Sequence[Any]) -> str:
-    name, *cells = (escape(cell(value)) for value in values)
-    return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
+def _inline(text: str) -> Markup:
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(?<!\w)\*+([^*]+)\*+(?!\w)", r"<em>\1</em>", text))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 import unitsface_kernels as uk
 from train.config import read_yaml
-from train.errors import Parser, UserError, exit_code
+from train.errors import Parser, UserError, exit_code, reported
 from train.evaluation import plots, thresholds
 from train.evaluation.rates import without_unresolved
 from train.evaluation.roc import Roc, roc_curve
@@ -254,43 +255,35 @@ def _scores(
     unified = thresholds.unify(features, labels, learned, device)
     spread = thresholds.per_identity(features, labels, device)
     counts = plots.count_all(features, labels, device)
+    histogram = plots.histogram("Scores", counts, learned, unified.best)
+    dots = plots.identity_thresholds(spread, learned, unified.best)
     figures: Blocks = [
         Plot(plots.roc({"held out": curve}), f"ROC of all {pairs} pairs"),
-        Plot(
-            plots.histogram("Scores", counts, learned, unified.best),
-            "Cosines of pairs, each kind to its own area",
-        ),
-        Plot(
-            plots.identity_thresholds(spread, learned, unified.best),
-            "The best threshold of each identity",
-        ),
+        Plot(histogram, "Cosines of pairs, each kind to its own area"),
+        Plot(dots, "The best threshold of each identity"),
     ]
     rates = [(f"{p.far:g}", p.tar, p.threshold, p.achieved_far) for p in curve.at]
     roc: Blocks = [Table(["FAR", "TAR", "threshold", "achieved FAR"], rates, "Points of the ROC")]
     if curve.unresolved:
         unresolved = ", ".join(f"{far:g}" for far in curve.unresolved)
         roc.append(Note(f"Too few negative pairs for FAR {unresolved}."))
-    cosines: list[tuple[Any, ...]] = [
-        ("best for these pairs", unified.best, unified.accuracy_at_best),
-        ("learned b / s", learned, unified.accuracy_at_learned),
-        ("learned - best", unified.gap, None),
+    cosines = [
+        ["best for these pairs", unified.best, unified.accuracy_at_best],
+        ["learned b / s", learned, unified.accuracy_at_learned],
+        ["learned - best", unified.gap, None],
     ]
     header = ["threshold", "cosine", "balanced accuracy"]
     scores: Blocks = [Table(header, cosines, "One threshold for all identities")]
     center = unified.best if learned is None else learned
     far_off = np.argsort(-np.abs(spread.thresholds - center), kind="stable")[:LISTED_IDENTITIES]
-    columns = (
-        *(spread.thresholds, spread.accuracies),
-        *(spread.highest_negative, spread.lowest_positive),
-    )
-    rows = [
-        (names[spread.identities[i]], *(float(column[i]) for column in columns)) for i in far_off
-    ]
+    table = spread.columns(names)
+    order = ("identity", "threshold", "accuracy", "highest_negative", "lowest_positive")
+    rows = [[table[name][i] for name in order] for i in far_off]
     metrics = _spaced(spread.to_dict(unified))
     many = thresholds.identify(features, labels, learned, device)
     if many is not None:
-        metrics += _spaced(many.to_dict(), "1:N ")
-    header = ["identity", "threshold", "accuracy", "highest negative", "lowest positive"]
+        metrics += _spaced(asdict(many), "1:N ")
+    header = [name.replace("_", " ") for name in order]
     identities: Blocks = [
         Table(["metric", "value"], metrics, "One threshold for each identity"),
         Table(header, rows, "Farthest from the unified threshold"),
@@ -345,26 +338,18 @@ def write(run_folder: Path) -> Path:
         "Configuration": [configuration, Note(versions)],
     }
     numbers = _numbers(lines, evaluation, last, curve)
-    try:
-        report = Report(
-            f"Run {folder.resolve().name}", _about(config, lines), numbers, shown, folded
-        )
-        write_html(folder / REPORT, report)
-    except OSError as error:
-        raise UserError(f"cannot write {folder / REPORT}: {error.strerror}") from error
+    title, about = f"Run {folder.resolve().name}", _about(config, lines)
+    with reported(f"cannot write {folder / REPORT}"):
+        write_html(folder / REPORT, Report(title, about, numbers, shown, folded))
     return folder / REPORT
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     parser = Parser(prog="train/html_report.py", description="A run as one HTML page.")
     parser.add_argument("run_folder", type=Path, help="run.dir of a run, finished or not")
     print(f"report: {write(parser.parse_args(argv).run_folder)}")
     return 0
 
 
-def main() -> int:
-    return exit_code(lambda: run(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run))
