@@ -17,6 +17,8 @@ from .predict import gemm_rate
 
 #: Rows and columns of a tile, depth of a chunk.
 TILE, CHUNK = 128, 64
+#: Blocks are clusters of two from this odd number of row tiles on (launch_sm90.cuh).
+LEAST_ODD = 9
 CONSUMER_WARPS = 4
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
@@ -74,8 +76,9 @@ def compile_kernels(nvcc: str, disassembler: str, source: str, folder: Path) -> 
 def _counts(code: list[sass.Instruction]) -> tuple[int, int, int, int]:
     """``tile`` to ``producer_chunk`` of :class:`Compiled`.
 
-    Loops are found by what is in them. Branches that are seldom taken are counted as taken, and of
-    the loops over the depth, one for each dtype, one.
+    Loops are found by what is in them. Branches that are seldom taken are counted as taken, copies
+    to one block and to both of a cluster as if both were made, and of the loops over the depth, one
+    for each dtype, one.
     """
 
     def names(loop: tuple[int, int]) -> Counter[str]:
@@ -84,37 +87,79 @@ def _counts(code: list[sass.Instruction]) -> tuple[int, int, int, int]:
     def size(loop: tuple[int, int]) -> int:
         return loop[1] - loop[0] + 1
 
+    def smallest(name: str, count: int) -> list[tuple[int, int]]:
+        """The smallest loop around each set of ``count`` of an instruction; first those that wait
+        most: of rows that stay in shared memory, not of deeper ones."""
+        found: dict[tuple[int, ...], tuple[int, int]] = {}
+        for loop in sorted(loops, key=size):
+            places = tuple(k for k in range(loop[0], loop[1] + 1) if code[k].name == name)
+            if len(places) == count:
+                found.setdefault(places, loop)
+        return sorted(found.values(), key=lambda loop: -names(loop)["SYNCS"])
+
     loops = sass.loops(code)
-    multiplying = sorted((loop for loop in loops if names(loop)["HGMMA"]), key=size)
-    depth = [loop for loop in multiplying if names(loop)["HGMMA"] == 2 * CHUNK // 16]
-    depth = [loop for loop in depth if size(loop) == size(depth[0])]
-    # Waits in out-of-line code look like loops too: the tile loop starts before both of the depth.
-    around = [loop for loop in multiplying if names(loop)["HGMMA"] > 2 * CHUNK // 16]
-    tile = min(around, key=size)
-    copying = [loop for loop in loops if names(loop)["UTMALDG"] == 2 and not names(loop)["HGMMA"]]
-    inner, outer = min(copying, key=size), max(copying, key=size)
+    # Waits in out-of-line code look like loops too: that of the tiles starts before all of the
+    # depth, and the copies' are without products.
+    depth = smallest("HGMMA", 2 * CHUNK // 16)
+    all_products = len(depth) * 2 * CHUNK // 16
+    tile = min((loop for loop in loops if names(loop)["HGMMA"] == all_products), key=size)
+    inner = smallest("UTMALDG", 3)[0]
+    outer = max(
+        (
+            loop
+            for loop in loops
+            if names(loop)["UTMALDG"] == 3 and loop[0] <= inner[0] and loop[1] >= inner[1]
+        ),
+        key=size,
+    )
     return (
         size(tile) - sum(map(size, depth)),
-        max(map(size, depth)),
+        size(depth[0]),
         size(outer) - size(inner),
         size(inner),
     )
 
 
-def l2_bytes(depth: int, rows: int, columns: int, chip: Chip = H200) -> float:
-    """Bytes of a tile: its columns, its gradient of 16 bits, and its share of the resident rows."""
+def peers_of(rows: int) -> int:
+    """Blocks of a cluster, which share the columns that they read."""
+    row_tiles = -(-rows // TILE)
+    return 2 if row_tiles % 2 == 0 or row_tiles >= LEAST_ODD else 1
+
+
+def l2_bytes(
+    depth: int,
+    rows: int,
+    columns: int,
+    *,
+    stored: bool = True,
+    peers: int | None = None,
+    chip: Chip = H200,
+) -> float:
+    """Bytes of a tile that L2 delivers or takes: columns, once for the ``peers`` blocks of a
+    cluster, the gradient of 16 bits if it is stored, and the tile's share of the resident rows."""
     tiles = -(-rows // TILE) * -(-columns // TILE)
     per_block = tiles / min(tiles, chip.sms)
     # A range of tiles starts within a row tile: on average one more than those it has.
     row_tiles = per_block * TILE / columns + 1
-    return 2.0 * (TILE * depth + TILE * TILE + TILE * depth * min(row_tiles / per_block, 1.0))
+    of_columns = TILE * depth / (peers or peers_of(rows))
+    of_rows = TILE * depth * min(row_tiles / per_block, 1.0)
+    return 2.0 * (of_columns + of_rows + stored * TILE * TILE)
 
 
-def tile_cycles(kernel: Compiled, depth: int, rows: int, columns: int, chip: Chip = H200) -> float:
+def tile_cycles(
+    kernel: Compiled,
+    depth: int,
+    rows: int,
+    columns: int,
+    *,
+    stored: bool = True,
+    peers: int | None = None,
+    chip: Chip = H200,
+) -> float:
     """Predicted, in the middle of a range: one warpgroup multiplies, the other does the rest."""
     tensor = TILE * TILE * depth / chip.tensor_fma
     issue = kernel.issue_cycles(depth) / chip.issue_efficiency
-    l2 = l2_bytes(depth, rows, columns, chip) / chip.l2_rate
+    l2 = l2_bytes(depth, rows, columns, stored=stored, peers=peers, chip=chip) / chip.l2_rate
     return sum(part**chip.overlap for part in (tensor, issue, l2)) ** (1 / chip.overlap)
 
 
@@ -137,7 +182,7 @@ def pair_step(kernel: Compiled, count: int, depth: int, block: int, chip: Chip =
     GEMMs; ``block``: its rows and columns."""
     blocks = count // block
     launches = blocks * (blocks + 1) / 2
-    cycles = tile_cycles(kernel, depth, block, block, chip)
+    cycles = tile_cycles(kernel, depth, block, block, chip=chip)
     tiles = (block // TILE) ** 2
     # The longest range, and before and after it a tile of which nothing overlaps.
     longest = -(-tiles // min(tiles, chip.sms)) + 1

@@ -13,8 +13,11 @@ from bench.gpu_model.fused_sm80 import write_losses
 DEPTH = 512
 #: Rows and columns of an in-batch tile that fills the chip for several waves.
 BLOCK = 8192
-ISSUE_CYCLES = 4500
-L2_BYTES = 176 << 10
+ISSUE_CYCLES, ISSUE_CYCLES_CLASSES = 4500, 3800
+#: Of a tile with a gradient and of one without.
+L2_BYTES, L2_BYTES_UNSTORED = 104 << 10, 72 << 10
+#: A batch and a wave of classes.
+ROWS, CLASSES = 1024, 65536
 #: The same of kernels with sums per row, and per column where the last part is ``Lb1E``: by source,
 #: its losses and parts of the mangled names.
 BUDGETS = {
@@ -65,6 +68,8 @@ def test_totals_have_no_stack_and_no_serialized_wgmma(kernels: list[hopper.Compi
 def test_totals_keep_to_their_budget(kernels: list[hopper.Compiled]) -> None:
     assert 0.8 * ISSUE_CYCLES < uss(kernels).issue_cycles(DEPTH) < ISSUE_CYCLES
     assert hopper.l2_bytes(DEPTH, BLOCK, BLOCK) <= L2_BYTES
+    assert hopper.l2_bytes(DEPTH, ROWS, CLASSES) <= L2_BYTES
+    assert hopper.l2_bytes(DEPTH, ROWS, CLASSES, stored=False) <= L2_BYTES_UNSTORED
 
 
 @pytest.mark.extended
@@ -73,7 +78,7 @@ def test_predicted_share_of_the_roofline(kernels: list[hopper.Compiled]) -> None
     assert 0.75 <= step.fraction < 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("source", "losses"), BUDGETS)
 def test_sums_of_rows_keep_to_their_budget(
     source: str, losses: tuple[str, ...], tmp_path: Path
@@ -85,3 +90,33 @@ def test_sums_of_rows_keep_to_their_budget(
     for name, cycles in budgets.items():
         (kernel,) = [k for k in found if name in k.name]
         assert 0.9 * cycles < kernel.issue_cycles(DEPTH) < cycles, kernel.name
+
+
+@pytest.mark.extended
+def test_kernels_of_classes_keep_to_their_budget(tmp_path: Path) -> None:
+    found = compiled("logsumexp_sm90.cu", tmp_path)
+    assert found
+    assert [(k.stack, k.spilled, k.warnings) for k in found] == [(0, 0, ())] * len(found)
+    passes = {
+        stored: next(k for k in found if name in k.name and "13MarginSoftmax" in k.name)
+        for name, stored in (("StatisticsEpilogue", False), ("GradientEpilogue", True))
+    }
+    cycles = [kernel.issue_cycles(DEPTH) for kernel in passes.values()]
+    assert all(0.8 * ISSUE_CYCLES_CLASSES < c < ISSUE_CYCLES_CLASSES for c in cycles)
+
+    def predicted(row_tiles: int, peers: int) -> float:
+        """Cycles of both passes over the classes, idle blocks of clusters included."""
+        rows = row_tiles * hopper.TILE
+        busy = row_tiles / (-(-row_tiles // peers) * peers)
+        tiles = (
+            hopper.tile_cycles(k, DEPTH, rows, CLASSES, stored=stored, peers=peers)
+            for stored, k in passes.items()
+        )
+        return sum(tiles) / busy
+
+    # Clusters where they pay.
+    for row_tiles in (1, 2, 3, 5, 7, 8, 9, 11, 16):
+        best = min((1, 2), key=lambda peers: predicted(row_tiles, peers))
+        assert hopper.peers_of(row_tiles * hopper.TILE) == best
+    launch = (hopper.SOURCES / "cuda" / "fused" / "launch_sm90.cuh").read_text()
+    assert f"kLeastOdd = {hopper.LEAST_ODD};" in launch

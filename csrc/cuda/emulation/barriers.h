@@ -1,4 +1,5 @@
-// mbarriers with phases and transaction counts, named barriers, and register reallocation.
+// mbarriers with phases and transaction counts, named and cluster barriers, and register
+// reallocation.
 #pragma once
 
 #include "machine.h"
@@ -16,7 +17,7 @@ struct Mbarrier {
   Clock arriving, completed;
 
   void complete_if_due() {
-    if (pending > 0 || transactions > 0) return;
+    if (pending > 0 || transactions != 0) return;
     pending = count;
     announced = issued = 0;
     ++phase;
@@ -30,6 +31,7 @@ struct Mbarrier {
   }
 };
 
+// Of a block or a cluster.
 struct NamedBarrier {
   int count = 0, arrived = 0;
   int64_t generation = 0;
@@ -37,18 +39,21 @@ struct NamedBarrier {
 };
 
 struct Barriers {
-  std::map<size_t, Mbarrier> mbarriers;  // by offset in shared memory
-  NamedBarrier named[16];
-  // setmaxnreg: registers per thread of each warp, and free ones of the block.
+  std::map<size_t, Mbarrier> mbarriers;             // by offset in shared memory
+  std::vector<std::array<NamedBarrier, 16>> named;  // of each block
+  NamedBarrier cluster;
+  // setmaxnreg: registers per thread of each warp, and free ones of each block.
   std::vector<int> registers;
-  int64_t pool = 0;
+  std::vector<int64_t> pools;
 
   void begin() {
     mbarriers.clear();
-    for (NamedBarrier& barrier : named) barrier = NamedBarrier();
-    const int launched = std::min(65536 / machine.threads / 8 * 8, 255);
+    named.assign(block.cluster, {});
+    cluster = NamedBarrier();
+    cluster.count = machine.threads;
+    const int launched = std::min(65536 / block.threads / 8 * 8, 255);
     registers.assign(machine.threads / kLanes, launched);
-    pool = 0;
+    pools.assign(block.cluster, 0);
   }
 
   void initialize(const void* address, int count) {
@@ -69,23 +74,30 @@ struct Barriers {
       if (barrier.initialized.thread == block.current) barrier.fenced = true;
     }
   }
-  Mbarrier& at(const void* address) {
-    const auto found = mbarriers.find(machine.offset_of(address));
+  Mbarrier& at(size_t offset) {
+    const auto found = mbarriers.find(offset);
     require(found != mbarriers.end() && machine.seen(found->second.initialized),
-            "a barrier between mbarrier.init and the use of the mbarrier");
+            machine.block_of(offset) == block.rank()
+                ? "a barrier between mbarrier.init and the use of the mbarrier"
+                : "a cluster barrier between mbarrier.init and the use by another block");
     return found->second;
   }
-  void arrive(const void* address, int64_t bytes) {
-    Mbarrier& barrier = at(address);
+  void arrive(size_t offset, int64_t bytes) {
+    Mbarrier& barrier = at(offset);
     require(barrier.pending > 0, "an mbarrier has no more arrivals in a phase than its count");
+    const int rank = machine.block_of(offset);
+    if (rank != block.rank()) machine.remote[rank][block.current] = machine.now().step;
     barrier.transactions += bytes;
     barrier.announced += bytes;
     machine.release(barrier.arriving);
     --barrier.pending;
+    require(barrier.pending > 0 || barrier.issued <= barrier.announced, kCountedElsewhere);
     barrier.complete_if_due();
   }
+  static constexpr const char* kCountedElsewhere =
+      "mbarrier.expect_tx counts what other blocks copy, too";
   void wait(const void* address, uint32_t parity) {
-    Mbarrier& barrier = at(address);
+    Mbarrier& barrier = at(machine.offset_of(address));
     block.wait("mbarrier.try_wait: a phase whose arrivals or bytes never come",
                [&] { return (barrier.phase & 1) != parity; });
     machine.acquire(barrier.completed);
@@ -93,8 +105,8 @@ struct Barriers {
 
   NamedBarrier& named_arrival(int id, int count) {
     require(id >= 0 && id < 16, "a block has 16 named barriers");
-    require(count % kLanes == 0 && count <= machine.threads, "a named barrier counts whole warps");
-    NamedBarrier& barrier = named[id];
+    require(count % kLanes == 0 && count <= block.threads, "a named barrier counts whole warps");
+    NamedBarrier& barrier = named[block.rank()][id];
     if (barrier.arrived == 0) barrier.count = count;
     require(barrier.count == count, "all threads of a named barrier give the same count");
     machine.release(barrier.arriving);
@@ -108,19 +120,34 @@ struct Barriers {
     ++block.progress;
   }
   void named_arrive(int id, int count) { complete_if_due(named_arrival(id, count)); }
-  void named_sync(int id, int count) {
-    NamedBarrier& barrier = named_arrival(id, count);
+  static void sync(NamedBarrier& barrier, const char* what) {
     const int64_t mine = barrier.generation;
     complete_if_due(barrier);
-    block.wait("bar.sync: a named barrier at which too few threads arrive",
-               [&] { return barrier.generation != mine; });
+    block.wait(what, [&] { return barrier.generation != mine; });
     machine.acquire(barrier.completed);
+  }
+  void named_sync(int id, int count) {
+    sync(named_arrival(id, count), "bar.sync: a named barrier at which too few threads arrive");
+  }
+
+  void cluster_sync() {
+    machine.release(cluster.arriving);
+    sync(cluster, "barrier.cluster: threads of the cluster that never arrive");
+  }
+  // Threads that have ended are not waited for.
+  void end_thread() {
+    --cluster.count;
+    if (cluster.arrived > 0 && cluster.arrived == cluster.count) {
+      --cluster.arrived;
+      complete_if_due(cluster);
+    }
   }
 
   void reallocate(int wanted, bool more) {
     require(wanted >= 24 && wanted <= 256 && wanted % 8 == 0,
             "setmaxnreg takes a multiple of 8 from 24 to 256");
     int& mine = registers[block.current / kLanes];
+    int64_t& pool = pools[block.rank()];
     machine.converge("setmaxnreg", [&] {
       require(more ? wanted >= mine : wanted <= mine,
               "setmaxnreg.inc does not lower the registers, .dec does not raise them");
@@ -144,6 +171,7 @@ struct Barriers {
 inline Barriers barriers;
 inline const bool barriers_take_part = [] {
   block_starts.push_back([] { barriers.begin(); });
+  thread_ends.push_back([] { barriers.end_thread(); });
   return true;
 }();
 

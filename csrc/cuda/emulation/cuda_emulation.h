@@ -1,7 +1,7 @@
 // Runs the kernels of csrc/cuda on the CPU, unchanged: each .cu file is compiled by the host
 // compiler as C++ with this header before it (see checks.h). A thread of a block is a
 // fiber; fibers switch at barriers and shuffles. A barrier or shuffle that some thread never
-// reaches aborts.
+// reaches aborts. The blocks of a cluster run together.
 //
 // It checks indices, masks, reductions and barriers. It does not show speed, device arithmetic, or
 // races that need another order of threads. Asynchronous copies, their barriers and the tensor
@@ -53,11 +53,15 @@ inline int64_t launches = 0, dynamic_launches = 0;  // of these, with dynamic sh
   std::abort();
 }
 
-// What asynchronous instructions leave to be done at the start and at the end of a block.
-inline std::vector<void (*)()> block_starts, block_ends;
+// What asynchronous instructions leave to be done at the start and at the end of a cluster, most
+// often one block, and at the end of a thread.
+inline std::vector<void (*)()> block_starts, block_ends, thread_ends;
 // What may happen when no thread can go on; true if something did.
 inline std::vector<bool (*)()> block_idles;
+// Whether a block of a cluster stands still while the others run on for a while.
+inline bool (*block_pauses)() = nullptr;
 
+// A cluster of blocks. Threads are counted through all of them.
 struct Block {
   struct Fiber {
     ucontext_t context;
@@ -76,6 +80,7 @@ struct Block {
   std::vector<Warp> warps;
   ucontext_t scheduler;
   std::function<void()> body;
+  int threads = 0, cluster = 1;  // threads of each block, blocks
   int current = 0, arrived = 0;
   int64_t generation = 0, progress = 0;
   size_t dynamic_bytes = 0;  // of shared memory
@@ -96,7 +101,11 @@ struct Block {
     ++progress;
   }
 
+  // Of the cluster, the block of the current thread.
+  int rank() const { return current / threads; }
+
   void synchronize() {
+    if (cluster > 1) broken("the emulation has no __syncthreads in clusters");
     const int64_t mine = generation;
     if (++arrived == static_cast<int>(fibers.size())) {
       arrived = 0;
@@ -126,28 +135,35 @@ struct Block {
     return std::any_of(block_idles.begin(), block_idles.end(), [](auto wake) { return wake(); });
   }
 
-  void run(int threads);
+  void run(int threads_of_block, int blocks);
 };
 
 inline Block block;
-inline dim3 block_index;
+inline dim3 first_block;  // of the cluster
+inline dim3 block_index() {
+  return dim3(first_block.x + static_cast<unsigned>(block.rank()), first_block.y);
+}
 
 struct ThreadIndex {
   struct X {
-    operator unsigned() const { return static_cast<unsigned>(block.current); }
+    operator unsigned() const { return static_cast<unsigned>(block.current % block.threads); }
   } x;
 };
 
 inline void enter_fiber() {
   block.body();
+  for (const auto end : thread_ends) end();
   block.fibers[block.current].done = true;
   ++block.progress;
   block.yield();
 }
 
-inline void Block::run(int threads) {
-  if (static_cast<int>(fibers.size()) != threads) fibers = std::vector<Fiber>(threads);
-  warps.assign((threads + kLanes - 1) / kLanes, Warp());
+inline void Block::run(int threads_of_block, int blocks) {
+  threads = threads_of_block;
+  cluster = blocks;
+  const int count = threads * cluster;
+  if (static_cast<int>(fibers.size()) != count) fibers = std::vector<Fiber>(count);
+  warps.assign((count + kLanes - 1) / kLanes, Warp());
   arrived = 0;
   for (const auto start : block_starts) start();
   for (Fiber& fiber : fibers) {
@@ -158,17 +174,24 @@ inline void Block::run(int threads) {
     fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, enter_fiber, 0);
   }
-  for (int left = threads; left > 0;) {
+  int paused = -1;
+  for (int left = count; left > 0;) {
     const int64_t before = progress;
     left = 0;
-    for (int turn = 0; turn < threads; ++turn) {
-      current = descending ? threads - 1 - turn : turn;
+    for (int turn = 0; turn < count; ++turn) {
+      current = descending ? count - 1 - turn : turn;
       if (fibers[current].done) continue;
       ++left;
+      if (rank() == paused) continue;
       if (fibers[current].ready != nullptr && !(*fibers[current].ready)()) continue;
       swapcontext(&scheduler, &fibers[current].context);
       left -= fibers[current].done;
     }
+    if (paused >= 0) {
+      paused = -1;
+      continue;
+    }
+    if (cluster > 1 && block_pauses()) paused = static_cast<int>(progress % cluster);
     if (left > 0 && progress == before && !idle()) {
       std::fprintf(stderr, "%d threads wait for threads that never come\n", left);
       const char* last = nullptr;
@@ -191,10 +214,16 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
   if (mixed) descending = static_cast<uint32_t>(launches) * 2654435761u >> 31 != 0;
   block.dynamic_bytes = config->dynamicSmemBytes;
   block.body = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  unsigned cluster = 1;
+  for (unsigned k = 0; k < config->numAttrs; ++k) {
+    const cudaLaunchAttribute& attribute = config->attrs[k];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
+  }
+  if (config->gridDim.x % cluster != 0) broken("a grid consists of whole clusters");
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
-    for (unsigned x = 0; x < config->gridDim.x; ++x) {
-      block_index = dim3(x, y);
-      block.run(static_cast<int>(config->blockDim.x));
+    for (unsigned x = 0; x < config->gridDim.x; x += cluster) {
+      first_block = dim3(x, y);
+      block.run(static_cast<int>(config->blockDim.x), static_cast<int>(cluster));
     }
   }
   return cudaSuccess;
@@ -204,7 +233,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 
 #define cudaLaunchKernelEx emulation::launch
 static const emulation::ThreadIndex threadIdx;
-#define blockIdx emulation::block_index
+#define blockIdx emulation::block_index()
 
 inline void __syncthreads() { emulation::block.synchronize(); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -1,7 +1,7 @@
-// What a block of Hopper has beside its threads, as the emulation sees it: who has seen what of the
-// others' work (vector clocks), and for every 16 bytes of dynamic shared memory who has written it
-// and which asynchronous reads and writes are under way. A broken rule of the PTX ISA aborts with
-// the rule's name on stderr.
+// What a cluster of Hopper has beside its threads, as the emulation sees it: who has seen what of
+// the others' work (vector clocks), and for every 16 bytes of dynamic shared memory who has written
+// it and which asynchronous reads and writes are under way. A broken rule of the PTX ISA aborts
+// with the rule's name on stderr. A block without a cluster is a cluster of one.
 //
 // An asynchronous copy lands when no thread can go on, the last moment that the ISA allows, or at a
 // random earlier one (async_copies.h). What it has not written yet is NaN.
@@ -15,7 +15,7 @@
 namespace emulation {
 
 constexpr int kWarpgroup = 128;
-constexpr int kMostBarriers = 64;  // mbarriers of a block
+constexpr int kMostBarriers = 64;  // mbarriers of a cluster
 constexpr size_t kGrain = 16;      // bytes of shared memory that are looked at together
 
 inline void require(bool condition, const char* rule) {
@@ -39,10 +39,10 @@ struct Grain {
   Event store_read;              // the last bulk store has read it
   int landing = 0;               // copies that write it
   int reading = 0;               // wgmma and bulk stores that read it
-  const Wgmma* readers[4] = {};  // the last of each warpgroup
-  // What the last copy wrote: a piece of 16 bytes of row `row` of its box.
-  int64_t copy = -1;
-  int row = 0, piece = 0;
+  const Wgmma* readers[4] = {};  // the last of each warpgroup of the block
+  // What the last copy wrote: a piece of 16 bytes of a row of the tensor.
+  const void* tensor = nullptr;
+  int64_t row = 0, piece = 0;
   int barrier = -1;
   uint32_t phase = 0;  // that completed the copy
 };
@@ -53,9 +53,11 @@ struct Word {
 };
 
 struct Machine {
-  int threads = 0;
-  size_t bytes = 0;
+  int threads = 0;   // of the cluster
+  size_t bytes = 0;  // of shared memory of each block
   unsigned char* shared = nullptr;
+  std::vector<int> running;   // threads of each block that have not ended
+  std::vector<Clock> remote;  // by block: the last steps in which others arrived at its mbarriers
   std::vector<Clock> clocks;
   std::vector<Grain> grains;
   std::map<size_t, Word> words;               // by offset / 4
@@ -78,11 +80,13 @@ struct Machine {
     threads = count;
     std::free(shared);
     bytes = (dynamic_bytes + 1023) / 1024 * 1024;
-    shared = static_cast<unsigned char*>(std::aligned_alloc(1024, bytes + 1024));
-    std::memset(shared, 0xff, bytes);
+    shared = static_cast<unsigned char*>(std::aligned_alloc(1024, block.cluster * bytes + 1024));
+    std::memset(shared, 0xff, block.cluster * bytes);
+    running.assign(block.cluster, block.threads);
+    remote.assign(block.cluster, Clock(threads, 0));
     clocks.assign(threads, Clock(threads + kMostBarriers, 0));
     for (int t = 0; t < threads; ++t) clocks[t][t] = 1;
-    grains.assign(bytes / kGrain, Grain());
+    grains.assign(block.cluster * bytes / kGrain, Grain());
     words.clear();
     unfenced.assign(threads, {});
     warps.assign((threads + kLanes - 1) / kLanes, Convergence());
@@ -103,15 +107,35 @@ struct Machine {
   }
   void acquire(const Clock& from) { join(clocks[me()], from); }
 
+  // In the shared memory of the cluster; the address is one of the thread's own block.
   size_t offset_of(const void* pointer) const {
-    const auto* byte = static_cast<const unsigned char*>(pointer);
-    require(byte >= shared && byte < shared + bytes, "the address is one of shared memory");
-    return static_cast<size_t>(byte - shared);
+    require(owns(pointer), "the address is one of shared memory");
+    const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(pointer) - shared);
+    require(block_of(offset) == block.rank(), "mapa gives an address of another block's memory");
+    return offset;
   }
+  // The same place of another block.
+  size_t offset_in(const void* pointer, int rank) const {
+    require(rank >= 0 && rank < block.cluster, "mapa names a block of the cluster");
+    require(running[rank] > 0, "a block has not ended when others access its shared memory");
+    return offset_of(pointer) % bytes + rank * bytes;
+  }
+  int block_of(size_t offset) const { return static_cast<int>(offset / bytes); }
 
   bool owns(const void* pointer) const {
     const auto* byte = static_cast<const unsigned char*>(pointer);
-    return shared != nullptr && byte >= shared && byte < shared + bytes;
+    return shared != nullptr && byte >= shared && byte < shared + block.cluster * bytes;
+  }
+
+  void end_thread() {
+    const int rank = block.rank();
+    if (--running[rank] > 0) return;
+    Clock seen;
+    for (int t = 0; t < block.threads; ++t) join(seen, clocks[rank * block.threads + t]);
+    for (int t = 0; t < threads; ++t) {
+      require(seen[t] >= remote[rank][t],
+              "a cluster barrier between arrivals at another block's mbarriers and its end");
+    }
   }
 
   // Plain accesses of a thread to words of 4 bytes that no copy has to do with.
@@ -162,7 +186,7 @@ struct Machine {
 
   // 16 bytes by a thread (the generic proxy).
   void write(size_t offset, const void* data, const Event& writer) {
-    require(offset % kGrain == 0 && offset + kGrain <= bytes, "a store of 16 bytes is aligned");
+    require(offset % kGrain == 0, "a store of 16 bytes is aligned");
     Grain& grain = grains[offset / kGrain];
     require(grain.landing == 0, "shared memory is not written while a copy writes it");
     require(grain.reading == 0,
@@ -171,7 +195,7 @@ struct Machine {
     require(seen(grain.written), "a barrier between writes of the same shared memory");
     grain.written = writer;
     grain.fenced = {};
-    grain.copy = -1;
+    grain.tensor = nullptr;
     unfenced[writer.thread].push_back(offset / kGrain);
     std::memcpy(shared + offset, data, kGrain);
   }
@@ -193,6 +217,8 @@ inline const bool machine_starts = [] {
   };
   block_starts.push_back(
       [] { machine.begin(static_cast<int>(block.fibers.size()), block.dynamic_bytes); });
+  thread_ends.push_back([] { machine.end_thread(); });
+  block_pauses = by_chance;
   return true;
 }();
 

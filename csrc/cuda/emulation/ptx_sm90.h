@@ -5,10 +5,12 @@
 
 namespace unitsface::cuda::sm90 {
 
-inline unsigned char* dynamic_shared() { return emulation::machine.shared; }
+inline unsigned char* dynamic_shared() {
+  return emulation::machine.shared + emulation::block.rank() * emulation::machine.bytes;
+}
 
 inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(emulation::machine.offset_of(pointer));
+  return static_cast<uint32_t>(emulation::machine.offset_of(pointer) % emulation::machine.bytes);
 }
 
 inline void asynchronous_events() {
@@ -22,11 +24,15 @@ inline void mbarrier_init(uint64_t* barrier, int count) {
 inline void fence_mbarrier_init() { emulation::barriers.fence_initialization(); }
 inline void mbarrier_arrive(uint64_t* barrier) {
   asynchronous_events();
-  emulation::barriers.arrive(barrier, 0);
+  emulation::barriers.arrive(emulation::machine.offset_of(barrier), 0);
+}
+inline void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+  asynchronous_events();
+  emulation::barriers.arrive(emulation::machine.offset_in(barrier, rank), 0);
 }
 inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
   asynchronous_events();
-  emulation::barriers.arrive(barrier, bytes);
+  emulation::barriers.arrive(emulation::machine.offset_of(barrier), bytes);
 }
 inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
   asynchronous_events();
@@ -36,7 +42,12 @@ inline void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 inline void prefetch_tensor_map(const CUtensorMap*) {}
 inline void tma_load(void* target, const CUtensorMap* map, uint64_t* barrier, int x, int y) {
   asynchronous_events();
-  emulation::tma.load(target, map, barrier, x, y);
+  emulation::tma.load(target, map, barrier, x, y, 1u << emulation::block.rank());
+}
+inline void tma_load_multicast(void* target, const CUtensorMap* map, uint64_t* barrier, int x,
+                               int y, unsigned blocks) {
+  asynchronous_events();
+  emulation::tma.load(target, map, barrier, x, y, blocks);
 }
 inline void tma_store(const void* source, const CUtensorMap* map, int x, int y) {
   asynchronous_events();
@@ -60,6 +71,10 @@ inline void named_barrier_sync(int id, int threads) {
 inline void named_barrier_arrive(int id, int threads) {
   asynchronous_events();
   emulation::barriers.named_arrive(id, threads);
+}
+inline void cluster_sync() {
+  asynchronous_events();
+  emulation::barriers.cluster_sync();
 }
 
 template <int kRegisters>

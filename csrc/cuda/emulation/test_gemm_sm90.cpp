@@ -24,9 +24,9 @@ struct Store {
 };
 
 void gemm_kernel(const sm90::TensorMaps maps, const TileOrder order, int chunks, bool half,
-                 int blocks) {
+                 const sm90::Grid grid) {
   const Memory memory{sm90::dynamic_shared()};
-  const sm90::Range range = sm90::range_of(order, static_cast<int>(blockIdx.x), blocks);
+  const sm90::Range range = sm90::range_of(order, static_cast<int>(blockIdx.x), grid);
   sm90::run_block(maps, memory, range, chunks, [&](int consumer) {
     const int warp = sm90::team_of(consumer).row_warp();
     Store store = {&maps, memory.slabs(consumer * sm90::kWarpgroupWarps + warp), half, warp};
@@ -35,7 +35,7 @@ void gemm_kernel(const sm90::TensorMaps maps, const TileOrder order, int chunks,
   });
 }
 
-void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {
+void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, sm90::Grid grid) {
   const int64_t a_stride = (depth + 7) / 8 * 8 + 8, stride = (m + 7) / 8 * 8 + 8;
   Buffer<uint16_t> a(n * a_stride, 0x7fff), b(m * a_stride, 0x7fff), out(n * stride, 0x4242);
   std::vector<float> left(n * depth), right(m * depth);
@@ -51,10 +51,10 @@ void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {
   fill(b, right, m);
   const FusedOperands operands = {a.data, b.data, dtype, false, depth, a_stride, a_stride};
   const TileOrder order(n, m);
-  launch_persistent("gemm", gemm_kernel, blocks, Memory::kBytes, nullptr,
-                    sm90::tensor_maps(operands, n, m, out.data, dtype, stride), order,
+  launch_persistent("gemm", gemm_kernel, grid, Memory::kBytes, nullptr,
+                    sm90::tensor_maps(operands, n, m, out.data, dtype, stride, grid), order,
                     static_cast<int>(divide_up(depth, sm90::kChunk)), dtype == DType::kFloat16,
-                    blocks);
+                    grid);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < m; ++j) {
       double wanted = 0.0;
@@ -73,14 +73,23 @@ void test_gemm(int64_t n, int64_t m, int64_t depth, DType dtype, int blocks) {
 int main(int argc, char**) {
   return checks::run(argc, [] {
     // Row tiles of one column tile each, of odd and of even numbers of them; depths of one chunk,
-    // of some, and of all that fit; more blocks than row tiles.
-    test_gemm(130, 20, 24, DType::kBFloat16, 1);
-    test_gemm(300, 300, 136, DType::kFloat16, 2);
+    // of some, of all that fit, and of more; more blocks than row tiles; clusters of two, of which
+    // the second block has rows or none.
+    test_gemm(130, 20, 24, DType::kBFloat16, {1, 1});
+    test_gemm(300, 300, 136, DType::kFloat16, {2, 2});
+    test_gemm(520, 100, 64, DType::kBFloat16, {2, 1});
+    test_gemm(130, 20, 530, DType::kBFloat16, {1, 1});
     if (!thorough) return;
-    test_gemm(1, 1, 1, DType::kBFloat16, 1);
-    test_gemm(520, 100, 64, DType::kBFloat16, 2);
-    test_gemm(300, 1040, 72, DType::kFloat16, 3);
-    test_gemm(128, 640, 512, DType::kBFloat16, 4);
-    test_gemm(257, 520, 512, DType::kBFloat16, 1);
+    test_gemm(300, 300, 136, DType::kFloat16, {2, 1});
+    test_gemm(1, 1, 1, DType::kBFloat16, {1, 1});
+    test_gemm(300, 1040, 72, DType::kFloat16, {3, 1});
+    test_gemm(128, 640, 512, DType::kBFloat16, {4, 1});
+    test_gemm(257, 520, 512, DType::kBFloat16, {1, 1});
+    test_gemm(1, 1, 1, DType::kBFloat16, {2, 2});
+    test_gemm(520, 100, 64, DType::kBFloat16, {4, 2});
+    test_gemm(256, 640, 512, DType::kFloat16, {4, 2});
+    test_gemm(1000, 200, 72, DType::kBFloat16, {6, 2});
+    test_gemm(200, 300, 1500, DType::kFloat16, {2, 2});
+    test_gemm(300, 200, 776, DType::kBFloat16, {4, 2});
   });
 }

@@ -14,7 +14,7 @@ namespace {
 
 // Rows at multiples of 16 bytes, and a gradient like the operands.
 void test_served() {
-  const int64_t shapes[][3] = {{131, 40, 64}, {20, 264, 40}, {300, 136, 72}};
+  const int64_t shapes[][3] = {{131, 40, 64}, {20, 264, 40}, {300, 136, 72}, {140, 16, 640}};
   for (const Kind& kind : {kKinds[0], kKinds[1]}) {
     for (const auto& s : shapes) {
       const Operands operands(kind, s[0], s[1], s[2], 8);

@@ -92,6 +92,8 @@ void test_totals() {
                   {fp16, 150, 300, 16, true, true, false, true, INT64_MIN, false});
   test_total<UCE>("uce", {16.0f, 16.0f, 1.6f, 0.25f, -16.0f},
                   {bf16, 70, 260, 40, false, false, true, true, -3, true});
+  test_total<UCE>("uce", {16.0f, 16.0f, 1.6f, 0.25f, -16.0f},
+                  {fp16, 130, 20, 520, false, false, true, true, INT64_MIN, false});
   if (!thorough) return;
   for (const Kind& kind : {bf16, fp16}) {
     for (int k = 0; k < 6; ++k) {
@@ -122,9 +124,6 @@ void test_rules() {
   rule(supported(given, DType::kBFloat16, 8), true, "aligned rows are supported");
   rule(supported(given, DType::kFloat32, 8), false, "a gradient of float32");
   rule(supported(given, DType::kBFloat16, 9), false, "rows of a gradient off alignment");
-  given.depth = 520;
-  rule(supported(given, DType::kBFloat16, 8), false, "a depth beyond shared memory");
-  given = operands.given();
   given.a_stride = 17;
   rule(supported(given, DType::kBFloat16, 8), false, "rows off alignment");
   given = operands.given();

@@ -1,5 +1,6 @@
 // Bulk copies of boxes of a two-dimensional tensor between global and shared memory, with the
-// 128-byte swizzle: piece p of 16 bytes of row r lies in place p ^ (r mod 8) of its 128 bytes.
+// 128-byte swizzle: piece p of 16 bytes of row r lies in place p ^ (r mod 8) of its 128 bytes. To
+// each block of a cluster a copy lands at a moment of its own.
 #pragma once
 
 #include <cuda.h>
@@ -58,7 +59,7 @@ inline CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint3
 
 struct Copy {
   Box box;
-  size_t offset;  // in shared memory
+  size_t offset;  // in the shared memory of the cluster
   int32_t x, y;
   Mbarrier* barrier;  // of a load
   int thread;         // of a store
@@ -70,7 +71,6 @@ struct Tma {
   std::vector<Copy> loads;
   std::deque<Copy> stores;
   std::vector<int64_t> groups;  // committed by each thread
-  int64_t copies = 0;
 
   void begin() {
     loads.clear();
@@ -107,31 +107,45 @@ struct Tma {
   static void check(const Copy& copy) {
     require(copy.offset % (copy.box.swizzled ? 1024 : 128) == 0,
             "a box with the 128-byte swizzle is aligned to 1024 bytes");
-    require(copy.offset + copy.box.bytes() <= machine.bytes, "a box lies in shared memory");
+    require(copy.offset % machine.bytes + copy.box.bytes() <= machine.bytes,
+            "a box lies in shared memory");
   }
 
-  void load(void* target, const CUtensorMap* map, const void* mbarrier, int32_t x, int32_t y) {
-    Mbarrier& barrier = barriers.at(mbarrier);
+  // To the blocks of the cluster whose bits are set.
+  void load(void* target, const CUtensorMap* map, const void* mbarrier, int32_t x, int32_t y,
+            unsigned blocks) {
+    require(blocks != 0 && blocks >> block.cluster == 0,
+            "a multicast goes to blocks of the cluster");
+    for (int rank = 0; rank < block.cluster; ++rank) {
+      if ((blocks >> rank & 1) == 0) continue;
+      Mbarrier& barrier = barriers.at(machine.offset_in(mbarrier, rank));
+      load({box_of(map), machine.offset_in(target, rank), x, y, &barrier, block.current, -1});
+    }
+  }
+
+  void load(const Copy& copy) {
+    Mbarrier& barrier = *copy.barrier;
     require(barrier.fenced, "fence.mbarrier_init before the asynchronous proxy uses an mbarrier");
-    Copy copy = {box_of(map), machine.offset_of(target), x, y, &barrier, block.current, -1};
     check(copy);
     barrier.issued += static_cast<int64_t>(copy.box.bytes());
-    // The ISA also allows expect-tx after the copy; these kernels always announce it before.
-    require(barrier.issued <= barrier.announced,
-            "mbarrier.expect_tx announces the bytes of every copy of its phase");
-    const int64_t id = copies++;
+    const bool own = machine.block_of(copy.offset) == block.rank();
+    // The ISA also allows expect-tx after the copy; these kernels announce their own before.
+    require(barrier.issued <= barrier.announced || (!own && barrier.pending > 0),
+            own ? "mbarrier.expect_tx announces the bytes of every copy of its phase"
+                : Barriers::kCountedElsewhere);
     pieces(copy, [&](size_t offset, uint32_t row, uint32_t piece, unsigned char*, size_t) {
       Grain& grain = machine.grains[offset / kGrain];
       require(grain.landing == 0, "a copy does not write what another one is writing");
-      require(grain.reading == 0, "a copy does not overwrite what is still being read");
+      require(grain.reading == 0, own ? "a copy does not overwrite what is still being read"
+                                      : "a copy does not overwrite what another block still reads");
       for (const Wgmma* reader : grain.readers) require_seen(reader);
-      require(grain.copy < 0 ||
+      require(grain.tensor == nullptr ||
                   machine.clocks[block.current][machine.threads + grain.barrier] > grain.phase,
               "a copy does not overwrite one without a wait between them");
       grain.landing = 1;
-      grain.copy = id;
-      grain.row = static_cast<int>(row);
-      grain.piece = static_cast<int>(piece);
+      grain.tensor = copy.box.base;
+      grain.row = int64_t{copy.y} + row;
+      grain.piece = int64_t{copy.x} * copy.box.element / 16 + piece;
       grain.barrier = barrier.index;
       grain.phase = barrier.phase;
       std::memset(machine.shared + offset, 0xff, kGrain);
@@ -204,16 +218,21 @@ struct Tma {
     if (by_chance()) land();
     if (!stores.empty() && by_chance()) read(stores[any_of(stores.size())]);
   }
-  void finish() const {
-    require(loads.empty(), "copies into shared memory have landed before the block ends");
-    require(stores.empty(), "cp.async.bulk.wait_group before the block ends");
+  void end_thread() const {
+    if (machine.running[block.rank()] > 0) return;
+    for (const Copy& copy : loads) {
+      require(machine.block_of(copy.offset) != block.rank(),
+              "copies into shared memory have landed before the block ends");
+    }
   }
+  void finish() const { require(stores.empty(), "cp.async.bulk.wait_group before the block ends"); }
 };
 
 inline Tma tma;
 inline const bool tma_takes_part = [] {
   block_starts.push_back([] { tma.begin(); });
   block_idles.push_back([] { return tma.land(); });
+  thread_ends.push_back([] { tma.end_thread(); });
   block_ends.push_back([] { tma.finish(); });
   return true;
 }();

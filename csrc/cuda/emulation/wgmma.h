@@ -8,13 +8,14 @@
 
 namespace emulation {
 
-// A matrix descriptor of shared memory: bits 0-13 start, 16-29 leading and 32-45 stride byte
-// offset, all in units of 16 bytes, 49-51 base offset, 62-63 the swizzle (1: 128 bytes).
+// A matrix descriptor of the shared memory of a block, which begins at `base`: bits 0-13 start,
+// 16-29 leading and 32-45 stride byte offset, all in units of 16 bytes, 49-51 base offset, 62-63
+// the swizzle (1: 128 bytes).
 struct Operand {
   size_t start, stride;
 
-  explicit Operand(uint64_t bits) {
-    start = (bits & 0x3fff) << 4;
+  Operand(uint64_t bits, size_t base) {
+    start = base + ((bits & 0x3fff) << 4);
     stride = (bits >> 32 & 0x3fff) << 4;
     require(bits >> 62 == 1, "a descriptor has the swizzle of the copy that wrote the operand");
     require((bits >> 49 & 7) == 0, "a descriptor's base offset is 0 for aligned patterns");
@@ -38,6 +39,10 @@ struct Wgmma {
   bool done = false;
   Event waits[kWarpgroup / kLanes];
   std::vector<std::pair<int, uint32_t>> phases;  // (mbarrier, phase) of what it reads
+
+  int rank() const { return warpgroup * kWarpgroup / block.threads; }
+  Operand left() const { return {a, rank() * machine.bytes}; }
+  Operand right() const { return {b, rank() * machine.bytes}; }
 };
 
 struct TensorCores {
@@ -57,11 +62,12 @@ struct TensorCores {
 
   template <class Each>
   static void grains(const Wgmma& op, const Each& each) {
-    const Operand a(op.a), b(op.b);
+    const Operand a = op.left(), b = op.right();
     for (int k = 0; k < 64 + 128; ++k) {
       for (int piece = 0; piece < 2; ++piece) {
         const size_t offset = k < 64 ? a.place(k, piece) : b.place(k - 64, piece);
-        require(offset + kGrain <= machine.bytes, "a descriptor's matrix lies in shared memory");
+        require(machine.block_of(offset) == op.rank(),
+                "a descriptor's matrix lies in shared memory");
         each(machine.grains[offset / kGrain], k < 64 ? k : k - 64, piece);
       }
     }
@@ -71,9 +77,9 @@ struct TensorCores {
     const Grain* corner = nullptr;
     grains(op, [&](Grain& grain, int row, int piece) {
       require(grain.landing == 0, "a wait for the phase of a copy before wgmma reads it");
-      require(grain.copy >= 0, "wgmma reads what a copy has written");
+      require(grain.tensor != nullptr, "wgmma reads what a copy has written");
       if (row == 0 && piece == 0) corner = &grain;
-      require(grain.copy == corner->copy && grain.row == corner->row + row &&
+      require(grain.tensor == corner->tensor && grain.row == corner->row + row &&
                   grain.piece == corner->piece + piece,
               "a descriptor reads rows and columns in the order in which the copy wrote them");
       const auto phase = std::make_pair(grain.barrier, grain.phase);
@@ -122,7 +128,7 @@ struct TensorCores {
   }
 
   void multiply(Wgmma& op) {
-    const Operand a(op.a), b(op.b);
+    const Operand a = op.left(), b = op.right();
     static float left[64][16], right[128][16];
     for (int k = 0; k < 64 + 128; ++k) {
       for (int c = 0; c < 16; ++c) {
@@ -169,7 +175,7 @@ struct TensorCores {
         if (op.waited < kWarpgroup) continue;
         grains(op, [&](Grain& grain, int, int) {
           --grain.reading;
-          grain.readers[op.warpgroup] = &op;
+          grain.readers[op.warpgroup % (block.threads / kWarpgroup)] = &op;
         });
       }
     });

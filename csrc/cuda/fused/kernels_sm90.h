@@ -9,8 +9,8 @@
 
 namespace unitsface::cuda::sm90 {
 
-// bfloat16 or float16 with a depth of up to 512, in rows that start at multiples of 16 bytes, and a
-// gradient of 16 bits, if any, of which the same is true.
+// bfloat16 or float16 in rows that start at multiples of 16 bytes, and a gradient of 16 bits, if
+// any, of which the same is true.
 bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* gradient,
               DType gradient_dtype, int64_t stride);
 

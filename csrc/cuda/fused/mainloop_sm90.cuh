@@ -4,7 +4,15 @@
 // one thread has columns copied into a ring of stages. Two warpgroups take tiles in turn: while one
 // multiplies, the other works on its products. The depth is cut into chunks of 128 bytes, which
 // have the 128-byte swizzle everywhere.
+//
+// Rows of more chunks than shared memory holds are not resident: they pass through the ring with
+// the columns.
+//
+// Blocks may be clusters of peers that pass through the same columns with different rows. Each
+// copies its share of every chunk of columns to all of them.
 #pragma once
+
+#include <type_traits>
 
 #include "accumulator.cuh"
 #include "operands.h"
@@ -18,6 +26,7 @@ constexpr int kConsumers = 2;
 constexpr int kBlockThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kChunk = 64;      // elements of the depth
 constexpr int kMostChunks = 8;  // of resident rows
+constexpr int kMostPeers = 2;   // blocks of a cluster
 constexpr int kChunkBytes = kTileRows * kChunk * 2;
 static_assert(kTileRows == kTileColumns, "chunks of rows and of columns are alike");
 
@@ -55,23 +64,29 @@ struct TensorMaps {
 constexpr int kSlabRows = 16, kSlabColumns = 64;
 constexpr int kSlabBytes = kSlabRows * kSlabColumns * 2;
 
-// Shared memory: rows, stages of columns, kWarpSlabs slabs for each warp, mbarriers.
+// Shared memory: chunks, kWarpSlabs slabs for each warp, mbarriers. Chunks are those of the rows
+// and kStages of columns, or, of rows that pass, all a ring of stages of two: rows before columns.
 template <int kStages_, int kWarpSlabs_>
 struct Memory {
-  static constexpr int kStages = kStages_, kWarpSlabs = kWarpSlabs_;
-  static constexpr int kColumns = kMostChunks * kChunkBytes;
-  static constexpr int kSlabs = kColumns + kStages * kChunkBytes;
+  static constexpr int kWarpSlabs = kWarpSlabs_;
+  static constexpr int kPassingStages = (kMostChunks + kStages_) / 2;
+  static constexpr int kSlabs = (kMostChunks + kStages_) * kChunkBytes;
   static constexpr int kBarriers = kSlabs + kConsumers * kWarpgroupWarps * kWarpSlabs * kSlabBytes;
-  static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kStages) * 8;
+  static constexpr int kBytes = kBarriers + (2 * kMostChunks + 2 * kPassingStages) * 8;
+  static_assert(kStages_ <= kPassingStages, "barriers for both rings");
   static_assert(kBytes <= 232448, "227 KB");
 
   unsigned char* base;
 
-  __device__ __forceinline__ unsigned char* rows(int chunk) const {
-    return base + chunk * kChunkBytes;
+  static __device__ __forceinline__ int stages(bool resident) {
+    return resident ? kStages_ : kPassingStages;
   }
-  __device__ __forceinline__ unsigned char* columns(int stage) const {
-    return base + kColumns + stage * kChunkBytes;
+  // `place`: the chunk of resident rows, or the stage.
+  __device__ __forceinline__ unsigned char* rows(int place) const {
+    return base + place * kChunkBytes;
+  }
+  __device__ __forceinline__ unsigned char* columns(int stage, bool resident) const {
+    return base + ((resident ? kMostChunks : kPassingStages) + stage) * kChunkBytes;
   }
   __device__ __forceinline__ unsigned char* slabs(int warp) const {
     return base + kSlabs + warp * kWarpSlabs * kSlabBytes;
@@ -87,92 +102,123 @@ struct Memory {
   __device__ __forceinline__ uint64_t* full(int stage) const {
     return barriers() + 2 * kMostChunks + stage;
   }
-  __device__ __forceinline__ uint64_t* empty(int stage) const { return full(kStages) + stage; }
+  __device__ __forceinline__ uint64_t* empty(int stage) const {
+    return full(kPassingStages) + stage;
+  }
 };
 
-// Tiles first ... last - 1 of a matrix, counted row by row.
+// Tiles of a block: those from `first` to `last` - 1 of groups of `peers` row tiles times column
+// tiles, counted group by group, and of a group the row tile of its rank.
 struct Range {
   int column_tiles, first, last;
+  int peers, rank;
+
+  __device__ __forceinline__ int row_tile(int group) const { return group * peers + rank; }
 };
 
 // Position in a range.
 struct Place {
-  int row_tile, column_tile;
+  int group, column_tile;  // group of row tiles
 
   __device__ __forceinline__ explicit Place(const Range& range, int skipped)
-      : row_tile(range.first / range.column_tiles), column_tile(range.first % range.column_tiles) {
+      : group(range.first / range.column_tiles), column_tile(range.first % range.column_tiles) {
     skip(range, skipped);
   }
   __device__ __forceinline__ void skip(const Range& range, int tiles) {
     column_tile += tiles;
     while (column_tile >= range.column_tiles) {
       column_tile -= range.column_tiles;
-      ++row_tile;
+      ++group;
     }
   }
 };
 
-// Ring of stages: the k-th chunk of columns is in stage k % kStages.
-template <int kStages>
-__device__ __forceinline__ int stage_of(unsigned k) {
-  return static_cast<int>(k % kStages);
-}
-template <int kStages>
-__device__ __forceinline__ unsigned phase_of(unsigned k) {
-  return k / kStages & 1;
-}
+// Where the next chunk of columns is in the ring of stages, and the parity of its round.
+struct Slot {
+  int stages;
+  int stage = 0;
+  unsigned parity = 0;
 
-// Set up by the whole block before its threads part.
+  __device__ __forceinline__ explicit Slot(int count) : stages(count) {}
+  __device__ __forceinline__ void next() {
+    const bool round = ++stage == stages;
+    stage = round ? 0 : stage;
+    parity ^= round;
+  }
+  __device__ __forceinline__ void skip(int chunks) {
+    stage += chunks;
+    while (stage >= stages) {
+      stage -= stages;
+      parity ^= 1;
+    }
+  }
+};
+
+// Set up by the whole cluster before its threads part.
 template <class Memory>
-__device__ __forceinline__ void initialize(const Memory& memory) {
+__device__ __forceinline__ void initialize(const Memory& memory, int peers) {
   if (threadIdx.x == 0) {
     for (int chunk = 0; chunk < kMostChunks; ++chunk) {
       mbarrier_init(memory.rows_full(chunk), 1);
       mbarrier_init(memory.rows_empty(chunk), kConsumers * kWarpgroupWarps);
     }
-    for (int stage = 0; stage < Memory::kStages; ++stage) {
+    for (int stage = 0; stage < Memory::kPassingStages; ++stage) {
       mbarrier_init(memory.full(stage), 1);
-      mbarrier_init(memory.empty(stage), kWarpgroupWarps);
+      mbarrier_init(memory.empty(stage),
+                    kWarpgroupWarps * (planted(71) || planted(79) ? 1 : peers));
     }
     if (!planted(1)) fence_mbarrier_init();
   }
-  if (!planted(2)) named_barrier_sync(0, kBlockThreads);
+  if (planted(72)) named_barrier_sync(0, kBlockThreads);
+  if (!planted(2) && !planted(72)) cluster_sync();
 }
 
 // One thread: copies all chunks of the range's tiles.
-template <class Memory>
+template <bool kResident, class Memory>
 __device__ __forceinline__ void produce(const TensorMaps& maps, const Memory& memory,
                                         const Range& range, int chunks) {
   prefetch_tensor_map(&maps.a);
   prefetch_tensor_map(&maps.b);
   Place place(range, 0);
-  unsigned k = 0;
-  int loaded = -1;  // row tile whose rows are there
-  unsigned segment = 0;
+  Slot slot(Memory::stages(kResident));
+  unsigned parity = 1;  // of the last round of rows
+  // This block's share of a chunk of columns: boxes of maps.b have as many.
+  const int share = range.peers == 1 || planted(73) ? 0 : range.rank * (kTileColumns / kMostPeers);
 #pragma unroll 1
   for (int t = range.first; t < range.last; ++t) {
-    const bool fresh = place.row_tile != loaded;
+    const bool fresh = kResident && (t == range.first || place.column_tile == 0);
+    parity ^= fresh;
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
+    for (int chunk = 0; chunk < chunks; ++chunk, slot.next()) {
       if (fresh) {
-        if (!planted(3)) mbarrier_wait(memory.rows_empty(chunk), (segment & 1) ^ 1);
+        if (!planted(3)) mbarrier_wait(memory.rows_empty(chunk), parity ^ 1);
         mbarrier_arrive_expect(memory.rows_full(chunk), kChunkBytes);
         tma_load(memory.rows(chunk), &maps.a, memory.rows_full(chunk), chunk * kChunk,
-                 place.row_tile * kTileRows);
+                 range.row_tile(place.group) * kTileRows);
       }
-      const int stage = stage_of<Memory::kStages>(k);
+      uint64_t* full = memory.full(slot.stage);
       if (!planted(4)) {
-        mbarrier_wait(memory.empty(stage), phase_of<Memory::kStages>(k) ^ (planted(5) ? 0 : 1));
+        mbarrier_wait(memory.empty(slot.stage), slot.parity ^ (planted(5) ? 0 : 1));
       }
-      mbarrier_arrive_expect(memory.full(stage), planted(6)   ? 2 * kChunkBytes
-                                                 : planted(7) ? kChunkBytes / 2
-                                                              : kChunkBytes);
-      tma_load(memory.columns(planted(8) ? 0 : stage), &maps.b, memory.full(stage), chunk * kChunk,
-               place.column_tile * kTileColumns);
-    }
-    if (fresh) {
-      loaded = place.row_tile;
-      ++segment;
+      // Of the shares of all peers, which may already be under way.
+      constexpr int kBytes = kResident ? kChunkBytes : 2 * kChunkBytes;
+      mbarrier_arrive_expect(full, planted(6)    ? 2 * kBytes
+                                   : planted(7)  ? kBytes / 2 / range.peers
+                                   : planted(75) ? kBytes / range.peers
+                                                 : kBytes);
+      if (!kResident) {
+        tma_load(memory.rows(planted(81) ? chunk % kMostChunks : slot.stage), &maps.a, full,
+                 chunk * kChunk, range.row_tile(place.group) * kTileRows);
+      }
+      unsigned char* target =
+          memory.columns(planted(8) ? 0 : slot.stage, kResident) + share * kChunk * 2;
+      const int column = place.column_tile * kTileColumns + share;
+      if (range.peers == 1) {
+        tma_load(target, &maps.b, full, chunk * kChunk, column);
+      } else {
+        tma_load_multicast(target, &maps.b, full, chunk * kChunk, column,
+                           planted(74) ? 1u << range.rank : (1u << kMostPeers) - 1);
+      }
     }
     place.skip(range, 1);
   }
@@ -183,21 +229,28 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
   if (threadIdx.x % kLanes == 0) mbarrier_arrive(barrier);
 }
 
-// Products of a tile, begun: afterwards they are under way. `k` counts chunks of columns, `segment`
-// rows; the rows are released after their last use.
-template <bool kHalf, class Memory>
-__device__ __forceinline__ void multiply(Products& products, const Memory& memory, unsigned& k,
-                                         unsigned segment, bool last, int chunks) {
+// The same at the barriers of all peers.
+__device__ __forceinline__ void arrive(uint64_t* barrier, int peers) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  if (planted(79)) return arrive(barrier);
+  if (lane < (planted(76) ? 1 : peers)) mbarrier_arrive_at(barrier, planted(77) ? 0 : lane);
+}
+
+// Products of a tile, begun: afterwards they are under way. Returns the stage that the last of them
+// read. `segment` counts resident rows, which are released after their last use.
+template <bool kHalf, bool kResident, class Memory>
+__device__ __forceinline__ int multiply(Products& products, const Memory& memory, Slot& slot,
+                                        unsigned segment, bool last, int chunks, int peers) {
+  int before = 0;
 #pragma unroll 1
-  for (int chunk = 0; chunk < chunks; ++chunk, ++k) {
-    const int stage = stage_of<Memory::kStages>(k);
-    if (!planted(9)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
-    if (!planted(10)) {
-      mbarrier_wait(memory.full(stage), phase_of<Memory::kStages>(k) ^ (planted(11) ? 1 : 0));
-    }
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int stage = slot.stage;
+    if (kResident && !planted(9)) mbarrier_wait(memory.rows_full(chunk), segment & 1);
+    if (!planted(10)) mbarrier_wait(memory.full(stage), slot.parity ^ (planted(11) ? 1 : 0));
     const uint64_t stride = planted(12) ? 512 : 1024;
-    const uint64_t a = descriptor(memory.rows(chunk), stride);
-    const uint64_t b = descriptor(memory.columns(stage), stride) ^ (planted(13) ? 3ull << 62 : 0);
+    const uint64_t a = descriptor(memory.rows(kResident ? chunk : stage), stride);
+    const uint64_t b =
+        descriptor(memory.columns(stage, kResident), stride) ^ (planted(13) ? 3ull << 62 : 0);
     if (!planted(14)) wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kChunk / 16; ++step) {
@@ -208,11 +261,15 @@ __device__ __forceinline__ void multiply(Products& products, const Memory& memor
                    chunk > 0 || step > 0);
     }
     wgmma_commit();
-    if (chunk == 0) continue;
-    if (!planted(16)) wgmma_wait<1>();
-    arrive(memory.empty(stage_of<Memory::kStages>(planted(26) ? k : k - 1)));
-    if (last) arrive(memory.rows_empty(chunk - 1));
+    slot.next();
+    if (chunk > 0) {
+      if (!planted(16)) wgmma_wait<1>();
+      arrive(memory.empty(planted(26) ? stage : before), peers);
+      if (kResident && last) arrive(memory.rows_empty(chunk - 1));
+    }
+    before = stage;
   }
+  return before;
 }
 
 // A consumer's tiles. All threads of the warpgroup call work.prepare(tile), while the products are
@@ -226,42 +283,51 @@ __device__ __forceinline__ void consume(const Memory& memory, const Range& range
     named_barrier_arrive(kTurn, kConsumers * kWarpgroup);
   }
   Place place(range, consumer);
-  const int first_row_tile = range.first / range.column_tiles;
-  unsigned k = consumer * chunks;
+  const int first_group = range.first / range.column_tiles;
+  const bool resident = chunks <= kMostChunks;
+  Slot slot(Memory::stages(resident));
+  slot.skip(consumer * chunks);
   unsigned released = 0;  // segments of rows
 #pragma unroll 1
   for (int t = range.first + consumer; t < range.last; t += kConsumers) {
-    const unsigned segment = static_cast<unsigned>(place.row_tile - first_row_tile);
-    for (; released < segment; ++released) {
+    const unsigned segment = static_cast<unsigned>(place.group - first_group);
+    for (; resident && released < segment; ++released) {
       // Rows of which this consumer has no tile.
       for (int chunk = 0; chunk < chunks; ++chunk) {
         mbarrier_wait(memory.rows_full(chunk), released & 1);
+        // All lanes are past this phase before the next one may begin.
+        if (!planted(82)) warp_sync();
         arrive(memory.rows_empty(chunk));
       }
     }
-    const bool last = place.column_tile + kConsumers >= range.column_tiles;
+    const bool last = resident && place.column_tile + kConsumers >= range.column_tiles;
+    if (planted(80) && range.row_tile(place.group) >= order.row_tiles) return;
     Products products;
     named_barrier_sync(kTurn + consumer, planted(17) ? kWarpgroup : kConsumers * kWarpgroup);
-    if (half) {
-      multiply<true>(products, memory, k, segment, last, chunks);
-    } else {
-      multiply<false>(products, memory, k, segment, last, chunks);
-    }
+    const auto begin = [&](auto is_half, auto is_resident) {
+      return multiply<is_half.value, is_resident.value>(products, memory, slot, segment, last,
+                                                        chunks, range.peers);
+    };
+    using Yes = std::true_type;
+    using No = std::false_type;
+    const int stage = resident ? (half ? begin(Yes(), Yes()) : begin(No(), Yes()))
+                               : (half ? begin(Yes(), No()) : begin(No(), No()));
     if (t + 1 < range.last && !planted(18)) {
       named_barrier_arrive(kTurn + 1 - consumer, kConsumers * kWarpgroup);
     }
-    const Tile tile = order.of(place.row_tile, place.column_tile);
-    work.prepare(tile);
+    const Tile tile = order.of(range.row_tile(place.group), place.column_tile);
+    const bool inside = tile.rows > 0;  // the last group may lack rows for some peers
+    if (inside) work.prepare(tile);
     if (!planted(19)) wgmma_wait<0>();
     use_registers(products.value[0]);
     use_registers(products.value[1]);
-    arrive(memory.empty(stage_of<Memory::kStages>(k - 1)));
+    arrive(memory.empty(stage), range.peers);
     if (last) {
       arrive(memory.rows_empty(chunks - 1));
       ++released;
     }
-    k += chunks;  // of the other consumer
-    work(tile, products);
+    slot.skip(chunks);  // of the other consumer
+    if (inside) work(tile, products);
     place.skip(range, kConsumers);
   }
 }
@@ -271,69 +337,27 @@ __device__ __forceinline__ void consume(const Memory& memory, const Range& range
 template <class Memory, class Work>
 __device__ __forceinline__ void run_block(const TensorMaps& maps, const Memory& memory,
                                           const Range& range, int chunks, const Work& work) {
-  initialize(memory);
+  initialize(memory, range.peers);
   const int warpgroup = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
   if (warpgroup == 0) {
     registers_decrease<kProducerRegisters>();
-    if (threadIdx.x == 0) produce(maps, memory, range, chunks);
-    return;
-  }
-  if (planted(27)) {
-    registers_increase<kConsumerRegisters + 8>();
-  } else {
-    registers_increase<kConsumerRegisters>();
-  }
-  work(warpgroup - 1);
-}
-
-__device__ __forceinline__ uint32_t pack(bool half, float low, float high) {
-  uint32_t word;
-  if (half) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    memcpy(&word, &pair, 4);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    memcpy(&word, &pair, 4);
-  }
-  return word;
-}
-
-// A tile of 16-bit numbers through the warp's slabs: what is outside is not written.
-template <int kWarpSlabs>
-__device__ __forceinline__ void store_tile(const CUtensorMap* map, unsigned char* slabs,
-                                           const Tile& tile, const Products& values, bool half,
-                                           int warp) {
-  const int lane = threadIdx.x % kLanes;
-  // Lane l names row l % 8 of matrix l / 8: rows + 0, rows + 8, and the same of the next 8 columns.
-  const int row = lane % 16, next = lane / 16;
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
-    const int rows = part / 2, columns = part % 2;
-    unsigned char* slab = slabs + part % kWarpSlabs * kSlabBytes;
-    if (lane == 0 && !planted(20)) tma_store_wait_read<kWarpSlabs - 1>();
-    if (!planted(21)) warp_sync();
-#pragma unroll
-    for (int j = 0; j < kSlabColumns / 16; ++j) {
-      const float (&left)[4] = values.value[rows][8 * columns + 2 * j];
-      const float (&right)[4] = values.value[rows][8 * columns + 2 * j + 1];
-      const uint32_t words[4] = {pack(half, left[0], left[1]), pack(half, left[2], left[3]),
-                                 pack(half, right[0], right[1]), pack(half, right[2], right[3])};
-      const int piece = 2 * j + next;
-      store_matrices(slab + row * 128 + (planted(22) ? piece : piece ^ row % 8) * 16, words);
+    if (threadIdx.x == 0) {
+      if (chunks <= kMostChunks) {
+        produce<true>(maps, memory, range, chunks);
+      } else {
+        produce<false>(maps, memory, range, chunks);
+      }
     }
-    if (!planted(23)) fence_proxy_async();
-    if (!planted(24)) warp_sync();
-    if (lane == 0) {
-      tma_store(slab, map, static_cast<int>(tile.column()) + kSlabColumns * columns,
-                static_cast<int>(tile.row()) + 64 * rows + kSlabRows * warp);
-      tma_store_commit();
+  } else {
+    if (planted(27)) {
+      registers_increase<kConsumerRegisters + 8>();
+    } else {
+      registers_increase<kConsumerRegisters>();
     }
+    work(warpgroup - 1);
   }
-}
-
-// Before a warp's slabs end.
-__device__ __forceinline__ void finish_stores() {
-  if (threadIdx.x % kLanes == 0 && !planted(25)) tma_store_wait_read<0>();
+  // No block ends while peers arrive at its barriers.
+  if (!planted(78)) cluster_sync();
 }
 
 }  // namespace unitsface::cuda::sm90

@@ -40,6 +40,20 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
+// "mapa", "mbarrier.arrive": at the mbarrier in the same place of block `rank` of the cluster. What
+// this thread wrote is released to its own block alone: the scope of a cluster would take a fence
+// of the whole device.
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t* barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // "mbarrier.arrive" with .expect_tx
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, int bytes) {
   asm volatile(
@@ -73,6 +87,18 @@ __device__ __forceinline__ void tma_load(void* target, const CUtensorMap* map, u
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(target)),
       "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// "cp.async.bulk.tensor" with .multicast::cluster: the same to each block of the cluster whose bit
+// is set, at the place and with the mbarrier that `target` and `barrier` are in this one.
+__device__ __forceinline__ void tma_load_multicast(void* target, const CUtensorMap* map,
+                                                   uint64_t* barrier, int x, int y,
+                                                   unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(target)),
+      "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 
@@ -110,6 +136,14 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
 }
 __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// "barrier.cluster": all threads of the cluster wait for each other, of the block if it has none.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
 }
 
 // "setmaxnreg"

@@ -41,11 +41,10 @@ bool mappable(const void* data, int64_t rows, int64_t columns, int64_t stride) {
 
 bool supports(const FusedOperands& operands, int64_t n, int64_t m, const void* gradient,
               DType gradient_dtype, int64_t stride) {
-  constexpr int64_t kMostDepth = 512;
   if (n == 0 || m == 0) return true;
   const bool stored = gradient == nullptr ||
                       (gradient_dtype != DType::kFloat32 && mappable(gradient, n, m, stride));
-  return operands.dtype != DType::kFloat32 && operands.depth <= kMostDepth && stored &&
+  return operands.dtype != DType::kFloat32 && stored &&
          mappable(operands.a, n, operands.depth, operands.a_stride) &&
          mappable(operands.b, m, operands.depth, operands.b_stride);
 }

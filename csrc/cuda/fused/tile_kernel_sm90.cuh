@@ -26,7 +26,8 @@ struct KeepSink {
 // Of a launch, beside the epilogue and the tensor maps.
 struct Launch {
   TileOrder order;
-  int chunks, blocks;
+  Grid grid;
+  int chunks;
   bool half, half_gradient, stores;
 };
 
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     fused_tile_sm90_kernel(const Epilogue epilogue, const __grid_constant__ TensorMaps maps,
                            const Launch launch) {
   const TileMemory memory{dynamic_shared()};
-  const Range range = range_of(launch.order, static_cast<int>(blockIdx.x), launch.blocks);
+  const Range range = range_of(launch.order, static_cast<int>(blockIdx.x), launch.grid);
   run_block(maps, memory, range, launch.chunks, [&](int consumer) {
     const ConsumerTeam team = team_of(consumer);
     TileWork<Epilogue> work = {epilogue,
@@ -77,13 +78,14 @@ void launch_tiles(const char* name, const Epilogue& epilogue, const FusedOperand
   static_assert(kBytes <= 232448, "227 KB");
   const TileOrder order(n, m);
   const Launch launch = {order,
+                         grid_of(order),
                          static_cast<int>(divide_up(operands.depth, kChunk)),
-                         blocks_of(order),
                          operands.dtype == DType::kFloat16,
                          gradient_dtype == DType::kFloat16,
                          gradient != nullptr};
-  launch_persistent(name, fused_tile_sm90_kernel<Epilogue>, launch.blocks, kBytes, stream, epilogue,
-                    tensor_maps(operands, n, m, gradient, gradient_dtype, stride), launch);
+  launch_persistent(name, fused_tile_sm90_kernel<Epilogue>, launch.grid, kBytes, stream, epilogue,
+                    tensor_maps(operands, n, m, gradient, gradient_dtype, stride, launch.grid),
+                    launch);
 }
 
 }  // namespace unitsface::cuda::sm90

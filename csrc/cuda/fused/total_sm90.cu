@@ -45,9 +45,9 @@ template <class Policy>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     fused_total_sm90_kernel(const Policy policy, const SumTile args,
                             const __grid_constant__ TensorMaps maps, const TileOrder order,
-                            int chunks, bool half, int blocks) {
+                            int chunks, bool half, const Grid grid) {
   const TotalMemory memory{dynamic_shared()};
-  const Range range = range_of(order, static_cast<int>(blockIdx.x), blocks);
+  const Range range = range_of(order, static_cast<int>(blockIdx.x), grid);
   run_block(maps, memory, range, chunks, [&](int consumer) {
     const ConsumerTeam team = team_of(consumer);
     const int warp = consumer * kWarpgroupWarps + team.row_warp();
@@ -77,13 +77,13 @@ void launch_total(const Policy& policy, const FusedOperands& operands, const Sum
                   void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const TileOrder order(args.n, args.m);
-  const int blocks = blocks_of(order);
+  const Grid grid = grid_of(order);
   launch_persistent(
-      "fused_sum_total (sm_90a)", fused_total_sm90_kernel<Policy>, blocks, kTotalBytes, stream,
+      "fused_sum_total (sm_90a)", fused_total_sm90_kernel<Policy>, grid, kTotalBytes, stream,
       policy, args,
-      tensor_maps(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride), order,
-      static_cast<int>(divide_up(operands.depth, kChunk)), operands.dtype == DType::kFloat16,
-      blocks);
+      tensor_maps(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride, grid),
+      order, static_cast<int>(divide_up(operands.depth, kChunk)), operands.dtype == DType::kFloat16,
+      grid);
 }
 
 int64_t fused_sum_total_slots(int64_t n, int64_t m) {
