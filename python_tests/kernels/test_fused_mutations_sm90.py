@@ -170,7 +170,7 @@ def test_each_fault_of_an_epilogue_is_caught(tmp_path: Path) -> None:
         require_caught(program, EPILOGUE_FAULTS, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_each_fault_of_pairs_is_caught(tmp_path: Path) -> None:
     require_tools()
     kernels = [

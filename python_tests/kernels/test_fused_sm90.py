@@ -50,11 +50,7 @@ SEEDS = (0, 1, 2)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        pytest.param("total_sm90", [], marks=pytest.mark.extended),
-        *(
-            pytest.param(name, [], marks=pytest.mark.slow)
-            for name in ("logsumexp_sm90", "pairs_sm90", "sum_sm90")
-        ),
+        *(pytest.param(name, [], marks=pytest.mark.extended) for name in PROGRAMS),
         *(pytest.param(name, ["thorough"], marks=pytest.mark.slow) for name in PROGRAMS),
     ],
 )
