@@ -1,8 +1,14 @@
-"""The parity grid in tiles of the fused CUDA kernels, and what the emulated ones make of it."""
+"""The parity grid in tiles of the fused CUDA kernels, and what the emulated ones make of it.
+
+    python -m support.fused_grid LIBRARY RESULTS
+
+evaluates all of it: for a process under sanitizers, whose reference would take six times as long.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -118,3 +124,13 @@ def check_runs(entry: Entry, runs: list[dict[str, Any]]) -> int:
         if entry.is_for_hopper and "sm_90a" in run["what"]:
             assert run["launched"] > 0, (entry.name, run["what"])
     return sum(run["launched"] > 0 for run in runs)
+
+
+def main(library: str, results: str) -> None:
+    torch.set_num_threads(1)
+    emulated = Emulated(Path(library))
+    torch.save({entry.name: emulated.runs(entry) for entry in grid()}, results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Builds the CPU extension with AddressSanitizer and UndefinedBehaviorSanitizer beside a copy of the
-# package, and runs what reaches every kernel. A report ends the process that caused it.
+# package, and runs what reaches every kernel; then the fused CUDA kernels, emulated. A report ends
+# the process that caused it.
 #
 # usage: sanitize.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(realpath -s "$1")
-build=$PWD/build/sanitize
+root=$PWD
+build=$root/build/sanitize
 compiler=${CXX:-c++}
 export PATH="$(dirname "$python"):$PATH"
 
@@ -43,11 +45,16 @@ tests_of_losses() {
   tests python_tests/distributed/test_sampling.py python_tests/kernels/test_gemm.py \
     python_tests/metrics/test_histogram_kernel.py python_tests/kernels/test_row_optimizers.py -k "not isa and not triton"
 }
+# The extension of the emulated kernels is built by the test, which skips where it cannot.
+emulated() {
+  cd "$root"
+  "$python" -m pytest -q -x -p no:cacheprovider -m slow python_tests/kernels/test_fused_cuda.py -k sanitizers
+}
 # Most of the time is spent on one core. Each half is a process group, so that it can be ended with all
 # that it has started: what goes on would find its directory gone.
 set -m
 (set -e; units) & first=$!
-(set -e; tests_of_losses) & second=$!
+(set -e; tests_of_losses; emulated) & second=$!
 set +m
 stop() {
   trap - EXIT
