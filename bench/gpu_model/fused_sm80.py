@@ -36,8 +36,8 @@ WARPS, SCHEDULERS, STAGE_BYTES = 8, 4, 64
 
 @dataclass(frozen=True)
 class Type:
-    """Of operands. ``product``: opcode of its instruction, of which a warp issues ``products`` in
-    each stage of the pipeline; ``packed``: opcodes that round a gradient to it."""
+    """Type of the operands. ``product``: opcode of its instruction, of which a warp issues
+    ``products`` in each stage of the pipeline; ``packed``: opcodes that round a gradient to it."""
 
     size: int
     product: str
@@ -181,7 +181,7 @@ def _depth_loop(code: list[sass.Instruction], kind: Type) -> tuple[range, range,
 
 
 def _dominators(blocks: list[_Block]) -> list[int]:
-    """Of each block, those on every path to it, as bits; 0: no path leads there."""
+    """Blocks on every path to each block, as bits; 0: no path leads there."""
     found = [1, *[-1] * (len(blocks) - 1)]
     reached = {0}
     for number, block in enumerate(blocks):
@@ -210,7 +210,7 @@ def _without(
 
 
 def issue_cycles(code: list[sass.Instruction], key: str) -> int:
-    """Of a tile whose operands, and whose gradient if of 16 bits, have a type.
+    """Issue cycles of a tile whose operands, and whose gradient if of 16 bits, have a type.
 
     Counted along the longest path of such a tile in rows that start at multiples of 16 bytes: of
     every other branch the side that takes more, of every loop but that over the depth the code

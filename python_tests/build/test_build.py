@@ -375,7 +375,10 @@ def test_softplus_and_sigmoid() -> None:
     exact = z.double()
     softplus = torch.where(exact > 0, exact, 0.0) + torch.log1p(torch.exp(-exact.abs()))
     sigmoid = torch.where(exact > 0, 1.0, torch.exp(exact)) / (1 + torch.exp(-exact.abs()))
-    assert _worst(found["a_loss"], softplus) < SCALAR
+    # The logarithm works on half of e^z, and denormal numbers are zeros (csrc/cpu/denormals.h).
+    flushed = softplus < 2 * torch.finfo(torch.float32).tiny
+    assert _worst(found["a_loss"][~flushed], softplus[~flushed]) < SCALAR
+    assert bool((found["a_loss"][flushed] <= 2 * torch.finfo(torch.float32).tiny).all())
     # Both directions of a pair.
     assert _worst(found["gradient"][:, 0], 2 * sigmoid) < SCALAR
 

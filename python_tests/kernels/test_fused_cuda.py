@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -106,3 +107,16 @@ def emulated(tmp_path_factory: pytest.TempPathFactory, extension: ModuleType) ->
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in grid()])
 def test_parity(entry: Entry, emulated: Emulated) -> None:
     check_runs(entry, emulated.runs(entry))
+
+
+@pytest.mark.slow
+def test_parity_under_sanitizers(tmp_path: Path) -> None:
+    """All of the grid, in a process of its own: five minutes of a core."""
+    emulation.require_tools()
+    library, results = emulation.build_extension(tmp_path, sanitize=True), tmp_path / "results"
+    command = [sys.executable, "-m", "support.fused_grid", str(library), str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, env=emulation.sanitized())
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-6000:]
+    runs = torch.load(results, weights_only=True)
+    on_hopper = [check_runs(entry, runs[entry.name]) for entry in grid()]
+    assert sum(launched > 0 for launched in on_hopper) >= sum(e.is_for_hopper for e in grid()) >= 50

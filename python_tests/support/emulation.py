@@ -102,8 +102,9 @@ def _digest_of_sources() -> str:
     return found.hexdigest()
 
 
-def build_extension(folder: Path) -> Path:
-    """Compiles the bindings with ``cuda`` and the emulated kernels; about a minute of a core."""
+def build_extension(folder: Path, sanitize: bool = False) -> Path:
+    """Compiles the bindings with ``cuda`` and the emulated kernels; about a minute of a core, with
+    sanitizers of the kernels three."""
     generated = folder / "include" / "unitsface"
     generated.mkdir(parents=True)
     (generated / "cuda_absence.h").write_text('#define UF_CUDA_ABSENCE ""\n')
@@ -117,6 +118,7 @@ def build_extension(folder: Path) -> Path:
         *("-isystem", sysconfig.get_path("include")),
     ]
     emulated = ["-O1", "-include", f"{EMULATION / 'cuda_emulation.h'}", "-x", "c++"]
+    emulated += SANITIZE if sanitize else ()
     kernels = [path for path in (SOURCES / "cuda").glob("*.cu") if path.stem != "device"]
     kernels += (SOURCES / "cuda" / "fused").glob("*.cu")
     plain = [SOURCES / f"{name}.cpp" for name in ("module", "arguments", "fused")]
@@ -133,7 +135,8 @@ def build_extension(folder: Path) -> Path:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(compiled, [*kernels, *plain]))
     library = folder / "_native.so"
-    link = [str(compiler()), "-shared", *map(str, objects), "-o", str(library)]
+    link = [str(compiler()), "-shared", *(SANITIZE if sanitize else ())]
+    link += [*map(str, objects), "-o", str(library)]
     subprocess.run(link, check=True)
     return library
 
@@ -162,6 +165,26 @@ def load(library: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def sanitized() -> dict[str, str]:
+    """The environment of a Python that loads an extension with sanitizers."""
+    root = SOURCES.parent
+    libraries = [
+        subprocess.run(
+            [f"{compiler()}", f"-print-file-name={name}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:alloc_dealloc_mismatch=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONPATH": f"{root}:{root / 'python_tests'}",
+    }
 
 
 class _OnCpu(CudaEngine):

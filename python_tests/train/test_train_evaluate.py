@@ -52,7 +52,7 @@ def test_published_weights_are_evaluated_as_they_are(
     assert figures[0]["auc"] == figures[1]["auc"]
     assert figures[1]["threshold"] is None
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is no checkpoint, and no weights"):
+    with pytest.raises(UserError, match=r"other\.pt is neither a checkpoint nor the weights"):
         evaluate.run(["pairs", str(tmp_path / "other.pt"), str(data)])
 
 
