@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from unitsface_kernels.backends.triton import autotune, configs
+from unitsface_kernels.backends.triton import autotune, configs, workspace
 
 from . import pool, steps, timing
 from .files import write_json
@@ -79,10 +79,13 @@ def selected(change: Change) -> Iterator[None]:
     """Calls inside have the changed launches."""
     select = configs.select
     configs.select = lambda *args, **options: change(select(*args, **options))  # type: ignore
+    # What was selected for a device is kept.
+    workspace._of_device.cache_clear()
     try:
         yield
     finally:
         configs.select = select
+        workspace._of_device.cache_clear()
 
 
 def names(step: str, capability: int) -> list[str]:

@@ -178,6 +178,8 @@ def test_nothing_waits_for_the_device(
     def no_list(tensor: Tensor) -> list:
         raise AssertionError("a list waits for the device")
 
+    # Computed on the CPU, once per loss and parameters.
+    spec.slope_bound(config.params)
     monkeypatch.setattr(launch, "run", spied_run)
     for module in (filtering, logsumexp, sums):
         monkeypatch.setattr(module, "selections", spied_selections)

@@ -243,7 +243,7 @@ def test_a_run_begins_with_a_checkpoint_of_arcface_torch_and_goes_on_without_it(
 def test_mistakes_name_the_file_and_the_remedy(faces: Path, tmp_path: Path) -> None:
     weight = torch.randn(C, 512)
     file = arcface(tmp_path, weight, ranks=3)
-    trainer = trainer_of(tiny(faces, tmp_path / "run"))
+    trainer = trainer_of(tiny(faces, tmp_path / "run", model=IRESNET))
 
     def refused(message: str) -> None:
         with pytest.raises(UserError, match=message):
@@ -268,7 +268,7 @@ def test_mistakes_name_the_file_and_the_remedy(faces: Path, tmp_path: Path) -> N
         ({"class_options": {"centers": 2}}, rf"cosface has class weights \({C}, 2, 512\)"),
     ):
         arcface(tmp_path, weight, ranks=3)
-        trainer = trainer_of(tiny(faces, tmp_path / "run", loss=loss))
+        trainer = trainer_of(tiny(faces, tmp_path / "run", loss=loss, model=IRESNET))
         refused(rf"loss.class: expected .* one weight vector per class, \(C, D\); {given}")
     with pytest.raises(UserError, match="can start from one only"):
         tiny(faces, tmp_path, model={"weights": "a"}, train={"init": "b"})
