@@ -265,7 +265,8 @@ def compile_source(
     write_losses(folder / "unitsface", losses)
     cubin = folder / f"{source}_{architecture}.cubin"
     command = [
-        *(nvcc, "-std=c++17", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", "-o", f"{cubin}"),
+        *(nvcc, "-std=c++17", "-Xptxas=-v", "-cubin", "-o", f"{cubin}"),
+        f"-gencode=arch=compute_{ARCHITECTURES[0]},code=sm_{architecture}",  # as CMakeLists.txt does
         *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
         f"{SOURCES / 'cuda' / 'fused' / f'{source}_sm80.cu'}",
     ]
