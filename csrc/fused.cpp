@@ -1,7 +1,6 @@
 // Bindings of the CUDA kernels that multiply themselves (cuda/fused).
 #include "calls.h"
 #include "cuda/fused/kernels.h"
-#include "cuda/fused/kernels_sm90.h"
 
 namespace unitsface {
 namespace {
@@ -29,16 +28,12 @@ void require_same_tile(const BoundOperands& operands, const Args& args) {
 }
 
 // With or without a workspace of a function's floats.
-using Floats = int64_t (*)(int64_t, int64_t);
-
 template <class Bound, class Args>
-void bind_tile(Module& m, const char* name,
-               void (*kernel)(const std::string&, const float*, const cuda::FusedOperands&,
-                              const Args&, float*, void*),
-               const char* size_name, Floats size) {
-  m.def(size_name, size);
+void bind_tile(Module& m, const std::string& name, cuda::WorkspaceDriver<Args>* kernel,
+               int64_t (*size)(int64_t, int64_t)) {
+  m.def((name + "_workspace").c_str(), size);
   m.def(
-      name,
+      name.c_str(),
       [kernel, size](const std::string& loss, Params params, const BoundOperands& operands,
                      const Bound& args, const Span& workspace, std::uintptr_t stream) {
         require_same_tile(operands, args);
@@ -49,11 +44,9 @@ void bind_tile(Module& m, const char* name,
 }
 
 template <class Bound, class Args>
-void bind_tile(Module& m, const char* name,
-               void (*kernel)(const std::string&, const float*, const cuda::FusedOperands&,
-                              const Args&, void*)) {
+void bind_tile(Module& m, const std::string& name, cuda::Driver<Args>* kernel) {
   m.def(
-      name,
+      name.c_str(),
       [kernel](const std::string& loss, Params params, const BoundOperands& operands,
                const Bound& args, std::uintptr_t stream) {
         require_same_tile(operands, args);
@@ -78,36 +71,26 @@ void bind_fused(Module& m, Module& target) {
       .field("a_stride", &O::a_stride)
       .field("b_stride", &O::b_stride)
       .check([](const O& t) { return t.fits(); }, "depth and strides of the operands");
-  bind_tile<SumTile>(target, "fused_sum_tile", &fused_sum_tile, "fused_sum_tile_workspace",
-                     &fused_sum_tile_workspace);
-  bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile", &fused_logsumexp_tile,
-                           "fused_logsumexp_tile_workspace", &fused_logsumexp_tile_workspace);
-  bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile",
-                                   &fused_logsumexp_gradient_tile);
-  bind_tile<PairNegatives>(target, "fused_pair_negatives_tile", &fused_pair_negatives_tile,
-                           "fused_pair_negatives_tile_workspace", &fused_pair_statistics_workspace);
-  bind_tile<PairPositives>(target, "fused_pair_positives_tile", &fused_pair_positives_tile,
-                           "fused_pair_positives_tile_workspace", &fused_pair_statistics_workspace);
-  bind_tile<PairGradient>(target, "fused_pair_gradient_tile", &fused_pair_gradient_tile);
-  target.def("fused_sum_total_slots", &fused_sum_total_slots);
-  bind_tile<SumTile>(target, "fused_sum_total", &fused_sum_total);
+#define UF_BIND_DRIVERS(space, suffix)                                                           \
+  target.def("fused_sum_total" suffix "_slots", &space::fused_sum_total_slots);                  \
+  bind_tile<SumTile>(target, "fused_sum_total" suffix, &space::fused_sum_total);                 \
+  bind_tile<SumTile>(target, "fused_sum_tile" suffix, &space::fused_sum_tile,                    \
+                     &fused_sum_tile_workspace);                                                 \
+  bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile" suffix, &space::fused_logsumexp_tile,  \
+                           &fused_logsumexp_tile_workspace);                                     \
+  bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile" suffix,               \
+                                   &space::fused_logsumexp_gradient_tile);                       \
+  bind_tile<PairNegatives>(target, "fused_pair_negatives_tile" suffix,                           \
+                           &space::fused_pair_negatives_tile, &fused_pair_statistics_workspace); \
+  bind_tile<PairPositives>(target, "fused_pair_positives_tile" suffix,                           \
+                           &space::fused_pair_positives_tile, &fused_pair_statistics_workspace); \
+  bind_tile<PairGradient>(target, "fused_pair_gradient_tile" suffix,                             \
+                          &space::fused_pair_gradient_tile)
+  UF_BIND_DRIVERS(cuda, "");
 #if defined(UF_WITH_SM90)
-  target.def("fused_sum_total_sm90_slots", &sm90::fused_sum_total_slots);
-  bind_tile<SumTile>(target, "fused_sum_total_sm90", &sm90::fused_sum_total);
-  bind_tile<SumTile>(target, "fused_sum_tile_sm90", &sm90::fused_sum_tile,
-                     "fused_sum_tile_sm90_workspace", &fused_sum_tile_workspace);
-  bind_tile<LogsumexpTile>(target, "fused_logsumexp_tile_sm90", &sm90::fused_logsumexp_tile,
-                           "fused_logsumexp_tile_sm90_workspace", &fused_logsumexp_tile_workspace);
-  bind_tile<LogsumexpGradientTile>(target, "fused_logsumexp_gradient_tile_sm90",
-                                   &sm90::fused_logsumexp_gradient_tile);
-  bind_tile<PairNegatives>(
-      target, "fused_pair_negatives_tile_sm90", &sm90::fused_pair_negatives_tile,
-      "fused_pair_negatives_tile_sm90_workspace", &fused_pair_statistics_workspace);
-  bind_tile<PairPositives>(
-      target, "fused_pair_positives_tile_sm90", &sm90::fused_pair_positives_tile,
-      "fused_pair_positives_tile_sm90_workspace", &fused_pair_statistics_workspace);
-  bind_tile<PairGradient>(target, "fused_pair_gradient_tile_sm90", &sm90::fused_pair_gradient_tile);
+  UF_BIND_DRIVERS(sm90, "_sm90");
 #endif
+#undef UF_BIND_DRIVERS
 }
 
 }  // namespace unitsface

@@ -29,16 +29,6 @@ inline void check(cudaError_t status, const std::string& what) {
                            cudaGetErrorString(status));
 }
 
-// run(policy), if there are kernels of it: none of them reads variables.
-template <class Policy, bool kPresent = VariablesOf<Policy>::kCount == 0, class Run>
-void with_policy(const std::string& loss, const float* params, const Run& run) {
-  if constexpr (kPresent) {
-    run(Policy(params));
-  } else {
-    throw std::invalid_argument("no CUDA kernels read the variables of loss " + loss);
-  }
-}
-
 // Launches kThreads threads per block; `name` appears in error messages.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int jobs, void* stream,

@@ -9,7 +9,7 @@
 #include "kernels.h"
 #include "pair_kind.cuh"
 #include "partials.h"
-#include "unitsface/losses.h"
+#include "policies.cuh"
 
 namespace unitsface::cuda {
 
@@ -351,35 +351,21 @@ void launch_pair_gradient(const Policy& policy, const PairGradient& args, void* 
 
 void pair_negatives_tile(const std::string& loss, const float* params, const PairNegatives& args,
                          float* workspace, void* stream) {
-  const auto run = [&](const auto& p) { launch_pair_negatives<false>(p, args, workspace, stream); };
-  const auto two = [&](const auto& p) { launch_pair_negatives<true>(p, args, workspace, stream); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, two);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_policy(loss, params, [&](const auto& p, auto two) {
+    launch_pair_negatives<two>(p, args, workspace, stream);
+  });
 }
 
 void pair_positives_tile(const std::string& loss, const float* params, const PairPositives& args,
                          float* workspace, void* stream) {
-  const auto run = [&](const auto& p) { launch_pair_positives(p, args, workspace, stream); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_logsumexp_policy(
+      loss, params, [&](const auto& p) { launch_pair_positives(p, args, workspace, stream); });
 }
 
 void pair_gradient_tile(const std::string& loss, const float* params, const PairGradient& args,
                         void* stream) {
-  const auto run = [&](const auto& p) { launch_pair_gradient<false>(p, args, stream); };
-  const auto two = [&](const auto& p) { launch_pair_gradient<true>(p, args, stream); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, two);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_policy(loss, params,
+                   [&](const auto& p, auto two) { launch_pair_gradient<two>(p, args, stream); });
 }
 
 }  // namespace unitsface::cuda

@@ -5,7 +5,7 @@
 
 #include "common.cuh"
 #include "kernels.h"
-#include "unitsface/losses.h"
+#include "policies.cuh"
 
 namespace unitsface::cuda {
 
@@ -180,24 +180,16 @@ void launch_logsumexp_gradient_tile(const Policy& policy, const LogsumexpGradien
 
 void logsumexp_tile(const std::string& loss, const float* params, const LogsumexpTileArgs& args,
                     float* workspace, void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     launch_logsumexp_tile(policy, args, workspace, stream);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 void logsumexp_gradient_tile(const std::string& loss, const float* params,
                              const LogsumexpGradientArgs& args, void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     launch_logsumexp_gradient_tile(policy, args, stream);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 void positive_rows(const std::string& loss, const float* params, const float* cosine, int64_t n,

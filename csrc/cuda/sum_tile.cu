@@ -9,8 +9,8 @@
 #include "common.cuh"
 #include "kernels.h"
 #include "partials.h"
+#include "policies.cuh"
 #include "sum_terms.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -248,11 +248,8 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace
 
 void sum_tile(const std::string& loss, const float* params, const SumTile& args, float* workspace,
               void* stream) {
-  const auto run = [&](const auto& policy) { launch_sum_tile(policy, args, workspace, stream); };
-#define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no sum loss is called " + loss);
+  with_sum_policy(loss, params,
+                  [&](const auto& policy) { launch_sum_tile(policy, args, workspace, stream); });
 }
 
 }  // namespace unitsface::cuda

@@ -1,7 +1,7 @@
 // The test of the fused log-sum-exps over samples, with the functions of sm_90a in the place of
 // those of sm_80, which they call for what they do not serve.
 
-#include "cuda/fused/kernels_sm90.h"
+#include "cuda/fused/kernels.h"
 #include "fused_cases.h"
 
 #define fused_pair_negatives_tile sm90::fused_pair_negatives_tile

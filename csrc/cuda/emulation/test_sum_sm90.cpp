@@ -1,7 +1,7 @@
 // The test of the fused sums, with the function of sm_90a in the place of that of sm_80, which it
 // calls for what it does not serve.
 
-#include "cuda/fused/kernels_sm90.h"
+#include "cuda/fused/kernels.h"
 #include "fused_cases.h"
 
 #define fused_sum_tile sm90::fused_sum_tile

@@ -1,6 +1,6 @@
 // The totals of sm_90a against loops in double precision over the same policy.
 
-#include "cuda/fused/kernels_sm90.h"
+#include "cuda/fused/kernels.h"
 #include "fused_cases.h"
 #include "unitsface/losses.h"
 

@@ -1,10 +1,10 @@
 // Tiles of `logsumexp` losses over classes, for sm_80 and later.
 
+#include "../policies.cuh"
 #include "epilogue_logsumexp.cuh"
 #include "gradient_store.cuh"
 #include "kernels.h"
 #include "mainloop_sm80.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -18,11 +18,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                            const LogsumexpTileArgs args, const Partials partials,
                            const TileOrder order) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   logsumexp_epilogue(policy, args, partials, tile, team, values, memory);
 }
 
@@ -32,11 +30,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                                     const LogsumexpGradientArgs args, const TileOrder order,
                                     const GradientTile gradient) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
   logsumexp_gradient_epilogue(policy, args, tile, team, values, sink,
                               memory + RegisterSink<BlockTeam>::kBytes);
@@ -45,35 +41,27 @@ __global__ void __launch_bounds__(kThreads, 2)
 void fused_logsumexp_tile(const std::string& loss, const float* params,
                           const FusedOperands& operands, const LogsumexpTileArgs& args,
                           float* workspace, void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     if (args.n == 0 || args.m == 0) return;
     const TileOrder order(args.n, args.m);
     const Partials partials{workspace, order.column_tiles, args.n};
     launch("fused_logsumexp_tile", fused_logsumexp_kernel<std::decay_t<decltype(policy)>>,
            order.tiles(), 1, stream, policy, operands, args, partials, order);
     fold_partials<LogSums>(partials, args.maximum, args.total, stream);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 void fused_logsumexp_gradient_tile(const std::string& loss, const float* params,
                                    const FusedOperands& operands, const LogsumexpGradientArgs& args,
                                    void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     if (args.n == 0 || args.m == 0) return;
     const TileOrder order(args.n, args.m);
     const GradientTile gradient(args.gradient, args.gradient_dtype, args.stride);
     launch("fused_logsumexp_gradient_tile",
            fused_logsumexp_gradient_kernel<std::decay_t<decltype(policy)>>, order.tiles(), 1,
            stream, policy, operands, args, order, gradient);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 }  // namespace unitsface::cuda

@@ -1,8 +1,8 @@
 // Tiles of `logsumexp` losses over classes, for sm_90a.
 
+#include "../policies.cuh"
 #include "epilogue_logsumexp.cuh"
 #include "tile_kernel_sm90.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda::sm90 {
 
@@ -39,18 +39,14 @@ void fused_logsumexp_tile(const std::string& loss, const float* params,
   if (!supports(operands, args.n, args.m, nullptr, operands.dtype, 0)) {
     return cuda::fused_logsumexp_tile(loss, params, operands, args, workspace, stream);
   }
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     if (args.n == 0 || args.m == 0) return;
     const Partials partials{workspace, TileOrder(args.n, args.m).column_tiles, args.n};
     const StatisticsEpilogue<std::decay_t<decltype(policy)>> epilogue{policy, args, partials};
     launch_tiles("fused_logsumexp_tile (sm_90a)", epilogue, operands, args.n, args.m, nullptr,
                  operands.dtype, 0, stream);
     fold_partials<LogSums>(partials, args.maximum, args.total, stream);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 void fused_logsumexp_gradient_tile(const std::string& loss, const float* params,
@@ -59,16 +55,12 @@ void fused_logsumexp_gradient_tile(const std::string& loss, const float* params,
   if (!supports(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride)) {
     return cuda::fused_logsumexp_gradient_tile(loss, params, operands, args, stream);
   }
-  const auto run = [&](const auto& policy) {
+  with_logsumexp_policy(loss, params, [&](const auto& policy) {
     if (args.n == 0 || args.m == 0) return;
     const GradientEpilogue<std::decay_t<decltype(policy)>> epilogue{policy, args};
     launch_tiles("fused_logsumexp_gradient_tile (sm_90a)", epilogue, operands, args.n, args.m,
                  args.gradient, args.gradient_dtype, args.stride, stream);
-  };
-#define UF_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss is called " + loss);
+  });
 }
 
 }  // namespace unitsface::cuda::sm90

@@ -231,10 +231,14 @@ __device__ __forceinline__ void multiply_tile(BlockTeam::Values& sums, const Blo
   }
 }
 
-// The tile's cosines. `memory` has kPipelineBytes, aligned to 128, and is free again afterwards.
-__device__ __forceinline__ void multiply_sm80(BlockTeam::Values& sums, const BlockTeam& team,
-                                              const FusedOperands& operands, const Tile& tile,
+// The block's tile, and its cosines. `memory` has kPipelineBytes, aligned to 128, and is free again
+// afterwards; a kernel declares it itself, since of a pointer that a function or a struct hands out
+// the compiler does not know that it is one to shared memory.
+__device__ __forceinline__ Tile multiply_sm80(BlockTeam::Values& sums, const BlockTeam& team,
+                                              const FusedOperands& operands, const TileOrder& order,
                                               unsigned char* memory) {
+  declare_shared(memory, kPipelineBytes);
+  const Tile tile = order.at(blockIdx.x);
 #pragma unroll
   for (int r = 0; r < BlockTeam::kRowTiles; ++r) {
 #pragma unroll
@@ -254,6 +258,7 @@ __device__ __forceinline__ void multiply_sm80(BlockTeam::Values& sums, const Blo
     multiply_tile<Multiply::kFloat32>(sums, team, operands, tile, memory);
   }
   if (!planted(50)) team.wait();
+  return order.at(computed_again(blockIdx.x));
 }
 
 }  // namespace unitsface::cuda

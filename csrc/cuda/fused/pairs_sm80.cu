@@ -1,10 +1,10 @@
 // Tiles of losses of log-sum-exps over samples, for sm_80 and later.
 
+#include "../policies.cuh"
 #include "epilogue_pairs.cuh"
 #include "gradient_store.cuh"
 #include "kernels.h"
 #include "mainloop_sm80.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -20,11 +20,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                                 const PairNegatives args, const PairPartials negatives,
                                 const PairPartials positives, const TileOrder order) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   PairShared& shared = *reinterpret_cast<PairShared*>(memory);
   shared.labels.stage(args.a_labels, args.b_labels, tile, team);
   team.wait();
@@ -42,11 +40,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                                 const PairPositives args, const PairPartials partials,
                                 const TileOrder order) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   PairShared& shared = *reinterpret_cast<PairShared*>(memory);
   shared.labels.stage(args.a_labels, args.b_labels, tile, team);
   team.wait();
@@ -60,11 +56,9 @@ __global__ void __launch_bounds__(kThreads, 2)
                                const PairGradient args, const TileOrder order,
                                const GradientTile gradient) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
   pair_gradient_epilogue<kTwo, kBoth>(policy, args, tile, team, values, sink,
                                       memory + RegisterSink<BlockTeam>::kBytes);
@@ -131,41 +125,24 @@ void launch_gradient(const Policy& policy, const FusedOperands& operands, const 
 void fused_pair_negatives_tile(const std::string& loss, const float* params,
                                const FusedOperands& operands, const PairNegatives& args,
                                float* workspace, void* stream) {
-  const auto run = [&](const auto& p) {
-    launch_negatives<false>(p, operands, args, workspace, stream);
-  };
-  const auto two = [&](const auto& p) {
-    launch_negatives<true>(p, operands, args, workspace, stream);
-  };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, two);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_policy(loss, params, [&](const auto& p, auto two) {
+    launch_negatives<two>(p, operands, args, workspace, stream);
+  });
 }
 
 void fused_pair_positives_tile(const std::string& loss, const float* params,
                                const FusedOperands& operands, const PairPositives& args,
                                float* workspace, void* stream) {
-  const auto run = [&](const auto& p) { launch_positives(p, operands, args, workspace, stream); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_logsumexp_policy(
+      loss, params, [&](const auto& p) { launch_positives(p, operands, args, workspace, stream); });
 }
 
 void fused_pair_gradient_tile(const std::string& loss, const float* params,
                               const FusedOperands& operands, const PairGradient& args,
                               void* stream) {
-  const auto run = [&](const auto& p) { launch_gradient<false>(p, operands, args, stream); };
-  const auto two = [&](const auto& p) { launch_gradient<true>(p, operands, args, stream); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, two);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  with_pair_policy(loss, params, [&](const auto& p, auto two) {
+    launch_gradient<two>(p, operands, args, stream);
+  });
 }
 
 }  // namespace unitsface::cuda

@@ -1,9 +1,9 @@
 // Tiles of losses of log-sum-exps over samples, for sm_90a.
 
+#include "../policies.cuh"
 #include "epilogue_log_sums_sm90.cuh"
 #include "epilogue_pairs_sm90.cuh"
 #include "tile_kernel_sm90.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda::sm90 {
 
@@ -106,19 +106,6 @@ void launch_gradient(const Policy& policy, const FusedOperands& operands, const 
                args.gradient, args.gradient_dtype, args.stride, stream);
 }
 
-// run(policy, whether there is a log-sum-exp of positives) of a loss over samples.
-template <class Run>
-void with_pair_policy(const std::string& loss, const float* params, const Run& run) {
-  const auto one = [&](const auto& policy) { run(policy, std::false_type()); };
-  const auto two = [&](const auto& policy) { run(policy, std::true_type()); };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, one);
-#define UF_PAIR_LOGSUMEXPS_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, two);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
-}
-
 }  // namespace
 
 void fused_pair_negatives_tile(const std::string& loss, const float* params,
@@ -144,7 +131,7 @@ void fused_pair_positives_tile(const std::string& loss, const float* params,
   if (!supports(operands, args.n, args.m, nullptr, operands.dtype, 0)) {
     return cuda::fused_pair_positives_tile(loss, params, operands, args, workspace, stream);
   }
-  const auto run = [&](const auto& policy) {
+  with_pair_logsumexp_policy(loss, params, [&](const auto& policy) {
     if constexpr (std::decay_t<decltype(policy)>::kPositives) {
       if (args.n == 0 || args.m == 0) return;
       if (args.b_loss != nullptr) {
@@ -153,11 +140,7 @@ void fused_pair_positives_tile(const std::string& loss, const float* params,
         launch_positives<false>(policy, operands, args, workspace, stream);
       }
     }
-  };
-#define UF_PAIR_LOGSUMEXP_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no logsumexp loss over samples is called " + loss);
+  });
 }
 
 void fused_pair_gradient_tile(const std::string& loss, const float* params,

@@ -1,10 +1,10 @@
 // Tiles of `sum` losses, for sm_80 and later.
 
+#include "../policies.cuh"
 #include "epilogue_sum.cuh"
 #include "gradient_store.cuh"
 #include "kernels.h"
 #include "mainloop_sm80.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -21,11 +21,9 @@ __global__ void __launch_bounds__(kThreads, kSeparate ? 1 : 2)
   static_assert(RegisterSink<BlockTeam>::kBytes + sizeof(SumShared) <= kPipelineBytes,
                 "the epilogue takes the place of the pipeline");
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
   sum_epilogue<kSeparate>(policy, args, partials, tile, team, values, sink,
                           memory + RegisterSink<BlockTeam>::kBytes);
@@ -48,13 +46,9 @@ void launch_fused_sum(const Policy& policy, const FusedOperands& operands, const
 
 void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
                     const SumTile& args, float* workspace, void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_sum_policy(loss, params, [&](const auto& policy) {
     launch_fused_sum(policy, operands, args, workspace, stream);
-  };
-#define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no sum loss is called " + loss);
+  });
 }
 
 }  // namespace unitsface::cuda

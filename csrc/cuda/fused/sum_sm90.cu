@@ -1,8 +1,8 @@
 // Tiles of `sum` losses, for sm_90a.
 
+#include "../policies.cuh"
 #include "epilogue_sum_sm90.cuh"
 #include "tile_kernel_sm90.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda::sm90 {
 
@@ -54,16 +54,12 @@ void fused_sum_tile(const std::string& loss, const float* params, const FusedOpe
   const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
   const bool served = !separate && supports(operands, args.n, args.m, args.gradient,
                                             args.gradient_dtype, args.stride);
-  const auto run = [&](const auto& policy) {
+  with_sum_policy(loss, params, [&](const auto& policy) {
     if constexpr (kLinearLogit<std::decay_t<decltype(policy)>>) {
       if (served) return launch_sum(policy, operands, args, workspace, stream);
     }
     cuda::fused_sum_tile(loss, params, operands, args, workspace, stream);
-  };
-#define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no sum loss is called " + loss);
+  });
 }
 
 }  // namespace unitsface::cuda::sm90

@@ -1,7 +1,7 @@
 // Tensor maps by the driver's function, found at run time: the extension does not link libcuda.
 
 #include "../common.cuh"
-#include "kernels_sm90.h"
+#include "kernels.h"
 #include "tensor_map.h"
 
 #if defined(UF_EMULATED)

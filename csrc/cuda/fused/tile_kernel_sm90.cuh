@@ -9,7 +9,6 @@
 #pragma once
 
 #include "kernels.h"
-#include "kernels_sm90.h"
 #include "launch_sm90.cuh"
 
 namespace unitsface::cuda::sm90 {

@@ -1,10 +1,10 @@
 // Tiles of `sum` losses of which only the total is wanted, for sm_80 and later.
 
+#include "../policies.cuh"
 #include "epilogue_total.cuh"
 #include "gradient_store.cuh"
 #include "kernels.h"
 #include "mainloop_sm80.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -15,11 +15,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     fused_total_kernel(const Policy policy, const FusedOperands operands, const SumTile args,
                        const TileOrder order, const GradientTile gradient) {
   alignas(128) __shared__ unsigned char memory[kPipelineBytes];
-  declare_shared(memory, kPipelineBytes);
   const BlockTeam team{static_cast<int>(threadIdx.x), {}};
   BlockTeam::Values values;
-  multiply_sm80(values, team, operands, order.at(blockIdx.x), memory);
-  const Tile tile = order.at(computed_again(blockIdx.x));
+  const Tile tile = multiply_sm80(values, team, operands, order, memory);
   const RegisterSink<BlockTeam> sink{gradient, tile, team, memory};
   total_epilogue(policy, args, tile, team, values, sink, blockIdx.x,
                  memory + RegisterSink<BlockTeam>::kBytes);
@@ -27,17 +25,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 void fused_sum_total(const std::string& loss, const float* params, const FusedOperands& operands,
                      const SumTile& args, void* stream) {
-  const auto run = [&](const auto& policy) {
+  with_sum_policy(loss, params, [&](const auto& policy) {
     if (args.n == 0 || args.m == 0) return;
     const TileOrder order(args.n, args.m);
     const GradientTile gradient(args.gradient, args.gradient_dtype, args.stride);
     launch("fused_sum_total", fused_total_kernel<std::decay_t<decltype(policy)>>, order.tiles(), 1,
            stream, policy, operands, args, order, gradient);
-  };
-#define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no sum loss is called " + loss);
+  });
 }
 
 }  // namespace unitsface::cuda

@@ -1,10 +1,9 @@
 // Totals of `sum` losses, for sm_90a.
 
+#include "../policies.cuh"
 #include "epilogue_softplus.cuh"
 #include "kernels.h"
-#include "kernels_sm90.h"
 #include "launch_sm90.cuh"
-#include "unitsface/losses.h"
 
 namespace unitsface::cuda {
 
@@ -95,16 +94,12 @@ void fused_sum_total(const std::string& loss, const float* params, const FusedOp
                      const SumTile& args, void* stream) {
   const bool served =
       supports(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride);
-  const auto run = [&](const auto& policy) {
+  with_sum_policy(loss, params, [&](const auto& policy) {
     if constexpr (kLinearLogit<std::decay_t<decltype(policy)>>) {
       if (served) return launch_total(policy, operands, args, stream);
     }
     cuda::fused_sum_total(loss, params, operands, args, stream);
-  };
-#define UF_SUM_LOSS(name, Policy) \
-  if (loss == #name) return with_policy<Policy>(loss, params, run);
-#include "unitsface/loss_list.def"
-  throw std::invalid_argument("no sum loss is called " + loss);
+  });
 }
 
 }  // namespace sm90
