@@ -181,7 +181,6 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
             function.
     """
 
-    threshold: nn.Parameter
     _topology, _each, _each_size = "pair", "identity", "num_identities"
     _settings = tuple(name for name in SETTINGS if name != "centers")
 
@@ -231,15 +230,7 @@ class PairLoss(RegisteredPairLoss, _PolicyLoss):
         batch_offset: int | None = None,
         **variables: Tensor,
     ) -> Tensor:
-        batch: dict[str, Any] = {
-            "memory": memory,
-            "memory_labels": memory_labels,
-            "batch_offset": batch_offset,
-        }
-        return self._compare({"feats": feats, "labels": labels, **batch, **variables})
-
-    def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {} if self.spec.threshold == "none" else {"b": self.threshold}
+        return self._compare(feats, labels, memory, memory_labels, batch_offset, **variables)
 
     def _shown(self) -> dict[str, Any]:
         sizes = {} if self.num_identities is None else {"num_identities": self.num_identities}

@@ -49,11 +49,7 @@ class _DerivedPairLoss(RegisteredPairLoss):
         batch_offset: int | None = None,
         **variables: float | Tensor,
     ) -> Tensor:
-        batch = {"memory": memory, "memory_labels": memory_labels, "batch_offset": batch_offset}
-        return self._compare({"feats": feats, "labels": labels, **batch, **variables})
-
-    def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {} if self.spec.threshold == "none" else {"b": self.threshold}
+        return self._compare(feats, labels, memory, memory_labels, batch_offset, **variables)
 
 
 def module_of(spec: LossSpec) -> type[RegisteredClassLoss] | type[RegisteredPairLoss]:

@@ -43,6 +43,7 @@ class RegisteredPairLoss(RegisteredGroupLoss):
     """A loss over the pairs of the own batch or of all ranks of a group."""
 
     scale: float | Tensor
+    threshold: nn.Parameter
 
     def forward(
         self,
@@ -52,21 +53,30 @@ class RegisteredPairLoss(RegisteredGroupLoss):
         memory_labels: Tensor | None = None,
         batch_offset: int | None = None,
     ) -> Tensor:
-        batch: dict[str, Any] = {
+        return self._compare(feats, labels, memory, memory_labels, batch_offset)
+
+    def _compare(
+        self,
+        feats: Tensor,
+        labels: Tensor,
+        memory: Tensor | None,
+        memory_labels: Tensor | None,
+        batch_offset: int | None,
+        **variables: float | Tensor,
+    ) -> Tensor:
+        batch = {
             "feats": feats,
             "labels": labels,
             "memory": memory,
             "memory_labels": memory_labels,
             "batch_offset": batch_offset,
+            **variables,
         }
-        return self._compare(batch)
-
-    def _compare(self, batch: dict[str, Any]) -> Tensor:
         return self.function(**batch, **self._thresholds(batch), **self._keywords())
 
     def _thresholds(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The function's threshold, if it has one, before the loss of ``batch``."""
-        return {}
+        return {} if self.spec.threshold == "none" else {"b": self.threshold}
 
 
 class _ThresholdLoss(RegisteredPairLoss):
@@ -74,7 +84,6 @@ class _ThresholdLoss(RegisteredPairLoss):
 
     initialized: Tensor
     init_threshold: float | None
-    threshold: nn.Parameter
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)
