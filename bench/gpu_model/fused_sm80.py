@@ -266,7 +266,7 @@ def compile_source(
     cubin = folder / f"{source}_{architecture}.cubin"
     command = [
         *(nvcc, "-std=c++17", "-Xptxas=-v", "-cubin", "-o", f"{cubin}"),
-        f"-gencode=arch=compute_{ARCHITECTURES[0]},code=sm_{architecture}",  # as CMakeLists.txt does
+        f"-gencode=arch=compute_{ARCHITECTURES[0]},code=sm_{architecture}",  # as in CMakeLists.txt
         *(f"-I{folder}", f"-I{SOURCES}", f"-I{SOURCES / 'include'}"),
         f"{SOURCES / 'cuda' / 'fused' / f'{source}_sm80.cu'}",
     ]

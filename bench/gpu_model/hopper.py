@@ -126,41 +126,35 @@ def peers_of(rows: int) -> int:
     return 2 if row_tiles % 2 == 0 or row_tiles >= LEAST_ODD else 1
 
 
-def l2_bytes(
-    depth: int,
-    rows: int,
-    columns: int,
-    *,
-    stored: bool = True,
-    peers: int | None = None,
-    chip: Chip = H200,
-) -> float:
-    """Bytes of a tile that L2 delivers or takes: columns, once for the ``peers`` blocks of a
-    cluster, the gradient of 16 bits if it is stored, and the tile's share of the resident rows."""
-    tiles = -(-rows // TILE) * -(-columns // TILE)
-    per_block = tiles / min(tiles, chip.sms)
-    # A range of tiles starts within a row tile: on average one more than those it has.
-    row_tiles = per_block * TILE / columns + 1
-    of_columns = TILE * depth / (peers or peers_of(rows))
-    of_rows = TILE * depth * min(row_tiles / per_block, 1.0)
-    return 2.0 * (of_columns + of_rows + stored * TILE * TILE)
+@dataclass(frozen=True)
+class Launch:
+    """Tiles of a (rows, columns) matrix of products; ``stored``: with a gradient of 16 bits, in
+    clusters of ``peers`` blocks, None: as ``launch_sm90.cuh`` has them."""
 
+    depth: int
+    rows: int
+    columns: int
+    stored: bool = True
+    peers: int | None = None
 
-def tile_cycles(
-    kernel: Compiled,
-    depth: int,
-    rows: int,
-    columns: int,
-    *,
-    stored: bool = True,
-    peers: int | None = None,
-    chip: Chip = H200,
-) -> float:
-    """Predicted, in the middle of a range: one warpgroup multiplies, the other does the rest."""
-    tensor = TILE * TILE * depth / chip.tensor_fma
-    issue = kernel.issue_cycles(depth) / chip.issue_efficiency
-    l2 = l2_bytes(depth, rows, columns, stored=stored, peers=peers, chip=chip) / chip.l2_rate
-    return sum(part**chip.overlap for part in (tensor, issue, l2)) ** (1 / chip.overlap)
+    def l2_bytes(self, chip: Chip = H200) -> float:
+        """Bytes of a tile that L2 delivers or takes: columns, once for the blocks of a cluster, the
+        gradient if it is stored, and the tile's share of the resident rows."""
+        tiles = -(-self.rows // TILE) * -(-self.columns // TILE)
+        per_block = tiles / min(tiles, chip.sms)
+        # A range of tiles starts within a row tile: on average one more than those it has.
+        row_tiles = per_block * TILE / self.columns + 1
+        of_columns = TILE * self.depth / (self.peers or peers_of(self.rows))
+        of_rows = TILE * self.depth * min(row_tiles / per_block, 1.0)
+        return 2.0 * (of_columns + of_rows + self.stored * TILE * TILE)
+
+    def tile_cycles(self, kernel: Compiled, chip: Chip = H200) -> float:
+        """Predicted, in the middle of a range: one warpgroup multiplies, the other does the
+        rest."""
+        tensor = TILE * TILE * self.depth / chip.tensor_fma
+        issue = kernel.issue_cycles(self.depth) / chip.issue_efficiency
+        parts = (tensor, issue, self.l2_bytes(chip) / chip.l2_rate)
+        return sum(part**chip.overlap for part in parts) ** (1 / chip.overlap)
 
 
 @dataclass(frozen=True)
@@ -182,7 +176,7 @@ def pair_step(kernel: Compiled, count: int, depth: int, block: int, chip: Chip =
     GEMMs; ``block``: its rows and columns."""
     blocks = count // block
     launches = blocks * (blocks + 1) / 2
-    cycles = tile_cycles(kernel, depth, block, block, chip=chip)
+    cycles = Launch(depth, block, block).tile_cycles(kernel, chip)
     tiles = (block // TILE) ** 2
     # The longest range, and before and after it a tile of which nothing overlaps.
     longest = -(-tiles // min(tiles, chip.sms)) + 1

@@ -67,9 +67,9 @@ def test_totals_have_no_stack_and_no_serialized_wgmma(kernels: list[hopper.Compi
 @pytest.mark.extended
 def test_totals_keep_to_their_budget(kernels: list[hopper.Compiled]) -> None:
     assert 0.8 * ISSUE_CYCLES < uss(kernels).issue_cycles(DEPTH) < ISSUE_CYCLES
-    assert hopper.l2_bytes(DEPTH, BLOCK, BLOCK) <= L2_BYTES
-    assert hopper.l2_bytes(DEPTH, ROWS, CLASSES) <= L2_BYTES
-    assert hopper.l2_bytes(DEPTH, ROWS, CLASSES, stored=False) <= L2_BYTES_UNSTORED
+    assert hopper.Launch(DEPTH, BLOCK, BLOCK).l2_bytes() <= L2_BYTES
+    assert hopper.Launch(DEPTH, ROWS, CLASSES).l2_bytes() <= L2_BYTES
+    assert hopper.Launch(DEPTH, ROWS, CLASSES, stored=False).l2_bytes() <= L2_BYTES_UNSTORED
 
 
 @pytest.mark.extended
@@ -109,7 +109,7 @@ def test_kernels_of_classes_keep_to_their_budget(tmp_path: Path) -> None:
         rows = row_tiles * hopper.TILE
         busy = row_tiles / (-(-row_tiles // peers) * peers)
         tiles = (
-            hopper.tile_cycles(k, DEPTH, rows, CLASSES, stored=stored, peers=peers)
+            hopper.Launch(DEPTH, rows, CLASSES, stored, peers).tile_cycles(k)
             for stored, k in passes.items()
         )
         return sum(tiles) / busy
