@@ -109,7 +109,7 @@ def package_patches(patch: Callable[..., None], native: Any, run_triton: Any) ->
     # Answers that processes keep: this device's are not those of the next.
     patch(matmul, _mixes=cache(matmul._mixes.__wrapped__))
     patch(autotune, _tuner=cache(_no_results))
-    patch(workspace, _of_device=cache(workspace._of_device.__wrapped__))
+    patch(workspace, device_config=cache(workspace.device_config.__wrapped__))
     patch(triton, _usable=set())
     patch(label_ranges, _pending=[])
 

@@ -77,15 +77,12 @@ def changes(step: str, base: configs.Config) -> dict[str, Change]:
 @contextmanager
 def selected(change: Change) -> Iterator[None]:
     """Calls inside have the changed launches."""
-    select = configs.select
-    configs.select = lambda *args, **options: change(select(*args, **options))  # type: ignore
-    # What was selected for a device is kept.
-    workspace._of_device.cache_clear()
+    shipped = workspace.device_config
+    workspace.device_config = cache(lambda *key: change(shipped(*key)))
     try:
         yield
     finally:
-        configs.select = select
-        workspace._of_device.cache_clear()
+        workspace.device_config = shipped
 
 
 def names(step: str, capability: int) -> list[str]:

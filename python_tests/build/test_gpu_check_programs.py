@@ -331,8 +331,10 @@ def test_the_rereading_kernel_adds_up_what_it_loads() -> None:
         assert float(out[program]) == pytest.approx(float(parts[places].sum()), abs=1e-4)
 
 
-def test_alternatives_change_what_they_name() -> None:
+def test_alternatives_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     base = alternatives.configs.select(90, torch.bfloat16, False)
+    workspace, key = alternatives.workspace, (torch.device("cuda", 0), torch.bfloat16, False)
+    monkeypatch.setattr(workspace, "device_config", lambda *key: base)
     for step in alternatives.KINDS:
         found = alternatives.changes(step, base)
         configs = [change(base) for change in found.values()]
@@ -341,8 +343,8 @@ def test_alternatives_change_what_they_name() -> None:
         assert all(config != base for config in configs[1:])
         assert list(found) == alternatives.names(step, 90)
         with alternatives.selected(alternatives.change_of(step, list(found)[1])):
-            assert alternatives.configs.select(90, torch.bfloat16, False) == configs[1]
-        assert alternatives.configs.select(90, torch.bfloat16, False) == base
+            assert workspace.device_config(*key) == configs[1]
+        assert workspace.device_config(*key) == base
 
 
 def test_ncu_runs_one_step_and_leaves_the_clocks() -> None:

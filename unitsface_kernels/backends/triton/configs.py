@@ -7,7 +7,7 @@ confirms without a GPU; they are where a measurement on one should start.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 
@@ -232,7 +232,6 @@ def wave(memory: DeviceMemory) -> WaveConfig:
     )
 
 
-@cache
 def select(
     capability: int, dtype: torch.dtype, tf32: bool, memory: DeviceMemory | None = None
 ) -> Config:

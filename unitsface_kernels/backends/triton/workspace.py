@@ -72,14 +72,14 @@ def shipped_config(call: Call, capability: int | None = None) -> configs.Config:
     device = call.rows.device
     if capability is None:
         if device.index is not None:
-            return _of_device(device, call.compute_dtype, tf32)
+            return device_config(device, call.compute_dtype, tf32)
         capability = launch.capability(device)
     return configs.select(capability, call.compute_dtype, tf32, device_memory(device))
 
 
 @cache
-def _of_device(device: torch.device, dtype: torch.dtype, tf32: bool) -> configs.Config:
-    """What a device is does not change; asking for it takes longer than a look-up by its name."""
+def device_config(device: torch.device, dtype: torch.dtype, tf32: bool) -> configs.Config:
+    """The same of a device with an index, looked up once."""
     return configs.select(launch.capability(device), dtype, tf32, device_memory(device))
 
 
