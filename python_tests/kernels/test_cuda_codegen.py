@@ -184,7 +184,9 @@ def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> 
     wanted = os.environ.get("UNITSFACE_CUDA_ARCHS")
     if wanted:
         archs = {kernel.arch for kernel in kernels}
-        assert {f"sm_{arch}" for arch in re.findall(r"(\d+)[af]?(?!\d*[af]?-virtual)", wanted)} <= archs
+        assert {
+            f"sm_{arch}" for arch in re.findall(r"(\d+)[af]?(?!\d*[af]?-virtual)", wanted)
+        } <= archs
 
 
 def test_hopper_has_its_kernels(kernels: list[Kernel]) -> None:
