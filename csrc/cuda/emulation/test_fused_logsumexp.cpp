@@ -1,5 +1,6 @@
 // fused_logsumexp_tile and its gradient against the kernels on the products that loops compute.
 
+#include "class_rows.h"
 #include "fused_cases.h"
 
 namespace {
@@ -12,16 +13,9 @@ void test_logsumexp(const Kind& kind, int64_t n, int64_t m, int64_t depth, int64
   const float params[] = {1.0f, 1.0f, 0.5f, 16.0f, 3.2f, 0.0f};
   const Operands operands(kind, n, m, depth, gap);
   const int64_t start = 1000, stride = m + gap % 4;
-  Buffer<int64_t> targets(n, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t choice = integer(0, 5);
-    targets[i] = choice == 0   ? -1 - integer(0, 1)
-                 : choice == 1 ? start - 1
-                 : choice == 2 ? start + m
-                               : start + integer(0, m - 1);
-  }
+  ClassRows rows(n, m, start);
   std::vector<float> cosines = operands.spread(stride);
-  LogsumexpTileArgs args = {cosines.data(), n,       m,       stride, targets.data,
+  LogsumexpTileArgs args = {cosines.data(), n,       m,       stride, rows.targets.data,
                             start,          nullptr, nullptr, nullptr};
   struct Sums {
     Buffer<float> maximum, total, target_cosine;
@@ -39,30 +33,17 @@ void test_logsumexp(const Kind& kind, int64_t n, int64_t m, int64_t depth, int64
   args.cosines = nullptr;
   Buffer<float> own(cuda::fused_logsumexp_tile_workspace(n, m), kNaN);
   cuda::fused_logsumexp_tile("margin_softmax", params, operands.given(), args, own.data, nullptr);
-  Buffer<float> log_negatives(n, 0.0f), weights(n, 0.0f), target_gradients(n, 0.0f);
   for (int64_t i = 0; i < n; ++i) {
     const double log = wanted.maximum[i] + std::log(wanted.total[i]);
     expect(got.maximum[i] + std::log(got.total[i]), log, 2e-5, "log-sum-exp", i, 0);
-    log_negatives[i] = static_cast<float>(log);
-    weights[i] = i % 4 == 1 ? 0.0f : uniform(0.1f, 1.0f);
-    target_gradients[i] = uniform(-16.0f, 0.0f);
+    rows.set(i, static_cast<float>(log));
   }
   expect_same(got.target_cosine, wanted.target_cosine, 1e-5, "target cosine");
 
   const int64_t bytes = ((n - 1) * stride + m) * bytes_of(gradient_dtype);
   Buffer<char> gradient(bytes, 42), other(bytes, 42);
-  LogsumexpGradientArgs slopes = {cosines.data(),
-                                  gradient.data,
-                                  gradient_dtype,
-                                  32.0f,
-                                  n,
-                                  m,
-                                  stride,
-                                  targets.data,
-                                  start,
-                                  log_negatives.data,
-                                  weights.data,
-                                  target_gradients.data};
+  LogsumexpGradientArgs slopes =
+      rows.gradient(cosines.data(), gradient.data, gradient_dtype, stride);
   cuda::logsumexp_gradient_tile("margin_softmax", params, slopes, nullptr);
   slopes.cosines = nullptr;
   slopes.gradient = other.data;

@@ -1,6 +1,6 @@
 // The logsumexp kernels against loops in double precision over the same policy.
 
-#include "checks.h"
+#include "class_rows.h"
 #include "unitsface/losses.h"
 
 namespace {
@@ -14,14 +14,7 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
   const MarginSoftmax policy(params);
   const int64_t stride = m + gap, start = 1000, size = (n - 1) * stride + m;
   Buffer<float> maximum(n, -INFINITY), total(n, 0.0f), target_cosine(n, 9.0f);
-  Buffer<int64_t> targets(n, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t kind = integer(0, 5);
-    targets[i] = kind == 0   ? -1 - integer(0, 1)
-                 : kind == 1 ? start - 1
-                 : kind == 2 ? start + m
-                             : start + integer(0, m - 1);
-  }
+  ClassRows rows(n, m, start);
   std::vector<double> sums(n, 0.0);
   // Two tiles, the second without targets, then the first one's gradient.
   std::vector<float> first;
@@ -35,23 +28,22 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
     const int64_t origin = start + tile * 100000;
     Buffer<float> workspace(cuda::logsumexp_tile_workspace(n, m), kNaN);
     LogsumexpTileArgs args = {
-        stored.data,       n, m, stride, targets.data, origin, maximum.data, total.data,
+        stored.data,       n, m, stride, rows.targets.data, origin, maximum.data, total.data,
         target_cosine.data};
     // A row whose only column is its target has no negatives.
     if (tile == 0 || m > 1) {
       cuda::logsumexp_tile("margin_softmax", params, args, workspace.data, nullptr);
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j < m; ++j) {
-          if (origin + j != targets[i]) {
+          if (origin + j != rows.targets[i]) {
             sums[i] += std::exp(policy.negative(first[i * stride + j]).value);
           }
         }
       }
     }
   }
-  Buffer<float> log_negatives(n, 0.0f), weights(n, 0.0f), target_gradients(n, 0.0f);
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t column = targets[i] - start;
+    const int64_t column = rows.targets[i] - start;
     const bool inside = column >= 0 && column < m;
     expect(target_cosine[i], inside ? first[i * stride + column] : 9.0, 0.0, "target cosine", i, 0);
     if (sums[i] == 0.0) {
@@ -60,35 +52,23 @@ void test_logsumexp(int64_t n, int64_t m, int64_t gap, int shift, DType dtype, b
     } else {
       expect(maximum[i] + std::log(total[i]), std::log(sums[i]), 1e-5, "log-sum-exp", i, 0);
     }
-    log_negatives[i] = std::isnan(sums[i]) ? kNaN : static_cast<float>(std::log(sums[i] + 1e-30));
-    weights[i] = i % 4 == 1 ? 0.0f : uniform(0.1f, 1.0f);
-    target_gradients[i] = uniform(-16.0f, 0.0f);
+    rows.set(i, std::isnan(sums[i]) ? kNaN : static_cast<float>(std::log(sums[i] + 1e-30)));
   }
   Buffer<float> stored(size, 7.0f, shift);
   std::copy(first.begin(), first.end(), stored.data);
   Buffer<char> other(size * bytes_of(dtype), 42);
   void* gradient = in_place ? static_cast<void*>(stored.data) : other.data;
-  const LogsumexpGradientArgs args = {stored.data,
-                                      gradient,
-                                      dtype,
-                                      32.0f,
-                                      n,
-                                      m,
-                                      stride,
-                                      targets.data,
-                                      start,
-                                      log_negatives.data,
-                                      weights.data,
-                                      target_gradients.data};
+  const LogsumexpGradientArgs args = rows.gradient(stored.data, gradient, dtype, stride);
   cuda::logsumexp_gradient_tile("margin_softmax", params, args, nullptr);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < m; ++j) {
       const Logit z = policy.negative(first[i * stride + j]);
-      const double negative =
-          weights[i] * std::exp(static_cast<double>(z.value) - log_negatives[i]) * z.dcosine;
-      const double wanted = weights[i] == 0.0f        ? 0.0
-                            : start + j == targets[i] ? target_gradients[i]
-                                                      : negative;
+      const double negative = rows.weights[i] *
+                              std::exp(static_cast<double>(z.value) - rows.log_negatives[i]) *
+                              z.dcosine;
+      const double wanted = rows.weights[i] == 0.0f        ? 0.0
+                            : start + j == rows.targets[i] ? rows.target_gradients[i]
+                                                           : negative;
       expect(element(gradient, dtype, i * stride + j), 32.0 * wanted, tolerance_of(dtype),
              "logsumexp gradient", i, j);
     }
