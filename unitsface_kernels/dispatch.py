@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 
@@ -16,6 +15,7 @@ from .backends.native import score_engine as score_kernels
 from .validate import choice
 
 BACKENDS = ("reference", "native", "triton")
+_NAMES = "auto", *BACKENDS
 #: "cuda" without an index is the current device.
 Device = torch.device | str
 
@@ -30,14 +30,9 @@ def unavailable(name: str, device: Device, dtype: torch.dtype) -> str | None:
     return load(name).unavailable(device, dtype)
 
 
-def _usable(device: Device, dtype: torch.dtype) -> Iterator[str]:
-    # Lazy: "auto" imports no backend that is slower than the one it takes.
-    return (n for n in _preference(device) if unavailable(n, device, dtype) is None)
-
-
 def available(device: Device, dtype: torch.dtype = torch.float32) -> list[str]:
     """Backends that can run such tensors here, fastest first."""
-    return list(_usable(device, dtype))
+    return [name for name in _preference(device) if unavailable(name, device, dtype) is None]
 
 
 def _preference(device: Device) -> tuple[str, ...]:
@@ -88,16 +83,19 @@ def resolve(backend: str, device: Device, dtype: torch.dtype) -> str:
 
 def resolve_eagerly(backend: str, device: Device, dtype: torch.dtype) -> str:
     """:func:`resolve` where nothing is being compiled."""
-    choice("backend", backend, ("auto", *BACKENDS))
+    choice("backend", backend, _NAMES)
     if backend == "auto":
         backend = os.environ.get("UNITSFACE_BACKEND", "auto")
-        choice("UNITSFACE_BACKEND", backend, ("auto", *BACKENDS))
+        choice("UNITSFACE_BACKEND", backend, _NAMES)
     if backend == "auto":
-        found = next(_usable(device, dtype))
-        reason = why_reference(device, dtype) if found == "reference" else None
+        # Imports no backend that is slower than the one it takes.
+        for backend in _preference(device):
+            if unavailable(backend, device, dtype) is None:
+                break
+        reason = why_reference(device, dtype) if backend == "reference" else None
         if reason is not None:
             loader.warn_of_fallback(reason)
-        return found
+        return backend
     reason = unavailable(backend, device, dtype)
     if reason is not None:
         others = ", ".join(available(device, dtype))

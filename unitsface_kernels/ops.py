@@ -20,8 +20,8 @@ from .backends.streaming import Call, CallConfig, CallTensors, Gradients, make_c
 from .losses import find
 
 _GRADIENTS = len(Gradients._fields)
-# Fields of a configuration that are arguments as they are.
-_STATIC = [f.name for f in fields(CallConfig) if f.name not in ("spec", "params")]
+# Fields of a configuration that are arguments as they are; a graph does not depend on labels.
+_STATIC = [f.name for f in fields(CallConfig) if f.name not in ("spec", "params", "label_range")]
 _ARGUMENTS = """
     Tensor rows, Tensor row_labels, Tensor? columns, Tensor? column_labels, Tensor? column_index,
     SymInt? self_offset, Tensor? threshold, str loss, float[] params, str reduction, str backend,

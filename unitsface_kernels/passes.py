@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import dispatch
-from .backends.dense import dense
+from .backends.dense import as_dtype, dense
 from .backends.streaming import Call, CallConfig, CallTensors, Engine, Gradients, Result, driver
 from .backends.streaming.inner_products import for_call
 from .backends.streaming.mixed_columns import with_mixing
@@ -73,7 +73,7 @@ def backward_of_loss(call: Call, state: Tensor | None, grad_loss: Tensor) -> Gra
 
 def row_weights(call: Call, grad_loss: Tensor) -> Tensor:
     """(num_losses,) float32 upstream gradients, from that of the loss."""
-    weights = grad_loss.to(torch.float32).expand(call.num_losses)
+    weights = as_dtype(grad_loss, torch.float32).expand(call.num_losses)
     if call.reduction == "mean":
         weights = weights / call.num_valid_rows()
     return weights.contiguous()
@@ -155,16 +155,16 @@ def of_inputs(
     """Gradients in the dtype and the shape of the tensors."""
     rows, columns, threshold = tensors.rows, tensors.columns, tensors.threshold
     if d_rows is not None:
-        d_rows = d_rows.to(rows.dtype)
+        d_rows = as_dtype(d_rows, rows.dtype)
     if d_columns is not None and columns is not None:
-        d_columns = d_columns.to(columns.dtype)
+        d_columns = as_dtype(d_columns, columns.dtype)
         if tensors.column_index is not None:
             index = tensors.column_index.long()
             d_columns = torch.zeros_like(columns).index_add(0, index, d_columns)
     if d_threshold is not None and threshold is not None:
-        d_threshold = d_threshold.to(threshold.dtype).reshape(threshold.shape)
+        d_threshold = as_dtype(d_threshold, threshold.dtype).reshape(threshold.shape)
     if d_variables is not None and tensors.variables is not None:
-        d_variables = d_variables.to(tensors.variables.dtype)
+        d_variables = as_dtype(d_variables, tensors.variables.dtype)
     return Gradients(d_rows, d_columns, d_threshold, d_variables)
 
 

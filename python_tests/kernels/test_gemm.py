@@ -264,6 +264,15 @@ def test_normalize_rows_are_rounded_once() -> None:
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.fixture
+def variables_read_again():
+    """The environment variables of the GEMM are read once per process."""
+    cpu_engine._wanted_gemm.cache_clear()
+    yield
+    cpu_engine._wanted_gemm.cache_clear()
+
+
+@pytest.mark.usefixtures("variables_read_again")
 @pytest.mark.parametrize("gemm", ["own", "library"])
 @pytest.mark.parametrize("spec", REGISTRY.values(), ids=lambda spec: spec.name)
 def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -> None:
@@ -282,6 +291,7 @@ def test_float32_losses_by_either_gemm(spec: LossSpec, gemm: str, monkeypatch) -
     assert bool(used) == (gemm == "own" and _has_gemm(torch.float32))
 
 
+@pytest.mark.usefixtures("variables_read_again")
 @pytest.mark.parametrize(
     ("gemm", "former", "library"),
     [("library", None, True), (None, "library", True), ("own", "library", False)],

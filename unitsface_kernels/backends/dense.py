@@ -21,12 +21,18 @@ def is_dense(tensor: Tensor) -> bool:
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor without its graph; a copy only if it is not dense."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     # As ``is_dense``, without its frame.
     if tensor.is_contiguous() and not tensor.is_neg() and tensor.data_ptr() % tensor.itemsize == 0:
         return tensor
     tensor = tensor.resolve_neg().contiguous()
     return tensor if is_dense(tensor) else tensor.clone()
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """:meth:`torch.Tensor.to`, which takes a microsecond to find that there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 # Torch fills a tensor of fewer elements on the calling thread.

@@ -158,9 +158,12 @@ def _call(
     backend, params = check_options(spec, values, tensors.rows, b, options, eager)
     rows, row_labels, columns, column_labels, column_index, *_ = tensors
     # torch.compile cannot branch on data; there the operator itself guards its memory accesses.
+    label_range = None
     if eager:
         identities = most_identities(spec, given, identities)
-        validate.call_labels(spec, row_labels, columns, column_labels, column_index, identities)
+        label_range = validate.call_labels(
+            spec, row_labels, columns, column_labels, column_index, identities
+        )
     threshold = threshold_of_columns(spec, b, tensors)
     variables = None
     if spec.variables or given:
@@ -179,9 +182,9 @@ def _call(
         need_threshold=recorded and threshold is not None and threshold.requires_grad,
         need_variables=recorded and variables is not None and variables.requires_grad,
         both=both,
+        label_range=label_range,
     )
-    everything = *tensors[:5], threshold, variables
-    return config, CallTensors(*everything)
+    return config, CallTensors(*tensors[:5], threshold, variables)
 
 
 def check_options(
@@ -291,7 +294,7 @@ def threshold_of_columns(
     if spec.threshold == "scalar":
         if isinstance(b, Tensor):
             # A threshold of any rank must not change the rank of what it is broadcast against.
-            return b.reshape(())
+            return b.reshape(()) if b.dim() else b
         return torch.full((), float(b), dtype=torch.float32, device=rows.device)
     identity = row_labels if column_labels is None else column_labels
     if not isinstance(b, Tensor):

@@ -80,6 +80,8 @@ def _both(
         }
 
     def shaped(found: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        if found.shape == first.shape == second.shape and found.dtype == first.dtype:
+            return found
         # A constant has no dimension, and is on the CPU. (torch.broadcast_shapes imports SymPy.)
         return found.to(first).expand_as(torch.broadcast_tensors(first, second)[0])
 

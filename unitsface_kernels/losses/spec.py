@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Literal
 
@@ -142,13 +143,13 @@ class LossSpec:
             return self.tiles.kernel_params((params[0], *others))
         return params if self.formula is None else kernel_form(self.formula).constants(params)
 
-    @property
+    @cached_property
     def normalize(self) -> bool:
         """Whether pairs are compared by cosines; else by the inner products of the features, which
         "cosine" stands for everywhere then, and "unit" rows are the rows."""
         return self.formula is None or self.formula.normalize
 
-    @property
+    @cached_property
     def variables(self) -> tuple[Variable, ...]:
         """Tensors that the formula reads, see :class:`Formula`."""
         return () if self.formula is None else self.formula.variables

@@ -25,31 +25,37 @@ class _Check(NamedTuple):
     message: str
 
 
+#: The smallest and the largest of some integers.
+Range = tuple[int, int]
+
 _pending: list[_Check] = []
 
 
-def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
+def in_range(name: str, value: Tensor, low: int, high: int | None) -> Range | None:
     """Integers in [low, high), or [low, inf) without ``high``.
 
     On CUDA the error of a call is raised by a later call, or at once if the environment has
     ``UNITSFACE_CHECK=1``.
+
+    Returns:
+        The smallest and the largest; None: there are none, or they are on a device.
     """
     if value.numel() == 0:
-        return
+        return None
     if high is not None and high <= low:
         raise ValueError(f"{name} must be empty, as nothing can be chosen from, got {len(value)}")
-    message = f"{name} must be in [{low}, {'inf' if high is None else high})"
-    if low < 0:
-        message += " (-1: ignored)"
     if not value.is_cuda:
-        smallest, largest = (int(t) for t in torch.aminmax(value))
+        first, last = torch.aminmax(value)
+        smallest, largest = int(first), int(last)
         if smallest < low or (high is not None and largest >= high):
-            raise ValueError(f"{message}, got {smallest if smallest < low else largest}")
-        return
+            raise ValueError(
+                f"{_message(name, low, high)}, got {smallest if smallest < low else largest}"
+            )
+        return smallest, largest
     # Streams, captures and events are those of the labels' device, not of the current one.
     with torch.cuda.device(value.device):
         if torch.cuda.is_current_stream_capturing():
-            return
+            return None
         report_pending()
 
         def outside(ends: Tensor) -> bool:
@@ -59,7 +65,13 @@ def in_range(name: str, value: Tensor, low: int, high: int | None) -> None:
         # One launch; compared on the host.
         ends = value.new_empty(2)
         torch.aminmax(value, out=(ends[0], ends[1]))
-        _report(ends, outside, message)
+        _report(ends, outside, _message(name, low, high))
+    return None
+
+
+def _message(name: str, low: int, high: int | None) -> str:
+    message = f"{name} must be in [{low}, {'inf' if high is None else high})"
+    return f"{message} (-1: ignored)" if low < 0 else message
 
 
 def report_pending() -> None:
@@ -83,22 +95,28 @@ def call_labels(
     column_index: Tensor | None,
     identities: int | None = None,
     lowest: int = -1,
-) -> None:
+) -> Range | None:
     """Ranges of every label and index of a call; ``identities``: how many have a threshold.
 
     Sharded class losses pass ``lowest=-2``: the target of such a row is in another shard.
+
+    Returns:
+        The smallest and the largest label of rows and columns; None: not known.
     """
     if spec.topology == "pair":
-        in_range("labels", row_labels, -1, identities)
-        if column_labels is not None:
-            in_range("memory_labels", column_labels, -1, identities)
-        return
+        found = in_range("labels", row_labels, -1, identities)
+        if column_labels is None:
+            return found
+        others = in_range("memory_labels", column_labels, -1, identities)
+        if found is None or others is None:
+            return None
+        return min(found[0], others[0]), max(found[1], others[1])
     assert columns is not None
     count = columns.shape[0]
     if column_index is not None:
         in_range("class_index", column_index, 0, count)
         count = column_index.shape[0]
-    in_range("labels", row_labels, lowest, count)
+    return in_range("labels", row_labels, lowest, count)
 
 
 def report_later(bad: Tensor, message: str) -> None:

@@ -11,6 +11,7 @@ from ...losses import CUSTOM
 from ..histogram import ScoreEngine
 from ..streaming import Call, Engine
 from . import loader
+from .cpu_engine import CpuEngine
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,8 +52,6 @@ def make_engine(call: Call, stage: str, gradients: bool, run: Callable[[Engine],
         from . import fused
 
         return fused.engine_class(call.rows.device)(call)
-    from .cpu_engine import CpuEngine
-
     return CpuEngine(call)
 
 
@@ -81,6 +80,4 @@ def score_engine(device: torch.device) -> ScoreEngine:
         from .cuda_engine import CudaEngine
 
         return CudaEngine(None, device)
-    from .cpu_engine import CpuEngine
-
     return CpuEngine(None, device)

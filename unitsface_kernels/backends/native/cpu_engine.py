@@ -8,6 +8,7 @@ machine a step takes several times as long. ``UNITSFACE_CPU_GEMM=library`` uses 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
 
 
+@functools.cache
 def _wanted_gemm() -> str | None:
     former = os.environ.get("UNITSFACE_CPU_PRODUCTS")
     if former is not None:
@@ -53,6 +55,8 @@ class CpuEngine(NativeEngine):
         in_bf16 = call is not None and call.compute_dtype == torch.bfloat16
         if in_bf16 and has_gemm(DTYPE_CODES[torch.bfloat16]):
             self.operand_dtype = torch.bfloat16
+        largest = None if call is None or call.label_range is None else call.label_range[1]
+        self.narrow_labels = largest is not None and largest <= INT32_MAX
         wanted = _wanted_gemm()
         self.library_gemm = wanted == "library" or not has_gemm(DTYPE_CODES[torch.float32])
 
@@ -109,7 +113,7 @@ class CpuEngine(NativeEngine):
         if column_labels is None:
             return self._class_labels(row_labels, torch.int32)
         both = [row_labels] if column_labels is row_labels else [row_labels, column_labels]
-        if any(len(t) and int(t.max()) > INT32_MAX for t in both):
+        if not self.narrow_labels and any(len(t) and int(t.max()) > INT32_MAX for t in both):
             joined = torch.cat(both)
             dense = torch.unique(joined, return_inverse=True)[1].where(joined >= 0, -1)
             both = list(dense.split([len(t) for t in both]))

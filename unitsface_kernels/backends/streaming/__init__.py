@@ -10,10 +10,8 @@ from .call import (
     Call,
     CallConfig,
     CallTensors,
-    ColumnSink,
     Gradients,
     Result,
-    RowStep,
     ShardPart,
     make_call,
 )
@@ -40,6 +38,7 @@ from .reductions import ClassSums, Reductions, RowFactors
 from .row_formulas import row_slopes
 from .selection import DeviceFilter, RowSelection, SortedTargets
 from .shards import Shards
+from .sink import ColumnSink, RowStep
 from .values import TargetWeights, TileVariables, Variables
 
 _DRIVERS = {

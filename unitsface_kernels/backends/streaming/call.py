@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,35 +10,13 @@ import torch
 from torch import Tensor
 
 from ...losses import LossSpec
-from ..dense import dense
+from ..dense import as_dtype, dense
 from .forward_cache import ForwardCache
 from .mixing import Mixing
 from .other_ranks import Ranks, Towers
 from .pair_counts import pair_counts
 from .shards import Shards
-
-#: Takes the (m, D) float32 gradient of the columns in a slice, which it may overwrite. If it makes
-#: a step of an optimizer with it, an attribute ``step`` may be the :class:`RowStep`.
-ColumnSink = Callable[[slice, Tensor], None]
-
-
-@dataclass(frozen=True)
-class RowStep:
-    """A step on rows of the columns, all tensors dense and float32; see ``row_update.h``.
-
-    Attributes:
-        weight: the columns, (m, ...).
-        states: of the optimizer, of the shape of ``weight``.
-        rule: RowRule.
-        numbers: hyper-parameters by name.
-        scale: () factor of the gradient, or None.
-    """
-
-    weight: Tensor
-    states: tuple[Tensor, ...]
-    rule: int
-    numbers: Mapping[str, float]
-    scale: Tensor | None
+from .sink import ColumnSink
 
 
 class Gradients(NamedTuple):
@@ -98,6 +75,8 @@ class CallConfig:
         both: pair topology: the columns are a second tower, and pairs count in both directions.
             Columns have losses of their own, against the rows: losses, state and upstream gradients
             are of N rows and then of M columns.
+        label_range: the smallest and the largest label of rows and columns; None: not known, as of
+            labels that are on a device.
     """
 
     spec: LossSpec
@@ -112,6 +91,7 @@ class CallConfig:
     need_threshold: bool = False
     need_variables: bool = False
     both: bool = False
+    label_range: tuple[int, int] | None = field(default=None, kw_only=True)
 
     @property
     def need_any(self) -> bool:
@@ -259,6 +239,13 @@ class Call(CallConfig):
 
         By sorting, without the N x M comparison and without a host sync.
         """
+        if self.cache is None:
+            return self._counted_pairs()
+        if self.cache.pair_counts is None:
+            self.cache.pair_counts = self._counted_pairs()
+        return self.cache.pair_counts
+
+    def _counted_pairs(self) -> tuple[Tensor, Tensor]:
         labels, offset = self.row_labels, self.self_offset
         if self.spec.topology == "class":
             positives = (labels >= 0).to(torch.int64)
@@ -280,9 +267,16 @@ class Call(CallConfig):
         """(N,) bool."""
         return self.row_labels == -1
 
+    @property
+    def all_labeled(self) -> bool:
+        """Whether no label is known to be negative."""
+        return self.label_range is not None and self.label_range[0] >= 0
+
     @cached_property
     def may_have_ignored(self) -> bool:
         """Whether a loss is ignored; true where the answer would wait for a device."""
+        if self.all_labeled:
+            return False
         return self.row_labels.is_cuda or bool((self.labels_of_losses == -1).any())
 
     @cached_property
@@ -302,7 +296,10 @@ class Call(CallConfig):
             return ranks.num_valid_rows
         if self.cache is not None and self.cache.num_valid_rows is not None:
             return self.cache.num_valid_rows
-        found = self.valid_rows.sum().clamp(min=1).to(torch.float32)
+        if self.all_labeled and self.spec.valid_rows == "labeled":
+            found = self.rows.new_full((), self.num_losses, dtype=torch.float32)
+        else:
+            found = self.valid_rows.sum().clamp(min=1).to(torch.float32)
         if self.cache is not None:
             self.cache.num_valid_rows = found
         return found
@@ -343,30 +340,33 @@ def make_call(
             column_index = column_index.clamp(0, max(columns.shape[0] - 1, 0))
     if columns is not None and columns.dim() == 3 and config.spec.topology == "class":
         centers, columns = columns.shape[1], columns.flatten(0, 1)
-    threshold, variables = _vector(threshold), _vector(variables)
-    return Call(
-        **static,
+    call = object.__new__(Call)
+    # The constructor of a frozen class sets one field at a time, which takes longer than all else.
+    vars(call).update(
+        static,
         rows=dense(rows),
         row_labels=_labels(row_labels),
         columns=columns,
         column_labels=None if column_labels is None else _labels(column_labels),
         column_index=column_index if part.column_index is None else part.column_index,
-        threshold=threshold,
-        variables=variables,
+        threshold=None if threshold is None else _vector(threshold),
+        variables=None if variables is None else _vector(variables),
         centers=centers,
         mixing=part.mixing,
         cache=cache,
         shards=part.shards,
         sink=part.sink,
     )
+    return call
 
 
 def _labels(tensor: Tensor) -> Tensor:
-    return dense(tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64))
+    return dense(as_dtype(tensor, torch.int64))
 
 
-def _vector(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else dense(tensor.to(torch.float32).reshape(-1))
+def _vector(tensor: Tensor) -> Tensor:
+    tensor = as_dtype(tensor, torch.float32)
+    return dense(tensor if tensor.dim() == 1 else tensor.reshape(-1))
 
 
 def thresholds_in_use(call: Call) -> Tensor | None:

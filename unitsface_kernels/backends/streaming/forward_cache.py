@@ -19,6 +19,7 @@ class ForwardCache:
         inverse_norms: (M,) float32 of the columns, where tiles multiply these as they are.
         num_norms: how many of them, from the first, are known.
         num_valid_rows: of ``Call.num_valid_rows``, once it is known.
+        pair_counts: of ``Call.pair_counts``, once they are known.
         unit_rows: the rows at unit length and their inverse norms, if they are few.
         unit_columns: the same of the columns, where tiles multiply a copy of them that is small.
         num_units: how many of these, from the first, are there.
@@ -32,6 +33,7 @@ class ForwardCache:
     inverse_norms: Tensor | None = None
     num_norms: int = 0
     num_valid_rows: Tensor | None = None
+    pair_counts: tuple[Tensor, Tensor] | None = None
     unit_rows: tuple[Tensor, Tensor] | None = None
     unit_columns: tuple[Tensor, Tensor] | None = None
     num_units: int = 0

@@ -216,9 +216,11 @@ def _finished(
         by_negatives = torch.where(has_target, by_negatives, 1.0)
         return per_row, torch.stack([log_negatives, by_negatives, slope, by_target])
     gap = log_negatives - logits
-    per_row = torch.where(has_target, -F.logsigmoid(-gap), log_negatives)
-    negative_prob = torch.where(has_target, torch.sigmoid(gap), 1.0)
-    per_row = torch.where(call.ignored, 0.0, per_row)
+    per_row, negative_prob = -F.logsigmoid(-gap), torch.sigmoid(gap)
+    if not call.all_labeled:
+        per_row = torch.where(has_target, per_row, log_negatives)
+        negative_prob = torch.where(has_target, negative_prob, 1.0)
+        per_row = torch.where(call.ignored, 0.0, per_row)
     return per_row, torch.stack([log_negatives, negative_prob, slope])
 
 

@@ -97,7 +97,7 @@ def _positives(
     for tile, rows, columns in tiles(call, engine, own):
         engine.pair_positives_tile(tile, part(sums, rows), other_side(call, tile, sums, columns))
     if chosen is not None:
-        totals = (torch.zeros_like(log_negatives).index_copy(0, chosen, t) for t in sums[1:])
+        totals = (torch.zeros_like(log_negatives).index_copy_(0, chosen, t) for t in sums[1:])
         sums = PositiveSums(log_negatives, *totals)
     possible = None
     if call.ranks is not None and call.columns is None and not call.rows.is_cuda:

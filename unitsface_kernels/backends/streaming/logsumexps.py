@@ -39,13 +39,7 @@ def forward(call: Call, engine: Engine, gradients: bool) -> Result:
     """Loss, and (2, num_losses) state: log-sum-exps P of the positives and N of the negatives."""
     prepared = operands_of(call, engine)
     _, inverse_norms, values = prepared
-    sums = _sums(call, engine, prepared)
-    state = torch.stack(
-        [
-            log_of_sums(sums.positive_maximum, sums.positive_total),
-            log_of_sums(sums.maximum, sums.total),
-        ]
-    )
+    state = log_of_sums(*_sums(call, engine, prepared))
     positives, negatives = _finite(state)
     of_rows = () if values is None else values.of_rows(call)
     per_row = _finish(call).value(positives, negatives, call.params, of_rows)
@@ -96,16 +90,17 @@ def split_factors(call: Call, factors: Tensor) -> tuple[Tensor, Tensor | None]:
     return factors / scale, scale
 
 
-def _sums(call: Call, engine: Engine, prepared: Prepared) -> PairSums:
+def _sums(call: Call, engine: Engine, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """(2, num_losses) maxima and totals, of the positives and of the negatives."""
     rows = call.rows
     size = 2, call.num_losses
     maximum = rows.new_full(size, -torch.inf, dtype=torch.float32)
     total = rows.new_zeros(size, dtype=torch.float32)
-    sums = PairSums(maximum[0], total[0], maximum[1], total[1])
+    sums = PairSums(maximum[1], total[1], maximum[0], total[0])
     others = others_of(call, engine, prepared)
     for tile, place, columns in tiles(call, engine, prepared.operands):
         engine.pair_sums_tile(tile, part(sums, place), other_side(call, tile, sums, columns))
     for side in others:
         for tile, place, _ in remote_tiles(call, engine, side):
             engine.pair_sums_tile(tile, part(sums, place), None)
-    return sums
+    return maximum, total

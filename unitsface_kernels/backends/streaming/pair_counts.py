@@ -12,7 +12,10 @@ def pair_counts(labels: Tensor, others: Tensor, self_offset: int | None) -> tupl
     first = torch.searchsorted(ordered, labels)
     positives = torch.searchsorted(ordered, labels, right=True) - first
     negatives = (others >= 0).sum() - positives
-    if self_offset is not None and labels.numel() and others.numel():
+    if others is labels and self_offset == 0:
+        # The pair that is left out is a row with itself.
+        positives = positives - 1
+    elif self_offset is not None and labels.numel() and others.numel():
         place = torch.arange(labels.numel(), device=labels.device) + self_offset
         inside = (place >= 0) & (place < others.numel())
         left_out = torch.where(inside, others[place.clamp(0, others.numel() - 1)], -1)

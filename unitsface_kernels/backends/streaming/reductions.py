@@ -51,7 +51,7 @@ class Reductions(Protocol):
 
     def mean_factor(self, call: Call) -> Tensor:
         """() one over the number of rows that have a loss."""
-        return 1.0 / call.num_valid_rows()
+        return call.num_valid_rows().reciprocal()
 
     def finish_totals(
         self,
@@ -87,7 +87,9 @@ class Reductions(Protocol):
             state: of ``finish_rows``.
             weights: (N,) upstream gradients of the rows' losses.
         """
-        negative = (weights * state[1]).masked_fill_(call.ignored, 0.0)
+        negative = weights * state[1]
+        if call.may_have_ignored:
+            negative.masked_fill_(call.ignored, 0.0)
         target = -negative
         # Exact even where the probability underflows: 0 times a finite slope.
         return RowFactors(negative, target, target * state[2])
