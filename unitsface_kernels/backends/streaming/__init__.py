@@ -19,6 +19,7 @@ from .call import (
 )
 from .centers import CenterTiles
 from .engine import (
+    BothProducts,
     ClassTile,
     ClassWeights,
     Engine,
@@ -67,6 +68,7 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 __all__ = [
     "Blocks",
+    "BothProducts",
     "Call",
     "CallConfig",
     "CallTensors",

@@ -15,6 +15,7 @@ from torch import Tensor
 from .call import Call
 from .checked_operands import check_operands, norms_of
 from .engine import (
+    BothProducts,
     ClassSums,
     ClassTile,
     ClassWeights,
@@ -89,7 +90,7 @@ class _Side(NamedTuple):
         return f"{some}{first}:{stop}"
 
 
-class CheckedEngine(UnitRows):
+class CheckedEngine(UnitRows, BothProducts):
     """See :class:`Engine`; everything without a check is the engine's own.
 
     Args:

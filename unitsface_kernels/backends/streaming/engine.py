@@ -414,11 +414,33 @@ class Engine(Reductions, Protocol):
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """``left @ right`` in float32, valid until the next call."""
 
+    def both_products(
+        self, tile: Tensor, a: Tensor, b: Tensor, d_a: Tensor, d_b: Tensor | None
+    ) -> Tensor:
+        """``d_a += tile @ b`` and ``d_b += tile.T @ a``, which do not overlap, of a gradient tile.
+
+        Returns:
+            ``d_b``; if it is None, the product as of :meth:`matmul`.
+        """
+
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         """Sums over ``dim`` of the absolute values of a gradient tile, float32."""
 
     def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Values (k,) of a gradient tile at (k,) places, float32."""
+
+
+class BothProducts:
+    """Both products of a gradient tile, one after the other."""
+
+    def both_products(
+        self: Any, tile: Tensor, a: Tensor, b: Tensor, d_a: Tensor, d_b: Tensor | None
+    ) -> Tensor:
+        self.addmm(d_a, tile, b)
+        if d_b is None:
+            return self.matmul(tile.T, a)
+        self.addmm(d_b, tile.T, a)
+        return d_b
 
 
 class UnitColumns:
