@@ -72,9 +72,15 @@ def _together(loops: list[Loop]) -> Loop:
 
 
 def _gemms(shapes: list[tuple[int, int, int]], cores: int, rates: Rates) -> list[Loop]:
-    """Packing and blocks of GEMMs of these rows, columns and depths at once, as in csrc/cpu/gemm.h."""
+    """Packing and blocks of GEMMs at once, as in csrc/cpu/gemm.h.
+
+    Args:
+        shapes: rows, columns and depth of each. Of two the second has a transposed left operand,
+            which is packed; others are read as they are.
+        cores, rates: of the prediction.
+    """
     packed, blocks = [], []
-    for n, m, depth in shapes:
+    for number, (n, m, depth) in enumerate(shapes):
         rows, panels = BLOCK_ROWS, math.ceil(m / BLOCK_COLUMNS)
         while (
             rows > 16
@@ -82,7 +88,7 @@ def _gemms(shapes: list[tuple[int, int, int]], cores: int, rates: Rates) -> list
             and math.ceil(n / rows) * panels * len(shapes) < 4 * cores
         ):
             rows //= 2
-        pairs = math.ceil(n / 32) + math.ceil(m / 32)
+        pairs = math.ceil(m / 32) + (math.ceil(n / 32) if number else 0)
         packed.append(Loop(pairs, 32 * depth / (4 * rates.elements)))
         seconds = 2 * rows * BLOCK_COLUMNS * depth / rates.gemm
         blocks.append(Loop(math.ceil(n / rows) * panels, seconds))

@@ -1,5 +1,5 @@
-// The functions of the extension. Tensors arrive as addresses and bytes; Python
-// (backends/native) allocates and keeps them alive.
+// The functions of the extension. Tensors arrive as Python objects, of which binding.h reads
+// address and size, or as these; Python (backends/native) allocates and keeps them alive.
 #include <array>
 #include <cstdint>
 #include <stdexcept>

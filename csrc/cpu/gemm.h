@@ -1,9 +1,10 @@
 // GEMM with float32 accumulation and result, for one kind of element and of vector (Element below).
 //
-// Both operands are packed into 32-bit words, groups of as many rows as a vector has words, that
-// many words for each step of the depth, padded with zeros. A tile of the result broadcasts the
-// words of rows of `a` and multiplies them with whole vectors of `b`. Every element of the result
-// is summed in one fixed order, independent of the number of threads.
+// Operands are packed into 32-bit words, groups of as many rows as a vector has words, that many
+// words for each step of the depth, padded with zeros; `a` only where its rows are not contiguous.
+// A tile of the result broadcasts the words of rows of `a` and multiplies them with whole vectors
+// of `b`. Every element of the result is summed in one fixed order, independent of the number of
+// threads.
 //
 // Included by one source per instruction set: everything here has internal linkage.
 #pragma once
@@ -71,13 +72,25 @@ void pack(const Operand<Element>& t, int64_t pair, int64_t words, int64_t depth,
 
 // --- multiplying ---------------------------------------------------------------------------------
 
+inline uint32_t word_at(const char* place) {
+  uint32_t word;
+  __builtin_memcpy(&word, place, sizeof word);
+  return word;
+}
+
 // Element::kTileRows rows of the result by kGroups vectors, of which `rows` rows and `columns`
-// exist.
-template <class Element, int kGroups>
-void multiply(const uint32_t* a, const uint32_t* b, int64_t group_size, int64_t words, float* c,
-              int64_t stride, int64_t rows, int64_t columns, bool add) {
+// exist. `a` is packed, or has rows as they are, `a_row` bytes apart.
+template <class Element, int kGroups, bool kPacked>
+void multiply(const char* a, int64_t a_row, const uint32_t* b, int64_t group_size, int64_t words,
+              float* c, int64_t stride, int64_t rows, int64_t columns, bool add) {
   constexpr int64_t kGroup = Element::kGroup;
   constexpr int kTileRows = Element::kTileRows;
+  constexpr int64_t kStep = 4 * (kPacked ? kGroup : 1);
+  const char* line[kTileRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+    line[r] = a + (kPacked ? 4 * r : smaller(r, rows - 1) * a_row);
+  }
   typename Element::Sums sum[kTileRows][kGroups];
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
@@ -90,7 +103,7 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t group_size, int64_t 
     for (int g = 0; g < kGroups; ++g) right[g] = Element::words(b + g * group_size + w * kGroup);
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
-      const auto left = Element::broadcast(a[w * kGroup + r]);
+      const auto left = Element::broadcast(word_at(line[r] + w * kStep));
 #pragma GCC unroll 3
       for (int g = 0; g < kGroups; ++g) {
         sum[r][g] = Element::multiply_add(sum[r][g], left, right[g]);
@@ -108,22 +121,24 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t group_size, int64_t 
 }
 
 // `rows` rows, if there are as many, by up to kTileGroups groups of columns.
-template <class Element>
+template <class Element, bool kPacked>
 void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int64_t words,
                     int64_t row, int64_t rows, int64_t column) {
   constexpr int64_t kGroup = Element::kGroup;
-  const int64_t size = words * kGroup;
+  const int64_t size = words * kGroup, a_row = t.a_row * 4 / Element::kPerWord;
   const int64_t last = smaller(row + rows, t.n);
   const int64_t columns = smaller(t.m - column, kTileGroups * kGroup);
-  const auto run = columns > 2 * kGroup ? multiply<Element, 3>
-                   : columns > kGroup   ? multiply<Element, 2>
-                                        : multiply<Element, 1>;
+  const auto run = columns > 2 * kGroup ? multiply<Element, 3, kPacked>
+                   : columns > kGroup   ? multiply<Element, 2, kPacked>
+                                        : multiply<Element, 1, kPacked>;
   for (int64_t w = 0; w < words || w == 0; w += Element::kWords) {
     const int64_t count = smaller(words - w, Element::kWords);
     for (int64_t i = row; i < last; i += Element::kTileRows) {
-      const uint32_t* left = a + i / kGroup * size + w * kGroup + i % kGroup;
-      run(left, b + column / kGroup * size + w * kGroup, size, count, t.out + i * t.stride + column,
-          t.stride, last - i, columns, t.add || w > 0);
+      const char* left =
+          kPacked ? reinterpret_cast<const char*>(a + i / kGroup * size + w * kGroup + i % kGroup)
+                  : static_cast<const char*>(t.a) + i * a_row + 4 * w;
+      run(left, a_row, b + column / kGroup * size + w * kGroup, size, count,
+          t.out + i * t.stride + column, t.stride, last - i, columns, t.add || w > 0);
     }
   }
 }
@@ -132,7 +147,7 @@ void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int
 template <class Element>
 struct Packed {
   GemmArgs t;
-  int64_t words, a_pairs, b_pairs, panels, rows;
+  int64_t words, a_pairs, b_pairs, panels, rows;  // a_pairs: 0 if rows of `a` are read as they are
   uint32_t *a, *b;
 
   static constexpr int64_t kWidth = kTileGroups * Element::kGroup;
@@ -152,7 +167,8 @@ struct Packed {
   }
 
   void multiply_one(int64_t i) const {
-    multiply_block<Element>(t, a, b, words, i / panels * rows, rows, i % panels * kWidth);
+    const auto run = a_pairs > 0 ? multiply_block<Element, true> : multiply_block<Element, false>;
+    run(t, a, b, words, i / panels * rows, rows, i % panels * kWidth);
   }
 };
 
@@ -167,7 +183,10 @@ void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
     Packed<Element>& p = all[k];
     p.t = t;
     p.words = ceil_div(t.depth, Element::kPerWord);
-    p.a_pairs = ceil_div(t.n, 2 * kGroup);
+    // Words of `a` are read one by one: in rows whose words are whole and side by side, as they
+    // are.
+    const bool as_it_is = t.a_depth == 1 && t.depth % Element::kPerWord == 0;
+    p.a_pairs = as_it_is ? 0 : ceil_div(t.n, 2 * kGroup);
     p.b_pairs = ceil_div(t.m, 2 * kGroup);
     p.panels = ceil_div(t.m, Packed<Element>::kWidth);
     p.rows = kBlockRows;

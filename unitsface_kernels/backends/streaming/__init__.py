@@ -19,7 +19,6 @@ from .call import (
 )
 from .centers import CenterTiles
 from .engine import (
-    BothProducts,
     ClassTile,
     ClassWeights,
     Engine,
@@ -31,8 +30,8 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    UnitRows,
 )
+from .engine_parts import BothProducts, UnitRows
 from .forward_cache import ForwardCache
 from .logsumexp import finish_rows
 from .mixing import Changes, Mixing

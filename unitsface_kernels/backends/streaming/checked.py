@@ -15,7 +15,6 @@ from torch import Tensor
 from .call import Call
 from .checked_operands import check_operands, norms_of
 from .engine import (
-    BothProducts,
     ClassSums,
     ClassTile,
     ClassWeights,
@@ -28,8 +27,8 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    UnitRows,
 )
+from .engine_parts import BothProducts, UnitRows
 from .values import TileVariables, Variables
 
 #: Rows of an operand that are read at once.
