@@ -5,6 +5,7 @@
 
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
+#include "cpu/loss_sums.h"
 #include "cpu/pool.h"
 #include "cpu/units.h"
 #include "cpu/variables.h"
@@ -33,31 +34,29 @@ inline int32_t excluded_column(int64_t i, int64_t diagonal, int64_t m) {
 // Row i of a tile whose threshold is a scalar; `weights` are those of the columns.
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
-                   const float* __restrict weights, float* __restrict column_loss) {
+                   const float* __restrict weights, const LossSums<Policy> columns) {
   const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
-  const int32_t count = static_cast<int32_t>(t.m);
   const float threshold = t.b_threshold[0], weight = row_weight(t, i);
   const float mirror = t.mirrored ? 1.0f : 0.0f;  // the gradient counts both directions of a pair
   const float both = kColumns ? 1.0f : 0.0f;      // the statistics count both directions
-  float loss = 0.0f, dthreshold = 0.0f;
-#pragma omp simd reduction(+ : loss, dthreshold)
-  for (int32_t j = 0; j < count; ++j) {
+  float dthresholds[kLanes] = {};
+  const auto add_pair = [&](int32_t j, int32_t lane, const LossSums<Policy>& sums) UF_INLINED {
     const int32_t other = labels[j];
-    const Term term = policy.evaluate(cosine[j], threshold, other == label);
+    const auto pair = pair_term(policy, cosine[j], threshold, other == label);
     const bool valid = (other >= 0) & (j != skipped);
-    const float value = valid ? term.value : 0.0f;
-    loss += value;
-    if (kColumns) column_loss[j] += value;
+    sums.add(lane, pair, valid);
+    if constexpr (kColumns) columns.add(j, pair, valid);
     const float other_weight = weights[j];
-    dthreshold += valid ? (weight + both * other_weight) * term.dthreshold : 0.0f;
-    if (kGradient) {
-      const float slope = valid ? (weight + mirror * other_weight) * term.dcosine : 0.0f;
+    dthresholds[lane] += valid ? (weight + both * other_weight) * pair.dthreshold : 0.0f;
+    if constexpr (kGradient) {
+      const float slope = valid ? (weight + mirror * other_weight) * pair.dcosine : 0.0f;
       gradient[j] = round_to<Gradient>(slope);
     }
-  }
-  return {loss, dthreshold};
+  };
+  const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
+  return {loss, sum_of(dthresholds, kLanes)};
 }
 
 // The same of a policy whose variables are scalars: both directions of a pair are one evaluation.
@@ -107,35 +106,34 @@ RowSums scalars_row(const Policy policy, const SumTile& t, int64_t i, Gradient* 
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
                        Gradient* __restrict gradient, const float* __restrict weights,
-                       float* __restrict column_loss, float* __restrict column_dthreshold) {
+                       const LossSums<Policy> columns, float* __restrict column_dthreshold) {
   const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const float* __restrict b_threshold = t.b_threshold;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
-  const int32_t count = static_cast<int32_t>(t.m);
   // A memory or a shard has no thresholds for the rows, and no other direction is computed.
   const float a_threshold = t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
   const float weight = row_weight(t, i), mirror = t.mirrored ? 1.0f : 0.0f;
-  float loss = 0.0f, dthreshold = 0.0f;
-#pragma omp simd reduction(+ : loss, dthreshold)
-  for (int32_t j = 0; j < count; ++j) {
+  float dthresholds[kLanes] = {};
+  const auto add_pair = [&](int32_t j, int32_t lane, const LossSums<Policy>& sums) UF_INLINED {
     const int32_t other = labels[j];
     const bool valid = (other >= 0) & (j != skipped);
-    const Term forth = policy.evaluate(cosine[j], b_threshold[j], other == label);
-    const Term back = policy.evaluate(cosine[j], a_threshold, other == label);
+    const auto forth = pair_term(policy, cosine[j], b_threshold[j], other == label);
+    const auto back = pair_term(policy, cosine[j], a_threshold, other == label);
     const float other_weight = mirror * weights[j];
-    loss += valid ? forth.value : 0.0f;
+    sums.add(lane, forth, valid);
     column_dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
-    if (kColumns) {
-      column_loss[j] += valid ? back.value : 0.0f;
-      dthreshold += valid ? other_weight * back.dthreshold : 0.0f;
+    if constexpr (kColumns) {
+      columns.add(j, back, valid);
+      dthresholds[lane] += valid ? other_weight * back.dthreshold : 0.0f;
     }
-    if (kGradient) {
+    if constexpr (kGradient) {
       const float slope = valid ? weight * forth.dcosine + other_weight * back.dcosine : 0.0f;
       gradient[j] = round_to<Gradient>(slope);
     }
-  }
-  return {loss, dthreshold};
+  };
+  const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
+  return {loss, sum_of(dthresholds, kLanes)};
 }
 
 // Values of one unit of rows that add up column by column.
@@ -272,13 +270,16 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
   Workspace ones(t.b_weights == nullptr ? t.m : 0);
   for (int64_t j = 0; t.b_weights == nullptr && j < t.m; ++j) ones.data()[j] = 1.0f;
   const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
-  Workspace column_loss(kColumns ? units * t.m : 0);
+  // The products of a unit are beside its sums.
+  const int64_t unit_sums = kColumns ? t.m * (1 + kProducts<Policy>) : 0;
+  Workspace column_loss(units * unit_sums);
   Workspace column_dthreshold(t.per_column ? units * t.m : 0);
   Workspace row_dthreshold(t.n), own(kScalars * t.n);
 
   parallel_chunks(units, threads, [&](int64_t unit, int) {
     const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
-    float* columns = kColumns ? column_loss.data() + unit * t.m : nullptr;
+    float* sums_of_unit = column_loss.data() + unit * unit_sums;
+    const LossSums<Policy> columns{sums_of_unit, kColumns ? sums_of_unit + t.m : nullptr, t.m};
     float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
     for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
       Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
@@ -290,7 +291,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       }
       RowSums sums;
       if constexpr (kScalars > 0) {
-        sums = scalars_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns,
+        sums = scalars_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns.values,
                                                 own.data() + i * kScalars);
       } else if (t.per_column) {
         sums = per_column_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns,
@@ -301,10 +302,14 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;
     }
+    if constexpr (kColumns && kProducts<Policy> > 0) {
+#pragma omp simd
+      for (int64_t j = 0; j < t.m; ++j) columns.values[j] += columns.logarithm(policy, j);
+    }
   });
 
   for (int64_t unit = 0; kColumns && unit < units; ++unit) {
-    for (int64_t j = 0; j < t.m; ++j) t.b_loss[j] += column_loss[unit * t.m + j];
+    for (int64_t j = 0; j < t.m; ++j) t.b_loss[j] += column_loss[unit * unit_sums + j];
   }
   for (int64_t unit = 0; column_thresholds && unit < units; ++unit) {
     for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[j] += column_dthreshold[unit * t.m + j];

@@ -9,6 +9,13 @@
 #define UF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
+// The same after the parameters of a lambda.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define UF_INLINED
+#else
+#define UF_INLINED __attribute__((always_inline))
+#endif
+
 // The CPU kernels are compiled once per instruction set. Everything inline lives in a namespace of
 // that set's name, so that the linker cannot replace a baseline function by an AVX-512 one.
 #if !defined(UF_ISA)

@@ -118,6 +118,12 @@ UF_HOST_DEVICE float log_normal(float x) {
 #endif
 }
 
+// log(1 + q) for 0 <= q < 2^127, to 3 ulp: what 1 + q has lost of q is added to the logarithm.
+UF_HOST_DEVICE float log1p_positive(float q) {
+  const float sum = 1.0f + q;
+  return log_normal(sum) + (q - (sum - 1.0f)) / sum;
+}
+
 // log(x) for x > 0; smaller than the smallest normal number, 0 included, counts as that. NaN for
 // x < 0.
 UF_HOST_DEVICE float log_positive(float x) {
@@ -256,16 +262,20 @@ struct Softplus {
   float value;    // log(1 + e^z)
   float sigmoid;  // its derivative
   float slope;    // that of the sigmoid
+  // The value in parts, top + log(1 + exponential): the logarithms of a sum can be that of a
+  // product.
+  float top;          // max(z, 0)
+  float exponential;  // e^-|z|
 };
 
 // max(z, 0) + log1p(e^-|z|), and the derivatives from the same exponential.
 UF_HOST_DEVICE Softplus softplus(float z) {
   const float e = exp_clamped(-fabsf(z));
   const float inverse = divide_by_unit(1.0f, 1.0f + e);
+  const float top = z > 0.0f ? z : 0.0f;
   // e * inverse, the sigmoid of -|z|, has no name: with one, GCC multiplies before it selects, and
   // the sums of USS take a tenth longer.
-  return {(z > 0.0f ? z : 0.0f) + log1p_unit(e), z > 0.0f ? inverse : e * inverse,
-          e * inverse * inverse};
+  return {top + log1p_unit(e), z > 0.0f ? inverse : e * inverse, e * inverse * inverse, top, e};
 }
 
 }  // namespace UF_ISA

@@ -115,7 +115,7 @@ class Config:
         On Ampere quarters of the block take 255 registers and, with Triton 3.6, a stack.
         """
         eighths = 8 if self.sum == _NARROW else self.sum.epilogue_subtiles
-        return replace(self.sum, max_registers=None, epilogue_subtiles=eighths)
+        return replace(self.sum, max_registers=_most(self.sum), epilogue_subtiles=eighths)
 
     @property
     def filtered(self) -> TileConfig:
@@ -125,7 +125,24 @@ class Config:
         16-bit elements a block twice as wide loads a quarter less from L2.
         """
         block_n = 256 if self.gradient.block_k >= 64 else self.gradient.block_n
-        return replace(self.nearest, block_n=block_n, epilogue_subtiles=block_n // 32)
+        return replace(
+            self.nearest,
+            block_n=block_n,
+            epilogue_subtiles=block_n // 32,
+            max_registers=_most(self.nearest),
+        )
+
+    def class_statistics(self, given: bool) -> TileConfig:
+        """Launch of ``statistics_kernel``; ``given``: on cosines, which it loads."""
+        cap = self.statistics.max_registers or (255 if given else None)
+        return replace(self.statistics, max_registers=cap)
+
+
+def _most(tile: TileConfig) -> int | None:
+    """All registers, which four warps may take: else ptxas saves some, with a stack, for one more
+    program. More warps leave room for one program in any case.
+    """
+    return 255 if tile.num_warps == 4 else None
 
 
 def fewer_pairs(tile: TileConfig) -> TileConfig:
@@ -134,8 +151,7 @@ def fewer_pairs(tile: TileConfig) -> TileConfig:
     In quarters float32 gradients of pairs with variables have a stack, with Triton 3.6.
     """
     subtiles = min(8, tile.block_n // 8)
-    # Four warps may take all registers; else ptxas saves some, with a stack, for a fifth program.
-    most = 255 if tile.num_warps == 4 else tile.max_registers
+    most = _most(tile) or tile.max_registers
     return replace(tile, epilogue_subtiles=subtiles, max_registers=most)
 
 

@@ -18,7 +18,7 @@ from .workspace import Workspace, operands
 
 def statistics(space: Workspace, tile: ClassTile, rows: ClassSums) -> None:
     """See ``Engine.logsumexp_tile``."""
-    config = space.config.statistics
+    config = space.config.class_statistics(given=not tile.b.shape[1])
     count, width = tile.a.shape[0], tile.b.shape[0]
     row_blocks = -(-count // config.block_m)
     column_blocks = -(-width // config.block_n)
