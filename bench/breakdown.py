@@ -21,6 +21,7 @@ METHODS = (
     "cosines",
     "addmm",
     "matmul",
+    "both_products",
     "normalize_rows",
     "normalize_rows_backward",
     "sum_tile",

@@ -356,35 +356,6 @@ void bind_arguments(Module& m) {
       .field("inverse_norms", &U::inverse_norms, rows)
       .field("rows", &U::rows)
       .check(inside, "rows are outside the source");
-  using P = GemmArgs;
-  Fields<P>(m, "Gemm")
-      .field("a", &P::a,
-             [](const P& t) {
-               const bool none = t.n == 0 || t.depth == 0;
-               return none ? 0
-                           : ((t.n - 1) * t.a_row + (t.depth - 1) * t.a_depth + 1) *
-                                 size_of(t.dtype);
-             })
-      .field("b", &P::b,
-             [](const P& t) {
-               const bool none = t.m == 0 || t.depth == 0;
-               return none ? 0
-                           : ((t.m - 1) * t.b_row + (t.depth - 1) * t.b_depth + 1) *
-                                 size_of(t.dtype);
-             })
-      .field("dtype", &P::dtype)
-      .field("n", &P::n)
-      .field("m", &P::m)
-      .field("depth", &P::depth)
-      .field("a_row", &P::a_row)
-      .field("a_depth", &P::a_depth)
-      .field("b_row", &P::b_row)
-      .field("b_depth", &P::b_depth)
-      .field("out", &P::out, tile)
-      .field("stride", &P::stride)
-      .field("add", &P::add)
-      .field("workspace", &P::workspace,
-             [](const P& t) { return 4 * cpu::gemm_workspace(t.dtype, t.n, t.m, t.depth); });
   using B = NormalizeRowsBackwardArgs;
   Fields<B>(m, "NormalizeRowsBackward")
       .field("d_unit", &B::d_unit, [](const B& t) { return t.n * t.d; })

@@ -8,6 +8,7 @@
 #endif
 #include <Python.h>
 
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <new>
@@ -20,7 +21,7 @@
 
 namespace unitsface {
 
-// The Python value of a pointer: address and bytes of a dense tensor.
+// The Python value of a pointer: a dense tensor, its address and bytes, or None.
 using Span = std::pair<std::uintptr_t, int64_t>;
 
 // Thrown where a Python exception is already set.
@@ -114,9 +115,41 @@ inline double from_float(PyObject* value) {
   return number;
 }
 
+// What a tensor says of itself, by the name of an attribute or of a method without arguments.
+struct TensorNames {
+  PyObject* address = checked(PyUnicode_InternFromString("data_ptr"));
+  PyObject* bytes = checked(PyUnicode_InternFromString("nbytes"));
+  PyObject* element_size = checked(PyUnicode_InternFromString("element_size"));
+  PyObject* dense = checked(PyUnicode_InternFromString("is_contiguous"));
+  PyObject* shape = checked(PyUnicode_InternFromString("shape"));
+  PyObject* stride = checked(PyUnicode_InternFromString("stride"));
+};
+
+inline const TensorNames& tensor_names() {
+  static const TensorNames names;  // as long as the process
+  return names;
+}
+
+template <class T>
+T call_for(PyObject* object, PyObject* method) {
+  return from_integer<T>(Owned(PyObject_CallMethodObjArgs(object, method, nullptr)).get());
+}
+
+inline Span from_tensor(PyObject* tensor) {
+  const TensorNames& names = tensor_names();
+  if (call_for<int>(tensor, names.dense) == 0) throw std::invalid_argument("a tensor is not dense");
+  const Owned bytes(PyObject_GetAttr(tensor, names.bytes));
+  return {call_for<std::uintptr_t>(tensor, names.address), from_integer<int64_t>(bytes.get())};
+}
+
 inline Span from_span(PyObject* value) {
+  if (value == Py_None) return {0, 0};
+  if (!PyTuple_Check(value) && PyObject_HasAttr(value, tensor_names().address)) {
+    return from_tensor(value);
+  }
   if (!PyTuple_Check(value) || PyTuple_Size(value) != 2) {
-    type_error("expected an address and a size in bytes, got " + name_of(Py_TYPE(value)));
+    type_error("expected a tensor, or an address and a size in bytes, got " +
+               name_of(Py_TYPE(value)));
   }
   return {from_integer<std::uintptr_t>(PyTuple_GetItem(value, 0)),
           from_integer<int64_t>(PyTuple_GetItem(value, 1))};
@@ -131,6 +164,46 @@ inline Params from_numbers(PyObject* value) {
         static_cast<float>(from_float(PyTuple_GetItem(numbers.get(), k)));
   }
   return params;
+}
+
+// A matrix of a tensor, with any strides.
+struct Matrix {
+  std::uintptr_t address;
+  int64_t element_size;
+  std::array<int64_t, 2> size, stride;
+};
+
+inline std::array<int64_t, 2> from_two(PyObject* value) {
+  if (PyTuple_Size(value) != 2) throw std::invalid_argument("a tensor is not a matrix");
+  return {from_integer<int64_t>(PyTuple_GetItem(value, 0)),
+          from_integer<int64_t>(PyTuple_GetItem(value, 1))};
+}
+
+inline Matrix from_matrix(PyObject* tensor) {
+  const TensorNames& names = tensor_names();
+  const Owned shape(PyObject_GetAttr(tensor, names.shape));
+  const Owned stride(PyObject_CallMethodObjArgs(tensor, names.stride, nullptr));
+  return {call_for<std::uintptr_t>(tensor, names.address),
+          call_for<int64_t>(tensor, names.element_size), from_two(shape.get()),
+          from_two(stride.get())};
+}
+
+template <class T>
+constexpr bool kIsVector = false;
+template <class T>
+constexpr bool kIsVector<std::vector<T>> = true;
+
+template <class T>
+constexpr bool kIsTuple = false;
+template <class... T>
+constexpr bool kIsTuple<std::tuple<T...>> = true;
+
+template <class T>
+decltype(auto) from_python(PyObject* value);
+
+template <class T, size_t... k>
+T from_tuple(PyObject* value, std::index_sequence<k...>) {
+  return T{from_python<std::tuple_element_t<k, T>>(PyTuple_GetItem(value, k))...};
 }
 
 // A parameter of type T; of an argument struct, a reference to the one in `value`.
@@ -153,6 +226,21 @@ decltype(auto) from_python(PyObject* value) {
     return from_span(value);
   } else if constexpr (std::is_same_v<Value, Params>) {
     return from_numbers(value);
+  } else if constexpr (std::is_same_v<Value, Matrix>) {
+    return from_matrix(value);
+  } else if constexpr (kIsVector<Value>) {
+    const Owned items(PySequence_Tuple(value));
+    Value values;
+    for (Py_ssize_t k = 0; k < PyTuple_Size(items.get()); ++k) {
+      values.push_back(from_python<typename Value::value_type>(PyTuple_GetItem(items.get(), k)));
+    }
+    return values;
+  } else if constexpr (kIsTuple<Value>) {
+    constexpr auto kSize = std::tuple_size_v<Value>;
+    if (!PyTuple_Check(value) || PyTuple_Size(value) != static_cast<Py_ssize_t>(kSize)) {
+      type_error("expected a tuple of " + std::to_string(kSize));
+    }
+    return from_tuple<Value>(value, std::make_index_sequence<kSize>());
   } else {
     PyTypeObject* type = instance_type<Value>;
     if (Py_TYPE(value) != type) {

@@ -24,7 +24,6 @@ int64_t set_member(void* member, PyObject* value) {
     target = from_python<T>(value);
     return 0;
   } else {
-    if (value == Py_None) return 0;
     const Span span = from_span(value);
     target = reinterpret_cast<T>(span.first);
     return span.second;
@@ -83,9 +82,9 @@ class FieldTable {
   std::vector<Field> fields_;
 };
 
-// Binds an argument struct, constructed from keywords. Pointers are given as spans, or None for
-// null. Each is bound with the extent that the kernels read or write: a span that is shorter,
-// or missing, is refused.
+// Binds an argument struct, constructed from keywords. Pointers are given as spans, of which None
+// is null. Each is bound with the extent that the kernels read or write: a span that is shorter, or
+// missing, is refused.
 template <class Args>
 class Fields {
  public:

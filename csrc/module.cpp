@@ -1,5 +1,6 @@
-// The functions of the extension. Tensors arrive as addresses and bytes; Python
-// (backends/native) allocates and keeps them alive.
+// The functions of the extension. Tensors arrive as Python objects, of which binding.h reads
+// address and size, or as these; Python (backends/native) allocates and keeps them alive.
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -41,10 +42,62 @@ void require_centers(const Args& args) {
   }
 }
 
-void require_contiguous(const GemmArgs& args) {
-  if ((args.a_row != 1 && args.a_depth != 1) || (args.b_row != 1 && args.b_depth != 1)) {
-    throw std::invalid_argument("gemm: a stride of each operand must be 1");
+// left, right, out, and whether the product is added to out.
+using Product = std::tuple<Matrix, Matrix, Matrix, bool>;
+
+// Tensors of these shapes have the memory that the GEMM reads and writes.
+GemmArgs gemm_of(DType dtype, const Product& product) {
+  const auto& [left, right, out, add] = product;
+  const int64_t bytes = dtype == DType::kFloat32 ? 4 : 2;
+  if (left.element_size != bytes || right.element_size != bytes || out.element_size != 4) {
+    throw std::invalid_argument("gemm: a tensor has another type");
   }
+  if (left.size[1] != right.size[0] || out.size[0] != left.size[0] ||
+      out.size[1] != right.size[1]) {
+    throw std::invalid_argument("gemm: shapes do not fit");
+  }
+  const auto& a = left.stride;
+  const auto& b = right.stride;
+  if ((a[0] != 1 && a[1] != 1) || (b[0] != 1 && b[1] != 1) ||
+      (out.stride[1] != 1 && out.size[1] > 1)) {
+    throw std::invalid_argument(
+        "gemm: a stride of each matrix must be 1, of the result that of a row");
+  }
+  return {reinterpret_cast<const void*>(left.address),
+          reinterpret_cast<const void*>(right.address),
+          dtype,
+          left.size[0],
+          right.size[1],
+          left.size[1],
+          a[0],
+          a[1],
+          b[1],
+          b[0],
+          reinterpret_cast<float*>(out.address),
+          out.stride[0],
+          add,
+          nullptr};
+}
+
+// Multiplies, or returns the 32-bit words of workspace that this takes if `workspace` has fewer.
+int64_t multiply(DType dtype, const std::vector<Product>& products, const Span& workspace,
+                 int threads) {
+  const auto run = cpu::gemm(dtype);
+  if (run == nullptr) {
+    throw std::invalid_argument("gemm: not of this type in the instruction set " +
+                                std::string(cpu::kernels().isa));
+  }
+  if (products.size() > cpu::kMostGemms) throw std::invalid_argument("gemm: too many products");
+  std::array<GemmArgs, cpu::kMostGemms> gemms{};
+  int64_t words = 0;
+  for (size_t k = 0; k < products.size(); ++k) {
+    GemmArgs& t = gemms[k] = gemm_of(dtype, products[k]);
+    t.workspace = reinterpret_cast<uint32_t*>(workspace.first) + words;
+    words += cpu::gemm_workspace(dtype, t.n, t.m, t.depth);
+  }
+  if (workspace.second < 4 * words) return words;
+  run(gemms.data(), static_cast<int64_t>(products.size()), threads);
+  return 0;
 }
 
 // CPU only: the index is read.
@@ -200,21 +253,7 @@ void bind_cpu(Module m) {
       },
       Unlock());
   m.def("has_gemm", [](int dtype) { return cpu::gemm(static_cast<DType>(dtype)) != nullptr; });
-  m.def("gemm_workspace", [](int dtype, int64_t n, int64_t m, int64_t depth) {
-    return cpu::gemm_workspace(static_cast<DType>(dtype), n, m, depth);
-  });
-  m.def(
-      "gemm",
-      [](const GemmArgs& args, int threads) {
-        require_contiguous(args);
-        const auto run = cpu::gemm(args.dtype);
-        if (run == nullptr) {
-          throw std::invalid_argument("gemm: not of this type in the instruction set " +
-                                      std::string(cpu::kernels().isa));
-        }
-        run(args, threads);
-      },
-      Unlock());
+  m.def("gemm", &multiply, Unlock());
 }
 
 #if defined(UF_WITH_CUDA)

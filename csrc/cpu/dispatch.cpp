@@ -13,9 +13,9 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
-void gemm_f32(const GemmArgs&, int threads);       // gemm_f32.cpp
-void gemm_f32_avx2(const GemmArgs&, int threads);  // gemm_f32_avx2.cpp
-void gemm_bf16(const GemmArgs&, int threads);      // gemm_bf16.cpp
+void gemm_f32(const GemmArgs*, int64_t count, int threads);       // gemm_f32.cpp
+void gemm_f32_avx2(const GemmArgs*, int64_t count, int threads);  // gemm_f32_avx2.cpp
+void gemm_bf16(const GemmArgs*, int64_t count, int threads);      // gemm_bf16.cpp
 
 namespace {
 
@@ -25,7 +25,7 @@ struct Candidate {
 };
 
 #if defined(UF_HAVE_X86_ISAS)
-Kernels with_gemm(Kernels k, void (*gemm)(const GemmArgs&, int threads)) {
+Kernels with_gemm(Kernels k, Gemm gemm) {
   k.gemm_f32 = gemm;
   return k;
 }
@@ -120,7 +120,7 @@ void register_loss(const std::string& loss, const LossKernels* kernels_of_loss) 
   registered()[loss] = kernels_of_loss;
 }
 
-void (*gemm(DType dtype))(const GemmArgs&, int threads) {
+Gemm gemm(DType dtype) {
   if (dtype == DType::kFloat32) return kernels().gemm_f32;
   return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
 }

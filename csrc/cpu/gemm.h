@@ -3,8 +3,8 @@
 // Operands are packed into 32-bit words, groups of as many rows as a vector has words, that many
 // words for each step of the depth, padded with zeros; `a` only where its rows are not contiguous.
 // A tile of the result broadcasts the words of rows of `a` and multiplies them with whole vectors
-// of `b`. Every element of the result
-// is summed in one fixed order, independent of the number of threads.
+// of `b`. Every element of the result is summed in one fixed order, independent of the number of
+// threads.
 //
 // Included by one source per instruction set: everything here has internal linkage.
 #pragma once
@@ -143,39 +143,79 @@ void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int
   }
 }
 
+// A GEMM as both loops run it: over pairs of groups to pack, and over blocks of the result.
 template <class Element>
-void multiply_matrices(const GemmArgs& t, int threads) {
-  using Type = typename Element::Type;
-  constexpr int64_t kGroup = Element::kGroup;
-  const Operand<Element> a_rows = {static_cast<const Type*>(t.a), t.n, t.a_row, t.a_depth};
-  const Operand<Element> b_rows = {static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};
-  const int64_t a_pairs = ceil_div(t.n, 2 * kGroup), b_pairs = ceil_div(t.m, 2 * kGroup);
-  const int64_t words = ceil_div(t.depth, Element::kPerWord);
-  auto* a = static_cast<uint32_t*>(t.workspace);
-  uint32_t* b = a + ceil_div(t.n, kGroup) * words * kGroup;
-  const int64_t width = kTileGroups * kGroup, panels = ceil_div(t.m, width);
-  if (t.n * t.m * t.depth < kLeastWork) threads = 1;
-  // Several blocks for each of many threads. In what order an element is summed does not change.
-  int64_t rows = kBlockRows;
-  while (rows > 16 && rows * width * t.depth > 2 * kLeastWork &&
-         ceil_div(t.n, rows) * panels < 4 * threads) {
-    rows /= 2;
-  }
-  // Words of `a` are read one by one: in rows whose words are whole and side by side, as they are.
-  const bool packed = t.a_depth != 1 || t.depth % Element::kPerWord != 0;
-  const auto multiply_any = packed ? multiply_block<Element, true> : multiply_block<Element, false>;
-  const int64_t first = packed ? 0 : a_pairs;
-  parallel_chunks(a_pairs + b_pairs - first, threads, [&](int64_t i, int) {
-    i += first;
+struct Packed {
+  GemmArgs t;
+  int64_t words, a_pairs, b_pairs, panels, rows;  // a_pairs: 0 if rows of `a` are read as they are
+  uint32_t *a, *b;
+
+  static constexpr int64_t kWidth = kTileGroups * Element::kGroup;
+
+  int64_t pairs() const { return a_pairs + b_pairs; }
+  int64_t blocks() const { return ceil_div(t.n, rows) * panels; }
+
+  void pack_pair(int64_t i) const {
+    using Type = typename Element::Type;
     if (i < a_pairs) {
-      pack(a_rows, i, words, t.depth, a);
+      const Operand<Element> rows_of_a = {static_cast<const Type*>(t.a), t.n, t.a_row, t.a_depth};
+      pack(rows_of_a, i, words, t.depth, a);
     } else {
-      pack(b_rows, i - a_pairs, words, t.depth, b);
+      const Operand<Element> rows_of_b = {static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};
+      pack(rows_of_b, i - a_pairs, words, t.depth, b);
     }
-  });
-  parallel_chunks(ceil_div(t.n, rows) * panels, threads, [&](int64_t i, int) {
-    multiply_any(t, a, b, words, i / panels * rows, rows, i % panels * width);
-  });
+  }
+
+  void multiply_one(int64_t i) const {
+    const auto run = a_pairs > 0 ? multiply_block<Element, true> : multiply_block<Element, false>;
+    run(t, a, b, words, i / panels * rows, rows, i % panels * kWidth);
+  }
+};
+
+// Both loops are common to all GEMMs: a thread waits for two ends, whatever their number.
+template <class Element>
+void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
+  constexpr int64_t kGroup = Element::kGroup;
+  Packed<Element> all[kMostGemms];
+  int64_t pairs = 0, work = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const GemmArgs& t = gemms[k];
+    Packed<Element>& p = all[k];
+    p.t = t;
+    p.words = ceil_div(t.depth, Element::kPerWord);
+    // Words of `a` are read one by one: in rows whose words are whole and side by side, as they
+    // are.
+    const bool as_it_is = t.a_depth == 1 && t.depth % Element::kPerWord == 0;
+    p.a_pairs = as_it_is ? 0 : ceil_div(t.n, 2 * kGroup);
+    p.b_pairs = ceil_div(t.m, 2 * kGroup);
+    p.panels = ceil_div(t.m, Packed<Element>::kWidth);
+    p.rows = kBlockRows;
+    p.a = static_cast<uint32_t*>(t.workspace);
+    p.b = p.a + ceil_div(t.n, kGroup) * p.words * kGroup;
+    pairs += p.pairs();
+    work += t.n * t.m * t.depth;
+  }
+  if (work < kLeastWork) threads = 1;
+  int64_t blocks = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    Packed<Element>& p = all[k];
+    // Several blocks for each of many threads. In what order an element is summed does not change.
+    while (p.rows > 16 && p.rows * Packed<Element>::kWidth * p.t.depth > 2 * kLeastWork &&
+           p.blocks() * count < 4 * threads) {
+      p.rows /= 2;
+    }
+    blocks += p.blocks();
+  }
+  // The GEMM of a chunk, and the chunk's number among its own.
+  const auto each = [&](int64_t total, auto chunks, auto run) {
+    parallel_chunks(total, threads, [&](int64_t i, int) {
+      const Packed<Element>* p = all;
+      for (; i >= (p->*chunks)(); ++p) i -= (p->*chunks)();
+      (p->*run)(i);
+    });
+  };
+  each(pairs, &Packed<Element>::pairs, &Packed<Element>::pack_pair);
+  each(blocks, &Packed<Element>::blocks, &Packed<Element>::multiply_one);
 }
 
 }  // namespace

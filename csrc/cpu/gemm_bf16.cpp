@@ -45,6 +45,8 @@ struct BFloat16 : Avx512 {
 
 }  // namespace
 
-void gemm_bf16(const GemmArgs& t, int threads) { multiply_matrices<BFloat16>(t, threads); }
+void gemm_bf16(const GemmArgs* gemms, int64_t count, int threads) {
+  multiply_matrices<BFloat16>(gemms, count, threads);
+}
 
 }  // namespace unitsface::cpu

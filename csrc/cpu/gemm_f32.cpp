@@ -32,6 +32,8 @@ struct Float32 : Avx512 {
 
 }  // namespace
 
-void gemm_f32(const GemmArgs& t, int threads) { multiply_matrices<Float32>(t, threads); }
+void gemm_f32(const GemmArgs* gemms, int64_t count, int threads) {
+  multiply_matrices<Float32>(gemms, count, threads);
+}
 
 }  // namespace unitsface::cpu

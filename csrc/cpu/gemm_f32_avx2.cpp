@@ -87,6 +87,8 @@ struct Float32 {
 
 }  // namespace
 
-void gemm_f32_avx2(const GemmArgs& t, int threads) { multiply_matrices<Float32>(t, threads); }
+void gemm_f32_avx2(const GemmArgs* gemms, int64_t count, int threads) {
+  multiply_matrices<Float32>(gemms, count, threads);
+}
 
 }  // namespace unitsface::cpu

@@ -13,6 +13,10 @@ namespace unitsface::cpu {
 
 using HistogramTile = HistogramTileArgs<int32_t>;
 
+// `count` GEMMs, kMostGemms at most, of which none reads or writes what another writes.
+using Gemm = void (*)(const GemmArgs*, int64_t count, int threads);
+constexpr size_t kMostGemms = 2;
+
 // One instance per instruction set (isa.cpp). The split of the work is fixed: results do not depend
 // on the number of threads.
 struct Kernels {
@@ -31,8 +35,8 @@ struct Kernels {
   void (*permuted)(const PermutedArgs&, int threads);
   void (*update_rows)(const UpdateRowsArgs&, int threads);
   // Null where the set has no GEMM of that type.
-  void (*gemm_f32)(const GemmArgs&, int threads);
-  void (*gemm_bf16)(const GemmArgs&, int threads);
+  Gemm gemm_f32;
+  Gemm gemm_bf16;
 };
 
 // The best set this processor runs, or the one named by UNITSFACE_CPU_ISA.
@@ -47,7 +51,7 @@ const LossKernels* kernels_of(const std::string& loss);
 void register_loss(const std::string& loss, const LossKernels* kernels);
 
 // The set's GEMM of a type, or null, and the 32-bit words of workspace that it takes.
-void (*gemm(DType dtype))(const GemmArgs&, int threads);
+Gemm gemm(DType dtype);
 int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth);
 
 // Sets compiled into this build, and those this processor runs.

@@ -20,7 +20,13 @@ CSRC = ROOT / "csrc"
 
 # They measure a backend from inside, or stand in for what is below it.
 TUNES_INTERNALS = (
-    *("bench/tile_sizes.py", "bench/breakdown.py", "bench/fake_device/", "bench/gpu_model/"),
+    *(
+        "bench/tile_sizes.py",
+        "bench/breakdown.py",
+        "bench/cpu_model.py",
+        "bench/fake_device/",
+        "bench/gpu_model/",
+    ),
     *("bench/gpu_check/alternatives.py", "bench/gpu_check/compile_kernels.py"),
     *("bench/generated_policies.py", "bench/custom_policies.py"),
 )

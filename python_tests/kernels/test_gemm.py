@@ -19,7 +19,6 @@ from support.tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
 from unitsface_kernels.backends.native import cpu_engine, loader
-from unitsface_kernels.backends.native.arguments import address, strided_address
 from unitsface_kernels.backends.native.engine import DTYPE_CODES
 from unitsface_kernels.deprecated import warn_of_old_name
 from unitsface_kernels.losses import REGISTRY, LossSpec
@@ -86,27 +85,19 @@ def _integers(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False, threads: int = 2):
-    native = loader.extension()
-    (n, depth), m = left.shape, right.shape[1]
-    dtype = DTYPE_CODES[left.dtype]
-    workspace = torch.full((native.cpu.gemm_workspace(dtype, n, m, depth),), torch.nan)
-    arguments = native.Gemm(
-        a=strided_address(left),
-        b=strided_address(right),
-        dtype=dtype,
-        n=n,
-        m=m,
-        depth=depth,
-        a_row=left.stride(0),
-        a_depth=left.stride(1),
-        b_row=right.stride(1),
-        b_depth=right.stride(0),
-        out=strided_address(out),
-        stride=out.stride(0),
-        add=add,
-        workspace=address(workspace),
-    )
-    native.cpu.gemm(arguments, threads)
+    _multiply_all([(left, right, out, add)], threads)
+
+
+def _multiply_all(products: list[tuple[Tensor, Tensor, Tensor, bool]], threads: int = 2) -> None:
+    multiply = loader.extension().cpu.gemm
+    arguments = DTYPE_CODES[products[0][0].dtype], products
+    words = multiply(*arguments, None, threads)
+
+    workspace = torch.full((words,), torch.nan)
+    if words:
+        # A word less is too few, and nothing is done.
+        assert multiply(*arguments, workspace[:-1], threads) == words
+    assert multiply(*arguments, workspace, threads) == 0
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -172,6 +163,41 @@ def test_operands_of_no_unit_stride_are_refused(dtype: torch.dtype) -> None:
         _multiply(b, a[:, ::2], torch.empty(4, 4))
 
 
+@each_dtype
+def test_two_products_at_once_are_those_of_one_each(dtype: torch.dtype) -> None:
+    """Both directions of a gradient tile, one added and one not, of any number of threads."""
+    tile, a, b = (torch.randn(*s).to(dtype) for s in ((130, 301), (130, 75), (301, 75)))
+    first, second = torch.randn(130, 75), torch.full((301, 75), torch.nan)
+    want = first.clone(), second.clone()
+    _multiply(tile, b, want[0], add=True)
+    _multiply(tile.T, a, want[1])
+    for threads in (1, 2, 7):
+        found = first.clone(), second.clone()
+        _multiply_all([(tile, b, found[0], True), (tile.T, a, found[1], False)], threads)
+        assert all(map(torch.equal, found, want))
+
+
+@each_dtype
+def test_matrices_that_do_not_fit_are_refused(dtype: torch.dtype) -> None:
+    """Shapes, strides and types say what is read and written."""
+    a, b, out = _integers(4, 8, dtype=dtype), _integers(8, 5, dtype=dtype), torch.empty(4, 5)
+    for message, *operands in (
+        ("shapes", a[:, 1:], b, out),
+        ("shapes", a, b, out[1:]),
+        ("shapes", a, b, out[:, 1:]),
+        ("type", a, b.double(), out),
+        ("type", a, b, out.double()),
+        ("stride", a, b, torch.empty(5, 4).T),
+        ("matrix", a, b[0], out),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _multiply(*operands)
+    with pytest.raises(ValueError, match="too many"):
+        _multiply_all([(a, b, out, False)] * 3)
+    with pytest.raises(TypeError, match="tuple of 4"):
+        _multiply_all([(a, b, out)])
+
+
 # --- before and after a GEMM ----------------------------------------------------------------------
 
 
@@ -215,8 +241,7 @@ def _gradient_tile(spec: LossSpec, cosines: Tensor, dtype: torch.dtype) -> Tenso
         ("logsumexp", "pair"): ("pair_gradient_tile", "CpuPairGradient"),
         ("logsumexps", "pair"): ("pair_gradient_tile", "CpuPairGradient"),
     }[spec.reduction, spec.topology]
-    addresses = {name: address(tensor) for name, tensor in held.items()}
-    tile = getattr(native, arguments)(**options, **addresses)
+    tile = getattr(native, arguments)(**options, **held)
     # At the scale of its default Circle has infinite exponentials beside zeros.
     values = spec.defaults() | ({"scale": 8.0} if spec.name == "circle" else {})
     # No distance is beyond both margins.
@@ -250,13 +275,13 @@ def test_normalize_rows_are_rounded_once() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         unit, norms = torch.empty(33, 77, dtype=dtype), torch.empty(33)
         arguments = native.NormalizeRows(
-            source=address(rows),
+            source=rows,
             n=33,
             rows=33,
             d=77,
-            unit=address(unit),
+            unit=unit,
             unit_dtype=DTYPE_CODES[dtype],
-            inverse_norms=address(norms),
+            inverse_norms=norms,
         )
         native.cpu.normalize_rows(arguments, 2)
         found.append((unit.to(torch.bfloat16), norms))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import unitsface_kernels as uk
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.arguments import address
 from unitsface_kernels.backends.streaming import filtering, logsumexp
 from unitsface_kernels.losses import REGISTRY, LossSpec
 
@@ -209,8 +208,6 @@ def _vectors() -> dict[str, dict[str, Tensor]]:
         "UpdateRows": {"weight": matrix, "gradient": torch.zeros(n, m), "index": index}
         | {"gradient_scale": torch.zeros(1), "first": matrix, "second": matrix},
         "Permuted": {"classes": index, "positives": index, "out": index},
-        "Gemm": {"a": torch.zeros(n, 2), "b": torch.zeros(m, 2), "out": torch.zeros(n, m)}
-        | {"workspace": torch.zeros(loader.extension().cpu.gemm_workspace(0, n, m, 2))},
     }  # fmt: skip
 
 
@@ -225,16 +222,24 @@ def test_the_extension_refuses_short_vectors(name: str) -> None:
         sizes["k"] = 2
     if kind == "CpuHistogramTile":
         sizes |= {"bins": 4, "slots": 7}
-    if kind == "Gemm":
-        sizes |= {"depth": 2, "a_row": 2, "a_depth": 1, "b_row": 2, "b_depth": 1}
     if name.endswith("per column"):
         sizes["per_column"] = True
     make = getattr(loader.extension(), kind)
-    spans = {field: address(tensor) for field, tensor in vectors.items()}
+    make(**sizes, **vectors)
+    spans = {field: (tensor.data_ptr(), tensor.nbytes) for field, tensor in vectors.items()}
     make(**sizes, **spans)
     for field, (where, size) in spans.items():
         with pytest.raises(ValueError, match=f"^{field} has {size - 1} bytes of {size}$"):
             make(**sizes, **spans | {field: (where, size - 1)})
+        short = vectors[field].flatten()[:-1]
+        if len(short):  # an empty one is none
+            with pytest.raises(ValueError, match=f"^{field} has {short.nbytes} bytes of {size}$"):
+                make(**sizes, **vectors | {field: short})
+        sparse = torch.zeros(size, 2)[:, 0]
+        with pytest.raises(ValueError, match="not dense"):
+            make(**sizes, **vectors | {field: sparse})
+        with pytest.raises(TypeError, match="a tensor, or an address and a size"):
+            make(**sizes, **vectors | {field: where})
     with pytest.raises(TypeError, match="no field"):
         make(**sizes, **spans, other=1)
 
@@ -242,10 +247,10 @@ def test_the_extension_refuses_short_vectors(name: str) -> None:
 def test_the_extension_refuses_rows_that_are_none() -> None:
     native = loader.extension()
     matrix, unit, norms = torch.zeros(4, 5), torch.zeros(2, 5), torch.zeros(2)
-    held = {"source": address(matrix), "unit": address(unit), "inverse_norms": address(norms)}
+    held = {"source": matrix, "unit": unit, "inverse_norms": norms}
     for bad in (4, -1):
         index = torch.tensor([0, bad])
-        rows = native.NormalizeRows(**held, index=address(index), n=2, d=5, rows=4)
+        rows = native.NormalizeRows(**held, index=index, n=2, d=5, rows=4)
         with pytest.raises(ValueError, match=f"index must be in .0, 4., got {bad}"):
             native.cpu.normalize_rows(rows, 1)
     with pytest.raises(ValueError, match="outside the source"):

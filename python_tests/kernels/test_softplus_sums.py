@@ -8,7 +8,6 @@ from support.tolerances import SAME_LOSS, check_same
 from torch import Tensor
 
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.arguments import address
 
 # Scale 1 and margin 0: a logit is a cosine less its threshold.
 CONSTANTS = {"uss": [1.0, 0.0], "uce": [1.0, 1.0, 0.0, 0.3, -1.0]}
@@ -70,7 +69,7 @@ def test_sums_of_softplus(
         given["gradient"] = found
     tile = native.CpuSumTile(
         n=n, m=m, stride=m, diagonal=native.NO_DIAGONAL, mirrored=both, per_column=per_column,
-        **{name: address(tensor) for name, tensor in given.items()},
+        **given,
     )  # fmt: skip
     native.cpu.sum_tile(loss, CONSTANTS[loss], tile, 2)
 
@@ -110,8 +109,7 @@ def test_a_cosine_that_is_not_a_number() -> None:
         "cosines": cosines, "a_labels": labels[0], "b_labels": labels[1],
         "b_threshold": torch.zeros(1), "a_loss": losses[0], "b_loss": losses[1],
     }  # fmt: skip
-    addresses = {name: address(tensor) for name, tensor in given.items()}
-    tile = native.CpuSumTile(n=3, m=700, stride=700, diagonal=native.NO_DIAGONAL, **addresses)
+    tile = native.CpuSumTile(n=3, m=700, stride=700, diagonal=native.NO_DIAGONAL, **given)
     native.cpu.sum_tile("uss", CONSTANTS["uss"], tile, 1)
     assert losses[0].isnan().tolist() == [False, True, False]
     assert losses[1].isnan().nonzero().tolist() == [[650]]

@@ -46,7 +46,7 @@ const Kernels& kernels() { absent(); }
 const LossKernels* kernels_of(const std::string&) { absent(); }
 void register_loss(const std::string&, const LossKernels*) { absent(); }
 void run_chunks(int64_t, int, RunChunk, const void*) { absent(); }
-void (*gemm(DType))(const GemmArgs&, int) { absent(); }
+Gemm gemm(DType) { absent(); }
 int64_t gemm_workspace(DType, int64_t, int64_t, int64_t) { absent(); }
 bool own_float32_gemm() { absent(); }
 std::vector<std::string> compiled_isas() { absent(); }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..reference import NORM_EPS
 from ..streaming import (
+    BothProducts,
     Call,
     CenterTiles,
     ClassSums,
@@ -45,7 +46,7 @@ BLOCK, CUDA_BLOCK = 512, 2048
 ROWS = 4096
 
 
-class EagerEngine(UnitRows, CenterTiles, Reductions):
+class EagerEngine(UnitRows, BothProducts, CenterTiles, Reductions):
     """See :class:`unitsface_kernels.backends.streaming.Engine`; GEMMs are in float32."""
 
     stat_dtype = torch.float64

@@ -14,17 +14,6 @@ BY_DIRECTION = "d_scalars", "a_drows", "b_dcolumns", "b_drows", "a_dcolumns"
 BY_ROW = "a_dscalars", "a_drows", "b_dcolumns"
 
 
-def address(tensor: Tensor | None) -> tuple[int, int] | None:
-    """Pointer argument of the extension: address and size in bytes of a dense tensor.
-
-    The extension checks the size against the extent that its kernels read and write.
-    """
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return tensor.data_ptr(), tensor.nbytes
-
-
 def strided_address(matrix: Tensor) -> tuple[int, int]:
     """Address and size of all that a kernel may touch of a matrix with strides."""
     if not matrix.numel():
@@ -34,11 +23,9 @@ def strided_address(matrix: Tensor) -> tuple[int, int]:
     return matrix.data_ptr(), elements * matrix.element_size()
 
 
-def matrix_address(value: Tensor | None) -> tuple[int, int] | None:
-    """Address of a matrix, which may have strides, or of a dense vector."""
-    if value is None or value.dim() == 1:
-        return address(value)
-    return strided_address(value)
+def matrix_argument(value: Tensor | None) -> Tensor | tuple[int, int] | None:
+    """A dense tensor, which the extension takes as it is, or the address of a matrix."""
+    return value if value is None or value.is_contiguous() else strided_address(value)
 
 
 def variables_of(
@@ -58,9 +45,9 @@ def variables_of(
     }
     for name, value in values._asdict().items():
         if value is not None:
-            found[name] = matrix_address(value)
+            found[name] = matrix_argument(value)
     if slopes is not None:
-        found.update(zip(names, map(matrix_address, slopes), strict=False))
+        found.update(zip(names, map(matrix_argument, slopes), strict=False))
     return found
 
 
@@ -69,5 +56,5 @@ def slopes_of(tile: PairTile) -> dict[str, Any]:
     slopes = tile.d_variables
     if slopes is None:
         return {}
-    found: dict[str, Any] = dict(zip(BY_DIRECTION, map(matrix_address, slopes), strict=True))
+    found: dict[str, Any] = dict(zip(BY_DIRECTION, map(matrix_argument, slopes), strict=True))
     return {**found, "both_slopes": slopes.b_rows is not None}

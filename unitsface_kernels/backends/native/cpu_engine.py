@@ -19,7 +19,6 @@ from torch import Tensor
 from ...deprecated import warn_of_old_name
 from ..streaming import Call
 from ..streaming.centers import Largest
-from .arguments import address, strided_address
 from .engine import DTYPE_CODES, NativeEngine
 
 # Cosines of 4 and 1.5 MB stay in the last-level cache with their operands. Of the shapes that
@@ -27,6 +26,9 @@ from .engine import DTYPE_CODES, NativeEngine
 PAIR_BLOCK = 1024
 CLASS_BLOCK = (512, 768)
 INT32_MAX = 2**31 - 1
+
+#: ``left``, ``right``, ``out``, and whether the product is added to ``out``.
+Product = tuple[Tensor, Tensor, Tensor, bool]
 
 
 @functools.cache
@@ -47,6 +49,9 @@ class CpuEngine(NativeEngine):
     stat_dtype = torch.float64
     keeps_cosines = True
     arguments_prefix = "Cpu"
+    row_dtypes = frozenset({torch.float32})
+    #: Workspace of the GEMMs.
+    _packed: Tensor | None = None
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
@@ -71,40 +76,44 @@ class CpuEngine(NativeEngine):
     def cosines(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = self._workspace("cosines", a.shape[0], b.shape[0])
-        return self._mm(a, b.T, out)
-
-    def _mm(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-        if self._by_library(left):
-            return torch.mm(left, right, out=out)
-        self._own_gemm(left, right, out, add=False)
+        self._multiply((a, b.T, out, False))
         return out
 
-    def _by_library(self, left: Tensor) -> bool:
-        return self.library_gemm and left.dtype == torch.float32
+    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        self._multiply((left, right, total, True))
 
-    def _own_gemm(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
-        (n, depth), m = left.shape, right.shape[1]
-        dtype = DTYPE_CODES[left.dtype]
-        packed = self._workspace("packed", self.native.cpu.gemm_workspace(dtype, n, m, depth))
-        self._kernel(
-            "gemm",
-            self.native.Gemm(
-                a=strided_address(left),
-                b=strided_address(right),
-                dtype=dtype,
-                n=n,
-                m=m,
-                depth=depth,
-                a_row=left.stride(0),
-                a_depth=left.stride(1),
-                b_row=right.stride(1),
-                b_depth=right.stride(0),
-                out=strided_address(out),
-                stride=out.stride(0),
-                add=add,
-                workspace=address(packed),
-            ),
-        )
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        out = self._workspace("d_unit", left.shape[0], right.shape[1])
+        self._multiply((left, right, out, False))
+        return out
+
+    def both_products(
+        self, tile: Tensor, a: Tensor, b: Tensor, d_a: Tensor, d_b: Tensor | None
+    ) -> Tensor:
+        add = d_b is not None
+        if d_b is None:
+            d_b = self._workspace("d_unit", *b.shape)
+        self._multiply((tile, b, d_a, True), (tile.T, a, d_b, add))
+        return d_b
+
+    def _multiply(self, *products: Product) -> None:
+        dtype = products[0][0].dtype
+        if not self.library_gemm or dtype != torch.float32:
+            self._own_gemm(DTYPE_CODES[dtype], products)
+            return
+        for left, right, out, add in products:
+            if add:
+                out.addmm_(left, right)
+            else:
+                torch.mm(left, right, out=out)
+
+    def _own_gemm(self, dtype: int, products: Sequence[Product]) -> None:
+        """All ``products`` at once: their loops over threads have one start and one end."""
+        multiply = self.native.cpu.gemm
+        missing = multiply(dtype, products, self._packed, self.threads)
+        if missing:
+            self._packed = torch.empty(missing)
+            multiply(dtype, products, self._packed, self.threads)
 
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
@@ -120,35 +129,17 @@ class CpuEngine(NativeEngine):
         narrow = [t.to(torch.int32) for t in both]
         return narrow[0], narrow[-1]
 
-    def _readable(
-        self, source: Tensor, start: int, count: int, index: Tensor | None
-    ) -> tuple[Tensor, int, Tensor | None]:
-        source, start, index = super()._readable(source, start, count, index)
-        if source.dtype == torch.float32:
-            return source, start, index
-        rows = source[start : start + count] if index is None else source[index]
-        return rows.to(torch.float32), 0, None
-
-    def _writable(self, out: Tensor, fallback: Tensor) -> Tensor:
-        return out if out.dtype == torch.float32 else fallback
-
-    def addmm(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        if self._by_library(left):
-            total.addmm_(left, right)
-        else:
-            self._own_gemm(left, right, total, add=True)
-
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         # Not by operators of Torch, whose threads would spin beside the next tile's.
         n, m = tile.shape
         sums = tile.new_empty(n if dim == 1 else m, dtype=torch.float32)
         arguments = self.native.AbsoluteSums(
-            tile=address(tile),
+            tile=tile,
             dtype=DTYPE_CODES[tile.dtype],
             n=n,
             m=m,
             by_column=dim == 0,
-            sums=address(sums),
+            sums=sums,
         )
         self._kernel("absolute_sums", arguments)
         return sums
@@ -156,27 +147,24 @@ class CpuEngine(NativeEngine):
     def _take_largest(self, products: Tensor, out: Largest) -> None:
         n, m = out.cosine.shape
         arguments = self.native.LargestOfCenters(
-            products=address(products),
+            products=products,
             n=n,
             m=m,
             k=self.centers,
-            cosines=address(out.cosine),
-            which=address(out.which),
+            cosines=out.cosine,
+            which=out.which,
         )
         self._kernel("largest_of_centers", arguments)
 
     def _spread(self, gradient: Tensor, which: Tensor, out: Tensor) -> None:
         n, m = gradient.shape
         arguments = self.native.SpreadOverCenters(
-            gradient=address(gradient),
+            gradient=gradient,
             dtype=DTYPE_CODES[gradient.dtype],
-            which=address(which),
+            which=which,
             n=n,
             m=m,
             k=self.centers,
-            out=address(out),
+            out=out,
         )
         self._kernel("spread_over_centers", arguments)
-
-    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        return self._mm(left, right, self._workspace("d_unit", left.shape[0], right.shape[1]))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..memory import DeviceMemory, device_memory
 from ..streaming import Call
-from .arguments import address
 from .engine import NativeEngine
 
 # Cosines are written and read, gradients written and read twice: 14 bytes per pair with 16-bit
@@ -62,7 +61,7 @@ class CudaEngine(NativeEngine):
         extra: tuple[object, ...] = ()
         if workspace is not None:
             floats = getattr(cuda, name + "_workspace")(*workspace)
-            extra = (address(self._workspace("partial sums", floats)),)
+            extra = (self._workspace("partial sums", floats),)
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
             getattr(cuda, name)(*arguments, *extra, stream)

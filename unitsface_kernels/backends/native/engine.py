@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..histogram import HistogramTile
 from ..streaming import (
+    BothProducts,
     Call,
     CenterTiles,
     ClassSums,
@@ -31,13 +32,13 @@ from ..streaming import (
     finish_rows,
     row_slopes,
 )
-from .arguments import BY_ROW, address, matrix_address, slopes_of, variables_of
+from .arguments import BY_ROW, matrix_argument, slopes_of, variables_of
 from .loader import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
+class NativeEngine(UnitRows, BothProducts, CenterTiles, Reductions, ABC):
     """See :class:`unitsface_kernels.backends.streaming.Engine`.
 
     Subclasses choose dtypes and tile sizes, multiply, and launch: ``_kernel(name, *arguments)``.
@@ -45,6 +46,8 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
 
     #: Element type of unit rows and of gradient tiles, the operands of the GEMMs.
     operand_dtype = torch.float32
+    #: Element types of rows that the kernels read, and of their gradients that these write.
+    row_dtypes = frozenset(DTYPE_CODES)
     #: Factor of gradient tiles as they are stored.
     gradient_scale = 1.0
     #: Sums per row are as fast.
@@ -59,7 +62,8 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         """``call`` None: an engine on ``device`` for unit rows, cosines and histograms only."""
         self.native = extension()
-        self.workspaces: dict[str, Tensor] = {}
+        #: Memory by name, with the last view of it and the shape of that.
+        self.workspaces: dict[str, tuple[tuple[int, ...], Tensor, Tensor]] = {}
         if call is None:
             assert device is not None
             self.device = device
@@ -79,12 +83,16 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
 
     def _workspace(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that the next workspace of this name overwrites."""
-        size = math.prod(shape)
         held = self.workspaces.get(name)
-        if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=dtype, device=self.device)
-            self.workspaces[name] = held
-        return held[:size].view(shape)
+        if held is not None and held[0] == shape:
+            return held[1]
+        size = math.prod(shape)
+        whole = None if held is None else held[2]
+        if whole is None or whole.numel() < size:
+            whole = torch.empty(size, dtype=dtype, device=self.device)
+        view = whole[:size].view(shape)
+        self.workspaces[name] = shape, view, whole
+        return view
 
     def _gradient_workspace(self, cosines: Tensor) -> Tensor:
         """Where a gradient tile goes: over the cosines if it has the operands' dtype."""
@@ -116,16 +124,16 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         self._kernel(
             "normalize_rows",
             self.native.NormalizeRows(
-                source=address(source),
+                source=source,
                 source_dtype=DTYPE_CODES[source.dtype],
-                index=address(index),
+                index=index,
                 start=start,
                 n=count,
                 d=size,
                 rows=source.shape[0],
-                unit=address(unit),
+                unit=unit,
                 unit_dtype=DTYPE_CODES[unit.dtype],
-                inverse_norms=address(inverse_norms),
+                inverse_norms=inverse_norms,
             ),
         )
         return unit, inverse_norms
@@ -144,22 +152,22 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         assert not raw
         count, size = d_unit.shape
         source, start, index = self._readable(source, start, count, index)
-        result = self._writable(out, d_unit)
+        result = out if out.dtype in self.row_dtypes else d_unit
         self._kernel(
             "normalize_rows_backward",
             self.native.NormalizeRowsBackward(
-                d_unit=address(d_unit),
-                source=address(source),
+                d_unit=d_unit,
+                source=source,
                 source_dtype=DTYPE_CODES[source.dtype],
-                index=address(index),
+                index=index,
                 start=start,
                 n=count,
                 d=size,
                 rows=source.shape[0],
-                inverse_norms=address(inverse_norms),
-                out=address(result),
+                inverse_norms=inverse_norms,
+                out=result,
                 out_dtype=DTYPE_CODES[result.dtype],
-                scale=address(scale),
+                scale=scale,
             ),
         )
         if result is not out:
@@ -169,11 +177,12 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         self, source: Tensor, start: int, count: int, index: Tensor | None
     ) -> tuple[Tensor, int, Tensor | None]:
         """The rows' source, first row and index in a form that the kernels read."""
-        return source, start, None if index is None else index[start : start + count]
-
-    def _writable(self, out: Tensor, fallback: Tensor) -> Tensor:
-        """``out``, or ``fallback`` if the kernels cannot write its dtype."""
-        return out
+        if index is not None:
+            index = index[start : start + count]
+        if source.dtype in self.row_dtypes:
+            return source, start, index
+        rows = source[start : start + count] if index is None else source[index]
+        return rows.to(torch.float32), 0, None
 
     def _cosines_of(
         self, tile: SumTile | ClassTile | PairTile, kept: Tensor | None = None
@@ -193,24 +202,24 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
             d_columns = tile.d_threshold[tile.b_start : tile.b_start + m]
         arguments = self._arguments(
             "SumTile",
-            cosines=matrix_address(cosines),
-            gradient=matrix_address(gradient),
+            cosines=matrix_argument(cosines),
+            gradient=matrix_argument(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
             n=n,
             m=m,
             stride=cosines.stride(0),
-            a_labels=address(tile.a_labels),
-            b_labels=address(tile.b_labels),
-            a_threshold=address(tile.a_threshold),
-            b_threshold=address(tile.b_threshold),
+            a_labels=tile.a_labels,
+            b_labels=tile.b_labels,
+            a_threshold=tile.a_threshold,
+            b_threshold=tile.b_threshold,
             per_column=self.per_column,
-            a_weights=address(tile.a_weights),
-            b_weights=address(tile.b_weights),
-            a_loss=address(tile.a_loss),
-            b_loss=address(tile.b_loss),
-            a_dthreshold=address(d_rows),
-            b_dthreshold=address(d_columns),
+            a_weights=tile.a_weights,
+            b_weights=tile.b_weights,
+            a_loss=tile.a_loss,
+            b_loss=tile.b_loss,
+            a_dthreshold=d_rows,
+            b_dthreshold=d_columns,
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             mirrored=tile.mirrored,
             **variables_of(tile.variables, tile.d_variables),
@@ -222,9 +231,9 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         cosines = self._cosines_of(tile, tile.cosines)
         arguments = self.native.LogsumexpTile(
             **self._classes(tile, cosines),
-            maximum=address(rows.maximum),
-            total=address(rows.total),
-            target_cosine=address(rows.target_cosine),
+            maximum=rows.maximum,
+            total=rows.total,
+            target_cosine=rows.target_cosine,
             **variables_of(tile.variables),
         )
         self._kernel("logsumexp_tile", self.loss, self.params, arguments, workspace=cosines.shape)
@@ -233,9 +242,9 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         arguments = self.native.NearestTile(
             **self._classes(tile, self._columns(tile)),
             k=rows.best.shape[1],
-            best=address(rows.best),
-            position=address(rows.position),
-            target_cosine=address(rows.target_cosine),
+            best=rows.best,
+            position=rows.position,
+            target_cosine=rows.target_cosine,
         )
         self._kernel("nearest_tile", arguments)
 
@@ -246,10 +255,10 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
             "positive_rows",
             self.loss,
             self.params,
-            address(target_cosine),
+            target_cosine,
             target_cosine.shape[0],
-            address(logits),
-            address(slope),
+            logits,
+            slope,
         )
         return logits, slope
 
@@ -265,12 +274,12 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         gradient = self._gradient_workspace(cosines)
         arguments = self.native.LogsumexpGradientTile(
             **self._classes(tile, cosines),
-            gradient=matrix_address(gradient),
+            gradient=matrix_argument(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
-            log_negatives=address(rows.log_negatives),
-            negative_weight=address(rows.negative),
-            target_gradient=address(rows.target),
+            log_negatives=rows.log_negatives,
+            negative_weight=rows.negative,
+            target_gradient=rows.target,
             **variables_of(tile.variables, tile.d_variables, BY_ROW),
         )
         self._kernel("logsumexp_gradient_tile", self.loss, self.params, arguments)
@@ -287,21 +296,21 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         n, m = cosines.shape
         arguments = self._arguments(
             "HistogramTile",
-            cosines=address(cosines),
+            cosines=cosines,
             n=n,
             m=m,
             stride=m,
-            a_labels=address(tile.a_labels),
-            b_labels=address(tile.b_labels),
+            a_labels=tile.a_labels,
+            b_labels=tile.b_labels,
             diagonal=self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             upper=tile.upper,
             low=tile.binning.low,
             scale=tile.binning.scale,
             bins=tile.binning.bins,
-            range_of_bin=address(tile.range_of_bin),
-            ranges=address(tile.ranges),
+            range_of_bin=tile.range_of_bin,
+            ranges=tile.ranges,
             slots=tile.counts.shape[-1],
-            counts=address(tile.counts),
+            counts=tile.counts,
             per_row=tile.counts.dim() == 3,
         )
         self._kernel("histogram_tile", arguments)
@@ -321,9 +330,9 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         columns: NegativeSums | PairSums | None,
     ) -> None:
         cosines = self._cosines_of(tile)
-        sums = {f"a_{name}": address(t) for name, t in rows._asdict().items()}
+        sums = {f"a_{name}": t for name, t in rows._asdict().items()}
         if columns is not None:
-            sums |= {f"b_{name}": address(t) for name, t in columns._asdict().items()}
+            sums |= {f"b_{name}": t for name, t in columns._asdict().items()}
         arguments = self._arguments("PairNegatives", **self._pairs(tile, cosines), **sums)
         self._kernel(
             "pair_negatives_tile", self.loss, self.params, arguments, workspace=cosines.shape
@@ -340,12 +349,12 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
             self._arguments(
                 "PairPositives",
                 **self._pairs(tile, cosines),
-                a_log_negatives=address(rows.log_negatives),
-                a_loss=address(rows.loss),
-                a_negative_prob=address(rows.negative_prob),
-                b_log_negatives=address(columns and columns.log_negatives),
-                b_loss=address(columns and columns.loss),
-                b_negative_prob=address(columns and columns.negative_prob),
+                a_log_negatives=rows.log_negatives,
+                a_loss=rows.loss,
+                a_negative_prob=rows.negative_prob,
+                b_log_negatives=columns and columns.log_negatives,
+                b_loss=columns and columns.loss,
+                b_negative_prob=columns and columns.negative_prob,
             ),
             workspace=cosines.shape,
         )
@@ -358,17 +367,17 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         arguments = self._arguments(
             "PairGradient",
             **self._pairs(tile, cosines),
-            gradient=matrix_address(gradient),
+            gradient=matrix_argument(gradient),
             gradient_dtype=DTYPE_CODES[self.operand_dtype],
             gradient_scale=self.gradient_scale,
-            a_log_negatives=address(rows.log_negatives),
-            a_negative_weight=address(rows.negative),
-            a_positive_weight=address(rows.positive),
-            b_log_negatives=address(columns and columns.log_negatives),
-            b_negative_weight=address(columns and columns.negative),
-            b_positive_weight=address(columns and columns.positive),
-            a_log_positives=address(rows.log_positives),
-            b_log_positives=address(columns and columns.log_positives),
+            a_log_negatives=rows.log_negatives,
+            a_negative_weight=rows.negative,
+            a_positive_weight=rows.positive,
+            b_log_negatives=columns and columns.log_negatives,
+            b_negative_weight=columns and columns.negative,
+            b_positive_weight=columns and columns.positive,
+            a_log_positives=rows.log_positives,
+            b_log_positives=columns and columns.log_positives,
             **slopes_of(tile),
         )
         self._kernel("pair_gradient_tile", self.loss, self.params, arguments)
@@ -378,11 +387,11 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         """The arguments that all tiles against classes have."""
         n, m = cosines.shape
         return {
-            "cosines": matrix_address(cosines),
+            "cosines": matrix_argument(cosines),
             "n": n,
             "m": m,
             "stride": cosines.stride(0),
-            "targets": address(tile.targets),
+            "targets": tile.targets,
             "start": tile.start,
         }
 
@@ -390,12 +399,12 @@ class NativeEngine(UnitRows, CenterTiles, Reductions, ABC):
         """The arguments that all tiles of a log-sum-exp over samples have."""
         n, m = cosines.shape
         return {
-            "cosines": matrix_address(cosines),
+            "cosines": matrix_argument(cosines),
             "n": n,
             "m": m,
             "stride": cosines.stride(0),
-            "a_labels": address(tile.a_labels),
-            "b_labels": address(tile.b_labels),
+            "a_labels": tile.a_labels,
+            "b_labels": tile.b_labels,
             "diagonal": self.native.NO_DIAGONAL if tile.diagonal is None else tile.diagonal,
             **variables_of(tile.variables),
         }

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..dense import dense
 from . import loader
-from .arguments import address
 
 
 def _run(name: str, arguments: Any, device: torch.device) -> None:
@@ -30,10 +29,10 @@ def drawn(key: int, size: int, count: int, positives: Tensor) -> Tensor:
     arguments = loader.extension().Permuted(
         key=key,
         size=size,
-        positives=address(positives),
+        positives=positives,
         m=positives.numel(),
         n=count,
-        out=address(out),
+        out=out,
     )
     _run("permuted", arguments, positives.device)
     return out
@@ -48,7 +47,7 @@ def places(key: int, size: int, classes: Tensor) -> Tensor:
     classes = dense(classes)
     out = torch.empty_like(classes)
     arguments = loader.extension().Permuted(
-        key=key, size=size, classes=address(classes), n=classes.numel(), out=address(out)
+        key=key, size=size, classes=classes, n=classes.numel(), out=out
     )
     _run("permuted", arguments, classes.device)
     return out
@@ -68,17 +67,17 @@ def update_rows(
     count = gradient.shape[0]
     if not gradient.numel():
         return
-    pointers = dict(zip(("first", "second"), (address(t) for t in states), strict=False))
+    pointers = dict(zip(("first", "second"), states, strict=False))
     arguments = loader.extension().UpdateRows(
         rule=rule,
-        weight=address(weight),
-        gradient=address(gradient),
-        index=address(index),
+        weight=weight,
+        gradient=gradient,
+        index=index,
         start=start,
         n=count,
         d=gradient.numel() // count,
         rows=weight.shape[0],
-        gradient_scale=address(scale),
+        gradient_scale=scale,
         **pointers,
         **scalars,
     )

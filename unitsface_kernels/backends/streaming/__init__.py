@@ -28,8 +28,8 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    UnitRows,
 )
+from .engine_parts import BothProducts, UnitRows
 from .forward_cache import ForwardCache
 from .logsumexp import finish_rows
 from .mixing import Changes, Mixing
@@ -66,6 +66,7 @@ def state_rows(spec: LossSpec, params: tuple[float, ...]) -> int:
 
 __all__ = [
     "Blocks",
+    "BothProducts",
     "Call",
     "CallConfig",
     "CallTensors",

@@ -27,8 +27,8 @@ from .engine import (
     PositiveSums,
     SumTile,
     TileColumns,
-    UnitRows,
 )
+from .engine_parts import BothProducts, UnitRows
 from .values import TileVariables, Variables
 
 #: Rows of an operand that are read at once.
@@ -89,7 +89,7 @@ class _Side(NamedTuple):
         return f"{some}{first}:{stop}"
 
 
-class CheckedEngine(UnitRows):
+class CheckedEngine(UnitRows, BothProducts):
     """See :class:`Engine`; everything without a check is the engine's own.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .call import Call, clear_ignored
+from .call import Call
 from .reductions import ClassSums, Reductions
 from .selection import DeviceFilter, RowSelection
 from .values import TargetWeights, TileVariables, Variables
@@ -414,35 +414,17 @@ class Engine(Reductions, Protocol):
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """``left @ right`` in float32, valid until the next call."""
 
+    def both_products(
+        self, tile: Tensor, a: Tensor, b: Tensor, d_a: Tensor, d_b: Tensor | None
+    ) -> Tensor:
+        """``d_a += tile @ b`` and ``d_b += tile.T @ a``, which do not overlap, of a gradient tile.
+
+        Returns:
+            ``d_b``; if it is None, the product as of :meth:`matmul`.
+        """
+
     def absolute_sums(self, tile: Tensor, dim: int) -> Tensor:
         """Sums over ``dim`` of the absolute values of a gradient tile, float32."""
 
     def entries(self, tile: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Values (k,) of a gradient tile at (k,) places, float32."""
-
-
-class UnitColumns:
-    """Columns of tiles by the kernels for any rows."""
-
-    def tile_columns(
-        self: Any, source: Tensor, start: int, stop: int, index: Tensor | None = None
-    ) -> TileColumns:
-        return TileColumns(*self.normalize_rows(source, start, stop, index, reuse=True))
-
-    def update_columns(self, *_: Any, **__: Any) -> bool:
-        return False
-
-
-class UnitRows(UnitColumns):
-    """Both directions of a call's unit rows, by the kernels for any rows."""
-
-    def unit_rows(self: Any, call: Call) -> tuple[Tensor, Tensor]:
-        unit, inverse_norms = self.normalize_rows(call.rows, 0, call.rows.shape[0])
-        clear_ignored(call, unit)
-        return unit, inverse_norms
-
-    def unit_rows_backward(
-        self: Any, call: Call, d_unit: Tensor, inverse_norms: Tensor, scale: Tensor | None
-    ) -> None:
-        self.normalize_rows_backward(d_unit, call.rows, 0, inverse_norms, d_unit, scale)
-        clear_ignored(call, d_unit)

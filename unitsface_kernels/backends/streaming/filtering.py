@@ -95,6 +95,27 @@ def add_to_columns(
     return total
 
 
+def add_to_both(
+    engine: Engine,
+    tile: Tensor,
+    a: Tensor,
+    b: Tensor,
+    d_a: Tensor | None,
+    d_b: Tensor | None,
+    need_b: bool,
+    selections: tuple[RowSelection | None, RowSelection | None] = (None, None),
+) -> Tensor | None:
+    """``d_a += tile @ b`` unless it is None, and :func:`add_to_columns` to ``d_b`` if needed, of
+    the rows that are selected for each.
+    """
+    for_a, for_b = selections
+    if d_a is not None and need_b and for_a is None and for_b is None:
+        return engine.both_products(tile, a, b, d_a, d_b)
+    if d_a is not None:
+        add_to_rows(engine, d_a, tile, b, for_a)
+    return add_to_columns(engine, d_b, tile, a, for_b) if need_b else None
+
+
 class RowFilter:
     """Gradient filter of a ``sum`` loss: adds up the mass left out of each row, tile by tile."""
 

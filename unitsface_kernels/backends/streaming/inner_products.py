@@ -7,7 +7,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, UnitRows
+from .engine import Engine
+from .engine_parts import UnitRows
 
 
 def for_call(engine: Engine, call: Call) -> Engine:

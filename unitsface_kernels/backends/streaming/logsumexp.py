@@ -31,8 +31,7 @@ from .engine import (
     part,
 )
 from .filtering import (
-    add_to_columns,
-    add_to_rows,
+    add_to_both,
     heavy_rows,
     needed_rows,
     negligible,
@@ -101,9 +100,9 @@ def _kept(cosines: Tensor, columns: slice, rows: slice) -> Tensor | None:
     """(n, m) part of the memory of the columns' gradient for a tile's cosines, if it fits."""
     if rows.stop > cosines.shape[1]:
         return None
-    tile = cosines[columns]
-    width = tile.shape[0]
-    return tile.view(-1)[rows.start * width : rows.stop * width].view(-1, width)
+    width = columns.stop - columns.start
+    first = columns.start * cosines.shape[1] + rows.start * width
+    return cosines.as_strided((rows.stop - rows.start, width), (width, 1), first)
 
 
 def _keeps(call: Call, engine: Engine) -> bool:
@@ -125,11 +124,14 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     cosines = None
     if _keeps(call, engine):
         cosines = rows.new_empty((call.num_vectors, rows.shape[1]), dtype=torch.float32)
+    operands = {
+        b.start: (unit[b], call.row_labels[b]) for b in blocks(0, count, engine.class_block[0])
+    }
     for panel, panel_maximum, panel_total in zip(panels, maximum, total, strict=True):
         columns = tile_columns(engine, panel)
         sums = ClassSums(panel_maximum, panel_total, target_cosine)
         for block in panel.rows:
-            tile = _tile(unit[block], columns, call.row_labels[block], panel.columns)
+            tile = _tile(*operands[block.start], columns, panel.columns)
             if cosines is not None:
                 tile.cosines = _kept(cosines, panel.part, block)
             if streamed is not None:
@@ -143,7 +145,7 @@ def _statistics(call: Call, engine: Engine, unit: Tensor, values: Variables | No
     return every
 
 
-def _tile(unit: Tensor, columns: TileColumns, targets: Tensor, place: slice) -> ClassTile:
+def _tile(unit: Tensor, targets: Tensor, columns: TileColumns, place: slice) -> ClassTile:
     return ClassTile(unit, columns.matrix, targets, place.start, b_factors=columns.factors)
 
 
@@ -239,6 +241,9 @@ class _Rows(NamedTuple):
     taken: Tensor | None = None
     variables: Variables | None = None
     d_variables: Variables | None = None
+
+    def block(self, place: slice) -> tuple[Tensor, Tensor, ClassWeights]:
+        return self.unit[place], self.labels[place], part(self.weights, place)
 
 
 class _Filter(NamedTuple):
@@ -391,9 +396,13 @@ def _stream(
     found = [slice(0, 0)] * len(panels)
     if targets is not None:
         found = targets.parts([panel.columns for panel in panels])
+    # Made once, not for every panel.
+    row_blocks = blocks(0, rows.unit.shape[0], size[0])
+    operands = {b.start: rows.block(b) for b in row_blocks}
+    sums = {b.start: None if d_rows is None else d_rows[b] for b in row_blocks}
     selection: dict[int, list[RowSelection]] = {}
     if selected is not None:
-        selection = {b.start: selected(b) for b in blocks(0, rows.unit.shape[0], size[0])}
+        selection = {b.start: selected(b) for b in row_blocks}
     for number, (panel, own) in enumerate(zip(panels, found, strict=True)):
         place = panel.columns
         if not panel.rows:
@@ -404,7 +413,8 @@ def _stream(
         columns = tile_columns(engine, panel)
         d_unit = None
         for block in panel.rows:
-            tile = _tile(rows.unit[block], columns, rows.labels[block], place)
+            unit, labels, weights = operands[block.start]
+            tile = _tile(unit, labels, columns, place)
             if cosines is not None:
                 tile.cosines = _taken(cosines, panel.part, block, rows.taken, call)
             if rows.variables is not None:
@@ -412,11 +422,9 @@ def _stream(
                 tile.d_variables = rows.d_variables and rows.d_variables.by_row(block, place)
             if selected is not None:
                 tile.selection = selection[block.start][number]
-            gradient = engine.logsumexp_gradient_tile(tile, part(rows.weights, block))
-            if d_rows is not None:
-                add_to_rows(engine, d_rows[block], gradient, columns.matrix, tile.selection)
-            if call.need_columns:
-                d_unit = add_to_columns(engine, d_unit, gradient, tile.a, tile.selection)
+            gradient = engine.logsumexp_gradient_tile(tile, weights)
+            given = gradient, unit, columns.matrix, sums[block.start], d_unit
+            d_unit = add_to_both(engine, *given, call.need_columns, (tile.selection,) * 2)
         if targets is not None and d_unit is not None:
             targets.add(own, place, d_unit, columns.factors)
         norms, raw = columns.inverse_norms, columns.raw

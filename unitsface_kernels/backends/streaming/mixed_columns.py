@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .engine import Engine, UnitColumns
+from .engine import Engine
+from .engine_parts import UnitColumns
 
 
 def with_mixing(engine: Engine, call: Call) -> Engine:

@@ -20,6 +20,7 @@ from .call import Call, Gradients, Result, clear_ignored, clear_ignored_columns
 from .columns import unit_columns
 from .computed import add_column_norms
 from .engine import Engine, NegativeSums, PairSums, PairTile, PairWeights, PositiveSums, part
+from .filtering import add_to_both
 from .other_ranks import Blocks
 from .tiles import Columns, Panel, Tile, against_columns, against_ranks, in_batch, shifted
 from .values import Variables, own_rows
@@ -302,9 +303,10 @@ def _gradients_in_batch(
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), part(factors, columns))
         if d_rows is None:
             continue
-        engine.addmm(d_rows[rows], gradient, tile.b)
-        if not tile.symmetric:
-            engine.addmm(d_rows[columns], gradient.T, tile.a)
+        if tile.symmetric:
+            engine.addmm(d_rows[rows], gradient, tile.b)
+        else:
+            engine.both_products(gradient, tile.a, tile.b, d_rows[rows], d_rows[columns])
 
 
 def _gradients_against_ranks(
@@ -348,14 +350,12 @@ def _gradients_against_columns(
     for tile, rows, columns, norms in _memory_tiles(call, engine, operands):
         back = other_side(call, tile, factors, columns)
         gradient = engine.pair_gradient_tile(tile, part(factors, rows), back)
-        if d_rows is not None:
-            engine.addmm(d_rows[rows], gradient, tile.b)
-        if d_columns is not None:
-            d_unit = d_columns[columns]
-            engine.addmm(d_unit, gradient.T, tile.a)
-            if rows.stop == count and call.towers is None:
-                engine.normalize_rows_backward(
-                    d_unit, call.columns, columns.start, norms, d_unit, scale
-                )
-                clear_ignored_columns(call, tile.b_labels, d_unit)
+        d_unit = None if d_columns is None else d_columns[columns]
+        d_some = None if d_rows is None else d_rows[rows]
+        add_to_both(engine, gradient, tile.a, tile.b, d_some, d_unit, d_unit is not None)
+        if d_unit is not None and rows.stop == count and call.towers is None:
+            engine.normalize_rows_backward(
+                d_unit, call.columns, columns.start, norms, d_unit, scale
+            )
+            clear_ignored_columns(call, tile.b_labels, d_unit)
     return d_columns

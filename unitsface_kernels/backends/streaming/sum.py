@@ -32,7 +32,7 @@ from .columns import (
     unit_columns,
 )
 from .engine import Engine, SumTile
-from .filtering import Positives, RowFilter, add_to_columns, add_to_rows, selections
+from .filtering import Positives, RowFilter, add_to_both, selections
 from .other_ranks import Blocks, Ranks
 from .scattered import add_pairs
 from .tiles import against_columns, against_ranks, in_batch, shifted
@@ -259,9 +259,11 @@ def _in_batch(state: _Pass) -> None:
                 for_columns = row_filter.needs_columns(tile, columns)
         elif row_filter is not None and row_filter.skips_tile(tile, rows, columns):
             continue
-        add_to_rows(engine, d_rows[rows], tile, unit[columns], for_rows)
-        if not place.symmetric:
-            add_to_columns(engine, d_rows[columns], tile, unit[rows], for_columns)
+        both = not place.symmetric
+        add_to_both(
+            *(engine, tile, arguments.a, arguments.b, d_rows[rows]),
+            *(d_rows[columns] if both else None, both, (for_rows, for_columns)),
+        )
 
 
 def _of_side(state: _Pass, side: towers.Side, d_unit: Tensor | None) -> _Pass:
@@ -333,20 +335,15 @@ def _against_columns(state: _Pass, need_columns: bool) -> Tensor | None:
                     selection = positives.selection(*choice)
                 else:
                     kept = positives.rows_to_keep(*choice)
-            a = unit[rows]
+            a, d_a = arguments.a, None if d_rows is None else d_rows[rows]
+            d_some = d_a
             if kept is not None:
                 if len(kept) == 0:
                     continue
-                tile, a = tile[kept], a[kept]
-            if d_rows is not None:
-                if kept is None:
-                    add_to_rows(engine, d_rows[rows], tile, b, selection)
-                else:
-                    d_kept = d_rows[rows][kept]
-                    engine.addmm(d_kept, tile, b)
-                    d_rows[rows][kept] = d_kept
-            if need_columns:
-                d_unit = add_to_columns(engine, d_unit, tile, a, selection)
+                tile, a, d_some = tile[kept], a[kept], None if d_a is None else d_a[kept]
+            d_unit = add_to_both(engine, tile, a, b, d_some, d_unit, need_columns, (selection,) * 2)
+            if kept is not None and d_a is not None and d_some is not None:
+                d_a[kept] = d_some
         if need_columns:
             own = panel.columns
             along = None if of_norms is None else of_norms[own]

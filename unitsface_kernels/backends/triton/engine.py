@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..streaming import (
+    BothProducts,
     Call,
     ClassSums,
     ClassTile,
@@ -57,7 +58,7 @@ def _even(count: int, largest: int) -> int:
     return min(padded(max(-(-count // parts), 1), BLOCK_MULTIPLE), largest)
 
 
-class TritonEngine(RowKernels, TritonReductions):
+class TritonEngine(RowKernels, BothProducts, TritonReductions):
     """Engine of one call; see the protocol ``streaming.engine.Engine``.
 
     Args:
