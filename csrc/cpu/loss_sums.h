@@ -57,6 +57,14 @@ UF_HOST_DEVICE PairTerm<Policy> pair_term(const Policy& policy, float cosine, fl
   }
 }
 
+// Not inlined: all policies share it.
+__attribute__((noinline)) inline void add_logarithms(float* __restrict values,
+                                                     const float* __restrict products, float weight,
+                                                     int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) values[i] += weight * log1p_positive(products[i]);
+}
+
 // Sums of rows or columns, or of the lanes of a row.
 template <class Policy>
 struct LossSums {
@@ -73,13 +81,13 @@ struct LossSums {
     });
   }
 
-  UF_HOST_DEVICE float logarithm(const Policy& policy, int64_t place) const {
-    const float first = log1p_positive(products[place]);
+  // Adds the weighted logarithms of the products of `count` places to their values.
+  void add_logarithms(const Policy& policy, int64_t count) const {
     if constexpr (kProducts<Policy> == 1) {
-      return first;
+      cpu::add_logarithms(values, products, 1.0f, count);
     } else {
-      const float second = log1p_positive(products[stride + place]);
-      return policy.weight(false) * first + policy.weight(true) * second;
+      cpu::add_logarithms(values, products, policy.weight(false), count);
+      cpu::add_logarithms(values, products + stride, policy.weight(true), count);
     }
   }
 };
@@ -88,7 +96,7 @@ struct LossSums {
 // lane's.
 template <class Policy, class AddPair>
 UF_HOST_DEVICE float sum_of_row(const Policy& policy, int32_t columns, const AddPair& add_pair) {
-  float values[kLanes] = {}, loss = 0.0f;
+  float values[kLanes] = {};
   for (int32_t j = 0; j < columns;) {
     float products[(kProducts<Policy> + 1) * kLanes] = {};
     const LossSums<Policy> sums{values, products, kLanes};
@@ -102,12 +110,9 @@ UF_HOST_DEVICE float sum_of_row(const Policy& policy, int32_t columns, const Add
 #pragma omp simd
     for (int32_t lane = 0; lane < stop - j; ++lane) add_pair(j + lane, lane, sums);
     j = stop;
-    if constexpr (kProducts<Policy> > 0) {
-#pragma omp simd reduction(+ : loss)
-      for (int32_t lane = 0; lane < kLanes; ++lane) loss += sums.logarithm(policy, lane);
-    }
+    if constexpr (kProducts<Policy> > 0) sums.add_logarithms(policy, kLanes);
   }
-  return loss + sum_of(values, kLanes);
+  return sum_of(values, kLanes);
 }
 
 }  // namespace UF_ISA

@@ -302,10 +302,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       t.a_loss[i] += sums.loss;
       row_dthreshold.data()[i] = sums.dthreshold;
     }
-    if constexpr (kColumns && kProducts<Policy> > 0) {
-#pragma omp simd
-      for (int64_t j = 0; j < t.m; ++j) columns.values[j] += columns.logarithm(policy, j);
-    }
+    if constexpr (kColumns && kProducts<Policy> > 0) columns.add_logarithms(policy, t.m);
   });
 
   for (int64_t unit = 0; kColumns && unit < units; ++unit) {
