@@ -1,6 +1,8 @@
 // What a pair adds to the sums of a `sum` loss.
 #pragma once
 
+#include <stdexcept>
+
 #include "unitsface/policy.h"
 
 namespace unitsface::cuda {
@@ -15,7 +17,18 @@ struct PairWeights {
   float other;   // the same, in the threshold's gradient
 };
 
-// kSeparate: the two directions of a pair have thresholds of their own.
+// Whether the two directions of a pair have thresholds of their own. Throws std::invalid_argument
+// if those of the loss have not: kernels for them are not compiled.
+template <class Policy, class Args>
+bool separate_thresholds(const Args& args) {
+  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
+  if (separate && !Policy::kRowThresholds) {
+    throw std::invalid_argument("rows of this loss have no threshold of their own");
+  }
+  return separate;
+}
+
+// kSeparate: see separate_thresholds().
 template <bool kSeparate, class Policy>
 UF_HOST_DEVICE PairTerms evaluate_pair(const Policy& policy, float cosine, bool positive,
                                        float column_threshold, float row_threshold,

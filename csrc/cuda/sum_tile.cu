@@ -231,7 +231,8 @@ template <class Policy>
 void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace, void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const SumGrid grid(args.n, args.m);
-  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
+  const bool separate = separate_thresholds<Policy>(args);
+  constexpr bool kRows = Policy::kRowThresholds;
   const SumPartials partials =
       sum_partials(args, workspace, grid.column_blocks, grid.row_blocks, grid.block_rows);
 
@@ -239,7 +240,7 @@ void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace
       vectorizable(args.cosines, args.gradient, args.gradient_dtype, args.m, args.stride);
   auto kernel =
       separate
-          ? (vector ? sum_tile_kernel<Policy, true, true> : sum_tile_kernel<Policy, true, false>)
+          ? (vector ? sum_tile_kernel<Policy, kRows, true> : sum_tile_kernel<Policy, kRows, false>)
           : (vector ? sum_tile_kernel<Policy, false, true> : sum_tile_kernel<Policy, false, false>);
   launch("sum_tile", kernel, grid.blocks(), 1, stream, policy, args, partials);
 

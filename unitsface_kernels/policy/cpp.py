@@ -21,7 +21,7 @@ from .variable import SIDES, Variable
 #: Names that a constant cannot have: those of the struct, of scalar_math.h, and words of C++.
 _WORDS = """
 p v value dcosine dthreshold cosine threshold positive negative evaluate logit weight Term Logit
-Softplus kThresholdSlope kWeighted kUniformSlope
+Softplus kRowThresholds kThresholdSlope kWeighted kUniformSlope
 unitsface UF_HOST_DEVICE UF_ISA kParameters kPositives all_bits choose exp_clamped log_positive
 WithSlopes Values kScalars kRows kColumns
 softplus tanh_bounded sin_cos sine_of_cosine angle_of_cosine pow_positive cosine_margin sqrtf fabsf
@@ -96,6 +96,9 @@ def _fields(form: KernelForm, struct_name: str, names: Mapping[Expression, str])
     if form.kind == "logsumexps" or (form.kind == "logsumexp" and form.formula.topology == "pair"):
         positives = "true" if form.positive is not None else "false"
         lines.append(f"static constexpr bool kPositives = {positives};")
+    if form.term is not None:
+        rows = form.formula.threshold and form.formula.topology == "pair"
+        lines.append(f"static constexpr bool kRowThresholds = {'true' if rows else 'false'};")
     if form.logit is not None:
         lines.append(f"static constexpr float kThresholdSlope = {_literal(form.threshold_slope)};")
         weighted = "false" if form.weights is None else "true"

@@ -37,10 +37,11 @@ void launch_fused_sum(const Policy& policy, const FusedOperands& operands, const
   const SumPartials partials =
       sum_partials(args, workspace, order.column_tiles, order.row_tiles, kTileRows);
   const GradientTile gradient(args.gradient, args.gradient_dtype, args.stride);
-  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
-  launch("fused_sum_tile",
-         separate ? fused_sum_kernel<Policy, true> : fused_sum_kernel<Policy, false>, order.tiles(),
-         1, stream, policy, operands, args, partials, order, gradient);
+  const auto kernel = separate_thresholds<Policy>(args)
+                          ? fused_sum_kernel<Policy, Policy::kRowThresholds>
+                          : fused_sum_kernel<Policy, false>;
+  launch("fused_sum_tile", kernel, order.tiles(), 1, stream, policy, operands, args, partials,
+         order, gradient);
   add_partials(partials, args, order.column_tiles, order.row_tiles, stream);
 }
 

@@ -18,6 +18,7 @@ inline namespace UF_ISA {
 // negative = 0.5 * (x3 * x3)
 struct Contrastive {
   static constexpr int kParameters = 3;
+  static constexpr bool kRowThresholds = false;
   unsigned distance_is_euclidean;  // distance == "euclidean"
   float positive_margin;
   float negative_margin;

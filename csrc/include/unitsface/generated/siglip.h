@@ -15,6 +15,7 @@ inline namespace UF_ISA {
 // negative = x0
 struct SigLIP {
   static constexpr int kParameters = 0;
+  static constexpr bool kRowThresholds = true;
   static constexpr int kScalars = 1, kRows = 0, kColumns = 0;
   // v: scale.
 

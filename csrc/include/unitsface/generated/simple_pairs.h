@@ -17,6 +17,7 @@ inline namespace UF_ISA {
 // negative_weight = loss_weight * (1 - alpha) / negatives_per_row
 struct SimPLE {
   static constexpr int kParameters = 13;
+  static constexpr bool kRowThresholds = true;
   static constexpr int kScalars = 2, kRows = 1, kColumns = 1;
   // v: positives_per_row, negatives_per_row, row_norm, column_norm.
   float loss_weight_times_alpha;  // loss_weight * alpha

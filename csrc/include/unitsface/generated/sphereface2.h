@@ -25,6 +25,7 @@ inline namespace UF_ISA {
 // negative_weight = x8 * (1 - alpha)
 struct SphereFace2 {
   static constexpr int kParameters = 14;
+  static constexpr bool kRowThresholds = false;
   static constexpr float kThresholdSlope = 1.0f;
   static constexpr bool kWeighted = true;
   static constexpr bool kUniformSlope = false;

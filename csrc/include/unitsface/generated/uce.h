@@ -14,6 +14,7 @@ inline namespace UF_ISA {
 // negative = scale * cosine - threshold
 struct UCE {
   static constexpr int kParameters = 5;
+  static constexpr bool kRowThresholds = false;
   static constexpr float kThresholdSlope = -1.0f;
   static constexpr bool kWeighted = true;
   static constexpr bool kUniformSlope = true;

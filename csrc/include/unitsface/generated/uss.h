@@ -14,6 +14,7 @@ inline namespace UF_ISA {
 // negative = scale * cosine - threshold
 struct USS {
   static constexpr int kParameters = 2;
+  static constexpr bool kRowThresholds = true;
   static constexpr float kThresholdSlope = -1.0f;
   static constexpr bool kWeighted = false;
   static constexpr bool kUniformSlope = true;
