@@ -17,7 +17,6 @@ from torch import Tensor
 
 from unitsface_kernels import dispatch
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.arguments import address
 from unitsface_kernels.losses import CUSTOM, REGISTRY, TOWERS, LossSpec
 
 #: Whose tiles are called without variables.
@@ -222,14 +221,15 @@ def _sum_tile(loss: str, params: list[float], cosines: Tensor, threads: int, **g
         **given,
     }
     tile = native.CpuSumTile(
-        cosines=address(cosine),
-        gradient=address(cosine),
+        cosines=cosine,
+        gradient=cosine,
         n=n,
         m=m,
         stride=m,
         diagonal=native.NO_DIAGONAL,
         mirrored=True,
-        **{name: address(tensor) for name, tensor in (held | found).items()},
+        **held,
+        **found,
     )
     native.cpu.sum_tile(loss, params, tile, threads)
     return {**found, "gradient": cosine}
@@ -245,10 +245,8 @@ def _logsumexp_tile(loss: str, params: list[float], cosines: Tensor, threads: in
         "total": torch.zeros(n),
         "target_cosine": torch.zeros(n),
     }
-    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0}
-    tile = native.LogsumexpTile(
-        cosines=address(cosine), **shared, **{k: address(t) for k, t in found.items()}
-    )
+    shared = {"n": n, "m": m, "stride": m, "targets": targets, "start": 0}
+    tile = native.LogsumexpTile(cosines=cosine, **shared, **found)
     native.cpu.logsumexp_tile(loss, params, tile, threads)
     gradient = cosines.clone()
     rows = {
@@ -260,10 +258,10 @@ def _logsumexp_tile(loss: str, params: list[float], cosines: Tensor, threads: in
         loss,
         params,
         native.LogsumexpGradientTile(
-            cosines=address(gradient),
-            gradient=address(gradient),
+            cosines=gradient,
+            gradient=gradient,
             **shared,
-            **{k: address(t) for k, t in rows.items()},
+            **rows,
         ),
         threads,
     )
@@ -286,12 +284,11 @@ def _pair_tiles(loss: str, params: list[float], cosines: Tensor, threads: int) -
         }
     labels = [torch.arange(size, dtype=torch.int32) % 7 - 1 for size in (n, m)]
     shared = {"n": n, "m": m, "stride": m, "diagonal": native.NO_DIAGONAL}
-    shared |= {"a_labels": address(labels[0]), "b_labels": address(labels[1])}
+    shared |= {"a_labels": labels[0], "b_labels": labels[1]}
 
     def run(kernel: str, arguments: str, tensors: dict[str, Tensor]) -> Tensor:
         tile = cosines.clone()
-        given = {name: address(tensor) for name, tensor in tensors.items()}
-        tile_arguments = getattr(native, arguments)(cosines=address(tile), **shared, **given)
+        tile_arguments = getattr(native, arguments)(cosines=tile, **shared, **tensors)
         getattr(native.cpu, kernel)(loss, params, tile_arguments, threads)
         return tile
 
@@ -329,9 +326,8 @@ def _nearest_tile(loss: str, params: list[float], cosines: Tensor, threads: int)
         "position": torch.full((n, k), -1, dtype=torch.int32),
         "target_cosine": torch.zeros(n),
     }
-    shared = {"n": n, "m": m, "stride": m, "targets": address(targets), "start": 0, "k": k}
-    addresses = {name: address(tensor) for name, tensor in found.items()}
-    tile = native.NearestTile(cosines=address(cosine), **shared, **addresses)
+    shared = {"n": n, "m": m, "stride": m, "targets": targets, "start": 0, "k": k}
+    tile = native.NearestTile(cosines=cosine, **shared, **found)
     native.cpu.nearest_tile(tile, threads)
     return found
 
@@ -406,15 +402,15 @@ def test_exp() -> None:
         # Scale and m1 are 1.
         [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
-            cosines=address(cosine),
+            cosines=cosine,
             n=len(z),
             m=1,
             stride=1,
-            targets=address(targets),
+            targets=targets,
             start=0,
-            maximum=address(maximum),
-            total=address(total),
-            target_cosine=address(target_cosine),
+            maximum=maximum,
+            total=total,
+            target_cosine=target_cosine,
         ),
         1,
     )
@@ -434,15 +430,15 @@ def test_large_offsets_of_a_tile() -> None:
         # Scale and m1 are 1.
         [1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
         native.LogsumexpTile(
-            cosines=address(cosines),
+            cosines=cosines,
             n=1,
             m=3,
             stride=3,
-            targets=address(targets),
+            targets=targets,
             start=far,
-            maximum=address(found[0]),
-            total=address(found[1]),
-            target_cosine=address(found[2]),
+            maximum=found[0],
+            total=found[1],
+            target_cosine=found[2],
         ),
         1,
     )

@@ -17,7 +17,6 @@ import torch
 from support.helpers import ROOT
 
 from unitsface_kernels.backends.native import loader
-from unitsface_kernels.backends.native.arguments import address
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
@@ -88,7 +87,7 @@ def test_calls_and_errors_leave_no_references() -> None:
     rows, params, span = torch.zeros(2, 3), [1.0, 2.0], (12345678901, 98765432101)
 
     def calls() -> None:
-        native.NormalizeRows(source=address(rows), n=0, d=3, rows=2)
+        native.NormalizeRows(source=rows, n=0, d=3, rows=2)
         native.cpu.sum_tile("uss", params, native.CpuSumTile(), 1)
         native.CpuSumTile(cosines=span)
         native.cpu.usable_isas()

@@ -36,7 +36,7 @@ def test_a_backward_pass_sees_the_memory_of_its_forward_pass():
 
 @pytest.mark.parametrize("fuse", ["backward", "step"])
 def test_neither_class_weights_nor_the_memory_are_copied(fuse: str):
-    classes, rows, size = 60_000, 64, 32
+    classes, rows, size = 80_000, 64, 32
     head = uk.PartialFC("vpl", size, classes, **OPTIONS)
     optimizer = uk.SampledSGD(head.parameters(), lr=0.1, momentum=0.9)
     head.fuse(optimizer, when=fuse)

@@ -196,13 +196,13 @@ def test_learned_rows_are_left_out_of_tiles(monkeypatch) -> None:
     """One hard row in each block of rows: only those are multiplied again."""
     patched_blocks(monkeypatch, BLOCKS)
     shapes = []
-    method = CpuEngine.matmul
+    method = CpuEngine.both_products
 
-    def spied(self, left, right):
-        shapes.append(left.shape[1])
-        return method(self, left, right)
+    def spied(self, tile, *operands):
+        shapes.append(tile.shape[0])
+        return method(self, tile, *operands)
 
-    monkeypatch.setattr(CpuEngine, "matmul", spied)
+    monkeypatch.setattr(CpuEngine, "both_products", spied)
     leaves, loss, _ = _leaves(REGISTRY["margin_softmax"], False, 0.0, "cpu")
     leaves["rows"][::8] = torch.randn(ROWS // 8, DIM)
     _gradients(partial(loss, backend="native"), leaves, torch.tensor(1.0), TOLERANCE)
