@@ -64,7 +64,7 @@ def test_functions_refuse_other_arguments() -> None:
     tile = native.CpuSumTile()
     run = native.cpu.sum_tile
     for arguments, error, text in (
-        (("uss", [1.0], native.Gemm(), 1), TypeError, "expected CpuSumTile, got Gemm"),
+        (("uss", [1.0], native.NormalizeRows(), 1), TypeError, "got NormalizeRows"),
         (("uss", [1.0], None, 1), TypeError, "expected CpuSumTile, got NoneType"),
         (("uss", [1.0], tile), TypeError, "expected 4 positional arguments, got 3"),
         (("uss", ["a"], tile, 1), TypeError, "real number"),
