@@ -9,6 +9,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .cuda import Stream
@@ -155,16 +156,17 @@ class NativeLaunches:
             return self._real.cpu
 
         def construct(**values: Any) -> Any:
+            spans = {key: _span(value) for key, value in values.items()}
             # On the CPU it has kernels as well, which need the real ones.
-            if any(_is_of_host(value) for value in values.values()):
+            if any(_is_of_host(value) for value in spans.values()):
                 return getattr(self._real, name)(**values)
-            return Arguments(name, values)
+            return Arguments(name, spans)
 
         return construct
 
     def _kernel(self, name: str) -> Any:
         def call(*arguments: Any) -> None:
-            *given, stream = arguments
+            *given, stream = map(_span, arguments)
             if stream != Stream.current.cuda_stream:
                 raise ValueError(f"{name} was given stream {stream:#x}, not the current one")
             values: dict[str, Any] = {}
@@ -221,6 +223,14 @@ KERNELS = (
     "permuted",
     "update_rows",
 )
+
+
+def _span(value: Any) -> Any:
+    """Address and bytes of a tensor, as the extension reads them; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    assert value.is_contiguous()
+    return value.data_ptr(), value.nbytes
 
 
 def _is_of_host(value: Any) -> bool:
