@@ -58,9 +58,8 @@ UF_HOST_DEVICE PairTerm<Policy> pair_term(const Policy& policy, float cosine, fl
 }
 
 // Not inlined: all policies share it.
-__attribute__((noinline)) inline void add_logarithms(float* __restrict values,
-                                                     const float* __restrict products, float weight,
-                                                     int64_t count) {
+UF_SHARED inline void add_logarithms(float* __restrict values, const float* __restrict products,
+                                     float weight, int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) values[i] += weight * log1p_positive(products[i]);
 }

@@ -17,11 +17,17 @@ struct PairWeights {
   float other;   // the same, in the threshold's gradient
 };
 
-// Whether the two directions of a pair have thresholds of their own. Throws std::invalid_argument
-// if those of the loss have not: kernels for them are not compiled.
-template <class Policy, class Args>
+// Whether the two directions of a pair have thresholds of their own.
+template <class Args>
 bool separate_thresholds(const Args& args) {
-  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
+  return args.per_column && (args.mirrored || args.b_loss != nullptr);
+}
+
+// The same. Throws std::invalid_argument if those of the loss have not: kernels for them are not
+// compiled.
+template <class Policy, class Args>
+bool separate_thresholds_of(const Args& args) {
+  const bool separate = separate_thresholds(args);
   if (separate && !Policy::kRowThresholds) {
     throw std::invalid_argument("rows of this loss have no threshold of their own");
   }

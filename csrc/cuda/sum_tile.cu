@@ -231,7 +231,7 @@ template <class Policy>
 void launch_sum_tile(const Policy& policy, const SumTile& args, float* workspace, void* stream) {
   if (args.n == 0 || args.m == 0) return;
   const SumGrid grid(args.n, args.m);
-  const bool separate = separate_thresholds<Policy>(args);
+  const bool separate = separate_thresholds_of<Policy>(args);
   constexpr bool kRows = Policy::kRowThresholds;
   const SumPartials partials =
       sum_partials(args, workspace, grid.column_blocks, grid.row_blocks, grid.block_rows);

@@ -37,7 +37,7 @@ void launch_fused_sum(const Policy& policy, const FusedOperands& operands, const
   const SumPartials partials =
       sum_partials(args, workspace, order.column_tiles, order.row_tiles, kTileRows);
   const GradientTile gradient(args.gradient, args.gradient_dtype, args.stride);
-  const auto kernel = separate_thresholds<Policy>(args)
+  const auto kernel = separate_thresholds_of<Policy>(args)
                           ? fused_sum_kernel<Policy, Policy::kRowThresholds>
                           : fused_sum_kernel<Policy, false>;
   launch("fused_sum_tile", kernel, order.tiles(), 1, stream, policy, operands, args, partials,

@@ -1,6 +1,7 @@
 // Tiles of `sum` losses, for sm_90a.
 
 #include "../policies.cuh"
+#include "../sum_terms.cuh"
 #include "epilogue_sum_sm90.cuh"
 #include "tile_kernel_sm90.cuh"
 
@@ -51,9 +52,9 @@ void launch_sum(const Policy& policy, const FusedOperands& operands, const SumTi
 void fused_sum_tile(const std::string& loss, const float* params, const FusedOperands& operands,
                     const SumTile& args, float* workspace, void* stream) {
   // Two thresholds of a pair would be two softplus.
-  const bool separate = args.per_column && (args.mirrored || args.b_loss != nullptr);
-  const bool served = !separate && supports(operands, args.n, args.m, args.gradient,
-                                            args.gradient_dtype, args.stride);
+  const bool served =
+      !separate_thresholds(args) &&
+      supports(operands, args.n, args.m, args.gradient, args.gradient_dtype, args.stride);
   with_sum_policy(loss, params, [&](const auto& policy) {
     if constexpr (kLinearLogit<std::decay_t<decltype(policy)>>) {
       if (served) return launch_sum(policy, operands, args, workspace, stream);

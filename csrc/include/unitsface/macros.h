@@ -9,11 +9,13 @@
 #define UF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
-// The same after the parameters of a lambda.
+// The same after the parameters of a lambda; and a function that is never inlined.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define UF_INLINED
+#define UF_SHARED __declspec(noinline)
 #else
 #define UF_INLINED __attribute__((always_inline))
+#define UF_SHARED __attribute__((noinline))
 #endif
 
 // The CPU kernels are compiled once per instruction set. Everything inline lives in a namespace of

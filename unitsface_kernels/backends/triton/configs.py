@@ -140,7 +140,7 @@ class Config:
 
 def _most(tile: TileConfig) -> int | None:
     """All registers, which four warps may take: else ptxas saves some, with a stack, for one more
-    program. More warps leave room for one program in any case.
+    program. With more warps it decides.
     """
     return 255 if tile.num_warps == 4 else None
 
