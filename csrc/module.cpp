@@ -79,25 +79,14 @@ GemmArgs gemm_of(DType dtype, const Product& product) {
           nullptr};
 }
 
-// Multiplies, or returns the 32-bit words of workspace that this takes if `workspace` has fewer.
-int64_t multiply(DType dtype, const std::vector<Product>& products, const Span& workspace,
-                 int threads) {
-  const auto run = cpu::gemm(dtype);
-  if (run == nullptr) {
+void multiply(DType dtype, const std::vector<Product>& products, int threads) {
+  if (products.size() > cpu::kMostGemms) throw std::invalid_argument("gemm: too many products");
+  std::array<GemmArgs, cpu::kMostGemms> gemms{};
+  for (size_t k = 0; k < products.size(); ++k) gemms[k] = gemm_of(dtype, products[k]);
+  if (!cpu::multiply(gemms.data(), products.size(), threads)) {
     throw std::invalid_argument("gemm: not of this type in the instruction set " +
                                 std::string(cpu::kernels().isa));
   }
-  if (products.size() > cpu::kMostGemms) throw std::invalid_argument("gemm: too many products");
-  std::array<GemmArgs, cpu::kMostGemms> gemms{};
-  int64_t words = 0;
-  for (size_t k = 0; k < products.size(); ++k) {
-    GemmArgs& t = gemms[k] = gemm_of(dtype, products[k]);
-    t.workspace = reinterpret_cast<uint32_t*>(workspace.first) + words;
-    words += cpu::gemm_workspace(dtype, t.n, t.m, t.depth);
-  }
-  if (workspace.second < 4 * words) return words;
-  run(gemms.data(), static_cast<int64_t>(products.size()), threads);
-  return 0;
 }
 
 // CPU only: the index is read.
@@ -252,7 +241,7 @@ void bind_cpu(Module m) {
         cpu::kernels().update_rows(args, threads);
       },
       Unlock());
-  m.def("has_gemm", [](int dtype) { return cpu::gemm(static_cast<DType>(dtype)) != nullptr; });
+  m.def("has_gemm", [](int dtype) { return cpu::has_gemm(static_cast<DType>(dtype)); });
   m.def("gemm", &multiply, Unlock());
 }
 

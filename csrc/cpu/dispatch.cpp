@@ -120,16 +120,6 @@ void register_loss(const std::string& loss, const LossKernels* kernels_of_loss) 
   registered()[loss] = kernels_of_loss;
 }
 
-Gemm gemm(DType dtype) {
-  if (dtype == DType::kFloat32) return kernels().gemm_f32;
-  return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
-}
-
-int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth) {
-  const int64_t words = dtype == DType::kFloat32 ? depth : (depth + 1) / 2;
-  return ((n + 15) / 16 + (m + 15) / 16) * 16 * words;
-}
-
 std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates()) names.emplace_back(c.kernels->isa);

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kTileGroups = 3;  // vectors of b: sums, these and a broadcast word fill the registers
 constexpr int64_t kBlockRows = 128;  // of a, at most, at a time: 64 or 128 KB, in L2
-// Multiplications of a block that take some 10 microseconds, and of a GEMM that is one thread's.
+// Multiplications of a block that take some 10 microseconds.
 constexpr int64_t kLeastWork = 1 << 19;
 
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -195,7 +195,7 @@ void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
     pairs += p.pairs();
     work += t.n * t.m * t.depth;
   }
-  if (work < kLeastWork) threads = 1;
+  if (work < 2 * kLeastWork) threads = 1;  // another takes longer to wake up
   int64_t blocks = 0;
   for (int64_t k = 0; k < count; ++k) {
     Packed<Element>& p = all[k];

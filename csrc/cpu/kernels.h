@@ -50,9 +50,11 @@ const LossKernels* kernels_of(const std::string& loss);
 // Throws std::invalid_argument if the name is one of loss_list.def.
 void register_loss(const std::string& loss, const LossKernels* kernels);
 
-// The set's GEMM of a type, or null, and the 32-bit words of workspace that it takes.
-Gemm gemm(DType dtype);
-int64_t gemm_workspace(DType dtype, int64_t n, int64_t m, int64_t depth);
+// Whether the set has GEMMs of a type.
+bool has_gemm(DType dtype);
+
+// GEMMs of one type, see Gemm; their workspace is set here. False: the set has none of it.
+bool multiply(GemmArgs* gemms, size_t count, int threads);
 
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();

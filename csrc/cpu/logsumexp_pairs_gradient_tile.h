@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/elements.h"
+#include "cpu/lanes.h"
 #include "cpu/logit_at.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/pool.h"
@@ -54,16 +55,6 @@ void pair_gradient_row(const Policy policy, const PairGradient& t, int64_t i) {
   }
 }
 
-// One of two. Copies of what has an array would not vectorize.
-template <bool kFirst, class T>
-UF_HOST_DEVICE const T& the(const T& first, const T& second) {
-  if constexpr (kFirst) {
-    return first;
-  } else {
-    return second;
-  }
-}
-
 // The same of a policy with variables. With kSlopes = 1 derivatives of the row's direction by what
 // it gives to its pairs are added to `own` [kCount], and those by variables of columns to `sums`
 // [kRows + kColumns, m]; with 2 also those of the other direction.
@@ -85,55 +76,48 @@ void variable_gradient_row(const Policy policy, const PairGradient& t, int64_t i
   const Variables<Policy> forwards = forward_variables<Policy>(t);
   const Variables<Policy> backwards = backward_variables<Policy>(t);
   constexpr bool kApart = kBoth && kDirected<Policy>;
-  float slopes[V::kCount * kSlopeBlock];
-  const int32_t m = static_cast<int32_t>(t.m), block = static_cast<int32_t>(kSlopeBlock);
-  for (int32_t start = 0; start < m; start += block) {
-    const int32_t count = m < start + block ? m - start : block;
-#pragma omp simd
-    for (int32_t k = 0; k < count; ++k) {
-      const int32_t j = start + k, other = labels[j];
-      const bool same = other == label;
-      const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
-      const auto forth = logit_at(policy, cosine[j], same, forwards, i, j);
-      const auto apart = logit_at(policy, cosine[j], same, kBoth ? backwards : forwards,
-                                  kBoth ? j : i, kBoth ? i : j);
-      const auto& back = the<kApart>(apart, forth);
-      const float share =
-          slope_of<kTwo>(forth.value, same, log_negatives, log_positives, negative, positive);
-      float slope = share * forth.dcosine, other_share = 0.0f;
-      if constexpr (kBoth) {
-        other_share =
-            slope_of<kTwo>(back.value, same, b_log_negatives[j], kTwo ? b_log_positives[j] : 0.0f,
-                           b_negative[j], b_positive[j]);
-        slope += other_share * back.dcosine;
-      }
-      gradient[j] = round_to<Gradient>(counted ? slope : 0.0f);
-      if constexpr (kSlopes > 0) {
-        each<V::kScalars>([&](auto v) {
-          float sum = share * forth.slope[v];
-          if constexpr (kSlopes > 1) sum += other_share * back.slope[v];
-          slopes[v * kSlopeBlock + k] = counted ? sum : 0.0f;
-        });
-        each<V::kRows>([&](auto r) {
-          constexpr int v = V::kScalars + r;
-          slopes[v * kSlopeBlock + k] = counted ? share * forth.slope[v] : 0.0f;
-          if constexpr (kSlopes > 1) {
-            sums[r * t.m + j] += counted ? other_share * back.slope[v] : 0.0f;
-          }
-        });
-        each<V::kColumns>([&](auto c) {
-          constexpr int v = V::kScalars + V::kRows + c;
-          sums[(V::kRows + c) * t.m + j] += counted ? share * forth.slope[v] : 0.0f;
-          if constexpr (kSlopes > 1) {
-            slopes[v * kSlopeBlock + k] = counted ? other_share * back.slope[v] : 0.0f;
-          }
-        });
-      }
+  float slopes[V::kCount * kLanes] = {};
+  each_lane(0, static_cast<int32_t>(t.m), [&](int32_t j, int32_t lane) UF_INLINED {
+    const int32_t other = labels[j];
+    const bool same = other == label;
+    const bool counted = (other >= 0) & (j != skipped) & (Policy::kPositives | !same);
+    const auto forth = logit_at(policy, cosine[j], same, forwards, i, j);
+    const float share =
+        slope_of<kTwo>(forth.value, same, log_negatives, log_positives, negative, positive);
+    float slope = share * forth.dcosine, other_share = 0.0f;
+    auto back = forth;
+    if constexpr (kBoth) {
+      if constexpr (kDirected<Policy>) back = logit_at(policy, cosine[j], same, backwards, j, i);
+      other_share = slope_of<kTwo>(back.value, same, b_log_negatives[j],
+                                   kTwo ? b_log_positives[j] : 0.0f, b_negative[j], b_positive[j]);
+      slope += other_share * back.dcosine;
     }
+    // Not `counted ? slope : 0`: the compiler would branch around the rounding of a 0.
+    gradient[j] = round_to<Gradient>(choose(all_bits(counted), slope, 0.0f));
     if constexpr (kSlopes > 0) {
-      each<V::kScalars + V::kRows + (kSlopes > 1 ? V::kColumns : 0)>(
-          [&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
+      each<V::kScalars>([&](auto v) {
+        float sum = share * forth.slope[v];
+        if constexpr (kSlopes > 1) sum += other_share * back.slope[v];
+        slopes[v * kLanes + lane] += counted ? sum : 0.0f;
+      });
+      each<V::kRows>([&](auto r) {
+        constexpr int v = V::kScalars + r;
+        slopes[v * kLanes + lane] += counted ? share * forth.slope[v] : 0.0f;
+        if constexpr (kSlopes > 1) {
+          sums[r * t.m + j] += counted ? other_share * back.slope[v] : 0.0f;
+        }
+      });
+      each<V::kColumns>([&](auto c) {
+        constexpr int v = V::kScalars + V::kRows + c;
+        sums[(V::kRows + c) * t.m + j] += counted ? share * forth.slope[v] : 0.0f;
+        if constexpr (kSlopes > 1) {
+          slopes[v * kLanes + lane] += counted ? other_share * back.slope[v] : 0.0f;
+        }
+      });
     }
+  });
+  if constexpr (kSlopes > 0) {
+    each<V::kCount>([&](auto v) { own[v] = sum_of(slopes + v * kLanes, kLanes); });
   }
 }
 
@@ -146,13 +130,12 @@ void clear_row(const PairGradient& t, int64_t i) {
 template <bool kTwo, bool kBoth, int kSlopes, class Gradient, class Policy>
 void variable_gradient_tile(const Policy policy, const PairGradient& t, int threads) {
   using V = VariablesOf<Policy>;
-  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const int64_t units = units_of(t.n);
   const int64_t width = kSlopes > 0 ? (V::kRows + V::kColumns) * t.m : 0;
   const int64_t count = kSlopes > 0 ? V::kCount : 0;
   Workspace columns(units * width), own(count * t.n);
-  parallel_chunks(units, threads, [&](int64_t unit, int) {
-    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
-    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int) {
+    for (int64_t i = first; i < end; ++i) {
       if (t.a_labels[i] < 0) {
         clear_row<Gradient>(t, i);
       } else {

@@ -10,7 +10,6 @@
 #include "cpu/elements.h"
 #include "cpu/logit_at.h"
 #include "cpu/loss_kernels.h"
-#include "cpu/pool.h"
 #include "cpu/sum_tile.h"
 #include "cpu/units.h"
 #include "cpu/variables.h"
@@ -124,7 +123,7 @@ void log_sum_columns(const PairNegatives& t, const UnitLogits& unit, float* __re
 template <bool kTwo, class Policy>
 void pair_negatives_tile(const Policy policy, const PairNegatives& t, int threads) {
   if (kTwo) require_positives(t);
-  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const int64_t units = units_of(t.n);
   const bool both = t.b_maximum != nullptr;
   const int32_t m = static_cast<int32_t>(t.m);
   const int64_t kinds = kTwo ? 2 : 1;
@@ -134,9 +133,7 @@ void pair_negatives_tile(const Policy policy, const PairNegatives& t, int thread
   const bool directed = kDirected<Policy> && both;
   const int64_t elements = directed ? kRowsPerUnit * t.m : 0;
   Workspace others(elements * threads);
-  parallel_chunks(units, threads, [&](int64_t unit, int slot) {
-    const int64_t first = unit * kRowsPerUnit;
-    const int64_t end = t.n < first + kRowsPerUnit ? t.n : first + kRowsPerUnit;
+  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int slot) {
     float* other = others.data() + slot * elements;
     for (int64_t i = first; i < end; ++i) {
       float* __restrict row = t.cosines + i * t.stride;
@@ -214,12 +211,11 @@ void positives_row(const Policy policy, const PairPositives& t, int64_t i,
 
 template <bool kBoth, class Policy>
 void pair_positives_tile(const Policy policy, const PairPositives& t, int threads) {
-  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
+  const int64_t units = units_of(t.n);
   Workspace losses(kBoth ? units * t.m : 0);
   Workspace negative_probs(kBoth ? units * t.m : 0);
-  parallel_chunks(units, threads, [&](int64_t unit, int) {
-    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
-    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int) {
+    for (int64_t i = first; i < end; ++i) {
       if (t.a_labels[i] < 0) continue;
       positives_row<kBoth>(policy, t, i, losses.data() + (kBoth ? unit * t.m : 0),
                            negative_probs.data() + (kBoth ? unit * t.m : 0));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/lanes.h"
 #include "cpu/units.h"
 #include "cpu/variables.h"
 #include "unitsface/policy.h"
@@ -11,15 +12,6 @@
 
 namespace unitsface::cpu {
 inline namespace UF_ISA {
-
-// Floats of a vector.
-#if defined(__AVX512F__)
-constexpr int32_t kLanes = 16;
-#elif defined(__AVX__)
-constexpr int32_t kLanes = 8;
-#else
-constexpr int32_t kLanes = 4;
-#endif
 
 // Factors of a product at most. Each is at most 2: a product stays far below the largest float.
 constexpr int32_t kFactors = 64;
@@ -34,17 +26,25 @@ constexpr int kProducts<Policy, std::void_t<decltype(Policy::kWeighted)>> =
     Policy::kWeighted ? 2 : 1;
 
 // A pair's term. The value of a softplus is without its logarithm, weight * log(1 + e); e is at the
-// place of the weight, and 0 at the other.
+// place of the weight, and 0 at the other. Arrays have an element more than is used: none is empty.
 template <class Policy>
 struct PairTerm : Term {
-  float exponential[kProducts<Policy> + 1];  // the last one is none: arrays have elements
+  float exponential[kProducts<Policy> + 1];
+  float slope[VariablesOf<Policy>::kCount + 1];
 };
 
 template <class Policy>
 UF_HOST_DEVICE PairTerm<Policy> pair_term(const Policy& policy, float cosine, float threshold,
-                                          bool positive) {
-  if constexpr (kProducts<Policy> == 0) {
-    return {policy.evaluate(cosine, threshold, positive), {}};
+                                          bool positive,
+                                          const Values<VariablesOf<Policy>::kCount>& v) {
+  constexpr int kVariables = VariablesOf<Policy>::kCount;
+  if constexpr (kVariables > 0) {
+    const auto term = policy.evaluate(cosine, threshold, positive, v);
+    PairTerm<Policy> pair{term, {}, {}};
+    each<kVariables>([&](auto k) { pair.slope[k] = term.slope[k]; });
+    return pair;
+  } else if constexpr (kProducts<Policy> == 0) {
+    return {policy.evaluate(cosine, threshold, positive), {}, {}};
   } else {
     const Logit z = policy.logit(cosine, threshold, positive);
     const Softplus loss = softplus(positive ? -z.value : z.value);
@@ -53,7 +53,8 @@ UF_HOST_DEVICE PairTerm<Policy> pair_term(const Policy& policy, float cosine, fl
     const float slope = weight * (positive ? -loss.sigmoid : loss.sigmoid);
     const bool second = Policy::kWeighted && positive;
     return {{weight * loss.top, slope * z.dcosine, slope * Policy::kThresholdSlope},
-            {second ? 0.0f : loss.exponential, second ? loss.exponential : 0.0f}};
+            {second ? 0.0f : loss.exponential, second ? loss.exponential : 0.0f},
+            {}};
   }
 }
 
@@ -101,13 +102,8 @@ UF_HOST_DEVICE float sum_of_row(const Policy& policy, int32_t columns, const Add
     const LossSums<Policy> sums{values, products, kLanes};
     const int32_t left = columns - j, most = kFactors * kLanes;
     const int32_t stop = j + (left < most ? left : most);
-    // A constant number of lanes: the compiler keeps the sums in registers.
-    for (; j + kLanes <= stop; j += kLanes) {
-#pragma omp simd
-      for (int32_t lane = 0; lane < kLanes; ++lane) add_pair(j + lane, lane, sums);
-    }
-#pragma omp simd
-    for (int32_t lane = 0; lane < stop - j; ++lane) add_pair(j + lane, lane, sums);
+    each_lane(j, stop,
+              [&](int32_t column, int32_t lane) UF_INLINED { add_pair(column, lane, sums); });
     j = stop;
     if constexpr (kProducts<Policy> > 0) sums.add_logarithms(policy, kLanes);
   }

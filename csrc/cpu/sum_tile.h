@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "cpu/elements.h"
 #include "cpu/loss_kernels.h"
 #include "cpu/loss_sums.h"
-#include "cpu/pool.h"
 #include "cpu/units.h"
 #include "cpu/variables.h"
 #include "unitsface/policy.h"
@@ -31,325 +31,194 @@ inline int32_t excluded_column(int64_t i, int64_t diagonal, int64_t m) {
   return column >= 0 && column < m ? static_cast<int32_t>(column) : -1;
 }
 
-// Row i of a tile whose threshold is a scalar; `weights` are those of the columns.
+// What columns give to the pairs of a tile [m], and their sums over a unit of rows.
+template <class Policy>
+struct Columns {
+  const float* __restrict thresholds;
+  const float* __restrict weights;
+  LossSums<Policy> loss;
+  float* __restrict dthreshold;  // [m]
+  float* __restrict slopes;      // [kRows + kColumns of the policy, m]
+};
+
+// Row i of a tile whose threshold and variables, if any, are scalars: both directions of a pair are
+// one evaluation. Derivatives by the variables are written to `own` [kScalars].
 template <bool kGradient, bool kColumns, class Policy, class Gradient>
 RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
-                   const float* __restrict weights, const LossSums<Policy> columns) {
+                   const Columns<Policy> columns, float* __restrict own) {
+  constexpr int kScalars = VariablesOf<Policy>::kScalars;
+  const float* __restrict weights = columns.weights;
   const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const float threshold = t.b_threshold[0], weight = row_weight(t, i);
   const float mirror = t.mirrored ? 1.0f : 0.0f;  // the gradient counts both directions of a pair
   const float both = kColumns ? 1.0f : 0.0f;      // the statistics count both directions
-  float dthresholds[kLanes] = {};
+  const Variables<Policy> scalars = forward_variables<Policy>(t);
+  float dthresholds[kLanes] = {}, slopes[(kScalars + 1) * kLanes] = {};
   const auto add_pair = [&](int32_t j, int32_t lane, const LossSums<Policy>& sums) UF_INLINED {
     const int32_t other = labels[j];
-    const auto pair = pair_term(policy, cosine[j], threshold, other == label);
+    const auto pair = pair_term(policy, cosine[j], threshold, other == label, scalars.at(i, j));
     const bool valid = (other >= 0) & (j != skipped);
     sums.add(lane, pair, valid);
-    if constexpr (kColumns) columns.add(j, pair, valid);
+    if constexpr (kColumns) columns.loss.add(j, pair, valid);
     const float other_weight = weights[j];
-    dthresholds[lane] += valid ? (weight + both * other_weight) * pair.dthreshold : 0.0f;
+    const float statistics_weight = weight + both * other_weight;
+    dthresholds[lane] += valid ? statistics_weight * pair.dthreshold : 0.0f;
+    each<kScalars>([&](auto v) {
+      slopes[v * kLanes + lane] += valid ? statistics_weight * pair.slope[v] : 0.0f;
+    });
     if constexpr (kGradient) {
       const float slope = valid ? (weight + mirror * other_weight) * pair.dcosine : 0.0f;
       gradient[j] = round_to<Gradient>(slope);
     }
   };
   const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
+  each<kScalars>([&](auto v) { own[v] = sum_of(slopes + v * kLanes, kLanes); });
   return {loss, sum_of(dthresholds, kLanes)};
 }
 
-// The same of a policy whose variables are scalars: both directions of a pair are one evaluation.
-// Derivatives by the scalars are written to `own` [kScalars].
-template <bool kGradient, bool kColumns, class Policy, class Gradient>
-RowSums scalars_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
-                    const float* __restrict weights, float* __restrict column_loss,
-                    float* __restrict own) {
-  using V = VariablesOf<Policy>;
-  const float* __restrict cosine = t.cosines + i * t.stride;
-  const int32_t* __restrict labels = t.b_labels;
-  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
-  const float threshold = t.b_threshold[0], weight = row_weight(t, i);
-  const float mirror = t.mirrored ? 1.0f : 0.0f, both = kColumns ? 1.0f : 0.0f;
-  const Variables<Policy> scalars = forward_variables<Policy>(t);
-  float slopes[V::kCount * kSlopeBlock];
-  float loss = 0.0f, dthreshold = 0.0f;
-  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
-    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
-    const int32_t count = static_cast<int32_t>(stop - start);
-#pragma omp simd reduction(+ : loss, dthreshold)
-    for (int32_t k = 0; k < count; ++k) {
-      const int64_t j = start + k;
-      const int32_t other = labels[j];
-      const bool valid = (other >= 0) & (j != skipped);
-      const auto term = policy.evaluate(cosine[j], threshold, other == label, scalars.at(i, j));
-      const float value = valid ? term.value : 0.0f;
-      loss += value;
-      if (kColumns) column_loss[j] += value;
-      const float other_weight = weights[j];
-      const float statistics_weight = valid ? weight + both * other_weight : 0.0f;
-      dthreshold += valid ? statistics_weight * term.dthreshold : 0.0f;
-      each<V::kScalars>([&](auto v) {
-        slopes[v * kSlopeBlock + k] = valid ? statistics_weight * term.slope[v] : 0.0f;
-      });
-      if (kGradient) {
-        const float slope = valid ? (weight + mirror * other_weight) * term.dcosine : 0.0f;
-        gradient[j] = round_to<Gradient>(slope);
-      }
-    }
-    each<V::kScalars>([&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
-  }
-  return {loss, dthreshold};
-}
-
-// Row i of a tile with a threshold per column identity: the two directions of a pair differ.
-template <bool kGradient, bool kColumns, class Policy, class Gradient>
-RowSums per_column_row(const Policy policy, const SumTile& t, int64_t i,
-                       Gradient* __restrict gradient, const float* __restrict weights,
-                       const LossSums<Policy> columns, float* __restrict column_dthreshold) {
-  const float* __restrict cosine = t.cosines + i * t.stride;
-  const int32_t* __restrict labels = t.b_labels;
-  const float* __restrict b_threshold = t.b_threshold;
-  const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
-  // A memory or a shard has no thresholds for the rows, and no other direction is computed.
-  const float a_threshold = t.a_threshold != nullptr ? t.a_threshold[i] : 0.0f;
-  const float weight = row_weight(t, i), mirror = t.mirrored ? 1.0f : 0.0f;
-  float dthresholds[kLanes] = {};
-  const auto add_pair = [&](int32_t j, int32_t lane, const LossSums<Policy>& sums) UF_INLINED {
-    const int32_t other = labels[j];
-    const bool valid = (other >= 0) & (j != skipped);
-    const auto forth = pair_term(policy, cosine[j], b_threshold[j], other == label);
-    const auto back = pair_term(policy, cosine[j], a_threshold, other == label);
-    const float other_weight = mirror * weights[j];
-    sums.add(lane, forth, valid);
-    column_dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
-    if constexpr (kColumns) {
-      columns.add(j, back, valid);
-      dthresholds[lane] += valid ? other_weight * back.dthreshold : 0.0f;
-    }
-    if constexpr (kGradient) {
-      const float slope = valid ? weight * forth.dcosine + other_weight * back.dcosine : 0.0f;
-      gradient[j] = round_to<Gradient>(slope);
-    }
-  };
-  const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
-  return {loss, sum_of(dthresholds, kLanes)};
-}
-
-// Values of one unit of rows that add up column by column.
-struct ColumnSums {
-  float* __restrict loss;        // [m]
-  float* __restrict dthreshold;  // [m]
-  float* __restrict slopes;      // [kRows + kColumns of the policy, m]
-};
-
-// Row i of a tile of a policy with variables; `thresholds` are those of the columns. Derivatives by
-// what row i gives to its pairs are added to `own` [kCount].
+// Row i of a tile whose two directions of a pair differ: with a threshold per column, or variables
+// of rows or columns. Without kBack only the row's direction is computed. Derivatives by what the
+// row gives to its pairs are written to `own` [kCount].
 template <bool kGradient, bool kColumns, bool kBack, class Policy, class Gradient>
-RowSums variable_row(const Policy policy, const SumTile& t, int64_t i,
-                     Gradient* __restrict gradient, const float* __restrict thresholds,
-                     const float* __restrict weights, const ColumnSums sums,
+RowSums directed_row(const Policy policy, const SumTile& t, int64_t i,
+                     Gradient* __restrict gradient, const Columns<Policy> columns,
                      float* __restrict own) {
   using V = VariablesOf<Policy>;
+  constexpr int kOfRows = V::kScalars + V::kRows;
   const float* __restrict cosine = t.cosines + i * t.stride;
   const int32_t* __restrict labels = t.b_labels;
+  const float* __restrict thresholds = columns.thresholds;
+  const float* __restrict weights = columns.weights;
+  float* __restrict column_dthreshold = columns.dthreshold;
+  float* __restrict column_slopes = columns.slopes;
   const int32_t label = t.a_labels[i], skipped = excluded_column(i, t.diagonal, t.m);
   const float a_threshold = t.per_column && kBack ? t.a_threshold[i] : t.b_threshold[0];
   const float weight = row_weight(t, i);
   const Variables<Policy> forwards = forward_variables<Policy>(t);
   const Variables<Policy> backwards = backward_variables<Policy>(t);
-  float slopes[V::kCount * kSlopeBlock];
-  float loss = 0.0f, dthreshold = 0.0f;
-  for (int64_t start = 0; start < t.m; start += kSlopeBlock) {
-    const int64_t stop = t.m < start + kSlopeBlock ? t.m : start + kSlopeBlock;
-    const int32_t count = static_cast<int32_t>(stop - start);
-#pragma omp simd reduction(+ : loss, dthreshold)
-    for (int32_t k = 0; k < count; ++k) {
-      const int64_t j = start + k;
-      const int32_t other = labels[j];
-      const bool valid = (other >= 0) & (j != skipped), positive = other == label;
-      const auto forth = policy.evaluate(cosine[j], thresholds[j], positive, forwards.at(i, j));
-      float slope = weight * forth.dcosine;
-      loss += valid ? forth.value : 0.0f;
-      sums.dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
-      each<V::kScalars + V::kRows>(
-          [&](auto v) { slopes[v * kSlopeBlock + k] = valid ? weight * forth.slope[v] : 0.0f; });
-      each<V::kColumns>([&](auto c) {
-        constexpr int v = V::kScalars + V::kRows + c;
-        sums.slopes[(V::kRows + c) * t.m + j] += valid ? weight * forth.slope[v] : 0.0f;
-      });
-      if constexpr (kBack) {
-        const auto back = policy.evaluate(cosine[j], a_threshold, positive, backwards.at(j, i));
-        const float other_weight = weights[j];
-        slope += other_weight * back.dcosine;
-        if constexpr (kColumns) {
-          sums.loss[j] += valid ? back.value : 0.0f;
-          dthreshold += valid ? other_weight * back.dthreshold : 0.0f;
-          each<V::kScalars>([&](auto v) {
-            slopes[v * kSlopeBlock + k] += valid ? other_weight * back.slope[v] : 0.0f;
-          });
-          each<V::kRows>([&](auto r) {
-            constexpr int v = V::kScalars + r;
-            sums.slopes[r * t.m + j] += valid ? other_weight * back.slope[v] : 0.0f;
-          });
-          each<V::kColumns>([&](auto c) {
-            constexpr int v = V::kScalars + V::kRows + c;
-            slopes[v * kSlopeBlock + k] = valid ? other_weight * back.slope[v] : 0.0f;
-          });
-        }
+  float dthresholds[kLanes] = {}, slopes[(V::kCount + 1) * kLanes] = {};
+  const auto add_pair = [&](int32_t j, int32_t lane, const LossSums<Policy>& sums) UF_INLINED {
+    const int32_t other = labels[j];
+    const bool valid = (other >= 0) & (j != skipped), positive = other == label;
+    const auto forth = pair_term(policy, cosine[j], thresholds[j], positive, forwards.at(i, j));
+    float slope = weight * forth.dcosine;
+    sums.add(lane, forth, valid);
+    column_dthreshold[j] += valid ? weight * forth.dthreshold : 0.0f;
+    each<kOfRows>(
+        [&](auto v) { slopes[v * kLanes + lane] += valid ? weight * forth.slope[v] : 0.0f; });
+    each<V::kColumns>([&](auto c) {
+      column_slopes[(V::kRows + c) * t.m + j] += valid ? weight * forth.slope[kOfRows + c] : 0.0f;
+    });
+    if constexpr (kBack) {
+      const auto back = pair_term(policy, cosine[j], a_threshold, positive, backwards.at(j, i));
+      const float other_weight = weights[j];
+      slope += other_weight * back.dcosine;
+      if constexpr (kColumns) {
+        columns.loss.add(j, back, valid);
+        dthresholds[lane] += valid ? other_weight * back.dthreshold : 0.0f;
+        each<V::kScalars>([&](auto v) {
+          slopes[v * kLanes + lane] += valid ? other_weight * back.slope[v] : 0.0f;
+        });
+        each<V::kRows>([&](auto r) {
+          column_slopes[r * t.m + j] += valid ? other_weight * back.slope[V::kScalars + r] : 0.0f;
+        });
+        each<V::kColumns>([&](auto c) {
+          constexpr int v = kOfRows + c;
+          slopes[v * kLanes + lane] += valid ? other_weight * back.slope[v] : 0.0f;
+        });
       }
-      if constexpr (kGradient) gradient[j] = round_to<Gradient>(valid ? slope : 0.0f);
     }
-    each<V::kScalars + V::kRows + (kColumns ? V::kColumns : 0)>(
-        [&](auto v) { own[v] += sum_of(slopes + v * kSlopeBlock, count); });
-  }
-  return {loss, dthreshold};
+    if constexpr (kGradient) gradient[j] = round_to<Gradient>(valid ? slope : 0.0f);
+  };
+  const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
+  each<V::kCount>([&](auto v) { own[v] = sum_of(slopes + v * kLanes, kLanes); });
+  return {loss, sum_of(dthresholds, kLanes)};
 }
 
-// A tile of a policy with variables: the two directions of a pair differ, as with a threshold per
-// column, for which one threshold is written once for each.
-template <bool kGradient, bool kColumns, bool kBack, class Gradient, class Policy>
-void variable_tile(const Policy policy, const SumTile& t, int threads) {
+// kDirections: 0 if both directions of a pair are one, else those that are computed.
+template <bool kGradient, bool kColumns, int kDirections, class Gradient, class Policy>
+void sum_tile(const Policy policy, const SumTile& t, int threads) {
   using V = VariablesOf<Policy>;
   if (t.m == 0) return;
-  constexpr int kMatrices = V::kRows + V::kColumns;
-  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
-  Workspace thresholds(t.m), weights(t.m), own(V::kCount * t.n), row_dthreshold(t.n);
-  for (int64_t j = 0; j < t.m; ++j) {
-    thresholds.data()[j] = t.b_threshold[t.per_column ? j : 0];
-    weights.data()[j] = t.b_weights == nullptr ? 1.0f : t.b_weights[j];
-  }
-  // Loss, derivative by the threshold, and by each variable.
-  Workspace columns((2 + kMatrices) * units * t.m);
+  const int64_t units = units_of(t.n);
+  const bool has_weights = t.b_weights != nullptr;
+  const bool fills_thresholds = kDirections > 0 && !t.per_column;
+  Workspace ones(has_weights ? 0 : t.m), thresholds(fills_thresholds ? t.m : 0);
+  for (int64_t j = 0; !has_weights && j < t.m; ++j) ones.data()[j] = 1.0f;
+  for (int64_t j = 0; fills_thresholds && j < t.m; ++j) thresholds.data()[j] = t.b_threshold[0];
+  // Per unit: losses with their products, derivatives by thresholds, and by variables.
+  constexpr int kLosses = kColumns ? 1 + kProducts<Policy> : 0;
+  constexpr int kSums = kLosses + (kDirections > 0 ? 1 + V::kRows + V::kColumns : 0);
+  Workspace sums(kSums * units * t.m), row_dthreshold(t.n), own(V::kCount * t.n);
   const auto at = [&](int64_t unit, int64_t which) {
-    return columns.data() + ((2 + kMatrices) * unit + which) * t.m;
+    return sums.data() + (kSums * unit + which) * t.m;
   };
 
-  parallel_chunks(units, threads, [&](int64_t unit, int) {
-    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
-    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
+  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int) {
+    const Columns<Policy> columns{fills_thresholds ? thresholds.data() : t.b_threshold,
+                                  has_weights ? t.b_weights : ones.data(),
+                                  {at(unit, 0), at(unit, 1), t.m},
+                                  at(unit, kLosses),
+                                  at(unit, kLosses + 1)};
+    for (int64_t i = first; i < end; ++i) {
       Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
       if (t.a_labels[i] < 0) {
         for (int64_t j = 0; kGradient && j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
         continue;
       }
-      const RowSums sums = variable_row<kGradient, kColumns, kBack>(
-          policy, t, i, gradient, thresholds.data(), weights.data(),
-          ColumnSums{at(unit, 0), at(unit, 1), at(unit, 2)}, own.data() + i * V::kCount);
-      t.a_loss[i] += sums.loss;
-      row_dthreshold.data()[i] = sums.dthreshold;
+      float* own_of_row = own.data() + i * V::kCount;
+      RowSums found;
+      if constexpr (kDirections == 0) {
+        found = scalar_row<kGradient, kColumns>(policy, t, i, gradient, columns, own_of_row);
+      } else {
+        found = directed_row<kGradient, kColumns, kDirections == 2>(policy, t, i, gradient, columns,
+                                                                    own_of_row);
+      }
+      t.a_loss[i] += found.loss;
+      row_dthreshold.data()[i] = found.dthreshold;
     }
+    if constexpr (kLosses > 1) columns.loss.add_logarithms(policy, t.m);
   });
 
-  const auto add = [&](double* sums, int64_t which) {
-    for (int64_t unit = 0; sums != nullptr && unit < units; ++unit) {
-      for (int64_t j = 0; j < t.m; ++j) sums[j] += at(unit, which)[j];
+  const auto add = [&](double* total, int64_t which) {
+    for (int64_t unit = 0; total != nullptr && unit < units; ++unit) {
+      const float* of_unit = at(unit, which);
+      for (int64_t j = 0; j < t.m; ++j) total[j] += of_unit[j];
     }
   };
   if (kColumns) add(t.b_loss, 0);
-  if (t.per_column) {
-    add(t.b_dthreshold, 1);
-  } else if (t.b_dthreshold != nullptr) {
-    for (int64_t unit = 0; unit < units; ++unit) {
-      for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[0] += at(unit, 1)[j];
-    }
+  if (t.per_column) add(t.b_dthreshold, kLosses);
+  for (int64_t unit = 0; fills_thresholds && t.b_dthreshold != nullptr && unit < units; ++unit) {
+    for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[0] += at(unit, kLosses)[j];
   }
-  for (int64_t i = 0; kColumns && t.b_dthreshold != nullptr && i < t.n; ++i) {
-    *(t.per_column ? t.a_dthreshold + i : t.b_dthreshold) += row_dthreshold[i];
-  }
-  add_to_gradients<Policy, kColumns>(t, own.data(),
-                                     [&](double* sums, int64_t which) { add(sums, 2 + which); });
-}
-
-template <bool kGradient, bool kColumns, class Gradient, class Policy>
-void sum_tile(const Policy policy, const SumTile& t, int threads) {
-  constexpr int kScalars = VariablesOf<Policy>::kCount;
-  if (t.m == 0) return;
-  const int64_t units = (t.n + kRowsPerUnit - 1) / kRowsPerUnit;
-  const bool column_thresholds = t.per_column && t.b_dthreshold != nullptr;
-  Workspace ones(t.b_weights == nullptr ? t.m : 0);
-  for (int64_t j = 0; t.b_weights == nullptr && j < t.m; ++j) ones.data()[j] = 1.0f;
-  const float* weights = t.b_weights == nullptr ? ones.data() : t.b_weights;
-  // The products of a unit are beside its sums.
-  const int64_t unit_sums = kColumns ? t.m * (1 + kProducts<Policy>) : 0;
-  Workspace column_loss(units * unit_sums);
-  Workspace column_dthreshold(t.per_column ? units * t.m : 0);
-  Workspace row_dthreshold(t.n), own(kScalars * t.n);
-
-  parallel_chunks(units, threads, [&](int64_t unit, int) {
-    const int64_t end = t.n < (unit + 1) * kRowsPerUnit ? t.n : (unit + 1) * kRowsPerUnit;
-    float* sums_of_unit = column_loss.data() + unit * unit_sums;
-    const LossSums<Policy> columns{sums_of_unit, kColumns ? sums_of_unit + t.m : nullptr, t.m};
-    float* thresholds = t.per_column ? column_dthreshold.data() + unit * t.m : nullptr;
-    for (int64_t i = unit * kRowsPerUnit; i < end; ++i) {
-      Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
-      if (t.a_labels[i] < 0) {
-        if (kGradient) {
-          for (int64_t j = 0; j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
-        }
-        continue;
-      }
-      RowSums sums;
-      if constexpr (kScalars > 0) {
-        sums = scalars_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns.values,
-                                                own.data() + i * kScalars);
-      } else if (t.per_column) {
-        sums = per_column_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns,
-                                                   thresholds);
-      } else {
-        sums = scalar_row<kGradient, kColumns>(policy, t, i, gradient, weights, columns);
-      }
-      t.a_loss[i] += sums.loss;
-      row_dthreshold.data()[i] = sums.dthreshold;
-    }
-    if constexpr (kColumns && kProducts<Policy> > 0) columns.add_logarithms(policy, t.m);
-  });
-
-  for (int64_t unit = 0; kColumns && unit < units; ++unit) {
-    for (int64_t j = 0; j < t.m; ++j) t.b_loss[j] += column_loss[unit * unit_sums + j];
-  }
-  for (int64_t unit = 0; column_thresholds && unit < units; ++unit) {
-    for (int64_t j = 0; j < t.m; ++j) t.b_dthreshold[j] += column_dthreshold[unit * t.m + j];
-  }
-  for (int64_t i = 0; t.d_scalars != nullptr && i < t.n; ++i) {
-    for (int v = 0; v < kScalars; ++v) t.d_scalars[v] += own[i * kScalars + v];
-  }
-  if (t.b_dthreshold == nullptr) return;
-  for (int64_t i = 0; i < t.n; ++i) {
-    if (!t.per_column) {
-      t.b_dthreshold[0] += row_dthreshold[i];
-    } else if (kColumns) {
-      t.a_dthreshold[i] += row_dthreshold[i];
-    }
-  }
-}
-
-// Of policies with variables: a threshold per column, and what belongs to rows and columns.
-template <bool kGradient, class Gradient, class Policy>
-void any_variable_tile(const Policy policy, const SumTile& t, int threads) {
-  if (t.b_loss != nullptr) {
-    variable_tile<kGradient, true, true, Gradient>(policy, t, threads);
-  } else if (kGradient && t.mirrored) {
-    variable_tile<kGradient, false, kGradient, Gradient>(policy, t, threads);
-  } else {
-    variable_tile<kGradient, false, false, Gradient>(policy, t, threads);
-  }
+  // Rows give a threshold of their own to the pairs of columns, or all pairs have the same one.
+  double* of_rows = t.per_column ? t.a_dthreshold : t.b_dthreshold;
+  const bool adds_rows = t.b_dthreshold != nullptr && (kColumns || !t.per_column);
+  for (int64_t i = 0; adds_rows && i < t.n; ++i) of_rows[t.per_column ? i : 0] += row_dthreshold[i];
+  add_to_gradients<Policy, kColumns>(
+      t, own.data(), [&](double* total, int64_t which) { add(total, kLosses + 1 + which); });
 }
 
 template <bool kGradient, class Gradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
-  if constexpr (VariablesOf<Policy>::kCount > 0) {
-    if (kDirected<Policy> || t.per_column) {
-      return any_variable_tile<kGradient, Gradient>(policy, t, threads);
-    }
-  }
+  const bool columns = t.b_loss != nullptr;
   if constexpr (!kDirected<Policy>) {
-    if (t.b_loss != nullptr) {
-      sum_tile<kGradient, true, Gradient>(policy, t, threads);
-    } else {
-      sum_tile<kGradient, false, Gradient>(policy, t, threads);
+    if (!t.per_column) {
+      return (columns ? sum_tile<kGradient, true, 0, Gradient, Policy>
+                      : sum_tile<kGradient, false, 0, Gradient, Policy>)(policy, t, threads);
     }
   }
+  if constexpr (kDirected<Policy> || Policy::kRowThresholds) {
+    if (columns) return sum_tile<kGradient, true, 2, Gradient>(policy, t, threads);
+    if constexpr (kGradient) {
+      if (t.mirrored) return sum_tile<true, false, 2, Gradient>(policy, t, threads);
+    }
+  } else if (columns || t.mirrored) {
+    throw std::invalid_argument("rows of this loss have no threshold of their own");
+  }
+  sum_tile<kGradient, false, 1, Gradient>(policy, t, threads);
 }
 
 template <class Policy>

@@ -66,16 +66,6 @@ UF_HOST_DEVICE Variables<Policy> backward_variables(const Tile& t) {
 template <class Policy>
 constexpr bool kDirected = (VariablesOf<Policy>::kRows + VariablesOf<Policy>::kColumns) > 0;
 
-// Derivatives by variables are kept for a block of columns before they are added up.
-constexpr int64_t kSlopeBlock = 256;
-
-inline float sum_of(const float* values, int32_t count) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int32_t k = 0; k < count; ++k) sum += values[k];
-  return sum;
-}
-
 // Adds derivatives to a tile's gradients of variables, with kBack those of both directions: `own`
 // [n, kCount], by what row i gives to its pairs, and what add_columns(sums, k) adds to sums [m], by
 // variable k of what columns give: those of rows first.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.cases import Case
-from support.compiled import COMPILER, needs_compiler
 from support.evaluation import check_against_reference
 from support.fake_device import KINDS, allowed_bytes, record
 from support.grid import extended_if
@@ -28,7 +24,6 @@ from support.variables import (
 from torch import Tensor
 
 from unitsface_kernels import dispatch, policy
-from unitsface_kernels.backends.native.custom import shared_object
 from unitsface_kernels.functional.call import Options, Samples, pair_call
 from unitsface_kernels.functional.custom import fused_class_loss, fused_pair_loss
 from unitsface_kernels.losses import custom
@@ -121,45 +116,6 @@ def test_a_target_does_not_raise_the_maximum() -> None:
         gradients += torch.autograd.grad(losses[-1].sum(), shift)
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
-
-
-@needs_native
-@needs_compiler
-@pytest.mark.parametrize(
-    ("of", "header", "function"),
-    [
-        (Everything, "sum_tile.h", "variable_row"),
-        *(
-            pytest.param(*loop, marks=extended_if(True))
-            for loop in (
-                (Curricular, "logsumexp_tile.h", "gradient_tile"),
-                (Tempered, "logsumexp_pairs_gradient_tile.h", "variable_gradient_row"),
-                (Tempered, "logsumexp_pairs_tile.h", "logits_row"),
-                (Scales, "logsumexp_pairs_tile.h", "logits_row"),
-                (Scales, "logsumexp_pairs_gradient_tile.h", "variable_gradient_row"),
-            )
-        ),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_loops_over_pairs_vectorize(
-    of: type[policy.Policy], header: str, function: str, tmp_path: Path
-) -> None:
-    source, folder = tmp_path / "policy.cpp", shared_object.headers()
-    source.write_text(shared_object.source_of(custom.spec(of())))
-    flags = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -fopenmp-simd -mavx2 -mfma"
-    says = subprocess.run(
-        [COMPILER, *flags.split(), "-DUF_ISA=avx2", "-fopt-info-vec-optimized", f"-I{folder}",
-         f"-I{folder / 'include'}", "-c", source, "-o", tmp_path / "policy.o"],
-        capture_output=True, text=True, check=True,
-    ).stderr  # fmt: skip
-    if "vectorized" not in says:
-        pytest.skip("this compiler does not say what it vectorizes")
-    lines = next(folder.rglob(header)).read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if f"{function}(" in line)
-    loop = next(i for i in range(start, len(lines)) if "omp simd" in lines[i]) + 1
-    found = re.findall(rf"{header}:(\d+):\d+: optimized: loop vectorized using 32", says)
-    assert any(loop <= int(line) <= loop + 3 for line in found), (loop, found)
 
 
 @needs_native

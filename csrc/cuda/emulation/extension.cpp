@@ -46,9 +46,8 @@ const Kernels& kernels() { absent(); }
 const LossKernels* kernels_of(const std::string&) { absent(); }
 void register_loss(const std::string&, const LossKernels*) { absent(); }
 void run_chunks(int64_t, int, RunChunk, const void*) { absent(); }
-Gemm gemm(DType) { absent(); }
-int64_t gemm_workspace(DType, int64_t, int64_t, int64_t) { absent(); }
-bool own_float32_gemm() { absent(); }
+bool has_gemm(DType) { absent(); }
+bool multiply(GemmArgs*, size_t, int) { absent(); }
 std::vector<std::string> compiled_isas() { absent(); }
 std::vector<std::string> usable_isas() { absent(); }
 

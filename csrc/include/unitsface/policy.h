@@ -63,10 +63,10 @@ struct Logit {
   float dcosine;  // d value / d cosine
 };
 
-// An array is indexed by constants alone, so that it is a set of registers.
+// An array is indexed by constants alone, so that it is a set of registers. None is empty.
 template <int kCount>
 struct Values {
-  float value[kCount];
+  float value[kCount > 0 ? kCount : 1];
 };
 
 template <class Result, int kCount>

@@ -277,7 +277,7 @@ struct GemmArgs {
   float* out;  // [n, m], stride
   int64_t stride;
   bool add;         // to what is in out
-  void* workspace;  // gemm_workspace 32-bit words, aligned to 64 bytes
+  void* workspace;  // for packed operands, aligned to 64 bytes
 };
 
 // Smaller norms are clamped to this.

@@ -50,8 +50,6 @@ class CpuEngine(NativeEngine):
     keeps_cosines = True
     arguments_prefix = "Cpu"
     row_dtypes = frozenset({torch.float32})
-    #: Workspace of the GEMMs.
-    _packed: Tensor | None = None
 
     def __init__(self, call: Call | None, device: torch.device | None = None) -> None:
         super().__init__(call, device)
@@ -99,21 +97,14 @@ class CpuEngine(NativeEngine):
     def _multiply(self, *products: Product) -> None:
         dtype = products[0][0].dtype
         if not self.library_gemm or dtype != torch.float32:
-            self._own_gemm(DTYPE_CODES[dtype], products)
+            # All at once: their loops over threads have one start and one end.
+            self.native.cpu.gemm(DTYPE_CODES[dtype], products, self.threads)
             return
         for left, right, out, add in products:
             if add:
                 out.addmm_(left, right)
             else:
                 torch.mm(left, right, out=out)
-
-    def _own_gemm(self, dtype: int, products: Sequence[Product]) -> None:
-        """All ``products`` at once: their loops over threads have one start and one end."""
-        multiply = self.native.cpu.gemm
-        missing = multiply(dtype, products, self._packed, self.threads)
-        if missing:
-            self._packed = torch.empty(missing)
-            multiply(dtype, products, self._packed, self.threads)
 
     def prepare_labels(
         self, row_labels: Tensor, column_labels: Tensor | None
