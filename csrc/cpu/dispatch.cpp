@@ -6,6 +6,11 @@
 
 #include "cpu/kernels.h"
 
+#if defined(UF_HAVE_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace unitsface::cpu {
 
 extern const Kernels kernels_baseline;
@@ -16,6 +21,7 @@ extern const Kernels kernels_avx512;
 void gemm_f32(const GemmArgs*, int64_t count, int threads);       // gemm_f32.cpp
 void gemm_f32_avx2(const GemmArgs*, int64_t count, int threads);  // gemm_f32_avx2.cpp
 void gemm_bf16(const GemmArgs*, int64_t count, int threads);      // gemm_bf16.cpp
+void gemm_amx(const GemmArgs*, int64_t count, int threads);       // gemm_amx.cpp
 
 namespace {
 
@@ -54,6 +60,24 @@ const Kernels& avx512bf16() {
 }
 #endif
 
+#if defined(UF_HAVE_AMX)
+const Kernels& amx() {
+  static const Kernels extended = [] {
+    Kernels k = avx512bf16();
+    k.isa = "amx";
+    k.gemm_bf16 = gemm_amx;
+    return k;
+  }();
+  return extended;
+}
+
+// Linux saves tile registers for processes that ask for them (arch/x86/include/uapi/asm/prctl.h).
+bool has_tiles() {
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#endif
+
 std::vector<Candidate> candidates() {  // best first
   std::vector<Candidate> found;
 #if defined(UF_HAVE_X86_ISAS)
@@ -63,7 +87,11 @@ std::vector<Candidate> candidates() {  // best first
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #if defined(UF_HAVE_AVX512BF16)
-  found.push_back({&avx512bf16(), has_avx512 && __builtin_cpu_supports("avx512bf16")});
+  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+#if defined(UF_HAVE_AMX)
+  found.push_back({&amx(), has_bf16 && has_tiles()});
+#endif
+  found.push_back({&avx512bf16(), has_bf16});
 #endif
   found.push_back({&avx512(), has_avx512});
   found.push_back({&avx2(), has_avx2});

@@ -44,9 +44,9 @@ Gemm gemm_of(DType dtype) {
   return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
 }
 
-// 32-bit words of both operands, packed.
+// 32-bit words of both operands, packed; those of bfloat16 may be padded along the depth.
 int64_t packed_words(const GemmArgs& t) {
-  const int64_t words = t.dtype == DType::kFloat32 ? t.depth : (t.depth + 1) / 2;
+  const int64_t words = t.dtype == DType::kFloat32 ? t.depth : (t.depth + 31) / 32 * 16;
   return ((t.n + 15) / 16 + (t.m + 15) / 16) * 16 * words;
 }
 

@@ -20,13 +20,21 @@ namespace unitsface::cpu {
 namespace {
 
 constexpr int kTileGroups = 3;  // vectors of b: sums, these and a broadcast word fill the registers
-constexpr int64_t kBlockRows = 128;  // of a, at most, at a time: 64 or 128 KB, in L2
 // Multiplications of a block that take some 10 microseconds.
 constexpr int64_t kLeastWork = 1 << 19;
 
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+
+// What a kind of element has unless it says otherwise.
+struct Defaults {
+  static constexpr int kGroups = kTileGroups;     // of b: the columns of a block
+  static constexpr int64_t kBlockRows = 128;      // of a, at most, at a time: 64 or 128 KB, in L2
+  static constexpr int64_t kWordMultiple = 1;     // words of packed operands are padded to
+  static constexpr int64_t kRowMultiple = 1;      // of rows of `a` that are read as they are
+  static void finish_left(uint32_t*, int64_t) {}  // a packed group of `a`, its words
+};
 
 // --- packing -------------------------------------------------------------------------------------
 
@@ -127,7 +135,7 @@ void multiply_block(const GemmArgs& t, const uint32_t* a, const uint32_t* b, int
   constexpr int64_t kGroup = Element::kGroup;
   const int64_t size = words * kGroup, a_row = t.a_row * 4 / Element::kPerWord;
   const int64_t last = smaller(row + rows, t.n);
-  const int64_t columns = smaller(t.m - column, kTileGroups * kGroup);
+  const int64_t columns = smaller(t.m - column, Element::kGroups * kGroup);
   const auto run = columns > 2 * kGroup ? multiply<Element, 3, kPacked>
                    : columns > kGroup   ? multiply<Element, 2, kPacked>
                                         : multiply<Element, 1, kPacked>;
@@ -150,19 +158,24 @@ struct Packed {
   int64_t words, a_pairs, b_pairs, panels, rows;  // a_pairs: 0 if rows of `a` are read as they are
   uint32_t *a, *b;
 
-  static constexpr int64_t kWidth = kTileGroups * Element::kGroup;
+  static constexpr int64_t kGroup = Element::kGroup, kWidth = Element::kGroups * kGroup;
 
   int64_t pairs() const { return a_pairs + b_pairs; }
   int64_t blocks() const { return ceil_div(t.n, rows) * panels; }
 
   void pack_pair(int64_t i) const {
     using Type = typename Element::Type;
-    if (i < a_pairs) {
-      const Operand<Element> rows_of_a = {static_cast<const Type*>(t.a), t.n, t.a_row, t.a_depth};
-      pack(rows_of_a, i, words, t.depth, a);
-    } else {
-      const Operand<Element> rows_of_b = {static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};
-      pack(rows_of_b, i - a_pairs, words, t.depth, b);
+    const bool left = i < a_pairs;
+    const Operand<Element> operand =
+        left ? Operand<Element>{static_cast<const Type*>(t.a), t.n, t.a_row, t.a_depth}
+             : Operand<Element>{static_cast<const Type*>(t.b), t.m, t.b_row, t.b_depth};
+    const int64_t pair = left ? i : i - a_pairs;
+    pack(operand, pair, words, t.depth, left ? a : b);
+    const int64_t filled = ceil_div(t.depth, Element::kPerWord);
+    for (int64_t g = 2 * pair; g < 2 * pair + 2 && g * kGroup < operand.rows; ++g) {
+      uint32_t* group = (left ? a : b) + g * words * kGroup;
+      for (int64_t w = filled; w < words; ++w) Element::store(group + w * kGroup, Element::zero());
+      if (left) Element::finish_left(group, words);
     }
   }
 
@@ -182,14 +195,15 @@ void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
     const GemmArgs& t = gemms[k];
     Packed<Element>& p = all[k];
     p.t = t;
-    p.words = ceil_div(t.depth, Element::kPerWord);
-    // Words of `a` are read one by one: in rows whose words are whole and side by side, as they
-    // are.
-    const bool as_it_is = t.a_depth == 1 && t.depth % Element::kPerWord == 0;
+    p.words = ceil_div(ceil_div(t.depth, Element::kPerWord), Element::kWordMultiple) *
+              Element::kWordMultiple;
+    // Rows of `a` are read as they are if their words are whole and side by side.
+    const bool as_it_is = t.a_depth == 1 && t.depth == p.words * Element::kPerWord &&
+                          t.n % Element::kRowMultiple == 0;
     p.a_pairs = as_it_is ? 0 : ceil_div(t.n, 2 * kGroup);
     p.b_pairs = ceil_div(t.m, 2 * kGroup);
     p.panels = ceil_div(t.m, Packed<Element>::kWidth);
-    p.rows = kBlockRows;
+    p.rows = Element::kBlockRows;
     p.a = static_cast<uint32_t*>(t.workspace);
     p.b = p.a + ceil_div(t.n, kGroup) * p.words * kGroup;
     pairs += p.pairs();

@@ -11,7 +11,7 @@ inline __mmask32 first_lanes(int64_t count) {
   return count <= 0 ? 0 : (__mmask32{1} << count) - 1;
 }
 
-struct Avx512 {
+struct Avx512 : Defaults {
   using Words = __m512i;
   using Sums = __m512;
   static constexpr int64_t kGroup = 16;

@@ -4,7 +4,7 @@
 namespace unitsface::cpu {
 namespace {
 
-struct Float32 {
+struct Float32 : Defaults {
   using Type = float;
   using Words = __m256i;
   using Sums = __m256;

@@ -62,6 +62,10 @@ SHAPES = [
     (4, 0, 3),
     (0, 4, 3),
     (5, 3, 0),
+    # Whole tiles of rows and depth, which AMX reads as they are, one or two at a time.
+    (16, 16, 32),
+    (48, 40, 64),
+    (272, 33, 544),
 ]
 
 
@@ -362,6 +366,18 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
 """
 
 
+@pytest.mark.extended
+@pytest.mark.skipif(
+    loader.failure() is not None or loader.extension().cpu.isa() != "amx",
+    reason="the default has no other bfloat16 GEMM below it",
+)
+def test_the_next_bfloat16_gemm() -> None:
+    """Without AMX a processor takes AVX512-BF16."""
+    chosen = ("-q", "-p", "no:cacheprovider", __file__, "-k", "test_gemm or sums_are_float32")
+    done = run_python("-m", "pytest", *chosen, UNITSFACE_CPU_ISA="avx512bf16")
+    assert done.returncode == 0, done.stdout
+
+
 def _different(isa: str) -> tuple[bool, dict[str, bool]]:
     done = run_python("-c", _DIFFERENT, UNITSFACE_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
@@ -374,7 +390,7 @@ def _different(isa: str) -> tuple[bool, dict[str, bool]]:
 def test_the_bfloat16_gemm_is_used_where_available(isa: str) -> None:
     """Elsewhere, and for other dtypes, the same numbers are multiplied in float32."""
     has_gemm, different = _different(isa)
-    assert has_gemm == (isa == "avx512bf16")
+    assert has_gemm == (isa in ("avx512bf16", "amx"))
     assert len({name.split()[0] for name in different}) == 3
     for name, differs in different.items():
         assert differs == (has_gemm and not name.startswith("torch.float16")), name

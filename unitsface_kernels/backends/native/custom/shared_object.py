@@ -83,8 +83,8 @@ def source_of(spec: LossSpec) -> str:
 def isa_of(native: ModuleType) -> str:
     """The instruction set of the tile kernels."""
     name: str = native.cpu.isa()
-    # It differs from the one below in its GEMMs.
-    return "avx512" if name == "avx512bf16" else name
+    # They differ from the one below in their GEMMs.
+    return "avx512" if name in ("avx512bf16", "amx") else name
 
 
 def folder_names(native: ModuleType, compiler: Compiler) -> tuple[str, str]:
