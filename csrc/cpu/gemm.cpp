@@ -44,10 +44,13 @@ Gemm gemm_of(DType dtype) {
   return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
 }
 
-// 32-bit words of both operands, packed; those of bfloat16 may be padded along the depth.
+// 32-bit words for packed operands, as many as any instruction set takes: those of bfloat16 may be
+// padded, and rows of `a` may be read as they are.
 int64_t packed_words(const GemmArgs& t) {
-  const int64_t words = t.dtype == DType::kFloat32 ? t.depth : (t.depth + 31) / 32 * 16;
-  return ((t.n + 15) / 16 + (t.m + 15) / 16) * 16 * words;
+  const bool single = t.dtype == DType::kFloat32;
+  const int64_t words = single ? t.depth : (t.depth + 31) / 32 * 16;
+  const bool as_it_is = t.a_depth == 1 && (single || (t.depth % 32 == 0 && t.n % 16 == 0));
+  return ((as_it_is ? 0 : (t.n + 15) / 16) + (t.m + 15) / 16) * 16 * words;
 }
 
 }  // namespace

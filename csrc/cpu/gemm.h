@@ -205,7 +205,7 @@ void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
     p.panels = ceil_div(t.m, Packed<Element>::kWidth);
     p.rows = Element::kBlockRows;
     p.a = static_cast<uint32_t*>(t.workspace);
-    p.b = p.a + ceil_div(t.n, kGroup) * p.words * kGroup;
+    p.b = p.a + (as_it_is ? 0 : ceil_div(t.n, kGroup) * p.words * kGroup);
     pairs += p.pairs();
     work += t.n * t.m * t.depth;
   }
