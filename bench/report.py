@@ -20,6 +20,7 @@ NOTHING, TIMES = "-", "\N{MULTIPLICATION SIGN}"
 # Workloads in the README, with their descriptions; those without results are omitted.
 README_ROWS = {
     "pair-8k": "USS in-batch, N = 8192",
+    "pair-8k-bf16": "the same under bfloat16 autocast",
     "pair-32k": "USS in-batch, N = 32 768",
     "memory-glint": "USS, N = 1024 against a memory of 360 232",
     "class-100k": "CosFace, N = 512, C = 100 000",
@@ -180,7 +181,7 @@ def readme_section(folder: Path = RESULTS) -> str:
     machine = results["machine"]
     lines = [
         f"Forward and backward on {machine['processor']}, {machine['threads']} threads, Torch",
-        f"{machine['torch']}, float32, D = 512: time and peak memory above inputs and gradients of",
+        f"{machine['torch']}, D = 512: time and peak memory above inputs and gradients of",
         "the fused loss, then its speedup over other implementations and their peak memory",
         f"([all results](bench/results/cpu.md), `{results['command']}`):",
         "",

@@ -31,5 +31,11 @@ UF_HOST_DEVICE BFloat16 round_to<BFloat16>(float x) {
   return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0u)};
 }
 
+// Not inlined: all policies share it.
+UF_SHARED inline void round_row(const float* __restrict row, BFloat16* __restrict out, int64_t m) {
+#pragma omp simd
+  for (int64_t j = 0; j < m; ++j) out[j] = round_to<BFloat16>(row[j]);
+}
+
 }  // namespace UF_ISA
 }  // namespace unitsface::cpu

@@ -43,8 +43,8 @@ struct Columns {
 
 // Row i of a tile whose threshold and variables, if any, are scalars: both directions of a pair are
 // one evaluation. Derivatives by the variables are written to `own` [kScalars].
-template <bool kGradient, bool kColumns, class Policy, class Gradient>
-RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* __restrict gradient,
+template <bool kGradient, bool kColumns, class Policy>
+RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, float* __restrict gradient,
                    const Columns<Policy> columns, float* __restrict own) {
   constexpr int kScalars = VariablesOf<Policy>::kScalars;
   const float* __restrict weights = columns.weights;
@@ -69,8 +69,7 @@ RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* _
       slopes[v * kLanes + lane] += valid ? statistics_weight * pair.slope[v] : 0.0f;
     });
     if constexpr (kGradient) {
-      const float slope = valid ? (weight + mirror * other_weight) * pair.dcosine : 0.0f;
-      gradient[j] = round_to<Gradient>(slope);
+      gradient[j] = valid ? (weight + mirror * other_weight) * pair.dcosine : 0.0f;
     }
   };
   const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
@@ -81,10 +80,9 @@ RowSums scalar_row(const Policy policy, const SumTile& t, int64_t i, Gradient* _
 // Row i of a tile whose two directions of a pair differ: with a threshold per column, or variables
 // of rows or columns. Without kBack only the row's direction is computed. Derivatives by what the
 // row gives to its pairs are written to `own` [kCount].
-template <bool kGradient, bool kColumns, bool kBack, class Policy, class Gradient>
-RowSums directed_row(const Policy policy, const SumTile& t, int64_t i,
-                     Gradient* __restrict gradient, const Columns<Policy> columns,
-                     float* __restrict own) {
+template <bool kGradient, bool kColumns, bool kBack, class Policy>
+RowSums directed_row(const Policy policy, const SumTile& t, int64_t i, float* __restrict gradient,
+                     const Columns<Policy> columns, float* __restrict own) {
   using V = VariablesOf<Policy>;
   constexpr int kOfRows = V::kScalars + V::kRows;
   const float* __restrict cosine = t.cosines + i * t.stride;
@@ -130,7 +128,7 @@ RowSums directed_row(const Policy policy, const SumTile& t, int64_t i,
         });
       }
     }
-    if constexpr (kGradient) gradient[j] = round_to<Gradient>(valid ? slope : 0.0f);
+    if constexpr (kGradient) gradient[j] = valid ? slope : 0.0f;
   };
   const float loss = sum_of_row(policy, static_cast<int32_t>(t.m), add_pair);
   each<V::kCount>([&](auto v) { own[v] = sum_of(slopes + v * kLanes, kLanes); });
@@ -138,7 +136,7 @@ RowSums directed_row(const Policy policy, const SumTile& t, int64_t i,
 }
 
 // kDirections: 0 if both directions of a pair are one, else those that are computed.
-template <bool kGradient, bool kColumns, int kDirections, class Gradient, class Policy>
+template <bool kGradient, bool kColumns, int kDirections, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   using V = VariablesOf<Policy>;
   if (t.m == 0) return;
@@ -156,16 +154,28 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
     return sums.data() + (kSums * unit + which) * t.m;
   };
 
-  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int) {
+  // A row's gradient before it is rounded.
+  const bool rounded = kGradient && t.gradient_dtype == DType::kBFloat16;
+  Workspace rows(rounded ? threads * t.m : 0);
+
+  parallel_units(t.n, t.m, threads, [&](int64_t unit, int64_t first, int64_t end, int slot) {
     const Columns<Policy> columns{fills_thresholds ? thresholds.data() : t.b_threshold,
                                   has_weights ? t.b_weights : ones.data(),
                                   {at(unit, 0), at(unit, 1), t.m},
                                   at(unit, kLosses),
                                   at(unit, kLosses + 1)};
     for (int64_t i = first; i < end; ++i) {
-      Gradient* gradient = kGradient ? static_cast<Gradient*>(t.gradient) + i * t.stride : nullptr;
+      float* gradient = nullptr;
+      if (kGradient) {
+        gradient =
+            rounded ? rows.data() + slot * t.m : static_cast<float*>(t.gradient) + i * t.stride;
+      }
+      const auto finish = [&] {
+        if (rounded) round_row(gradient, static_cast<BFloat16*>(t.gradient) + i * t.stride, t.m);
+      };
       if (t.a_labels[i] < 0) {
-        for (int64_t j = 0; kGradient && j < t.m; ++j) gradient[j] = round_to<Gradient>(0.0f);
+        for (int64_t j = 0; kGradient && j < t.m; ++j) gradient[j] = 0.0f;
+        finish();
         continue;
       }
       float* own_of_row = own.data() + i * V::kCount;
@@ -178,6 +188,7 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       }
       t.a_loss[i] += found.loss;
       row_dthreshold.data()[i] = found.dthreshold;
+      finish();
     }
     if constexpr (kLosses > 1) columns.loss.add_logarithms(policy, t.m);
   });
@@ -201,34 +212,32 @@ void sum_tile(const Policy policy, const SumTile& t, int threads) {
       t, own.data(), [&](double* total, int64_t which) { add(total, kLosses + 1 + which); });
 }
 
-template <bool kGradient, class Gradient, class Policy>
+template <bool kGradient, class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   const bool columns = t.b_loss != nullptr;
   if constexpr (!kDirected<Policy>) {
     if (!t.per_column) {
-      return (columns ? sum_tile<kGradient, true, 0, Gradient, Policy>
-                      : sum_tile<kGradient, false, 0, Gradient, Policy>)(policy, t, threads);
+      return (columns ? sum_tile<kGradient, true, 0, Policy>
+                      : sum_tile<kGradient, false, 0, Policy>)(policy, t, threads);
     }
   }
   if constexpr (kDirected<Policy> || Policy::kRowThresholds) {
-    if (columns) return sum_tile<kGradient, true, 2, Gradient>(policy, t, threads);
+    if (columns) return sum_tile<kGradient, true, 2>(policy, t, threads);
     if constexpr (kGradient) {
-      if (t.mirrored) return sum_tile<true, false, 2, Gradient>(policy, t, threads);
+      if (t.mirrored) return sum_tile<true, false, 2>(policy, t, threads);
     }
   } else if (columns || t.mirrored) {
     throw std::invalid_argument("rows of this loss have no threshold of their own");
   }
-  sum_tile<kGradient, false, 1, Gradient>(policy, t, threads);
+  sum_tile<kGradient, false, 1>(policy, t, threads);
 }
 
 template <class Policy>
 void sum_tile(const Policy policy, const SumTile& t, int threads) {
   if (t.gradient == nullptr) {
-    sum_tile<false, float>(policy, t, threads);
-  } else if (t.gradient_dtype == DType::kBFloat16) {
-    sum_tile<true, BFloat16>(policy, t, threads);
+    sum_tile<false>(policy, t, threads);
   } else {
-    sum_tile<true, float>(policy, t, threads);
+    sum_tile<true>(policy, t, threads);
   }
 }
 
