@@ -74,13 +74,17 @@ def _usable(isas: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 # --- CPU ------------------------------------------------------------------------------------------
 
 
-def _handwritten_header(include: Path, name: str) -> str:
-    """The hand-written policy with the scalar functions of its time, in a namespace of its own."""
+def _handwritten_header(include: Path, name: str, generated: str) -> str:
+    """The hand-written policy with the scalar functions of its time, in a namespace of its own, and
+    with the constant that policies of sums have since.
+    """
     sources = (include / "scalar_math.h", include / "losses" / f"{name}.h")
     text = "\n".join(source.read_text() for source in sources)
     text = re.sub(r'#include "\.\./scalar_math\.h"|#pragma once', "", text)
     text = re.sub(r'#include "(?:\.\./)?(\w+\.h)"', r'#include "unitsface/\1"', text)
     text = _renamed(text.replace("inline namespace UF_ISA", "namespace handwritten"), "Handwritten")
+    constant = "".join(re.findall(r"^ *static constexpr bool kRowThresholds.*", generated, re.M))
+    text = text.replace("struct Handwritten {", f"struct Handwritten {{\n{constant}")
     return f"{text}\nnamespace unitsface {{\nusing handwritten::Handwritten;\n}}\n"
 
 
@@ -96,7 +100,7 @@ def _compiled(tree: Path, spec: losses.LossSpec, folder: Path) -> Iterator[tuple
     generated = (ROOT / include / "generated" / f"{spec.name}.h").read_text()
     generated = generated.replace('#include "../', '#include "unitsface/')
     (folder / "generated.h").write_text(_renamed(generated, "Generated"))
-    (folder / "handwritten.h").write_text(_handwritten_header(tree / include, spec.name))
+    (folder / "handwritten.h").write_text(_handwritten_header(tree / include, spec.name, generated))
     kernels = "sum_kernels" if spec.reduction == "sum" else "logsumexp_kernels"
     if (spec.reduction, spec.topology) == ("logsumexp", "pair"):
         kernels = "pair_logsumexp_kernels"

@@ -7,6 +7,7 @@
 //
 // and, if its pairs are summed,
 //
+//   static constexpr bool kRowThresholds;   // whether rows can have a threshold of their own
 //   Term evaluate(float cosine, float threshold, bool positive) const;
 //
 // where the term is a weight times the softplus of z for a negative, of -z for a positive, also
