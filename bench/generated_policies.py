@@ -55,7 +55,7 @@ ISAS = {
 #: Tile kernels of policy_tiles.cpp, by reduction and topology.
 KERNELS = {
     ("sum", "pair"): ("sum", "sum both", "sum per column"),
-    ("sum", "class"): ("sum", "sum per column"),
+    ("sum", "class"): ("sum", "sum of rows per column"),
     ("logsumexp", "class"): ("statistics", "gradient"),
     ("logsumexp", "pair"): ("pair negatives", "pair positives", "pair gradient"),
 }

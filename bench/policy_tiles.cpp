@@ -97,6 +97,7 @@ std::map<std::string, Run> runs(Tile& tile) {
   found["sum"] = sum(false, false);
   found["sum both"] = sum(false, true);
   found["sum per column"] = sum(true, true);
+  found["sum of rows per column"] = sum(true, false);  // of classes
   found["statistics"] = [&](const LossKernels& kernels, const float* constants) {
     Statistics t{};
     static_cast<LogsumexpTileArgs&>(t) = {
