@@ -75,8 +75,7 @@ GemmArgs gemm_of(DType dtype, const Product& product) {
           b[0],
           reinterpret_cast<float*>(out.address),
           out.stride[0],
-          add,
-          nullptr};
+          add};
 }
 
 void multiply(DType dtype, const std::vector<Product>& products, int threads) {

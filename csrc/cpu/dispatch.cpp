@@ -31,44 +31,35 @@ struct Candidate {
 };
 
 #if defined(UF_HAVE_X86_ISAS)
-Kernels with_gemm(Kernels k, Gemm gemm) {
-  k.gemm_f32 = gemm;
+// A set with one more GEMM.
+Kernels extended(Kernels k, const char* isa, Gemm Kernels::* member, Gemm gemm) {
+  k.isa = isa;
+  k.*member = gemm;
   return k;
 }
 
-// The tile kernels of a set, and its GEMMs.
 const Kernels& avx2() {
-  static const Kernels extended = with_gemm(kernels_avx2, gemm_f32_avx2);
-  return extended;
+  static const Kernels found = extended(kernels_avx2, "avx2", &Kernels::gemm_f32, gemm_f32_avx2);
+  return found;
 }
 
 const Kernels& avx512() {
-  static const Kernels extended = with_gemm(kernels_avx512, gemm_f32);
-  return extended;
+  static const Kernels found = extended(kernels_avx512, "avx512", &Kernels::gemm_f32, gemm_f32);
+  return found;
 }
 #endif
 
 #if defined(UF_HAVE_AVX512BF16)
 const Kernels& avx512bf16() {
-  static const Kernels extended = [] {
-    Kernels k = avx512();
-    k.isa = "avx512bf16";
-    k.gemm_bf16 = gemm_bf16;
-    return k;
-  }();
-  return extended;
+  static const Kernels found = extended(avx512(), "avx512bf16", &Kernels::gemm_bf16, gemm_bf16);
+  return found;
 }
 #endif
 
 #if defined(UF_HAVE_AMX)
 const Kernels& amx() {
-  static const Kernels extended = [] {
-    Kernels k = avx512bf16();
-    k.isa = "amx";
-    k.gemm_bf16 = gemm_amx;
-    return k;
-  }();
-  return extended;
+  static const Kernels found = extended(avx512bf16(), "amx", &Kernels::gemm_bf16, gemm_amx);
+  return found;
 }
 
 // Linux saves tile registers for processes that ask for them (arch/x86/include/uapi/asm/prctl.h).

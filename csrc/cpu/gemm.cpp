@@ -44,33 +44,20 @@ Gemm gemm_of(DType dtype) {
   return dtype == DType::kBFloat16 ? kernels().gemm_bf16 : nullptr;
 }
 
-// 32-bit words for packed operands, as many as any instruction set takes: those of bfloat16 may be
-// padded, and rows of `a` may be read as they are.
-int64_t packed_words(const GemmArgs& t) {
-  const bool single = t.dtype == DType::kFloat32;
-  const int64_t words = single ? t.depth : (t.depth + 31) / 32 * 16;
-  const bool as_it_is = t.a_depth == 1 && (single || (t.depth % 32 == 0 && t.n % 16 == 0));
-  return ((as_it_is ? 0 : (t.n + 15) / 16) + (t.m + 15) / 16) * 16 * words;
-}
+thread_local Workspace workspace;
 
 }  // namespace
 
 bool has_gemm(DType dtype) { return gemm_of(dtype) != nullptr; }
 
-bool multiply(GemmArgs* gemms, size_t count, int threads) {
+bool multiply(const GemmArgs* gemms, size_t count, int threads) {
   const Gemm run = count == 0 ? nullptr : gemm_of(gemms[0].dtype);
   if (run == nullptr) return false;
-  thread_local Workspace workspace;
-  int64_t words = 0;
-  for (size_t k = 0; k < count; ++k) words += packed_words(gemms[k]);
-  uint32_t* next = workspace.of(words);
-  for (size_t k = 0; k < count; ++k) {
-    gemms[k].workspace = next;
-    next += packed_words(gemms[k]);
-  }
   run(gemms, static_cast<int64_t>(count), threads);
   workspace.release_excess();
   return true;
 }
+
+uint32_t* gemm_workspace(int64_t words) { return workspace.of(words); }
 
 }  // namespace unitsface::cpu

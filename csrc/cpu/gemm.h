@@ -161,6 +161,8 @@ struct Packed {
   static constexpr int64_t kGroup = Element::kGroup, kWidth = Element::kGroups * kGroup;
 
   int64_t pairs() const { return a_pairs + b_pairs; }
+  int64_t a_words() const { return a_pairs > 0 ? ceil_div(t.n, kGroup) * kGroup * words : 0; }
+  int64_t b_words() const { return ceil_div(t.m, kGroup) * kGroup * words; }
   int64_t blocks() const { return ceil_div(t.n, rows) * panels; }
 
   void pack_pair(int64_t i) const {
@@ -190,7 +192,7 @@ template <class Element>
 void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
   constexpr int64_t kGroup = Element::kGroup;
   Packed<Element> all[kMostGemms];
-  int64_t pairs = 0, work = 0;
+  int64_t packed = 0, pairs = 0, work = 0;
   for (int64_t k = 0; k < count; ++k) {
     const GemmArgs& t = gemms[k];
     Packed<Element>& p = all[k];
@@ -204,15 +206,18 @@ void multiply_matrices(const GemmArgs* gemms, int64_t count, int threads) {
     p.b_pairs = ceil_div(t.m, 2 * kGroup);
     p.panels = ceil_div(t.m, Packed<Element>::kWidth);
     p.rows = Element::kBlockRows;
-    p.a = static_cast<uint32_t*>(t.workspace);
-    p.b = p.a + (as_it_is ? 0 : ceil_div(t.n, kGroup) * p.words * kGroup);
+    packed += p.a_words() + p.b_words();
     pairs += p.pairs();
     work += t.n * t.m * t.depth;
   }
   if (work < 2 * kLeastWork) threads = 1;  // another takes longer to wake up
   int64_t blocks = 0;
+  uint32_t* next = gemm_workspace(packed);
   for (int64_t k = 0; k < count; ++k) {
     Packed<Element>& p = all[k];
+    p.a = next;
+    p.b = p.a + p.a_words();
+    next = p.b + p.b_words();
     // Several blocks for each of many threads. In what order an element is summed does not change.
     while (p.rows > 16 && p.rows * Packed<Element>::kWidth * p.t.depth > 2 * kLeastWork &&
            p.blocks() * count < 4 * threads) {

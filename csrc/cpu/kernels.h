@@ -53,8 +53,11 @@ void register_loss(const std::string& loss, const LossKernels* kernels);
 // Whether the set has GEMMs of a type.
 bool has_gemm(DType dtype);
 
-// GEMMs of one type, see Gemm; their workspace is set here. False: the set has none of it.
-bool multiply(GemmArgs* gemms, size_t count, int threads);
+// GEMMs of one type, see Gemm. False: the set has none of it.
+bool multiply(const GemmArgs* gemms, size_t count, int threads);
+
+// 32-bit words for the packed operands of the GEMMs that multiply() runs, aligned to 64 bytes.
+uint32_t* gemm_workspace(int64_t words);
 
 // Sets compiled into this build, and those this processor runs.
 std::vector<std::string> compiled_isas();

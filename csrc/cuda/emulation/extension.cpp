@@ -47,7 +47,7 @@ const LossKernels* kernels_of(const std::string&) { absent(); }
 void register_loss(const std::string&, const LossKernels*) { absent(); }
 void run_chunks(int64_t, int, RunChunk, const void*) { absent(); }
 bool has_gemm(DType) { absent(); }
-bool multiply(GemmArgs*, size_t, int) { absent(); }
+bool multiply(const GemmArgs*, size_t, int) { absent(); }
 std::vector<std::string> compiled_isas() { absent(); }
 std::vector<std::string> usable_isas() { absent(); }
 

@@ -276,8 +276,7 @@ struct GemmArgs {
   int64_t b_row, b_depth;
   float* out;  // [n, m], stride
   int64_t stride;
-  bool add;         // to what is in out
-  void* workspace;  // for packed operands, aligned to 64 bytes
+  bool add;  // to what is in out
 };
 
 // Smaller norms are clamped to this.
